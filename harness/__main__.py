@@ -1,0 +1,73 @@
+"""The door: which verb, which exit code. Torch is imported only once a backend has said that it can run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import harness
+from harness.errors import ExitCode, Interrupted, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code. User errors become one line on standard error."""
+    # A broken device plug-in must not break the import of torch for another backend; each backend imports its own.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        verb: Callable[[list[str]], int] = train
+        if words and words[0] in VERBS:
+            verb = VERBS[words.pop(0)]
+        return verb(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as interrupted:
+        print("interrupted", file=sys.stderr)
+        return interrupted.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.SIGINT
+
+
+def train(words: list[str]) -> int:
+    """The default verb: train and time one run, or several in fresh processes."""
+    from harness import launch
+
+    flags = [word for word in words if word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-")]
+    known = {"-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun"}
+    for flag in flags:
+        if flag not in known:
+            raise UserError(f"{flag}: no such option, expected one of: {', '.join(sorted(known))}")
+    if {"-h", "--help"} & set(flags):
+        return launch.print_help()
+    if "--version" in flags:
+        print(f"harness {harness.__version__}")
+        return ExitCode.OK
+    if "--settings" in flags:
+        return launch.print_settings()
+    if overrides and "=" not in overrides[0] and not overrides[0].startswith(("+", "~")):
+        raise UserError(
+            f"{overrides[0]!r}: no such command, expected one of: {', '.join(VERBS)}, or settings as key=value; "
+            "python -m harness --help"
+        )
+    if "--cfg" in flags:
+        return launch.print_config(overrides)
+    if {"-m", "--multirun"} & set(flags):
+        return launch.run_sweep(overrides)
+    return launch.run_once_or_repeat(overrides)
+
+
+def doctor(words: list[str]) -> int:
+    """Say of every registered backend whether it can run here, and why not."""
+    from harness.doctor import main as doctor_main
+
+    return doctor_main(words)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"doctor": doctor}
+
+if __name__ == "__main__":
+    sys.exit(main())

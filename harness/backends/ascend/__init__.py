@@ -1,0 +1,1 @@
+"""Reading what an Ascend host says of itself, without torch."""

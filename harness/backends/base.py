@@ -1,0 +1,258 @@
+"""The seam: everything that differs from one kind of device to another, and nothing else.
+
+A new accelerator subclasses `Backend` in one file. Modules under backends/ import torch inside methods only, so
+that `preflight` can say what is missing on a machine where importing it would fail.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from harness.config import BackendConfig
+from harness.environment import allowed_cores
+from harness.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that stands between the user and this backend, and the command or change that mends it."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an exception from the device means. `status` goes into the record."""
+
+    status: str
+    cause: str
+    remedy: str
+
+
+class StepOutput(NamedTuple):
+    """Scalars that stay on the device until the timed window is over."""
+
+    loss: torch.Tensor
+    """Mean cross-entropy over the global batch, in nats per token, before the update."""
+    gradient_norm: torch.Tensor
+    """Global 2-norm of the gradients before clipping."""
+
+
+class TrainStep(Protocol):
+    """One optimizer step as the device performs it. Devices that compile or own the step bring their own."""
+
+    def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
+        """Train on one global batch: host int64 tensors of shape [micro_batch_size, seq_len + 1]."""
+        ...
+
+    def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss (a device scalar) over host int64 sequences [count, seq_len + 1], no update."""
+        ...
+
+    def skipped_steps(self) -> int:
+        """Return how many updates a loss scaler has dropped so far. May synchronise."""
+        ...
+
+
+class EventTimer(Protocol):
+    """Device-side time stamps, read after the window. Extra columns beside the host clock, never the headline."""
+
+    def mark(self) -> None:
+        """Put one time stamp into the device's queue without waiting."""
+        ...
+
+    def intervals_seconds(self) -> list[float]:
+        """Return the times between successive marks and forget them. Call after a synchronise."""
+        ...
+
+
+class Backend(ABC):
+    """One kind of device. An object serves one process and one device of it."""
+
+    name: ClassVar[str]
+    collective: ClassVar[str | None] = None
+    """Name of the torch.distributed backend for this device."""
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """Installed packages, besides torch, whose versions belong in the record."""
+    environment_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the environment variables that can change what this device does."""
+    pins_host_memory: ClassVar[bool] = False
+    """Whether copies from page-locked host memory overlap with the device's work."""
+    asynchronous: ClassVar[bool] = True
+    """Whether work is queued: if so, a host clock around one step without a synchronise says nothing."""
+
+    def __init__(self, settings: BackendConfig) -> None:
+        self.settings = settings
+
+    # Before torch is imported
+
+    def preflight(self) -> list[Problem]:
+        """Return what is missing, most fundamental first, without importing torch or touching the device."""
+        return self._thread_problems()
+
+    # Setting up
+
+    @abstractmethod
+    def load(self) -> None:
+        """Import the plug-in and open the device.
+
+        Raises:
+            BackendUnavailable: with the true reason.
+        """
+
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Return the device, with its index where the kind has several."""
+
+    def apply(self, precision: str) -> None:
+        """Set what was asked for: threads and arithmetic modes. What took effect is probed afterwards."""
+        import torch
+
+        torch.set_num_threads(self.settings.threads or allowed_cores())
+        torch.set_float32_matmul_precision("highest")
+
+    def effective(self) -> dict[str, Any]:
+        """Return the device's own settings as they really are now, for the record."""
+        return {}
+
+    def prepare(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: str,
+        gradient_clip_norm: float,
+    ) -> TrainStep:
+        """Return the callable that trains one step. `model(sequences)` returns the mean loss.
+
+        Eager devices share this default; a device that owns the step overrides it.
+        """
+        from harness.backends.eager import EagerStep
+
+        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm)
+
+    # Running
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has finished everything queued. Asynchronous errors surface here."""
+
+    def event_timer(self) -> EventTimer | None:
+        """Return a device-side timer, or None where the device has none."""
+        return None
+
+    def reset_peak_memory(self) -> None:
+        """Begin a new peak for `memory`, where the device keeps one."""
+
+    def memory(self) -> dict[str, int | None] | None:
+        """Return the device's memory figures in bytes, or None where they cannot be had. Unknown is never 0."""
+        return None
+
+    def telemetry(self) -> Any | None:
+        """Return a sampler of power and temperature, or None."""
+        return None
+
+    def kernels(self) -> Mapping[str, Any]:
+        """Return this device's tuned kernels by operation name."""
+        return {}
+
+    # Describing
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return the device's facts for the record: at least `kind`, `name`, `index` and `memory_bytes`."""
+
+    def peak_lookup_key(self) -> str | None:
+        """Return the exact name under which a chip catalogue lists this device, or None."""
+        return None
+
+    def versions(self) -> dict[str, str | None]:
+        """Return the versions of torch and of this backend's packages; None for one that is not installed."""
+        return {name: installed_version(name) for name in ("torch", *self.distributions)}
+
+    def classify(self, error: BaseException) -> Failure | None:
+        """Say what an exception raised while running means, or None if it is not the device's."""
+        return classify_common(error)
+
+    def close(self) -> None:
+        """Release the device."""
+
+    def refuse(self, problems: Sequence[Problem]) -> BackendUnavailable:
+        """Return the one-line error that names every problem and the first remedy."""
+        causes = "; ".join(problem.what for problem in problems)
+        return BackendUnavailable(
+            f"backend {self.name} is not available here: {causes}. First remedy: {problems[0].remedy} "
+            f"(python -m harness doctor {self.name} shows all)"
+        )
+
+    def _thread_problems(self) -> list[Problem]:
+        cores = allowed_cores()
+        if self.settings.threads is not None and self.settings.threads > cores:
+            return [
+                Problem(
+                    f"backend.threads is {self.settings.threads}, but the process may use only {cores} cores",
+                    f"set backend.threads={cores} or less, or null for all of them",
+                )
+            ]
+        return []
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return an installed package's version without importing it, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def torch_build() -> dict[str, str | None]:
+    """Return what the installed torch was built for, read from its version.py without importing torch.
+
+    Keys `version`, `cuda`, `hip`, ...; empty when torch is not installed.
+    """
+    try:
+        path = metadata.distribution("torch").locate_file("torch/version.py")
+        with open(os.fspath(str(path)), encoding="utf-8") as file:
+            text = file.read()
+    except (metadata.PackageNotFoundError, OSError):
+        return {}
+    found = re.findall(r"^(\w+)\s*(?::[^=]+)?=\s*(None|'[^']*'|\"[^\"]*\")\s*$", text, re.MULTILINE)
+    return {name.strip("_"): None if value == "None" else value[1:-1] for name, value in found}
+
+
+def torch_problems() -> list[Problem]:
+    """Return the problem that torch is not installed, if so."""
+    if installed_version("torch") is None:
+        return [Problem("the package torch is not installed", "pip install torch")]
+    return []
+
+
+OUT_OF_MEMORY_REMEDY = (
+    "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten "
+    "workload.seq_len or choose a smaller model"
+)
+
+
+def classify_common(error: BaseException) -> Failure | None:
+    """Recognise the failures that look alike on every device."""
+    import torch
+
+    text = str(error)
+    cause = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and any(phrase in text for phrase in ("out of memory", "can't allocate memory", "not enough memory"))
+    )
+    if out_of_memory:
+        return Failure("oom", cause, OUT_OF_MEMORY_REMEDY)
+    return None

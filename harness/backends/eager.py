@@ -1,0 +1,80 @@
+"""The training step that every eager device shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from harness.backends.base import StepOutput
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EagerStep:
+    """Forward, backward, clip, update: stock PyTorch, the same calls on every device.
+
+    With precision fp16 gradients are scaled, and an update whose gradients overflowed is skipped (which makes
+    PyTorch's scaler wait for the device once a step).
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        precision: str,
+        gradient_clip_norm: float,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._device = device
+        self._autocast_dtype = AUTOCAST_DTYPES.get(precision)
+        self._gradient_clip_norm = gradient_clip_norm
+        self._scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._attempted_steps = 0
+
+    def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
+        self._attempted_steps += 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = torch.zeros((), device=self._device)
+        for sequences in micro_batches:
+            # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
+            share = self._loss(sequences) / len(micro_batches)
+            (share if self._scaler is None else self._scaler.scale(share)).backward()
+            loss += share.detach()
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm)
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutput(loss, norm.detach())
+
+    @torch.no_grad()
+    def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
+        self._model.eval()
+        loss = self._loss(sequences)
+        self._model.train()
+        return loss
+
+    def skipped_steps(self) -> int:
+        if self._scaler is None:
+            return 0
+        state = self._optimizer.state.get(self._parameters[0], {})
+        return self._attempted_steps - int(state.get("step", 0))
+
+    def _loss(self, sequences: torch.Tensor) -> torch.Tensor:
+        on_device = sequences.to(self._device, non_blocking=True)
+        if self._autocast_dtype is None:
+            context = nullcontext()
+        else:
+            context = torch.autocast(self._device.type, dtype=self._autocast_dtype)
+        with context:
+            return self._model(on_device)

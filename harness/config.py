@@ -1,0 +1,358 @@
+"""Every setting of a run: its type, its meaning, its limits; and the identity of the work that it describes.
+
+Hydra composes YAML files into these dataclasses (see composition.py). Values live in configs/, types and
+meanings here. `validate` refuses impossible settings by name before anything is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from harness.errors import ConfigError
+
+# Bump when the same settings begin to mean other work: another initialisation, language, or update rule.
+WORKLOAD_VERSION = 1
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def limited(default: Any = MISSING, *, minimum: float | None = None, above: float | None = None,
+            below: float | None = None, choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
+    """Return a dataclass field with the limits that `validate` checks."""
+    limits = {"minimum": minimum, "above": above, "below": below, "choices": choices}
+    return field(default=default, metadata={key: value for key, value in limits.items() if value is not None})
+
+
+@dataclass
+class BackendConfig:
+    name: str = MISSING
+    """The registered backend that runs the work. Named by the user, never detected."""
+    device_index: int = limited(0, minimum=0)
+    """Which device of this kind, counted as the vendor's runtime counts the visible ones."""
+    threads: int | None = limited(None, minimum=1)
+    """Host threads for one operation; null takes every core that the process may use."""
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    """Label in records and folder names."""
+    vocab_size: int = limited(minimum=2)
+    """Number of distinct token ids."""
+    max_seq_len: int = limited(minimum=1)
+    """Longest sequence the model takes: rows of the position table, or the published context length."""
+    layers: int = limited(minimum=1)
+    """Transformer blocks."""
+    width: int = limited(minimum=1)
+    """Size of the residual stream."""
+    heads: int = limited(minimum=1)
+    """Query heads of attention."""
+    kv_heads: int | None = limited(None, minimum=1)
+    """Key and value heads; null means as many as `heads`. Fewer is grouped-query attention."""
+    hidden: int | None = limited(None, minimum=1)
+    """Inner size of the feed-forward block; null means 4 x width."""
+    norm: str = limited("layernorm", choices=("layernorm", "rmsnorm"))
+    """Normalisation before each block and at the end."""
+    norm_epsilon: float = limited(1e-5, above=0.0)
+    """Added to the variance inside the norm."""
+    activation: str = limited("gelu", choices=("gelu", "gelu_tanh", "swiglu"))
+    """Feed-forward non-linearity: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's)."""
+    positions: str = limited("rotary", choices=("learned", "rotary"))
+    """A trained table added to the embedding, or rotation of queries and keys."""
+    rotary_base: float = limited(10000.0, above=0.0)
+    """Base of the rotary frequencies; read only with positions=rotary."""
+    bias: bool = False
+    """Biases in the linear layers and norms."""
+    tied_embeddings: bool = True
+    """Whether the output projection shares the token embedding's weights."""
+    init_std: float = limited(0.02, above=0.0)
+    """Standard deviation of the initial weights."""
+    scaled_residual_init: bool = True
+    """Divide the initial weights of each block's two output projections by sqrt(2 x layers), as GPT-2 does."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
+
+
+@dataclass
+class DataConfig:
+    name: str = limited(choices=("synthetic", "text", "tokens"))
+    """Where tokens come from."""
+    path: str | None = None
+    """File or folder to read (text, tokens)."""
+    eval_path: str | None = None
+    """A separate held-out file or folder; null holds out the last `eval_fraction` of `path`."""
+    eval_fraction: float = limited(0.05, above=0.0, below=1.0)
+    """Share of the tokens of `path` that is held out for evaluation when there is no `eval_path`."""
+    glob: str = "*"
+    """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
+    invalid_files: str = limited("refuse", choices=("refuse", "skip"))
+    """What to do with a file that is not UTF-8 (text); skipped files are counted in the record."""
+    tokenizer: str | None = None
+    """A Hugging Face tokenizer.json (text); null reads bytes as tokens 0 to 255."""
+    dtype: str = limited("uint16", choices=("uint16", "uint32"))
+    """Element type of a raw .bin file (tokens); little-endian."""
+
+
+@dataclass
+class WorkloadConfig:
+    name: str = MISSING
+    """Label in records."""
+    steps: int = limited(minimum=1)
+    """Optimizer steps in all, the warm-up included."""
+    warmup_steps: int = limited(minimum=1)
+    """First steps of the same training that are left out of the timing; the very first is reported apart."""
+    block_steps: int = limited(10, minimum=1)
+    """Steps between two synchronisations in the measured window: the unit of raw timing."""
+    seq_len: int = limited(minimum=1)
+    """Tokens in one training sequence."""
+    global_batch_size: int = limited(minimum=1)
+    """Sequences per optimizer step, over all devices."""
+    micro_batch_size: int = limited(minimum=1)
+    """Sequences per forward pass on one device; the rest is gradient accumulation."""
+    eval_every: int = limited(0, minimum=0)
+    """Evaluate on held-out data after every so many steps and at the end; 0 never does."""
+    eval_sequences: int = limited(64, minimum=1)
+    """Held-out sequences per evaluation, always the same ones."""
+    learning_rate: float = limited(above=0.0)
+    """Peak learning rate."""
+    final_learning_rate_fraction: float = limited(0.1, minimum=0.0)
+    """Where the cosine decay ends, as a fraction of the peak."""
+    learning_rate_warmup_steps: int = limited(0, minimum=0)
+    """Steps over which the learning rate rises linearly from zero; unlike warmup_steps, part of the work."""
+    weight_decay: float = limited(0.1, minimum=0.0)
+    """AdamW's decoupled decay, on matrices only: biases and norm weights are not decayed."""
+    beta1: float = limited(0.9, minimum=0.0, below=1.0)
+    """AdamW's first-moment decay."""
+    beta2: float = limited(0.95, minimum=0.0, below=1.0)
+    """AdamW's second-moment decay."""
+    epsilon: float = limited(1e-8, above=0.0)
+    """AdamW's denominator term."""
+    gradient_clip_norm: float = limited(1.0, above=0.0)
+    """Gradients are scaled down to this global 2-norm when they exceed it."""
+
+
+@dataclass
+class ParallelConfig:
+    name: str = limited(choices=("single",))
+    """How the work is spread over devices."""
+
+
+@dataclass
+class TrackConfig:
+    name: str = limited(choices=("portable",))
+    """Which rules the run keeps; runs of different tracks are never compared."""
+    adamw: str = limited("foreach", choices=("for_loop", "foreach", "fused"))
+    """Which of PyTorch's AdamW implementations runs."""
+
+
+@dataclass
+class Config:
+    backend: BackendConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    workload: WorkloadConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    track: TrackConfig = MISSING
+    experiment: str | None = None
+    """The experiment file that was chosen, if any."""
+    precision: str = limited("fp32", choices=PRECISIONS)
+    """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights."""
+    seed: int = limited(1, minimum=0)
+    """Seed of initial weights and of the order or content of the data."""
+    repeats: int = limited(1, minimum=1)
+    """How many times to run, each in a fresh process, into out/1, out/2, ..."""
+    out: str | None = None
+    """Folder of the run; null makes runs/<UTC time>-<backend>-<model>."""
+    resume: str | None = None
+    """Reserved: this version writes no checkpoints, so only null is taken."""
+    target_loss: float | None = limited(None, above=0.0)
+    """Stop when the evaluation loss has come down to this; the time it took is recorded."""
+
+
+def kv_heads(model: ModelConfig) -> int:
+    """Return the number of key and value heads."""
+    return model.heads if model.kv_heads is None else model.kv_heads
+
+
+def hidden_size(model: ModelConfig) -> int:
+    """Return the inner size of the feed-forward block."""
+    return 4 * model.width if model.hidden is None else model.hidden
+
+
+def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, dataclass field, value) for every leaf of a config, or of a config class."""
+    for item in fields(node):
+        key = prefix + item.name
+        value = getattr(node, item.name, MISSING)
+        kind = globals().get(item.type, item.type) if isinstance(item.type, str) else item.type
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from settings(value if is_dataclass(value) else kind, key + ".")
+        else:
+            yield key, item, value
+
+
+def validate(config: Config) -> None:
+    """Refuse impossible settings.
+
+    Raises:
+        ConfigError: naming the key, what was found, what was expected, and what to do.
+    """
+    for key, item, value in settings(config):
+        _check_limits(key, value, **item.metadata)
+    _check_model(config.model)
+    _check_data(config.data)
+    _check_workload(config)
+    if config.resume is not None:
+        raise ConfigError(
+            f"resume: found {config.resume!r}, but this version writes no checkpoints; leave resume=null"
+        )
+    if config.out is not None and not config.out.strip():
+        raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
+
+
+def _check_limits(key: str, value: Any, minimum: float | None = None, above: float | None = None,
+                  below: float | None = None, choices: tuple[str, ...] | None = None) -> None:  # fmt: skip
+    if value is None:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: found {value}, expected a finite number")
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{key}: found {value!r}, expected one of: {', '.join(choices)}")
+    if minimum is not None and value < minimum:
+        raise ConfigError(f"{key}: found {value}, expected at least {minimum:g}")
+    if above is not None and value <= above:
+        raise ConfigError(f"{key}: found {value}, expected more than {above:g}")
+    if below is not None and value >= below:
+        raise ConfigError(f"{key}: found {value}, expected less than {below:g}")
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.width % model.heads:
+        raise ConfigError(
+            f"model.heads: found {model.heads}, which does not divide model.width ({model.width}); "
+            "choose a divisor of the width"
+        )
+    if model.heads % kv_heads(model):
+        raise ConfigError(
+            f"model.kv_heads: found {model.kv_heads}, which does not divide model.heads ({model.heads}); "
+            "choose a divisor of the heads, or null for as many as heads"
+        )
+    if model.positions == "rotary" and (model.width // model.heads) % 2:
+        raise ConfigError(
+            f"model.positions: rotary needs an even head size, found model.width / model.heads = "
+            f"{model.width // model.heads}; change either, or use positions=learned"
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    reads_files = data.name != "synthetic"
+    if reads_files and data.path is None:
+        raise ConfigError(
+            f"data.path: missing; data={data.name} needs a file or folder: add data.path=/path/to/it"
+        )
+    ignored = {
+        "path": reads_files,
+        "eval_path": reads_files,
+        "tokenizer": data.name == "text",
+    }
+    for key, is_read in ignored.items():
+        if getattr(data, key) is not None and not is_read:
+            raise ConfigError(f"data.{key}: data={data.name} does not read it; drop it or choose other data")
+
+
+def _check_workload(config: Config) -> None:
+    work = config.workload
+    if work.warmup_steps >= work.steps:
+        raise ConfigError(
+            f"workload.warmup_steps: found {work.warmup_steps}, expected fewer than workload.steps "
+            f"({work.steps}), so that something is left to time; lower it or raise workload.steps"
+        )
+    if work.learning_rate_warmup_steps >= work.steps:
+        raise ConfigError(
+            f"workload.learning_rate_warmup_steps: found {work.learning_rate_warmup_steps}, expected fewer "
+            f"than workload.steps ({work.steps}); lower it or raise workload.steps"
+        )
+    if work.seq_len > config.model.max_seq_len:
+        raise ConfigError(
+            f"workload.seq_len: found {work.seq_len}, but model.max_seq_len is {config.model.max_seq_len}; "
+            "shorten the sequence or choose a model with a longer context"
+        )
+    if work.global_batch_size % work.micro_batch_size:
+        raise ConfigError(
+            f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
+            f"workload.micro_batch_size ({work.micro_batch_size}); change either"
+        )
+    if config.target_loss is not None and work.eval_every == 0:
+        raise ConfigError(
+            "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; "
+            "set workload.eval_every"
+        )
+
+
+# Settings that decide how or where the work is done, not what is computed. Everything else is part of the
+# workload's identity, so a setting added later counts as work until somebody says otherwise here.
+NOT_PART_OF_THE_WORK = (
+    "backend.*",
+    "parallel.*",
+    # Compared on its own: two tracks do the same work by different rules.
+    "track.*",
+    "experiment",
+    "repeats",
+    "out",
+    "resume",
+    # Labels.
+    "model.name",
+    "workload.name",
+    # Where the data lies; what it holds is proved by the batch digest.
+    "data.path",
+    "data.eval_path",
+    "data.tokenizer",
+    # How a global batch is cut up for one device, and what is kept or recomputed.
+    "workload.micro_batch_size",
+    "model.activation_checkpointing",
+    # How the clock is read.
+    "workload.warmup_steps",
+    "workload.block_steps",
+)
+
+
+def workload_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that define the work, by dotted key, with defaults that mean the same made equal."""
+    excluded = {name for name in NOT_PART_OF_THE_WORK if not name.endswith(".*")}
+    groups = tuple(name[:-1] for name in NOT_PART_OF_THE_WORK if name.endswith(".*"))
+    work = {
+        key: value for key, _, value in settings(config) if key not in excluded and not key.startswith(groups)
+    }
+    work["model.kv_heads"] = kv_heads(config.model)
+    work["model.hidden"] = hidden_size(config.model)
+    if config.model.positions != "rotary":
+        work["model.rotary_base"] = None
+    return work
+
+
+def workload_id(config: Config) -> str:
+    """Return the identity of the work: 16 hexadecimal digits of a SHA-256 over its settings.
+
+    Two runs with equal ids were asked to compute the same thing; that they did is for the digests and the
+    loss curves to prove.
+    """
+    identity = {"version": WORKLOAD_VERSION, **workload_settings(config)}
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the whole config as plain nested dictionaries."""
+    return asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the whole config as YAML: what config.yaml holds."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))

@@ -1,0 +1,169 @@
+"""Facts about the host, the software and the process. No torch, no device words; unknown is None."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import harness
+
+# Variables that can change what is computed or how fast on any device; backends add their own prefixes.
+COMMON_PREFIXES = (
+    "TORCH",
+    "PYTORCH",
+    "ATEN_",
+    "LD_PRELOAD",
+    "LD_LIBRARY_PATH",
+    "PYTHONHASHSEED",
+    "MALLOC_",
+    "SLURM_JOB_ID",
+)
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tqdm", "tokenizers")
+
+
+def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the environment part of a record."""
+    return {
+        "harness_version": harness.__version__,
+        "git": git_state(Path(harness.__file__).resolve().parent),
+        "host": platform.node() or None,
+        "os": _os_name(),
+        "kernel": platform.release() or None,
+        "architecture": platform.machine() or None,
+        "container": container_kind(),
+        "cpu_model": cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "cpu_cores_allowed": allowed_cores(),
+        "memory_total_bytes": _memory_total_bytes(),
+        "memory_limit_bytes": memory_limit_bytes(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in dict.fromkeys((*PACKAGES, *extra_packages))},
+        "variables": relevant_variables(extra_prefixes),
+        "command": sys.orig_argv,
+    }
+
+
+def relevant_variables(extra_prefixes: Iterable[str] = ()) -> dict[str, str]:
+    """Return the environment variables that can change a run; never one whose name sounds like a secret."""
+    prefixes = (*COMMON_PREFIXES, *extra_prefixes)
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefixes) and not SECRET.search(name)
+    }
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may use: its affinity mask and its cgroup's quota, whichever is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cpu_quota()
+    return affinity if quota is None else max(1, min(affinity, math.floor(quota)))
+
+
+def cpu_model() -> str | None:
+    """Return the CPU's marketing name, or None where the system does not tell."""
+    text = _read("/proc/cpuinfo") or ""
+    for key in ("model name", "Model Name", "Hardware", "CPU part"):
+        found = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or None
+
+
+def memory_limit_bytes() -> int | None:
+    """Return the memory that the process may use: the host's, or its cgroup's limit if that is less."""
+    limits = [_memory_total_bytes(), _cgroup_number("memory.max", "memory/memory.limit_in_bytes")]
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def peak_resident_bytes() -> int:
+    """Return this process's peak resident set, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def container_kind() -> str | None:
+    """Return the kind of container the process runs in, or None if it seems to run in none."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return "kubernetes"
+    if Path("/.dockerenv").exists():
+        return "docker"
+    if Path("/run/.containerenv").exists():
+        return "podman"
+    found = re.search(r"docker|containerd|kubepods|lxc", _read("/proc/1/cgroup") or "")
+    return found.group(0) if found else None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit and whether the work tree differs from it, or None outside a git checkout."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    status = _git(folder, "status", "--porcelain")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _os_name() -> str | None:
+    found = re.search(r'^PRETTY_NAME="?([^"\n]+)', _read("/etc/os-release") or "", re.MULTILINE)
+    return found.group(1) if found else platform.platform() or None
+
+
+def _memory_total_bytes() -> int | None:
+    found = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo") or "", re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _cgroup_cpu_quota() -> float | None:
+    text = _read("/sys/fs/cgroup/cpu.max")
+    if text and not text.startswith("max"):
+        quota, period = text.split()
+        return int(quota) / int(period)
+    quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+    period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    if quota and period and int(quota) > 0:
+        return int(quota) / int(period)
+    return None
+
+
+def _cgroup_number(*names: str) -> int | None:
+    for name in names:
+        text = (_read(f"/sys/fs/cgroup/{name}") or "").strip()
+        # Version 1 writes "no limit" as a number near 2**63.
+        if text.isdigit() and int(text) < 2**60:
+            return int(text)
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

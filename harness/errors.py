@@ -1,0 +1,69 @@
+"""What can go wrong in a way that the user can mend, and the exit code of each."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The process's exit codes; README.md has the same table."""
+
+    OK = 0
+    USAGE = 2
+    BACKEND_UNAVAILABLE = 3
+    NOT_COMPARABLE = 4
+    RUN_FAILED = 5
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class UserError(Exception):
+    """A mistake or a lack that the user can mend: shown as one line, never as a traceback.
+
+    The message names the key or file, what was found, what was expected, and the remedy.
+    """
+
+    exit_code = ExitCode.USAGE
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class ConfigError(UserError):
+    """A setting is misspelt, of the wrong type, out of range, or at odds with another one."""
+
+
+class DataError(UserError):
+    """The input data cannot be read, or does not fit the model."""
+
+
+class RecordError(UserError):
+    """A record cannot be read or is not ours."""
+
+
+class BackendUnavailable(UserError):
+    """The named backend cannot run here. Nothing is ever substituted for it."""
+
+    exit_code = ExitCode.BACKEND_UNAVAILABLE
+
+
+class RunFailed(UserError):
+    """A run began and did not end well; `status` is what its record says."""
+
+    exit_code = ExitCode.RUN_FAILED
+
+    def __init__(self, message: str, status: str = "failed") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Interrupted(BaseException):
+    """The user or the scheduler asked the process to end (SIGINT or SIGTERM).
+
+    Derived from BaseException, as KeyboardInterrupt is, so that no `except Exception` swallows it.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number

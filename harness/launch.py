@@ -1,0 +1,194 @@
+"""From a command line to one run, to repeats of it, or to the jobs of a sweep; and the help texts."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from harness import backends, config as config_module
+from harness.composition import expand_sweep, group_options, load
+from harness.config import Config, settings, to_yaml
+from harness.errors import ExitCode, Interrupted
+from harness.record import claim_folder, refuse_existing_run
+
+HELP = """\
+usage: python -m harness [key=value ...]          train and time one run
+       python -m harness -m key=value1,value2     a run for each combination, one after another
+       python -m harness doctor [BACKEND] [--json]   what can run here, and what is missing
+
+Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
+  backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
+  data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
+
+Groups, each a set of values chosen by name:
+{groups}
+
+options:
+  --cfg             print the composed settings and stop
+  --settings        list every setting with its type, meaning and default
+  -m, --multirun    run each combination of comma-separated values in a fresh process
+  --version, -h, --help
+
+exit codes: 0 ok, 2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 the run failed,
+            130 or 143 interrupted (SIGINT, SIGTERM)\
+"""
+
+
+def print_help() -> int:
+    """Print usage, groups and exit codes: one screen."""
+    groups = [
+        textwrap.fill(
+            f"{group}=" + " | ".join(options),
+            width=96,
+            initial_indent="  ",
+            subsequent_indent=" " * (len(group) + 3),
+            break_on_hyphens=False,
+        )
+        for group, options in group_options().items()
+    ]
+    print(HELP.format(groups="\n".join(groups)))
+    return ExitCode.OK
+
+
+def print_settings() -> int:
+    """Print every setting with its type, default and the meaning that stands beside it in config.py."""
+    meanings = setting_meanings()
+    defaults = {key: value for key, _, value in settings(load([]))}
+    for key, item, _ in settings(Config):
+        kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
+        default = "null" if defaults[key] is None else defaults[key]
+        print(f"{key}={default}  ({kind})")
+        print(textwrap.fill(meanings[key], width=96, initial_indent="    ", subsequent_indent="    "))
+    return ExitCode.OK
+
+
+def setting_meanings() -> dict[str, str]:
+    """Return the docstring under each field of the config classes, by dotted key."""
+    tree = ast.parse(inspect.getsource(config_module))
+    by_class: dict[str, dict[str, tuple[str, str]]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            by_class[node.name] = documented = {}
+            for item, following in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                    text = ""
+                    if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                        text = inspect.cleandoc(str(following.value.value))
+                    documented[item.target.id] = (ast.unparse(item.annotation), text)
+    meanings: dict[str, str] = {}
+
+    def walk(class_name: str, prefix: str) -> None:
+        for name, (kind, text) in by_class[class_name].items():
+            if kind in by_class:
+                walk(kind, f"{prefix}{name}.")
+            else:
+                meanings[prefix + name] = text
+
+    walk("Config", "")
+    return meanings
+
+
+def print_config(overrides: list[str]) -> int:
+    print(to_yaml(load(overrides)), end="")
+    return ExitCode.OK
+
+
+def run_once_or_repeat(overrides: list[str]) -> int:
+    config = load(overrides)
+    return run_once(config) if config.repeats == 1 else run_repeats(config, overrides)
+
+
+def run_once(config: Config) -> int:
+    """Run in this process: preflight first, torch only if the backend is there."""
+    backend = backends.create(config.backend)
+    problems = backend.preflight()
+    if problems:
+        raise backend.refuse(problems)
+    from harness.report.summary import print_summary
+    from harness.training.run import run
+
+    outcome = run(config, backend)
+    if outcome.failure is not None:
+        raise outcome.failure
+    print_summary(outcome.record, outcome.folder)
+    if outcome.interrupted is not None:
+        raise outcome.interrupted
+    return ExitCode.OK
+
+
+def run_repeats(config: Config, overrides: list[str]) -> int:
+    """Run the same settings `repeats` times, each in a fresh process, into out/1, out/2, ..."""
+    backend = backends.create(config.backend)
+    problems = backend.preflight()
+    if problems:
+        raise backend.refuse(problems)
+    folder = claim_folder(config.out, f"{config.backend.name}-{config.model.name}")
+    own = [word for word in overrides if word.lstrip("+").split("=", 1)[0] not in ("repeats", "out")]
+    jobs = [
+        [*own, "repeats=1", f"out={quoted(folder / str(number))}"] for number in range(1, config.repeats + 1)
+    ]
+    return _run_jobs(jobs, "repeat")
+
+
+def run_sweep(overrides: list[str]) -> int:
+    """Run each combination of a sweep in a fresh process; with out=DIR into DIR/1, DIR/2, ..."""
+    jobs = expand_sweep(overrides)
+    configs = [load(job) for job in jobs]  # every job's settings are checked before the first one runs
+    if len({config.out for config in configs}) < len(jobs) and configs[0].out is not None:
+        folder = Path(configs[0].out).expanduser()
+        refuse_existing_run(folder)
+        jobs = [
+            [
+                *(word for word in job if word.lstrip("+").split("=", 1)[0] != "out"),
+                f"out={quoted(folder / str(number))}",
+            ]
+            for number, job in enumerate(jobs, 1)
+        ]
+    return _run_jobs(jobs, "job")
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a value in Hydra's override grammar."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _run_jobs(jobs: list[list[str]], noun: str) -> int:
+    for number, job in enumerate(jobs, 1):
+        print(f"{noun} {number} of {len(jobs)}: {' '.join(job)}", file=sys.stderr, flush=True)
+        code = _run_process([sys.executable, "-m", "harness", *job])
+        if code != ExitCode.OK:
+            print(
+                f"{noun} {number} of {len(jobs)} ended with exit code {code}; the rest is not run",
+                file=sys.stderr,
+            )
+            return code
+    return ExitCode.OK
+
+
+def _run_process(command: list[str]) -> int:
+    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code."""
+    received: list[int] = []
+    with subprocess.Popen(command) as child:
+
+        def forward(number: int, _: Any) -> None:
+            received.append(number)
+            # A terminal's Ctrl-C reaches the whole process group by itself.
+            if number == signal.SIGTERM or not sys.stdin.isatty():
+                child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            code = child.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if received:
+        raise Interrupted(received[0])
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,210 @@
+"""The record: one versioned JSON file that says what was asked, where, what took effect and what came out.
+
+A run's folder holds config.yaml (what was asked, written first), steps.jsonl (a row a step, appended block by
+block) and record.json (written once, at the end, atomically). A folder without record.json is an unfinished run.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError, RecordError, RunFailed
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "record.json"
+STEPS_FILE = "steps.jsonl"
+CONFIG_FILE = "config.yaml"
+STATUSES = ("ok", "diverged", "oom", "device_fault", "interrupted", "failed")
+
+
+def claim_folder(out: str | None, label: str) -> Path:
+    """Make the run's folder and return it. Nothing that exists is ever overwritten.
+
+    Args:
+        out: the folder asked for, or None for runs/<UTC time>-<label>.
+
+    Raises:
+        ConfigError: the folder holds a run already, or cannot be made.
+    """
+    try:
+        if out is None:
+            return _fresh_default_folder(label)
+        folder = Path(out).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_existing_run(folder)
+        return folder
+    except OSError as error:
+        raise ConfigError(
+            f"out: cannot make the folder {error.filename or out}: {error.strerror}; choose another out=DIR"
+        ) from error
+
+
+def refuse_existing_run(folder: Path) -> None:
+    """Raise ConfigError if the folder holds a run, finished or not, or repeats of one."""
+    remedy = "choose another out=DIR, or delete that folder first"
+    if (folder / RECORD_FILE).exists():
+        raise ConfigError(f"out: {folder} holds a finished run; {remedy}")
+    if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
+        raise ConfigError(
+            f"out: {folder} holds a run that is under way or was cut off (no {RECORD_FILE}); its finished "
+            f"steps are in {STEPS_FILE}; {remedy}"
+        )
+    with suppress(FileNotFoundError):
+        if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
+            raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
+
+
+def _fresh_default_folder(label: str) -> Path:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    parent = Path("runs")
+    parent.mkdir(exist_ok=True)
+    for number in range(1, 1000):
+        folder = parent / (f"{stamp}-{label}" if number == 1 else f"{stamp}-{label}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"out: a thousand runs named {stamp}-{label} exist already; give out=DIR")
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Write config.yaml: the first file of a run, and what claims the folder.
+
+    Raises:
+        ConfigError: another process claimed the folder first.
+        RunFailed: the disk is full or not writable.
+    """
+    try:
+        with open(folder / CONFIG_FILE, "x", encoding="utf-8") as file:
+            file.write(text)
+            _flush_to_disk(file.fileno())
+    except FileExistsError as error:
+        raise ConfigError(
+            f"out: {folder} was taken by another run just now; choose another out=DIR"
+        ) from error
+    except OSError as error:
+        raise _write_failure(folder / CONFIG_FILE, error) from error
+
+
+class StepsWriter:
+    """Appends finished steps to steps.jsonl, so that a crash loses nothing already done."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / STEPS_FILE
+        try:
+            self._file = open(self._path, "x", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise _write_failure(self._path, error) from error
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write one line a row and wait until the disk has them.
+
+        Raises:
+            RunFailed: the disk is full or not writable. Rows written before stay readable.
+        """
+        text = "".join(json.dumps(_finite(row)) + "\n" for row in rows)
+        try:
+            self._file.write(text)
+            self._file.flush()
+            _flush_to_disk(self._file.fileno())
+        except OSError as error:
+            raise _write_failure(self._path, error) from error
+
+    def close(self) -> None:
+        # What could not be flushed was reported when it was appended.
+        with suppress(OSError):
+            self._file.close()
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> Path:
+    """Write record.json atomically: a reader sees the whole file or none. NaN and infinity become null.
+
+    Raises:
+        RunFailed: the disk is full or not writable; no partial record is left behind.
+    """
+    path = folder / RECORD_FILE
+    partial = folder / f".{RECORD_FILE}.partial"
+    text = json.dumps(_finite(record), indent=1) + "\n"
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            _flush_to_disk(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(folder)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise _write_failure(path, error) from error
+    return path
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record, given its file or its run's folder.
+
+    Raises:
+        RecordError: it is missing, damaged, of a stranger's making, or of a newer version.
+    """
+    file = path / RECORD_FILE if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        unfinished = path.is_dir() and (path / STEPS_FILE).exists()
+        why = "the run is under way or was cut off" if unfinished else "there is no run"
+        raise RecordError(f"{file}: no such file: {why}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{file}: cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{file}: not whole JSON (line {error.lineno}); copy it again") from error
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise RecordError(f"{file}: not a record of this harness: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise RecordError(
+            f"{file}: schema_version {version} is newer than this harness reads ({SCHEMA_VERSION}); upgrade it"
+        )
+    return record
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with every NaN and infinity, which JSON lacks, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _flush_to_disk(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and in-memory file systems have no fsync; a full disk must still be heard.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _flush_to_disk(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_failure(path: Path, error: OSError) -> RunFailed:
+    return RunFailed(
+        f"{path}: cannot be written: {error.strerror or error}; free some space or choose another out=DIR "
+        "(what was written before is kept)"
+    )

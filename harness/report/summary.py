@@ -1,0 +1,138 @@
+"""The one screen that ends a run."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 100
+
+
+def print_summary(record: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print what a run did, from its record."""
+    console = console or Console(width=WIDTH, highlight=False, soft_wrap=False)
+    table = Table(title=f"run {folder}", title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(record):
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
+    config, device, timing = record["config"], record["device"], record["timing"]
+    lines = [
+        ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
+        ("work", _work(record)),
+        ("device", f"{device['kind']}: {device['name']}, {_threads(record)}"),
+        ("identity", _identity(record)),
+        ("step time", _step_time(timing)),
+        ("speed", _speed(timing)),
+        ("not in it", _outside(timing)),
+        ("loss", _loss(record)),
+    ]
+    if record["eval"]["points"]:
+        lines.append(("held out", _held_out(record)))
+    if record["target"] is not None:
+        lines.append(("target", _target(record["target"])))
+    lines.append(("memory", _memory(record["memory"])))
+    if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
+        lines.append(("fp16", f"{record['losses']['skipped_steps']} updates skipped by the loss scaler"))
+    return lines
+
+
+def _work(record: dict[str, Any]) -> str:
+    config = record["config"]
+    work = config["workload"]
+    return (
+        f"{config['model']['name']}, {record['model']['parameters']:,} parameters, {config['precision']}, "
+        f"data {config['data']['name']}, {work['global_batch_size']} x {work['seq_len']} tokens a step, "
+        f"track {config['track']['name']}"
+    )
+
+
+def _threads(record: dict[str, Any]) -> str:
+    return f"{record['effective'].get('threads', '?')} host threads"
+
+
+def _identity(record: dict[str, Any]) -> str:
+    digests = record["digests"]
+    shown = {name: (value or "none")[:12] for name, value in digests.items()}
+    return f"workload {record['workload_id']}, init {shown['init']}, batches {shown['batches']}"
+
+
+def _step_time(timing: dict[str, Any]) -> str:
+    if timing["mean_step_seconds"] is None:
+        return "nothing was measured: the run ended before its measured window"
+    steps = timing["measured_steps"]
+    blocks = [block["seconds"] / (block["last_step"] - block["first_step"] + 1) for block in timing["blocks"]]
+    spread = f", blocks {1000 * min(blocks):.2f} to {1000 * max(blocks):.2f} ms"
+    if len(blocks) > 1:
+        spread += f" (sd {1000 * statistics.stdev(blocks):.2f})"
+    return (
+        f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(blocks)} blocks{spread}"
+    )
+
+
+def _speed(timing: dict[str, Any]) -> str:
+    if timing["tokens_per_second"] is None:
+        return "unknown"
+    return (
+        f"{timing['tokens_per_second']:,.0f} tokens/s, data wait {100 * timing['data_wait_fraction']:.2f} %"
+    )
+
+
+def _outside(timing: dict[str, Any]) -> str:
+    parts = [
+        ("set-up", timing["setup_seconds"]),
+        ("first step", timing["first_step_seconds"]),
+        (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
+        ("evaluations", timing["evaluation_seconds"]),
+    ]
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
+
+
+def _loss(record: dict[str, Any]) -> str:
+    losses, data = record["losses"]["train"], record["data"]
+    if not losses:
+        return "no step was finished"
+    known = [
+        (name, data.get(key))
+        for name, key in (
+            ("entropy floor", "entropy_floor_nats"),
+            ("unigram entropy", "unigram_entropy_nats"),
+        )
+    ]
+    said = "".join(f"; {name} of the data {value:.4f}" for name, value in known if value is not None)
+    return f"{losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)} nats/token{said}"
+
+
+def _held_out(record: dict[str, Any]) -> str:
+    points = record["eval"]["points"]
+    floor = record["data"].get("entropy_floor_nats")
+    gap = f", {points[-1]['loss'] - floor:.4f} above the floor" if floor is not None else ""
+    return (
+        f"{points[-1]['loss']:.4f} nats/token at step {points[-1]['step']}{gap} "
+        f"({record['eval']['sequences']} sequences, {len(points)} evaluations)"
+    )
+
+
+def _target(target: dict[str, Any]) -> str:
+    if not target["reached"]:
+        return f"loss {target['loss']:g} was not reached"
+    return (
+        f"loss {target['loss']:g} reached at step {target['step']} after {target['training_seconds']:.1f} s of "
+        f"training ({target['wall_seconds']:.1f} s with evaluations)"
+    )
+
+
+def _memory(memory: dict[str, int | None] | None) -> str:
+    if memory is None or memory.get("peak_allocated_bytes") is None:
+        return "unknown"
+    total = memory.get("total_bytes")
+    of = f" of {total / 2**30:.1f} GiB" if total else ""
+    return f"peak {memory['peak_allocated_bytes'] / 2**30:.2f} GiB{of}"

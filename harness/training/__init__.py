@@ -1,0 +1,1 @@
+"""One run: set-up, loop, clock, and the record of what happened."""

@@ -1,0 +1,191 @@
+"""The one training loop. It does not know which device it drives."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from harness.backends.base import StepOutput, TrainStep
+from harness.config import Config, WorkloadConfig
+from harness.errors import RunFailed
+from harness.record import StepsWriter
+from harness.training.prefetch import Prefetcher
+from harness.training.progress import Progress
+from harness.training.timing import Block, StepClock
+from harness.workload.data import Dataset
+from harness.workload.optimizer import learning_rate
+
+PHASES = ("first", "warmup", "measured")
+
+
+@dataclass
+class Progressed:
+    """Everything that a run has measured so far. Lists are in step order and complete up to the last block."""
+
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    blocks: list[tuple[str, Block]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    target_step: int | None = None
+    target_training_seconds: float | None = None
+    target_wall_seconds: float | None = None
+    evaluation_seconds: float = 0.0
+
+    @property
+    def steps_done(self) -> int:
+        return len(self.losses)
+
+    @property
+    def training_seconds(self) -> float:
+        return sum(block.seconds for _, block in self.blocks)
+
+
+def plan_blocks(work: WorkloadConfig) -> Iterator[tuple[str, int, int]]:
+    """Yield (phase, first step, last step): where the loop synchronises.
+
+    Blocks end after the very first step, at the end of the warm-up, every `block_steps` of the measured window,
+    and wherever an evaluation is due, so that no block holds one.
+    """
+    yield "first", 1, 1
+    step = 2
+    while step <= work.steps:
+        phase, limit = (
+            ("warmup", work.warmup_steps) if step <= work.warmup_steps else ("measured", work.steps)
+        )
+        last = min(step + work.block_steps - 1, limit)
+        if work.eval_every:
+            last = min(last, math.ceil(step / work.eval_every) * work.eval_every)
+        yield phase, step, last
+        step = last + 1
+
+
+class Loop:
+    """Drives a TrainStep through the workload's steps, block by block."""
+
+    def __init__(
+        self,
+        config: Config,
+        train_step: TrainStep,
+        prefetcher: Prefetcher,
+        dataset: Dataset,
+        step_clock: StepClock,
+        writer: StepsWriter,
+        progress: Progress,
+        *,
+        stop_requested: Callable[[], bool],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config = config
+        self._work = config.workload
+        self._train_step = train_step
+        self._prefetcher = prefetcher
+        self._dataset = dataset
+        self._step_clock = step_clock
+        self._writer = writer
+        self._progress = progress
+        self._stop_requested = stop_requested
+        self._clock = clock
+        self._held_out: tuple[torch.Tensor, ...] = ()
+        self.result = Progressed()
+
+    def run(self) -> None:
+        """Train until the steps are done, the target is reached, or a stop is requested.
+
+        Results are in `result`, also after an exception.
+
+        Raises:
+            RunFailed: the loss or a gradient is no longer finite, or a file cannot be written.
+        """
+        began = self._clock()
+        for phase, first, last in plan_blocks(self._work):
+            self._run_block(phase, first, last)
+            if self._stop_requested():
+                return
+            if self._evaluation_due(last):
+                loss = self._evaluate(last)
+                target = self._config.target_loss
+                if target is not None and loss <= target:
+                    self.result.target_step = last
+                    self.result.target_training_seconds = self.result.training_seconds
+                    self.result.target_wall_seconds = self._clock() - began
+                    return
+
+    def _run_block(self, phase: str, first: int, last: int) -> None:
+        outputs: list[StepOutput] = []
+        rates: list[float] = []
+        self._step_clock.begin(first)
+        for step in range(first, last + 1):
+            asked = self._clock()
+            micro_batches = self._prefetcher.next()
+            self._step_clock.waited(self._clock() - asked)
+            rates.append(learning_rate(step, self._work))
+            outputs.append(self._train_step(micro_batches, rates[-1]))
+            self._step_clock.step_done()
+            if self._stop_requested():
+                break
+        block = self._step_clock.end(first + len(outputs) - 1)
+        # From here to the next `begin` the clock stands still.
+        self._book(phase, block, outputs, rates)
+
+    def _book(self, phase: str, block: Block, outputs: list[StepOutput], rates: list[float]) -> None:
+        losses = torch.stack([output.loss for output in outputs]).tolist()
+        norms = torch.stack([output.gradient_norm for output in outputs]).tolist()
+        self.result.blocks.append((phase, block))
+        self.result.losses += losses
+        self.result.gradient_norms += norms
+        tokens = self._work.global_batch_size * self._work.seq_len
+        self._writer.append(
+            {
+                "step": block.first_step + index,
+                "phase": phase,
+                "loss": loss,
+                "gradient_norm": norms[index],
+                "learning_rate": rates[index],
+                "tokens": tokens,
+                "seconds": block.step_seconds[index],
+            }
+            for index, loss in enumerate(losses)
+        )
+        self._progress.block_done(block.last_step, losses[-1], block.steps * tokens, block.seconds)
+        self._refuse_nonfinite(block.first_step, losses, norms)
+
+    def _refuse_nonfinite(self, first_step: int, losses: list[float], norms: list[float]) -> None:
+        # With fp16 an overflowing gradient is the loss scaler's everyday business; it skips that update.
+        watched = (
+            {"loss": losses} if self._config.precision == "fp16" else {"loss": losses, "gradient norm": norms}
+        )
+        for what, values in watched.items():
+            for offset, value in enumerate(values):
+                if not math.isfinite(value):
+                    raise RunFailed(
+                        f"the {what} became {value} at step {first_step + offset}; lower "
+                        "workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use a wider precision",
+                        status="diverged",
+                    )
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self._work.eval_every
+        return every > 0 and (step % every == 0 or step == self._work.steps)
+
+    def _evaluate(self, step: int) -> float:
+        began = self._clock()
+        if not self._held_out:
+            sequences = self._dataset.held_out(0, self._work.eval_sequences)
+            self._prefetcher.digest.add("held out", 0, sequences)
+            self._held_out = torch.from_numpy(sequences).split(self._work.micro_batch_size)
+        losses = torch.stack([self._train_step.evaluate(part) for part in self._held_out]).tolist()
+        counts = [len(part) for part in self._held_out]
+        loss = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+        self.result.evaluation_seconds += self._clock() - began
+        self.result.evaluations.append(
+            {"step": step, "loss": loss, "training_seconds": self.result.training_seconds}
+        )
+        self._progress.evaluated(step, loss)
+        if not math.isfinite(loss):
+            raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged")
+        return loss

@@ -1,0 +1,88 @@
+"""Batches made ahead of the step that needs them, on a thread of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import torch
+
+from harness.workload.data import Dataset
+from harness.workload.digest import BatchDigest
+
+DEPTH = 4
+
+
+class Prefetcher:
+    """Yields the global batch of each step as host int64 micro-batches, in order.
+
+    The digest is added to when a batch is handed out, not when it is made: it proves what was trained on.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        first_step: int,
+        last_step: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        pin_memory: bool,
+    ) -> None:
+        self._dataset = dataset
+        self._steps = range(first_step, last_step + 1)
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._pin_memory = pin_memory
+        self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(
+            DEPTH
+        )
+        self._stop = threading.Event()
+        self.digest = BatchDigest()
+        self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def next(self) -> tuple[torch.Tensor, ...]:
+        """Return the next step's micro-batches, [micro_batch_size, seq_len + 1] each; waits if none is ready.
+
+        Raises:
+            DataError: the data of this step cannot be had (a token id beyond the vocabulary, a read error).
+        """
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        micro_batches, digest = item
+        self.digest.merge(digest.hexdigest())
+        return micro_batches
+
+    def close(self) -> None:
+        """Stop the thread, whatever it is doing."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _produce(self) -> None:
+        try:
+            for step in self._steps:
+                if not self._put(self._make(step)):
+                    return
+        except BaseException as error:  # noqa: BLE001 (raised again in the loop's thread by next)
+            self._put(error)
+
+    def _make(self, step: int) -> tuple[tuple[torch.Tensor, ...], BatchDigest]:
+        first_sample = (step - 1) * self._global_batch_size
+        sequences = self._dataset.train(first_sample, self._global_batch_size)
+        digest = BatchDigest()
+        digest.add("train", first_sample, sequences)
+        batch = torch.from_numpy(sequences)
+        if self._pin_memory:
+            batch = batch.pin_memory()
+        return batch.split(self._micro_batch_size), digest
+
+    def _put(self, item: tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False

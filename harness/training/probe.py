@@ -1,0 +1,96 @@
+"""What is really in effect, found by doing it: a run that got something other than it asked for must not start."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from harness.backends.base import Backend
+from harness.backends.eager import AUTOCAST_DTYPES
+from harness.config import Config, kv_heads
+from harness.errors import BackendUnavailable
+from harness.workload.model import causal_attention
+from harness.workload.random import approximately_normal, stream_key
+
+MATMUL_SIZE = 256
+# A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
+# carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
+LARGEST_FP32_ERROR = 1e-5
+
+
+def probe(backend: Backend, config: Config) -> dict[str, Any]:
+    """Return the settings in effect, for the record.
+
+    Raises:
+        BackendUnavailable: the device does something else than what was asked for.
+    """
+    return {
+        **_probe_matmul(backend, config.precision),
+        "attention_kernel": _probe_attention(backend, config),
+        "threads": _probe_threads(backend),
+        "interop_threads": torch.get_num_interop_threads(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "adamw": config.track.adamw,
+        "compiled": False,
+        "track": config.track.name,
+        **backend.effective(),
+    }
+
+
+def _autocast(backend: Backend, precision: str) -> Any:
+    dtype = AUTOCAST_DTYPES.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(backend.device().type, dtype=dtype)
+
+
+def _normal(shape: tuple[int, ...], name: str) -> torch.Tensor:
+    count = int(torch.Size(shape).numel())
+    chunks = [
+        torch.from_numpy(chunk) for chunk in approximately_normal(stream_key("probe", name), count, 1.0)
+    ]
+    return torch.cat(chunks).view(shape)
+
+
+def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
+    left, right = (_normal((MATMUL_SIZE, MATMUL_SIZE), name) for name in ("left", "right"))
+    exact = left.double() @ right.double()
+    with _autocast(backend, precision):
+        product = left.to(backend.device()) @ right.to(backend.device())
+    dtype = str(product.dtype).removeprefix("torch.")
+    error = float((product.cpu().double() - exact).norm() / exact.norm())
+    expected = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    if dtype != expected:
+        raise BackendUnavailable(
+            f"backend {backend.name}: precision={precision} was asked for, but a matrix product came out as "
+            f"{dtype}; this device or driver lacks that precision: choose another"
+        )
+    if precision == "fp32" and not error <= LARGEST_FP32_ERROR:
+        raise BackendUnavailable(
+            f"backend {backend.name}: precision=fp32 was asked for, but a matrix product is off by {error:.1e}, "
+            "as with TF32, HF32 or bf16 inputs; remove what allows reduced precision from the environment "
+            "(ONEDNN_DEFAULT_FPMATH_MODE and the like)"
+        )
+    return {"matmul_dtype": dtype, "matmul_relative_error": error}
+
+
+def _probe_attention(backend: Backend, config: Config) -> str:
+    """Return the autograd name of the attention that runs at this workload's shape and precision."""
+    model, length = config.model, config.workload.seq_len
+    size = model.width // model.heads
+    with _autocast(backend, config.precision):
+        q, k, v = (
+            _normal((1, heads, length, size), name).to(backend.device()).requires_grad_()
+            for name, heads in (("q", model.heads), ("k", kv_heads(model)), ("v", kv_heads(model)))
+        )
+        if config.precision != "fp32":
+            q, k, v = (x.to(AUTOCAST_DTYPES[config.precision]) for x in (q, k, v))
+        mixed = causal_attention(q, k, v)
+    return type(mixed.grad_fn).__name__
+
+
+def _probe_threads(backend: Backend) -> int:
+    asked, found = backend.settings.threads, torch.get_num_threads()
+    if asked is not None and asked != found:
+        raise BackendUnavailable(f"backend.threads: asked for {asked}, but torch uses {found}")
+    return found

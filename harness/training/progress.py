@@ -1,0 +1,60 @@
+"""What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere. Called between blocks only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows step, tokens/s, loss and time left, from numbers that the loop has already read."""
+
+    def __init__(
+        self,
+        steps: int,
+        *,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steps = steps
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._began = self._last_line = clock()
+        self._done = 0
+        self._evaluation = ""
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(total=steps, unit="step", file=self._stream, dynamic_ncols=True)
+
+    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        """Show that training has got to `step`; tokens and seconds are of the last block."""
+        speed = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else "? tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}{self._evaluation}", refresh=False)
+            self._bar.update(step - self._done)
+        self._done = step
+        if self._bar is None:
+            now = self._clock()
+            if step == 1 or step == self._steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = now
+                left = (now - self._began) / step * (self._steps - step)
+                self._say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}  {left:.0f} s left")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Show an evaluation's loss."""
+        self._evaluation = f", eval {loss:.4f}"
+        if self._bar is None:
+            self._say(f"step {step}/{self._steps}  eval loss {loss:.4f}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)

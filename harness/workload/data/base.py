@@ -1,0 +1,126 @@
+"""What every data set offers, and windows over one long run of tokens."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from harness.errors import DataError
+from harness.workload.random import stream_key
+
+
+class Dataset(ABC):
+    """Training and held-out sequences of seq_len + 1 tokens, by global number."""
+
+    @abstractmethod
+    def train(self, first_sample: int, count: int) -> np.ndarray:
+        """Return training sequences numbered first_sample onwards: int64 [count, seq_len + 1]."""
+
+    @abstractmethod
+    def held_out(self, first_sample: int, count: int) -> np.ndarray:
+        """Return held-out sequences: int64 [count, seq_len + 1]. Disjoint from training data."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what the record says of the data; entropies in nats per token."""
+
+    def require_held_out(self, count: int) -> None:
+        """Refuse when there are fewer than `count` held-out sequences.
+
+        Raises:
+            DataError: saying how many there are and what to change.
+        """
+
+
+class TokenDataset(Dataset):
+    """Windows over token arrays, each used once an epoch in an order that the seed decides.
+
+    Window w covers tokens w x seq_len to (w + 1) x seq_len, and one more as the last target. Epoch e visits
+    window (a x i + b) mod windows for i = 0, 1, ...: a bijection, since a shares no factor with the number of
+    windows, so any sample can be found from its number alone.
+    """
+
+    def __init__(
+        self,
+        train: np.ndarray,
+        held_out: np.ndarray | None,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        seed: int,
+        source: str,
+        facts: dict[str, Any],
+    ) -> None:
+        self._train, self._held_out = train, held_out
+        self._vocab_size, self._seq_len, self._seed, self._source = vocab_size, seq_len, seed, source
+        self._facts = facts
+        self._windows = self._count_windows(train)
+        if self._windows < 1:
+            raise DataError(
+                f"{source}: holds {len(train)} training tokens, expected at least workload.seq_len + 1 = "
+                f"{seq_len + 1}; give more data or shorten workload.seq_len"
+            )
+        self._orders: dict[int, tuple[int, int]] = {}
+
+    def train(self, first_sample: int, count: int) -> np.ndarray:
+        windows = [self._window(sample) for sample in range(first_sample, first_sample + count)]
+        return self._take(self._train, windows)
+
+    def held_out(self, first_sample: int, count: int) -> np.ndarray:
+        if self._held_out is None:
+            raise DataError(f"{self._source}: has no held-out part")
+        return self._take(self._held_out, list(range(first_sample, first_sample + count)))
+
+    def require_held_out(self, count: int) -> None:
+        found = 0 if self._held_out is None else self._count_windows(self._held_out)
+        if found < count:
+            raise DataError(
+                f"{self._source}: holds {found} held-out sequences of workload.seq_len + 1 tokens, expected "
+                f"workload.eval_sequences = {count}; lower that, raise data.eval_fraction, or give more data"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        held_out = 0 if self._held_out is None else len(self._held_out)
+        return {**self._facts, "train_tokens": len(self._train), "held_out_tokens": held_out}
+
+    def _count_windows(self, tokens: np.ndarray) -> int:
+        return max(0, (len(tokens) - 1) // self._seq_len)
+
+    def _window(self, sample: int) -> int:
+        epoch, position = divmod(sample, self._windows)
+        if epoch not in self._orders:
+            self._orders[epoch] = self._order(epoch)
+        factor, offset = self._orders[epoch]
+        return (factor * position + offset) % self._windows
+
+    def _order(self, epoch: int) -> tuple[int, int]:
+        first, second = stream_key(self._seed, "order", epoch)
+        factor = first % self._windows or 1
+        while math.gcd(factor, self._windows) != 1:
+            factor += 1
+        return factor, second % self._windows
+
+    def _take(self, tokens: np.ndarray, windows: list[int]) -> np.ndarray:
+        rows = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
+        for row, window in zip(rows, windows, strict=True):
+            start = window * self._seq_len
+            row[:] = tokens[start : start + self._seq_len + 1]
+        largest = int(rows.max(initial=0))
+        if largest >= self._vocab_size or int(rows.min(initial=0)) < 0:
+            raise DataError(
+                f"{self._source}: holds token id {largest}, expected ids below model.vocab_size = "
+                f"{self._vocab_size}; choose the model that the tokens were made for, or set model.vocab_size"
+            )
+        return rows
+
+
+def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
+    """Return the entropy of single tokens in nats: what a model reaches that knows frequencies only."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), 1 << 24):
+        counts += np.bincount(tokens[start : start + (1 << 24)], minlength=vocab_size)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

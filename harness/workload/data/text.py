@@ -1,0 +1,147 @@
+"""UTF-8 text files as tokens: bytes, or the ids of a Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.config import Config, DataConfig
+from harness.errors import DataError
+from harness.workload.data.base import TokenDataset, unigram_entropy
+
+BYTE_VOCABULARY = 256
+# Ends each document among byte tokens: NUL does not occur in text.
+_BYTE_SEPARATOR = 0
+
+
+def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
+    """Read the files of data.path into memory and tokenise them.
+
+    Files are taken in the order of their relative POSIX paths, so that every machine sees the same text.
+
+    Raises:
+        DataError: nothing to read, a file that is not UTF-8, or a tokenizer that does not fit the model.
+    """
+    data = config.data
+    assert data.path is not None
+    encode, tokenizer_size, tokenizer_name = _encoder(data)
+    if tokenizer_size > vocab_size:
+        raise DataError(
+            f"model.vocab_size: found {vocab_size}, but {tokenizer_name} makes {tokenizer_size} different "
+            f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
+        )
+    tokens, facts = _read_tokens(Path(data.path).expanduser(), data, encode)
+    if data.eval_path is None:
+        held_out_count = int(len(tokens) * data.eval_fraction)
+        train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
+    else:
+        train = tokens
+        held_out, _ = _read_tokens(Path(data.eval_path).expanduser(), data, encode)
+    return TokenDataset(
+        train,
+        held_out,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        seed=config.seed,
+        source=f"data.path={data.path}",
+        facts={
+            "name": "text",
+            "tokenizer": tokenizer_name,
+            **facts,
+            "entropy_floor_nats": None,
+            "unigram_entropy_nats": unigram_entropy(train, tokenizer_size) if len(train) else None,
+        },
+    )
+
+
+def find_files(path: Path, pattern: str) -> list[Path]:
+    """Return the file, or the folder's files whose names match, in an order that no file system decides."""
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise DataError(
+                f"{path}: no such file or folder; check data.path (it is taken from the current folder)"
+            )
+        # rglob passes over folders that cannot be read; ask for the top one so that it is not "empty".
+        list(path.iterdir())
+        found = [item for item in path.rglob(pattern) if item.is_file()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(
+            f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'"
+        ) from error
+    if not found:
+        raise DataError(
+            f"{path}: no file below it matches data.glob={pattern!r}; change the pattern or the path"
+        )
+    return sorted(found, key=lambda item: item.relative_to(path).as_posix())
+
+
+def _read_tokens(
+    path: Path, data: DataConfig, encode: Callable[[bytes, str], np.ndarray]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    pieces, skipped, size = [], 0, 0
+    digest = hashlib.sha256()
+    files = find_files(path, data.glob)
+    for file in files:
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if data.invalid_files == "skip":
+                skipped += 1
+                continue
+            raise DataError(
+                f"{file}: not UTF-8 text at byte {error.start}; name the text files with data.glob='*.txt' (say), "
+                "convert the file, or set data.invalid_files=skip"
+            ) from error
+        if not text:
+            continue
+        size += len(content)
+        digest.update(content)
+        pieces.append(encode(content, text))
+    if not pieces:
+        raise DataError(f"{path}: holds no text in {len(files)} files ({skipped} skipped as not UTF-8)")
+    facts = {
+        "files": len(files),
+        "files_skipped_not_utf8": skipped,
+        "size_bytes": size,
+        "content_sha256": digest.hexdigest(),
+    }
+    return np.concatenate(pieces), facts
+
+
+def _encoder(data: DataConfig) -> tuple[Callable[[bytes, str], np.ndarray], int, str]:
+    """Return a function from a document to its tokens, the number of different tokens, and a name."""
+    if data.tokenizer is None:
+        separator = np.array([_BYTE_SEPARATOR], dtype=np.uint8)
+        return (
+            lambda content, _: np.concatenate((np.frombuffer(content, np.uint8), separator)),
+            BYTE_VOCABULARY,
+            "bytes",
+        )
+    path = Path(data.tokenizer).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.tokenizer: no file {path}; give the path of a tokenizer.json")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError("data.tokenizer: needs the package tokenizers; pip install tokenizers") from error
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise DataError(f"{path}: not a tokenizer.json that the tokenizers package reads: {error}") from error
+
+    def encode(_: bytes, text: str) -> np.ndarray:
+        return np.array(tokenizer.encode(text).ids, dtype=np.uint32)
+
+    return encode, tokenizer.get_vocab_size(), path.name

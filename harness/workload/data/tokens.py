@@ -1,0 +1,77 @@
+"""Token files made beforehand, mapped into memory: .npy, or raw little-endian .bin as nanoGPT writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harness.config import Config, DataConfig
+from harness.errors import DataError
+from harness.workload.data.base import TokenDataset
+
+
+def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
+    """Map data.path, and data.eval_path if given, into memory.
+
+    Raises:
+        DataError: a file that is missing, truncated or of another kind, or a first token beyond the vocabulary.
+    """
+    data = config.data
+    assert data.path is not None
+    tokens = map_tokens(Path(data.path).expanduser(), data)
+    if data.eval_path is None:
+        held_out_count = int(len(tokens) * data.eval_fraction)
+        train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
+    else:
+        train, held_out = tokens, map_tokens(Path(data.eval_path).expanduser(), data)
+    return TokenDataset(
+        train,
+        held_out,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        seed=config.seed,
+        source=f"data.path={data.path}",
+        facts={
+            "name": "tokens",
+            "dtype": str(tokens.dtype),
+            # Neither is known without reading the whole file, which may be larger than memory.
+            "entropy_floor_nats": None,
+            "unigram_entropy_nats": None,
+        },
+    )
+
+
+def map_tokens(path: Path, data: DataConfig) -> np.ndarray:
+    """Return the file's tokens as a read-only memory map, one dimension of an unsigned or signed integer type."""
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder, expected a .npy or .bin file; name the file in data.path")
+        if path.suffix == ".npy":
+            return _map_npy(path)
+        if path.suffix != ".bin":
+            raise DataError(f"{path}: expected a name that ends in .npy or .bin (raw {data.dtype} tokens)")
+        item_size = np.dtype(data.dtype).itemsize
+        if size == 0 or size % item_size:
+            raise DataError(
+                f"{path}: holds {size} bytes, expected a positive multiple of {item_size} ({data.dtype}); the "
+                "file is empty or truncated, or data.dtype is wrong"
+            )
+        return np.memmap(path, dtype=np.dtype(data.dtype).newbyteorder("<"), mode="r")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}; check data.path and permissions"
+        ) from error
+
+
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a whole .npy file of numbers: {error}; make it again") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
+        raise DataError(
+            f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers"
+        )
+    return tokens

@@ -1,0 +1,155 @@
+"""One decoder-only transformer in plain PyTorch; GPT-2 and Llama-2 are settings of it.
+
+Shapes: B sequences, S positions, W width, H query heads, K key/value heads, D = W / H head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from harness.config import ModelConfig, hidden_size, kv_heads
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped key/value heads and optional rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.kv_heads = kv_heads(config)
+        self.head_size = config.width // config.heads
+        qkv_size = (self.heads + 2 * self.kv_heads) * self.head_size
+        self.qkv = nn.Linear(config.width, qkv_size, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        """[B, S, W] -> [B, S, W]"""
+        batch, length, width = x.shape
+        q, k, v = (
+            self.qkv(x)
+            .view(batch, length, self.heads + 2 * self.kv_heads, self.head_size)
+            .transpose(1, 2)
+            .split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        )
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        mixed = causal_attention(q, k, v)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend to the present and the past: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D]."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Apply rotary positions (Su et al. 2021, in Llama's half-split layout) to [B, heads, S, D]."""
+    left, right = x.chunk(2, dim=-1)
+    turned = torch.cat((-right, left), dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """GELU, or SwiGLU (Shazeer 2020) with gate and value in one projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        hidden = hidden_size(config)
+        self.up = nn.Linear(config.width, 2 * hidden if self.gated else hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.width, bias=config.bias)
+
+    @property
+    def gated(self) -> bool:
+        return self.activation == "swiglu"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, S, W] -> [B, S, W]"""
+        x = self.up(x)
+        if self.gated:
+            gate, value = x.chunk(2, dim=-1)
+            return self.down(F.silu(gate) * value)
+        return self.down(F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """Return a new LayerNorm or RMSNorm over the width."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.width, eps=config.norm_epsilon)
+    return nn.LayerNorm(config.width, eps=config.norm_epsilon, bias=config.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config)
+        self.feed_forward_norm = make_norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x), rotary)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Transformer(nn.Module):
+    """The model. Build it on the meta device and fill it with `initialise` (initialisation.py)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = (
+            nn.Embedding(config.max_seq_len, config.width) if config.positions == "learned" else None
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
+        length = tokens.shape[1]
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position.weight[:length]
+        rotary = self._rotary_tables(length, x.device) if self.config.positions == "rotary" else None
+        for block in self.blocks:
+            if self.config.activation_checkpointing and self.training:
+                x = checkpoint(block, x, rotary, use_reentrant=False)
+            else:
+                x = block(x, rotary)
+        return self.head(self.norm(x))
+
+    def forward(self, sequences: torch.Tensor) -> torch.Tensor:
+        """Return the mean next-token cross-entropy in nats, float32 scalar, of int64 sequences [B, S + 1]."""
+        logits = self.logits(sequences[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
+
+    def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
+            cos, sin = rotary_tables(length, self.config.width // self.config.heads, self.config.rotary_base)
+            self._rotary = (cos.to(device), sin.to(device))
+        return self._rotary
+
+
+def rotary_tables(length: int, head_size: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines, float32 [length, head_size] each, made on the CPU so that devices agree."""
+    frequencies = base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+    angles = np.outer(np.arange(length, dtype=np.float64), frequencies)
+    both_halves = np.concatenate((angles, angles), axis=1)
+    return tuple(torch.from_numpy(f(both_halves).astype(np.float32)) for f in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Return the number of trained parameters, tied weights counted once. Allocates nothing."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in Transformer(config).parameters())

@@ -1,0 +1,41 @@
+"""AdamW as the workload defines it, and the learning-rate schedule as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from harness.config import TrackConfig, WorkloadConfig
+
+
+def build_optimizer(model: nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
+    """Return AdamW with decay on matrices only (vectors: biases and norm weights)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": work.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=work.learning_rate,
+        betas=(work.beta1, work.beta2),
+        eps=work.epsilon,
+        foreach=track.adamw == "foreach",
+        fused=track.adamw == "fused",
+    )
+
+
+def learning_rate(step: int, work: WorkloadConfig) -> float:
+    """Return the learning rate of `step` (1 is the first).
+
+    A linear rise over `learning_rate_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the
+    peak down to `final_learning_rate_fraction` of it at the last step.
+    """
+    rise = work.learning_rate_warmup_steps
+    if step <= rise:
+        return work.learning_rate * step / rise
+    progress = (step - rise) / max(1, work.steps - rise)
+    final = work.learning_rate * work.final_learning_rate_fraction
+    return final + 0.5 * (work.learning_rate - final) * (1.0 + math.cos(math.pi * progress))
