@@ -122,9 +122,7 @@ def _check_overrides(overrides: list[Override], loader: Any, *, sweeps_allowed: 
         if override.is_delete():
             raise ConfigError(f"{word!r}: settings cannot be deleted; set the key to the value that you want")
         if override.is_sweep_override() and not sweeps_allowed:
-            raise ConfigError(
-                f"{word!r} names several values; add -m to run each in turn, or quote the value"
-            )
+            raise ConfigError(f"{word!r} names several values; add -m to run each in turn, or quote the value")
         if key in GROUPS:
             choices = _options(loader, key)
             values = _swept_values(override)
@@ -151,9 +149,7 @@ def _nearest(found: Any, known: list[str]) -> str:
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
     matches = difflib.get_close_matches(str(found), known, n=1, cutoff=0.6)
     if not matches:
-        matches = [
-            tails[tail] for tail in difflib.get_close_matches(str(found).rsplit(".", 1)[-1], tails, n=1)
-        ]
+        matches = [tails[tail] for tail in difflib.get_close_matches(str(found).rsplit(".", 1)[-1], tails, n=1)]
     return f"; did you mean {matches[0]}?" if matches else ""
 
 

@@ -210,9 +210,7 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_workload(config)
     if config.resume is not None:
-        raise ConfigError(
-            f"resume: found {config.resume!r}, but this version writes no checkpoints; leave resume=null"
-        )
+        raise ConfigError(f"resume: found {config.resume!r}, but this version writes no checkpoints; leave resume=null")
     if config.out is not None and not config.out.strip():
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 
@@ -254,9 +252,7 @@ def _check_model(model: ModelConfig) -> None:
 def _check_data(data: DataConfig) -> None:
     reads_files = data.name != "synthetic"
     if reads_files and data.path is None:
-        raise ConfigError(
-            f"data.path: missing; data={data.name} needs a file or folder: add data.path=/path/to/it"
-        )
+        raise ConfigError(f"data.path: missing; data={data.name} needs a file or folder: add data.path=/path/to/it")
     ignored = {
         "path": reads_files,
         "eval_path": reads_files,
@@ -291,8 +287,7 @@ def _check_workload(config: Config) -> None:
         )
     if config.target_loss is not None and work.eval_every == 0:
         raise ConfigError(
-            "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; "
-            "set workload.eval_every"
+            "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; set workload.eval_every"
         )
 
 
@@ -327,9 +322,7 @@ def workload_settings(config: Config) -> dict[str, Any]:
     """Return the settings that define the work, by dotted key, with defaults that mean the same made equal."""
     excluded = {name for name in NOT_PART_OF_THE_WORK if not name.endswith(".*")}
     groups = tuple(name[:-1] for name in NOT_PART_OF_THE_WORK if name.endswith(".*"))
-    work = {
-        key: value for key, _, value in settings(config) if key not in excluded and not key.startswith(groups)
-    }
+    work = {key: value for key, _, value in settings(config) if key not in excluded and not key.startswith(groups)}
     work["model.kv_heads"] = kv_heads(config.model)
     work["model.hidden"] = hidden_size(config.model)
     if config.model.positions != "rotary":

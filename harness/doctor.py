@@ -55,9 +55,7 @@ def examine(name: str) -> dict[str, Any]:
     try:
         backend = backends.create(BackendConfig(name=name))
     except BackendUnavailable as error:
-        report["problems"] = [
-            {"what": str(error), "remedy": "reinstall or remove the package that registers it"}
-        ]
+        report["problems"] = [{"what": str(error), "remedy": "reinstall or remove the package that registers it"}]
         return report
     report["versions"] = backend.versions()
     problems = backend.preflight()
@@ -75,9 +73,7 @@ def examine(name: str) -> dict[str, Any]:
 def _probe_in_fresh_process(name: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "harness.doctor", name]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return {
             "problem": f"opening the device took more than {PROBE_TIMEOUT_SECONDS} s",
@@ -89,7 +85,7 @@ def _probe_in_fresh_process(name: str) -> dict[str, Any]:
     except (IndexError, json.JSONDecodeError):
         said = done.stderr.strip().splitlines()
         return {
-            "problem": f"opening the device ended with exit code {done.returncode}: {said[-1] if said else 'no message'}",
+            "problem": f"opening the device ended with code {done.returncode}: {said[-1] if said else 'no message'}",
             "remedy": f"see the whole message: {' '.join(command)}",
         }
 
@@ -117,9 +113,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
     ):
         table.add_column(heading, ratio=ratio, overflow="fold", no_wrap=ratio is None)
     for report in reports:
-        versions = ", ".join(
-            f"{name} {version or 'not installed'}" for name, version in report["versions"].items()
-        )
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
         if report["ready"]:
             device = report["device"]
             memory = f", {device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else ""
@@ -128,9 +122,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
         else:
             problems = report["problems"]
             what = "\n".join(f"{number}. {problem['what']}" for number, problem in enumerate(problems, 1))
-            remedies = "\n".join(
-                f"{number}. {problem['remedy']}" for number, problem in enumerate(problems, 1)
-            )
+            remedies = "\n".join(f"{number}. {problem['remedy']}" for number, problem in enumerate(problems, 1))
             table.add_row(report["name"], "no", f"{what}\n{versions}", remedies)
     console.print(table)
 

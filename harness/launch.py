@@ -11,7 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from harness import backends, config as config_module
+from harness import backends
+from harness import config as config_module
 from harness.composition import expand_sweep, group_options, load
 from harness.config import Config, settings, to_yaml
 from harness.errors import ExitCode, Interrupted
@@ -130,9 +131,7 @@ def run_repeats(config: Config, overrides: list[str]) -> int:
         raise backend.refuse(problems)
     folder = claim_folder(config.out, f"{config.backend.name}-{config.model.name}")
     own = [word for word in overrides if word.lstrip("+").split("=", 1)[0] not in ("repeats", "out")]
-    jobs = [
-        [*own, "repeats=1", f"out={quoted(folder / str(number))}"] for number in range(1, config.repeats + 1)
-    ]
+    jobs = [[*own, "repeats=1", f"out={quoted(folder / str(number))}"] for number in range(1, config.repeats + 1)]
     return _run_jobs(jobs, "repeat")
 
 

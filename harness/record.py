@@ -88,10 +88,10 @@ def write_config(folder: Path, text: str) -> None:
             file.write(text)
             _flush_to_disk(file.fileno())
     except FileExistsError as error:
-        raise ConfigError(
-            f"out: {folder} was taken by another run just now; choose another out=DIR"
-        ) from error
+        raise ConfigError(f"out: {folder} was taken by another run just now; choose another out=DIR") from error
     except OSError as error:
+        with suppress(OSError):
+            (folder / CONFIG_FILE).unlink()
         raise _write_failure(folder / CONFIG_FILE, error) from error
 
 

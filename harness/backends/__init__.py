@@ -38,7 +38,7 @@ def create(settings: BackendConfig) -> Backend:
         raise ConfigError(f"backend.name: found {name!r}, expected one of: {', '.join(points)}")
     try:
         backend_class = points[name].load()
-    except Exception as error:  # noqa: BLE001 (a foreign plug-in may raise anything)
+    except Exception as error:
         raise BackendUnavailable(
             f"backend {name} is registered by {points[name].value} but cannot be imported: "
             f"{type(error).__name__}: {error}; reinstall or remove that package"

@@ -73,17 +73,13 @@ def _step_time(timing: dict[str, Any]) -> str:
     spread = f", blocks {1000 * min(blocks):.2f} to {1000 * max(blocks):.2f} ms"
     if len(blocks) > 1:
         spread += f" (sd {1000 * statistics.stdev(blocks):.2f})"
-    return (
-        f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(blocks)} blocks{spread}"
-    )
+    return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(blocks)} blocks{spread}"
 
 
 def _speed(timing: dict[str, Any]) -> str:
     if timing["tokens_per_second"] is None:
         return "unknown"
-    return (
-        f"{timing['tokens_per_second']:,.0f} tokens/s, data wait {100 * timing['data_wait_fraction']:.2f} %"
-    )
+    return f"{timing['tokens_per_second']:,.0f} tokens/s, data wait {100 * timing['data_wait_fraction']:.2f} %"
 
 
 def _outside(timing: dict[str, Any]) -> str:
@@ -131,8 +127,8 @@ def _target(target: dict[str, Any]) -> str:
 
 
 def _memory(memory: dict[str, int | None] | None) -> str:
-    if memory is None or memory.get("peak_allocated_bytes") is None:
+    peak = memory.get("peak_allocated_bytes") if memory is not None else None
+    if memory is None or peak is None:
         return "unknown"
     total = memory.get("total_bytes")
-    of = f" of {total / 2**30:.1f} GiB" if total else ""
-    return f"peak {memory['peak_allocated_bytes'] / 2**30:.2f} GiB{of}"
+    return f"peak {peak / 2**30:.2f} GiB" + (f" of {total / 2**30:.1f} GiB" if total else "")

@@ -54,9 +54,7 @@ def plan_blocks(work: WorkloadConfig) -> Iterator[tuple[str, int, int]]:
     yield "first", 1, 1
     step = 2
     while step <= work.steps:
-        phase, limit = (
-            ("warmup", work.warmup_steps) if step <= work.warmup_steps else ("measured", work.steps)
-        )
+        phase, limit = ("warmup", work.warmup_steps) if step <= work.warmup_steps else ("measured", work.steps)
         last = min(step + work.block_steps - 1, limit)
         if work.eval_every:
             last = min(last, math.ceil(step / work.eval_every) * work.eval_every)
@@ -155,16 +153,16 @@ class Loop:
         self._refuse_nonfinite(block.first_step, losses, norms)
 
     def _refuse_nonfinite(self, first_step: int, losses: list[float], norms: list[float]) -> None:
-        # With fp16 an overflowing gradient is the loss scaler's everyday business; it skips that update.
-        watched = (
-            {"loss": losses} if self._config.precision == "fp16" else {"loss": losses, "gradient norm": norms}
-        )
+        # With fp16 an overflowing gradient is everyday business for the loss scaler: it skips that update.
+        watched = {"loss": losses}
+        if self._config.precision != "fp16":
+            watched["gradient norm"] = norms
         for what, values in watched.items():
             for offset, value in enumerate(values):
                 if not math.isfinite(value):
                     raise RunFailed(
                         f"the {what} became {value} at step {first_step + offset}; lower "
-                        "workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use a wider precision",
+                        "workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use precision=fp32",
                         status="diverged",
                     )
 
@@ -182,9 +180,7 @@ class Loop:
         counts = [len(part) for part in self._held_out]
         loss = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
         self.result.evaluation_seconds += self._clock() - began
-        self.result.evaluations.append(
-            {"step": step, "loss": loss, "training_seconds": self.result.training_seconds}
-        )
+        self.result.evaluations.append({"step": step, "loss": loss, "training_seconds": self.result.training_seconds})
         self._progress.evaluated(step, loss)
         if not math.isfinite(loss):
             raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged")

@@ -34,9 +34,7 @@ class Prefetcher:
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._pin_memory = pin_memory
-        self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(
-            DEPTH
-        )
+        self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
         self.digest = BatchDigest()
         self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)

@@ -46,9 +46,7 @@ def _autocast(backend: Backend, precision: str) -> Any:
 
 def _normal(shape: tuple[int, ...], name: str) -> torch.Tensor:
     count = int(torch.Size(shape).numel())
-    chunks = [
-        torch.from_numpy(chunk) for chunk in approximately_normal(stream_key("probe", name), count, 1.0)
-    ]
+    chunks = [torch.from_numpy(chunk) for chunk in approximately_normal(stream_key("probe", name), count, 1.0)]
     return torch.cat(chunks).view(shape)
 
 

@@ -41,7 +41,7 @@ class Progress:
         self._done = step
         if self._bar is None:
             now = self._clock()
-            if step == 1 or step == self._steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            if step in {1, self._steps} or now - self._last_line >= SECONDS_BETWEEN_LINES:
                 self._last_line = now
                 left = (now - self._began) / step * (self._steps - step)
                 self._say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}  {left:.0f} s left")

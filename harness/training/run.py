@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment
-from harness.backends.base import Backend
+from harness.backends.base import Backend, TrainStep
 from harness.config import Config, to_yaml
 from harness.errors import ConfigError, Interrupted, RunFailed, UserError
 from harness.record import StepsWriter, claim_folder, write_config, write_record
@@ -141,9 +141,7 @@ class _Session:
     def __init__(self, folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: _Facts,
                  stop: StopRequest) -> None:  # fmt: skip
         self.config, self.backend, self.dataset, self.facts, self.stop = config, backend, dataset, facts, stop
-        self.step_clock = StepClock(
-            backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous
-        )
+        self.step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self.writer = StepsWriter(folder)
         self.progress = Progress(config.workload.steps)
         work = config.workload
@@ -180,10 +178,18 @@ class _Session:
             stop_requested=self.stop.requested,
         )
         facts.setup_seconds = time.perf_counter() - facts.began
-        with self.stop.deferred():
-            self.loop.run()
-        facts.memory = backend.memory()
-        facts.skipped_steps = step.skipped_steps()
+        try:
+            with self.stop.deferred():
+                self.loop.run()
+        except RunFailed:
+            # The device itself is well: what it knows of the run is kept.
+            self._ask_device(step)
+            raise
+        self._ask_device(step)
+
+    def _ask_device(self, step: TrainStep) -> None:
+        self.facts.memory = self.backend.memory()
+        self.facts.skipped_steps = step.skipped_steps()
 
     def close(self) -> None:
         self.prefetcher.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from harness.backends.base import EventTimer
 
@@ -102,8 +103,6 @@ class StepClock:
             step_seconds = [seconds / steps] * steps
         else:
             marks = [opened.began, *opened.host_marks]
-            step_seconds = [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+            step_seconds = [later - earlier for earlier, later in pairwise(marks)]
         assert len(step_seconds) == steps, "a step of this block was not counted"
-        return Block(
-            opened.first_step, last_step, seconds, opened.data_wait_seconds, step_seconds, device_seconds
-        )
+        return Block(opened.first_step, last_step, seconds, opened.data_wait_seconds, step_seconds, device_seconds)

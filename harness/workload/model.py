@@ -105,9 +105,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position = (
-            nn.Embedding(config.max_seq_len, config.width) if config.positions == "learned" else None
-        )
+        self.position = nn.Embedding(config.max_seq_len, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)

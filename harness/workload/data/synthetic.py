@@ -42,14 +42,10 @@ class SyntheticDataset(Dataset):
 
     def __init__(self, vocab_size: int, seq_len: int, seed: int) -> None:
         if vocab_size < COLOURS:
-            raise DataError(
-                f"model.vocab_size: found {vocab_size}, expected at least {COLOURS} for data=synthetic"
-            )
+            raise DataError(f"model.vocab_size: found {vocab_size}, expected at least {COLOURS} for data=synthetic")
         self._seq_len = seq_len
         self.alphabet_size = min(1 << (vocab_size.bit_length() - 1), LARGEST_ALPHABET)
-        shuffled = np.argsort(
-            words(stream_key(_LANGUAGE, "alphabet", vocab_size), 0, vocab_size), kind="stable"
-        )
+        shuffled = np.argsort(words(stream_key(_LANGUAGE, "alphabet", vocab_size), 0, vocab_size), kind="stable")
         self._alphabet = shuffled[: self.alphabet_size].astype(np.int64)
         class_words = words(stream_key(_LANGUAGE, "classes", vocab_size), 0, self.alphabet_size)
         self._class_of_place = (class_words >> np.uint64(62)).astype(np.uint8)

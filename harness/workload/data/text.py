@@ -64,22 +64,16 @@ def find_files(path: Path, pattern: str) -> list[Path]:
         if path.is_file():
             return [path]
         if not path.is_dir():
-            raise DataError(
-                f"{path}: no such file or folder; check data.path (it is taken from the current folder)"
-            )
+            raise DataError(f"{path}: no such file or folder; check data.path (it is taken from the current folder)")
         # rglob passes over folders that cannot be read; ask for the top one so that it is not "empty".
         list(path.iterdir())
         found = [item for item in path.rglob(pattern) if item.is_file()]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'"
-        ) from error
+        raise DataError(f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'") from error
     if not found:
-        raise DataError(
-            f"{path}: no file below it matches data.glob={pattern!r}; change the pattern or the path"
-        )
+        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change the pattern or the path")
     return sorted(found, key=lambda item: item.relative_to(path).as_posix())
 
 

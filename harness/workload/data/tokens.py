@@ -71,7 +71,5 @@ def _map_npy(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy file of numbers: {error}; make it again") from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
-        raise DataError(
-            f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers"
-        )
+        raise DataError(f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers")
     return tokens

@@ -1,0 +1,109 @@
+"""What torch-npu's and CANN's messages mean, told from their codes."""
+
+from __future__ import annotations
+
+import re
+
+from harness.backends.base import OUT_OF_MEMORY_REMEDY, Failure
+
+ACL_CODE = re.compile(r"error code is (\d+)")
+PLUGIN_CODE = re.compile(r"\bERR(\d{2})(\d{3})\b")
+CANN_CODE = re.compile(r"\bE[A-Z]\d{4}\b")
+OPERATOR = re.compile(r"current working operator name is (\w+)")
+
+OUT_OF_MEMORY_CODES = {207001, 207018}
+# Kernel or device faults; reported at a later synchronise, after which the context is lost.
+FAULT_CODES = {
+    507008: "the chip's version could not be read",
+    507014: "a kernel on an AI core timed out",
+    507015: "a kernel on an AI core raised an exception",
+    507018: "a kernel on an AI CPU raised an exception",
+    507033: "the device could not be started",
+    507035: "a kernel on a vector core raised an exception",
+    507048: "a collective waited longer than HCCL_EXEC_TIMEOUT",
+    507057: "a remote device is suspected of a fault",
+    507899: "the driver reported an internal error",
+}
+START_CODES = {507008, 507033, 507899}
+
+
+def classify_message(text: str) -> Failure | None:
+    """Return what a message from the NPU stack means, or None if it is not from there."""
+    codes = {int(code) for code in ACL_CODE.findall(text)}
+    if "NPU out of memory" in text or "NPUWorkspaceAllocator tried to allocate" in text or codes & OUT_OF_MEMORY_CODES:
+        return Failure("oom", _first_line(text), OUT_OF_MEMORY_REMEDY)
+    if "CPU fallback is disabled" in text or "will fall back to run on the CPU" in text:
+        return Failure(
+            "failed",
+            f"an operation of this model would run on the host instead of the NPU: {_first_line(text)}",
+            "a newer torch-npu may have it; a run that falls back is no NPU timing",
+        )
+    known = sorted(codes & FAULT_CODES.keys())
+    operator = OPERATOR.search(text)
+    if known or operator:
+        what = FAULT_CODES[known[0]] + f" (ACL {known[0]})" if known else "an operation was rejected"
+        named = f" in {operator.group(1)}" if operator else ""
+        remedy = (
+            "compare the driver's and CANN's versions (python -m harness doctor npu)"
+            if known and known[0] in START_CODES
+            else "run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; device logs are "
+            "in ~/ascend/log/debug/plog"
+        )
+        return Failure("device_fault", f"{what}{named}; reported late: the line of Python is not the culprit", remedy)
+    if codes or PLUGIN_CODE.search(text) or CANN_CODE.search(text):
+        return Failure("device_fault", _first_line(text), "device logs are in ~/ascend/log/debug/plog")
+    return None
+
+
+# What the import of torch_npu says, what it means and what mends it; {0} is the pattern's group.
+_IMPORT_FAILURES = (
+    (
+        r"(lib\w+\.so[\w.]*): cannot open shared object file",
+        "CANN is not on the loader's path (missing {0})",
+        "source /usr/local/Ascend/cann/set_env.sh (or ascend-toolkit/set_env.sh)",
+    ),
+    (
+        r"(undefined symbol)",
+        "torch and torch-npu do not match ({0})",
+        "install the torch-npu that is made for this torch",
+    ),
+    (
+        r"Failed to find function (\w+)",
+        "CANN is too old for this torch-npu (it has no {0})",
+        "install the CANN release that belongs to this torch-npu",
+    ),
+    (
+        r"Unsupported soc version: (\S+)",
+        "this torch-npu does not know the chip {0}",
+        "install a newer torch-npu",
+    ),
+    (
+        r"(Two accelerators cannot be used)",
+        "the installed torch is a build for another accelerator",
+        "install a CPU build of torch beside torch-npu",
+    ),
+    (
+        r"(ASCEND_OPP_PATH|opp package)",
+        "CANN's operator package is missing or ASCEND_OPP_PATH is not set",
+        "source CANN's set_env.sh, and install the kernels package for this chip",
+    ),
+)
+
+
+def explain_import_failure(error: BaseException) -> tuple[str, str]:
+    """Return the cause and the remedy of a failed `import torch_npu`, walking the chain of exceptions."""
+    texts = []
+    link: BaseException | None = error
+    while link is not None and len(texts) < 10:
+        texts.append(str(link))
+        link = link.__cause__ or link.__context__
+    text = "\n".join(texts)
+    for pattern, cause, remedy in _IMPORT_FAILURES:
+        found = re.search(pattern, text)
+        if found:
+            return cause.format(found.group(1)), remedy
+    return f"torch_npu cannot be imported: {_first_line(texts[-1])}", "see python -c 'import torch_npu'"
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")

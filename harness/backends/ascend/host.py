@@ -1,0 +1,179 @@
+"""Is this host fit for torch-npu? Files, packages, permissions and variables; no torch, no CANN call."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from harness.backends.base import Problem, installed_version
+
+# What libtorch_npu.so is linked against: without any one of them its import fails.
+REQUIRED_LIBRARIES = (
+    "libhccl.so",
+    "libascendcl.so",
+    "libacl_op_compiler.so",
+    "libge_runner.so",
+    "libgraph.so",
+    "libacl_tdt_channel.so",
+)
+SET_ENV_SCRIPTS = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
+MANAGEMENT_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
+VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
+
+# Variables that would make the run something else than it says, and why.
+HOSTILE_VARIABLES = {
+    "TORCH_TRANSFER_TO_NPU": "redirects other devices' calls to the NPU, so records could name the wrong one",
+    "ASCEND_LAUNCH_BLOCKING": "makes every launch wait for the device, so timings are worthless",
+}
+
+
+def package_problems() -> list[Problem]:
+    """Return what is wrong with the torch and torch-npu packages: absent, or not made for each other."""
+    torch, plugin = installed_version("torch"), installed_version("torch-npu")
+    if plugin is None:
+        base = _base_version(torch) if torch else "<the version of torch>"
+        return [Problem("the package torch-npu is not installed", f"pip install torch-npu=={base}")]
+    if torch is not None and _base_version(torch) != _base_version(plugin):
+        return [
+            Problem(
+                f"torch-npu {plugin} is made for torch {_base_version(plugin)}, but torch {torch} is installed",
+                f"pip install torch=={_base_version(plugin)} (a CPU build), or torch-npu=={_base_version(torch)}",
+            )
+        ]
+    return []
+
+
+def library_problems() -> list[Problem]:
+    """Return the problem that CANN's libraries are not on the loader's path, if so."""
+    missing = [name for name in REQUIRED_LIBRARIES if not on_loader_path(name)]
+    if not missing:
+        return []
+    script = next((path for path in SET_ENV_SCRIPTS if Path(path).is_file()), None)
+    if len(missing) == len(REQUIRED_LIBRARIES):
+        what = f"CANN is not on the loader's path ({', '.join(missing[:2])} and {len(missing) - 2} more not found)"
+    else:
+        what = f"CANN on the loader's path is incomplete ({', '.join(missing)} not found)"
+    remedy = f"source {script}" if script else f"install the CANN toolkit, then: source {SET_ENV_SCRIPTS[0]}"
+    return [Problem(what, remedy)]
+
+
+def device_problems(folder: Path = Path("/dev")) -> list[Problem]:
+    """Return what is wrong with the device nodes: absent, or not to be opened by this user."""
+    devices = device_nodes(folder)
+    if not devices:
+        return [
+            Problem(
+                f"no Ascend device node ({folder}/davinci0 and so on) is there",
+                "install the Ascend driver; in a container pass --device /dev/davinci0 --device /dev/davinci_manager "
+                "--device /dev/devmm_svm --device /dev/hisi_hdc",
+            )
+        ]
+    absent = [name for name in MANAGEMENT_NODES if not (folder / name).exists()]
+    if absent:
+        flags = " ".join(f"--device /dev/{name}" for name in absent)
+        return [Problem(f"{folder}/{absent[0]} is missing beside {devices[0]}", f"in a container pass {flags}")]
+    nodes = [*devices, *(folder / name for name in MANAGEMENT_NODES)]
+    closed = [node for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
+    if closed:
+        return [
+            Problem(
+                f"{closed[0]} may not be opened by this user (uid {os.getuid()})",
+                "sudo usermod -aG HwHiAiUser $USER and log in again; in a container --group-add the group's number, "
+                "and keep CAP_DAC_OVERRIDE if running as root",
+            )
+        ]
+    return []
+
+
+def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Return the environment variables that are malformed or would falsify a run."""
+    problems = [
+        Problem(f"{name}={variables[name]} {why}", f"unset {name}")
+        for name, why in HOSTILE_VARIABLES.items()
+        if variables.get(name, "0").strip() not in ("", "0")
+    ]
+    visible = variables.get(VISIBLE_DEVICES)
+    if visible is not None:
+        complaint = visible_devices_complaint(visible)
+        if complaint:
+            problems.append(
+                Problem(
+                    f"{VISIBLE_DEVICES}={visible!r} {complaint}", f"export {VISIBLE_DEVICES}=0,1 (ascending, no spaces)"
+                )
+            )
+    if "PYTORCH_NPU_ALLOC_CONF" in variables and "PYTORCH_ALLOC_CONF" in variables:
+        problems.append(Problem("PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set", "unset one of the two"))
+    return problems
+
+
+def visible_devices_complaint(value: str) -> str | None:
+    """Return what the runtime would misread in a list of visible devices, or None.
+
+    The runtime stops reading at a space and sees no device at all in a descending list, both without a word.
+    """
+    if not value.strip():
+        return "hides every device"
+    if re.search(r"\s", value):
+        return "has a space, at which the runtime stops reading"
+    if not re.fullmatch(r"\d+(,\d+)*", value):
+        return "is not a list of numbers"
+    numbers = [int(part) for part in value.split(",")]
+    if numbers != sorted(set(numbers)):
+        return "is not in ascending order, which the runtime reads as no device"
+    return None
+
+
+def device_nodes(folder: Path = Path("/dev")) -> list[Path]:
+    """Return the nodes of the NPUs, by number."""
+    found = [path for path in folder.glob("davinci*") if re.fullmatch(r"davinci\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("davinci")))
+
+
+def on_loader_path(library: str) -> bool:
+    """Return whether the dynamic loader would find a library, without loading it."""
+    folders = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    if any((Path(folder) / library).exists() for folder in (*folders, "/usr/lib", "/usr/lib64", "/lib")):
+        return True
+    return library in _loader_cache()
+
+
+def cann_version() -> str | None:
+    """Return CANN's version from its install file, or None."""
+    home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
+    if not home:
+        return None
+    files: Iterable[Path] = sorted(Path(home).glob("**/ascend_*_install.info"))
+    return next((found for file in files if (found := _field(file, "version"))), None)
+
+
+def driver_version() -> str | None:
+    """Return the Ascend driver's version from its file, or None."""
+    return _field(DRIVER_VERSION_FILE, "Version")
+
+
+def _field(file: Path, key: str) -> str | None:
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{key}\s*=\s*(\S+)", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _base_version(version: str) -> str:
+    """Return 2.10.0 for 2.10.0.post4 and 2.13.0 for 2.13.0+cpu: post releases choose the CANN line, not the torch."""
+    return re.split(r"\+|\.post|rc|\.dev", version)[0]
+
+
+def _loader_cache() -> set[str]:
+    for command in ("ldconfig", "/sbin/ldconfig"):
+        try:
+            done = subprocess.run([command, "-p"], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return set(re.findall(r"^\s*(\S+) \(", done.stdout, re.MULTILINE))
+    return set()

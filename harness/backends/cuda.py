@@ -1,0 +1,214 @@
+"""NVIDIA GPUs through torch.cuda. ROCm builds of torch answer to the same name and are said to be what they are."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.backends.base import (
+    Backend,
+    EventTimer,
+    Failure,
+    Problem,
+    torch_build,
+    torch_problems,
+)
+from harness.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+# The driver's control node on Linux, under WSL, and AMD's for ROCm builds.
+NVIDIA_NODES = ("/dev/nvidiactl", "/dev/dxg")
+AMD_NODES = ("/dev/kfd",)
+DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
+FAULT = re.compile(r"CUDA error|HIP error|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|cuDNN error|NCCL error")
+
+
+class CudaBackend(Backend):
+    """One CUDA device. float32 means float32: TF32 is switched off for matrix products and cuDNN."""
+
+    name = "cuda"
+    collective = "nccl"
+    environment_prefixes: ClassVar[tuple[str, ...]] = (
+        "CUDA_",
+        "NVIDIA_",
+        "NCCL_",
+        "CUBLAS_",
+        "CUDNN_",
+        "HIP_",
+        "ROCR_",
+    )
+    pins_host_memory = True
+
+    def preflight(self) -> list[Problem]:
+        problems = [*torch_problems(), *self._thread_problems()]
+        build = torch_build()
+        if build and build.get("cuda") is None and build.get("hip") is None:
+            problems.append(
+                Problem(
+                    f"the installed torch {build.get('version')} was built without CUDA",
+                    "install a CUDA build of torch in an environment of its own (pytorch.org, Get Started)",
+                )
+            )
+        nodes = AMD_NODES if build.get("hip") else NVIDIA_NODES
+        present = [node for node in nodes if os.path.exists(node)]
+        if not present:
+            problems.append(
+                Problem(
+                    f"no GPU driver is loaded, or it is not passed into this container ({nodes[0]} is missing)",
+                    "install the GPU's driver; in a container add --gpus all (Docker) or request the GPU resource",
+                )
+            )
+        elif not os.access(present[0], os.R_OK | os.W_OK):
+            problems.append(
+                Problem(f"{present[0]} may not be opened by this user", f"sudo chmod a+rw {present[0]}, or run as root")
+            )
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+            problems.append(
+                Problem(
+                    f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every device",
+                    "unset CUDA_VISIBLE_DEVICES, or set it to the devices' numbers",
+                )
+            )
+        return problems
+
+    def load(self) -> None:
+        import torch
+
+        try:
+            torch.cuda.init()
+            count = torch.cuda.device_count()
+        except (RuntimeError, AssertionError) as error:
+            raise BackendUnavailable(
+                f"backend cuda cannot be opened: {error}; nvidia-smi shows the driver's side"
+            ) from error
+        if self.settings.device_index >= count:
+            raise BackendUnavailable(
+                f"backend.device_index: found {self.settings.device_index}, but {count} devices are visible "
+                f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); "
+                f"choose 0 to {count - 1}"
+            )
+        torch.cuda.set_device(self.settings.device_index)
+
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device("cuda", self.settings.device_index)
+
+    def apply(self, precision: str) -> None:
+        import torch
+
+        super().apply(precision)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        # Autocast would run bf16 on older devices too, by converting: many times slower, without a word.
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise BackendUnavailable(
+                f"precision=bf16: {torch.cuda.get_device_name(self.device())} has no bf16 arithmetic; "
+                "use precision=fp16 or fp32"
+            )
+
+    def effective(self) -> dict[str, Any]:
+        import torch
+
+        return {
+            "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+            "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+            "bf16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+            "fp16_reduced_precision_reduction": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "launch_blocking": os.environ.get("CUDA_LAUNCH_BLOCKING", "0") == "1",
+            "allocator": torch.cuda.get_allocator_backend(),
+        }
+
+    def synchronize(self) -> None:
+        import torch
+
+        torch.cuda.synchronize(self.device())
+
+    def event_timer(self) -> EventTimer | None:
+        import torch
+
+        from harness.backends.events import TorchEvents
+
+        return TorchEvents(lambda: torch.cuda.Event(enable_timing=True))
+
+    def reset_peak_memory(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(self.device())
+
+    def memory(self) -> dict[str, int | None] | None:
+        import torch
+
+        free, total = torch.cuda.mem_get_info(self.device())
+        return {
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(self.device()),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(self.device()),
+            "used_on_device_bytes": total - free,
+            "total_bytes": total,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        import torch
+
+        properties = torch.cuda.get_device_properties(self.device())
+        return {
+            "kind": "rocm" if torch.version.hip else self.name,
+            "name": properties.name,
+            "index": self.settings.device_index,
+            "count": torch.cuda.device_count(),
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "uuid": str(getattr(properties, "uuid", "")) or None,
+            "emulated": False,
+        }
+
+    def versions(self) -> dict[str, str | None]:
+        build = torch_build()
+        return {
+            **super().versions(),
+            "cuda": build.get("cuda"),
+            "hip": build.get("hip"),
+            "driver": driver_version(),
+            "cudnn": _cudnn_version(),
+        }
+
+    def peak_lookup_key(self) -> str | None:
+        return self.describe()["name"]
+
+    def classify(self, error: BaseException) -> Failure | None:
+        common = super().classify(error)
+        text = str(error)
+        if common is not None or not FAULT.search(text):
+            return common
+        cause = next(line.strip() for line in text.splitlines() if FAULT.search(line))
+        return Failure(
+            "device_fault",
+            f"{cause} (reported late: the line of Python that it came from is not the culprit)",
+            "run again with CUDA_LAUNCH_BLOCKING=1 to find the operation (its timings are worthless), and see "
+            "dmesg for Xid messages",
+        )
+
+
+def driver_version() -> str | None:
+    """Return the NVIDIA driver's version from its own file, or None."""
+    try:
+        text = DRIVER_VERSION_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return found.group(1) if found else None
+
+
+def _cudnn_version() -> str | None:
+    import sys
+
+    # Asked only where torch is loaded already: preflight and doctor must not import it for this.
+    torch = sys.modules.get("torch")
+    version = torch.backends.cudnn.version() if torch is not None else None
+    return None if version is None else str(version)

@@ -1,0 +1,159 @@
+"""Huawei Ascend NPUs through torch-npu and CANN."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.backends.ascend import host
+from harness.backends.ascend.failures import classify_message, explain_import_failure
+from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
+from harness.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+
+class NpuBackend(Backend):
+    """One NPU. HF32, private tensor formats and online kernel compilation are off; CPU fallback is an error."""
+
+    name = "npu"
+    collective = "hccl"
+    distributions = ("torch-npu",)
+    environment_prefixes: ClassVar[tuple[str, ...]] = (
+        "ASCEND",
+        "HCCL",
+        "TORCH_NPU",
+        "TORCH_HCCL",
+        "ACL_",
+        "PYTORCH_NPU_ALLOC_CONF",
+        "TASK_QUEUE_ENABLE",
+        "CPU_AFFINITY_CONF",
+        "COMBINED_ENABLE",
+        "MULTI_STREAM_MEMORY_REUSE",
+        "INF_NAN_MODE",
+    )
+    pins_host_memory = True
+
+    def preflight(self) -> list[Problem]:
+        return [
+            *torch_problems(),
+            *host.package_problems(),
+            *host.library_problems(),
+            *host.device_problems(),
+            *host.variable_problems(),
+            *self._thread_problems(),
+        ]
+
+    def load(self) -> None:
+        # Read when the plug-in starts: work that silently ran on the host must be an error.
+        os.environ["TORCH_NPU_FALLBACK_CPU_DISABLE"] = "1"
+        try:
+            import torch_npu  # type: ignore[import-not-found] # noqa: F401 (registers the device)
+        except Exception as error:
+            cause, remedy = explain_import_failure(error)
+            raise BackendUnavailable(f"backend npu cannot be opened: {cause}; {remedy}") from error
+        try:
+            # is_available() swallows the driver's errors; opening the device gives the reason.
+            _npu().set_device(self.settings.device_index)
+            _npu().synchronize()
+        except Exception as error:
+            visible = os.environ.get(host.VISIBLE_DEVICES, "not set")
+            text = str(error)
+            if "107001" in text or "No NPUs are available" in text or "Invalid device" in text:
+                raise BackendUnavailable(
+                    f"backend.device_index: no NPU {self.settings.device_index}; {_npu().device_count()} are "
+                    f"visible ({host.VISIBLE_DEVICES} {visible}); npu-smi info lists them"
+                ) from error
+            failure = classify_message(text)
+            cause = failure.cause if failure else text
+            raise BackendUnavailable(
+                f"backend npu cannot be opened: {cause}; npu-smi info shows the driver's side"
+            ) from error
+
+    def device(self) -> torch.device:
+        import torch
+
+        # Always with the index: torch.device("npu") and torch.device("npu:0") are not equal.
+        return torch.device("npu", self.settings.device_index)
+
+    def apply(self, precision: str) -> None:
+        super().apply(precision)
+        npu = _npu()
+        # set_float32_matmul_precision does not reach these, and HF32 is on for convolutions by default.
+        npu.matmul.allow_hf32 = False
+        npu.conv.allow_hf32 = False
+        npu.set_compile_mode(jit_compile=False)
+        npu.config.allow_internal_format = False
+        # Autocast would only warn and go on in float32.
+        if precision == "bf16" and not npu.is_bf16_supported():
+            raise BackendUnavailable(
+                f"precision=bf16: {npu.get_device_name(self.settings.device_index)} has no bf16 arithmetic; "
+                "use precision=fp16 or fp32"
+            )
+
+    def effective(self) -> dict[str, Any]:
+        npu = _npu()
+        return {
+            "hf32_matmul": npu.matmul.allow_hf32,
+            "hf32_conv": npu.conv.allow_hf32,
+            "jit_compile": not npu.is_jit_compile_false(),
+            "task_queue_level": npu.get_task_queue_enable(),
+            "cpu_fallback_disabled": os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1",
+            # Write-only in torch-npu: what was set, not what was read back.
+            "internal_format_set_to": False,
+        }
+
+    def synchronize(self) -> None:
+        _npu().synchronize(self.settings.device_index)
+
+    def event_timer(self) -> EventTimer | None:
+        from harness.backends.events import TorchEvents
+
+        return TorchEvents(lambda: _npu().Event(enable_timing=True))
+
+    def reset_peak_memory(self) -> None:
+        _npu().reset_peak_memory_stats(self.settings.device_index)
+
+    def memory(self) -> dict[str, int | None] | None:
+        index = self.settings.device_index
+        free, total = _npu().mem_get_info(index)
+        return {
+            "peak_allocated_bytes": _npu().max_memory_allocated(index),
+            "peak_reserved_bytes": _npu().max_memory_reserved(index),
+            # Kernels' workspaces and HCCL's buffers lie outside torch's allocator; only this figure has them.
+            "used_on_device_bytes": total - free,
+            "total_bytes": total,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        index = self.settings.device_index
+        properties = _npu().get_device_properties(index)
+        return {
+            "kind": self.name,
+            # The chip's name of the whole process: torch-npu ignores the index here.
+            "name": _npu().get_device_name(index),
+            "index": index,
+            "count": _npu().device_count(),
+            "memory_bytes": properties.total_memory,
+            "cube_cores": getattr(properties, "cube_core_num", None),
+            "vector_cores": getattr(properties, "vector_core_num", None),
+            "emulated": False,
+        }
+
+    def versions(self) -> dict[str, str | None]:
+        return {**super().versions(), "cann": host.cann_version(), "driver": host.driver_version()}
+
+    def peak_lookup_key(self) -> str | None:
+        return self.describe()["name"]
+
+    def classify(self, error: BaseException) -> Failure | None:
+        # The NPU's messages first: its out-of-memory comes as a plain RuntimeError in older releases.
+        return classify_message(str(error)) or super().classify(error)
+
+
+def _npu() -> Any:
+    """Return torch.npu, which exists once torch_npu has been imported."""
+    import torch
+
+    return torch.npu  # pyright: ignore[reportAttributeAccessIssue]
