@@ -1,0 +1,32 @@
+# Sourced by the other scripts: finds Python, makes .venv beside the project and activates it.
+# PYTHON names another interpreter; VENV names another folder.
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${VENV:-$project/.venv}
+
+make_environment() { # make_environment EXTRAS
+  local extras=$1 python=${PYTHON:-python3}
+  if ! command -v "$python" > /dev/null; then
+    echo "error: no $python on the PATH; install Python 3.10 or later, or set PYTHON" >&2
+    exit 2
+  fi
+  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+    echo "error: $("$python" --version) is too old, expected Python 3.10 or later; set PYTHON to a newer one" >&2
+    exit 2
+  fi
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || {
+    echo "error: cannot make a virtual environment in $venv (Debian and Ubuntu: apt install python3-venv)" >&2
+    exit 2
+  }
+  # torch first and by an exact version: a range would let pip take a newer build with gigabytes of GPU libraries.
+  # TORCH=torch==X.Y.Z chooses another release, TORCH= (empty) keeps what is installed.
+  local torch=${TORCH-torch==2.13.0}
+  if [ -n "$torch" ] && ! "$venv/bin/python" -c "
+import sys
+from importlib.metadata import version
+sys.exit(version('torch').split('+')[0] != '${torch##*==}')" 2> /dev/null; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$torch"
+  fi
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$project$extras"
+  export PATH="$venv/bin:$PATH"
+}

@@ -1,0 +1,68 @@
+"""Shared helpers. Tests need no network, no accelerator and no earlier test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# As the door does, and before any test imports torch: an installed plug-in must not break these tests.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# A run of a second or two: every part of the harness, next to no work.
+TINY = (
+    "model=tiny",
+    "model.layers=1",
+    "model.width=32",
+    "model.heads=2",
+    "workload=smoke",
+    "workload.steps=6",
+    "workload.warmup_steps=2",
+    "workload.block_steps=2",
+    "workload.seq_len=32",
+    "workload.global_batch_size=4",
+    "workload.micro_batch_size=2",
+    "workload.eval_every=3",
+    "workload.eval_sequences=4",
+    "workload.learning_rate_warmup_steps=2",
+    "backend.threads=1",
+)
+
+Harness = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    """Return a function that runs `python -m harness WORDS...` in a scratch folder."""
+
+    def run(*words: str, cwd: Path = tmp_path, timeout: float = 120, env: dict[str, str] | None = None,
+            **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "harness", *words],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, **(env or {})},
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Leave torch's thread count as it was, whatever a test does to it."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else None
+    yield
+    if before is not None and torch is not None:
+        torch.set_num_threads(before)
