@@ -210,7 +210,9 @@ class TestFailures:
         assert read(tmp_path / "run")["status"] == "oom"
         assert "workload.micro_batch_size" in done.stderr
 
-    def test_a_model_that_cannot_fit_is_refused_before_the_folder_is_made(self, harness: Harness, tmp_path: Path) -> None:
+    def test_a_model_that_cannot_fit_is_refused_before_the_folder_is_made(
+        self, harness: Harness, tmp_path: Path
+    ) -> None:
         done = harness("model=llama2-70b", "workload.seq_len=32", "out=run")
         assert done.returncode == 2
         assert "68,976,648,192 parameters" in done.stderr
@@ -305,7 +307,9 @@ class TestFullDisk:
         assert "cannot be written" in done.stderr and "free some space" in done.stderr
         assert not (tmp_path / "run" / "record.json").exists()
         assert not list((tmp_path / "run").glob("*.partial"))
-        whole = [line for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines(True) if line.endswith("\n")]
+        whole = [
+            line for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines(True) if line.endswith("\n")
+        ]
         assert [json.loads(line)["step"] for line in whole] == list(range(1, len(whole) + 1))
         assert len(whole) >= 4
 
