@@ -29,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has seen enough (| head). Point the stream elsewhere, or Python's own flush at
+        # exit would complain; what was asked for is done, records included.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
 
 
 def train(words: list[str]) -> int:

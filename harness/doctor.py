@@ -7,12 +7,12 @@ import subprocess
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness import backends
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, ExitCode, UserError
+from harness.report.console import PlainConsole
 
 PROBE_TIMEOUT_SECONDS = 120
 HELP = """\
@@ -103,7 +103,6 @@ def _probe(name: str) -> dict[str, Any]:
 
 
 def _print_table(reports: list[dict[str, Any]]) -> None:
-    console = Console(highlight=False, width=max(100, Console().width))
     table = Table(show_lines=True)
     for heading, ratio in (
         ("backend", None),
@@ -124,7 +123,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
             what = "\n".join(f"{number}. {problem['what']}" for number, problem in enumerate(problems, 1))
             remedies = "\n".join(f"{number}. {problem['remedy']}" for number, problem in enumerate(problems, 1))
             table.add_row(report["name"], "no", f"{what}\n{versions}", remedies)
-    console.print(table)
+    PlainConsole().print(table)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import signal
 import subprocess
 import sys
@@ -154,7 +155,8 @@ def run_sweep(overrides: list[str]) -> int:
 
 def quoted(path: Path) -> str:
     """Return a path as a value in Hydra's override grammar."""
-    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    # In quotes a backslash stands for itself, except before a quote.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"
 
 

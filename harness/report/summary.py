@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
+from harness.report.console import WIDTH, PlainConsole
 
 
 def print_summary(record: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print what a run did, from its record."""
-    console = console or Console(width=WIDTH, highlight=False, soft_wrap=False)
+    console = console or PlainConsole(WIDTH)
     table = Table(title=f"run {folder}", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,11 +1,14 @@
-"""What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere. Called between blocks only."""
+"""What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere. Called between blocks only.
+
+A reader that has gone away (a closed pipe, a terminal that hung up) ends the display, never the run.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -28,16 +31,17 @@ class Progress:
         self._began = self._last_line = clock()
         self._done = 0
         self._evaluation = ""
-        self._bar = None
+        self._bar: tqdm[NoReturn] | None = None
+        self._closed = False
         if self._stream.isatty():
-            self._bar = tqdm(total=steps, unit="step", file=self._stream, dynamic_ncols=True)
+            self._show(self._open_bar)
 
     def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         """Show that training has got to `step`; tokens and seconds are of the last block."""
         speed = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else "? tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}{self._evaluation}", refresh=False)
-            self._bar.update(step - self._done)
+            self._show(self._bar.update, step - self._done)
         self._done = step
         if self._bar is None:
             now = self._clock()
@@ -53,8 +57,20 @@ class Progress:
             self._say(f"step {step}/{self._steps}  eval loss {loss:.4f}")
 
     def close(self) -> None:
+        """Leave the last state of the display standing."""
         if self._bar is not None:
-            self._bar.close()
+            self._show(self._bar.close)
+
+    def _open_bar(self) -> None:
+        self._bar = tqdm(total=self._steps, unit="step", file=self._stream, dynamic_ncols=True)
 
     def _say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        self._show(lambda: print(line, file=self._stream, flush=True))
+
+    def _show(self, draw: Callable[..., object], *arguments: object) -> None:
+        if self._closed:
+            return
+        try:
+            draw(*arguments)
+        except OSError:
+            self._closed = True

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +165,13 @@ def test_there_are_more_than_forty() -> None:
     assert sum(code != 0 for _, code, _ in CASES) >= 40
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root can read everything, and setpriv is missing")  # fmt: skip
+# Root reads everything; setpriv takes that right away.
+needs_setpriv = pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("setpriv") is None, reason="running as root, and setpriv is missing"
+)
+
+
+@needs_setpriv
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_unreadable_data_is_named(what: str, harness: Harness, tmp_path: Path) -> None:
     folder = tmp_path / "closed"
@@ -181,20 +189,20 @@ def test_unreadable_data_is_named(what: str, harness: Harness, tmp_path: Path) -
     assert "cannot be read: Permission denied" in done.stderr
 
 
+@needs_setpriv
 def test_a_folder_that_cannot_be_written_is_named(harness: Harness, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     done = _as_nobody(harness, [*TINY, f"out={closed}/run"], tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "out" in done.stderr and "Permission denied" in done.stderr
+    assert "out" in done.stderr
+    assert "Permission denied" in done.stderr
 
 
 def _as_nobody(harness: Harness, words: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Run without root's right to read everything (CAP_DAC_OVERRIDE), if we are root."""
     if os.geteuid() != 0:
         return harness(*words)
-    import sys
-
     drop = "-dac_override,-dac_read_search"
     return subprocess.run(
         ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", "--no-new-privs",
@@ -205,14 +213,13 @@ def _as_nobody(harness: Harness, words: list[str], tmp_path: Path) -> subprocess
 
 def test_a_token_id_deep_in_the_data_ends_the_run_with_a_record(harness: Harness, tmp_path: Path) -> None:
     tokens = (np.arange(5000) % 256).astype("<u2")
-    tokens[::7] = np.where(np.arange(len(tokens[::7])) % 40 == 39, 700, tokens[::7])
+    tokens[2000] = 700  # in one window of 148, which 40 steps of 4 sequences are bound to meet
     tokens.tofile(tmp_path / "bad.bin")
     words = (*TINY, "data=tokens", "data.path=bad.bin", "workload.eval_every=0", "workload.steps=40", "out=run")
     done = harness(*words)
-    assert done.returncode in {2, 5}, done.stderr
+    assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
     assert "token id 700" in done.stderr
-    if done.returncode == 5:
-        record = json.loads((tmp_path / "run" / "record.json").read_text())
-        assert record["status"] == "failed"
-        assert "token id 700" in record["error"]
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["status"] == "failed"
+    assert "token id 700" in record["error"]

@@ -104,7 +104,8 @@ class TestFinishedRun:
         before = (finished / "run" / "record.json").read_bytes()
         done = harness(*TINY, f"out={finished}/run")
         assert done.returncode == 2
-        assert "finished run" in done.stderr and "out=" in done.stderr
+        assert "finished run" in done.stderr
+        assert "out=" in done.stderr
         assert (finished / "run" / "record.json").read_bytes() == before
 
 
@@ -146,7 +147,8 @@ class TestTarget:
         done = harness(*TINY, "target_loss=100", "out=run")
         assert done.returncode == 0, done.stderr
         record = read(tmp_path / "run")
-        assert record["target"]["reached"] and record["target"]["step"] == 3
+        assert record["target"]["reached"]
+        assert record["target"]["step"] == 3
         assert 0 < record["target"]["training_seconds"] <= record["target"]["wall_seconds"]
         assert len(record["losses"]["train"]) == 3
         assert record["status"] == "ok"
@@ -288,7 +290,8 @@ class TestInterruptions:
             before = {path.name: path.read_bytes() for path in folder.iterdir()}
             done = harness(*TINY, f"out={folder.name}")
             assert done.returncode == 2
-            assert "cut off" in done.stderr and "choose another out=DIR" in done.stderr
+            assert "cut off" in done.stderr
+            assert "choose another out=DIR" in done.stderr
             assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -304,7 +307,8 @@ class TestFullDisk:
         assert done.returncode == 5
         assert len(done.stderr.strip().splitlines()[-1:]) == 1
         assert "Traceback" not in done.stderr
-        assert "cannot be written" in done.stderr and "free some space" in done.stderr
+        assert "cannot be written" in done.stderr
+        assert "free some space" in done.stderr
         assert not (tmp_path / "run" / "record.json").exists()
         assert not list((tmp_path / "run").glob("*.partial"))
         whole = [

@@ -1,0 +1,175 @@
+"""Settings: the identity of the work, what belongs to it and what does not, and that no field goes undocumented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.composition import expand_sweep, group_options, load
+from harness.config import NOT_PART_OF_THE_WORK, Config, settings, to_yaml, workload_id, workload_settings
+from harness.errors import ConfigError
+from harness.launch import quoted, setting_meanings
+
+# Another legal value for every setting. A setting added later fails test_every_setting_is_known until it is here.
+OTHER_VALUE: dict[str, str] = {
+    "backend.device_index": "1",
+    "backend.threads": "1",
+    "model.name": "other",
+    "model.vocab_size": "300",
+    "model.max_seq_len": "600",
+    "model.layers": "3",
+    "model.width": "256",
+    "model.heads": "8",
+    "model.kv_heads": "2",
+    "model.hidden": "100",
+    "model.norm": "rmsnorm",
+    "model.norm_epsilon": "1e-6",
+    "model.activation": "swiglu",
+    "model.positions": "learned",
+    "model.rotary_base": "5e5",
+    "model.bias": "true",
+    "model.tied_embeddings": "false",
+    "model.init_std": "0.01",
+    "model.scaled_residual_init": "false",
+    "model.activation_checkpointing": "true",
+    "data.path": "elsewhere",
+    "data.eval_path": "elsewhere",
+    "data.eval_fraction": "0.1",
+    "data.glob": "'*.txt'",
+    "data.invalid_files": "skip",
+    "data.tokenizer": "tokenizer.json",
+    "data.dtype": "uint32",
+    "workload.name": "other",
+    "workload.steps": "601",
+    "workload.warmup_steps": "30",
+    "workload.block_steps": "5",
+    "workload.seq_len": "128",
+    "workload.global_batch_size": "32",
+    "workload.micro_batch_size": "8",
+    "workload.eval_every": "50",
+    "workload.eval_sequences": "32",
+    "workload.learning_rate": "1e-3",
+    "workload.final_learning_rate_fraction": "0.2",
+    "workload.learning_rate_warmup_steps": "10",
+    "workload.weight_decay": "0.2",
+    "workload.beta1": "0.8",
+    "workload.beta2": "0.99",
+    "workload.epsilon": "1e-7",
+    "workload.gradient_clip_norm": "2.0",
+    "track.adamw": "fused",
+    "precision": "bf16",
+    "seed": "2",
+    "repeats": "2",
+    "out": "elsewhere",
+    "target_loss": "1.0",
+}
+# One legal value only, so far, or chosen by their group.
+FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
+BASE = ("data=text", "data.path=somewhere")
+
+
+def all_keys() -> list[str]:
+    return [key for key, _, _ in settings(Config)]
+
+
+def belongs_to_the_work(key: str) -> bool:
+    return not any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in NOT_PART_OF_THE_WORK)
+
+
+def test_every_setting_is_known_here() -> None:
+    assert set(all_keys()) == OTHER_VALUE.keys() | FIXED
+
+
+def test_every_setting_is_documented() -> None:
+    meanings = setting_meanings()
+    assert meanings.keys() == set(all_keys())
+    undocumented = [key for key, text in meanings.items() if len(text) < 10]
+    assert undocumented == []
+
+
+class TestWorkloadId:
+    def test_golden(self) -> None:
+        """The identity of the default work. It changes only together with the work (config.WORKLOAD_VERSION)."""
+        assert workload_id(load([])) == "c348a1aec066943f"
+
+    @pytest.mark.parametrize("key", sorted(OTHER_VALUE))
+    def test_changes_exactly_with_the_settings_that_are_work(self, key: str) -> None:
+        before = workload_id(load([*BASE]))
+        after = workload_id(load([*BASE, f"{key}={OTHER_VALUE[key]}"]))
+        assert (before != after) is belongs_to_the_work(key)
+
+    def test_what_a_backend_may_choose_is_not_work(self) -> None:
+        for key in ("backend.threads", "workload.micro_batch_size", "workload.block_steps", "data.path", "out"):
+            assert not belongs_to_the_work(key)
+
+    def test_the_backend_is_not_work(self) -> None:
+        assert len({workload_id(load([f"backend={name}"])) for name in ("cpu", "cuda", "npu")}) == 1
+
+    def test_defaults_spelt_out_are_the_same_work(self) -> None:
+        assert workload_id(load([])) == workload_id(load(["model.kv_heads=4", "model.hidden=512"]))
+
+    def test_a_rotary_base_that_nothing_reads_is_not_work(self) -> None:
+        learned = "model.positions=learned"
+        assert workload_id(load([learned])) == workload_id(load([learned, "model.rotary_base=5e5"]))
+
+    def test_holds_no_path(self) -> None:
+        assert "somewhere" not in str(workload_settings(load([*BASE])))
+
+
+class TestComposition:
+    @pytest.mark.parametrize(
+        ("group", "option"), [(group, option) for group, options in group_options().items() for option in options]
+    )
+    def test_every_option_of_every_group_composes(self, group: str, option: str) -> None:
+        extra = ["data.path=x"] if option in ("text", "tokens") else []
+        if group == "workload":
+            extra += ["model=llama-1b", "model.max_seq_len=4096"]
+        config = load([f"{group}={option}", *extra])
+        part = getattr(config, group)
+        assert (part if isinstance(part, str) else part.name) == option
+
+    def test_an_unknown_key_in_a_yaml_file_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import shutil
+
+        from harness import composition
+
+        shutil.copytree(composition.config_directory(), tmp_path / "configs")
+        with open(tmp_path / "configs" / "model" / "tiny.yaml", "a", encoding="utf-8") as file:
+            file.write("dropout: 0.1\n")
+        monkeypatch.setattr(composition, "config_directory", lambda: tmp_path / "configs")
+        with pytest.raises(ConfigError, match=r"dropout"):
+            load([])
+
+    def test_config_yaml_composes_to_the_same_settings(self) -> None:
+        config = load(["model=llama-1b", "seed=7", "workload.learning_rate=1.5e-4"])
+        flat: list[str] = []
+
+        def walk(node: dict[str, Any], prefix: str) -> None:
+            for key, value in node.items():
+                if isinstance(value, dict):
+                    walk(value, f"{prefix}{key}.")
+                elif prefix + key != "experiment":
+                    flat.append(f"{prefix}{key}={'null' if value is None else value}")
+
+        walk(yaml.safe_load(to_yaml(config)), "")
+        assert load([word if "glob" not in word else "data.glob='*'" for word in flat]) == config
+
+    def test_a_sweep_is_the_product_of_its_values(self) -> None:
+        jobs = expand_sweep(["seed=1,2", "model=tiny,small", "workload.steps=50"])
+        assert len(jobs) == 4
+        assert {(load(job).seed, load(job).model.name) for job in jobs} == {
+            (1, "tiny"), (2, "tiny"), (1, "small"), (2, "small"),
+        }  # fmt: skip
+
+    def test_a_misspelt_value_in_a_sweep_is_found_before_anything_runs(self) -> None:
+        with pytest.raises(ConfigError, match=r"found 'tinny', expected one of: .*did you mean tiny"):
+            expand_sweep(["model=small,tinny"])
+
+    @pytest.mark.parametrize(
+        "name", ["plain", "with space", "it's", "a,b", "a=b", "(x)", "[1]", "{a}", "back\\slash", "a\\'b", "end\\"]
+    )
+    def test_any_folder_name_survives_the_override_grammar(self, name: str) -> None:
+        assert load([f"out={quoted(Path('/tmp') / name)}"]).out == f"/tmp/{name}"

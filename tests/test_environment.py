@@ -1,0 +1,126 @@
+"""Facts about the host: unknown is None, limits of the container count, and no secret gets into a record."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness import environment
+
+
+def fake_files(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+    monkeypatch.setattr(environment, "_read", files.get)
+
+
+class TestCores:
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({}, 8),
+            ({"/sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+            ({"/sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+            ({"/sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+            ({"/sys/fs/cgroup/cpu.max": "1600000 100000\n"}, 8),
+            ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 8),
+            ({"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3),
+        ],
+    )
+    def test_the_lesser_of_affinity_and_quota(
+        self, files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_files(monkeypatch, files)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+        assert environment.allowed_cores() == expected
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("files", "expected"),
+        [
+            ({}, None),
+            ({"/proc/meminfo": "MemTotal:  1024 kB\n"}, 1 << 20),
+            ({"/proc/meminfo": "MemTotal:  1024 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}, 1 << 20),
+            ({"/proc/meminfo": "MemTotal:  1024 kB\n", "/sys/fs/cgroup/memory.max": "4096\n"}, 4096),
+            ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ],
+    )
+    def test_the_lesser_of_host_and_container(
+        self, files: dict[str, str], expected: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_files(monkeypatch, files)
+        assert environment.memory_limit_bytes() == expected
+
+
+class TestCpuModel:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("processor\t: 0\nmodel name\t: AMD EPYC 9654\n", "AMD EPYC 9654"),
+            ("processor\t: 0\nCPU part\t: 0xd01\n", "0xd01"),
+        ],
+    )
+    def test_is_read_from_cpuinfo(self, text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_files(monkeypatch, {"/proc/cpuinfo": text})
+        assert environment.cpu_model() == expected
+
+
+class TestVariables:
+    def test_relevant_ones_and_the_backends_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("TORCH_LOGS", "LD_PRELOAD", "ABC_MODE", "UNRELATED"):
+            monkeypatch.setenv(name, "x")
+        found = environment.relevant_variables(("ABC_",))
+        assert {"TORCH_LOGS", "LD_PRELOAD", "ABC_MODE"} <= found.keys()
+        assert "UNRELATED" not in found
+
+    @pytest.mark.parametrize(
+        "name", ["TORCH_HUB_TOKEN", "PYTORCH_API_KEY", "TORCH_PASSWORD", "TORCH_ACCESSKEY", "torch_secret"]
+    )
+    def test_nothing_that_sounds_like_a_secret(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, "hunter2")
+        assert "hunter2" not in json.dumps(environment.relevant_variables(("torch",)))
+
+
+class TestGit:
+    def test_commit_and_dirtiness(self, tmp_path: Path) -> None:
+        def git(*words: str) -> None:
+            subprocess.run(
+                ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+                check=True,
+                capture_output=True,
+            )
+
+        git("init")
+        (tmp_path / "a").write_text("1")
+        git("add", "a")
+        git("commit", "-m", "first")
+        state = environment.git_state(tmp_path)
+        assert state is not None
+        assert len(state["commit"]) == 40
+        assert state["dirty"] is False
+        (tmp_path / "a").write_text("2")
+        assert environment.git_state(tmp_path) == {**state, "dirty": True}
+
+    def test_none_outside_a_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        assert environment.git_state(tmp_path) is None
+
+    def test_none_without_git(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert environment.git_state(tmp_path) is None
+
+
+class TestContainer:
+    def test_kubernetes_says_so_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert environment.container_kind() == "kubernetes"
+
+
+def test_whole_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment.collect(("ABC_",), ("no-such-package",))
+    assert json.loads(json.dumps(found)) == found
+    assert found["packages"]["no-such-package"] is None
+    assert found["packages"]["torch"]
+    assert found["cpu_cores_allowed"] >= 1

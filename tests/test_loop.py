@@ -1,0 +1,222 @@
+"""The loop: where it synchronises, what it does inside a timed block (nothing but work), and when it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backends.base import StepOutput
+from harness.composition import load
+from harness.config import Config, WorkloadConfig
+from harness.errors import RunFailed
+from harness.training.loop import Loop, plan_blocks
+from harness.training.timing import StepClock
+from harness.workload.data import Dataset
+from harness.workload.digest import BatchDigest
+from tests.conftest import TINY
+
+
+def config_of(*overrides: str) -> Config:
+    return load([*TINY, *overrides])
+
+
+class TestPlan:
+    def test_example(self) -> None:
+        work = config_of(
+            "workload.steps=25", "workload.warmup_steps=6", "workload.block_steps=5", "workload.eval_every=8"
+        ).workload
+        assert list(plan_blocks(work)) == [
+            ("first", 1, 1),
+            ("warmup", 2, 6),
+            ("measured", 7, 8),
+            ("measured", 9, 13),
+            ("measured", 14, 16),
+            ("measured", 17, 21),
+            ("measured", 22, 24),
+            ("measured", 25, 25),
+        ]
+
+    @pytest.mark.parametrize("steps", [2, 7, 30])
+    @pytest.mark.parametrize("warmup_steps", [1, 6])
+    @pytest.mark.parametrize("block_steps", [1, 4, 100])
+    @pytest.mark.parametrize("eval_every", [0, 1, 3, 50])
+    def test_every_step_once_and_no_block_holds_an_evaluation(
+        self, steps: int, warmup_steps: int, block_steps: int, eval_every: int
+    ) -> None:
+        warmup_steps = min(warmup_steps, steps - 1)
+        work = WorkloadConfig(
+            steps=steps, warmup_steps=warmup_steps, block_steps=block_steps, eval_every=eval_every,
+            seq_len=1, global_batch_size=1, micro_batch_size=1, learning_rate=1.0,
+        )  # fmt: skip
+        blocks = list(plan_blocks(work))
+        covered = [step for _, first, last in blocks for step in range(first, last + 1)]
+        assert covered == list(range(1, steps + 1))
+        for phase, first, last in blocks:
+            assert last - first + 1 <= block_steps
+            assert phase == ("first" if first == 1 else "warmup" if last <= warmup_steps else "measured")
+            if eval_every:
+                assert not any(step % eval_every == 0 for step in range(first, last))
+
+
+class FakeDataset(Dataset):
+    def train(self, first_sample: int, count: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def held_out(self, first_sample: int, count: int) -> np.ndarray:
+        return np.arange(first_sample, first_sample + count)[:, None]
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+class OnDevice(torch.Tensor):
+    """A scalar that writes down every use of it, as a stand-in for one that lives on a device."""
+
+    uses: list[str]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = args[0] if isinstance(args[0], (list, tuple)) else args
+        for operand in operands:
+            if isinstance(operand, cls) and hasattr(operand, "uses"):
+                operand.uses.append("read")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def on_device(value: float, log: list[str]) -> torch.Tensor:
+    scalar = torch.tensor(value).as_subclass(OnDevice)
+    scalar.uses = log
+    return scalar
+
+
+class Scene:
+    """A loop among fakes that write down, in order, everything it does."""
+
+    def __init__(self, config: Config, losses: Sequence[float] = (), norms: Sequence[float] = (),
+                 stop_after_step: int | None = None) -> None:  # fmt: skip
+        self.log: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+        self.digest = BatchDigest()
+        self.steps = 0
+        self._losses, self._norms, self._stop_after_step = losses, norms, stop_after_step
+        self._ticks = map(float, count())
+        self.loop = Loop(
+            config,
+            self,
+            self,  # type: ignore[arg-type]
+            FakeDataset(),
+            StepClock(lambda: self.log.append("sync"), None, asynchronous=True, clock=self._ticks.__next__),
+            self,  # type: ignore[arg-type]
+            self,  # type: ignore[arg-type]
+            stop_requested=lambda: self._stop_after_step is not None and self.steps >= self._stop_after_step,
+            clock=self._ticks.__next__,
+        )
+
+    # Prefetcher
+    def next(self) -> tuple[torch.Tensor, ...]:
+        self.log.append("data")
+        return (torch.zeros(1, 2),)
+
+    # TrainStep
+    def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
+        self.log.append("step")
+        self.steps += 1
+        loss = self._losses[self.steps - 1] if self._losses else 5.0 / self.steps
+        norm = self._norms[self.steps - 1] if self._norms else 1.0
+        return StepOutput(on_device(loss, self.log), on_device(norm, self.log))
+
+    def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
+        self.log.append("evaluate")
+        return sequences.double().mean()
+
+    def skipped_steps(self) -> int:
+        return 0
+
+    # StepsWriter
+    def append(self, rows: Any) -> None:
+        self.log.append("write")
+        self.rows += rows
+
+    # Progress
+    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        self.log.append("show")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self.log.append("show")
+
+
+class TestLoop:
+    def test_nothing_but_data_and_steps_between_two_synchronisations(self) -> None:
+        scene = Scene(config_of())
+        scene.loop.run()
+        inside, opened = [], False
+        for event in scene.log:
+            if event == "sync":
+                opened = not opened
+            elif opened:
+                inside.append(event)
+            else:
+                assert event in {"read", "write", "show", "evaluate"}, f"{event} outside a timed block"
+        assert set(inside) == {"data", "step"}
+        assert scene.log.count("read") >= 6
+        assert inside.count("step") == inside.count("data") == 6
+
+    def test_rows_are_complete(self) -> None:
+        scene = Scene(config_of())
+        scene.loop.run()
+        assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5, 6]
+        assert [row["loss"] for row in scene.rows] == pytest.approx([5, 5 / 2, 5 / 3, 5 / 4, 1, 5 / 6])
+        assert {row["tokens"] for row in scene.rows} == {4 * 32}
+        assert scene.loop.result.losses == [row["loss"] for row in scene.rows]
+
+    def test_evaluation_weighs_parts_of_unequal_size(self) -> None:
+        # Five held-out sequences in parts of 2, 2 and 1: the mean over sequences is 2, over parts 2.67.
+        scene = Scene(config_of("workload.eval_sequences=5"))
+        scene.loop.run()
+        assert [point["loss"] for point in scene.loop.result.evaluations] == [2.0, 2.0]
+        assert scene.digest.hexdigest() != BatchDigest().hexdigest()
+
+    def test_evaluation_is_no_part_of_training_time(self) -> None:
+        with_it, without = Scene(config_of()), Scene(config_of("workload.eval_every=0"))
+        with_it.loop.run()
+        without.loop.run()
+        blocks = {"first": 1, "warmup": 1, "measured": 3}
+        assert len(with_it.loop.result.blocks) == sum(blocks.values())
+        # A tick of the scripted clock at each of its readings: two around each step's data, one to end the block.
+        assert with_it.loop.result.training_seconds == 6 * 2 + 5 * 1
+        assert with_it.loop.result.evaluation_seconds == 2
+        assert without.loop.result.evaluation_seconds == 0
+
+    def test_stops_at_the_target_after_the_evaluation_that_meets_it(self) -> None:
+        scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0"))
+        scene.loop.run()
+        assert scene.steps == 3
+        assert scene.loop.result.target_step == 3
+        assert scene.loop.result.target_training_seconds == scene.loop.result.training_seconds
+
+    def test_a_stop_request_finishes_the_step_and_keeps_it(self) -> None:
+        scene = Scene(config_of("workload.steps=100", "workload.block_steps=50"), stop_after_step=7)
+        scene.loop.run()
+        assert scene.steps == 7
+        assert [row["step"] for row in scene.rows] == list(range(1, 8))
+        assert scene.log[-2:] == ["write", "show"]
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_a_loss_that_is_not_finite_ends_the_run_after_it_is_written(self, bad: float) -> None:
+        scene = Scene(config_of(), losses=[5.0, 4.0, 3.0, bad, 2.0, 1.0])
+        with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step 4") as caught:
+            scene.loop.run()
+        assert caught.value.status == "diverged"
+        assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5]
+
+    def test_a_gradient_that_is_not_finite_ends_the_run_except_under_a_loss_scaler(self) -> None:
+        norms = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0]
+        with pytest.raises(RunFailed, match="the gradient norm became inf at step 3"):
+            Scene(config_of(), norms=norms).loop.run()
+        Scene(config_of("precision=fp16"), norms=norms).loop.run()

@@ -1,0 +1,96 @@
+"""Batches made ahead: in order, whole, counted when handed out, and their errors raised where they are needed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import DataError
+from harness.training.prefetch import Prefetcher
+from harness.workload.data import Dataset
+from harness.workload.data.synthetic import SyntheticDataset
+from harness.workload.digest import BatchDigest
+
+
+class Numbered(Dataset):
+    """Sequence n is [n, n, n]; `fail_at` raises when asked for."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+
+    def train(self, first_sample: int, count: int) -> np.ndarray:
+        if self.fail_at is not None and first_sample <= self.fail_at < first_sample + count:
+            raise DataError("token id 700")
+        return np.repeat(np.arange(first_sample, first_sample + count)[:, None], 3, axis=1)
+
+    def held_out(self, first_sample: int, count: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        return {}
+
+
+def prefetcher(dataset: Dataset, *, first_step: int = 1, last_step: int = 20) -> Prefetcher:
+    return Prefetcher(
+        dataset, first_step=first_step, last_step=last_step, global_batch_size=6, micro_batch_size=2, pin_memory=False
+    )
+
+
+def test_steps_come_in_order_cut_into_micro_batches() -> None:
+    source = prefetcher(Numbered())
+    for step in range(3):
+        micro_batches = source.next()
+        assert [part.shape for part in micro_batches] == [(2, 3)] * 3
+        assert torch.cat(micro_batches)[:, 0].tolist() == list(range(step * 6, step * 6 + 6))
+        assert micro_batches[0].dtype == torch.int64
+    source.close()
+
+
+def test_a_later_start_gets_the_same_batches() -> None:
+    early, late = prefetcher(Numbered()), prefetcher(Numbered(), first_step=3)
+    early.next()
+    early.next()
+    assert torch.equal(torch.cat(early.next()), torch.cat(late.next()))
+    early.close()
+    late.close()
+
+
+def test_digest_counts_what_was_handed_out_not_what_lies_ready() -> None:
+    source = prefetcher(Numbered())
+    time.sleep(0.2)  # the queue is full now
+    assert source.digest.hexdigest() == BatchDigest().hexdigest()
+    source.next()
+    source.next()
+    expected = BatchDigest()
+    expected.add("train", 0, Numbered().train(0, 12))
+    assert source.digest.hexdigest() == expected.hexdigest()
+    source.close()
+
+
+def test_an_error_is_raised_at_the_step_that_needs_the_data() -> None:
+    source = prefetcher(Numbered(fail_at=13))
+    source.next()
+    source.next()
+    with pytest.raises(DataError, match="token id 700"):
+        source.next()
+    source.close()
+
+
+def test_close_ends_the_thread_although_the_queue_is_full() -> None:
+    source = prefetcher(Numbered(), last_step=10_000)
+    source.next()
+    source.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_handed_out_batches_are_not_written_to_again() -> None:
+    source = prefetcher(SyntheticDataset(256, 16, seed=1), last_step=50)
+    kept = [torch.cat(source.next()) for _ in range(30)]
+    for step, batch in enumerate(kept):
+        assert np.array_equal(batch.numpy(), SyntheticDataset(256, 16, seed=1).train(step * 6, 6))
+    source.close()

@@ -1,0 +1,61 @@
+"""What is shown while a run goes on, and that a display that breaks never ends a run."""
+
+from __future__ import annotations
+
+import io
+from itertools import count
+
+from harness.training.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class ClosedPipe(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_off_a_terminal_plain_lines_at_the_ends_and_every_ten_seconds() -> None:
+    stream = io.StringIO()
+    progress = Progress(40, stream=stream, clock=map(float, count(0, 6)).__next__)
+    for step in (1, 10, 20, 30, 40):
+        progress.block_done(step, 5.0 / step, 1000, 0.5)
+    progress.evaluated(40, 0.2)
+    progress.close()
+    assert stream.getvalue().splitlines() == [
+        "step 1/40  loss 5.0000  2,000 tokens/s  234 s left",
+        "step 20/40  loss 0.2500  2,000 tokens/s  18 s left",
+        "step 40/40  loss 0.1250  2,000 tokens/s  0 s left",
+        "step 40/40  eval loss 0.2000",
+    ]
+
+
+def test_on_a_terminal_a_bar_with_step_speed_loss_and_time_left() -> None:
+    stream = Terminal()
+    progress = Progress(4, stream=stream)
+    progress.block_done(2, 1.5, 1000, 0.5)
+    progress.evaluated(2, 1.25)
+    progress.block_done(4, 1.0, 1000, 0.5)
+    progress.close()
+    shown = stream.getvalue()
+    for part in ("4/4", "loss 1.0000", "2,000 tokens/s", "eval 1.2500", "step"):
+        assert part in shown
+
+
+def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
+    for terminal in (False, True):
+        progress = Progress(4, stream=ClosedPipe(terminal))
+        progress.block_done(1, 5.0, 10, 1.0)
+        progress.evaluated(1, 5.0)
+        progress.block_done(4, 5.0, 10, 1.0)
+        progress.close()

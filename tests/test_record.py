@@ -1,0 +1,133 @@
+"""The record: whole or absent, never overwritten, and strangers are refused with a remedy."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import record
+from harness.errors import ConfigError, RecordError, RunFailed
+from harness.record import StepsWriter, claim_folder, read_record, refuse_existing_run, write_config, write_record
+
+
+class TestWriting:
+    def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
+        content = {"schema_version": 1, "losses": [0.1, 1e-300, 3], "name": "Größe"}
+        write_record(tmp_path, content)
+        assert read_record(tmp_path) == content
+        assert read_record(tmp_path / "record.json") == content
+        assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+    def test_not_a_number_becomes_null(self, tmp_path: Path) -> None:
+        write_record(tmp_path, {"schema_version": 1, "losses": [math.nan, math.inf, -math.inf, 1.0], "t": (math.nan,)})
+        text = (tmp_path / "record.json").read_text()
+        assert json.loads(text, parse_constant=pytest.fail)["losses"] == [None, None, None, 1.0]
+
+    @pytest.mark.parametrize("failing", ["fsync", "replace"])
+    def test_a_failed_write_leaves_nothing_half_done(
+        self, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_record(tmp_path, {"schema_version": 1, "old": True})
+
+        def fail(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, failing, fail)
+        with pytest.raises(RunFailed, match="No space left on device; free some space or choose another out=DIR"):
+            write_record(tmp_path, {"schema_version": 1, "new": True})
+        assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+        assert read_record(tmp_path)["old"] is True
+
+    def test_file_systems_without_fsync_are_tolerated(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unsupported(_: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+        monkeypatch.setattr(os, "fsync", unsupported)
+        write_record(tmp_path, {"schema_version": 1})
+        assert read_record(tmp_path) == {"schema_version": 1}
+
+    def test_steps_are_on_disk_when_append_returns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        synced: list[str] = []
+        real = os.fsync
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (real(fd), synced.append((tmp_path / "steps.jsonl").read_text()))[0]
+        )
+        writer = StepsWriter(tmp_path)
+        writer.append([{"step": 1, "loss": math.nan}, {"step": 2, "loss": 0.5}])
+        assert [json.loads(line) for line in synced[-1].splitlines()] == [
+            {"step": 1, "loss": None},
+            {"step": 2, "loss": 0.5},
+        ]
+        writer.close()
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{", r"not whole JSON \(line 1\); copy it again"),
+            ("", "not whole JSON"),
+            ("[]", "not a record of this harness: it has no schema_version"),
+            ('{"a": 1}', "not a record of this harness"),
+            ('{"schema_version": "1"}', "not a record of this harness"),
+            ('{"schema_version": 99}', "schema_version 99 is newer than this harness reads"),
+        ],
+    )
+    def test_strangers_are_refused(self, text: str, said: str, tmp_path: Path) -> None:
+        (tmp_path / "record.json").write_text(text)
+        with pytest.raises(RecordError, match=said):
+            read_record(tmp_path)
+
+    def test_not_text(self, tmp_path: Path) -> None:
+        (tmp_path / "record.json").write_bytes(b"\xff\xfe")
+        with pytest.raises(RecordError, match="cannot be read"):
+            read_record(tmp_path)
+
+    def test_missing_says_whether_a_run_was_cut_off(self, tmp_path: Path) -> None:
+        with pytest.raises(RecordError, match="there is no run"):
+            read_record(tmp_path)
+        (tmp_path / "steps.jsonl").write_text("")
+        with pytest.raises(RecordError, match="under way or was cut off"):
+            read_record(tmp_path)
+
+
+class TestFolders:
+    def test_named_folder_is_made_with_its_parents(self, tmp_path: Path) -> None:
+        assert claim_folder(f"{tmp_path}/a/b", "label").is_dir()
+
+    def test_default_folders_never_collide(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        names = [claim_folder(None, "cpu-tiny").name for _ in range(3)]
+        assert len(set(names)) == 3
+        assert all("-cpu-tiny" in name for name in names)
+
+    @pytest.mark.parametrize(
+        ("file", "said"),
+        [("record.json", "holds a finished run"), ("config.yaml", "was cut off"), ("steps.jsonl", "was cut off")],
+    )
+    def test_an_existing_run_is_refused(self, file: str, said: str, tmp_path: Path) -> None:
+        (tmp_path / file).write_text("")
+        with pytest.raises(ConfigError, match=said):
+            refuse_existing_run(tmp_path)
+
+    def test_repeats_of_a_run_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "1").mkdir()
+        with pytest.raises(ConfigError, match="holds the repeats of a run"):
+            claim_folder(str(tmp_path), "label")
+
+    def test_of_two_processes_one_gets_the_folder(self, tmp_path: Path) -> None:
+        write_config(tmp_path, "a: 1\n")
+        with pytest.raises(ConfigError, match="taken by another run just now"):
+            write_config(tmp_path, "a: 2\n")
+        assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
+
+
+def test_schema_knows_every_status() -> None:
+    schema = json.loads((Path(record.__file__).parent / "schemas" / "record.schema.json").read_text())
+    assert tuple(schema["properties"]["status"]["enum"]) == record.STATUSES
+    assert schema["properties"]["schema_version"] == {"const": record.SCHEMA_VERSION}
