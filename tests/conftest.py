@@ -66,3 +66,14 @@ def _one_thread() -> Iterator[None]:
     yield
     if before is not None and torch is not None:
         torch.set_num_threads(before)
+
+
+GOLDEN = PROJECT / "tests" / "golden"
+
+
+def assert_golden(name: str, text: str) -> None:
+    """Compare text with tests/golden/NAME. UPDATE_GOLDEN=1 writes the file instead: read the diff before you commit."""
+    path = GOLDEN / name
+    if os.environ.get("UPDATE_GOLDEN") == "1":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")

@@ -1,0 +1,114 @@
+"""What the harness costs: its tokens/s over those of a bare PyTorch loop that trains the same model.
+
+Both sides run in fresh processes, in turn, so that a noisy machine disturbs both alike; quote the median ratio.
+
+    python scripts/bench_overhead.py                 five pairs on the CPU, about three minutes on two cores
+    python scripts/bench_overhead.py --pairs 3 backend=cuda model=gpt2-124m workload=gpt2 workload.steps=60
+
+`window` compares the timed windows: what a record reports. `process` compares whole processes, start-up, proofs,
+files and summary included, and so depends on the length of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+DEFAULTS = ("workload.steps=60", "workload.warmup_steps=10", "workload.eval_every=0")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
+    options = parser.parse_args()
+    overrides = [*DEFAULTS, *options.overrides]
+    if options.bare:
+        print(json.dumps(bare_loop(overrides)))
+        return 0
+    windows, processes = [], []
+    print(f"{'pair':>4} {'harness tokens/s':>17} {'bare tokens/s':>14} {'window':>7} {'process':>8}")
+    for pair in range(1, options.pairs + 1):
+        sides = {"harness": run_harness, "bare": run_bare}
+        # Who goes first alternates: caches and clocks favour neither.
+        order = list(sides) if pair % 2 else list(reversed(sides))
+        found = {name: sides[name](overrides) for name in order}
+        (speed, seconds), (bare_speed, bare_seconds) = found["harness"], found["bare"]
+        windows.append(speed / bare_speed)
+        processes.append(bare_seconds / seconds)
+        print(f"{pair:>4} {speed:>17,.0f} {bare_speed:>14,.0f} {windows[-1]:>7.4f} {processes[-1]:>8.4f}", flush=True)
+    print(f"median ratio, harness over bare: window {statistics.median(windows):.4f}, "
+          f"process {statistics.median(processes):.4f}")  # fmt: skip
+    return 0
+
+
+def run_harness(overrides: list[str]) -> tuple[float, float]:
+    """Return (tokens/s of the measured window, seconds of the whole process)."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "harness", *overrides, f"out={out}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seconds = time.perf_counter() - began
+        timing = json.loads((out / "record.json").read_text())["timing"]
+    return timing["tokens_per_second"], seconds
+
+
+def run_bare(overrides: list[str]) -> tuple[float, float]:
+    began = time.perf_counter()
+    command = [sys.executable, __file__, "--bare", *overrides]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)["tokens_per_second"], time.perf_counter() - began
+
+
+def bare_loop(overrides: list[str]) -> dict[str, float]:
+    """Train as a short script would: random tokens made beforehand, no proofs, no files, one clock at each end."""
+    import torch
+
+    from harness import backends
+    from harness.composition import load
+    from harness.workload.model import Transformer
+
+    config = load(overrides)
+    work = config.workload
+    backend = backends.create(config.backend)
+    backend.load()
+    backend.apply(config.precision)  # the same threads and arithmetic modes
+    device = backend.device()
+    torch.manual_seed(1)
+    model = Transformer(config.model).to(device)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, weight_decay=work.weight_decay, foreach=True)
+    dtype = {"fp32": None, "bf16": torch.bfloat16}[config.precision]
+    accumulation = work.global_batch_size // work.micro_batch_size
+    shape = (work.steps, accumulation, work.micro_batch_size, work.seq_len + 1)
+    tokens = torch.randint(config.model.vocab_size, shape)
+    began = 0.0
+    for step in range(work.steps):
+        if step == work.warmup_steps:
+            backend.synchronize()
+            began = time.perf_counter()
+        for micro_batch in tokens[step]:
+            with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                loss = model(micro_batch.to(device, non_blocking=True))
+            (loss / accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), work.gradient_clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    backend.synchronize()
+    seconds = time.perf_counter() - began
+    measured = (work.steps - work.warmup_steps) * work.global_batch_size * work.seq_len
+    return {"tokens_per_second": measured / seconds}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The one screen that ends a run, against golden text, also for runs that ended badly or early."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from harness.report.console import WIDTH, PlainConsole
+from harness.report.summary import print_summary
+from tests.conftest import GOLDEN, PROJECT, assert_golden
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    return json.loads((GOLDEN / "record-cpu-smoke.json").read_text())
+
+
+def summary(record: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_summary(record, Path("runs/smoke"), PlainConsole(WIDTH, stream))
+    return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
+
+
+def test_golden_record_follows_the_schema(record: dict[str, Any]) -> None:
+    schema = json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text())
+    jsonschema.validate(record, schema)
+
+
+def test_finished_run(record: dict[str, Any]) -> None:
+    assert_golden("summary-finished.txt", summary(record))
+
+
+def test_target_fp16_and_unknowns(record: dict[str, Any]) -> None:
+    record["config"]["precision"] = "fp16"
+    record["losses"]["skipped_steps"] = 3
+    record["memory"] = None
+    record["target"] = {"loss": 2.6, "reached": True, "step": 30, "training_seconds": 1.4, "wall_seconds": 1.5}
+    record["data"]["entropy_floor_nats"] = record["data"]["unigram_entropy_nats"] = None
+    assert_golden("summary-target-fp16.txt", summary(record))
+
+
+def test_run_that_ended_before_its_measured_window(record: dict[str, Any]) -> None:
+    timing = record["timing"]
+    for key in ("mean_step_seconds", "tokens_per_second", "data_wait_fraction", "first_step_seconds"):
+        timing[key] = None
+    timing.update(blocks=[], step_seconds=[], measured_steps=0, warmup={"steps": 0, "seconds": 0.0})
+    record["losses"].update(train=[], gradient_norm=[])
+    record["eval"].update(points=[], final=None)
+    record.update(status="oom", error="not enough memory; lower workload.micro_batch_size")
+    assert_golden("summary-oom.txt", summary(record))
+
+
+def test_numbers_are_the_records(record: dict[str, Any]) -> None:
+    record["timing"]["mean_step_seconds"] *= 2
+    assert "95.09 ms, mean of 20 steps" in summary(record)
