@@ -17,6 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_search_path import SearchPathElement
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -26,8 +27,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.backends import plugin_config_packages
-from harness.config import Config, settings, validate
+from harness.backends import create, plugin_config_packages, registered
+from harness.config import BackendConfig, Config, settings, validate
 from harness.errors import ConfigError
 
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
@@ -54,7 +55,7 @@ def load(overrides: list[str]) -> Config:
     with _hydra() as loader:
         _check_overrides(_parse(overrides), loader, sweeps_allowed=False)
         try:
-            composed = compose("config", overrides=[*_plugin_search_path(), *overrides])
+            composed = compose("config", overrides=overrides)
             config = _to_typed(composed)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
@@ -83,16 +84,13 @@ def _hydra() -> Iterator[ConfigLoaderImpl]:
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
-        # Out-of-tree backends bring their own configs/backend/*.yaml; group listings must see them too.
+        # Out-of-tree backends bring their own configs/backend/*.yaml. They come after ours, so that none can redefine
+        # what `model=tiny` means, and before Hydra's schema source, which has to be the last.
+        elements = loader.get_search_path().get_path()
         for package in plugin_config_packages():
-            loader.get_search_path().append(provider=package, path=f"pkg://{package}")
+            elements.insert(len(elements) - 1, SearchPathElement(provider=package, search_path=f"pkg://{package}"))
         loader.repository.initialize_sources(loader.get_search_path())
         yield loader
-
-
-def _plugin_search_path() -> list[str]:
-    packages = ",".join(f"pkg://{package}" for package in plugin_config_packages())
-    return [f"hydra.searchpath=[{packages}]"] if packages else []
 
 
 def _options(loader: Any, group: str) -> list[str]:
@@ -129,6 +127,13 @@ def _check_overrides(overrides: list[Override], loader: Any, *, sweeps_allowed: 
             for value in values:
                 if value in choices or (key == "experiment" and value is None):
                     continue
+                if key == "backend" and value in registered():
+                    # Its package brings no YAML file, or is broken, in which case this says how.
+                    create(BackendConfig(name=value))
+                    raise ConfigError(
+                        f"backend: {value} is registered, but its package brings no configs/backend/{value}.yaml; "
+                        f"use backend.name={value}"
+                    )
                 raise ConfigError(
                     f"{key}: found {value!r}, expected one of: {', '.join(choices)}{_nearest(value, choices)}"
                 )

@@ -23,10 +23,11 @@ WORKLOAD_VERSION = 1
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def limited(default: Any = MISSING, *, minimum: float | None = None, above: float | None = None,
-            below: float | None = None, choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
+def limited(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
+            above: float | None = None, below: float | None = None,
+            choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
     """Return a dataclass field with the limits that `validate` checks."""
-    limits = {"minimum": minimum, "above": above, "below": below, "choices": choices}
+    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices}
     return field(default=default, metadata={key: value for key, value in limits.items() if value is not None})
 
 
@@ -95,7 +96,8 @@ class DataConfig:
     invalid_files: str = limited("refuse", choices=("refuse", "skip"))
     """What to do with a file that is not UTF-8 (text); skipped files are counted in the record."""
     tokenizer: str | None = None
-    """A Hugging Face tokenizer.json (text); null reads bytes as tokens 0 to 255."""
+    """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
+    itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
     dtype: str = limited("uint16", choices=("uint16", "uint32"))
     """Element type of a raw .bin file (tokens); little-endian."""
 
@@ -122,7 +124,7 @@ class WorkloadConfig:
     """Held-out sequences per evaluation, always the same ones."""
     learning_rate: float = limited(above=0.0)
     """Peak learning rate."""
-    final_learning_rate_fraction: float = limited(0.1, minimum=0.0)
+    final_learning_rate_fraction: float = limited(0.1, minimum=0.0, maximum=1.0)
     """Where the cosine decay ends, as a fraction of the peak."""
     learning_rate_warmup_steps: int = limited(0, minimum=0)
     """Steps over which the learning rate rises linearly from zero; unlike warmup_steps, part of the work."""
@@ -215,8 +217,9 @@ def validate(config: Config) -> None:
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 
 
-def _check_limits(key: str, value: Any, minimum: float | None = None, above: float | None = None,
-                  below: float | None = None, choices: tuple[str, ...] | None = None) -> None:  # fmt: skip
+def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: float | None = None,
+                  above: float | None = None, below: float | None = None,
+                  choices: tuple[str, ...] | None = None) -> None:  # fmt: skip
     if value is None:
         return
     if isinstance(value, float) and not math.isfinite(value):
@@ -225,6 +228,8 @@ def _check_limits(key: str, value: Any, minimum: float | None = None, above: flo
         raise ConfigError(f"{key}: found {value!r}, expected one of: {', '.join(choices)}")
     if minimum is not None and value < minimum:
         raise ConfigError(f"{key}: found {value}, expected at least {minimum:g}")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{key}: found {value}, expected at most {maximum:g}")
     if above is not None and value <= above:
         raise ConfigError(f"{key}: found {value}, expected more than {above:g}")
     if below is not None and value >= below:

@@ -57,8 +57,14 @@ def examine(name: str) -> dict[str, Any]:
     except BackendUnavailable as error:
         report["problems"] = [{"what": str(error), "remedy": "reinstall or remove the package that registers it"}]
         return report
-    report["versions"] = backend.versions()
-    problems = backend.preflight()
+    try:
+        report["versions"] = backend.versions()
+        problems = backend.preflight()
+    except Exception as error:  # noqa: BLE001 (a backend that fails when asked must not cost the others their answers)
+        report["problems"] = [
+            {"what": f"its check failed: {type(error).__name__}: {error}", "remedy": "report it to its maintainers"}
+        ]
+        return report
     if problems:
         report["problems"] = [{"what": problem.what, "remedy": problem.remedy} for problem in problems]
         return report
@@ -116,7 +122,8 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
         if report["ready"]:
             device = report["device"]
             memory = f", {device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else ""
-            what = f"{device['count']} x {device['name']}{memory}\n{versions}"
+            count = f"{device['count']} x " if device.get("count") else ""
+            what = f"{count}{device['name']}{memory}\n{versions}"
             table.add_row(report["name"], "yes", what, "")
         else:
             problems = report["problems"]

@@ -15,9 +15,14 @@ from harness.errors import BackendUnavailable, ConfigError
 ENTRY_POINT_GROUP = "harness.backends"
 
 
-def registered() -> dict[str, EntryPoint]:
-    """Return every registered backend's entry point by name, without importing any."""
-    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+def registered() -> dict[str, list[EntryPoint]]:
+    """Return every registered backend's entry points by name, without importing any. More than one is a conflict."""
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        others = found.setdefault(point.name, [])
+        # One distribution may be found twice, as a checkout and as its installation.
+        if point.value not in [other.value for other in others]:
+            others.append(point)
     if not found:
         raise ConfigError(
             "no backend is registered: the harness is not installed in this environment; "
@@ -31,19 +36,25 @@ def create(settings: BackendConfig) -> Backend:
 
     Raises:
         ConfigError: no backend of that name is registered.
-        BackendUnavailable: its module cannot be imported.
+        BackendUnavailable: its module cannot be imported, it is no whole backend, or two packages claim the name.
     """
     name, points = settings.name, registered()
     if name not in points:
         raise ConfigError(f"backend.name: found {name!r}, expected one of: {', '.join(points)}")
+    point = points[name][0]
+    if len(points[name]) > 1:
+        claimants = " and by ".join(claimant.value for claimant in points[name])
+        raise BackendUnavailable(f"backend {name} is registered by {claimants}; remove all but one of these packages")
     try:
-        backend_class = points[name].load()
+        backend_class = point.load()
+        if not (isinstance(backend_class, type) and issubclass(backend_class, Backend)):
+            raise TypeError(f"{point.attr} is not a subclass of harness.backends.base.Backend")
+        return backend_class(settings)
     except Exception as error:
         raise BackendUnavailable(
-            f"backend {name} is registered by {points[name].value} but cannot be imported: "
+            f"backend {name} is registered by {point.value} but cannot be used: "
             f"{type(error).__name__}: {error}; reinstall or remove that package"
         ) from error
-    return backend_class(settings)
 
 
 def plugin_config_packages() -> list[str]:

@@ -170,7 +170,9 @@ class Backend(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the device's facts for the record: at least `kind`, `name`, `index` and `memory_bytes`."""
+        """Return the device's facts for the record: at least `kind`, `name`, `index`, `count` of devices of the kind,
+        `memory_bytes` and whether it is `emulated`.
+        """
 
     def peak_lookup_key(self) -> str | None:
         """Return the exact name under which a chip catalogue lists this device, or None."""

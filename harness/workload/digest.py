@@ -17,9 +17,8 @@ def init_digest(model: nn.Module) -> str:
 
     def one(item: tuple[str, torch.Tensor]) -> bytes:
         name, parameter = item
-        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy()
-        if values.dtype.byteorder == ">":
-            values = values.byteswap()
+        # Little-endian wherever this runs.
+        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
         digest = hashlib.sha256(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.data)
         return digest.digest()

@@ -99,7 +99,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model. Build it on the meta device and fill it with `initialise` (initialisation.py)."""
+    """The model. Build it on the meta device and fill it with `build_model` (initialisation.py)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

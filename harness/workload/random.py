@@ -9,6 +9,7 @@ after them: NumPy's own distributions may change between versions, and log, cos 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,8 @@ _CHUNK = 1 << 20
 _LOW_16_BITS = np.uint64(0xFFFF)
 # A sum of four uniform 16-bit integers: mean 4 x (2^16 - 1) / 2, variance 4 x (2^32 - 1) / 12.
 _SUM_MEAN = 2.0 * 65535.0
-_SUM_STD = ((2.0**32 - 1.0) / 3.0) ** 0.5
+# sqrt is correctly rounded everywhere; pow need not be.
+_SUM_STD = math.sqrt((2.0**32 - 1.0) / 3.0)
 
 
 def stream_key(*parts: object) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.errors import DataError
 from harness.workload.random import stream_key
 
@@ -46,45 +47,49 @@ class TokenDataset(Dataset):
     def __init__(
         self,
         train: np.ndarray,
-        held_out: np.ndarray | None,
+        held_out: np.ndarray,
         *,
         vocab_size: int,
         seq_len: int,
         seed: int,
-        source: str,
+        data: DataConfig,
         facts: dict[str, Any],
     ) -> None:
         self._train, self._held_out = train, held_out
-        self._vocab_size, self._seq_len, self._seed, self._source = vocab_size, seq_len, seed, source
+        self._vocab_size, self._seq_len, self._seed = vocab_size, seq_len, seed
+        self._source = f"data.path={data.path}"
+        self._own_held_out = data.eval_path is not None
+        self._held_out_source = f"data.eval_path={data.eval_path}" if self._own_held_out else self._source
         self._facts = facts
         self._windows = self._count_windows(train)
         if self._windows < 1:
             raise DataError(
-                f"{source}: holds {len(train)} training tokens, expected at least workload.seq_len + 1 = "
+                f"{self._source}: holds {len(train)} training tokens, expected at least workload.seq_len + 1 = "
                 f"{seq_len + 1}; give more data or shorten workload.seq_len"
             )
         self._orders: dict[int, tuple[int, int]] = {}
 
     def train(self, first_sample: int, count: int) -> np.ndarray:
         windows = [self._window(sample) for sample in range(first_sample, first_sample + count)]
-        return self._take(self._train, windows)
+        return self._take(self._train, windows, self._source)
 
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
-        if self._held_out is None:
-            raise DataError(f"{self._source}: has no held-out part")
-        return self._take(self._held_out, list(range(first_sample, first_sample + count)))
+        self.require_held_out(first_sample + count)
+        return self._take(self._held_out, list(range(first_sample, first_sample + count)), self._held_out_source)
 
     def require_held_out(self, count: int) -> None:
-        found = 0 if self._held_out is None else self._count_windows(self._held_out)
+        found = self._count_windows(self._held_out)
         if found < count:
+            remedy = "lower that or give more data"
+            if not self._own_held_out:
+                remedy = "lower that, raise data.eval_fraction, or give more data"
             raise DataError(
-                f"{self._source}: holds {found} held-out sequences of workload.seq_len + 1 tokens, expected "
-                f"workload.eval_sequences = {count}; lower that, raise data.eval_fraction, or give more data"
+                f"{self._held_out_source}: holds {found} held-out sequences of workload.seq_len + 1 tokens, expected "
+                f"workload.eval_sequences = {count}; {remedy}"
             )
 
     def facts(self) -> dict[str, Any]:
-        held_out = 0 if self._held_out is None else len(self._held_out)
-        return {**self._facts, "train_tokens": len(self._train), "held_out_tokens": held_out}
+        return {**self._facts, "train_tokens": len(self._train), "held_out_tokens": len(self._held_out)}
 
     def _count_windows(self, tokens: np.ndarray) -> int:
         return max(0, (len(tokens) - 1) // self._seq_len)
@@ -103,15 +108,16 @@ class TokenDataset(Dataset):
             factor += 1
         return factor, second % self._windows
 
-    def _take(self, tokens: np.ndarray, windows: list[int]) -> np.ndarray:
+    def _take(self, tokens: np.ndarray, windows: list[int], source: str) -> np.ndarray:
         rows = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
         for row, window in zip(rows, windows, strict=True):
             start = window * self._seq_len
             row[:] = tokens[start : start + self._seq_len + 1]
-        largest = int(rows.max(initial=0))
-        if largest >= self._vocab_size or int(rows.min(initial=0)) < 0:
+        smallest, largest = int(rows.min(initial=0)), int(rows.max(initial=0))
+        if smallest < 0 or largest >= self._vocab_size:
+            found = smallest if smallest < 0 else largest
             raise DataError(
-                f"{self._source}: holds token id {largest}, expected ids below model.vocab_size = "
+                f"{source}: holds token id {found}, expected ids below model.vocab_size = "
                 f"{self._vocab_size}; choose the model that the tokens were made for, or set model.vocab_size"
             )
         return rows

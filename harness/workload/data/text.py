@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,20 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             f"model.vocab_size: found {vocab_size}, but {tokenizer_name} makes {tokenizer_size} different "
             f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
         )
-    tokens, facts = _read_tokens(Path(data.path).expanduser(), data, encode)
+    tokens, facts = _read_tokens("data.path", data.path, data, encode)
     if data.eval_path is None:
         held_out_count = int(len(tokens) * data.eval_fraction)
         train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
     else:
         train = tokens
-        held_out, _ = _read_tokens(Path(data.eval_path).expanduser(), data, encode)
+        held_out, _ = _read_tokens("data.eval_path", data.eval_path, data, encode)
     return TokenDataset(
         train,
         held_out,
         vocab_size=vocab_size,
         seq_len=seq_len,
         seed=config.seed,
-        source=f"data.path={data.path}",
+        data=data,
         facts={
             "name": "text",
             "tokenizer": tokenizer_name,
@@ -58,31 +59,41 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     )
 
 
-def find_files(path: Path, pattern: str) -> list[Path]:
-    """Return the file, or the folder's files whose names match, in an order that no file system decides."""
+def find_files(path: Path, pattern: str, key: str = "data.path") -> list[Path]:
+    """Return the file, or the folder's files whose names match, in an order that no file system decides.
+
+    Raises:
+        DataError: there is none, or a folder cannot be read; `key` is the setting to mend.
+    """
     try:
         if path.is_file():
             return [path]
         if not path.is_dir():
-            raise DataError(f"{path}: no such file or folder; check data.path (it is taken from the current folder)")
-        # rglob passes over folders that cannot be read; ask for the top one so that it is not "empty".
-        list(path.iterdir())
+            raise DataError(f"{path}: no such file or folder; check {key} (it is taken from the current folder)")
+        # rglob passes over folders that cannot be read, and one machine would train on less than another.
+        for _ in os.walk(path, onerror=_raise):
+            pass
         found = [item for item in path.rglob(pattern) if item.is_file()]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror}; check its permissions") from error
     except (ValueError, NotImplementedError) as error:
         raise DataError(f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'") from error
     if not found:
-        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change the pattern or the path")
+        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change that or {key}")
     return sorted(found, key=lambda item: item.relative_to(path).as_posix())
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _read_tokens(
-    path: Path, data: DataConfig, encode: Callable[[bytes, str], np.ndarray]
+    key: str, name: str, data: DataConfig, encode: Callable[[bytes, str], np.ndarray]
 ) -> tuple[np.ndarray, dict[str, Any]]:
+    path = Path(name).expanduser()
     pieces, skipped, size = [], 0, 0
     digest = hashlib.sha256()
-    files = find_files(path, data.glob)
+    files = find_files(path, data.glob, key)
     for file in files:
         try:
             content = file.read_bytes()
@@ -135,7 +146,12 @@ def _encoder(data: DataConfig) -> tuple[Callable[[bytes, str], np.ndarray], int,
     except Exception as error:
         raise DataError(f"{path}: not a tokenizer.json that the tokenizers package reads: {error}") from error
 
+    # Published files often cut or pad documents to some length; here every token counts.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
     def encode(_: bytes, text: str) -> np.ndarray:
         return np.array(tokenizer.encode(text).ids, dtype=np.uint32)
 
-    return encode, tokenizer.get_vocab_size(), path.name
+    # Not get_vocab_size(): ids may have gaps.
+    return encode, max(tokenizer.get_vocab().values(), default=-1) + 1, path.name

@@ -15,7 +15,7 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     """Map data.path, and data.eval_path if given, into memory.
 
     Raises:
-        DataError: a file that is missing, truncated or of another kind, or a first token beyond the vocabulary.
+        DataError: a file that is missing, truncated or of another kind.
     """
     data = config.data
     assert data.path is not None
@@ -24,14 +24,14 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
         held_out_count = int(len(tokens) * data.eval_fraction)
         train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
     else:
-        train, held_out = tokens, map_tokens(Path(data.eval_path).expanduser(), data)
+        train, held_out = tokens, map_tokens(Path(data.eval_path).expanduser(), data, "data.eval_path")
     return TokenDataset(
         train,
         held_out,
         vocab_size=vocab_size,
         seq_len=seq_len,
         seed=config.seed,
-        source=f"data.path={data.path}",
+        data=data,
         facts={
             "name": "tokens",
             "dtype": str(tokens.dtype),
@@ -42,12 +42,12 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     )
 
 
-def map_tokens(path: Path, data: DataConfig) -> np.ndarray:
+def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> np.ndarray:
     """Return the file's tokens as a read-only memory map, one dimension of an unsigned or signed integer type."""
     try:
         size = path.stat().st_size
         if path.is_dir():
-            raise DataError(f"{path}: is a folder, expected a .npy or .bin file; name the file in data.path")
+            raise DataError(f"{path}: is a folder, expected a .npy or .bin file; name the file in {key}")
         if path.suffix == ".npy":
             return _map_npy(path)
         if path.suffix != ".bin":
@@ -60,9 +60,7 @@ def map_tokens(path: Path, data: DataConfig) -> np.ndarray:
             )
         return np.memmap(path, dtype=np.dtype(data.dtype).newbyteorder("<"), mode="r")
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror or error}; check data.path and permissions"
-        ) from error
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {key} and permissions") from error
 
 
 def _map_npy(path: Path) -> np.ndarray:
@@ -70,6 +68,8 @@ def _map_npy(path: Path) -> np.ndarray:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: not a whole .npy file of numbers: {error}; make it again") from error
+    if not isinstance(tokens, np.ndarray):
+        raise DataError(f"{path}: holds an archive of arrays (.npz), expected one array; save it with numpy.save")
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
         raise DataError(f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers")
     return tokens

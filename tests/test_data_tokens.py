@@ -1,0 +1,283 @@
+"""Token files: the same tokens from any kind of file, mapped and never read whole, each window used once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.composition import load
+from harness.config import Config
+from harness.errors import DataError
+from harness.workload.data import Dataset, open_dataset
+from harness.workload.data.tokens import map_tokens
+
+SEQ_LEN = 16
+# Every token is another one, so that a window is known by its first.
+TOKENS = np.random.default_rng(4).permutation(60_000)[:5000]
+BASE_WORDS = ["model=tiny", "workload=smoke", "data=tokens", "data.path=set-below"]
+
+
+def configure(path: Path, *, vocab_size: int = 60_000, seed: int = 1, seq_len: int = SEQ_LEN, **data: Any) -> Config:
+    config = load(BASE_WORDS)
+    config.workload.seq_len, config.model.vocab_size, config.seed = seq_len, vocab_size, seed
+    for key, value in {"path": path, **data}.items():
+        setattr(config.data, key, str(value) if isinstance(value, Path) else value)
+    return config
+
+
+def open_tokens(path: Path, **settings: Any) -> Dataset:
+    return open_dataset(configure(path, **settings))
+
+
+def saved(path: Path, tokens: np.ndarray = TOKENS, dtype: str = "<u2") -> Path:
+    if path.suffix == ".npy":
+        np.save(path, tokens.astype(dtype))
+    else:
+        tokens.astype(dtype).tofile(path)
+    return path
+
+
+KINDS: dict[str, tuple[str, str, str]] = {
+    # file name, element type written, data.dtype
+    "bin uint16": ("t.bin", "<u2", "uint16"),
+    "bin uint32": ("t.bin", "<u4", "uint32"),
+    "npy uint16": ("t.npy", "<u2", "uint16"),
+    "npy uint32": ("t.npy", "<u4", "uint16"),
+    "npy int64": ("t.npy", "<i8", "uint16"),
+    "npy int32": ("t.npy", "<i4", "uint32"),
+    "npy uint64": ("t.npy", "<u8", "uint16"),
+    "npy big-endian": ("t.npy", ">u2", "uint16"),
+}
+
+
+class TestKinds:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_give_the_same_sequences(self, kind: str, tmp_path: Path) -> None:
+        name, written, dtype = KINDS[kind]
+        dataset = open_tokens(saved(tmp_path / name, dtype=written), dtype=dtype)
+        reference = open_tokens(saved(tmp_path / "reference.bin"))
+        for found, expected in (
+            (dataset.train(0, 700), reference.train(0, 700)),
+            (dataset.held_out(0, 10), reference.held_out(0, 10)),
+        ):
+            assert found.dtype == np.int64
+            assert found.flags["C_CONTIGUOUS"]
+            assert np.array_equal(found, expected)
+        assert dataset.facts()["train_tokens"] == 4750
+        assert dataset.facts()["held_out_tokens"] == 250
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_are_mapped_read_only_and_not_read(self, kind: str, tmp_path: Path) -> None:
+        name, written, dtype = KINDS[kind]
+        path = saved(tmp_path / name, dtype=written)
+        tokens = map_tokens(path, configure(path, dtype=dtype).data)
+        assert isinstance(tokens, np.memmap)
+        assert not tokens.flags["WRITEABLE"]
+        assert np.array_equal(tokens, TOKENS)
+
+    def test_rows_are_the_callers_own(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "t.bin")
+        dataset, before = open_tokens(path), path.read_bytes()
+        rows = dataset.train(0, 5)
+        kept = rows.copy()
+        rows[:] = 0
+        assert np.array_equal(dataset.train(0, 5), kept)
+        assert path.read_bytes() == before
+
+    def test_facts(self, tmp_path: Path) -> None:
+        facts = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=0.2).facts()
+        assert facts == {
+            "name": "tokens",
+            "dtype": "uint16",
+            "entropy_floor_nats": None,
+            "unigram_entropy_nats": None,
+            "train_tokens": 4000,
+            "held_out_tokens": 1000,
+        }
+
+
+class TestWindows:
+    def test_golden(self, tmp_path: Path) -> None:
+        # The order that seed 1 decides, in two epochs, for ever: first tokens over SEQ_LEN are window numbers.
+        dataset = open_tokens(saved(tmp_path / "t.bin", np.arange(16 * 11 + 1)), eval_fraction=0.001)
+        assert (dataset.train(0, 22)[:, 0] // SEQ_LEN).tolist() == [
+            10,
+            7,
+            4,
+            1,
+            9,
+            6,
+            3,
+            0,
+            8,
+            5,
+            2,
+            8,
+            4,
+            0,
+            7,
+            3,
+            10,
+            6,
+            2,
+            9,
+            5,
+            1,
+        ]
+
+    def test_each_is_visited_once_an_epoch(self, tmp_path: Path) -> None:
+        dataset = open_tokens(saved(tmp_path / "t.bin"))
+        train = TOKENS[:4750]
+        count = (len(train) - 1) // SEQ_LEN
+        position = {int(token): place for place, token in enumerate(train)}
+        orders = []
+        for epoch in range(5):
+            rows = dataset.train(epoch * count, count)
+            starts = [position[int(row[0])] for row in rows]
+            assert sorted(starts) == list(range(0, count * SEQ_LEN, SEQ_LEN))
+            for row, start in zip(rows, starts, strict=True):
+                assert np.array_equal(row, train[start : start + SEQ_LEN + 1])
+            orders.append(tuple(starts))
+        assert len(set(orders)) == 5
+        assert tuple(sorted(orders[0])) not in orders
+
+    @pytest.mark.parametrize("windows", [1, 2, 3, 4, 6, 12, 30, 97, 210, 256])
+    def test_whatever_their_number(self, windows: int, tmp_path: Path) -> None:
+        tokens = np.arange(windows * SEQ_LEN + 1)
+        dataset = open_tokens(saved(tmp_path / "t.bin", tokens), eval_path=saved(tmp_path / "e.bin"))
+        for epoch in (0, 1, 2, 10**9):
+            starts = dataset.train(epoch * windows, windows)[:, 0]
+            assert sorted(starts) == list(range(0, windows * SEQ_LEN, SEQ_LEN))
+
+    def test_a_batch_may_span_epochs(self, tmp_path: Path) -> None:
+        dataset = open_tokens(saved(tmp_path / "t.bin"))
+        count = (4750 - 1) // SEQ_LEN
+        across = dataset.train(count - 3, 8)
+        assert np.array_equal(across, np.concatenate([dataset.train(count - 3, 3), dataset.train(count, 5)]))
+
+    def test_seed_changes_the_order_and_nothing_else(self, tmp_path: Path) -> None:
+        path, count = saved(tmp_path / "t.bin"), (4750 - 1) // SEQ_LEN
+        one, again, two = (open_tokens(path, seed=seed).train(0, count) for seed in (1, 1, 2))
+        assert np.array_equal(one, again)
+        assert not np.array_equal(one, two)
+        assert sorted(one.tolist()) == sorted(two.tolist())
+
+    @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.5])
+    def test_what_is_held_out_is_the_end_and_is_not_trained_on(self, fraction: float, tmp_path: Path) -> None:
+        dataset = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=fraction)
+        facts = dataset.facts()
+        assert facts["held_out_tokens"] == 5000 * fraction
+        assert facts["train_tokens"] + facts["held_out_tokens"] == 5000
+        windows = (facts["train_tokens"] - 1) // SEQ_LEN
+        held_out = dataset.held_out(0, (facts["held_out_tokens"] - 1) // SEQ_LEN)
+        assert not np.intersect1d(dataset.train(0, windows), held_out).size
+        end = TOKENS[facts["train_tokens"] :]
+        assert np.array_equal(held_out[:, :-1].ravel(), end[: len(held_out) * SEQ_LEN])
+
+    def test_eval_path_is_held_out_and_path_is_wholly_trained_on(self, tmp_path: Path) -> None:
+        path, other = saved(tmp_path / "t.bin"), saved(tmp_path / "e.npy", np.arange(1000) % 77, "<u4")
+        dataset = open_tokens(path, eval_path=other)
+        assert (dataset.facts()["train_tokens"], dataset.facts()["held_out_tokens"]) == (5000, 1000)
+        assert np.array_equal(dataset.held_out(0, 62)[:, :-1].ravel(), np.arange(62 * SEQ_LEN) % 77)
+        dataset.require_held_out(62)
+        with pytest.raises(DataError, match=r"holds 62 held-out sequences.*workload\.eval_sequences = 63"):
+            dataset.require_held_out(63)
+
+    def test_a_sample_far_out_is_had_at_once(self, tmp_path: Path) -> None:
+        dataset = open_tokens(saved(tmp_path / "t.bin"))
+        windows = (4750 - 1) // SEQ_LEN
+        epoch, place = divmod(10**12, windows)
+        rows = dataset.train(epoch * windows, windows)
+        assert len(np.unique(rows[:, 0])) == windows
+        assert np.array_equal(dataset.train(10**12, 1)[0], rows[place])
+
+
+class TestTokensBeyondTheVocabulary:
+    def test_are_named(self, tmp_path: Path) -> None:
+        tokens = np.arange(5000) % 300
+        tokens[40] = 777
+        dataset = open_tokens(saved(tmp_path / "t.bin", tokens), vocab_size=300)
+        with pytest.raises(DataError, match=r"t\.bin.*token id 777, .*model\.vocab_size = 300;.*set model\.vocab_size"):
+            dataset.train(0, 296)
+
+    def test_the_first_id_beyond_is_refused_and_the_last_within_is_not(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "t.bin", np.full(100, 300))
+        assert open_tokens(path, vocab_size=301).train(0, 2).max() == 300
+        with pytest.raises(DataError, match="token id 300"):
+            open_tokens(path, vocab_size=300).train(0, 2)
+
+    def test_are_refused_in_the_held_out_part_too(self, tmp_path: Path) -> None:
+        tokens = np.arange(5000) % 300
+        tokens[-20] = 777
+        with pytest.raises(DataError, match="token id 777"):
+            open_tokens(saved(tmp_path / "t.bin", tokens), vocab_size=300).held_out(0, 15)
+
+    def test_of_eval_path_are_blamed_on_eval_path(self, tmp_path: Path) -> None:
+        path, other = saved(tmp_path / "t.bin", TOKENS % 300), saved(tmp_path / "other.bin", np.full(100, 777))
+        with pytest.raises(DataError, match=r"data\.eval_path=.*other\.bin.*token id 777"):
+            open_tokens(path, eval_path=other, vocab_size=300).held_out(0, 2)
+
+    def test_negative_ones_are_named_too(self, tmp_path: Path) -> None:
+        tokens = np.arange(5000) % 300
+        tokens[40] = -3
+        dataset = open_tokens(saved(tmp_path / "t.npy", tokens, "<i4"), vocab_size=300)
+        with pytest.raises(DataError, match=r"t\.npy.*token id -3"):
+            dataset.train(0, 296)
+
+
+def truncated_npy(path: Path) -> None:
+    whole = saved(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, tokens=TOKENS)
+
+
+MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "missing": ("t.bin", lambda path: None, r"No such file.*check data\.path"),
+    "missing npy": ("t.npy", lambda path: None, r"No such file.*check data\.path"),
+    "folder": ("t.bin", lambda path: path.mkdir(), r"is a folder, expected a \.npy or \.bin file"),
+    "other name": ("t.txt", lambda path: path.write_bytes(b"1234"), r"expected a name that ends in \.npy or \.bin"),
+    "empty": ("t.bin", lambda path: path.write_bytes(b""), r"holds 0 bytes.*empty or truncated"),
+    "odd": ("t.bin", lambda path: path.write_bytes(b"x" * 101), r"holds 101 bytes.*multiple of 2 .uint16.*data\.dtype"),
+    "empty npy": ("t.npy", lambda path: path.write_bytes(b""), r"not a whole \.npy file"),
+    "no npy": ("t.npy", lambda path: path.write_bytes(b"no numbers at all"), r"not a whole \.npy file"),
+    "truncated npy": ("t.npy", truncated_npy, r"not a whole \.npy file.*make it again"),
+    "floats": (
+        "t.npy",
+        lambda path: np.save(path, np.zeros(100)),
+        r"holds float64.*expected one dimension of integers",
+    ),
+    "truth values": ("t.npy", lambda path: np.save(path, np.zeros(100, bool)), r"holds bool.*integers"),
+    "two dimensions": (
+        "t.npy",
+        lambda path: np.save(path, TOKENS.reshape(50, 100)),
+        r"shape \(50, 100\), expected one",
+    ),
+    "no dimension": ("t.npy", lambda path: np.save(path, np.int64(5)), r"shape \(\), expected one dimension"),
+    "objects": ("t.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), r"not a whole \.npy file"),
+    "several arrays": ("t.npy", archive, r"t\.npy: .*holds an archive of arrays"),
+    "no tokens": ("t.npy", lambda path: np.save(path, TOKENS[:0]), r"holds 0 training tokens"),
+    "too few": ("t.bin", lambda path: saved(path, TOKENS[:17]), r"holds 17 training tokens.*seq_len \+ 1 = 18"),
+}
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("mistake", MISTAKES)
+    def test_are_named_with_their_file_and_remedy(self, mistake: str, tmp_path: Path) -> None:
+        name, make, named = MISTAKES[mistake]
+        make(tmp_path / name)
+        with pytest.raises(DataError, match=named) as caught:
+            open_tokens(tmp_path / name, seq_len=17)
+        assert name in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_in_eval_path_are_blamed_on_eval_path(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"nowhere\.bin.*check data\.eval_path"):
+            open_tokens(saved(tmp_path / "t.bin"), eval_path=tmp_path / "nowhere.bin")

@@ -1,0 +1,144 @@
+"""Initial weights: a function of (seed, name, shape) and the model's settings alone, drawn as documented.
+
+Nothing else has a say: no torch seed, no other parameter, no order of building. The golden digest is a literal, so
+that a change of any initial bit on any machine is noticed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.config import ModelConfig
+from harness.workload.digest import init_digest
+from harness.workload.initialisation import build_model, initial_value
+
+CPU = torch.device("cpu")
+GPT2_LIKE = ModelConfig(
+    name="gpt2-like", vocab_size=512, max_seq_len=128, layers=2, width=64, heads=4,
+    activation="gelu_tanh", positions="learned", bias=True,
+)  # fmt: skip
+LLAMA_LIKE = ModelConfig(
+    name="llama-like", vocab_size=512, max_seq_len=128, layers=2, width=64, heads=4, kv_heads=2, hidden=96,
+    norm="rmsnorm", activation="swiglu", tied_embeddings=False, scaled_residual_init=False,
+)  # fmt: skip
+GOLDEN = {
+    "gpt2-like": "d296db3cb68ba2ff491762946adf1839aaa7b29c55f54138d6a38530e7c3792e",
+    "llama-like": "75991981db9035c3e75859aa16f257d29b4cd3b4d63188612588a17e43231e51",
+}
+BOTH = pytest.mark.parametrize("config", [GPT2_LIKE, LLAMA_LIKE], ids=lambda config: config.name)
+
+
+def weights(config: ModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in build_model(config, seed, CPU).named_parameters()}
+
+
+def assert_spread(values: torch.Tensor, std: float) -> None:
+    """Mean 0 and the deviation asked for, within five standard errors."""
+    count = values.numel()
+    assert abs(values.double().mean().item()) < 5 * std / math.sqrt(count)
+    assert values.double().std().item() == pytest.approx(std, rel=5 * math.sqrt(1.7 / (4 * count)))
+    assert values.abs().max().item() <= 2 * math.sqrt(3) * std * (1 + 1e-6)
+
+
+class TestSameness:
+    @BOTH
+    def test_golden(self, config: ModelConfig) -> None:
+        assert init_digest(build_model(config, 1, CPU)) == GOLDEN[config.name]
+
+    @BOTH
+    def test_building_twice_gives_the_same_bits(self, config: ModelConfig) -> None:
+        one, two = weights(config), weights(config)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+    @BOTH
+    def test_any_parameter_can_be_had_alone(self, config: ModelConfig) -> None:
+        # In any order, and without the others: what a rank that holds a shard does.
+        for name, value in reversed(weights(config, seed=7).items()):
+            assert torch.equal(initial_value(name, value.shape, config, 7), value), name
+
+    def test_other_parameters_change_nothing(self) -> None:
+        config = replace(GPT2_LIKE, scaled_residual_init=False)
+        larger = replace(config, layers=5, vocab_size=999, hidden=128, tied_embeddings=False)
+        one, two = weights(config), weights(larger)
+        shared = [name for name in one if two[name].shape == one[name].shape]
+        assert len(shared) == len(one) - 1 - 3 * config.layers  # all but the embedding and the feed-forward
+        assert all(torch.equal(one[name], two[name]) for name in shared)
+
+    def test_torch_seeds_have_no_influence(self) -> None:
+        torch.manual_seed(1)
+        one = init_digest(build_model(GPT2_LIKE, 1, CPU))
+        torch.manual_seed(2)
+        assert init_digest(build_model(GPT2_LIKE, 1, CPU)) == one
+
+    def test_what_does_not_change_the_work_does_not_change_the_weights(self) -> None:
+        other = replace(GPT2_LIKE, name="other", activation_checkpointing=True)
+        assert init_digest(build_model(other, 1, CPU)) == GOLDEN["gpt2-like"]
+
+    @BOTH
+    def test_another_seed_changes_every_matrix(self, config: ModelConfig) -> None:
+        assert init_digest(build_model(config, 2, CPU)) != GOLDEN[config.name]
+        one, two = weights(config, seed=1), weights(config, seed=2)
+        for name in one:
+            assert torch.equal(one[name], two[name]) == (one[name].dim() == 1), name
+
+    def test_no_two_parameters_share_their_values(self) -> None:
+        values = weights(replace(GPT2_LIKE, layers=3, scaled_residual_init=False, tied_embeddings=False))
+        first_values = {tuple(value.flatten()[:8].tolist()) for value in values.values() if value.dim() == 2}
+        assert len(first_values) == sum(value.dim() == 2 for value in values.values())
+
+
+class TestTying:
+    def test_tied_embeddings_share_their_storage(self) -> None:
+        model = build_model(GPT2_LIKE, 1, CPU)
+        assert model.head.weight is model.embedding.weight
+        assert model.head.weight.data_ptr() == model.embedding.weight.data_ptr()
+        names = [name for name, _ in model.named_parameters()]
+        assert "embedding.weight" in names
+        assert "head.weight" not in names
+        with torch.no_grad():
+            model.embedding.weight[3, 4] = 5.0
+        assert model.head.weight[3, 4] == 5.0
+
+    def test_untied_embeddings_do_not(self) -> None:
+        model = build_model(LLAMA_LIKE, 1, CPU)
+        assert model.head.weight.data_ptr() != model.embedding.weight.data_ptr()
+        assert not torch.equal(model.head.weight, model.embedding.weight)
+        assert_spread(model.head.weight.detach(), 0.02)
+
+
+class TestValues:
+    @BOTH
+    def test_everything_is_a_trained_float32_parameter_on_the_device(self, config: ModelConfig) -> None:
+        model = build_model(config, 1, CPU)
+        assert list(model.buffers()) == []
+        for name, parameter in model.named_parameters():
+            assert parameter.device == CPU, name
+            assert parameter.dtype == torch.float32, name
+            assert parameter.requires_grad, name
+            assert parameter.is_leaf, name
+
+    @BOTH
+    def test_biases_are_zero_and_norm_weights_one(self, config: ModelConfig) -> None:
+        vectors = {name: value for name, value in weights(config).items() if value.dim() == 1}
+        assert len(vectors) == (2 * (2 * 2 + 4) + 2 if config.bias else 2 * 2 + 1)
+        for name, value in vectors.items():
+            assert name.endswith(".bias") or "norm" in name, name
+            assert (value == (0 if name.endswith("bias") else 1)).all(), name
+
+    def test_residual_projections_are_drawn_smaller(self) -> None:
+        # Widened, so that the estimates are good to about a hundredth.
+        config = replace(GPT2_LIKE, layers=8, width=128, init_std=0.05)
+        for name, value in weights(config).items():
+            if value.dim() == 2:
+                is_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                assert_spread(value, 0.05 / 4 if is_residual else 0.05)  # sqrt(2 x 8) = 4
+
+    def test_scaling_can_be_left_out(self) -> None:
+        for value in weights(replace(GPT2_LIKE, layers=8, scaled_residual_init=False)).values():
+            if value.dim() == 2:
+                assert_spread(value, 0.02)

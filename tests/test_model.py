@@ -1,0 +1,401 @@
+"""The model: GPT-2 and Llama-2 as published, checked against another implementation of them (transformers).
+
+Parameter counts of every preset, logits, loss and every gradient are compared, with biases and norm weights drawn at
+random so that none can be left out or exchanged unnoticed. `as_gpt2` and `as_llama` also serve
+tests/integration/test_reference.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from harness.composition import config_directory, load
+from harness.config import ModelConfig, hidden_size, kv_heads
+from harness.workload.initialisation import build_model
+from harness.workload.model import Transformer, causal_attention, parameter_count, rotary_tables, rotate
+
+CPU = torch.device("cpu")
+LENGTH = 24
+GPT2 = ModelConfig(
+    name="gpt2", vocab_size=101, max_seq_len=LENGTH + 8, layers=3, width=48, heads=4,
+    activation="gelu_tanh", positions="learned", bias=True,
+)  # fmt: skip
+LLAMA = ModelConfig(
+    name="llama-gqa", vocab_size=101, max_seq_len=LENGTH + 8, layers=3, width=48, heads=6, kv_heads=2, hidden=80,
+    norm="rmsnorm", activation="swiglu", tied_embeddings=False, scaled_residual_init=False,
+)  # fmt: skip
+MIXED = ModelConfig(name="mixed", vocab_size=101, max_seq_len=LENGTH, layers=2, width=48, heads=4, kv_heads=1)
+ALL = pytest.mark.parametrize("config", [GPT2, LLAMA, MIXED], ids=lambda config: config.name)
+
+PARAMETERS = {
+    # Radford et al. 2019 in OpenAI's release; Touvron et al. 2023 in Meta's.
+    "gpt2-124m": 124_439_808,
+    "gpt2-355m": 354_823_168,
+    "gpt2-774m": 774_030_080,
+    "gpt2-1.5b": 1_557_611_200,
+    "llama-1b": 1_100_048_384,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama2-70b": 68_976_648_192,
+    # Ours, by hand: V W + L (12 W^2 + 2 W) + W.
+    "tiny": 820_352,
+    "small": 10_720_128,
+}
+
+
+def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name our weights (or their gradients) as GPT2LMHeadModel does; its Conv1D holds a Linear's transpose."""
+    blocks = {
+        "attention_norm.weight": "ln_1.weight",
+        "attention_norm.bias": "ln_1.bias",
+        "attention.qkv.weight": "attn.c_attn.weight",
+        "attention.qkv.bias": "attn.c_attn.bias",
+        "attention.out.weight": "attn.c_proj.weight",
+        "attention.out.bias": "attn.c_proj.bias",
+        "feed_forward_norm.weight": "ln_2.weight",
+        "feed_forward_norm.bias": "ln_2.bias",
+        "feed_forward.up.weight": "mlp.c_fc.weight",
+        "feed_forward.up.bias": "mlp.c_fc.bias",
+        "feed_forward.down.weight": "mlp.c_proj.weight",
+        "feed_forward.down.bias": "mlp.c_proj.bias",
+    }
+    named = {
+        "transformer.wte.weight": weights["embedding.weight"],
+        "transformer.wpe.weight": weights["position.weight"],
+        "transformer.ln_f.weight": weights["norm.weight"],
+        "transformer.ln_f.bias": weights["norm.bias"],
+    }
+    for layer in range(config.layers):
+        for ours, theirs in blocks.items():
+            value = weights[f"blocks.{layer}.{ours}"]
+            named[f"transformer.h.{layer}.{theirs}"] = value.t() if value.dim() == 2 else value
+    assert len(named) == len(weights)
+    return named
+
+
+def as_llama(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name our weights (or their gradients) as LlamaForCausalLM does; it keeps apart what we fuse."""
+    head_size = config.width // config.heads
+    qkv = [config.heads * head_size, kv_heads(config) * head_size, kv_heads(config) * head_size]
+    named = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
+    if not config.tied_embeddings:
+        named["lm_head.weight"] = weights["head.weight"]
+    for layer in range(config.layers):
+        ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
+        q, k, v = weights[ours + "attention.qkv.weight"].split(qkv)
+        gate, up = weights[ours + "feed_forward.up.weight"].split(hidden_size(config))
+        parts = {
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.o_proj": weights[ours + "attention.out.weight"],
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": weights[ours + "feed_forward.down.weight"],
+            "input_layernorm": weights[ours + "attention_norm.weight"],
+            "post_attention_layernorm": weights[ours + "feed_forward_norm.weight"],
+        }
+        named.update({f"{theirs}{name}.weight": value for name, value in parts.items()})
+    return named
+
+
+def gpt2_reference(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Any:
+    """Return transformers' GPT-2 of this shape with these weights."""
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_seq_len,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "n_inner": config.hidden,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation],
+        "layer_norm_epsilon": config.norm_epsilon,
+        "tie_word_embeddings": config.tied_embeddings,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
+        "attn_implementation": "eager",
+    }
+    return _filled(GPT2LMHeadModel(GPT2Config(**settings)), as_gpt2(config, weights))
+
+
+def llama_reference(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Any:
+    """Return transformers' Llama of this shape with these weights."""
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_seq_len,
+        "hidden_size": config.width,
+        "intermediate_size": hidden_size(config),
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": kv_heads(config),
+        "rms_norm_eps": config.norm_epsilon,
+        "rope_theta": config.rotary_base,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attn_implementation": "eager",
+    }
+    return _filled(LlamaForCausalLM(LlamaConfig(**settings)), as_llama(config, weights))
+
+
+def _filled(model: Any, named: dict[str, torch.Tensor]) -> Any:
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == named.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(named[name])
+    return model.train()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """So small that more threads only get into each other's way; conftest.py puts the number back."""
+    torch.set_num_threads(1)
+
+
+def random_model(config: ModelConfig) -> Transformer:
+    """Return a model with every parameter drawn, large enough for attention to be far from uniform."""
+    model = build_model(config, 1, CPU)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(0.2 * noise if parameter.dim() > 1 else parameter + 0.3 * noise)
+    return model
+
+
+def random_sequences(config: ModelConfig, count: int = 3) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (count, LENGTH + 1), generator=torch.Generator().manual_seed(6))
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+    return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
+
+
+class TestParameterCount:
+    @pytest.mark.parametrize("name", PARAMETERS)
+    def test_is_the_published_one(self, name: str) -> None:
+        assert parameter_count(load([f"model={name}"]).model) == PARAMETERS[name]
+
+    def test_every_preset_is_checked(self) -> None:
+        assert {path.stem for path in (config_directory() / "model").glob("*.yaml")} == PARAMETERS.keys()
+
+    @ALL
+    def test_is_that_of_the_model_built(self, config: ModelConfig) -> None:
+        built = sum(parameter.numel() for parameter in build_model(config, 1, CPU).parameters())
+        assert parameter_count(config) == built
+
+
+Reference = tuple[Callable[..., Any], Callable[..., dict[str, torch.Tensor]]]
+BY_GPT2: Reference = (gpt2_reference, as_gpt2)
+BY_LLAMA: Reference = (llama_reference, as_llama)
+SHAPES: dict[str, tuple[ModelConfig, Reference]] = {
+    "gpt2": (GPT2, BY_GPT2),
+    "gpt2, exact gelu, own hidden": (replace(GPT2, activation="gelu", hidden=60, norm_epsilon=1e-2), BY_GPT2),
+    "llama, grouped": (LLAMA, BY_LLAMA),
+    "llama, one kv head": (replace(LLAMA, kv_heads=1, rotary_base=50.0, norm_epsilon=1e-2), BY_LLAMA),
+    "llama, ungrouped, tied": (replace(LLAMA, kv_heads=None, hidden=None, tied_embeddings=True), BY_LLAMA),
+}
+
+
+class TestAgainstTransformers:
+    """float32 on both sides. The same sums in another order, over at most 192 terms of 1e-7 relative error each and
+    through three layers: differences near 1e-6 of the largest value are rounding. A wrong factor is 1e-3 or more.
+    """
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_logits_are_equal(self, shape: str) -> None:
+        config, (reference, _) = SHAPES[shape]
+        model, tokens = random_model(config), random_sequences(config)
+        theirs = reference(config, dict(model.named_parameters()))
+        with torch.no_grad():
+            expected, found = theirs(input_ids=tokens).logits, model.logits(tokens)
+        assert expected.abs().max() > 1  # far from nothing
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=5e-5)
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_loss_and_every_gradient_are_equal(self, shape: str) -> None:
+        config, (reference, names) = SHAPES[shape]
+        model, sequences = random_model(config), random_sequences(config)
+        theirs = reference(config, dict(model.named_parameters()))
+        loss = model(sequences)
+        loss.backward()
+        # Given labels, it drops the last position and shifts by itself.
+        expected = theirs(input_ids=sequences, labels=sequences).loss
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=2e-6, atol=0)
+        wanted, found = gradients(theirs), names(config, gradients(model))
+        assert found.keys() == wanted.keys()
+        for name, gradient in found.items():
+            largest = wanted[name].abs().max().item()
+            assert largest > 0, name
+            torch.testing.assert_close(
+                gradient, wanted[name], rtol=1e-4, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+class TestLoss:
+    @ALL
+    def test_is_the_mean_cross_entropy_of_the_next_token(self, config: ModelConfig) -> None:
+        model, sequences = random_model(config), random_sequences(config)
+        with torch.no_grad():
+            loss = model(sequences)
+            logits = model.logits(sequences[:, :-1]).double().numpy()
+        assert loss.dtype == torch.float32
+        assert loss.shape == ()
+        total = np.log(np.exp(logits).sum(axis=-1))
+        chosen = np.take_along_axis(logits, sequences[:, 1:, None].numpy(), axis=-1)[..., 0]
+        assert loss.item() == pytest.approx((total - chosen).mean(), rel=1e-6)
+
+    def test_is_in_float32_whatever_the_logits_are_in(self) -> None:
+        model, sequences = random_model(GPT2), random_sequences(GPT2)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, logits = model(sequences), model.logits(sequences[:, :-1])
+        assert logits.dtype == torch.bfloat16
+        assert loss.dtype == torch.float32
+        expected = F.cross_entropy(logits.float().flatten(0, 1), sequences[:, 1:].flatten())
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        # Without autocast, which would see to it by itself.
+        with torch.no_grad():
+            assert model.bfloat16()(sequences).dtype == torch.float32
+
+
+class TestCausality:
+    @ALL
+    @pytest.mark.parametrize("position", [1, LENGTH // 2, LENGTH - 1])
+    def test_a_later_token_changes_no_earlier_logits(self, config: ModelConfig, position: int) -> None:
+        model, tokens = random_model(config), random_sequences(config)[:, :-1]
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % config.vocab_size
+        with torch.no_grad():
+            one, two = model.logits(tokens), model.logits(changed)
+        assert torch.equal(one[:, :position], two[:, :position])
+        # All that come after see it.
+        assert (one - two)[:, position:].abs().amax(dim=-1).min() > 1e-4
+
+    @ALL
+    def test_a_beginning_is_the_beginning_of_the_whole(self, config: ModelConfig) -> None:
+        model, tokens = random_model(config), random_sequences(config)[:, :-1]
+        with torch.no_grad():
+            whole = model.logits(tokens)
+            # Shorter and then longer again: kept tables must follow the length.
+            for length in (5, 1, LENGTH):
+                torch.testing.assert_close(model.logits(tokens[:, :length]), whole[:, :length], rtol=2e-5, atol=5e-5)
+
+    @ALL
+    def test_the_order_of_the_past_matters(self, config: ModelConfig) -> None:
+        model, tokens = random_model(config), random_sequences(config)[:, :-1]
+        tokens[:, 0], tokens[:, 1] = 3, 4
+        exchanged = tokens.clone()
+        exchanged[:, 0], exchanged[:, 1] = 4, 3
+        with torch.no_grad():
+            assert (model.logits(tokens) - model.logits(exchanged))[:, -1].abs().max() > 1e-3
+
+    @ALL
+    def test_sequences_of_a_batch_do_not_mix(self, config: ModelConfig) -> None:
+        model, tokens = random_model(config), random_sequences(config)[:, :-1]
+        with torch.no_grad():
+            whole = model.logits(tokens)
+            for row in range(len(tokens)):
+                torch.testing.assert_close(model.logits(tokens[row : row + 1])[0], whole[row], rtol=2e-5, atol=5e-5)
+
+
+class TestAttention:
+    def test_grouped_heads_are_repeated_ones(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        q = torch.randn(2, 6, 9, 8, generator=generator)
+        k, v = torch.randn(2, 2, 2, 9, 8, generator=generator)
+        repeated = causal_attention(q, k.repeat_interleave(3, dim=1), v.repeat_interleave(3, dim=1))
+        torch.testing.assert_close(causal_attention(q, k, v), repeated, rtol=1e-5, atol=1e-6)
+
+    def test_a_grouped_model_is_one_with_repeated_kv_weights(self) -> None:
+        grouped = random_model(LLAMA)
+        whole = build_model(replace(LLAMA, kv_heads=LLAMA.heads), 1, CPU)
+        head_size, group = LLAMA.width // LLAMA.heads, LLAMA.heads // kv_heads(LLAMA)
+        weights = {name: value.detach() for name, value in grouped.named_parameters()}
+        for layer in range(LLAMA.layers):
+            name = f"blocks.{layer}.attention.qkv.weight"
+            q, k, v = (part.view(-1, head_size, LLAMA.width) for part in weights[name].split([48, 16, 16]))
+            repeated = [part.repeat_interleave(group, dim=0) for part in (k, v)]
+            weights[name] = torch.cat([q, *repeated]).view(-1, LLAMA.width)
+        whole.load_state_dict(weights)
+        tokens = random_sequences(LLAMA)
+        with torch.no_grad():
+            torch.testing.assert_close(grouped.logits(tokens), whole.logits(tokens), rtol=2e-5, atol=5e-5)
+
+    def test_is_softmax_over_the_past(self) -> None:
+        q, k, v = torch.randn(3, 1, 2, 7, 4, generator=torch.Generator().manual_seed(2)).double()
+        scores = (q @ k.transpose(-1, -2)) / 4**0.5
+        scores = scores.masked_fill(torch.ones(7, 7).triu(1).bool(), float("-inf"))
+        torch.testing.assert_close(causal_attention(q, k, v), scores.softmax(dim=-1) @ v)
+
+
+class TestRotary:
+    def vectors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
+        # The same vector at every position: [1, 1, S, D].
+        return q.expand(1, 1, 40, 16), k.expand(1, 1, 40, 16)
+
+    def test_products_depend_on_the_distance_alone(self) -> None:
+        (q, k), tables = self.vectors(), rotary_tables(40, 16, 100.0)
+        products = (rotate(q, *tables) @ rotate(k, *tables).transpose(-1, -2))[0, 0]
+        by_distance = []
+        for distance in range(-39, 40):
+            diagonal = products.diagonal(distance)
+            torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=2e-5)
+            by_distance.append(diagonal[0].item())
+        # And do depend on it, with its sign.
+        assert np.abs(np.subtract.outer(by_distance, by_distance) + np.eye(79)).min() > 1e-5
+
+    def test_turns_pairs_as_complex_numbers(self) -> None:
+        (q, _), tables = self.vectors(), rotary_tables(40, 16, 10000.0)
+        frequencies = 10000.0 ** (-np.arange(8) / 8)
+        turned = np.exp(1j * np.outer(np.arange(40), frequencies))
+        pairs = q[0, 0, :, :8].numpy() + 1j * q[0, 0, :, 8:].numpy()
+        expected = pairs * turned
+        found = rotate(q, *tables)[0, 0].numpy()
+        np.testing.assert_allclose(found[:, :8], expected.real, atol=1e-6)
+        np.testing.assert_allclose(found[:, 8:], expected.imag, atol=1e-6)
+
+    def test_the_first_position_is_left_alone(self) -> None:
+        q, _ = self.vectors()
+        assert torch.equal(rotate(q, *rotary_tables(40, 16, 10000.0))[:, :, 0], q[:, :, 0])
+
+    def test_keeps_the_type_that_it_is_given(self) -> None:
+        q, _ = self.vectors()
+        assert rotate(q.bfloat16(), *rotary_tables(40, 16, 10000.0)).dtype == torch.bfloat16
+
+    def test_tables_are_float32_on_the_cpu(self) -> None:
+        for table in rotary_tables(40, 16, 10000.0):
+            assert table.dtype == torch.float32
+            assert table.shape == (40, 16)
+            assert table.device == CPU
+
+
+class TestActivationCheckpointing:
+    @ALL
+    def test_changes_no_bit_of_loss_or_gradients(self, config: ModelConfig) -> None:
+        sequences, results, forwards = random_sequences(config), [], []
+        for checkpointing in (False, True):
+            model = random_model(replace(config, activation_checkpointing=checkpointing))
+            calls: list[int] = []
+            model.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            loss = model(sequences)
+            loss.backward()
+            results.append((loss.detach(), gradients(model)))
+            forwards.append(len(calls))
+        # It really was computed again.
+        assert forwards == [1, 2]
+        (one, one_gradients), (two, two_gradients) = results
+        assert torch.equal(one, two)
+        for name, gradient in one_gradients.items():
+            assert torch.equal(gradient, two_gradients[name]), name
