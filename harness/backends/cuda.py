@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import (
+    OUT_OF_MEMORY_REMEDY,
     Backend,
     EventTimer,
     Failure,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 NVIDIA_NODES = ("/dev/nvidiactl", "/dev/dxg")
 AMD_NODES = ("/dev/kfd",)
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
-FAULT = re.compile(r"CUDA error|HIP error|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|cuDNN error|NCCL error")
+FAULT = re.compile(r"CUDA(?: driver)? error|HIP error|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|cuDNN error|NCCL error")
 
 
 class CudaBackend(Backend):
@@ -54,12 +55,13 @@ class CudaBackend(Backend):
                 )
             )
         nodes = AMD_NODES if build.get("hip") else NVIDIA_NODES
+        flags = "--device /dev/kfd --device /dev/dri" if build.get("hip") else "--gpus all"
         present = [node for node in nodes if os.path.exists(node)]
         if not present:
             problems.append(
                 Problem(
                     f"no GPU driver is loaded, or it is not passed into this container ({nodes[0]} is missing)",
-                    "install the GPU's driver; in a container add --gpus all (Docker) or request the GPU resource",
+                    f"install the GPU's driver; in a container add {flags} (Docker) or request the GPU resource",
                 )
             )
         elif not os.access(present[0], os.R_OK | os.W_OK):
@@ -187,6 +189,11 @@ class CudaBackend(Backend):
         if common is not None or not FAULT.search(text):
             return common
         cause = next(line.strip() for line in text.splitlines() if FAULT.search(line))
+        if "ALLOC_FAILED" in cause:
+            # cuBLAS and cuDNN take memory of their own, outside torch's allocator.
+            return Failure("oom", cause, OUT_OF_MEMORY_REMEDY)
+        if "no kernel image is available" in cause:
+            return Failure("device_fault", cause, "install a build of torch that is made for this GPU's architecture")
         return Failure(
             "device_fault",
             f"{cause} (reported late: the line of Python that it came from is not the culprit)",

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.ascend import host
-from harness.backends.ascend.failures import classify_message, explain_import_failure
+from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
 from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
 from harness.errors import BackendUnavailable
 
@@ -65,11 +65,11 @@ class NpuBackend(Backend):
                     f"backend.device_index: no NPU {self.settings.device_index}; {_npu().device_count()} are "
                     f"visible ({host.VISIBLE_DEVICES} {visible}); npu-smi info lists them"
                 ) from error
+            cause, remedy = explain_set_up_failure(text) or (text, "npu-smi info shows the driver's side")
             failure = classify_message(text)
-            cause = failure.cause if failure else text
-            raise BackendUnavailable(
-                f"backend npu cannot be opened: {cause}; npu-smi info shows the driver's side"
-            ) from error
+            if failure is not None and cause == text:
+                cause, remedy = failure.cause, failure.remedy
+            raise BackendUnavailable(f"backend npu cannot be opened: {cause}; {remedy}") from error
 
     def device(self) -> torch.device:
         import torch

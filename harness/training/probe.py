@@ -10,6 +10,7 @@ import torch
 from harness.backends.base import Backend
 from harness.backends.eager import AUTOCAST_DTYPES
 from harness.config import Config, kv_heads
+from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
 from harness.workload.model import causal_attention
 from harness.workload.random import approximately_normal, stream_key
@@ -27,6 +28,8 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
         BackendUnavailable: the device does something else than what was asked for.
     """
     return {
+        # What a device says of itself never stands in place of what is found out here.
+        **backend.effective(),
         **_probe_matmul(backend, config.precision),
         "attention_kernel": _probe_attention(backend, config),
         "threads": _probe_threads(backend),
@@ -35,7 +38,6 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
         "adamw": config.track.adamw,
         "compiled": False,
         "track": config.track.name,
-        **backend.effective(),
     }
 
 
@@ -88,7 +90,7 @@ def _probe_attention(backend: Backend, config: Config) -> str:
 
 
 def _probe_threads(backend: Backend) -> int:
-    asked, found = backend.settings.threads, torch.get_num_threads()
-    if asked is not None and asked != found:
+    asked, found = backend.settings.threads or allowed_cores(), torch.get_num_threads()
+    if asked != found:
         raise BackendUnavailable(f"backend.threads: asked for {asked}, but torch uses {found}")
     return found

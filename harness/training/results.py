@@ -24,9 +24,7 @@ def assemble(
     progressed: Progressed | None,
     batch_digest: str,
     step_seconds_method: str,
-    backend_versions: dict[str, str | None],
     backend_name: str,
-    peak_lookup_key: str | None,
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it."""
     done = progressed or Progressed()
@@ -44,8 +42,8 @@ def assemble(
         "data": facts.data,
         "backend": {
             "name": backend_name,
-            "versions": backend_versions,
-            "peak_lookup_key": peak_lookup_key,
+            "versions": facts.versions,
+            "peak_lookup_key": facts.peak_lookup_key,
         },
         "device": facts.device,
         "effective": facts.effective,

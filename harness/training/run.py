@@ -11,7 +11,7 @@ from typing import Any
 from harness import environment
 from harness.backends.base import Backend, TrainStep
 from harness.config import Config, to_yaml
-from harness.errors import ConfigError, Interrupted, RunFailed, UserError
+from harness.errors import BackendUnavailable, ConfigError, Interrupted, RunFailed, UserError
 from harness.record import StepsWriter, claim_folder, write_config, write_record
 from harness.training.loop import Loop
 from harness.training.prefetch import Prefetcher
@@ -50,6 +50,9 @@ class _Facts:
     parameters: int = 0
     init_digest: str | None = None
     device: dict[str, Any] = field(default_factory=dict)
+    # Asked once, while the device is well: after a fault it answers nothing more.
+    peak_lookup_key: str | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
     effective: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +74,7 @@ def run(config: Config, backend: Backend) -> Outcome:
         dataset = _open_data(config)
         backend.load()
         try:
-            _inspect(config, backend, dataset, facts)
+            _inspect_or_refuse(config, backend, dataset, facts)
             folder = claim_folder(config.out, f"{backend.name}-{config.model.name}")
             write_config(folder, to_yaml(config))
             return _run_in(folder, config, backend, dataset, facts, stop)
@@ -89,9 +92,26 @@ def _open_data(config: Config) -> Dataset:
     return dataset
 
 
+def _inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts: _Facts) -> None:
+    try:
+        _inspect(config, backend, dataset, facts)
+    except UserError:
+        raise
+    except Exception as error:
+        # The probes are the device's first operations: a missing kernel package, say, shows itself here.
+        classified = backend.classify(error)
+        if classified is None:
+            raise
+        raise BackendUnavailable(
+            f"backend {backend.name} failed at its first operations: {classified.cause}; {classified.remedy}"
+        ) from error
+
+
 def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: _Facts) -> None:
     backend.apply(config.precision)
     facts.device = backend.describe()
+    facts.peak_lookup_key = backend.peak_lookup_key()
+    facts.versions = backend.versions()
     facts.parameters = parameter_count(config.model)
     available = facts.device.get("memory_bytes")
     needed = facts.parameters * STATE_BYTES_PER_PARAMETER
@@ -212,9 +232,7 @@ def _write(folder: Path, config: Config, backend: Backend, session: _Session, fa
         progressed=session.loop.result if session.loop is not None else None,
         batch_digest=session.prefetcher.digest.hexdigest(),
         step_seconds_method=session.step_clock.step_seconds_method,
-        backend_versions=backend.versions(),
         backend_name=backend.name,
-        peak_lookup_key=backend.peak_lookup_key(),
     )
     write_record(folder, record)
     return record

@@ -11,7 +11,7 @@ PLUGIN_CODE = re.compile(r"\bERR(\d{2})(\d{3})\b")
 CANN_CODE = re.compile(r"\bE[A-Z]\d{4}\b")
 OPERATOR = re.compile(r"current working operator name is (\w+)")
 
-OUT_OF_MEMORY_CODES = {207001, 207018}
+OUT_OF_MEMORY_CODES = {200000, 207001, 207005, 207018}
 # Kernel or device faults; reported at a later synchronise, after which the context is lost.
 FAULT_CODES = {
     507008: "the chip's version could not be read",
@@ -25,6 +25,12 @@ FAULT_CODES = {
     507899: "the driver reported an internal error",
 }
 START_CODES = {507008, 507033, 507899}
+# The operators' own library refuses: CANN's kernels for this chip are not installed, or not for this type.
+NO_KERNEL_CODES = {161002, 561103}
+CALLED_OPERATOR = re.compile(r"call (aclnn\w+) failed")
+# What TORCH_NPU_COMPACT_ERROR_OUTPUT=1 leaves of a message.
+COMPACT = re.compile(r"^\s*CANN error:\s*(.+)$", re.MULTILINE)
+LOGS = "device logs are in ~/ascend/log/debug/plog"
 
 
 def classify_message(text: str) -> Failure | None:
@@ -38,25 +44,48 @@ def classify_message(text: str) -> Failure | None:
             f"an operation of this model would run on the host instead of the NPU: {_first_line(text)}",
             "a newer torch-npu may have it; a run that falls back is no NPU timing",
         )
+    return _classify_fault(text, codes)
+
+
+def _classify_fault(text: str, codes: set[int]) -> Failure | None:
     known = sorted(codes & FAULT_CODES.keys())
     operator = OPERATOR.search(text)
     if known or operator:
         what = FAULT_CODES[known[0]] + f" (ACL {known[0]})" if known else "an operation was rejected"
+        if known and known[0] in START_CODES:
+            # Nothing had been queued: this one is not late.
+            return Failure(
+                "device_fault", what, "compare the driver's and CANN's versions (python -m harness doctor npu)"
+            )
         named = f" in {operator.group(1)}" if operator else ""
-        remedy = (
-            "compare the driver's and CANN's versions (python -m harness doctor npu)"
-            if known and known[0] in START_CODES
-            else "run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; device logs are "
-            "in ~/ascend/log/debug/plog"
+        return Failure(
+            "device_fault",
+            f"{what}{named}; reported late: the line of Python is not the culprit",
+            f"run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; {LOGS}",
         )
-        return Failure("device_fault", f"{what}{named}; reported late: the line of Python is not the culprit", remedy)
+    unsupported = sorted(codes & NO_KERNEL_CODES)
+    if unsupported:
+        called = CALLED_OPERATOR.search(text)
+        return Failure(
+            "device_fault",
+            f"CANN has no kernel for {called.group(1) if called else 'an operation'} on this chip or of this type: "
+            f"{_first_line(text)}",
+            f"install CANN's kernels package for this chip, of the toolkit's version; {LOGS}",
+        )
     if codes or PLUGIN_CODE.search(text) or CANN_CODE.search(text):
-        return Failure("device_fault", _first_line(text), "device logs are in ~/ascend/log/debug/plog")
-    return None
+        return Failure("device_fault", _first_line(text), LOGS)
+    compact = COMPACT.search(text)
+    return Failure("device_fault", compact.group(0).strip(), LOGS) if compact else None
 
 
-# What the import of torch_npu says, what it means and what mends it; {0} is the pattern's group.
-_IMPORT_FAILURES = (
+# What the import of torch_npu or the opening of the device says, what it means and what mends it; {0} is the
+# pattern's group.
+_SET_UP_FAILURES = (
+    (
+        r"(libascend_hal\.so[\w.]*): cannot open shared object file",
+        "the Ascend driver's library is not on the loader's path (missing {0})",
+        "install the driver; in a container pass -v /usr/local/Ascend/driver/lib64/:/usr/local/Ascend/driver/lib64/",
+    ),
     (
         r"(lib\w+\.so[\w.]*): cannot open shared object file",
         "CANN is not on the loader's path (missing {0})",
@@ -97,12 +126,19 @@ def explain_import_failure(error: BaseException) -> tuple[str, str]:
     while link is not None and len(texts) < 10:
         texts.append(str(link))
         link = link.__cause__ or link.__context__
-    text = "\n".join(texts)
-    for pattern, cause, remedy in _IMPORT_FAILURES:
+    explained = explain_set_up_failure("\n".join(texts))
+    if explained is not None:
+        return explained
+    return f"torch_npu cannot be imported: {_first_line(texts[-1])}", "see python -c 'import torch_npu'"
+
+
+def explain_set_up_failure(text: str) -> tuple[str, str] | None:
+    """Return the cause and the remedy of a message that says that package, CANN, driver and chip do not fit."""
+    for pattern, cause, remedy in _SET_UP_FAILURES:
         found = re.search(pattern, text)
         if found:
             return cause.format(found.group(1)), remedy
-    return f"torch_npu cannot be imported: {_first_line(texts[-1])}", "see python -c 'import torch_npu'"
+    return None
 
 
 def _first_line(text: str) -> str:

@@ -146,7 +146,10 @@ def cann_version() -> str | None:
     home = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     if not home:
         return None
-    files: Iterable[Path] = sorted(Path(home).glob("**/ascend_*_install.info"))
+    # CANN 8's `latest` is a folder of links, which ** does not follow; the file lies one folder below.
+    files: Iterable[Path] = sorted(
+        {*Path(home).glob("**/ascend_*_install.info"), *Path(home).glob("*/ascend_*_install.info")}
+    )
     return next((found for file in files if (found := _field(file, "version"))), None)
 
 

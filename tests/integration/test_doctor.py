@@ -1,0 +1,190 @@
+"""`python -m harness doctor` tells of every backend whether it can run here, what is missing and what would help.
+
+The answers change as the machine does: here a package, a library or a variable is put in its way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.backends.ascend.host import REQUIRED_LIBRARIES, device_nodes, on_loader_path
+from harness.backends.base import installed_version
+from harness.backends.cuda import CudaBackend
+from harness.config import BackendConfig
+from tests.conftest import TINY, Harness
+
+HAS_CUDA = not CudaBackend(BackendConfig(name="cuda")).preflight()
+
+without_an_npu = pytest.mark.skipif(
+    installed_version("torch-npu") is not None or bool(device_nodes()) or on_loader_path("libascendcl.so"),
+    reason="this machine has torch-npu, CANN or an NPU: the answers would be its own",
+)
+
+
+def search_path(folder: Path) -> dict[str, str]:
+    """Return the environment in which a folder comes before everything that is installed."""
+    rest = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{rest}" if rest else str(folder)}
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """Make a distribution look installed: its metadata is all that doctor reads."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def reports(text: str) -> dict[str, dict[str, Any]]:
+    return {report["name"]: report for report in json.loads(text)}
+
+
+def asked(harness: Harness, **env: str) -> dict[str, Any]:
+    """Return what doctor says of the NPU, as JSON, with these variables set."""
+    done = harness("doctor", "npu", "--json", env=env)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == ""
+    return reports(done.stdout)["npu"]
+
+
+def said(report: dict[str, Any]) -> str:
+    return "\n".join(problem["what"] for problem in report["problems"])
+
+
+class TestTable:
+    def test_names_every_backend_its_state_and_what_is_there(self, harness: Harness) -> None:
+        done = harness("doctor", env={"COLUMNS": "80"})
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        rows = [line for line in done.stdout.splitlines() if line.startswith("│")]
+        states = {}
+        for row in rows:
+            cells = [cell.strip() for cell in row.strip("│").split("│")]
+            if cells[0]:
+                states[cells[0]] = cells[1]
+        assert set(states) >= {"cpu", "cuda", "npu"}
+        assert states["cpu"] == "yes"
+        assert states["cuda"] == ("yes" if HAS_CUDA else "no")
+        assert max(map(len, done.stdout.splitlines())) <= 100
+        assert "GiB" in done.stdout
+        assert "torch 2" in done.stdout
+
+    @without_an_npu
+    def test_of_one_that_is_not_there(self, harness: Harness) -> None:
+        done = harness("doctor", "npu")
+        assert done.returncode == 3
+        assert done.stderr == ""
+        whole = " ".join(done.stdout.split())
+        for part in ("npu", "no", "1.", "2.", "3.", "torch-npu", "pip install torch-npu=="):
+            assert part in whole
+        assert "cpu" not in [line.strip("│").split("│")[0].strip() for line in done.stdout.splitlines()]
+
+    def test_help(self, harness: Harness) -> None:
+        done = harness("doctor", "--help")
+        assert done.returncode == 0
+        assert "usage: python -m harness doctor" in done.stdout
+        assert "exit codes" in done.stdout
+
+
+class TestJson:
+    def test_of_one_backend(self, harness: Harness) -> None:
+        done = harness("doctor", "cpu", "--json")
+        assert done.returncode == 0, done.stderr
+        [report] = json.loads(done.stdout)
+        assert set(report) == {"name", "ready", "problems", "device", "versions"}
+        assert report["name"] == "cpu"
+        assert report["ready"] is True
+        assert report["problems"] == []
+        assert set(report["device"]) >= {"kind", "name", "index", "count", "memory_bytes", "emulated"}
+        assert report["versions"]["torch"]
+
+    def test_of_all(self, harness: Harness) -> None:
+        done = harness("doctor", "--json")
+        assert done.returncode == 0, done.stderr
+        found = reports(done.stdout)
+        assert set(found) >= {"cpu", "cuda", "npu"}
+        for report in found.values():
+            assert bool(report["problems"]) is not report["ready"]
+            assert (report["device"] is not None) is report["ready"]
+            for problem in report["problems"]:
+                assert problem["what"].strip()
+                assert problem["remedy"].strip()
+        if not HAS_CUDA:
+            assert "CUDA" in said(found["cuda"]) or "GPU" in said(found["cuda"])
+
+
+@without_an_npu
+class TestAnswersFollowTheMachine:
+    def test_bare(self, harness: Harness) -> None:
+        report = asked(harness)
+        assert [problem["what"].split(" (")[0] for problem in report["problems"]] == [
+            "the package torch-npu is not installed",
+            "CANN is not on the loader's path",
+            "no Ascend device node",
+        ]
+        assert report["versions"]["torch-npu"] is None
+        assert report["versions"]["cann"] is None
+
+    def test_with_the_package(self, harness: Harness, tmp_path: Path) -> None:
+        torch = installed_version("torch") or ""
+        install(tmp_path / "site", "torch-npu", torch.split("+", maxsplit=1)[0])
+        report = asked(harness, **search_path(tmp_path / "site"))
+        assert "package" not in said(report)
+        assert "CANN is not on the loader's path" in said(report)
+        assert "no Ascend device node" in said(report)
+        assert report["versions"]["torch-npu"] == torch.split("+", maxsplit=1)[0]
+
+    def test_with_a_package_for_another_torch(self, harness: Harness, tmp_path: Path) -> None:
+        install(tmp_path / "site", "torch-npu", "2.8.0.post4")
+        first = asked(harness, **search_path(tmp_path / "site"))["problems"][0]
+        assert "torch-npu 2.8.0.post4 is made for torch 2.8.0" in first["what"]
+        assert f"torch {installed_version('torch')} is installed" in first["what"]
+        assert "pip install torch==2.8.0" in first["remedy"]
+
+    @pytest.mark.parametrize("missing", ["libgraph.so", "libhccl.so"])
+    def test_with_all_libraries_but_one(self, missing: str, harness: Harness, tmp_path: Path) -> None:
+        folder = tmp_path / "lib64"
+        folder.mkdir()
+        for name in REQUIRED_LIBRARIES:
+            if name != missing:
+                (folder / name).touch()
+        report = asked(harness, LD_LIBRARY_PATH=str(folder))
+        assert f"CANN on the loader's path is incomplete ({missing} not found)" in said(report)
+        (folder / missing).touch()
+        assert "CANN" not in said(asked(harness, LD_LIBRARY_PATH=str(folder)))
+
+    def test_with_variables_that_would_falsify_a_run(self, harness: Harness) -> None:
+        report = asked(harness, ASCEND_RT_VISIBLE_DEVICES="1,0", TORCH_TRANSFER_TO_NPU="1")
+        assert "ASCEND_RT_VISIBLE_DEVICES='1,0' is not in ascending order" in said(report)
+        assert "TORCH_TRANSFER_TO_NPU=1" in said(report)
+        assert "unset TORCH_TRANSFER_TO_NPU" in [problem["remedy"] for problem in report["problems"]]
+
+    def test_the_refusal_of_a_run_says_the_same(self, harness: Harness) -> None:
+        done = harness("backend=npu", "experiment=smoke", env={"ASCEND_RT_VISIBLE_DEVICES": "0 1"})
+        assert done.returncode == 3
+        [line] = done.stderr.splitlines()
+        for problem in asked(harness, ASCEND_RT_VISIBLE_DEVICES="0 1")["problems"]:
+            assert problem["what"] in line
+        assert "python -m harness doctor npu" in line
+
+
+class TestABrokenPlugInOfTorch:
+    """torch-npu registers itself with torch: without its CANN, `import torch` fails unless somebody prevents it."""
+
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> dict[str, str]:
+        install(tmp_path / "site", "torch-npu", "2.13.0")
+        info = tmp_path / "site" / "torch_npu-2.13.0.dist-info"
+        (info / "entry_points.txt").write_text("[torch.backends]\ntorch_npu = torch_npu:_autoload\n")
+        (tmp_path / "site" / "torch_npu.py").write_text(
+            "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')\n"
+        )
+        return {**search_path(tmp_path / "site"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
+
+    def test_does_not_break_a_run_on_the_cpu(self, site: dict[str, str], harness: Harness) -> None:
+        done = harness(*TINY, "out=run", env=site)
+        assert done.returncode == 0, done.stderr

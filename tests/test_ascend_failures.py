@@ -1,0 +1,301 @@
+"""What each message of torch-npu and CANN is taken to mean: its status, a cause in one line, and a remedy that helps.
+
+The messages are torch-npu 2.13.0's own words, recorded with failures injected into a stand-in for CANN; those of older
+releases are from public issues.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from harness.backends.ascend.failures import FAULT_CODES, classify_message, explain_import_failure
+from harness.backends.base import Failure
+from harness.record import STATUSES
+
+STAMP = "[ERROR] 2026-11-23-21:26:59 (PID:12582, Device:0, RankID:-1)"
+ASCEND_LOG = "Rectify the fault based on the error information in the ascend log."
+
+
+def acl(where: str, call: str, code: int, said: str) -> str:
+    """Return a message in the shape that torch-npu gives every failed call of CANN's runtime."""
+    return (
+        f"{where} NPU function error: {call}, error code is {code}\n"
+        f"{STAMP} ERR00100 PTA call acl api failed\n[Error]: {said}\nEZ9999: Inner Error!"
+    )
+
+
+def known(text: str) -> Failure:
+    failure = classify_message(text)
+    assert failure is not None
+    assert failure.status in STATUSES
+    assert failure.cause.strip()
+    assert "\n" not in failure.cause + failure.remedy
+    return failure
+
+
+SYNCHRONIZE = "npuSynchronizeDevice:../torch_npu/csrc/core/npu/NPUStream.cpp:748"
+SET_DEVICE = "ExchangeDevice:../torch_npu/csrc/core/npu/sys_ctrl/npu_sys_ctrl.cpp:337"
+INITIALIZE = "Initialize:../torch_npu/csrc/core/npu/sys_ctrl/npu_sys_ctrl.cpp:217"
+COPY = "copy_between_host_and_device_opapi:../torch_npu/csrc/aten/ops/op_api/CopyKernelOpApi.cpp:89"
+COUNT = "init:../torch_npu/csrc/core/npu/NPUCachingAllocator.h:366"
+STREAM = "initGlobalStreamState:../torch_npu/csrc/core/npu/NPUStream.cpp:242"
+MATMUL = "matmul_implement_npu:../third_party/op-plugin/op_plugin/ops/opapi/MatmulKernelNpuOpApi.cpp:94"
+
+WAIT = "AclrtSynchronizeDeviceWithTimeout"
+KERNEL_FAULTS = [
+    (507014, acl(SYNCHRONIZE, WAIT, 507014, "The aicore execution times out."), "timed out"),
+    (507015, acl(SYNCHRONIZE, WAIT, 507015, "The aicore execution is abnormal."), "AI core"),
+    (507018, acl(SYNCHRONIZE, WAIT, 507018, "The aicpu execution is abnormal."), "AI CPU"),
+    (507035, acl(COPY, "aclrtMemcpy", 507035, "The vector core execution is abnormal."), "vector core"),
+]
+START_FAULTS = [
+    (507008, acl(INITIALIZE, "aclInit", 507008, "Failed to obtain the SOC version."), "version could not be read"),
+    (507033, acl(SET_DEVICE, "c10_npu::SetDevice(device)", 507033, "Failed to start the device."), "not be started"),
+    (
+        507899,
+        acl(COUNT, "aclrtGetDeviceCount(&device_count)", 507899, "An internal error occurs in the Driver module."),
+        "driver",
+    ),
+]
+CREATE = "acl::AclrtCreateStreamWithConfig(&default_streamsi.stream, 0, (0x00000001U | 0x00000002U))"
+OTHER_FAILURES = [
+    acl(STREAM, CREATE, 107002, "The context is empty."),
+    acl(STREAM, CREATE, 100000, "Parameter verification failed."),
+    acl(INITIALIZE, "aclInit", 100039, "The dynamic library path is the path of the compilation stub."),
+    acl(SET_DEVICE, "c10_npu::SetDevice(device)", 100001, "ACL uninitialized."),
+    acl(SET_DEVICE, "c10_npu::SetDevice(device)", 107001, "Invalid device ID."),
+    f"No NPUs are available\n{STAMP} ERR00009 PTA resource unavailable",
+    f"Invalid device id\n{STAMP} ERR00003 PTA invalid value",
+    f"invalid argument to reset_peak_memory_stats\n{STAMP} ERR00001 PTA invalid parameter",
+    f"Both events must be recorded before calculating elapsed time.\n{STAMP} ERR00005 PTA internal error",
+    "EI0006: Getting socket times out. Reason: 1. The remote does not initiate a connect request.",
+    "HCCL function error: HcclCommInitRootInfo(numRanks, &id, rank, &comm), error code is 2\nERR02200 DIST call hccl",
+]
+
+
+class TestFaults:
+    @pytest.mark.parametrize(("code", "text", "cause"), KERNEL_FAULTS, ids=[str(code) for code, _, _ in KERNEL_FAULTS])
+    def test_a_kernel_fault_is_reported_late(self, code: int, text: str, cause: str) -> None:
+        failure = known(text)
+        assert failure.status == "device_fault"
+        assert cause in failure.cause
+        assert f"ACL {code}" in failure.cause
+        assert "not the culprit" in failure.cause
+        # The harness itself refuses to run with that variable set: its timings would be worthless.
+        assert "ASCEND_LAUNCH_BLOCKING=1 outside the harness" in failure.remedy
+        assert "ascend/log/debug/plog" in failure.remedy
+
+    @pytest.mark.parametrize(("code", "text", "cause"), START_FAULTS, ids=[str(code) for code, _, _ in START_FAULTS])
+    def test_a_device_that_does_not_start(self, code: int, text: str, cause: str) -> None:
+        failure = known(text)
+        assert failure.status == "device_fault"
+        assert cause in failure.cause
+        assert f"ACL {code}" in failure.cause
+        assert "driver's and CANN's versions" in failure.remedy
+        assert "doctor npu" in failure.remedy
+        assert "LAUNCH_BLOCKING" not in failure.remedy
+        # Nothing was queued yet, so nothing can have been reported late.
+        assert "not the culprit" not in failure.cause
+
+    def test_an_operation_that_the_task_queue_rejected_is_named(self) -> None:
+        failure = known(
+            "The Inner error is reported as above. The process exits for this inner error, and the current working "
+            "operator name is aclnnMatmul.\nSince the operator is called asynchronously, the stacktrace may be "
+            "inaccurate. If you want to get the accurate stacktrace, please set the environment variable "
+            f"ASCEND_LAUNCH_BLOCKING=1.\n{STAMP} ERR00100 PTA call acl api failed\nEZ9999: Inner Error!"
+        )
+        assert failure.status == "device_fault"
+        assert "aclnnMatmul" in failure.cause
+        assert "not the culprit" in failure.cause
+
+    @pytest.mark.parametrize("code", [161002, 561103])
+    def test_an_operation_without_a_kernel_is_named(self, code: int) -> None:
+        """CANN's kernels come in a package for each chip; without it every operation is refused like this."""
+        failure = known(
+            f"{MATMUL} NPU function error: call aclnnMatmul failed, error code is {code}\n"
+            f"{STAMP} ERR00100 PTA call acl api failed.\nEZ9999: Inner Error!"
+        )
+        assert failure.status == "device_fault"
+        assert "aclnnMatmul" in failure.cause
+        assert str(code) in failure.cause
+        assert "kernels package" in failure.remedy
+
+    @pytest.mark.parametrize("text", OTHER_FAILURES, ids=lambda text: text[:30])
+    def test_every_other_failure_keeps_its_first_line(self, text: str) -> None:
+        failure = known(text)
+        assert failure.status == "device_fault"
+        assert failure.cause == text.splitlines()[0]
+        assert "ascend/log/debug/plog" in failure.remedy
+
+    def test_the_compact_form_is_known_too(self) -> None:
+        """With TORCH_NPU_COMPACT_ERROR_OUTPUT=1 neither torch-npu's nor CANN's codes are in the message."""
+        failure = known("CANN error: The vector core execution is abnormal. Solution: see the log.")
+        assert failure.status == "device_fault"
+        assert "The vector core execution is abnormal" in failure.cause
+
+    def test_the_first_of_several_codes_is_enough(self) -> None:
+        failure = known(acl(COPY, "aclrtMemcpy", 507035, "x") + "\n" + acl(SYNCHRONIZE, "Sync", 107002, "y"))
+        assert "vector core" in failure.cause
+
+    def test_every_fault_code_has_words(self) -> None:
+        for code, words in FAULT_CODES.items():
+            failure = known(acl(SYNCHRONIZE, "AclrtSynchronizeDeviceWithTimeout", code, "..."))
+            assert words in failure.cause
+
+
+OLD_SOURCE = "operator():build/CMakeFiles/torch_npu.dir/compiler_depend.ts:70"
+ALLOCATOR = (
+    "NPU out of memory. Tried to allocate 2.00 MiB (NPU 0; 64.00 GiB total capacity; 0 bytes already allocated; "
+    "0 bytes current active; 64.00 GiB free; 0 bytes reserved in total by PyTorch)"
+    "If reserved memory is >> allocated memory try setting max_split_size_mb to avoid fragmentation."
+)
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            ALLOCATOR,
+            # Releases before 2.13, a plain RuntimeError with their own prefix.
+            "[Error]: NPU out of memory. Tried to allocate 20.00 MiB (NPU 0; 60.97 GiB total capacity)",
+            "NPUWorkspaceAllocator tried to allocate 1073741824 bytes",
+            acl(OLD_SOURCE, "aclrtMallocAlign32", 207001, "Failed to apply for memory."),
+            acl(OLD_SOURCE, "aclrtMallocAlign32", 207018, "The memory on the device is exhausted."),
+            # Two more codes of Huawei's table with 207001's words.
+            acl(OLD_SOURCE, "aclrtMallocAlign32", 200000, "Failed to apply for memory."),
+            acl(OLD_SOURCE, "aclrtMallocAlign32", 207005, "Failed to apply for memory."),
+        ],
+        ids=["allocator", "old release", "workspace", "207001", "207018", "200000", "207005"],
+    )
+    def test_is_a_result_and_no_crash(self, text: str) -> None:
+        failure = known(text)
+        assert failure.status == "oom"
+        assert failure.cause == text.splitlines()[0]
+        assert "workload.micro_batch_size" in failure.remedy
+
+    def test_outranks_a_code_in_the_same_message(self) -> None:
+        assert known(ALLOCATOR + f"\n{STAMP} ERR00006 PTA memory error\nEL0004: alloc memory failed").status == "oom"
+
+
+class TestFallback:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "The operator 'aten::linalg_lstsq.out' would execute its main computation on CPU. CPU fallback is disabled "
+            "by TORCH_NPU_FALLBACK_CPU_DISABLE=1.",
+            "CAUTION: The operator 'aten::_fused_adam_' is not currently supported on the NPU backend and will fall "
+            "back to run on the CPU. This may have performance implications. (function _fused_adam_)",
+        ],
+    )
+    def test_is_a_failure(self, text: str) -> None:
+        failure = known(text)
+        assert failure.status == "failed"
+        assert "aten::" in failure.cause
+        assert "on the host instead of the NPU" in failure.cause
+        assert "no NPU timing" in failure.remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The size of tensor a (3) must match the size of tensor b (4) at non-singleton dimension 0",
+        "scaled_dot_product_attention(): argument 'query' (position 1) must be Tensor, not NoneType",
+        "the exit code is 107001",
+        "ERROR 12345",
+    ],
+)
+def test_other_messages_are_not_from_there(text: str) -> None:
+    assert classify_message(text) is None
+
+
+def chained(*links: BaseException) -> BaseException:
+    """Return the last of the exceptions, each raised from the one before it."""
+    for cause, error in pairwise(links):
+        error.__cause__ = cause
+    return links[-1]
+
+
+AUTOLOAD = RuntimeError(
+    "Failed to load the backend extension: torch_npu. You can disable extension auto-loading with "
+    "TORCH_DEVICE_BACKEND_AUTOLOAD=0."
+)
+NOT_FOUND = ": cannot open shared object file: No such file or directory"
+IMPORT_FAILURES = {
+    "no CANN": (f"libhccl.so{NOT_FOUND}", "libhccl.so", "set_env.sh"),
+    "no ascendcl": (f"libascendcl.so{NOT_FOUND}", "libascendcl.so", "set_env.sh"),
+    "with a version": (f"libgraph.so.1{NOT_FOUND}", "libgraph.so.1", "set_env.sh"),
+    # The driver's own library, not CANN's: sourcing set_env.sh does not bring it into a container.
+    "no driver library": (f"libascend_hal.so{NOT_FOUND}", "libascend_hal.so", "driver/lib64"),
+    "mismatch": (
+        "/x/libtorch_npu.so: undefined symbol: _ZN3c1010AutogradMeta",
+        "torch and torch-npu do not match",
+        "torch-npu that is made for this torch",
+    ),
+    "old CANN": (
+        f"Failed to find function aclrtSetDeviceSatMode\n{STAMP} ERR04008 PROF resource not found",
+        "aclrtSetDeviceSatMode",
+        "CANN release that belongs to this torch-npu",
+    ),
+    "new chip": ("Unsupported soc version: Ascend910B9Z", "Ascend910B9Z", "newer torch-npu"),
+    "CUDA build": (
+        "Two accelerators cannot be used at the same time in PyTorch: npu and cuda. You can install the cpu version",
+        "another accelerator",
+        "CPU build of torch",
+    ),
+    "no operators": (
+        "ASCEND_OPP_PATH environment variable is not set. Please check whether the opp package has been installed.",
+        "ASCEND_OPP_PATH",
+        "set_env.sh",
+    ),
+}
+
+
+class TestImportFailures:
+    @pytest.mark.parametrize(("text", "cause", "remedy"), IMPORT_FAILURES.values(), ids=IMPORT_FAILURES)
+    def test_is_explained(self, text: str, cause: str, remedy: str) -> None:
+        found_cause, found_remedy = explain_import_failure(ImportError(text))
+        assert cause in found_cause
+        assert remedy in found_remedy
+        assert "\n" not in found_cause + found_remedy
+
+    def test_the_chain_of_causes_is_walked(self) -> None:
+        error = chained(ImportError(f"libhccl.so{NOT_FOUND}"), AUTOLOAD, ImportError("plug-in failed"))
+        cause, remedy = explain_import_failure(error)
+        assert cause == "CANN is not on the loader's path (missing libhccl.so)"
+        assert "source " in remedy
+
+    def test_an_exception_raised_while_handling_another_is_walked_too(self) -> None:
+        try:
+            try:
+                raise ImportError(f"libhccl.so{NOT_FOUND}")
+            except ImportError:
+                raise KeyError("torch_npu")  # noqa: B904 (no cause, only a context)
+        except KeyError as error:
+            cause, _ = explain_import_failure(error)
+        assert "libhccl.so" in cause
+
+    def test_an_unknown_failure_tells_the_innermost_words(self) -> None:
+        cause, remedy = explain_import_failure(chained(ModuleNotFoundError("No module named 'yaml'"), AUTOLOAD))
+        assert cause == "torch_npu cannot be imported: No module named 'yaml'"
+        assert remedy
+
+    def test_no_words_at_all(self) -> None:
+        cause, remedy = explain_import_failure(ImportError())
+        assert "torch_npu cannot be imported" in cause
+        assert remedy
+
+    def test_a_chain_that_bites_its_tail_ends(self) -> None:
+        class Counted(ImportError):
+            asked = 0
+
+            def __str__(self) -> str:
+                Counted.asked += 1
+                assert Counted.asked < 100, "walked round and round"
+                return "again"
+
+        one, two = Counted(), Counted()
+        one.__cause__, two.__cause__ = two, one
+        assert explain_import_failure(one)[0] == "torch_npu cannot be imported: again"

@@ -1,0 +1,522 @@
+"""The NPU backend over a stand-in for torch_npu: what it sets and refuses, and how its failures are explained.
+
+The stand-in answers as torch-npu 2.13.0 does and computes on the CPU: it proves calls, never numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.backends.ascend import host
+from harness.backends.npu import NpuBackend
+from harness.composition import load
+from harness.config import BackendConfig
+from harness.errors import BackendUnavailable, UserError
+from harness.training.run import run
+from tests.conftest import TINY
+
+FALLBACK = "TORCH_NPU_FALLBACK_CPU_DISABLE"
+STAMP = "[ERROR] 2026-11-23-21:27:34 (PID:13111, Device:0, RankID:-1)"
+
+
+class WriteOnly:
+    """torch.npu.config: what is set there cannot be read back."""
+
+    def __init__(self) -> None:
+        object.__setattr__(self, "written", {})
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__getattribute__(self, "written")[name] = value
+
+
+class FakeEvent:
+    """Events a quarter of a second apart; elapsed_time is in milliseconds."""
+
+    made = 0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        self.recorded_at: float | None = None
+
+    def record(self) -> None:
+        FakeEvent.made += 1
+        self.recorded_at = 250.0 * FakeEvent.made
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        assert self.recorded_at is not None
+        assert later.recorded_at is not None
+        return later.recorded_at - self.recorded_at
+
+
+class FakeNpu:
+    """The namespace torch.npu of one process with two chips, with torch-npu's defaults."""
+
+    Event = FakeEvent
+
+    def __init__(self) -> None:
+        self.chip, self.has_bf16 = "Ascend910B3", True
+        self.opened: list[int] = []
+        self.synchronized: list[int | None] = []
+        self.peaks_reset: list[int] = []
+        self.open_error: Exception | None = None
+        self.matmul = SimpleNamespace(allow_hf32=True)
+        self.conv = SimpleNamespace(allow_hf32=True)
+        self.config = WriteOnly()
+        self.jit_compile = True
+
+    def set_device(self, index: int) -> None:
+        if self.open_error is not None:
+            raise self.open_error
+        self.opened.append(index)
+
+    def synchronize(self, device: int | None = None) -> None:
+        self.synchronized.append(device)
+
+    def device_count(self) -> int:
+        return 2
+
+    def is_bf16_supported(self) -> bool:
+        return self.has_bf16
+
+    def get_device_name(self, index: int | None = None) -> str:
+        return self.chip
+
+    def get_device_properties(self, index: int) -> SimpleNamespace:
+        return SimpleNamespace(name=self.chip, total_memory=64 * 2**30, cube_core_num=20, vector_core_num=40)
+
+    def set_compile_mode(self, *, jit_compile: bool) -> None:
+        self.jit_compile = jit_compile
+
+    def is_jit_compile_false(self) -> bool:
+        return not self.jit_compile
+
+    def get_task_queue_enable(self) -> int:
+        return 1
+
+    def reset_peak_memory_stats(self, index: int) -> None:
+        # The real one refuses a device that has not been opened.
+        assert index in self.opened
+        self.peaks_reset.append(index)
+
+    def max_memory_allocated(self, index: int) -> int:
+        return 1000
+
+    def max_memory_reserved(self, index: int) -> int:
+        return 2000
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        return 60 * 2**30, 64 * 2**30
+
+
+@pytest.fixture
+def npu(monkeypatch: pytest.MonkeyPatch) -> FakeNpu:
+    """Install the stand-in. `raising=False`: torch has no attribute npu until the plug-in gives it one."""
+    fake = FakeNpu()
+    monkeypatch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
+    monkeypatch.setattr(torch, "npu", fake, raising=False)
+    # load() changes this process's environment: have it put back.
+    monkeypatch.setenv(FALLBACK, "0")
+    return fake
+
+
+def backend(index: int = 0) -> NpuBackend:
+    return NpuBackend(BackendConfig(name="npu", device_index=index, threads=1))
+
+
+def refusal(made: NpuBackend) -> str:
+    with pytest.raises(BackendUnavailable) as refused:
+        made.load()
+    assert refused.value.exit_code == 3
+    text = str(refused.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.fixture
+def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file torch_npu.py that a test fills; whatever it leaves in sys.modules is taken out again."""
+    monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
+    monkeypatch.setattr(torch, "npu", FakeNpu(), raising=False)
+    monkeypatch.setenv(FALLBACK, "0")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "torch_npu.py"
+    sys.modules.pop("torch_npu", None)
+
+
+class TestLoad:
+    def test_opens_the_device_asked_for(self, npu: FakeNpu) -> None:
+        backend(index=1).load()
+        assert npu.opened == [1]
+        # Only work shows whether the device answers.
+        assert len(npu.synchronized) == 1
+
+    def test_forbids_the_fallback_before_the_plug_in_starts(self, importable: Path) -> None:
+        importable.write_text(f"import os\nseen_at_import = os.environ.get({FALLBACK!r})\n")
+        backend().load()
+        assert sys.modules["torch_npu"].seen_at_import == "1"
+
+    def test_overrules_a_fallback_that_the_user_allowed(self, npu: FakeNpu) -> None:
+        backend().load()
+        assert os.environ[FALLBACK] == "1"
+
+    def test_does_not_touch_the_device_or_the_environment_before(self, npu: FakeNpu) -> None:
+        made = backend()
+        made.preflight()
+        made.versions()
+        made.classify(ValueError("x"))
+        assert npu.opened == []
+        assert os.environ[FALLBACK] == "0"
+
+
+class TestImportThatFails:
+    def test_because_cann_is_missing(self, importable: Path) -> None:
+        # As the entry point of torch itself would put it: the reason is the cause of the cause.
+        importable.write_text(
+            "try:\n"
+            "    raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')\n"
+            "except ImportError as error:\n"
+            "    raise RuntimeError('Failed to load the backend extension: torch_npu.') from error\n"
+        )
+        text = refusal(backend())
+        assert "backend npu cannot be opened" in text
+        assert "CANN is not on the loader's path (missing libhccl.so)" in text
+        assert "source /usr/local/Ascend/cann/set_env.sh" in text
+
+    def test_because_the_package_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(FALLBACK, "0")
+        monkeypatch.setitem(sys.modules, "torch_npu", None)
+        text = refusal(backend())
+        assert "torch_npu cannot be imported" in text
+        assert "python -c 'import torch_npu'" in text
+
+    def test_because_torch_is_another_one(self, importable: Path) -> None:
+        importable.write_text("raise ImportError('libtorch_npu.so: undefined symbol: _ZN3c108ListType')")
+        text = refusal(backend())
+        assert "torch and torch-npu do not match" in text
+        assert "install the torch-npu that is made for this torch" in text
+
+    def test_the_reason_is_kept_for_the_curious(self, importable: Path) -> None:
+        importable.write_text("raise ImportError('some reason')")
+        with pytest.raises(BackendUnavailable) as refused:
+            backend().load()
+        assert isinstance(refused.value.__cause__, ImportError)
+
+
+def set_device_failed(code: int, said: str) -> RuntimeError:
+    return RuntimeError(
+        "ExchangeDevice:../torch_npu/csrc/core/npu/sys_ctrl/npu_sys_ctrl.cpp:337 NPU function error: "
+        f"c10_npu::SetDevice(device), error code is {code}\n"
+        f"{STAMP} ERR00100 PTA call acl api failed\n[Error]: {said}\nEZ9999: Inner Error!"
+    )
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def function(*words: object, **named: object) -> None:
+        raise error
+
+    return function
+
+
+class TestDeviceThatCannotBeOpened:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            set_device_failed(107001, "Invalid device ID."),
+            set_device_failed(107001, ""),
+            RuntimeError(f"No NPUs are available\n{STAMP} ERR00009 PTA resource unavailable"),
+            AssertionError(f"Invalid device id\n{STAMP} ERR00003 PTA invalid value"),
+        ],
+        ids=["107001", "107001 alone", "ERR00009", "ERR00003"],
+    )
+    @pytest.mark.parametrize("visible", [None, "0,1"])
+    def test_because_there_is_none_of_that_number(
+        self, error: Exception, visible: str | None, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if visible is None:
+            monkeypatch.delenv(host.VISIBLE_DEVICES, raising=False)
+        else:
+            monkeypatch.setenv(host.VISIBLE_DEVICES, visible)
+        npu.open_error = error
+        text = refusal(backend(index=5))
+        for part in ("backend.device_index", "no NPU 5", "2 are visible", host.VISIBLE_DEVICES, "npu-smi info"):
+            assert part in text
+        assert (visible or "not set") in text
+
+    @pytest.mark.parametrize(
+        ("code", "said", "cause"),
+        [
+            (507008, "Failed to obtain the SOC version.", "the chip's version could not be read"),
+            (507033, "Failed to start the device.", "the device could not be started"),
+            (507899, "An internal error occurs in the Driver module.", "the driver reported an internal error"),
+        ],
+    )
+    def test_because_it_does_not_start(self, code: int, said: str, cause: str, npu: FakeNpu) -> None:
+        npu.open_error = set_device_failed(code, said)
+        text = refusal(backend())
+        assert "backend npu cannot be opened" in text
+        assert cause in text
+        assert str(code) in text
+        assert "driver's and CANN's versions" in text
+
+    def test_because_cann_is_too_old(self, npu: FakeNpu) -> None:
+        """Importing the plug-in succeeds with such a CANN; the first call that needs the new function fails."""
+        npu.open_error = RuntimeError(
+            f"Failed to find function aclrtSetDeviceSatMode\n{STAMP} ERR04008 PROF resource not found"
+        )
+        text = refusal(backend())
+        assert "aclrtSetDeviceSatMode" in text
+        assert "CANN is too old for this torch-npu" in text
+        assert "install the CANN release" in text
+
+    def test_because_the_plug_in_is_older_than_the_chip(self, npu: FakeNpu) -> None:
+        """Said by set_device, not by the import."""
+        npu.open_error = RuntimeError("Unsupported soc version: Ascend910B9Z")
+        text = refusal(backend())
+        assert "Ascend910B9Z" in text
+        assert "install a newer torch-npu" in text
+
+    def test_for_a_reason_nobody_knows(self, npu: FakeNpu) -> None:
+        npu.open_error = RuntimeError("something new\nin two lines")
+        text = refusal(backend())
+        assert "something new in two lines" in text
+        assert "npu-smi info" in text
+
+
+class TestApply:
+    def test_arithmetic_is_what_float32_means(self, npu: FakeNpu) -> None:
+        backend().apply("fp32")
+        assert npu.matmul.allow_hf32 is False
+        assert npu.conv.allow_hf32 is False
+        assert npu.jit_compile is False
+        assert npu.config.__dict__["written"] == {"allow_internal_format": False}
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_num_threads() == 1
+
+    @pytest.mark.parametrize("chip", ["Ascend910A", "Ascend910ProB", "Ascend310P3"])
+    def test_bf16_is_refused_on_a_chip_without_it(self, chip: str, npu: FakeNpu) -> None:
+        npu.chip, npu.has_bf16 = chip, False
+        with pytest.raises(BackendUnavailable) as refused:
+            backend().apply("bf16")
+        text = str(refused.value)
+        assert "precision=bf16" in text
+        assert chip in text
+        assert "precision=fp16 or fp32" in text
+        backend().apply("fp16")
+        backend().apply("fp32")
+
+    @pytest.mark.parametrize("chip", ["Ascend910B3", "Ascend910_9391"])
+    def test_bf16_is_taken_on_a_chip_with_it(self, chip: str, npu: FakeNpu) -> None:
+        npu.chip = chip
+        backend().apply("bf16")
+
+    def test_effective_is_read_back(self, npu: FakeNpu) -> None:
+        made = backend()
+        assert made.effective() == {
+            "hf32_matmul": True,
+            "hf32_conv": True,
+            "jit_compile": True,
+            "task_queue_level": 1,
+            "cpu_fallback_disabled": False,
+            "internal_format_set_to": False,
+        }
+        made.load()
+        made.apply("fp32")
+        effective = made.effective()
+        json.dumps(effective)
+        assert effective["hf32_matmul"] is effective["hf32_conv"] is effective["jit_compile"] is False
+        assert effective["cpu_fallback_disabled"] is True
+        # Not what was asked for but what is there.
+        npu.matmul.allow_hf32 = True
+        assert made.effective()["hf32_matmul"] is True
+
+
+class TestFacts:
+    def test_device_is_always_named_with_its_index(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # torch.device("npu") != torch.device("npu:0") in torch-npu; without the plug-in torch knows neither.
+        monkeypatch.setattr(torch, "device", lambda *words: words)
+        assert backend(index=3).device() == ("npu", 3)
+        assert backend().device() == ("npu", 0)
+
+    def test_describe(self, npu: FakeNpu) -> None:
+        facts = backend(index=1).describe()
+        json.dumps(facts)
+        assert facts == {
+            "kind": "npu",
+            "name": "Ascend910B3",
+            "index": 1,
+            "count": 2,
+            "memory_bytes": 64 * 2**30,
+            "cube_cores": 20,
+            "vector_cores": 40,
+            "emulated": False,
+        }
+        assert backend().peak_lookup_key() == "Ascend910B3"
+
+    def test_core_counts_that_an_older_release_lacks_are_null(
+        self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(npu, "get_device_properties", lambda index: SimpleNamespace(total_memory=1))
+        assert backend().describe()["cube_cores"] is None
+        assert backend().describe()["vector_cores"] is None
+
+    def test_memory_beside_the_allocators_is_told(self, npu: FakeNpu) -> None:
+        assert backend().memory() == {
+            "peak_allocated_bytes": 1000,
+            "peak_reserved_bytes": 2000,
+            "used_on_device_bytes": 4 * 2**30,
+            "total_bytes": 64 * 2**30,
+        }
+
+    def test_synchronize_and_peaks_are_of_this_device(self, npu: FakeNpu) -> None:
+        made = backend(index=1)
+        made.load()
+        npu.synchronized.clear()
+        made.synchronize()
+        made.reset_peak_memory()
+        assert npu.synchronized == [1]
+        assert npu.peaks_reset == [1]
+
+    def test_events_are_in_seconds(self, npu: FakeNpu) -> None:
+        timer = backend().event_timer()
+        assert timer is not None
+        for _ in range(3):
+            timer.mark()
+        assert timer.intervals_seconds() == [0.25, 0.25]
+        assert timer.intervals_seconds() == []
+
+    def test_versions(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "cann_version", lambda: "9.1.0")
+        monkeypatch.setattr(host, "driver_version", lambda: None)
+        versions = backend().versions()
+        assert set(versions) == {"torch", "torch-npu", "cann", "driver"}
+        assert versions["cann"] == "9.1.0"
+        assert versions["driver"] is None
+
+    def test_what_can_change_the_device_is_recorded(self) -> None:
+        for name in (
+            "ASCEND_RT_VISIBLE_DEVICES",
+            "HCCL_DETERMINISTIC",
+            "TORCH_NPU_FALLBACK_CPU_DISABLE",
+            "ACL_OP_COMPILER_CACHE_MODE",
+            "PYTORCH_NPU_ALLOC_CONF",
+            "TASK_QUEUE_ENABLE",
+            "CPU_AFFINITY_CONF",
+            "COMBINED_ENABLE",
+            "MULTI_STREAM_MEMORY_REUSE",
+            "INF_NAN_MODE_ENABLE",
+        ):
+            assert name.startswith(NpuBackend.environment_prefixes)
+
+
+class TestClassify:
+    @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError], ids=["2.13", "older"])
+    def test_out_of_memory_of_new_and_old_releases(self, kind: type[RuntimeError]) -> None:
+        failure = backend().classify(kind("NPU out of memory. Tried to allocate 2.00 MiB (NPU 0; 64.00 GiB total)"))
+        assert failure is not None
+        assert failure.status == "oom"
+        assert "workload.micro_batch_size" in failure.remedy
+
+    def test_the_hosts_own_out_of_memory(self) -> None:
+        failure = backend().classify(MemoryError())
+        assert failure is not None
+        assert failure.status == "oom"
+
+    def test_a_fault_of_the_device(self) -> None:
+        failure = backend().classify(set_device_failed(507015, "The aicore execution is abnormal."))
+        assert failure is not None
+        assert failure.status == "device_fault"
+
+    def test_a_fallback_to_the_host(self) -> None:
+        failure = backend().classify(RuntimeError("The operator 'aten::x' would execute ... CPU fallback is disabled"))
+        assert failure is not None
+        assert failure.status == "failed"
+
+
+class TestPreflight:
+    def test_asks_for_everything_most_fundamental_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        order = ("package", "library", "device", "variable")
+        for name in order:
+            problem = SimpleNamespace(what=name, remedy="x")
+            monkeypatch.setattr(host, f"{name}_problems", lambda problem=problem: [problem])
+        assert tuple(problem.what for problem in backend().preflight()) == order
+
+
+class CpuInDisguise(NpuBackend):
+    """The same backend with its tensors on the CPU: without the plug-in, torch knows no device of that name."""
+
+    # Page-locked memory needs a real accelerator.
+    pins_host_memory = False
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+class TestARun:
+    def words(self, tmp_path: Path) -> list[str]:
+        return [*TINY, "backend=npu", "precision=bf16", f"out={tmp_path / 'run'}"]
+
+    def test_leaves_a_record_with_the_devices_own_words(self, npu: FakeNpu, tmp_path: Path) -> None:
+        config = load(self.words(tmp_path))
+        outcome = run(config, CpuInDisguise(config.backend))
+        record: dict[str, Any] = outcome.record
+        assert record["status"] == "ok", record["error"]
+        assert record["backend"]["name"] == "npu"
+        assert record["device"]["name"] == record["backend"]["peak_lookup_key"] == "Ascend910B3"
+        assert record["effective"]["hf32_matmul"] is False
+        assert record["effective"]["cpu_fallback_disabled"] is True
+        assert record["effective"]["matmul_dtype"] == "bfloat16"
+        assert record["memory"]["used_on_device_bytes"] == 4 * 2**30
+        assert record["environment"]["variables"][FALLBACK] == "1"
+        assert all(block["device_seconds"] for block in record["timing"]["blocks"])
+        assert npu.opened == [0]
+        assert len(npu.synchronized) > 5
+
+    def test_that_dies_on_the_device_is_a_record_too(
+        self, npu: FakeNpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = load(self.words(tmp_path))
+        made = CpuInDisguise(config.backend)
+        prepared = made.prepare
+
+        def prepare(*words: Any, **named: Any) -> Any:
+            # From here on the context is lost: whatever is asked of the device raises the same.
+            for name in ("synchronize", "mem_get_info", "get_device_properties", "get_device_name", "device_count"):
+                monkeypatch.setattr(npu, name, raising(set_device_failed(507015, "The aicore execution is abnormal.")))
+            return prepared(*words, **named)
+
+        monkeypatch.setattr(made, "prepare", prepare)
+        outcome = run(config, made)
+        assert outcome.record["status"] == "device_fault"
+        assert "AI core raised an exception" in outcome.record["error"]
+        assert "ASCEND_LAUNCH_BLOCKING" in outcome.record["error"]
+        assert outcome.record["device"]["name"] == "Ascend910B3"
+        assert (tmp_path / "run" / "record.json").is_file()
+
+    def test_whose_first_operation_fails_ends_in_one_line(
+        self, npu: FakeNpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The probe runs the first operation: where CANN's kernels are missing, this is where it shows."""
+        failure = RuntimeError(
+            "matmul_implement_npu:../third_party/op-plugin/op_plugin/ops/opapi/MatmulKernelNpuOpApi.cpp:94 NPU "
+            f"function error: call aclnnMatmul failed, error code is 561103\n{STAMP} ERR00100 PTA call acl api failed."
+        )
+        monkeypatch.setattr(torch.Tensor, "__matmul__", raising(failure))
+        config = load(self.words(tmp_path))
+        with pytest.raises(UserError, match="call aclnnMatmul failed, error code is 561103"):
+            run(config, CpuInDisguise(config.backend))
+
+    def test_that_asks_for_bf16_in_vain_leaves_no_folder(self, npu: FakeNpu, tmp_path: Path) -> None:
+        npu.chip, npu.has_bf16 = "Ascend910A", False
+        config = load(self.words(tmp_path))
+        with pytest.raises(BackendUnavailable, match="Ascend910A has no bf16 arithmetic"):
+            run(config, CpuInDisguise(config.backend))
+        assert not (tmp_path / "run").exists()

@@ -1,0 +1,190 @@
+"""A run that would get something other than it asked for is refused before it starts, in words that name both."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from harness.backends.cpu import CpuBackend
+from harness.composition import load
+from harness.config import BackendConfig, Config
+from harness.errors import BackendUnavailable
+from harness.training import probe as probe_module
+from harness.training.probe import LARGEST_FP32_ERROR, probe
+from tests.conftest import TINY
+
+# Bits of a float32 significand that the reduced forms keep; the hidden leading one is not counted.
+FORMATS = {"TF32": 10, "bf16": 7}
+
+
+class FakeBackend(CpuBackend):
+    """The CPU under another name, so that a message cannot be right by chance."""
+
+    name = "fake"
+
+
+def config(precision: str = "fp32", *words: str) -> Config:
+    return load([*TINY, f"precision={precision}", *words])
+
+
+def backend(threads: int | None = 1, precision: str = "fp32") -> FakeBackend:
+    made = FakeBackend(BackendConfig(name="fake", threads=threads))
+    made.apply(precision)
+    return made
+
+
+def truncated(x: torch.Tensor, kept_bits: int) -> torch.Tensor:
+    """Drop the low bits of each float32 significand, as hardware does to the inputs of a reduced product."""
+    mask = -1 << (23 - kept_bits)
+    return (x.contiguous().view(torch.int32) & mask).view(torch.float32)
+
+
+def reduce_matmul(monkeypatch: pytest.MonkeyPatch, kept_bits: int) -> None:
+    exact = torch.Tensor.__matmul__
+
+    def matmul(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if self.dtype == torch.float32:
+            self, other = truncated(self, kept_bits), truncated(other, kept_bits)
+        return exact(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
+
+
+class TestWhatIsAskedForAndGiven:
+    @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+    def test_passes_and_is_recorded(self, precision: str, dtype: str) -> None:
+        found = probe(backend(precision=precision), config(precision))
+        assert found["matmul_dtype"] == dtype
+        assert found["threads"] == 1
+        assert found["track"] == "portable"
+        assert found["adamw"] == "foreach"
+        assert found["compiled"] is False
+        assert found["deterministic_algorithms"] is False
+        assert found["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+
+    def test_the_fp32_bound_is_far_from_either_side(self) -> None:
+        error = probe(backend(), config())["matmul_relative_error"]
+        assert 0 < error < LARGEST_FP32_ERROR / 10
+
+    @pytest.mark.parametrize("words", [(), ("model.kv_heads=1",), ("model.heads=4", "model.kv_heads=2")])
+    def test_the_attention_kernel_is_named(self, words: tuple[str, ...]) -> None:
+        kernel = probe(backend(), config("fp32", *words))["attention_kernel"]
+        assert kernel.endswith("Backward0")
+        assert "attention" in kernel.lower() or "bmm" in kernel.lower() or "view" in kernel.lower()
+
+    def test_deterministic_algorithms_are_seen(self) -> None:
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert probe(backend(), config())["deterministic_algorithms"] is True
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+
+class TestAnotherType:
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    def test_autocast_that_only_warns_and_goes_on_in_float32(
+        self, precision: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What torch-npu does on a chip without bf16."""
+        monkeypatch.setattr(torch, "autocast", lambda *words, **named: nullcontext())
+        with pytest.raises(BackendUnavailable) as refused:
+            probe(backend(), config(precision))
+        text = str(refused.value)
+        assert refused.value.exit_code == 3
+        assert "backend fake" in text
+        assert f"precision={precision}" in text
+        assert "float32" in text
+        assert "choose another" in text
+
+    def test_autocast_to_the_other_half_precision(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = torch.autocast
+        monkeypatch.setattr(torch, "autocast", lambda kind, dtype: real(kind, dtype=torch.float16))
+        with pytest.raises(BackendUnavailable, match=r"precision=bf16 .* came out as float16"):
+            probe(backend(), config("bf16"))
+
+    def test_fp32_under_an_autocast_left_on(self) -> None:
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            pytest.raises(BackendUnavailable, match=r"precision=fp32 .* came out as bfloat16"),
+        ):
+            probe(backend(), config())
+
+
+class TestReducedPrecision:
+    @pytest.mark.parametrize("kept_bits", FORMATS.values(), ids=FORMATS)
+    def test_is_refused_and_the_error_told(self, kept_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        reduce_matmul(monkeypatch, kept_bits)
+        with pytest.raises(BackendUnavailable) as refused:
+            probe(backend(), config())
+        text = str(refused.value)
+        assert "backend fake" in text
+        assert "precision=fp32" in text
+        assert "TF32, HF32 or bf16" in text
+        assert "ONEDNN_DEFAULT_FPMATH_MODE" in text
+        assert "e-0" in text, "the size of the error"
+
+    def test_all_the_bits_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        reduce_matmul(monkeypatch, 23)
+        assert probe(backend(), config())["matmul_relative_error"] < LARGEST_FP32_ERROR
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+    def test_garbage_is_refused(self, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = torch.Tensor.__matmul__
+
+        def garbage(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            product = exact(self, other)
+            return product if self.dtype == torch.float64 else torch.full_like(product, value)
+
+        monkeypatch.setattr(torch.Tensor, "__matmul__", garbage)
+        with pytest.raises(BackendUnavailable, match="precision=fp32"):
+            probe(backend(), config())
+
+
+class TestThreads:
+    def test_another_count_than_asked_for_is_refused(self) -> None:
+        asked = backend(threads=2)
+        torch.set_num_threads(1)
+        with pytest.raises(BackendUnavailable) as refused:
+            probe(asked, config())
+        text = str(refused.value)
+        assert "backend.threads" in text
+        assert "asked for 2" in text
+        assert "torch uses 1" in text
+
+    def test_null_takes_what_the_process_may_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("harness.backends.base.allowed_cores", lambda: 2)
+        assert probe(backend(threads=None), config())["threads"] == 2
+
+
+def test_a_backend_cannot_overwrite_what_was_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device says of itself stands beside what was found out, never in place of it."""
+    claims: dict[str, Any] = {"matmul_dtype": "float64", "threads": 99, "own": True}
+    monkeypatch.setattr(FakeBackend, "effective", lambda self: claims)
+    found = probe(backend(), config())
+    assert found["own"] is True
+    assert found["matmul_dtype"] == "float32"
+    assert found["threads"] == 1
+
+
+def test_the_probe_does_not_touch_torchs_random_stream() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    probe(backend(), config())
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_probe_runs_the_workloads_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Size, torch.Size, torch.dtype]] = []
+    real = probe_module.causal_attention
+
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append((q.shape, k.shape, q.dtype))
+        return real(q, k, v)
+
+    monkeypatch.setattr(probe_module, "causal_attention", watched)
+    probe(backend(precision="bf16"), config("bf16", "model.heads=4", "model.kv_heads=2"))
+    assert seen == [(torch.Size([1, 4, 32, 8]), torch.Size([1, 2, 32, 8]), torch.bfloat16)]
