@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -30,17 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.backends import create, plugin_config_packages, registered
 from harness.config import BackendConfig, Config, settings, validate
 from harness.errors import ConfigError
+from harness.paths import config_directory
 
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
-
-
-def config_directory() -> Path:
-    """Return the folder of YAML files: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).resolve().parent
-    for candidate in (package / "configs", package.parent / "configs"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise ConfigError(f"the configs folder is missing beside {package}; install the package again")
 
 
 def load(overrides: list[str]) -> Config:

@@ -323,11 +323,14 @@ NOT_PART_OF_THE_WORK = (
 )
 
 
+def is_part_of_the_work(key: str) -> bool:
+    """Return whether a setting, by its dotted key, decides what is computed."""
+    return not any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in NOT_PART_OF_THE_WORK)
+
+
 def workload_settings(config: Config) -> dict[str, Any]:
     """Return the settings that define the work, by dotted key, with defaults that mean the same made equal."""
-    excluded = {name for name in NOT_PART_OF_THE_WORK if not name.endswith(".*")}
-    groups = tuple(name[:-1] for name in NOT_PART_OF_THE_WORK if name.endswith(".*"))
-    work = {key: value for key, _, value in settings(config) if key not in excluded and not key.startswith(groups)}
+    work = {key: value for key, _, value in settings(config) if is_part_of_the_work(key)}
     work["model.kv_heads"] = kv_heads(config.model)
     work["model.hidden"] = hidden_size(config.model)
     if config.model.positions != "rotary":

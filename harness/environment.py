@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -65,9 +66,49 @@ def relevant_variables(extra_prefixes: Iterable[str] = ()) -> dict[str, str]:
 
 def allowed_cores() -> int:
     """Return how many cores this process may use: its affinity mask and its cgroup's quota, whichever is less."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = _affinity_size()
     quota = _cgroup_cpu_quota()
     return affinity if quota is None else max(1, min(affinity, math.floor(quota)))
+
+
+class CpuContention:
+    """How busy other processes keep the cores that this one may use, over a stretch of time."""
+
+    def __init__(self) -> None:
+        self._began = self._sample()
+
+    def other_fraction(self) -> float | None:
+        """Return the share of the allowed cores' time that others had since the start; None where it is not told.
+
+        A hypervisor's steal counts as others.
+        """
+        now = self._sample()
+        if self._began is None or now is None:
+            return None
+        (wall, busy, own), (wall_then, busy_then, own_then) = now, self._began
+        elapsed = (wall - wall_then) * _affinity_size()
+        if elapsed <= 0:
+            return None
+        return min(1.0, max(0.0, ((busy - busy_then) - (own - own_then)) / elapsed))
+
+    @staticmethod
+    def _sample() -> tuple[float, float, float] | None:
+        text = _read("/proc/stat")
+        if text is None or not hasattr(os, "sched_getaffinity"):
+            return None
+        cores = os.sched_getaffinity(0)
+        ticks = 0
+        for number, fields in re.findall(r"^cpu(\d+) (.+)$", text, re.MULTILINE):
+            if int(number) in cores:
+                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields.split()[:8])
+                ticks += user + nice + system + irq + softirq + steal
+        used = os.times()
+        own = used.user + used.system + used.children_user + used.children_system
+        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own
+
+
+def _affinity_size() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str | None:

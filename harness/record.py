@@ -7,6 +7,7 @@ block) and record.json (written once, at the end, atomically). A folder without 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -128,12 +129,16 @@ class StepsWriter:
 def write_record(folder: Path, record: dict[str, Any]) -> Path:
     """Write record.json atomically: a reader sees the whole file or none. NaN and infinity become null.
 
+    A checksum of the content is added, so that a record that was changed afterwards is not taken for evidence.
+
     Raises:
         RunFailed: the disk is full or not writable; no partial record is left behind.
     """
     path = folder / RECORD_FILE
     partial = folder / f".{RECORD_FILE}.partial"
-    text = json.dumps(_finite(record), indent=1) + "\n"
+    sealed = _finite(record)
+    sealed["content_sha256"] = content_digest(sealed)
+    text = json.dumps(sealed, indent=1) + "\n"
     try:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
@@ -146,6 +151,16 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
             partial.unlink()
         raise _write_failure(path, error) from error
     return path
+
+
+def content_digest(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record's content, `content_sha256` itself left out.
+
+    It guards against slips of an editor and damaged copies, not against forgery: whoever wants to can compute it.
+    """
+    content = {key: value for key, value in record.items() if key != "content_sha256"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -69,12 +69,17 @@ def run_bare(overrides: list[str]) -> tuple[float, float]:
 
 
 def bare_loop(overrides: list[str]) -> dict[str, float]:
-    """Train as a short script would: random tokens made beforehand, no proofs, no files, one clock at each end."""
+    """Train as a short script would: no proofs, no files, no thread, one clock at each end.
+
+    Weights and tokens are the harness's own, made beforehand: the time of some operations depends on the values.
+    """
     import torch
 
     from harness import backends
     from harness.composition import load
-    from harness.workload.model import Transformer
+    from harness.workload.data import open_dataset
+    from harness.workload.initialisation import build_model
+    from harness.workload.optimizer import learning_rate
 
     config = load(overrides)
     work = config.workload
@@ -82,18 +87,26 @@ def bare_loop(overrides: list[str]) -> dict[str, float]:
     backend.load()
     backend.apply(config.precision)  # the same threads and arithmetic modes
     device = backend.device()
-    torch.manual_seed(1)
-    model = Transformer(config.model).to(device)
+    model = build_model(config.model, config.seed, device)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=work.learning_rate, weight_decay=work.weight_decay, foreach=True)
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=work.learning_rate,
+        betas=(work.beta1, work.beta2),
+        eps=work.epsilon,
+        weight_decay=work.weight_decay,
+        foreach=True,
+    )
     dtype = {"fp32": None, "bf16": torch.bfloat16}[config.precision]
     accumulation = work.global_batch_size // work.micro_batch_size
-    shape = (work.steps, accumulation, work.micro_batch_size, work.seq_len + 1)
-    tokens = torch.randint(config.model.vocab_size, shape)
+    tokens = torch.from_numpy(open_dataset(config).train(0, work.steps * work.global_batch_size))
+    tokens = tokens.view(work.steps, accumulation, work.micro_batch_size, work.seq_len + 1)
     began = 0.0
     for step in range(work.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step + 1, work)
         if step == work.warmup_steps:
             backend.synchronize()
             began = time.perf_counter()

@@ -7,10 +7,11 @@ import struct
 from collections.abc import Iterable
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from harness.workload.digest import BatchDigest, init_digest
+from harness.workload.digest import BatchDigest, init_digest, parameter_norms
 
 ROWS = np.arange(6 * 9, dtype=np.int64).reshape(6, 9) * 7 % 50
 
@@ -150,3 +151,28 @@ class TestInitDigest:
         model = Two()
         model.zwei = model.two
         assert init_digest(model) == init_digest(Two())
+
+
+def test_parameter_norms_are_those_of_the_weights() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+        first.bias.zero_()
+        second.weight.fill_(1.0)
+    assert parameter_norms(nn.Sequential(first, second)) == {"0.bias": 0.0, "0.weight": 5.0, "1.weight": pytest.approx(2**0.5)}
+
+
+def test_steps_are_bound_to_their_numbers_and_ranks_still_add_up() -> None:
+    one, two = BatchDigest(), BatchDigest()
+    one.add("train", 0, np.arange(6).reshape(2, 3))
+    two.add("train", 2, np.arange(6).reshape(2, 3))
+    whole, exchanged = BatchDigest(), BatchDigest()
+    for digest, order in ((whole, (one, two)), (exchanged, (two, one))):
+        for step, batch in enumerate(order, 1):
+            digest.add_step(step, batch.hexdigest())
+    assert whole.hexdigest() != exchanged.hexdigest()
+    ranks = [BatchDigest(), BatchDigest()]
+    ranks[0].add_step(2, two.hexdigest())
+    ranks[1].add_step(1, one.hexdigest())
+    ranks[0].merge(ranks[1].hexdigest())
+    assert ranks[0].hexdigest() == whole.hexdigest()

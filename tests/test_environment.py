@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -124,3 +125,34 @@ def test_whole_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["packages"]["no-such-package"] is None
     assert found["packages"]["torch"]
     assert found["cpu_cores_allowed"] >= 1
+
+
+class TestContention:
+    """Ticks of 10 ms: user nice system idle iowait irq softirq steal."""
+
+    def busy(
+        self, monkeypatch: pytest.MonkeyPatch, before: str, after: str, *, own: float, wall: float
+    ) -> float | None:
+        samples = iter([before, after])
+        monkeypatch.setattr(environment, "_read", lambda path: next(samples) if path == "/proc/stat" else None)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
+        monkeypatch.setattr("os.sysconf", lambda _: 100)
+        times = iter([os.times_result((0.0, 0.0, 0.0, 0.0, 0.0)), os.times_result((own, 0.0, 0.0, 0.0, 0.0))])
+        monkeypatch.setattr("os.times", lambda: next(times))
+        clock = iter([0.0, wall])
+        monkeypatch.setattr("time.monotonic", lambda: next(clock))
+        return environment.CpuContention().other_fraction()
+
+    def test_what_others_and_the_hypervisor_took_of_the_allowed_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = "cpu0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0\n"
+        # In 10 s: 6 s of user time and 1 s stolen on core 0, 4 s on core 2, and core 1, which is not ours, busy.
+        after = "cpu0 600 0 0 300 0 0 0 100\ncpu1 1000 0 0 0 0 0 0 0\ncpu2 0 0 400 600 0 0 0 0 0 0\n"
+        assert self.busy(monkeypatch, before, after, own=7.0, wall=10.0) == pytest.approx((11 - 7) / 20)
+
+    def test_never_below_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        line = "cpu0 {} 0 0 0 0 0 0 0\n"
+        assert self.busy(monkeypatch, line.format(0), line.format(100), own=1.1, wall=10.0) == 0.0
+
+    def test_unknown_where_the_system_does_not_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_files(monkeypatch, {})
+        assert environment.CpuContention().other_fraction() is None

@@ -66,10 +66,22 @@ def test_digest_counts_what_was_handed_out_not_what_lies_ready() -> None:
     assert source.digest.hexdigest() == BatchDigest().hexdigest()
     source.next()
     source.next()
-    expected = BatchDigest()
-    expected.add("train", 0, Numbered().train(0, 12))
-    assert source.digest.hexdigest() == expected.hexdigest()
+    assert source.digest.hexdigest() == digest_of(1, 2)
     source.close()
+
+
+def test_digest_tells_in_which_order_batches_were_handed_out() -> None:
+    assert digest_of(1, 2) != digest_of(2, 1)
+
+
+def digest_of(*steps: int) -> str:
+    """Return the digest of training on the batches of these steps, one after another."""
+    total = BatchDigest()
+    for position, step in enumerate(steps, 1):
+        batch = BatchDigest()
+        batch.add("train", (step - 1) * 6, Numbered().train((step - 1) * 6, 6))
+        total.add_step(position, batch.hexdigest())
+    return total.hexdigest()
 
 
 def test_an_error_is_raised_at_the_step_that_needs_the_data() -> None:

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from harness.backends.cpu import CpuBackend
+from harness.backends.eager import EagerStep
 from harness.composition import load
 from harness.config import BackendConfig, Config
-from harness.errors import BackendUnavailable
+from harness.errors import BackendUnavailable, RunFailed
 from harness.training import probe as probe_module
-from harness.training.probe import LARGEST_FP32_ERROR, probe
+from harness.training.probe import LARGEST_FP32_ERROR, observe_step, probe
+from harness.workload.initialisation import build_model
+from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
 
 # Bits of a float32 significand that the reduced forms keep; the hidden leading one is not counted.
@@ -188,3 +191,31 @@ def test_the_probe_runs_the_workloads_own_attention(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(probe_module, "causal_attention", watched)
     probe(backend(precision="bf16"), config("bf16", "model.heads=4", "model.kv_heads=2"))
     assert seen == [(torch.Size([1, 4, 32, 8]), torch.Size([1, 2, 32, 8]), torch.bfloat16)]
+
+
+class TestWatchingTheStep:
+    """The types in which the training step's own layers compute, whatever it says of itself."""
+
+    def observed(self, precision: str, pretended: str) -> list[str] | None:
+        settings = config(precision)
+        model = build_model(settings.model, 1, torch.device("cpu"))
+        optimizer = build_optimizer(model, settings.workload, settings.track)
+        step = EagerStep(model, optimizer, torch.device("cpu"), pretended, 1.0)
+        return observe_step(step, model, torch.zeros(1, 9, dtype=torch.int64), precision)
+
+    @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+    def test_is_recorded(self, precision: str, dtype: str) -> None:
+        assert self.observed(precision, precision) == [dtype]
+
+    @pytest.mark.parametrize(("asked", "given"), [("bf16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16")])
+    def test_another_precision_is_refused(self, asked: str, given: str) -> None:
+        with pytest.raises(RunFailed, match=f"precision={asked} was asked for, but the training step computes in"):
+            self.observed(asked, given)
+
+    def test_leaves_no_hook_behind(self) -> None:
+        settings = config()
+        model = build_model(settings.model, 1, torch.device("cpu"))
+        optimizer = build_optimizer(model, settings.workload, settings.track)
+        step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
+        observe_step(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
+        assert not any(part._forward_hooks for part in model.modules())

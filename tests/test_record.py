@@ -12,15 +12,24 @@ import pytest
 
 from harness import record
 from harness.errors import ConfigError, RecordError, RunFailed
-from harness.record import StepsWriter, claim_folder, read_record, refuse_existing_run, write_config, write_record
+from harness.record import (
+    StepsWriter,
+    claim_folder,
+    content_digest,
+    read_record,
+    refuse_existing_run,
+    write_config,
+    write_record,
+)
 
 
 class TestWriting:
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
         content = {"schema_version": 1, "losses": [0.1, 1e-300, 3], "name": "Größe"}
         write_record(tmp_path, content)
-        assert read_record(tmp_path) == content
-        assert read_record(tmp_path / "record.json") == content
+        sealed = {**content, "content_sha256": content_digest(content)}
+        assert read_record(tmp_path) == sealed
+        assert read_record(tmp_path / "record.json") == sealed
         assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
     def test_not_a_number_becomes_null(self, tmp_path: Path) -> None:
@@ -49,7 +58,7 @@ class TestWriting:
 
         monkeypatch.setattr(os, "fsync", unsupported)
         write_record(tmp_path, {"schema_version": 1})
-        assert read_record(tmp_path) == {"schema_version": 1}
+        assert read_record(tmp_path)["schema_version"] == 1
 
     def test_steps_are_on_disk_when_append_returns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[str] = []
@@ -64,6 +73,18 @@ class TestWriting:
             {"step": 2, "loss": 0.5},
         ]
         writer.close()
+
+
+class TestChecksum:
+    def test_covers_everything_but_itself(self, tmp_path: Path) -> None:
+        write_record(tmp_path, {"schema_version": 1, "losses": [0.1, math.nan], "nested": {"a": (1, 2)}})
+        written = read_record(tmp_path)
+        assert content_digest(written) == written["content_sha256"]
+        for key, value in (("losses", [0.1, 0.0]), ("nested", {"a": [1, 3]}), ("new", None)):
+            assert content_digest({**written, key: value}) != written["content_sha256"]
+
+    def test_does_not_depend_on_the_order_of_keys(self) -> None:
+        assert content_digest({"a": 1, "b": 2}) == content_digest({"b": 2, "a": 1})
 
 
 class TestReading:

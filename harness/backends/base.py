@@ -158,6 +158,10 @@ class Backend(ABC):
         """Return the device's memory figures in bytes, or None where they cannot be had. Unknown is never 0."""
         return None
 
+    def other_processes(self) -> list[str] | None:
+        """Return the other processes that use the device, as `name (pid)`; None where that cannot be told."""
+        return None
+
     def telemetry(self) -> Any | None:
         """Return a sampler of power and temperature, or None."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend, Problem, torch_problems
@@ -11,6 +12,24 @@ if TYPE_CHECKING:
     import torch
 
 
+# glibc's mallopt parameters (malloc.h): when to give memory back, and how many blocks may be mapped one by one.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+LARGEST_INT = 2**31 - 1
+
+
+def keep_freed_memory() -> bool | None:
+    """Have the C library keep what is freed for the next step, as the allocators of other devices do by default.
+
+    Left alone, glibc returns large blocks to the kernel and gets them back page by page in every step, more or
+    fewer of them as the heap happens to lie: several per cent of the step, different from process to process.
+    Returns whether it took effect; None where the C library has no such setting.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return None
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+
+
 class CpuBackend(Backend):
     """Work is done before a call returns, so the host clock is exact for every step."""
 
@@ -18,6 +37,7 @@ class CpuBackend(Backend):
     collective = "gloo"
     environment_prefixes: ClassVar[tuple[str, ...]] = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
     asynchronous = False
+    _keeps_freed_memory: bool | None = None
 
     def preflight(self) -> list[Problem]:
         problems = [*torch_problems(), *self._thread_problems()]
@@ -33,6 +53,10 @@ class CpuBackend(Backend):
     def load(self) -> None:
         import torch  # noqa: F401 (here, so that a broken install is reported as this backend's)
 
+    def apply(self, precision: str) -> None:
+        super().apply(precision)
+        self._keeps_freed_memory = keep_freed_memory()
+
     def device(self) -> torch.device:
         import torch
 
@@ -46,6 +70,7 @@ class CpuBackend(Backend):
 
         return {
             "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            "keeps_freed_memory": self._keeps_freed_memory,
             "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         }
 

@@ -180,7 +180,15 @@ class Loop:
         counts = [len(part) for part in self._held_out]
         loss = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
         self.result.evaluation_seconds += self._clock() - began
-        self.result.evaluations.append({"step": step, "loss": loss, "training_seconds": self.result.training_seconds})
+        self.result.evaluations.append(
+            {
+                "step": step,
+                "loss": loss,
+                "training_seconds": self.result.training_seconds,
+                # Runs that stop at a target stop at different steps: their batches are compared at a common one.
+                "batches": self._prefetcher.digest.hexdigest(),
+            }
+        )
         self._progress.evaluated(step, loss)
         if not math.isfinite(loss):
             raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged")

@@ -37,6 +37,7 @@ class Prefetcher:
         self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
         self.digest = BatchDigest()
+        self._next_step = first_step
         self._thread = threading.Thread(target=self._produce, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -50,7 +51,8 @@ class Prefetcher:
         if isinstance(item, BaseException):
             raise item
         micro_batches, digest = item
-        self.digest.merge(digest.hexdigest())
+        self.digest.add_step(self._next_step, digest.hexdigest())
+        self._next_step += 1
         return micro_batches
 
     def close(self) -> None:

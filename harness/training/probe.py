@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from harness.backends.base import Backend
+from harness.backends.base import Backend, TrainStep
 from harness.backends.eager import AUTOCAST_DTYPES
 from harness.config import Config, kv_heads
 from harness.environment import allowed_cores
-from harness.errors import BackendUnavailable
+from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import causal_attention
 from harness.workload.random import approximately_normal, stream_key
 
+EXPECTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MATMUL_SIZE = 256
 # A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
 # carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
@@ -41,6 +42,40 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
     }
 
 
+def observe_step(step: TrainStep, model: torch.nn.Module, sequences: torch.Tensor, precision: str) -> list[str] | None:
+    """Return the types in which the step's own linear layers compute, by watching one forward pass of it.
+
+    The step itself is watched, not a copy of what it is believed to do. None where the device runs the model in a
+    way that cannot be watched from here.
+
+    Args:
+        sequences: host int64 [1, seq_len + 1].
+
+    Raises:
+        RunFailed: they compute in another precision than was asked for.
+    """
+    seen: set[torch.dtype] = set()
+
+    def note(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        seen.add(output.dtype)
+
+    hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    try:
+        step.evaluate(sequences)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        return None
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in seen)
+    if names != [EXPECTED_DTYPES[precision]]:
+        raise RunFailed(
+            f"precision={precision} was asked for, but the training step computes in {', '.join(names)}; this is a "
+            "fault of the backend: report it to its maintainers"
+        )
+    return names
+
+
 def _autocast(backend: Backend, precision: str) -> Any:
     dtype = AUTOCAST_DTYPES.get(precision)
     return nullcontext() if dtype is None else torch.autocast(backend.device().type, dtype=dtype)
@@ -59,7 +94,7 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
         product = left.to(backend.device()) @ right.to(backend.device())
     dtype = str(product.dtype).removeprefix("torch.")
     error = float((product.cpu().double() - exact).norm() / exact.norm())
-    expected = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    expected = EXPECTED_DTYPES[precision]
     if dtype != expected:
         raise BackendUnavailable(
             f"backend {backend.name}: precision={precision} was asked for, but a matrix product came out as "

@@ -61,8 +61,13 @@ def assemble(
             "points": done.evaluations,
             "final": done.evaluations[-1]["loss"] if done.evaluations else None,
         },
+        "weights": {"final_norms": facts.final_norms},
         "target": target(config, done),
         "memory": facts.memory,
+        "contention": {
+            "host_other_fraction": facts.host_other_fraction,
+            "device_processes": facts.device_processes,
+        },
     }
 
 

@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import environment
 from harness.backends.base import Backend, TrainStep
 from harness.config import Config, to_yaml
@@ -15,13 +17,13 @@ from harness.errors import BackendUnavailable, ConfigError, Interrupted, RunFail
 from harness.record import StepsWriter, claim_folder, write_config, write_record
 from harness.training.loop import Loop
 from harness.training.prefetch import Prefetcher
-from harness.training.probe import probe
+from harness.training.probe import observe_step, probe
 from harness.training.progress import Progress
 from harness.training.results import assemble
 from harness.training.signals import StopRequest, stop_on_signals
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset, open_dataset
-from harness.workload.digest import init_digest
+from harness.workload.digest import init_digest, parameter_norms
 from harness.workload.initialisation import build_model
 from harness.workload.model import parameter_count
 from harness.workload.optimizer import build_optimizer
@@ -58,6 +60,9 @@ class _Facts:
     data: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int | None] | None = None
     skipped_steps: int | None = None
+    final_norms: dict[str, float] | None = None
+    host_other_fraction: float | None = None
+    device_processes: list[str] | None = None
 
 
 def run(config: Config, backend: Backend) -> Outcome:
@@ -186,6 +191,8 @@ class _Session:
             precision=config.precision,
             gradient_clip_norm=config.workload.gradient_clip_norm,
         )
+        first = torch.from_numpy(self.dataset.train(0, 1))
+        facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
         backend.reset_peak_memory()
         self.loop = Loop(
             config,
@@ -198,16 +205,21 @@ class _Session:
             stop_requested=self.stop.requested,
         )
         facts.setup_seconds = time.perf_counter() - facts.began
+        contention = environment.CpuContention()
+        facts.device_processes = backend.other_processes()
         try:
             with self.stop.deferred():
                 self.loop.run()
         except RunFailed:
             # The device itself is well: what it knows of the run is kept.
-            self._ask_device(step)
+            self._ask_device(model, step)
             raise
-        self._ask_device(step)
+        finally:
+            facts.host_other_fraction = contention.other_fraction()
+        self._ask_device(model, step)
 
-    def _ask_device(self, step: TrainStep) -> None:
+    def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
+        self.facts.final_norms = parameter_norms(model)
         self.facts.memory = self.backend.memory()
         self.facts.skipped_steps = step.skipped_steps()
 

@@ -31,6 +31,13 @@ def init_digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
+def parameter_norms(model: nn.Module) -> dict[str, float]:
+    """Return every parameter's 2-norm, in float32 on its device. Waits for the device once."""
+    named = sorted(model.named_parameters())
+    norms = torch.stack([torch.linalg.vector_norm(parameter.detach().float()) for _, parameter in named])
+    return dict(zip((name for name, _ in named), norms.tolist(), strict=True))
+
+
 class BatchDigest:
     """A digest over training sequences that parallel ranks can make in parts and add up.
 
@@ -54,6 +61,11 @@ class BatchDigest:
     def merge(self, other_hexdigest: str) -> None:
         """Add another rank's part."""
         self._sum = (self._sum + int(other_hexdigest, 16)) % _MODULUS
+
+    def add_step(self, step: int, batch_hexdigest: str) -> None:
+        """Add the digest of what was trained on at `step`, bound to that number: an exchange of two batches shows."""
+        factor = int.from_bytes(hashlib.sha256(f"step:{step}".encode()).digest(), "big") | 1
+        self._sum = (self._sum + factor * int(batch_hexdigest, 16)) % _MODULUS
 
     def hexdigest(self) -> str:
         return f"{self._sum:064x}"
