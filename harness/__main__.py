@@ -72,7 +72,14 @@ def doctor(words: list[str]) -> int:
     return doctor_main(words)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"doctor": doctor}
+def compare(words: list[str]) -> int:
+    """Say what the records of two or more runs allow to be said."""
+    from harness.compare import main as compare_main
+
+    return compare_main(words)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"compare": compare, "doctor": doctor}
 
 if __name__ == "__main__":
     sys.exit(main())

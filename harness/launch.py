@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness import backends
 from harness import config as config_module
@@ -22,6 +22,7 @@ from harness.record import claim_folder, refuse_existing_run
 HELP = """\
 usage: python -m harness [key=value ...]          train and time one run
        python -m harness -m key=value1,value2     a run for each combination, one after another
+       python -m harness compare REF OTHER ...    what the records of two or more runs allow to be said
        python -m harness doctor [BACKEND] [--json]   what can run here, and what is missing
 
 Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
@@ -163,7 +164,7 @@ def quoted(path: Path) -> str:
 def _run_jobs(jobs: list[list[str]], noun: str) -> int:
     for number, job in enumerate(jobs, 1):
         print(f"{noun} {number} of {len(jobs)}: {' '.join(job)}", file=sys.stderr, flush=True)
-        code = _run_process([sys.executable, "-m", "harness", *job])
+        code = run_process([sys.executable, "-m", "harness", *job])
         if code != ExitCode.OK:
             print(
                 f"{noun} {number} of {len(jobs)} ended with exit code {code}; the rest is not run",
@@ -173,10 +174,10 @@ def _run_jobs(jobs: list[list[str]], noun: str) -> int:
     return ExitCode.OK
 
 
-def _run_process(command: list[str]) -> int:
-    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code."""
+def run_process(command: list[str], output: IO[str] | None = None) -> int:
+    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code; its words go to `output`, if given."""
     received: list[int] = []
-    with subprocess.Popen(command) as child:
+    with subprocess.Popen(command, stdout=output, stderr=output) as child:
 
         def forward(number: int, _: Any) -> None:
             received.append(number)

@@ -134,18 +134,25 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
     Raises:
         RunFailed: the disk is full or not writable; no partial record is left behind.
     """
-    path = folder / RECORD_FILE
-    partial = folder / f".{RECORD_FILE}.partial"
     sealed = _finite(record)
     sealed["content_sha256"] = content_digest(sealed)
-    text = json.dumps(sealed, indent=1) + "\n"
+    return write_atomically(folder / RECORD_FILE, json.dumps(sealed, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a file whole or not at all.
+
+    Raises:
+        RunFailed: the disk is full or not writable; no partial file is left behind.
+    """
+    partial = path.parent / f".{path.name}.partial"
     try:
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             _flush_to_disk(file.fileno())
         os.replace(partial, path)
-        _sync_folder(folder)
+        _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()

@@ -1,0 +1,36 @@
+"""The arithmetic that a training step of the model consists of, whatever the device did to perform it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The backward pass computes two products (for the input and for the weight) where the forward pass computes one.
+PASSES = 3
+
+
+def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
+    """Return the model FLOPs of forward and backward per token, a multiply-add counted as two.
+
+    After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention counted once: a token attends to
+    (seq_len + 1) / 2 positions on average, not to seq_len.
+
+        3 x (2 x matrix weights + layers x 2 products x 2 x width x (seq_len + 1) / 2)
+
+    Matrix weights are those of the linear layers and of the output projection, tied or not; the embedding is a
+    look-up. Norms, activations, softmax, the optimizer and whatever activation checkpointing recomputes are left
+    out: they are not what peak figures are about.
+
+    Args:
+        model: the `model` part of a record's config.
+        seq_len: tokens in a training sequence.
+    """
+    width, layers, heads = model["width"], model["layers"], model["heads"]
+    kv_heads = model["kv_heads"] if model["kv_heads"] is not None else heads
+    hidden = model["hidden"] if model["hidden"] is not None else 4 * width
+    head_size = width // heads
+    attention = width * (heads + 2 * kv_heads) * head_size + width * width
+    feed_forward = width * hidden * (3 if model["activation"] == "swiglu" else 2)
+    matrix_weights = layers * (attention + feed_forward) + width * model["vocab_size"]
+    attended = layers * 2 * 2 * width * (seq_len + 1) / 2
+    return PASSES * (2 * matrix_weights + attended)

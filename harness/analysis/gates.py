@@ -1,0 +1,301 @@
+"""What has to hold before a speed may be stated: the same work, the same computation, a possible speed, sound runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.analysis import statistics
+from harness.analysis.chips import Chip, find_chip
+from harness.analysis.flops import training_flops_per_token
+from harness.analysis.parity import Finding, compare_computation
+from harness.analysis.sides import Run, Side, look_up
+from harness.config import is_part_of_the_work
+
+# A drift of the step time beyond this share of it, and beyond its own 99 % interval, is worth a warning.
+DRIFT = 0.02
+FEWEST_BLOCKS_FOR_DRIFT = 8
+DATA_WAIT = 0.01
+HOST_CONTENTION = 0.10
+# Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
+MEMORY_RANGE = (0.80, 1.10)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate's answer. `passed` None: it could not be checked, and `summary` says why."""
+
+    name: str
+    passed: bool | None
+    summary: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that does not forbid a verdict, but that its reader has to know."""
+
+    name: str
+    side: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Computation:
+    """The gate *same computation* with its findings, for tables and pictures."""
+
+    gate: Gate
+    findings: tuple[Finding, ...] = field(default=())
+
+
+def finished(sides: Sequence[Side]) -> Gate:
+    """Every run ended well."""
+    details = []
+    for side in sides:
+        for run in side.runs:
+            status = run.record["status"]
+            if status != "ok":
+                reason = run.record.get("error")
+                details.append(f"{run.path.parent}: {status}{f': {reason}' if reason else ''}")
+            elif look_up(run.record, "effective", "cpu_fallback"):
+                details.append(f"{run.path.parent}: part of the work ran on the host, so it is no run of its device")
+    if details:
+        return Gate("finished", False, f"{len(details)} of the runs did not end well", tuple(details))
+    return Gate("finished", True, f"all {sum(len(side.runs) for side in sides)} runs ended well")
+
+
+def comparable(reference: Side, other: Side) -> Gate:
+    """All runs of both sides were asked to do the same work by the same rules, and did it on the same data."""
+    first = reference.runs[0]
+    details: list[str] = []
+    for run in (*reference.runs[1:], *other.runs):
+        for line in _differences(first, run):
+            if line not in details:
+                details.append(line)
+    details += _mixed(reference)
+    details += _mixed(other)
+    if details:
+        return Gate("comparable", False, "not the same work: " + "; ".join(_heads(details)), tuple(details))
+    identity = first.record["workload_id"]
+    return Gate("comparable", True, f"workload {identity}, initial weights and batches are the same in every run")
+
+
+def _heads(details: Sequence[str]) -> list[str]:
+    shown = [detail.split(":", 1)[0] for detail in details[:4]]
+    return [*shown, f"and {len(details) - 4} more"] if len(details) > 4 else shown
+
+
+def _differences(reference: Run, run: Run) -> Iterator[str]:
+    one, two = reference.record, run.record
+    for name, keys in (
+        ("schema version", ("schema_version",)),
+        ("track", ("config", "track", "name")),
+        ("world size", ("world_size",)),
+    ):
+        yield from _unequal(name, look_up(one, *keys), look_up(two, *keys))
+    if one["workload_id"] != two["workload_id"]:
+        lines = [
+            line
+            for key in sorted(_flat(one["config"]).keys() | _flat(two["config"]).keys())
+            if is_part_of_the_work(key)
+            for line in _unequal(key, _flat(one["config"]).get(key, "absent"), _flat(two["config"]).get(key, "absent"))
+        ]
+        yield from lines or _unequal("workload_id", one["workload_id"], two["workload_id"])
+    yield from _unequal("initial weights", _short(one["digests"].get("init")), _short(two["digests"].get("init")))
+    yield from _unequal("batches", *(_short(value) for value in _batches(one, two)))
+
+
+def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return both batch digests, at the last evaluation that both have if a target stopped them at different steps."""
+    lengths = [len(record["losses"]["train"]) for record in (one, two)]
+    if lengths[0] == lengths[1] or look_up(one, "config", "target_loss") is None:
+        return one["digests"].get("batches"), two["digests"].get("batches")
+    points = [{point["step"]: point.get("batches") for point in record["eval"]["points"]} for record in (one, two)]
+    common = points[0].keys() & points[1].keys()
+    if not common:
+        return one["digests"].get("batches"), two["digests"].get("batches")
+    return points[0][max(common)], points[1][max(common)]
+
+
+def _mixed(side: Side) -> Iterator[str]:
+    """Repeats are of one thing: one backend, one chip, one version of torch."""
+    for name, keys in (
+        ("backend", ("backend", "name")),
+        ("device", ("device", "name")),
+        ("threads", ("effective", "threads")),
+        ("torch", ("environment", "packages", "torch")),
+    ):
+        values = {json.dumps(value) for value in side.values(*keys)}
+        if len(values) > 1:
+            yield f"{name} differs within {side.label}: {' and '.join(sorted(values))}"
+
+
+def _unequal(name: str, one: Any, two: Any) -> Iterator[str]:
+    if one != two:
+        yield f"{name}: {one} against {two}"
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:16]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def same_computation(reference: Side, other: Side) -> Computation:
+    """The numbers that came out belong to one computation: see parity.TOLERANCES."""
+    precision = reference.first["config"]["precision"]
+    others = [*reference.runs[1:], *other.runs]
+    findings = compare_computation(reference.runs[0], others, precision)
+    details = [finding.text for finding in findings if finding.passed is False]
+    details += [f"{what} differs: {values}" for what, values in _effective_differences(reference, other)]
+    checked = [finding for finding in findings if finding.passed is not None]
+    if not checked:
+        details.append("no losses were recorded by both: nothing shows that the computation was the same")
+    if details:
+        gate = Gate("same computation", False, details[0], tuple(details))
+    else:
+        tightest = max(checked, key=lambda finding: abs(finding.value or 0.0) / finding.limit)
+        gate = Gate(
+            "same computation",
+            True,
+            f"{len(checked)} tests at {precision}; nearest to its limit: {tightest.text}",
+            tuple(finding.text for finding in findings),
+        )
+    return Computation(gate, tuple(findings))
+
+
+def _effective_differences(reference: Side, other: Side) -> Iterator[tuple[str, str]]:
+    """What was really in effect, where it decides what is computed rather than how."""
+    for name, key in (("type of matrix products", "matmul_dtype"), ("type of linear layers", "linear_output_dtypes")):
+        values = [json.dumps(value) for side in (reference, other) for value in side.values("effective", key)]
+        known = sorted(set(values) - {"null"})
+        if len(known) > 1:
+            yield name, " against ".join(known)
+
+
+def possible(side: Side) -> Gate:
+    """No run of the side did more arithmetic a second than its chip can."""
+    achieved = [_achieved_flops(run.record) for run in side.runs]
+    fastest = max(value for value in achieved if value is not None) if any(achieved) else None
+    if fastest is None:
+        return Gate("possible", None, f"{side.label}: no speed was measured")
+    said = f"{side.label}: {_tera(fastest)} of model arithmetic a device"
+    chip = find_chip(side.first["backend"].get("peak_lookup_key"))
+    precision = side.first["config"]["precision"]
+    problems = list(_identity_problems(side.first, chip, precision))
+    limits = [*_measured_peak(side.first, precision)]
+    if chip is not None and chip.peak_flops.get(precision) is not None:
+        peak = chip.peak_flops[precision]
+        assert peak is not None
+        limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak))
+    problems += [f"{said}, above {what}: {_tera(peak)}" for what, peak in limits if fastest > peak]
+    if problems:
+        return Gate("possible", False, problems[0], tuple(problems))
+    if not limits:
+        name = side.first["device"].get("name")
+        return Gate("possible", None, f"{said}; no peak is known for {name!r}, so this could not be checked")
+    return Gate("possible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak in limits))
+
+
+def _achieved_flops(record: Mapping[str, Any]) -> float | None:
+    speed = look_up(record, "timing", "tokens_per_second")
+    if speed is None:
+        return None
+    config = record["config"]
+    return speed * training_flops_per_token(config["model"], config["workload"]["seq_len"]) / record["world_size"]
+
+
+def model_flops_utilization(record: Mapping[str, Any]) -> float | None:
+    """Return achieved over catalogued peak FLOP/s (MFU, Chowdhery et al. 2022), or None if no peak is known."""
+    chip = find_chip(look_up(record, "backend", "peak_lookup_key"))
+    peak = chip.peak_flops.get(record["config"]["precision"]) if chip is not None else None
+    achieved = _achieved_flops(record)
+    return None if peak is None or achieved is None else achieved / peak
+
+
+def _measured_peak(record: Mapping[str, Any], precision: str) -> Iterator[tuple[str, float]]:
+    peak = look_up(record, "measured_peak", "flops", precision)
+    if peak is not None:
+        yield f"the {precision} peak measured on this device", peak
+
+
+def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:
+    """A chip under another's name gives itself away by its memory or by a precision that it lacks."""
+    name, memory = look_up(record, "device", "name"), look_up(record, "device", "memory_bytes")
+    key = look_up(record, "backend", "peak_lookup_key")
+    if key is not None and key != name:
+        yield f"the device calls itself {name!r}, but its peak is looked up as {key!r}"
+    if chip is None:
+        return
+    if precision in chip.lacks:
+        yield f"{chip.name} has no {precision} arithmetic, yet the run says precision={precision}"
+    if memory is not None and chip.memory_bytes is not None:
+        share = memory / chip.memory_bytes
+        if not MEMORY_RANGE[0] <= share <= MEMORY_RANGE[1]:
+            yield (
+                f"the device says it is {name} with {memory / 1e9:.0f} GB of memory, but that chip has "
+                f"{chip.memory_bytes / 1e9:.0f} GB"
+            )
+
+
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s"
+
+
+def cautions(side: Side) -> list[Caution]:
+    """Return what a reader of the verdict has to know of the runs of one side."""
+    return [Caution(name, side.label, text) for name, text in _cautions(side)]
+
+
+def _cautions(side: Side) -> Iterable[tuple[str, str]]:
+    runs = side.runs
+    if side.emulated:
+        yield "emulated", "the device is an emulation: no speed is stated"
+    drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
+    if drifts:
+        worst = max(drifts, key=abs)
+        cause = "slower towards the end: throttling, or a neighbour" if worst > 0 else "faster: warm-up was not over"
+        yield "drift", f"step time drifted in {len(drifts)} of {len(runs)} runs, by up to {worst:+.1%} ({cause})"
+    waits = [value for value in side.values("timing", "data_wait_fraction") if value is not None and value > DATA_WAIT]
+    if waits:
+        yield "data wait", f"up to {max(waits):.1%} of the step was spent waiting for data in {len(waits)} runs"
+    busy = [value for value in side.values("contention", "host_other_fraction") if value and value > HOST_CONTENTION]
+    if busy:
+        yield (
+            "shared host",
+            f"other processes had up to {max(busy):.0%} of the cores in {len(busy)} of {len(runs)} runs",
+        )
+    others = sorted({name for names in side.values("contention", "device_processes") for name in names or ()})
+    if others:
+        yield "shared device", f"others used the device: {', '.join(others[:3])}"
+    if any(side.values("environment", "git", "dirty")):
+        yield "modified source", "the harness's source had changes that no commit holds"
+    times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
+    odd = statistics.outliers(times)
+    if odd:
+        shown = ", ".join(f"{runs[index].path.parent.name} ({1000 * times[index]:.2f} ms)" for index in odd)
+        yield "outliers", f"shown, not dropped: {shown}"
+
+
+def _drift(record: Mapping[str, Any]) -> float | None:
+    """Return the relative change of the step time over the window, if it is beyond DRIFT and beyond chance."""
+    blocks = record["timing"]["blocks"]
+    if len(blocks) < FEWEST_BLOCKS_FOR_DRIFT:
+        return None
+    change, low, high = statistics.trend(block_step_seconds(record))
+    return change if abs(change) > DRIFT and (low > 0 or high < 0) else None
+
+
+def block_step_seconds(record: Mapping[str, Any]) -> list[float]:
+    """Return the mean step time of each measured block, seconds."""
+    return [block["seconds"] / (block["last_step"] - block["first_step"] + 1) for block in record["timing"]["blocks"]]

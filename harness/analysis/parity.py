@@ -1,0 +1,207 @@
+"""Same computation? Loss and gradient curves, evaluations and final weights, against tolerances with reasons.
+
+Every test has two sides: a curve that is too good is as wrong as one that is too bad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.analysis.sides import Run, look_up
+
+# Up to here rounding has had little time to grow: the curves of two devices still lie on each other, and a wrong
+# learning rate, mask or target shows itself far above rounding. Afterwards training amplifies every difference.
+EARLY_STEPS = 20
+# Single losses are noisy; the end of a curve is the mean over this share of its steps.
+FINAL_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """One test: what it measures, how much of it each precision explains, and why."""
+
+    key: str
+    measures: str
+    limits: Mapping[str, float]
+    reason: str
+
+
+TOLERANCES: tuple[Tolerance, ...] = (
+    Tolerance(
+        "first_loss",
+        "relative difference of the first step's loss",
+        {"fp32": 2e-5, "bf16": 2e-3, "fp16": 5e-4},
+        "one forward pass from equal weights on an equal batch: nothing but rounding",
+    ),
+    Tolerance(
+        "early_loss",
+        f"mean relative difference of losses, steps 2 to {EARLY_STEPS}",
+        {"fp32": 2e-4, "bf16": 5e-3, "fp16": 2e-3},
+        "a few updates: rounding has not grown yet, a wrong update has",
+    ),
+    Tolerance(
+        "loss_curve",
+        f"mean relative difference of losses after step {EARLY_STEPS}",
+        {"fp32": 0.02, "bf16": 0.02, "fp16": 0.02},
+        "the trade's bar; training amplifies rounding, so precision no longer matters",
+    ),
+    Tolerance(
+        "loss_bias",
+        f"mean signed relative difference of losses after step {EARLY_STEPS}",
+        {"fp32": 0.005, "bf16": 0.01, "fp16": 0.01},
+        "rounding errs in both directions; a curve that lies on one side learns faster or slower",
+    ),
+    Tolerance(
+        "final_loss",
+        "relative difference of the mean loss of the last tenth of the steps",
+        {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
+        "what the training was for",
+    ),
+    Tolerance(
+        "final_eval",
+        "relative difference of the last evaluation's loss",
+        {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
+        "what the training was for, on data that it has not seen",
+    ),
+    Tolerance(
+        "first_gradient",
+        "relative difference of the first step's gradient norm",
+        {"fp32": 1e-4, "bf16": 0.02, "fp16": 5e-3},
+        "one backward pass from equal weights: nothing but rounding",
+    ),
+    Tolerance(
+        "early_gradient",
+        f"mean relative difference of gradient norms, steps 2 to {EARLY_STEPS}",
+        {"fp32": 5e-3, "bf16": 0.05, "fp16": 0.02},
+        "sees layers that get no gradient, masks and scalings that hardly move the loss",
+    ),
+    Tolerance(
+        "gradient_curve",
+        f"relative difference of the mean gradient norm after step {EARLY_STEPS}",
+        {"fp32": 0.05, "bf16": 0.10, "fp16": 0.10},
+        "single norms are chaotic by then, their mean is not",
+    ),
+    Tolerance(
+        "weights",
+        "largest relative difference of a parameter's final 2-norm",
+        {"fp32": 2e-3, "bf16": 0.01, "fp16": 0.01},
+        "sees decay or updates of single parameters that no loss shows",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test's outcome; the worst of all runs."""
+
+    key: str
+    measures: str
+    limit: float
+    value: float | None
+    """Signed where the quantity is: positive means above the reference. None: not measured in both."""
+    where: str
+    passed: bool | None
+
+    @property
+    def text(self) -> str:
+        if self.value is None:
+            return f"{self.measures}: not recorded by both"
+        sense = ""
+        if not self.passed and self.key in ("first_loss", "loss_bias", "final_loss", "final_eval"):
+            sense = ", too high" if self.value > 0 else ", too good to be the same work"
+        return f"{self.measures}: {abs(self.value):.2g} of {self.limit:.2g} allowed{sense}{self.where}"
+
+
+def compare_computation(reference: Run, others: Iterable[Run], precision: str) -> list[Finding]:
+    """Return one finding a test: the worst over `others`, each against the reference run.
+
+    Losses that are not numbers (null in the record) fail every test that they are part of.
+    """
+    runs = list(others)
+    findings = []
+    for tolerance in TOLERANCES:
+        limit = tolerance.limits[precision]
+        worst: float | None = None
+        where = ""
+        for run in runs:
+            value = measure(tolerance.key, reference.record, run.record)
+            if value is not None and (worst is None or not abs(value) <= abs(worst)):
+                worst = value
+                where = _where(tolerance.key, reference, run)
+        passed = None if worst is None else bool(abs(worst) <= limit)
+        findings.append(
+            Finding(tolerance.key, tolerance.measures, limit, worst, "" if passed is not False else where, passed)
+        )
+    return findings
+
+
+def measure(key: str, reference: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Return one test's quantity, or None where it was not recorded by both or the runs are too short for it."""
+    if key == "final_eval":
+        return _final_eval(reference, other)
+    if key == "weights":
+        found = _weight_differences(reference, other)
+        return max(found.values(), key=abs) if found else None
+    name = "gradient_norm" if "gradient" in key else "train"
+    x, y = _curves(look_up(reference, "losses", name), look_up(other, "losses", name))
+    if key.startswith("first"):
+        x, y = x[:1], y[:1]
+    elif key.startswith("early"):
+        x, y = x[1:EARLY_STEPS], y[1:EARLY_STEPS]
+    elif key == "final_loss":
+        count = max(1, round(len(x) * FINAL_SHARE))
+        x, y = x[-count:], y[-count:]
+    else:
+        x, y = x[EARLY_STEPS:], y[EARLY_STEPS:]
+    if len(x) == 0:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if key in ("final_loss", "gradient_curve"):
+            return float(y.mean() / x.mean() - 1)
+        signed = y / x - 1
+        value = float(signed.mean() if key in ("loss_bias", "first_loss", "first_gradient") else np.abs(signed).mean())
+    # An equal pair of zeros is equal.
+    return 0.0 if np.isnan(value) and np.array_equal(x, y) else value
+
+
+def _curves(reference: Sequence[float | None] | None, other: Sequence[float | None] | None) -> tuple[Any, Any]:
+    """Return both curves over the steps that both have; null becomes NaN."""
+    x, y = (np.array(curve or [], dtype=float) for curve in (reference, other))
+    steps = min(len(x), len(y))
+    return x[:steps], y[:steps]
+
+
+def _final_eval(reference: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    points = [{point["step"]: point["loss"] for point in record["eval"]["points"]} for record in (reference, other)]
+    common = points[0].keys() & points[1].keys()
+    if not common:
+        return None
+    before, after = (found[max(common)] for found in points)
+    return float("nan") if before is None or after is None else after / before - 1
+
+
+def _weight_differences(reference: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+    x, y = (look_up(record, "weights", "final_norms") or {} for record in (reference, other))
+    if len(look_up(reference, "losses", "train")) != len(look_up(other, "losses", "train")):
+        return {}
+    nan = float("nan")
+    found = {}
+    for name in sorted(x.keys() | y.keys()):
+        before, after = x.get(name), y.get(name)
+        if before is None or after is None:
+            found[name] = nan
+        else:
+            found[name] = 0.0 if before == after else (after / before - 1 if before else float("inf"))
+    # A NaN has to win every comparison.
+    return {name: value for name, value in found.items() if np.isnan(value)} or found
+
+
+def _where(key: str, reference: Run, run: Run) -> str:
+    if key == "weights":
+        found = _weight_differences(reference.record, run.record)
+        return f" ({max(found, key=lambda name: abs(found[name]))}, {run.path.parent})"
+    return f" ({run.path.parent})"

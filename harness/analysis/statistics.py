@@ -1,0 +1,170 @@
+"""How much faster, with an interval: ratios of positive quantities over repeats, on the log scale.
+
+The unit of evidence is one process: its mean step time is one number. Steps within a process share its memory
+layout, its clocks and its neighbours, so they say little about the next process. Tests and distributions are
+SciPy's; what is chosen here is which test answers which question.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+# Two-sided error of the interval and of "faster" or "slower"; and the error of each one-sided equivalence test.
+ALPHA = 0.05
+# "How many more repeats" means: enough for a decision in four of five attempts (Cohen 1988).
+WANTED_POWER = 0.8
+MOST_REPEATS = 100
+# Batches of a single process's window. Fewer leave too little to estimate a variance from; more are not
+# independent of each other (Schmeiser 1982 recommends 10 to 30 batches).
+BATCHES = 10
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One quantity of the other side over the reference's, with its interval and what the tests said."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    """95 % confidence interval; None where it cannot be had."""
+    not_slower: bool
+    """A one-sided test puts the ratio below 1 + margin."""
+    equivalent: bool
+    """Both one-sided tests put the ratio inside the margin."""
+    differs: bool
+    """The interval excludes 1."""
+    weak: bool
+    """One process on a side: the interval knows nothing of the difference between processes."""
+    repeats: tuple[int, int]
+    repeats_needed: int | None
+    """Repeats a side that would probably decide; None if decided already, or if more than 100."""
+
+
+def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float) -> Ratio:
+    """Return the ratio of geometric means, other over reference, of two samples of two or more processes.
+
+    Interval and tests are Welch's (unequal variances) on logarithms. Equivalence is decided by two one-sided
+    tests (Schuirmann 1987) against 1 / (1 + margin) and 1 + margin.
+
+    Args:
+        reference, other: one positive number a process, two or more each.
+        margin: how far apart may still be called the same, as a fraction: 0.05 for 5 %.
+    """
+    x, y = np.log(np.asarray(reference, float)), np.log(np.asarray(other, float))
+    difference = float(y.mean() - x.mean())
+    limit = math.log1p(margin)
+    error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
+    if error == 0.0:
+        # Scripted clocks, not machines: without any scatter the difference is what it is.
+        return Ratio(
+            math.exp(difference), math.exp(difference), math.exp(difference), difference < limit,
+            abs(difference) < limit, difference != 0.0, False, (len(x), len(y)), None,
+        )  # fmt: skip
+    with warnings.catch_warnings():
+        # SciPy warns of lost precision when samples are all but equal; the case of no scatter is dealt with above.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        welch: Any = stats.ttest_ind(y, x, equal_var=False)
+        interval = welch.confidence_interval(1 - ALPHA)
+        above_lower: Any = stats.ttest_ind(y + limit, x, equal_var=False, alternative="greater")
+        below_upper: Any = stats.ttest_ind(y - limit, x, equal_var=False, alternative="less")
+    equivalent = bool(max(above_lower.pvalue, below_upper.pvalue) < ALPHA)
+    differs = bool(welch.pvalue < ALPHA)
+    needed = None
+    if not equivalent and not differs:
+        needed = repeats_needed(difference, math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2), limit)
+    return Ratio(
+        math.exp(difference), math.exp(float(interval.low)), math.exp(float(interval.high)),
+        bool(below_upper.pvalue < ALPHA), equivalent, differs, False, (len(x), len(y)), needed,
+    )  # fmt: skip
+
+
+def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]], margin: float) -> Ratio:
+    """Return the ratio where a side has a single process, with an interval from the blocks inside the processes.
+
+    Each process's blocks are joined into BATCHES batches in order of time, which keeps most of their
+    autocorrelation inside a batch. The interval leaves out all that differs from process to process, so it never
+    supports "equivalent", and "differs" only if it lies beyond the margin altogether.
+
+    Args:
+        reference, other: step times of the blocks of each process, in order, seconds.
+        margin: as in `ratio_of`.
+    """
+    sides = [np.concatenate([_batches(process) for process in side]) for side in (reference, other)]
+    means = [float(np.mean([np.log(np.mean(process)) for process in side])) for side in (reference, other)]
+    difference = means[1] - means[0]
+    repeats = (len(reference), len(other))
+    if min(len(side) for side in sides) < 2:
+        return Ratio(math.exp(difference), None, None, False, False, False, True, repeats, 3)
+    error = math.sqrt(sum(side.var(ddof=1) / len(side) for side in sides))
+    degrees = min(len(side) for side in sides) - 1
+    half = float(stats.t.ppf(1 - ALPHA / 2, degrees)) * error
+    low, high = math.exp(difference - half), math.exp(difference + half)
+    differs = low > 1 + margin or high < 1 / (1 + margin)
+    # Three a side are the fewest that a variance can be estimated from with any use.
+    return Ratio(math.exp(difference), low, high, False, False, differs, True, repeats, None if differs else 3)
+
+
+def repeats_needed(difference: float, deviation: float, limit: float) -> int | None:
+    """Return how many repeats a side would decide with WANTED_POWER, if sizes and scatter stay as they look now.
+
+    Args:
+        difference: of the means of logarithms.
+        deviation: of one process's logarithm.
+        limit: the margin on the log scale.
+    """
+    for repeats in range(2, MOST_REPEATS + 1):
+        if decision_power(difference, deviation, limit, repeats) >= WANTED_POWER:
+            return repeats
+    return None
+
+
+def decision_power(difference: float, deviation: float, limit: float, repeats: int) -> float:
+    """Return the probability that `repeats` a side lead to "differs" or to "equivalent", whichever is likelier.
+
+    The first is the power of the t-test, from the non-central t distribution; the second the usual approximation
+    for two one-sided tests (Phillips 1990).
+    """
+    degrees, error = 2 * (repeats - 1), deviation * math.sqrt(2 / repeats)
+    effect = difference / error
+    two_sided = float(stats.t.ppf(1 - ALPHA / 2, degrees))
+    differs = float(stats.nct.sf(two_sided, degrees, abs(effect)) + stats.nct.cdf(-two_sided, degrees, abs(effect)))
+    one_sided = float(stats.t.ppf(1 - ALPHA, degrees))
+    upper = float(stats.nct.cdf(-one_sided, degrees, (difference - limit) / error))
+    lower = float(stats.nct.sf(one_sided, degrees, (difference + limit) / error))
+    return max(differs, upper + lower - 1)
+
+
+def trend(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the relative change of values from the first to the last, and a 99 % interval of it.
+
+    By the Theil-Sen slope, which a few outlying blocks do not move.
+    """
+    y = np.asarray(values, float)
+    found: Any = stats.theilslopes(y, alpha=0.99)
+    scale = (len(y) - 1) / float(np.median(y))
+    return float(found.slope) * scale, float(found.low_slope) * scale, float(found.high_slope) * scale
+
+
+def outliers(values: Sequence[float]) -> list[int]:
+    """Return the positions of values beyond 3.5 scaled median absolute deviations (Iglewicz and Hoaglin 1993).
+
+    They are shown, never dropped.
+    """
+    y = np.asarray(values, float)
+    if len(y) < 3:
+        return []
+    deviations = np.abs(y - np.median(y))
+    scale = float(np.median(deviations)) * 1.4826
+    return [] if scale == 0.0 else [int(index) for index in np.flatnonzero(deviations > 3.5 * scale)]
+
+
+def _batches(blocks: Sequence[float]) -> np.ndarray:
+    """Return the logarithms of the means of up to BATCHES stretches of a process's blocks."""
+    return np.log([part.mean() for part in np.array_split(np.asarray(blocks, float), min(BATCHES, len(blocks)))])

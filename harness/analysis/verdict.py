@@ -1,0 +1,280 @@
+"""From sides to words: first the gates, then the number, then what may be said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.analysis import gates
+from harness.analysis.gates import Caution, Gate, block_step_seconds
+from harness.analysis.parity import Finding
+from harness.analysis.sides import Side, look_up
+from harness.analysis.statistics import Ratio, ratio_of, weak_ratio_of
+from harness.errors import ExitCode
+
+VERDICT_SCHEMA_VERSION = 1
+DEFAULT_MARGIN = 0.05
+
+EQUIVALENT, FASTER, SLOWER, CANNOT_TELL = "equivalent", "faster", "slower", "cannot tell"
+NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
+    "not comparable", "different computation", "implausible", "failed",
+)  # fmt: skip
+# What emulated devices can show, and all that they can show.
+SAME_COMPUTATION = "same computation"
+WORDS = (
+    EQUIVALENT, FASTER, SLOWER, CANNOT_TELL, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
+)  # fmt: skip
+EXPECTATIONS = ("equivalent", "faster", "not-slower")
+CLAIM_DOES_NOT_HOLD = 1
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One measured quantity on both sides, a value a process, and the ratio other over reference."""
+
+    key: str
+    title: str
+    unit: str
+    reference: tuple[float, ...]
+    other: tuple[float, ...]
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The verdict on one side against the reference."""
+
+    reference: Side
+    other: Side
+    gates: tuple[Gate, ...]
+    findings: tuple[Finding, ...]
+    cautions: tuple[Caution, ...]
+    quantities: tuple[Quantity, ...]
+    word: str
+    sentence: str
+
+    @property
+    def headline(self) -> Quantity | None:
+        """The ratio of step times, or None where no speed may be stated."""
+        return self.quantities[0] if self.quantities else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All verdicts, each against the first side."""
+
+    reference: Side
+    pairs: tuple[Pair, ...]
+    margin: float
+
+
+def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison:
+    """Judge every side after the first against the first.
+
+    Args:
+        sides: two or more.
+        margin: how far apart step times may be and still be called the same, as a fraction.
+    """
+    return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
+
+
+def _judge(reference: Side, other: Side, margin: float) -> Pair:
+    passed: list[Gate] = []
+    findings: tuple[Finding, ...] = ()
+    cautions = tuple([*gates.cautions(reference), *gates.cautions(other)])
+
+    def stop(word: str) -> Pair:
+        last = next(gate for gate in passed if gate.passed is False)
+        names = f"{other.label} against {reference.label}"
+        return Pair(
+            reference, other, tuple(passed), findings, cautions, (), word, f"{names}: {word}. {_capital(last.summary)}."
+        )
+
+    passed.append(gates.finished([reference, other]))
+    if passed[-1].passed is False:
+        return stop(FAILED)
+    passed.append(gates.comparable(reference, other))
+    if passed[-1].passed is False:
+        return stop(NOT_COMPARABLE)
+    computation = gates.same_computation(reference, other)
+    findings = computation.findings
+    passed.append(computation.gate)
+    if passed[-1].passed is False:
+        return stop(DIFFERENT)
+    if reference.emulated or other.emulated:
+        emulated = " and ".join(side.label for side in (reference, other) if side.emulated)
+        sentence = (
+            f"{other.label} computes the same as {reference.label}; {emulated} is emulated, so no speed is stated."
+        )
+        return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, sentence)
+    passed += [gates.possible(reference), gates.possible(other)]
+    if any(gate.passed is False for gate in passed):
+        return stop(IMPLAUSIBLE)
+    quantities = tuple(_quantities(reference, other, margin))
+    ratio = quantities[0].ratio
+    word = _word(ratio)
+    sentence = _sentence(reference.label, other.label, word, ratio, margin)
+    return Pair(reference, other, tuple(passed), findings, cautions, quantities, word, sentence)
+
+
+def _word(ratio: Ratio) -> str:
+    if ratio.equivalent:
+        return EQUIVALENT
+    if ratio.differs:
+        return FASTER if ratio.estimate < 1 else SLOWER
+    return CANNOT_TELL
+
+
+QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("step_time", "step time", "s", ("timing", "mean_step_seconds")),
+    ("tokens_per_second", "speed", "tokens/s", ("timing", "tokens_per_second")),
+    ("time_to_target", "time to target loss", "s", ("target", "training_seconds")),
+    ("energy_per_token", "energy", "J/token", ("energy", "joules_per_token")),
+)
+
+
+def _quantities(reference: Side, other: Side, margin: float) -> list[Quantity]:
+    """Return the ratios of what every process of both sides has; step time first, and always."""
+    found = []
+    for key, title, unit, keys in QUANTITIES:
+        one, two = reference.values(*keys), other.values(*keys)
+        if any(value is None or not value > 0 for value in (*one, *two)):
+            continue
+        if min(len(one), len(two)) >= 2:
+            ratio = ratio_of(one, two, margin)
+        elif key in ("step_time", "tokens_per_second"):
+            ratio = _weak_ratio(reference, other, margin, inverted=key == "tokens_per_second")
+        else:
+            continue
+        found.append(Quantity(key, title, unit, tuple(one), tuple(two), ratio))
+    return found
+
+
+def _weak_ratio(reference: Side, other: Side, margin: float, *, inverted: bool) -> Ratio:
+    blocks = [
+        [[1 / x for x in block_step_seconds(run.record)] if inverted else block_step_seconds(run.record)
+         for run in side.runs]
+        for side in (reference, other)
+    ]  # fmt: skip
+    return weak_ratio_of(blocks[0], blocks[1], margin)
+
+
+def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float) -> str:
+    interval = "" if ratio.low is None else f", 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
+    number = f"step time {ratio.estimate:.3f} times the reference's{interval}"
+    repeats = " and ".join(str(count) for count in ratio.repeats)
+    evidence = f"{repeats} processes"
+    if ratio.weak:
+        evidence += "; weak: one process on a side tells nothing of the difference between processes"
+    if word == EQUIVALENT:
+        also = f", though {_side_of_one(ratio)} by a measurable amount" if ratio.differs else ""
+        return f"{other} takes the same time as {reference} within {margin:.3g} of it{also}: {number} ({evidence})."
+    if word in (FASTER, SLOWER):
+        return f"{other} is {word} than {reference}: {number} ({evidence})."
+    return f"{other} against {reference}: cannot tell. {_capital(number)} ({evidence}). {_more(ratio)}"
+
+
+def _side_of_one(ratio: Ratio) -> str:
+    return FASTER if ratio.estimate < 1 else SLOWER
+
+
+def _more(ratio: Ratio) -> str:
+    if ratio.repeats_needed is None:
+        return "Even 100 repeats a side would probably not decide it: the machines are too noisy for this margin."
+    return f"About {ratio.repeats_needed} repeats a side would probably decide it."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def holds(pair: Pair, expectation: str) -> bool:
+    """Return whether what was expected of a side is shown by its records; "cannot tell" shows nothing."""
+    ratio = pair.headline.ratio if pair.headline is not None else None
+    if ratio is None or ratio.weak:
+        return expectation == "faster" and pair.word == FASTER
+    return {
+        "equivalent": pair.word == EQUIVALENT,
+        "faster": pair.word == FASTER or (ratio.differs and ratio.estimate < 1),
+        "not-slower": ratio.not_slower,
+    }[expectation]
+
+
+def exit_code(comparison: Comparison, expectation: str | None) -> int:
+    """Return the command's exit code: the worst of its pairs."""
+    words = [pair.word for pair in comparison.pairs]
+    if FAILED in words:
+        return ExitCode.RUN_FAILED
+    if any(word in (NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE) for word in words):
+        return ExitCode.NOT_COMPARABLE
+    if expectation is not None and not all(holds(pair, expectation) for pair in comparison.pairs):
+        return CLAIM_DOES_NOT_HOLD
+    return ExitCode.OK
+
+
+def to_dict(comparison: Comparison) -> dict[str, Any]:
+    """Return what verdict.json holds; harness/schemas/verdict.schema.json describes it."""
+    return {
+        "schema_version": VERDICT_SCHEMA_VERSION,
+        "margin": comparison.margin,
+        "reference": _side(comparison.reference),
+        "pairs": [
+            {
+                "other": _side(pair.other),
+                "word": pair.word,
+                "sentence": pair.sentence,
+                "gates": [
+                    {"name": gate.name, "passed": gate.passed, "summary": gate.summary, "details": list(gate.details)}
+                    for gate in pair.gates
+                ],
+                "tests": [
+                    {"name": finding.key, "value": _finite(finding.value), "limit": finding.limit,
+                     "passed": finding.passed}
+                    for finding in pair.findings
+                ],
+                "cautions": [
+                    {"name": caution.name, "side": caution.side, "text": caution.text} for caution in pair.cautions
+                ],
+                "quantities": [_quantity(quantity) for quantity in pair.quantities],
+            }
+            for pair in comparison.pairs
+        ],
+    }  # fmt: skip
+
+
+def _side(side: Side) -> dict[str, Any]:
+    first = side.first
+    return {
+        "label": side.label,
+        "runs": [{"path": str(run.path), "content_sha256": run.record["content_sha256"]} for run in side.runs],
+        "backend": look_up(first, "backend", "name"),
+        "device": look_up(first, "device", "name"),
+        "emulated": side.emulated,
+        "workload_id": first["workload_id"],
+        "precision": first["config"]["precision"],
+        "track": first["config"]["track"]["name"],
+        "world_size": first["world_size"],
+    }
+
+
+def _quantity(quantity: Quantity) -> dict[str, Any]:
+    ratio = quantity.ratio
+    return {
+        "name": quantity.key,
+        "unit": quantity.unit,
+        "reference": list(quantity.reference),
+        "other": list(quantity.other),
+        "ratio": ratio.estimate,
+        "low": ratio.low,
+        "high": ratio.high,
+        "equivalent": ratio.equivalent,
+        "differs": ratio.differs,
+        "weak": ratio.weak,
+        "repeats_needed": ratio.repeats_needed,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,142 @@
+"""`python -m harness compare`: what the records of two or more devices allow to be said. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from harness.analysis.sides import Side, load_sides
+from harness.analysis.verdict import (
+    DEFAULT_MARGIN,
+    EXPECTATIONS,
+    Comparison,
+    compare,
+    exit_code,
+    to_dict,
+)
+from harness.errors import ExitCode, UserError
+
+FORMATS = ("table", "json", "mllog")
+HELP = """\
+usage: python -m harness compare REFERENCE OTHER ... [options]
+       python -m harness compare --run 'SETTINGS' --run 'SETTINGS' ... [--repeats 5] [options]
+
+Judges every side against the first one: is it the same work, is it the same computation, is the speed possible, how
+much faster, and what may be said. A side is a run's folder, a folder of repeats, or a record.json; records may come
+from other machines. With --run the harness makes the runs itself, here, in fresh processes and in a balanced random
+order; interrupted, the same command goes on where it stopped.
+
+options:
+  --run 'SETTINGS'   settings of a side to run, as on the command line of a run; two or more
+  --repeats N        processes a side with --run (default 5)
+  --out DIR          write report.html, report.md, verdict.json and the pictures there; with --run the runs as well
+                     (default for --run: runs/<UTC time>-comparison)
+  --margin FRACTION  how far apart step times may be and still be the same (default 0.05)
+  --label NAME       name of a side, in order; once for each
+  --expect WHAT      equivalent, faster or not-slower: exit 0 if the records show it, 1 if they do not
+  --format FORMAT    table (default), json, or mllog (MLPerf log lines of every run)
+
+words: equivalent, faster, slower, cannot tell, not comparable, different computation, implausible, failed,
+       same computation (emulated devices: no speed)
+exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or record, 4 not comparable, different computation or
+            implausible, 5 a run failed\
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"compare: {message}; python -m harness compare --help")
+
+
+def main(words: list[str]) -> int:
+    """Compare, print, write the report, and return the exit code."""
+    if {"-h", "--help"} & set(words):
+        print(HELP)
+        return ExitCode.OK
+    options = _parse(words)
+    out = Path(options.out).expanduser() if options.out is not None else None
+    if options.run:
+        from harness.side_by_side import run_side_by_side
+
+        folder = run_side_by_side(options.run, options.repeats, out)
+        out = folder
+        paths = [folder / name for name in side_folders(len(options.run))]
+        labels = options.label or options.run
+        commands = [f"python -m harness compare {shlex.join(words)}"]
+    else:
+        paths = [Path(word).expanduser() for word in options.sides]
+        labels = options.label or None
+        commands = []
+    sides = load_sides(paths, labels)
+    comparison = compare(sides, options.margin)
+    commands = [*commands, *(reproduction(side) for side in sides)]
+    _print(comparison, options.format)
+    if out is not None:
+        from harness.report.write import write_report
+
+        write_report(comparison, out, commands)
+        print(f"report: {out / 'report.html'}", file=sys.stderr)
+    return exit_code(comparison, options.expect)
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("sides", nargs="*")
+    parser.add_argument("--run", action="append", default=[])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out")
+    parser.add_argument("--margin", type=float, default=DEFAULT_MARGIN)
+    parser.add_argument("--label", action="append", default=[])
+    parser.add_argument("--expect", choices=EXPECTATIONS)
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    options = parser.parse_args(words)
+    if options.run and options.sides:
+        raise UserError(f"compare: found both --run and the path {options.sides[0]!r}, expected one or the other")
+    given = options.run or options.sides
+    if len(given) < 2:
+        raise UserError(
+            f"compare: found {len(given)} side(s), expected a reference and one or more others; "
+            "python -m harness compare --help"
+        )
+    if options.label and len(options.label) != len(given):
+        raise UserError(f"compare: found {len(options.label)} --label for {len(given)} sides, expected one for each")
+    if not 0 < options.margin < 1:
+        raise UserError(
+            f"compare: --margin: found {options.margin:g}, expected a fraction between 0 and 1, such as 0.05"
+        )
+    if options.repeats < 1:
+        raise UserError(f"compare: --repeats: found {options.repeats}, expected at least 1")
+    return options
+
+
+def side_folders(count: int) -> list[str]:
+    """Return the names of the sides' folders below a comparison's own."""
+    return ["reference", *(f"other-{number}" for number in range(1, count))] if count > 2 else ["reference", "other"]
+
+
+def reproduction(side: Side) -> str:
+    """Return the command that ran a side, as its first record has it."""
+    command = side.first["environment"].get("command")
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+        return f"{side.label}: its record does not hold the command"
+    return shlex.join(command)
+
+
+def _print(comparison: Comparison, form: str) -> None:
+    if form == "json":
+        print(json.dumps(to_dict(comparison), indent=1))
+    elif form == "mllog":
+        from harness.report.mllog import mllog_lines
+
+        for side in (comparison.reference, *(pair.other for pair in comparison.pairs)):
+            for run in side.runs:
+                print(mllog_lines(run), end="")
+    else:
+        from harness.report.verdict_table import print_comparison
+
+        print_comparison(comparison)

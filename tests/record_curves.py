@@ -1,0 +1,174 @@
+"""The parts of a made-up record that are curves: step times with their scatter, and losses on their way down."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config import Config
+
+SETUP_SECONDS = 4.0
+EVALUATION_SECONDS = 0.5
+# The first step builds kernels: it takes as long as so many others.
+FIRST_STEP = 8
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device is, and how evenly; see `make_record`."""
+
+    step_seconds: float
+    noise: float
+    process_noise: float
+    data_wait: float
+
+
+def digest(*parts: Any) -> str:
+    """Return a SHA-256 that depends on every part."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def batch_digest(config: Config, steps: int) -> str:
+    """Return a digest of what decides the batches: the data, the seed, their shape and how many there were."""
+    work = config.workload
+    return digest("batches", config.seed, config.data, config.model.vocab_size, work.seq_len, work.global_batch_size,
+                  work.eval_every, steps)  # fmt: skip
+
+
+def make_timing(config: Config, steps: int, speed: Speed, chance: random.Random) -> dict[str, Any]:
+    """Return the record's part `timing` of a run that finished so many steps."""
+    work = config.workload
+    mean = speed.step_seconds * math.exp(chance.gauss(0, speed.process_noise))
+    blocks, step_times = _blocks(config, steps, mean, speed, chance)
+    measured = math.fsum(block["seconds"] for block in blocks)
+    waited = math.fsum(block["data_wait_seconds"] for block in blocks)
+    tokens = work.global_batch_size * work.seq_len
+    warm = max(0, min(steps, work.warmup_steps) - 1)
+    first_step = FIRST_STEP * mean if steps else None
+    return {
+        "clock": "host, between two synchronisations",
+        "step_seconds_method": "host",
+        "setup_seconds": SETUP_SECONDS,
+        "first_step_seconds": first_step,
+        "warmup": {"steps": warm, "seconds": warm * mean},
+        "measured_steps": len(step_times),
+        "measured_seconds": measured,
+        "tokens_per_step": tokens,
+        "mean_step_seconds": measured / len(step_times) if blocks else None,
+        "tokens_per_second": len(step_times) * tokens / measured if blocks else None,
+        "data_wait_seconds": waited,
+        "data_wait_fraction": waited / measured if blocks else None,
+        "evaluation_seconds": 0.0,
+        "training_seconds": (first_step or 0.0) + warm * mean + measured,
+        "blocks": blocks,
+        "step_seconds": step_times,
+    }
+
+
+def _blocks(config: Config, steps: int, mean: float, speed: Speed,
+            chance: random.Random) -> tuple[list[dict[str, Any]], list[float]]:  # fmt: skip
+    work = config.workload
+    blocks, step_times = [], []
+    for first in range(work.warmup_steps + 1, steps + 1, work.block_steps):
+        last = min(first + work.block_steps - 1, steps)
+        pace = mean * math.exp(chance.gauss(0, speed.noise))
+        times = [pace * math.exp(chance.gauss(0, speed.noise)) for _ in range(first, last + 1)]
+        seconds = math.fsum(times)
+        blocks.append(
+            {
+                "first_step": first,
+                "last_step": last,
+                "seconds": seconds,
+                "data_wait_seconds": speed.data_wait * seconds * chance.uniform(0.5, 1.5),
+                "device_seconds": None,
+            }
+        )
+        step_times += times
+    return blocks, step_times
+
+
+class LossCurve:
+    """Losses from the entropy of a uniform guess towards a floor: the same on every device but for rounding."""
+
+    FLOOR = 3.2
+
+    def __init__(self, config: Config, rounding: float, chance: random.Random) -> None:
+        self._config, self._rounding, self._chance = config, rounding, chance
+        # What the batches decide, and so all devices share.
+        work = random.Random(f"{config.seed} {config.workload.global_batch_size}")
+        self._wobble = [1 + work.gauss(0, 0.006) for _ in range(config.workload.steps)]
+        self._wobble[0] = 1.0
+        self.last_step = self._stop()
+
+    def expected(self, step: int) -> float:
+        """Return the loss after so many updates, without any noise, nats per token."""
+        start = math.log(self._config.model.vocab_size)
+        pace = 30 * math.sqrt(6e-4 / self._config.workload.learning_rate)
+        return self.FLOOR + (start - self.FLOOR) * (0.75 * math.exp(-step / pace) + 0.25 / (1 + step / pace))
+
+    def losses(self, steps: int) -> dict[str, Any]:
+        """Return the record's part `losses`."""
+        train, norms = [], []
+        for step, wobble in enumerate(self._wobble[:steps]):
+            train.append(self.expected(step) * wobble * self._rounded(step))
+            norms.append((0.6 + 2.4 * math.exp(-step / 15)) * wobble**8 * self._rounded(step))
+        return {"unit": "nats/token", "train": train, "gradient_norm": norms, "skipped_steps": 0}
+
+    def points(self, steps: int, timing: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the evaluations up to a step, each with the time that training had taken by then."""
+        start = (timing["first_step_seconds"] or 0.0) + timing["warmup"]["seconds"]
+        seconds = list(itertools.accumulate(timing["step_seconds"], initial=start))
+        warmup = self._config.workload.warmup_steps
+        return [
+            {
+                "step": step,
+                "loss": self._held_out(step) * self._rounded(step),
+                "training_seconds": seconds[max(0, step - warmup)],
+                "batches": batch_digest(self._config, step),
+            }
+            for step in self._evaluated()
+            if step <= steps
+        ]
+
+    def target(self, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+        """Return the record's part `target`."""
+        loss = self._config.target_loss
+        if loss is None:
+            return None
+        for number, point in enumerate(points, 1):
+            if point["loss"] <= loss:
+                seconds = point["training_seconds"]
+                return {"loss": loss, "reached": True, "step": point["step"], "training_seconds": seconds,
+                        "wall_seconds": seconds + number * EVALUATION_SECONDS}  # fmt: skip
+        return {"loss": loss, "reached": False, "step": None, "training_seconds": None, "wall_seconds": None}
+
+    def norms(self) -> dict[str, float]:
+        """Return the final norms of a few parameters."""
+        names = ["embedding.weight", "norm.weight"]
+        for layer in range(self._config.model.layers):
+            names += [f"blocks.{layer}.attention.qkv.weight", f"blocks.{layer}.feed_forward.up.weight"]
+        return {name: (20 + len(name)) * self._rounded(self.last_step) for name in names}
+
+    def _rounded(self, step: int) -> float:
+        return 1 + self._chance.gauss(0, self._rounding * (1 + 9 * step / self._config.workload.steps))
+
+    def _held_out(self, step: int) -> float:
+        return 1.01 * self.expected(step)
+
+    def _evaluated(self) -> list[int]:
+        work = self._config.workload
+        every = range(work.eval_every, work.steps + 1, work.eval_every) if work.eval_every else ()
+        return sorted({*every, work.steps}) if every else []
+
+    def _stop(self) -> int:
+        target = self._config.target_loss
+        for step in self._evaluated() if target is not None else ():
+            # Well below the target, so that rounding does not decide.
+            if target is not None and self._held_out(step) * 1.001 <= target:
+                return step
+        return self._config.workload.steps

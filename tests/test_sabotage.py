@@ -1,0 +1,257 @@
+"""Twenty ways in which a run can quietly be other work: each is caught, by the gate named here, and none gets a speed.
+
+The sabotage is done to the code while a run is under way; its config and its command line look as they should.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from harness import backends
+from harness.analysis import verdict
+from harness.analysis.sides import load_sides
+from harness.backends import eager
+from harness.backends.cpu import CpuBackend
+from harness.backends.eager import EagerStep
+from harness.composition import load
+from harness.config import TrackConfig, WorkloadConfig
+from harness.errors import RecordError
+from harness.record import content_digest
+from harness.training import loop as loop_module
+from harness.training import run as run_module
+from harness.training.prefetch import Prefetcher
+from harness.training.run import run
+from harness.workload import initialisation
+from harness.workload import model as model_module
+from harness.workload.model import Transformer
+
+# Small, but with everything that can be sabotaged: accumulation, active clipping, norms, biases, rotary positions.
+SETTINGS = (
+    "model=tiny", "model.layers=2", "model.width=64", "model.heads=4", "model.bias=true",
+    "workload=smoke", "workload.steps=60", "workload.warmup_steps=10", "workload.seq_len=64",
+    "workload.global_batch_size=8", "workload.micro_batch_size=4", "workload.eval_every=30",
+    "workload.gradient_clip_norm=0.5", "backend.threads=1",
+)  # fmt: skip
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    config = load([*SETTINGS, *overrides, f"out={folder}"])
+    run(config, backends.create(config.backend))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("honest")
+    return {precision: train(folder / precision, f"precision={precision}") for precision in ("fp32", "bf16")}
+
+
+def judged(reference: Path, other: Path) -> verdict.Pair:
+    return verdict.compare(load_sides([reference, other])).pairs[0]
+
+
+def learning_rate_off(patch: pytest.MonkeyPatch) -> None:
+    real = loop_module.learning_rate
+    patch.setattr(loop_module, "learning_rate", lambda step, work: 1.02 * real(step, work))
+
+
+def skipped_batch(patch: pytest.MonkeyPatch) -> None:
+    real, calls = Prefetcher.next, []
+
+    def following(self: Prefetcher) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            real(self)
+        return real(self)
+
+    patch.setattr(Prefetcher, "next", following)
+    # One more is made, so that the last step has its data.
+    made = Prefetcher.__init__
+    patch.setattr(
+        Prefetcher, "__init__", lambda self, *a, **k: made(self, *a, **{**k, "last_step": k["last_step"] + 1})
+    )
+
+
+def shuffled_order(patch: pytest.MonkeyPatch) -> None:
+    real = Prefetcher._make
+    patch.setattr(Prefetcher, "_make", lambda self, step: real(self, {4: 5, 5: 4}.get(step, step)))
+
+
+def other_batch_than_was_counted(patch: pytest.MonkeyPatch) -> None:
+    """The data are counted as they should be, but the step trains on the last batch once more."""
+    real, seen = EagerStep.__call__, []
+
+    def step(self: EagerStep, micro_batches: Sequence[torch.Tensor], rate: float) -> Any:
+        seen.append(micro_batches)
+        return real(self, seen[-2] if len(seen) == 6 else micro_batches, rate)
+
+    patch.setattr(EagerStep, "__call__", step)
+
+
+def frozen_layer(patch: pytest.MonkeyPatch) -> None:
+    real = run_module.build_model
+
+    def build(*arguments: Any) -> Transformer:
+        model = real(*arguments)
+        model.blocks[0].feed_forward.down.weight.requires_grad_(False)  # pyright: ignore
+        return model
+
+    patch.setattr(run_module, "build_model", build)
+
+
+def no_clipping(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in parameters]))  # fmt: skip
+
+
+def half_precision_of_another_kind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(eager, "AUTOCAST_DTYPES", {"bf16": torch.float16})
+
+
+def optimizer_with(**changes: Any) -> Patch:
+    def sabotage(patch: pytest.MonkeyPatch) -> None:
+        real = run_module.build_optimizer
+
+        def build(model: torch.nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
+            optimizer = real(model, work, track)
+            for group in optimizer.param_groups:
+                group.update(changes)
+            return optimizer
+
+        patch.setattr(run_module, "build_optimizer", build)
+
+    return sabotage
+
+
+def one_layer_fewer(patch: pytest.MonkeyPatch) -> None:
+    real = run_module.build_model
+
+    def build(config: Any, *rest: Any) -> Transformer:
+        from dataclasses import replace
+
+        return real(replace(config, layers=config.layers - 1), *rest)
+
+    patch.setattr(run_module, "build_model", build)
+
+
+def targets_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    def forward(self: Transformer, sequences: torch.Tensor) -> torch.Tensor:
+        logits = self.logits(sequences[:, :-1])[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 2:].flatten())
+
+    patch.setattr(Transformer, "forward", forward)
+
+
+def half_the_tokens(patch: pytest.MonkeyPatch) -> None:
+    def forward(self: Transformer, sequences: torch.Tensor) -> torch.Tensor:
+        targets = sequences[:, 1:].clone()
+        targets[:, ::2] = -100
+        logits = self.logits(sequences[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+
+    patch.setattr(Transformer, "forward", forward)
+
+
+def summed_accumulation(patch: pytest.MonkeyPatch) -> None:
+    real = EagerStep._loss
+    patch.setattr(EagerStep, "_loss", lambda self, part: real(self, part) * (2 if self._model.training else 1))
+
+
+def wrong_rotary_base(patch: pytest.MonkeyPatch) -> None:
+    real = model_module.rotary_tables
+    patch.setattr(model_module, "rotary_tables", lambda length, size, base: real(length, size, 10 * base))
+
+
+def no_causal_mask(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(model_module, "causal_attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+
+
+def unscaled_initialisation(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(initialisation, "RESIDUAL_OUTPUTS", ())
+
+
+def zero_gradients(patch: pytest.MonkeyPatch) -> None:
+    real = torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters: Sequence[torch.nn.Parameter], limit: float) -> torch.Tensor:
+        norm = real(parameters, limit)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+        return norm
+
+    patch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+
+
+def fallback_on_the_host(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CpuBackend, "effective", lambda self: {"cpu_fallback": True})
+
+
+SABOTAGE: dict[str, tuple[str, Patch, str]] = {
+    "learning rate off by 2 %": ("fp32", learning_rate_off, "same computation"),
+    "a skipped batch": ("fp32", skipped_batch, "comparable"),
+    "a shuffled order": ("fp32", shuffled_order, "comparable"),
+    "a batch repeated behind the digest's back": ("fp32", other_batch_than_was_counted, "same computation"),
+    "one layer without gradient": ("fp32", frozen_layer, "same computation"),
+    "gradient clipping dropped": ("fp32", no_clipping, "same computation"),
+    "weight decay on norms and biases": ("fp32", optimizer_with(weight_decay=0.1), "same computation"),
+    "another epsilon": ("fp32", optimizer_with(eps=1e-6), "same computation"),
+    "one fewer layer with the same config": ("fp32", one_layer_fewer, "comparable"),
+    "targets off by one": ("fp32", targets_off_by_one, "same computation"),
+    "accumulation not averaged": ("fp32", summed_accumulation, "same computation"),
+    "half the tokens masked": ("fp32", half_the_tokens, "same computation"),
+    "a wrong rotary base": ("fp32", wrong_rotary_base, "same computation"),
+    "no causal mask": ("fp32", no_causal_mask, "same computation"),
+    "an unscaled initialisation": ("fp32", unscaled_initialisation, "comparable"),
+    "gradients zero": ("fp32", zero_gradients, "same computation"),
+    "a fallback on the host": ("fp32", fallback_on_the_host, "finished"),
+    "fp16 in place of bf16": ("bf16", half_precision_of_another_kind, "finished"),
+}
+
+
+@pytest.mark.parametrize("what", SABOTAGE)
+def test_is_caught(what: str, honest: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precision, sabotage, gate = SABOTAGE[what]
+    with monkeypatch.context() as patch:
+        sabotage(patch)
+        train(tmp_path / "run", f"precision={precision}")
+    pair = judged(honest[precision], tmp_path / "run")
+    print(pair.sentence)
+    assert pair.word not in (verdict.EQUIVALENT, verdict.FASTER, verdict.SLOWER, verdict.CANNOT_TELL)
+    assert pair.quantities == ()
+    assert [entry.name for entry in pair.gates if entry.passed is False] == [gate]
+
+
+def test_another_seed_is_caught(honest: dict[str, Path], tmp_path: Path) -> None:
+    pair = judged(honest["fp32"], train(tmp_path / "run", "seed=2"))
+    assert pair.word == verdict.NOT_COMPARABLE
+    assert "seed: 1 against 2" in pair.gates[-1].details
+
+
+@pytest.mark.parametrize("careful", [False, True], ids=["by an editor", "checksum made anew"])
+def test_a_tampered_record_is_refused(careful: bool, honest: dict[str, Path], tmp_path: Path) -> None:
+    record: dict[str, Any] = json.loads((honest["fp32"] / "record.json").read_text())
+    record["timing"]["mean_step_seconds"] /= 2
+    if careful:
+        record["content_sha256"] = content_digest(record)
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(RecordError, match=r"was changed after|does not follow from its own blocks"):
+        load_sides([honest["fp32"], tmp_path])
+
+
+def test_the_honest_run_passes(honest: dict[str, Path], tmp_path: Path) -> None:
+    """The negative control: what is caught above is the sabotage, not the harness."""
+    for precision, reference in honest.items():
+        again = train(tmp_path / precision, f"precision={precision}", "backend.threads=2", "workload.micro_batch_size=8")
+        pair = judged(reference, again)
+        assert all(gate.passed is not False for gate in pair.gates), pair.sentence
+        assert pair.quantities
