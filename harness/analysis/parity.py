@@ -34,13 +34,13 @@ TOLERANCES: tuple[Tolerance, ...] = (
     Tolerance(
         "first_loss",
         "relative difference of the first step's loss",
-        {"fp32": 2e-5, "bf16": 2e-3, "fp16": 5e-4},
+        {"fp32": 2e-5, "bf16": 5e-4, "fp16": 2e-4},
         "one forward pass from equal weights on an equal batch: nothing but rounding",
     ),
     Tolerance(
         "early_loss",
         f"mean relative difference of losses, steps 2 to {EARLY_STEPS}",
-        {"fp32": 2e-4, "bf16": 5e-3, "fp16": 2e-3},
+        {"fp32": 2e-4, "bf16": 2e-3, "fp16": 1e-3},
         "a few updates: rounding has not grown yet, a wrong update has",
     ),
     Tolerance(
@@ -52,7 +52,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
     Tolerance(
         "loss_bias",
         f"mean signed relative difference of losses after step {EARLY_STEPS}",
-        {"fp32": 0.005, "bf16": 0.01, "fp16": 0.01},
+        {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005},
         "rounding errs in both directions; a curve that lies on one side learns faster or slower",
     ),
     Tolerance(
@@ -70,13 +70,13 @@ TOLERANCES: tuple[Tolerance, ...] = (
     Tolerance(
         "first_gradient",
         "relative difference of the first step's gradient norm",
-        {"fp32": 1e-4, "bf16": 0.02, "fp16": 5e-3},
+        {"fp32": 1e-4, "bf16": 0.01, "fp16": 5e-3},
         "one backward pass from equal weights: nothing but rounding",
     ),
     Tolerance(
         "early_gradient",
         f"mean relative difference of gradient norms, steps 2 to {EARLY_STEPS}",
-        {"fp32": 5e-3, "bf16": 0.05, "fp16": 0.02},
+        {"fp32": 5e-3, "bf16": 0.03, "fp16": 0.02},
         "sees layers that get no gradient, masks and scalings that hardly move the loss",
     ),
     Tolerance(
@@ -88,8 +88,9 @@ TOLERANCES: tuple[Tolerance, ...] = (
     Tolerance(
         "weights",
         "largest relative difference of a parameter's final 2-norm",
-        {"fp32": 2e-3, "bf16": 0.01, "fp16": 0.01},
-        "sees decay or updates of single parameters that no loss shows",
+        {"fp32": 2e-3, "bf16": 0.05, "fp16": 0.05},
+        "sees decay or updates of single parameters that no loss shows; some gradients (those of key biases) are "
+        "rounding alone, which AdamW magnifies in reduced precision",
     ),
 )
 

@@ -24,6 +24,9 @@ MOST_REPEATS = 100
 # Batches of a single process's window. Fewer leave too little to estimate a variance from; more are not
 # independent of each other (Schmeiser 1982 recommends 10 to 30 batches).
 BATCHES = 10
+# With one process a side, nothing tells how far apart two equal processes are. A difference is believed only where it
+# is beyond what machines with several per cent of noise between processes show (scripts/bench_verdict.py).
+WEAK_MARGINS = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Ratio:
     """Repeats a side that would probably decide; None if decided already, or if more than 100."""
 
 
-def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float) -> Ratio:
+def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, *, plan: bool = True) -> Ratio:
     """Return the ratio of geometric means, other over reference, of two samples of two or more processes.
 
     Interval and tests are Welch's (unequal variances) on logarithms. Equivalence is decided by two one-sided
@@ -56,6 +59,7 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float) 
     Args:
         reference, other: one positive number a process, two or more each.
         margin: how far apart may still be called the same, as a fraction: 0.05 for 5 %.
+        plan: where nothing is decided, find how many repeats would (slow against all the rest).
     """
     x, y = np.log(np.asarray(reference, float)), np.log(np.asarray(other, float))
     difference = float(y.mean() - x.mean())
@@ -77,7 +81,7 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float) 
     equivalent = bool(max(above_lower.pvalue, below_upper.pvalue) < ALPHA)
     differs = bool(welch.pvalue < ALPHA)
     needed = None
-    if not equivalent and not differs:
+    if plan and not equivalent and not differs:
         needed = repeats_needed(difference, math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2), limit)
     return Ratio(
         math.exp(difference), math.exp(float(interval.low)), math.exp(float(interval.high)),
@@ -90,7 +94,7 @@ def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence
 
     Each process's blocks are joined into BATCHES batches in order of time, which keeps most of their
     autocorrelation inside a batch. The interval leaves out all that differs from process to process, so it never
-    supports "equivalent", and "differs" only if it lies beyond the margin altogether.
+    supports "equivalent", and "differs" only if it lies beyond WEAK_MARGINS times the margin altogether.
 
     Args:
         reference, other: step times of the blocks of each process, in order, seconds.
@@ -106,7 +110,8 @@ def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence
     degrees = min(len(side) for side in sides) - 1
     half = float(stats.t.ppf(1 - ALPHA / 2, degrees)) * error
     low, high = math.exp(difference - half), math.exp(difference + half)
-    differs = low > 1 + margin or high < 1 / (1 + margin)
+    limit = 1 + WEAK_MARGINS * margin
+    differs = low > limit or high < 1 / limit
     # Three a side are the fewest that a variance can be estimated from with any use.
     return Ratio(math.exp(difference), low, high, False, False, differs, True, repeats, None if differs else 3)
 

@@ -1,0 +1,96 @@
+"""How far apart honest runs of the same work lie, against what the parity gate allows.
+
+    python scripts/bench_parity.py          about three minutes on two cores
+
+The same work is computed with other rounding: another micro-batch size, another thread count, attention written out
+instead of fused. Printed is each test's quantity as a share of its limit (harness/analysis/parity.py). Limits are
+chosen well above the largest share here and well below what the sabotage tests provoke.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import backends
+from harness.analysis.parity import TOLERANCES, measure
+from harness.composition import load
+from harness.training.run import run
+from harness.workload import model as model_module
+
+WORK = (
+    "model=tiny", "model.layers=2", "model.width=64", "model.heads=4", "workload=smoke", "workload.seq_len=64",
+    "workload.global_batch_size=8", "workload.micro_batch_size=8",
+)  # fmt: skip
+SHAPES = {
+    "GPT-2-like": ("model.bias=true",),
+    "Llama-like": ("model.kv_heads=2", "model.norm=rmsnorm", "model.activation=swiglu", "model.tied_embeddings=false"),
+}
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention from its definition, with the softmax in float32."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q @ k.transpose(-1, -2)).float() / q.shape[-1] ** 0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, float("-inf")).softmax(-1).to(v.dtype) @ v
+
+
+VARIANTS: dict[str, tuple[tuple[str, ...], Attention | None]] = {
+    "micro-batches of 2, all threads": (("workload.micro_batch_size=2", "backend.threads=null"), None),
+    "attention written out": ((), written_out),
+    "both, micro-batches of 1": (("workload.micro_batch_size=1", "backend.threads=null"), written_out),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    print(" " * 44 + " ".join(f"{tolerance.key:>14}" for tolerance in TOLERANCES))
+    worst = dict.fromkeys((tolerance.key for tolerance in TOLERANCES), 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        for label, precision, shares in rows(Path(folder), options.steps):
+            print(
+                f"{label + ', ' + precision:<44}" + " ".join(f"{share:>14.4f}" for share in shares.values()), flush=True
+            )
+            worst = {key: max(worst[key], share) for key, share in shares.items()}
+    print(f"{'largest share of the limit':<44}" + " ".join(f"{share:>14.4f}" for share in worst.values()))
+    return 0 if max(worst.values()) < 1 else 1
+
+
+def rows(folder: Path, steps: int) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Yield (what varies, precision, share of each limit)."""
+    for shape, words in SHAPES.items():
+        for precision in ("fp32", "bf16", "fp16"):
+            base = (*WORK, *words, f"workload.steps={steps}", f"precision={precision}", "backend.threads=1")
+            reference = record(folder / f"{shape}-{precision}", base, None)
+            for name, (changes, attention) in VARIANTS.items():
+                other = record(folder / f"{shape}-{precision}-{name}", (*base, *changes), attention)
+                shares = {t.key: abs(measure(t.key, reference, other) or 0.0) / t.limits[precision] for t in TOLERANCES}
+                yield f"{shape}, {name}"[:36], precision, shares
+
+
+def record(out: Path, words: tuple[str, ...], attention: Attention | None) -> dict[str, Any]:
+    config = load([*words, f"out='{out}'"])
+    fused = model_module.causal_attention
+    model_module.causal_attention = attention or fused
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return run(config, backends.create(config.backend)).record
+    finally:
+        model_module.causal_attention = fused
+
+
+if __name__ == "__main__":
+    sys.exit(main())

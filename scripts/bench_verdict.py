@@ -1,0 +1,147 @@
+"""How often the verdict is wrong, and how small a slowdown it finds: the instrument measured.
+
+    python scripts/bench_verdict.py                   simulated: about three minutes
+    python scripts/bench_verdict.py --real 20         20 comparisons of the harness with itself, five repeats a side:
+                                                      about fifteen minutes on two cores
+
+Simulated processes take their steps from a real run: its blocks' deviations are resampled in stretches, so that they
+stay autocorrelated and bursty, and every process gets a level of its own (normal, or now and then disturbed). A false
+alarm is any pair of identical processes said to differ, be it in the word or beside the word "equivalent".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from harness.analysis.gates import block_step_seconds
+from harness.analysis.statistics import Ratio, ratio_of, weak_ratio_of
+
+MARGIN = 0.05
+REPEATS = (3, 5, 10)
+SLOWDOWNS = (0.01, 0.03, 0.05, 0.10)
+BLOCKS = 40
+STRETCH = 5
+# Standard deviation of a simulated process's blocks.
+WITHIN = 0.02
+SMOKE = ("experiment=smoke", "workload.steps=110", "workload.block_steps=2", "workload.eval_every=0")
+
+Levels = Callable[[np.random.Generator, int], np.ndarray]
+# How one process's level differs from the next one's, as a logarithm.
+NOISE: dict[str, Levels] = {
+    "0.5 % between processes": lambda source, count: source.normal(0, 0.005, count),
+    "1 %": lambda source, count: source.normal(0, 0.01, count),
+    "2 %": lambda source, count: source.normal(0, 0.02, count),
+    "5 %": lambda source, count: source.normal(0, 0.05, count),
+    "1 %, heavy tails (t, 3 d.f.)": lambda source, count: 0.01 * source.standard_t(3, count) / np.sqrt(3),
+    "1 %, one in ten 10 % slower": lambda source, count: (
+        source.normal(0, 0.01, count) + 0.10 * (source.random(count) < 0.1)
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--real", type=int, default=0, metavar="TRIES")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.real:
+        return real(options.real)
+    source = np.random.default_rng(options.seed)
+    deviations = real_deviations()
+    print(f"False alarms in {options.pairs} pairs of identical processes (95 % interval)")
+    print(f"{'noise':<32}" + "".join(f"{f'{repeats} repeats':>24}" for repeats in (1, *REPEATS)))
+    for name, levels in NOISE.items():
+        cells = [alarms(levels, deviations, repeats, options.pairs, source) for repeats in (1, *REPEATS)]
+        print(f"{name:<32}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+    print(f"\nOf {options.pairs // 4} pairs with a slowdown: found different / called slower (margin {MARGIN:.0%})")
+    print(f"{'noise':<32}{'repeats':>8}" + "".join(f"{slowdown:>14.0%}" for slowdown in (0.0, *SLOWDOWNS)))
+    for name, levels in list(NOISE.items())[:4]:
+        for repeats in REPEATS:
+            cells = [power(levels, deviations, repeats, slowdown, options.pairs // 4, source)
+                     for slowdown in (0.0, *SLOWDOWNS)]  # fmt: skip
+            print(f"{name:<32}{repeats:>8}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
+    return 0
+
+
+def real_deviations() -> np.ndarray:
+    """Return the logarithms of a real run's block step times, less their mean, scaled to WITHIN.
+
+    Their pattern is the machine's; how much it is disturbed while this runs should not decide the table.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run([*SMOKE, f"out={folder}/run"])
+        record = json.loads((Path(folder) / "run" / "record.json").read_text())
+    logs = np.log(block_step_seconds(record))
+    centred = logs - logs.mean()
+    print(f"within a real process here: blocks' standard deviation {centred.std():.2%}, lag-1 autocorrelation "
+          f"{np.corrcoef(centred[:-1], centred[1:])[0, 1]:+.2f}; scaled to {WITHIN:.0%}\n")  # fmt: skip
+    return centred * (WITHIN / centred.std())
+
+
+def processes(levels: Levels, deviations: np.ndarray, repeats: int, source: np.random.Generator) -> np.ndarray:
+    """Return the block step times of `repeats` processes: [repeats, BLOCKS]."""
+    starts = source.integers(len(deviations), size=(repeats, BLOCKS // STRETCH, 1))
+    inside = deviations[(starts + np.arange(STRETCH)) % len(deviations)].reshape(repeats, BLOCKS)
+    return 0.1 * np.exp(levels(source, repeats)[:, None] + inside)
+
+
+def pairs_of(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: float, count: int,
+             source: np.random.Generator) -> Iterator[Ratio]:  # fmt: skip
+    for _ in range(count):
+        reference = processes(levels, deviations, repeats, source)
+        other = processes(levels, deviations, repeats, source) * (1 + slowdown)
+        if repeats == 1:
+            yield weak_ratio_of([list(row) for row in reference], [list(row) for row in other], MARGIN)
+        else:
+            yield ratio_of(list(reference.mean(axis=1)), list(other.mean(axis=1)), MARGIN, plan=False)
+
+
+def alarms(levels: Levels, deviations: np.ndarray, repeats: int, count: int, source: np.random.Generator) -> str:
+    wrong = sum(ratio.differs for ratio in pairs_of(levels, deviations, repeats, 0.0, count, source))
+    interval = stats.binomtest(wrong, count).proportion_ci(0.95)
+    return f"{wrong / count:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+
+
+def power(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: float, count: int,
+          source: np.random.Generator) -> str:  # fmt: skip
+    ratios = list(pairs_of(levels, deviations, repeats, slowdown, count, source))
+    found = sum(ratio.differs and ratio.estimate > 1 for ratio in ratios) / count
+    slower = sum(ratio.differs and ratio.estimate > 1 and not ratio.equivalent for ratio in ratios) / count
+    return f"{found:.0%} / {slower:.0%}"
+
+
+def real(tries: int) -> int:
+    """Compare the harness with itself, again and again, and count the words."""
+    words: Counter[str] = Counter()
+    for number in range(1, tries + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "harness", "compare", "--repeats", "5", "--out", f"{folder}/out",
+                       "--format", "json", "--run", "experiment=smoke", "--run", "experiment=smoke "]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        pair = json.loads(done.stdout)["pairs"][0]
+        ratio = pair["quantities"][0]
+        words[pair["word"]] += 1
+        print(
+            f"{number:>3} {pair['word']:<12} {ratio['ratio']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]", flush=True
+        )
+    print(", ".join(f"{word}: {count}" for word, count in words.most_common()))
+    return 0
+
+
+def run(overrides: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "harness", *overrides], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
