@@ -1,0 +1,65 @@
+"""Model FLOPs, against hand calculation, the usual rule of thumb, and torch's own counter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from harness.analysis.flops import training_flops_per_token
+from harness.composition import load
+from harness.workload import model as model_module
+from harness.workload.model import Transformer, parameter_count
+
+
+def of(*overrides: str) -> dict[str, object]:
+    return asdict(load(list(overrides)).model)
+
+
+def test_by_hand() -> None:
+    model = of("model=tiny", "model.layers=1", "model.width=2", "model.heads=1", "model.vocab_size=5")
+    # Matrix weights: qkv 2 x 6, out 2 x 2, up 2 x 8, down 8 x 2, head 2 x 5. A token attends to 2 of 3 on average.
+    weights, attention = 12 + 4 + 16 + 16 + 10, 2 * 2 * 2 * 2
+    assert training_flops_per_token(model, 3) == 3 * (2 * weights + attention)
+
+
+@pytest.mark.parametrize("name", ["gpt2-124m", "llama2-7b", "llama2-70b"])
+def test_is_near_six_times_the_parameters_and_a_little_more(name: str) -> None:
+    config = load([f"model={name}", "workload.seq_len=1024"]).model
+    ratio = training_flops_per_token(asdict(config), 1024) / (6 * parameter_count(config))
+    assert 0.99 < ratio < 1.12
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model.bias=true",),
+        ("model.kv_heads=2", "model.activation=swiglu", "model.norm=rmsnorm"),
+        ("model.tied_embeddings=false",),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_forward_and_backward_as_torch_counts_them(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter sees full attention, so the causal half is taken from its sum: S x S scores against S (S + 1) / 2."""
+
+    def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+
+    monkeypatch.setattr(model_module, "causal_attention", written_out)
+    config = load(["model=tiny", "model.layers=2", "model.width=64", "model.heads=4", *words]).model
+    length, batch = 32, 2
+    with torch.device("meta"):
+        model = Transformer(config)
+        tokens = torch.zeros(batch, length + 1, dtype=torch.int64)
+    monkeypatch.setattr(
+        model_module, "rotary_tables", lambda length, size, _: (torch.empty(length, size, device="meta"),) * 2
+    )
+    with FlopCounterMode(display=False) as counter:
+        model(tokens).backward()
+    full_attention = 3 * config.layers * 2 * 2 * config.width * length
+    ours = training_flops_per_token(asdict(config), length)
+    causal_attention = full_attention * (length + 1) / 2 / length
+    assert counter.get_total_flops() == batch * length * (ours - causal_attention + full_attention)

@@ -1,0 +1,99 @@
+"""From paths to sides: what is read, in which order, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.analysis.sides import load_runs, load_sides
+from harness.errors import RecordError
+from tests.records import make_record, make_records, merged, sealed, write_runs
+
+
+def put(folder: Path, record: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+class TestReading:
+    def test_a_run_a_folder_of_runs_and_a_file(self, tmp_path: Path) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2))
+        assert len(load_runs(folder)) == 2
+        assert len(load_runs(folder / "1")) == 1
+        copied = tmp_path / "from-another-machine.json"
+        copied.write_bytes((folder / "2" / "record.json").read_bytes())
+        assert load_runs(copied)[0].record == load_runs(folder / "2")[0].record
+
+    def test_repeats_are_in_natural_order(self, tmp_path: Path) -> None:
+        folder = write_runs(tmp_path / "a", make_records(11))
+        assert [run.path.parent.name for run in load_runs(folder)] == [str(number) for number in range(1, 12)]
+
+    def test_labels_are_the_paths_or_what_is_given(self, tmp_path: Path) -> None:
+        paths = [write_runs(tmp_path / name, make_records(1, process=number)) for number, name in enumerate("ab")]
+        assert [side.label for side in load_sides(paths)] == [str(path) for path in paths]
+        assert [side.label for side in load_sides(paths, ["one", "two"])] == ["one", "two"]
+
+
+class TestRefusals:
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(RecordError, match="no such file or folder"):
+            load_runs(tmp_path / "nowhere")
+        with pytest.raises(RecordError, match="no run is in it"):
+            load_runs(tmp_path)
+
+    def test_a_cut_off_repeat_is_not_passed_over(self, tmp_path: Path) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2))
+        (folder / "3").mkdir()
+        (folder / "3" / "steps.jsonl").touch()
+        with pytest.raises(RecordError, match="3: the run is under way or was cut off"):
+            load_runs(folder)
+
+    def test_the_same_run_twice(self, tmp_path: Path) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2))
+        with pytest.raises(RecordError, match="is the same run as"):
+            load_sides([folder, folder / "1"])
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"schema_version": 2}, "schema_version 2 is newer"),
+            ({"losses": {"train": None}}, "has no usable losses.train"),
+            ({"config": None}, "has no usable config.model"),
+            ({"timing": {"mean_step_seconds": 0.1}}, "does not follow from its own blocks"),
+            ({"timing": {"tokens_per_second": 1e9}}, "does not follow from its own blocks"),
+            ({"timing": {"measured_seconds": float(10**9)}}, "does not follow from its own blocks"),
+            ({"timing": {"blocks": []}}, "no measured block"),
+            ({"losses": {"train": [5.0]}}, "has 1 losses for 200 steps"),
+        ],
+        ids=str,
+    )
+    def test_records_at_odds_with_themselves(self, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+        put(tmp_path, sealed(merged(make_record(), changes)))
+        with pytest.raises(RecordError, match=said):
+            load_runs(tmp_path)
+
+    def test_a_window_of_no_time(self, tmp_path: Path) -> None:
+        record = make_record()
+        for block in record["timing"]["blocks"]:
+            block["seconds"] = 0.0
+        put(tmp_path, sealed(record))
+        with pytest.raises(RecordError, match="a clock cannot have run so"):
+            load_runs(tmp_path)
+
+    @pytest.mark.parametrize("key", ["status", "workload_id", "device", "losses", "environment"])
+    def test_any_change_after_the_run_wrote_it(self, key: str, tmp_path: Path) -> None:
+        record = make_record()
+        record[key] = {**record[key], "edited": 1} if isinstance(record[key], dict) else record[key] + " "
+        put(tmp_path, record)
+        with pytest.raises(RecordError, match="was changed after the run had written it"):
+            load_runs(tmp_path)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"schema_version": 1}'])
+    def test_no_record_at_all(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "record.json").write_text(text)
+        with pytest.raises(RecordError, match=r"record\.json: "):
+            load_runs(tmp_path)

@@ -1,0 +1,326 @@
+"""The words: which gate stops what, what may be said when all are passed, and the exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.analysis import verdict
+from harness.analysis.gates import model_flops_utilization
+from harness.analysis.sides import Side
+from harness.analysis.verdict import Pair, compare, exit_code, holds
+from tests.records import A100, ASCEND, CPU, make_record, make_records, make_side, merged, sealed
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def side(label: str = "other", count: int = 5, **arguments: Any) -> Side:
+    # Other processes than the reference's, or the two sides would be the same numbers.
+    return make_side(label, [make_record(**{"process": 100 + number, **arguments}) for number in range(count)])
+
+
+def reference(**arguments: Any) -> Side:
+    return make_side("reference", make_records(5, **arguments))
+
+
+def judge(other: Side, first: Side | None = None, margin: float = 0.05) -> Pair:
+    return compare([first or reference(), other], margin).pairs[0]
+
+
+def changed(change: Change, **arguments: Any) -> Side:
+    records = [make_record(**{"process": 100 + number, **arguments}) for number in range(5)]
+    for record in records:
+        change(record)
+    return make_side("other", [sealed(record) for record in records])
+
+
+def failed_gate(pair: Pair) -> str:
+    [name] = [gate.name for gate in pair.gates if gate.passed is False]
+    return name
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("step_seconds", "process_noise", "word"),
+        [
+            (0.250, 0.002, verdict.EQUIVALENT),
+            (0.300, 0.002, verdict.SLOWER),
+            (0.200, 0.002, verdict.FASTER),
+            (0.255, 0.100, verdict.CANNOT_TELL),
+        ],
+    )
+    def test_of_speed(self, step_seconds: float, process_noise: float, word: str) -> None:
+        pair = judge(
+            side(step_seconds=step_seconds, process_noise=process_noise), reference(process_noise=process_noise)
+        )
+        assert pair.word == word
+        assert pair.headline is not None
+        assert word in pair.sentence or word == verdict.EQUIVALENT
+
+    def test_slower_says_by_how_much_and_against_whom(self) -> None:
+        sentence = judge(side(step_seconds=0.3)).sentence
+        assert sentence.startswith("other is slower than reference: step time 1.")
+        assert "95 % interval" in sentence
+        assert "5 and 5 processes" in sentence
+
+    def test_a_measurable_difference_inside_the_margin_is_both(self) -> None:
+        pair = judge(side(step_seconds=0.2575, process_noise=0.001), reference(process_noise=0.001))
+        assert pair.word == verdict.EQUIVALENT
+        assert "though slower by a measurable amount" in pair.sentence
+
+    def test_cannot_tell_says_how_many_more(self) -> None:
+        pair = judge(side(process_noise=0.04), reference(process_noise=0.04))
+        assert pair.word == verdict.CANNOT_TELL
+        assert "repeats a side would probably decide it" in pair.sentence
+
+    def test_one_repeat_is_weak_and_never_equivalent(self) -> None:
+        same = judge(side(count=1), make_side("reference", make_records(1)))
+        assert same.word == verdict.CANNOT_TELL
+        assert "weak" in same.sentence
+        twice = judge(side(count=1, step_seconds=0.5))
+        assert twice.word == verdict.SLOWER
+        assert "weak" in twice.sentence
+
+    def test_the_margin_is_the_users(self) -> None:
+        slower = side(step_seconds=0.27)
+        assert judge(slower, margin=0.05).word == verdict.SLOWER
+        assert judge(slower, margin=0.15).word == verdict.EQUIVALENT
+
+    def test_more_than_two_sides_are_each_judged_against_the_first(self) -> None:
+        sides = [reference(), side("same"), side("slow", step_seconds=0.4)]
+        assert [pair.word for pair in compare(sides).pairs] == [verdict.EQUIVALENT, verdict.SLOWER]
+
+    def test_two_devices(self) -> None:
+        pair = judge(side(on=ASCEND, step_seconds=0.26), reference(on=A100, step_seconds=0.25))
+        assert pair.word == verdict.EQUIVALENT
+
+
+class TestFinished:
+    @pytest.mark.parametrize("status", ["oom", "diverged", "interrupted", "device_fault", "failed"])
+    def test_one_failed_run_is_enough(self, status: str) -> None:
+        records = [make_record(process=100 + number) for number in range(4)]
+        records.append(make_record(process=104, status=status, error="because", finished_steps=40))
+        pair = judge(make_side("other", records))
+        assert pair.word == verdict.FAILED
+        assert f"{status}: because" in pair.gates[-1].details[0]
+
+    def test_a_fallback_on_the_host_is_no_run_of_the_device(self) -> None:
+        pair = judge(side(effective={"cpu_fallback": True}))
+        assert pair.word == verdict.FAILED
+
+
+class TestComparable:
+    @pytest.mark.parametrize(
+        ("changes", "detail"),
+        [
+            ({"config": {"workload": {"learning_rate": 1e-3}}}, "workload.learning_rate: 0.0006 against 0.001"),
+            ({"config": {"seed": 2}}, "seed: 1 against 2"),
+            ({"config": {"model": {"layers": 11}}}, "model.layers: 12 against 11"),
+            ({"config": {"precision": "fp16"}}, "precision: bf16 against fp16"),
+            ({"world_size": 8}, "world size: 1 against 8"),
+            ({"digests": {"init": "0" * 64}}, "initial weights: "),
+            ({"digests": {"batches": "0" * 64}}, "batches: "),
+        ],
+        ids=str,
+    )
+    def test_the_differing_fields_are_named_with_both_values(self, changes: dict[str, Any], detail: str) -> None:
+        pair = judge(side(**changes))
+        assert pair.word == verdict.NOT_COMPARABLE
+        assert any(line.startswith(detail) for line in pair.gates[-1].details), pair.gates[-1].details
+        assert pair.quantities == ()
+
+    def test_only_settings_that_are_work_are_named(self) -> None:
+        pair = judge(side(config={"seed": 2, "backend": {"threads": 4}, "workload": {"micro_batch_size": 4}}))
+        text = " ".join(pair.gates[-1].details)
+        assert "seed" in text
+        assert "threads" not in text
+        assert "micro_batch_size" not in text
+
+    def test_an_edited_identity_without_a_differing_setting_is_named_itself(self) -> None:
+        pair = judge(side(workload_id="0" * 16))
+        assert any(line.startswith("workload_id: ") for line in pair.gates[-1].details)
+
+    def test_repeats_of_two_things_are_no_repeats(self) -> None:
+        mixed = [make_record(process=100), make_record(process=101, on=A100)]
+        pair = judge(make_side("other", mixed))
+        assert pair.word == verdict.NOT_COMPARABLE
+        assert any("device differs within other" in line for line in pair.gates[-1].details)
+
+    def test_a_target_reached_at_another_step_is_the_same_work(self) -> None:
+        quick: dict[str, Any] = {"config": {"target_loss": 4.0}}
+        first = make_side("reference", make_records(3, **quick))
+        others = [make_record(process=100 + number, **quick) for number in range(3)]
+        assert len(first.first["losses"]["train"]) < 200, "the made-up run stops at its target"
+        for record in others:  # as on a device that got there one evaluation later
+            record["losses"]["train"] += [4.0] * 50
+            record["digests"]["batches"] = "1" * 64
+        gate = judge(make_side("other", others), first).gates[1]
+        assert (gate.name, gate.passed) == ("comparable", True), gate.details
+        others[0]["eval"]["points"][-1]["batches"] = "2" * 64
+        assert judge(make_side("other", others), first).word == verdict.NOT_COMPARABLE
+
+
+class TestSameComputation:
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            (lambda r: r["losses"]["train"].__setitem__(0, r["losses"]["train"][0] * 1.01), "first_loss"),
+            (lambda r: r["losses"].update(train=[x * 0.97 for x in r["losses"]["train"]]), "loss_bias"),
+            (lambda r: r["losses"].update(train=[x * 1.03 for x in r["losses"]["train"]]), "loss_curve"),
+            (lambda r: r["eval"]["points"][-1].update(loss=r["eval"]["points"][-1]["loss"] * 0.9), "final_eval"),
+            (
+                lambda r: r["losses"].update(gradient_norm=[x * 2 for x in r["losses"]["gradient_norm"]]),
+                "gradient_curve",
+            ),
+            (lambda r: r["losses"]["train"].__setitem__(100, None), "loss_curve"),
+            (lambda r: r["losses"].update(train=[None] * len(r["losses"]["train"])), "early_loss"),
+        ],
+        ids=["first loss", "too good", "too bad", "evaluation", "gradients", "one not a number", "none a number"],
+    )
+    def test_is_two_sided_and_covers_every_curve(self, change: Change, key: str) -> None:
+        pair = judge(changed(change))
+        assert pair.word == verdict.DIFFERENT
+        assert key in {finding.key for finding in pair.findings if finding.passed is False}
+
+    def test_too_good_is_said_to_be(self) -> None:
+        pair = judge(changed(lambda r: r["losses"].update(train=[x * 0.97 for x in r["losses"]["train"]])))
+        assert any("too good to be the same work" in line for line in pair.gates[-1].details)
+
+    def test_a_single_bad_run_among_good_ones_is_enough(self) -> None:
+        records = [make_record(process=100 + number) for number in range(5)]
+        records[3]["losses"]["train"] = [loss * 1.05 for loss in records[3]["losses"]["train"]]
+        pair = judge(make_side("other", [sealed(record) for record in records]))
+        assert pair.word == verdict.DIFFERENT
+        assert "/4)" in pair.sentence
+
+    def test_another_type_of_arithmetic_is_another_computation(self) -> None:
+        pair = judge(side(effective={"linear_output_dtypes": ["float16"]}),
+                     reference(effective={"linear_output_dtypes": ["bfloat16"]}))  # fmt: skip
+        assert pair.word == verdict.DIFFERENT
+        assert any("type of linear layers" in line for line in pair.gates[-1].details)
+
+    def test_runs_of_zero_length_show_nothing(self) -> None:
+        pair = judge(side(finished_steps=0, status="interrupted"))
+        assert pair.word == verdict.FAILED
+
+
+class TestPossible:
+    def test_more_than_the_catalogued_peak_is_implausible(self) -> None:
+        # 32 768 tokens of a 124 M model in 60 ms are 450 TFLOP/s; an A100 has 312.
+        pair = judge(side(on=A100, step_seconds=0.06), reference(on=A100, step_seconds=0.25))
+        assert pair.word == verdict.IMPLAUSIBLE
+        assert "above the catalogued bf16 peak" in pair.sentence
+
+    def test_more_than_a_measured_peak_is_implausible(self) -> None:
+        pair = judge(side(measured_peak={"flops": {"bf16": 1e12}}))
+        assert pair.word == verdict.IMPLAUSIBLE
+
+    def test_a_chip_under_anothers_name_gives_itself_away(self) -> None:
+        pair = judge(side(on=A100, device={"memory_bytes": 151_000_000_000}), reference(on=A100))
+        assert pair.word == verdict.IMPLAUSIBLE
+        assert "151 GB of memory" in pair.sentence
+        pair = judge(side(on=A100, device={"name": "NVIDIA H100 80GB HBM3"}), reference(on=A100))
+        assert pair.word == verdict.IMPLAUSIBLE
+
+    def test_a_precision_that_the_chip_lacks_is_implausible(self) -> None:
+        old = merged(ASCEND, {"device": {"name": "Ascend910A", "memory_bytes": 32_000_000_000},
+                              "backend": {"peak_lookup_key": "Ascend910A"}})  # fmt: skip
+        assert judge(side(on=old), reference(on=A100)).word == verdict.IMPLAUSIBLE
+
+    def test_an_unknown_chip_is_not_checked_and_said_not_to_be(self) -> None:
+        pair = judge(side(on=CPU))
+        gates = [gate for gate in pair.gates if gate.name == "possible"]
+        assert [gate.passed for gate in gates] == [None, None]
+        assert "no peak is known for 'AMD EPYC'" in gates[0].summary
+
+    def test_utilization_is_null_without_a_peak(self) -> None:
+        assert model_flops_utilization(make_record(on=CPU)) is None
+        used = model_flops_utilization(make_record(on=A100, step_seconds=0.25))
+        assert used is not None
+        assert 0.2 < used < 0.5
+
+
+class TestSound:
+    def cautions(self, **arguments: Any) -> set[str]:
+        return {caution.name for caution in judge(side(**arguments)).cautions if caution.side == "other"}
+
+    def test_a_quiet_run_has_none(self) -> None:
+        assert self.cautions(environment={"git": {"commit": "0" * 40, "dirty": False}}) == set()
+
+    @pytest.mark.parametrize(
+        ("arguments", "name"),
+        [
+            ({"data_wait": 0.05}, "data wait"),
+            ({"contention": {"host_other_fraction": 0.5}}, "shared host"),
+            ({"contention": {"device_processes": ["python (4711)"]}}, "shared device"),
+            ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
+        ],
+        ids=str,
+    )
+    def test_each_has_its_name(self, arguments: dict[str, Any], name: str) -> None:
+        assert name in self.cautions(**arguments)
+
+    @pytest.mark.parametrize(("sign", "cause"), [(1, "throttling"), (-1, "warm-up was not over")])
+    def test_drift_says_in_which_direction(self, sign: int, cause: str) -> None:
+        def drift(record: dict[str, Any]) -> None:
+            timing = record["timing"]
+            for index, block in enumerate(timing["blocks"]):
+                block["seconds"] *= 1 + sign * 0.005 * index
+
+        found = [caution for caution in judge(changed(drift)).cautions if caution.name == "drift"]
+        assert len(found) == 1
+        assert cause in found[0].text
+
+    def test_outliers_are_shown_and_still_counted(self) -> None:
+        records = [make_record(process=100 + number) for number in range(4)]
+        records.append(make_record(process=104, step_seconds=0.5))
+        pair = judge(make_side("other", records))
+        assert "outliers" in {caution.name for caution in pair.cautions}
+        assert pair.headline is not None
+        assert len(pair.headline.other) == 5
+
+
+class TestEmulated:
+    def test_computes_the_same_and_gets_no_speed(self) -> None:
+        pair = judge(side(device={"emulated": True}))
+        assert pair.word == verdict.SAME_COMPUTATION
+        assert pair.quantities == ()
+        assert "no speed is stated" in pair.sentence
+        assert "emulated" in {caution.name for caution in pair.cautions}
+
+    def test_is_still_held_to_the_gates(self) -> None:
+        pair = judge(side(device={"emulated": True}, digests={"init": "0" * 64}))
+        assert pair.word == verdict.NOT_COMPARABLE
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(
+        ("arguments", "expectation", "code"),
+        [
+            ({}, None, 0),
+            ({}, "equivalent", 0),
+            ({}, "not-slower", 0),
+            ({}, "faster", 1),
+            ({"step_seconds": 0.3}, None, 0),
+            ({"step_seconds": 0.3}, "equivalent", 1),
+            ({"step_seconds": 0.3}, "not-slower", 1),
+            ({"step_seconds": 0.2}, "faster", 0),
+            ({"step_seconds": 0.2}, "not-slower", 0),
+            ({"step_seconds": 0.2}, "equivalent", 1),
+            ({"process_noise": 0.3}, "not-slower", 1),
+            ({"count": 1}, "not-slower", 1),
+            ({"count": 1, "step_seconds": 0.1}, "faster", 0),
+            ({"world_size": 2}, "faster", 4),
+            ({"status": "oom", "error": "x", "finished_steps": 5}, "faster", 5),
+        ],
+        ids=str,
+    )
+    def test_of_an_expectation(self, arguments: dict[str, Any], expectation: str | None, code: int) -> None:
+        first = make_side("reference", make_records(5))
+        assert exit_code(compare([first, side(**arguments)]), expectation) == code
+
+    def test_every_expectation_is_answered_without_a_number(self) -> None:
+        pair = judge(side(device={"emulated": True}))
+        assert not any(holds(pair, expectation) for expectation in verdict.EXPECTATIONS)
