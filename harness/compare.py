@@ -61,7 +61,8 @@ def main(words: list[str]) -> int:
     options = _parse(words)
     out = Path(options.out).expanduser() if options.out is not None else None
     if options.run:
-        from harness.side_by_side import run_side_by_side
+        # Here, because running needs torch and Hydra, and judging does not.
+        from harness.side_by_side import run_side_by_side, side_folders
 
         folder = run_side_by_side(options.run, options.repeats, out)
         out = folder
@@ -112,11 +113,6 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     if options.repeats < 1:
         raise UserError(f"compare: --repeats: found {options.repeats}, expected at least 1")
     return options
-
-
-def side_folders(count: int) -> list[str]:
-    """Return the names of the sides' folders below a comparison's own."""
-    return ["reference", *(f"other-{number}" for number in range(1, count))] if count > 2 else ["reference", "other"]
 
 
 def reproduction(side: Side) -> str:

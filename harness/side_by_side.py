@@ -16,12 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import backends
-from harness.compare import side_folders
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
 from harness.launch import quoted, run_process
-from harness.record import RECORD_FILE, write_atomically
+from harness.record import RECORD_FILE, read_record, write_atomically
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"
@@ -58,13 +57,18 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
             done[side] += 1
             target = folder / side_folders(len(settings))[side] / str(done[side])
             bar.set_description(f"run {place + 1} of {len(runs)}: {settings[side]}")
-            if not (target / RECORD_FILE).is_file():
+            if _is_to_run(target):
                 began = time.monotonic()
                 _run(words[side], target, settings[side])
                 durations.append(time.monotonic() - began)
                 _say(bar, place + 1, len(runs), settings[side], durations)
             bar.update()
     return folder
+
+
+def side_folders(count: int) -> list[str]:
+    """Return the names of the sides' folders below a comparison's own."""
+    return ["reference", *(f"other-{number}" for number in range(1, count))] if count > 2 else ["reference", "other"]
 
 
 def _words(text: str) -> list[str]:
@@ -144,9 +148,16 @@ def balanced_order(sides: int, repeats: int, source: random.Random) -> Iterator[
         yield from order
 
 
+def _is_to_run(target: Path) -> bool:
+    """Return whether a run has yet to be made: there is none, or it was cut off or interrupted."""
+    if not (target / RECORD_FILE).is_file():
+        return True
+    return read_record(target)["status"] == "interrupted"
+
+
 def _run(words: Sequence[str], target: Path, text: str) -> None:
     if target.exists():
-        shutil.rmtree(target)  # cut off in the middle: nothing in it is evidence
+        shutil.rmtree(target)  # cut off or interrupted: nothing in it is evidence
     target.parent.mkdir(parents=True, exist_ok=True)
     log = target.parent / f"{target.name}.{LOG_FILE}"
     command = [sys.executable, "-m", "harness", *words, f"out={quoted(target)}"]

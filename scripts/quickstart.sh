@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# From nothing to a finished run: makes .venv, installs the harness, trains the small default model on the CPU
-# (about two minutes on two cores) and shows the summary. Extra words are settings:
+# From nothing to a finished run and a comparison: makes .venv, installs the harness, trains the small default model on
+# the CPU (about two minutes on two cores), shows the summary, and compares one CPU thread with all of them (one more
+# minute). Extra words are settings of the first run:
 #   scripts/quickstart.sh workload.steps=100 out=my-run
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 make_environment ""
 cd "$project"
 echo "quickstart: python -m harness $*"
-exec python -m harness "$@"
+python -m harness "$@"
+comparison=(compare --run 'experiment=smoke backend.threads=1' --run 'experiment=smoke' --repeats 5)
+comparison+=(--label 'one thread' --label 'all threads')
+echo
+echo "quickstart: python -m harness $(printf '%q ' "${comparison[@]}")"
+exec python -m harness "${comparison[@]}"

@@ -159,7 +159,11 @@ def test_parameter_norms_are_those_of_the_weights() -> None:
         first.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
         first.bias.zero_()
         second.weight.fill_(1.0)
-    assert parameter_norms(nn.Sequential(first, second)) == {"0.bias": 0.0, "0.weight": 5.0, "1.weight": pytest.approx(2**0.5)}
+    assert parameter_norms(nn.Sequential(first, second)) == {
+        "0.bias": 0.0,
+        "0.weight": 5.0,
+        "1.weight": pytest.approx(2**0.5),
+    }
 
 
 def test_steps_are_bound_to_their_numbers_and_ranks_still_add_up() -> None:

@@ -6,6 +6,7 @@ The sabotage is done to the code while a run is under way; its config and its co
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from harness.analysis.sides import load_sides
 from harness.backends import eager
 from harness.backends.cpu import CpuBackend
 from harness.backends.eager import EagerStep
+from harness.backends.npu import NpuBackend
 from harness.composition import load
 from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
@@ -82,8 +84,12 @@ def skipped_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def shuffled_order(patch: pytest.MonkeyPatch) -> None:
-    real = Prefetcher._make
-    patch.setattr(Prefetcher, "_make", lambda self, step: real(self, {4: 5, 5: 4}.get(step, step)))
+    real, exchanged = Prefetcher._make, {4: 5, 5: 4}
+
+    def make(self: Prefetcher, step: int) -> Any:
+        return real(self, exchanged.get(step, step))
+
+    patch.setattr(Prefetcher, "_make", make)
 
 
 def other_batch_than_was_counted(patch: pytest.MonkeyPatch) -> None:
@@ -172,7 +178,7 @@ def wrong_rotary_base(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_causal_mask(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model_module, "causal_attention", lambda q, k, v: F.scaled_dot_product_attention(q, k, v))
+    patch.setattr(model_module, "causal_attention", F.scaled_dot_product_attention)
 
 
 def unscaled_initialisation(patch: pytest.MonkeyPatch) -> None:
@@ -193,7 +199,16 @@ def zero_gradients(patch: pytest.MonkeyPatch) -> None:
 
 
 def fallback_on_the_host(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(CpuBackend, "effective", lambda self: {"cpu_fallback": True})
+    """As the NPU's libraries do it: the work goes on, and a line on descriptor 2 is all that tells."""
+    patch.setattr(CpuBackend, "fallback_pattern", NpuBackend.fallback_pattern)
+    real = EagerStep.__call__
+
+    def step(self: EagerStep, micro_batches: Sequence[torch.Tensor], rate: float) -> Any:
+        os.write(2, b"[W1] CAUTION: The operator 'aten::x' is not currently supported on the NPU backend and will fall "
+                    b"back to run on the CPU. This may have performance implications.\n")  # fmt: skip
+        return real(self, micro_batches, rate)
+
+    patch.setattr(EagerStep, "__call__", step)
 
 
 SABOTAGE: dict[str, tuple[str, Patch, str]] = {
@@ -251,7 +266,9 @@ def test_a_tampered_record_is_refused(careful: bool, honest: dict[str, Path], tm
 def test_the_honest_run_passes(honest: dict[str, Path], tmp_path: Path) -> None:
     """The negative control: what is caught above is the sabotage, not the harness."""
     for precision, reference in honest.items():
-        again = train(tmp_path / precision, f"precision={precision}", "backend.threads=2", "workload.micro_batch_size=8")
+        again = train(
+            tmp_path / precision, f"precision={precision}", "backend.threads=2", "workload.micro_batch_size=8"
+        )
         pair = judged(reference, again)
         assert all(gate.passed is not False for gate in pair.gates), pair.sentence
         assert pair.quantities

@@ -88,6 +88,8 @@ class Backend(ABC):
     """Beginnings of the environment variables that can change what this device does."""
     pins_host_memory: ClassVar[bool] = False
     """Whether copies from page-locked host memory overlap with the device's work."""
+    fallback_pattern: ClassVar[str | None] = None
+    """What the device's libraries write to standard error when they run an operation on the host instead."""
     asynchronous: ClassVar[bool] = True
     """Whether work is queued: if so, a host clock around one step without a synchronise says nothing."""
 

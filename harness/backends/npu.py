@@ -34,6 +34,8 @@ class NpuBackend(Backend):
         "INF_NAN_MODE",
     )
     pins_host_memory = True
+    # Written by C++, and for some operations in spite of TORCH_NPU_FALLBACK_CPU_DISABLE.
+    fallback_pattern = r"will fall back to run on the CPU"
 
     def preflight(self) -> list[Problem]:
         return [

@@ -21,6 +21,7 @@ from harness.training.probe import observe_step, probe
 from harness.training.progress import Progress
 from harness.training.results import assemble
 from harness.training.signals import StopRequest, stop_on_signals
+from harness.training.stderr_watch import StderrWatch
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.digest import init_digest, parameter_norms
@@ -138,7 +139,7 @@ def _run_in(
     interrupted: Interrupted | None = None
     session = _Session(folder, config, backend, dataset, facts, stop)
     try:
-        session.train()
+        session.train_watched()
         if stop.signal_number is not None:
             interrupted = Interrupted(stop.signal_number)
     except RunFailed as error:
@@ -168,7 +169,6 @@ class _Session:
         self.config, self.backend, self.dataset, self.facts, self.stop = config, backend, dataset, facts, stop
         self.step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self.writer = StepsWriter(folder)
-        self.progress = Progress(config.workload.steps)
         work = config.workload
         self.prefetcher = Prefetcher(
             dataset,
@@ -180,7 +180,22 @@ class _Session:
         )
         self.loop: Loop | None = None
 
-    def train(self) -> None:
+    def train_watched(self) -> None:
+        """Train, and refuse the result if any of the work ran on the host instead of the device."""
+        with StderrWatch(self.backend.fallback_pattern) as watch:
+            progress = Progress(self.config.workload.steps, stream=watch.stream)
+            try:
+                self.train(progress)
+            finally:
+                progress.close()
+        if self.backend.fallback_pattern is not None:
+            self.facts.effective["cpu_fallback"] = watch.found is not None
+        if watch.found is not None:
+            raise RunFailed(
+                f"part of the work ran on the host instead of the device, so this is no run of it: {watch.found}"
+            )
+
+    def train(self, progress: Progress) -> None:
         config, backend, facts = self.config, self.backend, self.facts
         model = build_model(config.model, config.seed, backend.device())
         facts.init_digest = init_digest(model)
@@ -201,7 +216,7 @@ class _Session:
             self.dataset,
             self.step_clock,
             self.writer,
-            self.progress,
+            progress,
             stop_requested=self.stop.requested,
         )
         facts.setup_seconds = time.perf_counter() - facts.began
@@ -225,7 +240,6 @@ class _Session:
 
     def close(self) -> None:
         self.prefetcher.close()
-        self.progress.close()
         self.writer.close()
 
 

@@ -1,0 +1,304 @@
+"""What every report of a comparison says, as plain text: the screen, the page and the Markdown only lay it out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.analysis.gates import Caution
+from harness.analysis.sides import Side, look_up
+from harness.analysis.statistics import Ratio, outliers
+from harness.analysis.verdict import Comparison, Pair, Quantity
+from harness.report.format import UNKNOWN, interval, percent, printable, ratio, scaled
+
+PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
+REFERENCE, OTHER = "reference", "other"
+WEAK = "weak"
+ABSENT = "none"  # not unknown: a side of another kind has no such thing
+WEAK_MEANS = "Weak: one process on a side tells nothing of the difference between processes."
+OUTLIER_MEANS = "Outliers are marked; they count like every other process."
+GATES_STOP = "The gates after one that fails are not looked at, and no speed is stated."
+# Cautions about how fast a side ran: they say nothing where no speed is stated, and must not give one away.
+ABOUT_SPEED = ("drift", "data wait", "outliers")
+
+
+@dataclass(frozen=True)
+class GateRow:
+    """One gate; `details` are the lines that its summary does not say already."""
+
+    name: str
+    state: str
+    summary: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test of the gate *same computation*: the worst of all runs."""
+
+    measures: str
+    measured: str
+    allowed: str
+    state: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Value:
+    """What one process measured."""
+
+    text: str
+    outlier: bool
+
+
+@dataclass(frozen=True)
+class NumberRow:
+    """One quantity of a pair: means over processes with their unit, the ratio, and every process's value."""
+
+    title: str
+    unit: str
+    reference_mean: str
+    other_mean: str
+    ratio: str
+    interval: str
+    repeats: str
+    strength: str
+    reference: tuple[Value, ...]
+    other: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class SideRow:
+    """One side in the summary of a comparison of more than two."""
+
+    label: str
+    word: str
+    ratio: str
+    interval: str
+    repeats: str
+
+
+def all_sides(comparison: Comparison) -> list[Side]:
+    """Return the reference and every other side, in order."""
+    return [comparison.reference, *(pair.other for pair in comparison.pairs)]
+
+
+def measured_sides(comparison: Comparison) -> dict[int, Side]:
+    """Return the sides whose speed may be stated, by their number: those with a ratio, and the reference behind it."""
+    others = {number: pair.other for number, pair in enumerate(comparison.pairs, 1) if pair.quantities}
+    return {0: comparison.reference, **others} if others else {}
+
+
+def title(comparison: Comparison) -> str:
+    """Return the report's title."""
+    reference = printable(comparison.reference.label)
+    if len(comparison.pairs) == 1:
+        pair = comparison.pairs[0]
+        return f"{pair.word.capitalize()}: {printable(pair.other.label)} against {reference}"
+    return f"{len(comparison.pairs)} sides against {reference}"
+
+
+def describe(side: Side) -> str:
+    """Return what a side is, in a line: device, precision, how many processes."""
+    first = side.first
+    count = len(side.runs)
+    emulated = ", emulated" if side.emulated else ""
+    device = look_up(first, "device", "name") or f"unnamed {look_up(first, 'device', 'kind')}"
+    return printable(f"{device}{emulated}, {first['config']['precision']}, {count} process{'' if count == 1 else 'es'}")
+
+
+def work(comparison: Comparison) -> str:
+    """Return what the reference was asked to do, in a line."""
+    config = comparison.reference.first["config"]
+    shape = config["workload"]
+    return printable(
+        f"{look_up(config, 'model', 'name')}, {config['precision']}, {shape['global_batch_size']} x "
+        f"{shape['seq_len']} tokens a step, track {config['track']['name']}"
+    )
+
+
+def gate_rows(pair: Pair) -> list[GateRow]:
+    """Return the gates that were looked at."""
+    return [
+        GateRow(
+            gate.name,
+            _state(gate.passed),
+            printable(gate.summary),
+            tuple(printable(detail) for detail in gate.details if detail != gate.summary),
+        )
+        for gate in pair.gates
+    ]
+
+
+def _state(passed: bool | None) -> str:
+    return NOT_CHECKED if passed is None else PASS if passed else FAIL
+
+
+def tests(pair: Pair) -> list[Test]:
+    """Return every test of the gate *same computation*."""
+    return [
+        Test(
+            printable(finding.measures),
+            "not recorded by both" if finding.value is None else f"{abs(finding.value):.2g}",
+            f"{finding.limit:.2g}",
+            _state(finding.passed),
+            printable(finding.where.strip(" ()")),
+        )
+        for finding in pair.findings
+    ]
+
+
+def details_beyond_tests(pair: Pair, row: GateRow) -> list[str]:
+    """Return a gate's details without those that the table of tests says."""
+    said = {printable(finding.text) for finding in pair.findings}
+    return [detail for detail in row.details if detail not in said]
+
+
+def number_rows(pair: Pair) -> list[NumberRow]:
+    """Return the quantities of a pair; none where no speed may be stated."""
+    return [_number_row(quantity) for quantity in pair.quantities]
+
+
+def _number_row(quantity: Quantity) -> NumberRow:
+    one, two = quantity.reference, quantity.other
+    # The ratio is one of geometric means: so the three numbers fit each other.
+    means = [statistics.geometric_mean(one), statistics.geometric_mean(two)]
+    texts, unit = scaled([*means, *one, *two], quantity.unit)
+    odd = {*outliers(one), *(len(one) + index for index in outliers(two))}
+    values = [Value(text, index in odd) for index, text in enumerate(texts[2:])]
+    return NumberRow(
+        quantity.title,
+        unit,
+        texts[0],
+        texts[1],
+        ratio(quantity.ratio.estimate),
+        interval(quantity.ratio.low, quantity.ratio.high),
+        _repeats(quantity.ratio),
+        WEAK if quantity.ratio.weak else "",
+        tuple(values[: len(one)]),
+        tuple(values[len(one) :]),
+    )
+
+
+def _repeats(found: Ratio) -> str:
+    return " and ".join(str(count) for count in found.repeats)
+
+
+def notes(pair: Pair, margin: float) -> list[str]:
+    """Return what has to be known to read a pair's numbers."""
+    rows = number_rows(pair)
+    lines = [
+        "Means are geometric, over processes; a ratio is the other side over the reference.",
+        f"The same time: a ratio from {ratio(1 / (1 + margin))} to {ratio(1 + margin)} (margin {percent(margin)}).",
+    ]
+    if any(value.outlier for row in rows for value in (*row.reference, *row.other)):
+        lines.append(OUTLIER_MEANS)
+    if any(row.strength == WEAK for row in rows):
+        lines.append(WEAK_MEANS)
+    return lines
+
+
+def side_rows(comparison: Comparison) -> list[SideRow]:
+    """Return the summary of a comparison: the reference first, then a row a side."""
+    reference = comparison.reference
+    rows = [SideRow(printable(reference.label), REFERENCE, "", "", str(len(reference.runs)))]
+    for pair in comparison.pairs:
+        found = pair.headline.ratio if pair.headline is not None else None
+        rows.append(
+            SideRow(
+                printable(pair.other.label),
+                pair.word + (f" ({WEAK})" if found is not None and found.weak else ""),
+                ratio(found.estimate) if found is not None else "",
+                interval(found.low, found.high) if found is not None else "",
+                str(len(pair.other.runs)),
+            )
+        )
+    return rows
+
+
+def cautions(comparison: Comparison) -> list[Caution]:
+    """Return every caution once, ready to print: each pair has the reference's again."""
+    measured = {side.label for side in measured_sides(comparison).values()}
+    found = dict.fromkeys(caution for pair in comparison.pairs for caution in pair.cautions)
+    return [
+        Caution(caution.name, printable(caution.side), printable(caution.text))
+        for caution in found
+        if caution.side in measured or caution.name not in ABOUT_SPEED
+    ]
+
+
+def processes(side: Side) -> list[str]:
+    """Return a short name of every process of a side: its folder's, or its whole path where those are not unique."""
+    names = [run.path.parent.name for run in side.runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in side.runs]
+    return [printable(name) for name in names]
+
+
+# Facts of a side for whoever wants to run it again: title, path of keys in the record.
+FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("device", ("device", "name")),
+    ("backend", ("backend", "name")),
+    ("emulated", ("device", "emulated")),
+    ("device memory", ("device", "memory_bytes")),
+    ("world size", ("world_size",)),
+    ("track", ("config", "track", "name")),
+    ("precision", ("config", "precision")),
+    ("seed", ("config", "seed")),
+    ("model", ("config", "model", "name")),
+    ("harness", ("environment", "harness_version")),
+    ("git commit", ("environment", "git", "commit")),
+    ("uncommitted changes", ("environment", "git", "dirty")),
+    ("python", ("environment", "python")),
+    ("operating system", ("environment", "os")),
+    ("kernel", ("environment", "kernel")),
+    ("architecture", ("environment", "architecture")),
+    ("container", ("environment", "container")),
+    ("processor", ("environment", "cpu_model")),
+    ("host", ("environment", "host")),
+    ("workload identity", ("workload_id",)),
+    ("initial weights", ("digests", "init")),
+    ("batches", ("digests", "batches")),
+)
+DIGESTS = ("git commit", "workload identity", "initial weights", "batches")
+
+
+def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return a row a fact, with a cell a side: devices, versions, digests. What differs within a side all shows."""
+    sides = all_sides(comparison)
+    rows = [(name, [_distinct(name, side.values(*keys)) for side in sides]) for name, keys in FACTS]
+    for part in (("backend", "versions"), ("environment", "packages")):
+        known = [name for name, _ in rows]
+        found = [[look_up(run.record, *part) or {} for run in side.runs] for side in sides]
+        for name in dict.fromkeys(key for side in found for versions in side for key in versions):
+            if name not in known:
+                cells = [_distinct(name, [versions.get(name, ABSENT) for versions in side]) for side in found]
+                rows.append((printable(name), cells))
+    return rows
+
+
+def _distinct(name: str, values: Sequence[Any]) -> str:
+    texts = dict.fromkeys(_fact(name, value) for value in values)
+    return " / ".join(texts)
+
+
+def _fact(name: str, value: Any) -> str:
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "device memory":
+        return f"{value / 1e9:,.1f} GB"
+    return printable(value if isinstance(value, str) else json.dumps(value))
+
+
+def records(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return label, path and checksum of every record that the verdict rests on."""
+    return [
+        (printable(side.label), printable(run.path), printable(run.record["content_sha256"]))
+        for side in all_sides(comparison)
+        for run in side.runs
+    ]

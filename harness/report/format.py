@@ -1,0 +1,90 @@
+"""Numbers and foreign text as people read them: one place, so that screen, page and Markdown say the same."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+SIGNIFICANT_DIGITS = 5
+# Units that are written with a prefix when the numbers are small, and the prefixes.
+PREFIXED_UNITS = ("s", "J/token")
+PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+UNKNOWN = "unknown"
+# Marks that turn the direction of text around can make it read as what it is not.
+DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: object) -> str:
+    """Return text on one line, with everything escaped that a terminal, a page or a picture could choke on.
+
+    Labels, paths and error texts come from records, and records come from strangers: control characters (a
+    terminal obeys them, XML forbids them) and halves of surrogate pairs (UTF-8 forbids them) are shown as escapes.
+    """
+    return "".join(_printable(character) for character in str(text))
+
+
+def _printable(character: str) -> str:
+    if character in "\n\r\t\u2028\u2029":
+        return " "
+    if unicodedata.category(character) in ("Cc", "Cs") or character in DIRECTION_MARKS:
+        return character.encode("unicode_escape").decode("ascii")
+    # XML forbids these two although Unicode only calls them unassigned.
+    return "\ufffd" if character in "\ufffe\uffff" else character
+
+
+def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
+    """Return the values as text with one unit and one number of decimals, so that they can stand in a column.
+
+    Seconds become ms or µs where they are small; thousands are separated.
+    """
+    factor, shown = scale(values, unit)
+    digits = decimals(factor * max(values))
+    return [f"{factor * value:,.{digits}f}" for value in values], shown
+
+
+def scale(values: Sequence[float], unit: str) -> tuple[float, str]:
+    """Return what the values have to be multiplied with to be readable, and the unit that they then have."""
+    largest = max(values)
+    if unit not in PREFIXED_UNITS or not largest > 0:
+        return 1.0, unit
+    size, prefix = next((pair for pair in PREFIXES if largest >= pair[0]), PREFIXES[-1])
+    return 1 / size, prefix + unit
+
+
+def decimals(largest: float) -> int:
+    """Return how many decimals show SIGNIFICANT_DIGITS of a value."""
+    if not largest > 0:
+        return 0
+    return max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(largest)))
+
+
+def amount(value: float, unit: str) -> str:
+    """Return one value with its unit."""
+    texts, shown = scaled([value], unit)
+    return f"{texts[0]} {shown}"
+
+
+def ratio(value: float) -> str:
+    """Return a ratio of two sides."""
+    return f"{value:,.3f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return a confidence interval of a ratio."""
+    return UNKNOWN if low is None or high is None else f"{ratio(low)} to {ratio(high)}"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as per cent, without digits that say nothing."""
+    return f"{100 * fraction:g} %"
+
+
+def gibibytes(count: float, digits: int = 2) -> str:
+    """Return bytes as GiB."""
+    return f"{count / 2**30:.{digits}f} GiB"
+
+
+def tokens_per_second(value: float) -> str:
+    """Return a speed in whole tokens."""
+    return f"{value:,.0f} tokens/s"

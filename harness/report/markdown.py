@@ -1,0 +1,137 @@
+"""The report as GitHub-flavoured Markdown: for issues, pull requests and wikis. Pictures lie beside it as files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import harness
+from harness.analysis.verdict import Comparison, Pair
+from harness.report import content
+from harness.report.format import printable
+from harness.report.plots import CAPTIONS, figures
+
+# What Markdown, and GitHub beyond it, would take for markup. An entity is never markup; a backslash reads better.
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+BACKSLASHED = "\\`*_[]|~#"
+LEFT, RIGHT = ":--", "--:"
+
+
+def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: Iterable[str] | None = None) -> str:
+    """Return the report.
+
+    Args:
+        comparison: what is reported.
+        commands: command lines that make the runs and the report again.
+        pictures: names of those that lie beside the file as NAME.svg; by default all that `figures` draws.
+    """
+    names = list(figures(comparison) if pictures is None else pictures)
+    parts = [f"# {escape(content.title(comparison))}", *(f"**{escape(pair.sentence)}**" for pair in comparison.pairs)]
+    parts.append(_sides(comparison))
+    several = len(comparison.pairs) > 1
+    if several:
+        parts += ["## Summary", _summary(comparison)]
+    for pair in comparison.pairs:
+        if several:
+            parts.append(f"## {escape(pair.other.label)} against {escape(comparison.reference.label)}")
+        parts += _pair(pair, comparison.margin, "###" if several else "##")
+    if names:
+        parts.append("## Pictures")
+        parts += [f"### {title}\n\n![{title}]({name}.svg)\n\n{text}" for name, (title, text) in CAPTIONS.items()
+                  if name in names]  # fmt: skip
+    parts += ["## Cautions", _cautions(comparison)]
+    parts += _reproduction(comparison, commands)
+    parts.append(f"Report of harness {harness.__version__}; the same content for programs is in verdict.json.")
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line, in a paragraph or in a cell of a table."""
+    shown = "".join(ENTITIES.get(c, f"\\{c}" if c in BACKSLASHED else c) for c in printable(text).strip())
+    # :emoji:, and what GitHub would turn into links.
+    shown = re.sub(r":(?=\w+:|//)", "&#58;", shown)
+    shown = re.sub(r"(?i)\b(www)\.", r"\1&#46;", shown)
+    # At the beginning of a line: bullets, underlines of headings, numbered lists.
+    return re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", shown)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: int = 0) -> str:
+    """Return a table; the first columns are text and the last `numeric` ones are numbers."""
+    alignment = [LEFT] * (len(heads) - numeric) + [RIGHT] * numeric
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, alignment, *rows))
+
+
+def _sides(comparison: Comparison) -> str:
+    rows = [
+        (content.OTHER if number else content.REFERENCE, escape(side.label), escape(content.describe(side)))
+        for number, side in enumerate(content.all_sides(comparison))
+    ]
+    return _table(("side", "name", "what ran"), rows)
+
+
+def _summary(comparison: Comparison) -> str:
+    rows = [
+        (escape(row.label), row.word, row.ratio, row.interval, row.repeats) for row in content.side_rows(comparison)
+    ]
+    return _table(("side", "verdict", "step time ratio", "95 % interval", "processes"), rows, numeric=3)
+
+
+def _pair(pair: Pair, margin: float, level: str) -> list[str]:
+    rows = content.gate_rows(pair)
+    parts = [
+        f"{level} Gates",
+        _table(("gate", "result", "what was found"), [(row.name, row.state, escape(row.summary)) for row in rows]),
+    ]
+    details = [f"- {escape(detail)}" for row in rows if row.state == content.FAIL for detail in row.details]
+    if details:
+        parts.append("\n".join(details))
+    if any(row.state == content.FAIL for row in rows):
+        parts.append(content.GATES_STOP)
+    parts.append(f"{level} Numbers")
+    numbers = content.number_rows(pair)
+    if not numbers:
+        return [*parts, "No speed is stated."]
+    return [*parts, _numbers(numbers), _processes(pair, numbers), " ".join(content.notes(pair, margin))]
+
+
+def _numbers(rows: Iterable[content.NumberRow]) -> str:
+    heads = ("mean over processes", "evidence", "repeats", "reference", "other", "ratio", "95 % interval")
+    cells = [
+        (f"{row.title}, {row.unit}", row.strength, row.repeats, row.reference_mean, row.other_mean, row.ratio,
+         row.interval) for row in rows
+    ]  # fmt: skip
+    return _table(heads, cells, numeric=4)
+
+
+def _processes(pair: Pair, numbers: Sequence[content.NumberRow]) -> str:
+    rows = []
+    for role, side in ((content.REFERENCE, pair.reference), (content.OTHER, pair.other)):
+        for place, name in enumerate(content.processes(side)):
+            values = [(row.reference if role == content.REFERENCE else row.other)[place] for row in numbers]
+            cells = [("**outlier** " if value.outlier else "") + value.text for value in values]
+            rows.append((role, escape(name), *cells))
+    heads = ("side", "process", *(f"{row.title}, {row.unit}" for row in numbers))
+    return _table(heads, rows, numeric=len(numbers))
+
+
+def _cautions(comparison: Comparison) -> str:
+    lines = [
+        f"- **{escape(caution.name)}**, {escape(caution.side)}: {escape(caution.text)}"
+        for caution in content.cautions(comparison)
+    ]
+    return "\n".join(lines) or "None."
+
+
+def _reproduction(comparison: Comparison, commands: Sequence[str]) -> list[str]:
+    lines = [printable(command) for command in commands]
+    # A fence ends at one as long as itself.
+    fence = "`" * max(3, 1 + max((len(run) for line in lines for run in re.findall("`+", line)), default=0))
+    labels = [escape(side.label) for side in content.all_sides(comparison)]
+    facts = [(escape(name), *(escape(cell) for cell in cells)) for name, cells in content.facts(comparison)]
+    records = [(escape(label), escape(path), digest) for label, path, digest in content.records(comparison)]
+    return [
+        "## How to reproduce",
+        "\n".join((f"{fence}sh", *lines, fence)),
+        _table(("of every process", *labels), facts),
+        _table(("side", "record", "content_sha256"), records),
+    ]

@@ -1,0 +1,69 @@
+"""The pictures of a comparison, as SVG: losses for every side, speed only where a speed may be stated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+from harness.analysis.sides import look_up
+from harness.analysis.verdict import Comparison
+from harness.report import draw_runs, draw_speed
+from harness.report.content import all_sides, measured_sides
+from harness.report.svg import Draw, drawn, legend_columns
+
+# Name of a picture: its title, and what one has to know to read it.
+CAPTIONS: Mapping[str, tuple[str, str]] = {
+    "ratio": (
+        "Step time, as a ratio to the reference's",
+        "Dot: ratio of means. Bar: 95 % interval. Shaded: what the margin calls the same time. Left is faster.",
+    ),
+    "loss": (
+        "Training loss, and how far it is from the reference's",
+        "Above: the first process of each side. Below: every process against the reference's first; the reference's "
+        "own repeats show what chance does.",
+    ),
+    "step_time": (
+        "Step time within each process",
+        "A column a process: each dot is the mean step of one block, the bar is the process's mean. The axis does not "
+        "start at zero.",
+    ),
+    "tokens_per_second": (
+        "Speed of each process",
+        "Each dot is a process; dashed: the reference's mean, shaded: the margin around it. Bars: where the 95 % "
+        "interval of the ratio puts the other side. The axis does not start at zero.",
+    ),
+    "phases": ("Where a step's time goes", "Mean over all processes of a side."),
+    "memory": ("Peak memory of the device", "The highest of a side's processes, as the device's allocator counts it."),
+    "power": ("Power of the device over the run", "One line a process."),
+}
+
+
+def figures(comparison: Comparison) -> dict[str, str]:
+    """Return every picture that the records have the data for, by name, in the order of CAPTIONS."""
+    return {
+        name: drawn(name, CAPTIONS[name][0], height_inches, draw)
+        for name, (height_inches, draw) in _pictures(comparison).items()
+    }
+
+
+def _pictures(comparison: Comparison) -> dict[str, tuple[float, Draw]]:
+    """Return the height in inches and the drawing function of each picture."""
+    sides, measured = all_sides(comparison), measured_sides(comparison)
+    bars = 0.45 + 0.5 * len(measured)
+    found: dict[str, tuple[float, Draw]] = {}
+    if measured:
+        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.ratios, comparison))
+    if any(look_up(side.first, "losses", "train") for side in sides):
+        found["loss"] = (3.9, partial(draw_runs.losses, comparison))
+    if measured:
+        found["step_time"] = (2.9, partial(draw_speed.step_times, measured))
+        found["tokens_per_second"] = (2.9, partial(draw_speed.speeds, comparison))
+        names = draw_runs.phase_names(measured)
+        rows = math.ceil(len(names) / legend_columns(names))
+        found["phases"] = (bars + 0.22 * rows, partial(draw_runs.phases, measured))
+    if any(draw_runs.peak_memory(side) for side in measured.values()):
+        found["memory"] = (bars, partial(draw_runs.memory, measured))
+    if any(draw_runs.power_samples(run) for side in measured.values() for run in side.runs):
+        found["power"] = (2.9, partial(draw_runs.power, measured))
+    return found

@@ -1,0 +1,37 @@
+"""The files of a report: each is written whole or not at all, the page last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.analysis.verdict import Comparison, to_dict
+from harness.errors import RunFailed
+from harness.record import write_atomically
+from harness.report.markdown import render_markdown
+from harness.report.page import render_page
+from harness.report.plots import figures
+from harness.report.svg import standalone
+
+PAGE_FILE, MARKDOWN_FILE, VERDICT_FILE = "report.html", "report.md", "verdict.json"
+
+
+def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) -> list[Path]:
+    """Write the page, the Markdown with its pictures, and verdict.json; return their paths.
+
+    An older report in the folder is replaced file by file.
+
+    Raises:
+        RunFailed: the folder cannot be made, or the disk is full or not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailed(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
+    pictures = figures(comparison)
+    texts = {f"{name}.svg": standalone(svg) for name, svg in pictures.items()}
+    texts[VERDICT_FILE] = json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"
+    texts[MARKDOWN_FILE] = render_markdown(comparison, commands, pictures)
+    texts[PAGE_FILE] = render_page(comparison, commands, pictures)
+    return [write_atomically(folder / name, text) for name, text in texts.items()]

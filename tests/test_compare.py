@@ -1,0 +1,148 @@
+"""The command `compare`: what it reads, prints, refuses and returns. No torch is loaded."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from harness.__main__ import main
+from harness.side_by_side import balanced_order
+from tests.records import make_record, make_records, write_runs
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    made = {"reference": make_records(3)}
+    for name, step_seconds in (("same", 0.250), ("slow", 0.300), ("fast", 0.200)):
+        made[name] = [make_record(process=50 + number, step_seconds=step_seconds) for number in range(3)]
+    made["other-work"] = [make_record(process=70, config={"seed": 2})]
+    made["oom"] = [make_record(process=80, status="oom", error="not enough memory", finished_steps=40)]
+    return {name: write_runs(tmp_path / name, records) for name, records in made.items()}
+
+
+def compare(folders: dict[str, Path], *words: str) -> int:
+    return main(["compare", *(str(folders.get(word, word)) for word in words)])
+
+
+class TestExitCodes:
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [
+            (("reference", "same"), 0),
+            (("reference", "slow"), 0),
+            (("reference", "same", "--expect", "equivalent"), 0),
+            (("reference", "slow", "--expect", "not-slower"), 1),
+            (("reference", "fast", "--expect", "not-slower"), 0),
+            (("reference", "slow", "--expect", "not-slower", "--margin", "0.5"), 0),
+            (("reference", "other-work"), 4),
+            (("reference", "oom"), 5),
+            (("reference", "same", "other-work"), 4),
+        ],
+        ids=str,
+    )
+    def test_are_as_documented(
+        self, words: tuple[str, ...], code: int, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert compare(folders, *words) == code
+        assert capsys.readouterr().out
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ((), "found 0 side(s), expected a reference and one or more others"),
+            (("reference",), "found 1 side(s)"),
+            (("reference", "nowhere"), "nowhere: no such file or folder"),
+            (("reference", "reference"), "is the same run as"),
+            (("reference", "same", "--margin", "5"), "--margin: found 5, expected a fraction between 0 and 1"),
+            (("reference", "same", "--margin", "nan"), "--margin: found nan"),
+            (("reference", "same", "--margin", "wide"), "invalid float value: 'wide'"),
+            (("reference", "same", "--expect", "better"), "invalid choice: 'better'"),
+            (("reference", "same", "--label", "one"), "found 1 --label for 2 sides"),
+            (("reference", "same", "--tabel"), "unrecognized arguments: --tabel"),
+            (("reference", "same", "--run", "backend=cpu"), "found both --run and the path"),
+            (("--run", "backend=cpu"), "found 1 side(s)"),
+            (("--run", "backend=cpu", "--run", "backend=tpu"), "found 'tpu', expected one of"),
+            (("--run", "backend=cpu", "--run", "seed=2"), "is not the same work as"),
+            (("--run", "out=x", "--run", "backend=cpu"), "sets out, which compare decides"),
+            (("--run", "'", "--run", "backend=cpu"), "cannot be read as words"),
+            (("--run", "backend=cpu", "--run", "backend=cpu ", "--repeats", "0"), "--repeats: found 0"),
+        ],
+        ids=str,
+    )
+    def test_are_one_line_with_exit_code_2(
+        self, words: tuple[str, ...], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert compare(folders, *words) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        [line] = printed.err.splitlines()
+        assert line.startswith("error: ")
+        assert said in line
+
+    def test_a_backend_that_is_not_there_is_refused_before_anything_runs(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code = main(["compare", "--run", "backend=cpu", "--run", "backend=npu", "--out", str(tmp_path / "out")])
+        assert code == 3
+        assert "backend npu is not available here" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+class TestFormats:
+    def test_json_is_the_verdict(self, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        compare(folders, "reference", "slow", "--format", "json", "--label", "A", "--label", "B")
+        found = json.loads(capsys.readouterr().out)
+        assert found["pairs"][0]["word"] == "slower"
+        assert found["reference"]["label"] == "A"
+        assert found["pairs"][0]["other"]["label"] == "B"
+
+    def test_out_writes_the_report(self, folders: dict[str, Path], tmp_path: Path) -> None:
+        compare(folders, "reference", "slow", "--out", str(tmp_path / "report"))
+        names = {path.name for path in (tmp_path / "report").iterdir()}
+        assert {"report.html", "report.md", "verdict.json"} <= names
+        assert json.loads((tmp_path / "report" / "verdict.json").read_text())["pairs"][0]["word"] == "slower"
+
+    def test_help_fits_a_screen_and_names_every_option(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["compare", "--help"]) == 0
+        text = capsys.readouterr().out
+        assert len(text.splitlines()) <= 40
+        assert max(map(len, text.splitlines())) <= 120
+        for option in ("--run", "--repeats", "--out", "--margin", "--label", "--expect", "--format"):
+            assert option in text
+
+
+def test_needs_no_torch(folders: dict[str, Path]) -> None:
+    script = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] in ('torch', 'hydra'): raise ImportError(f'{name} is not here')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "from harness.__main__ import main\n"
+        f"sys.exit(main(['compare', {str(folders['reference'])!r}, {str(folders['same'])!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class TestOrder:
+    @pytest.mark.parametrize(("sides", "repeats"), [(2, 4), (2, 5), (3, 6), (3, 5)])
+    def test_every_side_runs_once_a_round_and_comes_equally_often_at_each_place(self, sides: int, repeats: int) -> None:
+        order = list(balanced_order(sides, repeats, random.Random(1)))
+        rounds = [order[start : start + sides] for start in range(0, len(order), sides)]
+        assert len(rounds) == repeats
+        assert all(sorted(one) == list(range(sides)) for one in rounds)
+        for place in range(sides):
+            counts = Counter(one[place] for one in rounds[: repeats // sides * sides])
+            assert set(counts.values()) == {repeats // sides}
+
+    def test_is_random(self) -> None:
+        assert len({tuple(balanced_order(2, 6, random.Random(seed))) for seed in range(20)}) > 3
