@@ -29,6 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.SIGINT
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "harness":
+            raise
+        # `compare` runs where only the packages that it needs are installed; everything else says what it lacks.
+        print(
+            f"error: the package {error.name} is not installed; pip install -e . in the project's folder",
+            file=sys.stderr,
+        )
+        return ExitCode.USAGE
     except BrokenPipeError:
         # The reader of our output has seen enough (| head). Point the stream elsewhere, or Python's own flush at
         # exit would complain; what was asked for is done, records included.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import __main__ as door
 from harness.__main__ import main
 from harness.side_by_side import balanced_order
 from tests.records import make_record, make_records, write_runs
@@ -146,3 +147,14 @@ class TestOrder:
 
     def test_is_random(self) -> None:
         assert len({tuple(balanced_order(2, 6, random.Random(seed))) for seed in range(20)}) > 3
+
+
+def test_a_missing_package_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(*_: object) -> int:
+        raise ModuleNotFoundError("No module named 'hydra'", name="hydra.core")
+
+    monkeypatch.setitem(door.VERBS, "compare", lacking)
+    assert main(["compare"]) == 2
+    assert "the package hydra.core is not installed" in capsys.readouterr().err

@@ -235,13 +235,19 @@ class TestThinning:
                  for name, record in zip("ab", records, strict=True)]  # fmt: skip
         monkeypatch.setattr(Axes, "plot", counted)
         found = figures(compare(sides, margin=0.5))
-        assert {"loss"} == set(found), "the spike makes it another computation"
+        assert {"loss", "step_time", "power"} <= set(found)
         assert 1000 < max(lengths) <= MOST_POINTS
         # The axis reaches up to the spike.
         assert "60" in texts(found["loss"])
-        records[1]["losses"]["train"][4321] = records[0]["losses"]["train"][4321]
-        assert "power" in figures(compare(sides, margin=0.5))
-        assert max(lengths) <= MOST_POINTS
+
+    def test_many_repeats_make_no_large_picture(self) -> None:
+        sides = [make_side("a", make_records(60, on=A100)), make_side("b", make_records(60, on=ASCEND))]
+        assert max(len(svg) for svg in figures(compare(sides)).values()) < 700_000
+
+    def test_scripts_that_the_font_lacks_are_drawn_without_a_word(self, recwarn: pytest.WarningsRecorder) -> None:
+        sides = [make_side(name, make_records(2, on=on)) for name, on in (("昇腾 910B", ASCEND), ("A100", A100))]
+        assert "昇腾 910B" in texts(figures(compare(sides))["loss"])
+        assert [str(warning.message) for warning in recwarn] == []
 
     def test_labels_are_cut(self) -> None:
         assert short("abcdef", 6) == "abcdef"

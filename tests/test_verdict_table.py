@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from harness.analysis.verdict import Comparison, compare
-from harness.report import content
+from harness.report import content, provenance
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import amount, interval, printable, scaled
 from harness.report.verdict_table import print_comparison
@@ -131,7 +131,7 @@ class TestContent:
 
     def test_facts_show_what_differs_within_a_side(self) -> None:
         records = [*make_records(1, environment={"host": "one"}), *make_records(1, environment={"host": "two"})]
-        facts = dict(content.facts(compare([make_side("a", records), make_side("b", make_records(1, on=A100))])))
+        facts = dict(provenance.facts(compare([make_side("a", records), make_side("b", make_records(1, on=A100))])))
         assert facts["host"] == ["one / two", "bench-1"]
         assert facts["driver"] == ["none", "570.86.15"]
         assert facts["torch"] == ["2.13.0+cpu", "2.13.0+cu128"]
@@ -146,7 +146,7 @@ class TestContent:
     def test_hostile_text_is_made_printable_everywhere(self) -> None:
         comparison = case("hostile")
         texts = [content.title(comparison), *(content.describe(side) for side in content.all_sides(comparison))]
-        texts += [cell for name, cells in content.facts(comparison) for cell in (name, *cells)]
-        texts += [cell for row in content.records(comparison) for cell in row]
+        texts += [cell for name, cells in provenance.facts(comparison) for cell in (name, *cells)]
+        texts += [cell for row in provenance.records(comparison) for cell in row]
         assert all("\x1b" not in text for text in texts)
         assert sum(printable(HOSTILE) in text for text in texts) >= 6

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.analysis.gates import Caution
 from harness.analysis.sides import Side, look_up
 from harness.analysis.statistics import Ratio, outliers
 from harness.analysis.verdict import Comparison, Pair, Quantity
-from harness.report.format import UNKNOWN, interval, percent, printable, ratio, scaled
+from harness.report.format import interval, percent, printable, ratio, scaled
 
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
 REFERENCE, OTHER = "reference", "other"
 WEAK = "weak"
-ABSENT = "none"  # not unknown: a side of another kind has no such thing
 WEAK_MEANS = "Weak: one process on a side tells nothing of the difference between processes."
 OUTLIER_MEANS = "Outliers are marked; they count like every other process."
 GATES_STOP = "The gates after one that fails are not looked at, and no speed is stated."
@@ -236,69 +232,3 @@ def processes(side: Side) -> list[str]:
     if len(set(names)) < len(names):
         names = [str(run.path) for run in side.runs]
     return [printable(name) for name in names]
-
-
-# Facts of a side for whoever wants to run it again: title, path of keys in the record.
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("device", ("device", "name")),
-    ("backend", ("backend", "name")),
-    ("emulated", ("device", "emulated")),
-    ("device memory", ("device", "memory_bytes")),
-    ("world size", ("world_size",)),
-    ("track", ("config", "track", "name")),
-    ("precision", ("config", "precision")),
-    ("seed", ("config", "seed")),
-    ("model", ("config", "model", "name")),
-    ("harness", ("environment", "harness_version")),
-    ("git commit", ("environment", "git", "commit")),
-    ("uncommitted changes", ("environment", "git", "dirty")),
-    ("python", ("environment", "python")),
-    ("operating system", ("environment", "os")),
-    ("kernel", ("environment", "kernel")),
-    ("architecture", ("environment", "architecture")),
-    ("container", ("environment", "container")),
-    ("processor", ("environment", "cpu_model")),
-    ("host", ("environment", "host")),
-    ("workload identity", ("workload_id",)),
-    ("initial weights", ("digests", "init")),
-    ("batches", ("digests", "batches")),
-)
-DIGESTS = ("git commit", "workload identity", "initial weights", "batches")
-
-
-def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Return a row a fact, with a cell a side: devices, versions, digests. What differs within a side all shows."""
-    sides = all_sides(comparison)
-    rows = [(name, [_distinct(name, side.values(*keys)) for side in sides]) for name, keys in FACTS]
-    for part in (("backend", "versions"), ("environment", "packages")):
-        known = [name for name, _ in rows]
-        found = [[look_up(run.record, *part) or {} for run in side.runs] for side in sides]
-        for name in dict.fromkeys(key for side in found for versions in side for key in versions):
-            if name not in known:
-                cells = [_distinct(name, [versions.get(name, ABSENT) for versions in side]) for side in found]
-                rows.append((printable(name), cells))
-    return rows
-
-
-def _distinct(name: str, values: Sequence[Any]) -> str:
-    texts = dict.fromkeys(_fact(name, value) for value in values)
-    return " / ".join(texts)
-
-
-def _fact(name: str, value: Any) -> str:
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "device memory":
-        return f"{value / 1e9:,.1f} GB"
-    return printable(value if isinstance(value, str) else json.dumps(value))
-
-
-def records(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Return label, path and checksum of every record that the verdict rests on."""
-    return [
-        (printable(side.label), printable(run.path), printable(run.record["content_sha256"]))
-        for side in all_sides(comparison)
-        for run in side.runs
-    ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.sides import Run, Side, look_up
 from harness.analysis.verdict import Comparison
 from harness.report.content import all_sides
 from harness.report.format import amount, gibibytes, printable, scale
-from harness.report.svg import COLOURS, INK, colour, dashes, legend, short, thinned
+from harness.report.svg import COLOURS, INK, points_per_line, colour, dashes, legend, short, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,11 +62,13 @@ def _all_differences(axes: Axes, comparison: Comparison) -> None:
             _differences(axes, reference, pair.other.runs, number)
 
 
-def _differences(axes: Axes, reference: Run, runs: Iterable[Run], number: int) -> None:
+def _differences(axes: Axes, reference: Run, runs: Sequence[Run], number: int) -> None:
     first = train_losses(reference)
     for run in runs:
         both = zip(first, train_losses(run), strict=False)
-        places, values = thinned([100 * (two / one - 1) if one else math.nan for one, two in both])
+        places, values = thinned(
+            [100 * (two / one - 1) if one else math.nan for one, two in both], points_per_line(len(runs))
+        )
         axes.plot([place + 1 for place in places], values, color=colour(number), linewidth=0.7, alpha=0.6)
 
 
@@ -104,7 +106,7 @@ def mean_phases(side: Side) -> dict[str, float]:
     for run in side.runs:
         timing = run.record["timing"]
         mean = timing["mean_step_seconds"]
-        known = timing.get("phase_seconds") or {DATA_WAIT: timing["data_wait_seconds"] / timing["measured_steps"]}
+        known = timing.get("phase_seconds") or {DATA_WAIT: mean * (timing.get("data_wait_fraction") or 0.0)}
         for name, seconds in {**known, THE_REST: max(0.0, mean - math.fsum(known.values()))}.items():
             found.setdefault(name, []).append(seconds)
     return {name: math.fsum(values) / len(side.runs) for name, values in found.items()}
@@ -159,7 +161,7 @@ def power(sides: Mapping[int, Side], figure: Figure) -> str:
         lines, watts = [], []
         for run in side.runs:
             samples = power_samples(run)
-            places, values = thinned([value for _, value in samples])
+            places, values = thinned([value for _, value in samples], points_per_line(len(side.runs)))
             style: dict[str, Any] = {"color": colour(number), "linestyle": dashes(number), "alpha": 0.8}
             lines += axes.plot([samples[place][0] for place in places], values, linewidth=1, **style)
             watts += values

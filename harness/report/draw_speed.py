@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_DOTS = 120  # a process in the picture of step times
+MOST_DOTS = 900  # a side in the picture of step times
 # Neighbours that are shifted by this share of the width never come to lie above one another.
 GOLDEN_SHARE = 0.618034
 
@@ -65,7 +65,7 @@ def step_times(sides: Mapping[int, Side], figure: Figure) -> str:
     words = []
     for (number, side), places in zip(sides.items(), columns, strict=True):
         for place, values in zip(places, blocks[number], strict=True):
-            shown = [factor * value for value in thinned(values, MOST_DOTS)[1]]
+            shown = [factor * value for value in thinned(values, MOST_DOTS // len(places))[1]]
             spread = [place + 0.5 * ((GOLDEN_SHARE * index) % 1 - 0.5) for index in range(len(shown))]
             axes.plot(spread, shown, marker(number), color=colour(number), markersize=3, alpha=0.6, markeredgewidth=0)
         means = [factor * value for value in side.values("timing", "mean_step_seconds")]

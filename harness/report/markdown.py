@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import harness
 from harness.analysis.verdict import Comparison, Pair
-from harness.report import content
+from harness.report import content, provenance
 from harness.report.format import printable
 from harness.report.plots import CAPTIONS, figures
 
@@ -127,8 +127,8 @@ def _reproduction(comparison: Comparison, commands: Sequence[str]) -> list[str]:
     # A fence ends at one as long as itself.
     fence = "`" * max(3, 1 + max((len(run) for line in lines for run in re.findall("`+", line)), default=0))
     labels = [escape(side.label) for side in content.all_sides(comparison)]
-    facts = [(escape(name), *(escape(cell) for cell in cells)) for name, cells in content.facts(comparison)]
-    records = [(escape(label), escape(path), digest) for label, path, digest in content.records(comparison)]
+    facts = [(escape(name), *(escape(cell) for cell in cells)) for name, cells in provenance.facts(comparison)]
+    records = [(escape(label), escape(path), digest) for label, path, digest in provenance.records(comparison)]
     return [
         "## How to reproduce",
         "\n".join((f"{fence}sh", *lines, fence)),

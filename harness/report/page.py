@@ -12,7 +12,7 @@ from markupsafe import Markup
 import harness
 from harness.analysis import verdict
 from harness.analysis.verdict import Comparison, Pair
-from harness.report import content
+from harness.report import content, provenance
 from harness.report.format import printable
 from harness.report.plots import CAPTIONS, figures
 
@@ -40,7 +40,9 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         pictures: what `figures` drew, if it was asked already.
     """
     drawn = figures(comparison) if pictures is None else pictures
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
     template = environment.from_string(files("harness.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         title=content.title(comparison),
@@ -52,9 +54,9 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in drawn.items()],
         cautions=content.cautions(comparison),
         commands=[printable(command) for command in commands],
-        facts=content.facts(comparison),
-        digests=content.DIGESTS,
-        records=content.records(comparison),
+        facts=provenance.facts(comparison),
+        digests=provenance.DIGESTS,
+        records=provenance.records(comparison),
         tones=STATE_TONES,
         gates_stop=content.GATES_STOP,
         version=harness.__version__,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.report.console import WIDTH, PlainConsole
+from harness.report.format import gibibytes, tokens_per_second
 
 
 def print_summary(record: dict[str, Any], folder: Path, console: Console | None = None) -> None:
@@ -79,7 +80,7 @@ def _step_time(timing: dict[str, Any]) -> str:
 def _speed(timing: dict[str, Any]) -> str:
     if timing["tokens_per_second"] is None:
         return "unknown"
-    return f"{timing['tokens_per_second']:,.0f} tokens/s, data wait {100 * timing['data_wait_fraction']:.2f} %"
+    return f"{tokens_per_second(timing['tokens_per_second'])}, data wait {100 * timing['data_wait_fraction']:.2f} %"
 
 
 def _outside(timing: dict[str, Any]) -> str:
@@ -131,4 +132,4 @@ def _memory(memory: dict[str, int | None] | None) -> str:
     if memory is None or peak is None:
         return "unknown"
     total = memory.get("total_bytes")
-    return f"peak {peak / 2**30:.2f} GiB" + (f" of {total / 2**30:.1f} GiB" if total else "")
+    return f"peak {gibibytes(peak)}" + (f" of {gibibytes(total, 1)}" if total else "")

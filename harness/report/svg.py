@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
@@ -26,6 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 MOST_POINTS = 2000
+MOST_POINTS_OF_LINES = 10_000  # of all lines of a side together
 LEGEND_LETTERS = 64  # a row of a legend has room for
 LEGEND_HANDLE = 7  # letters that the line before a name takes up
 WIDTH_INCHES = 5.0
@@ -85,12 +87,14 @@ def drawn(name: str, title: str, height_inches: float, draw: Draw) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         # A user's own style sheet must not change a report.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, STYLE))
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
+        # Its font lacks some scripts, and it says so; the reader's browser has fonts for them.
+        warnings.simplefilter("ignore", UserWarning)
         description = draw(figure)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -177,6 +181,11 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int]
         kept |= set([place for place in places if values[place] != values[place]][:1])
     order = sorted(kept)
     return order, [values[place] for place in order]
+
+
+def points_per_line(count: int) -> int:
+    """Return how many points each of so many lines gets, so that many repeats do not make a page of megabytes."""
+    return min(MOST_POINTS, max(150, MOST_POINTS_OF_LINES // max(1, count)))
 
 
 def colour(index: int) -> str:

@@ -1,0 +1,151 @@
+"""The page in a real browser: it shows, on a desk and on a phone, light and dark, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import socketserver
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.comparisons import CASES
+from tests.test_page import page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+DESK, PHONE = (1280, 900), (390, 844)
+DARK = "--blink-settings=preferredColorScheme=0"
+LIGHT = "--blink-settings=preferredColorScheme=1"
+
+pytestmark = pytest.mark.slow
+
+
+class Browser:
+    """Headless Chromium. What it asks of the network goes to a proxy that answers nothing and writes it down."""
+
+    def __init__(self, program: str, profile: Path, proxy: int) -> None:
+        self._command = [
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+            "--disable-background-networking", "--disable-component-update", "--no-first-run",
+            f"--user-data-dir={profile}", f"--proxy-server=http://127.0.0.1:{proxy}",
+        ]  # fmt: skip
+
+    def run(self, *words: str) -> str:
+        done = subprocess.run([*self._command, *words], capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout
+
+    def screenshot(self, source: Path, size: tuple[int, int], *flags: str) -> Any:
+        """Return the screen as an array of heights x widths x RGBA, from 0 to 1."""
+        from matplotlib.image import imread
+
+        target = source.with_suffix(".png")
+        target.unlink(missing_ok=True)
+        self.run(*flags, f"--screenshot={target}", f"--window-size={size[0]},{size[1]}", source.as_uri())
+        assert target.stat().st_size > 0
+        return np.asarray(imread(target))
+
+    def measure(self, source: Path, width: int) -> dict[str, Any]:
+        """Return how wide the page is in a window of this width, and what sticks out of it.
+
+        In a frame, since a window cannot be that narrow; the script is the frame's parent's, for the page allows none.
+        """
+        script = """
+          addEventListener("load", () => {
+            const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+            const outside = [...page.querySelectorAll("body *")]
+              .filter(e => !e.closest(".scroll *") && e.getBoundingClientRect().right > root.clientWidth + 0.5);
+            const scrolling = [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth);
+            document.title = JSON.stringify({document: root.scrollWidth, window: root.clientWidth,
+              outside: outside.map(e => e.tagName + "." + e.className), scrolling: scrolling.length});
+          });"""
+        frame = f'<iframe width="{width}" height="800" style="border:0" srcdoc="{html.escape(source.read_text())}">'
+        wrapper = source.with_suffix(".measure.html")
+        wrapper.write_text(f"<!doctype html><title></title><script>{script}</script>{frame}</iframe>")
+        dumped = self.run("--dump-dom", wrapper.as_uri())
+        return json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", dumped)[0]))
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[int, list[str]]]:
+    """Yield a proxy's port and the first lines of all requests that it got."""
+    lines: list[str] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            lines.append(self.rfile.readline(1000).decode(errors="replace"))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], lines
+        server.shutdown()
+
+
+@pytest.fixture
+def browser(tmp_path: Path, asked: tuple[int, list[str]]) -> Browser:
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is on PATH")
+    return Browser(program, tmp_path / "profile", asked[0])
+
+
+def saved(name: str, folder: Path) -> Path:
+    path = folder / f"{name}.html"
+    path.write_text(page(name), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
+def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: Path) -> None:
+    screen = browser.screenshot(saved("slower", tmp_path), size, scheme)
+    assert screen.shape[:2] == (size[1], size[0])
+    paper = screen[2, 2, :3].mean()
+    assert paper > 0.95 if scheme == LIGHT else paper < 0.15
+    # Text, table and badges: a blank page or an error page has next to none of it.
+    different = np.abs(screen[..., :3] - screen[2, 2, :3]).max(axis=-1) > 0.2
+    assert 0.01 < different.mean() < 0.5
+    assert different[: size[1] // 4].any()
+    colours = {tuple(colour) for colour in np.round(screen[::3, ::3, :3] * 15).reshape(-1, 3).tolist()}
+    assert len(colours) > 15
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_sticks_out_on_a_phone(name: str, browser: Browser, tmp_path: Path) -> None:
+    found = browser.measure(saved(name, tmp_path), PHONE[0])
+    assert found["window"] == PHONE[0]
+    assert found["document"] <= found["window"]
+    assert found["outside"] == []
+    assert found["scrolling"] >= 1, "wide tables scroll inside their box"
+
+
+def test_the_measure_finds_what_sticks_out(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "wide.html"
+    path.write_text("<!doctype html><body style='margin:0'><p style='width:500px'>wide</p>")
+    assert browser.measure(path, PHONE[0]) == {"document": 500, "window": 390, "outside": ["P."], "scrolling": 0}
+
+
+@pytest.mark.parametrize("name", ["slower", "hostile"])
+def test_asks_nobody_for_anything(name: str, browser: Browser, asked: tuple[int, list[str]], tmp_path: Path) -> None:
+    browser.screenshot(saved(name, tmp_path), DESK, "--host-resolver-rules=MAP * 127.0.0.1:9")
+    assert [line for line in asked[1] if "evil" in line or "127.0.0.1" in line] == []
+    # The proxy would have heard it.
+    (tmp_path / "asking.html").write_text("<img src='http://evil.example/a.png'>")
+    browser.screenshot(tmp_path / "asking.html", DESK)
+    assert any("evil.example/a.png" in line for line in asked[1])
+
+
+def test_hostile_records_run_nothing(browser: Browser, tmp_path: Path) -> None:
+    """Even without the policy that forbids it."""
+    path = saved("hostile", tmp_path)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text())
+    path.write_text(text.replace("<head>", "<head><script>alert = () => { document.title = 'ran' }</script>"))
+    assert "<title>ran" not in browser.run("--dump-dom", path.as_uri())
+    path.write_text(path.read_text().replace("</body>", "<script>alert(1)</script></body>"))
+    assert "<title>ran" in browser.run("--dump-dom", path.as_uri())
