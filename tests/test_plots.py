@@ -186,7 +186,7 @@ class TestSameEveryTime:
     def test_whatever_the_user_s_style(self) -> None:
         import matplotlib
 
-        with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "lines.linewidth": 9}):
+        with matplotlib.rc_context({"axes.facecolor": "red", "xtick.labelsize": 30, "axes.spines.left": False}):
             assert figures(case("weak")) == pictures_of("weak")
 
     def test_matplotlib_is_loaded_when_something_is_drawn(self) -> None:
@@ -248,6 +248,10 @@ class TestThinning:
         sides = [make_side(name, make_records(2, on=on)) for name, on in (("昇腾 910B", ASCEND), ("A100", A100))]
         assert "昇腾 910B" in texts(figures(compare(sides))["loss"])
         assert [str(warning.message) for warning in recwarn] == []
+
+    def test_a_label_is_no_formula(self) -> None:
+        sides = [make_side(name, make_records(2, on=on)) for name, on in ((r"$\frac$", ASCEND), ("A100", A100))]
+        assert r"$\frac$" in texts(figures(compare(sides))["loss"])
 
     def test_labels_are_cut(self) -> None:
         assert short("abcdef", 6) == "abcdef"

@@ -16,7 +16,7 @@ from harness.report.format import amount, interval, printable, scaled
 from harness.report.verdict_table import print_comparison
 from tests.comparisons import CASES, HOSTILE, case, masked
 from tests.conftest import assert_golden
-from tests.records import A100, ASCEND, make_records, make_side
+from tests.records import A100, ASCEND, CPU, make_records, make_side
 
 SPEED = re.compile(r"\b(ms|µs|tokens/s|TFLOP/s|[\d.]+ s)\b")
 
@@ -57,6 +57,11 @@ def test_every_process_is_shown_and_outliers_are_marked() -> None:
     ]
 
 
+def test_failing_gates_show_what_differs() -> None:
+    assert "- workload.learning_rate: 0.0006 against 0.001" in screen(case("not_comparable"))
+    assert "runs/Ascend 910B/3: oom: the device ran out of memory" in screen(case("failed"))
+
+
 def test_long_labels_do_not_squeeze_the_numbers() -> None:
     label = "x" * 150
     sides = [make_side(name, make_records(2, on=A100, step_seconds=s)) for name, s in (("a", 1), (label, 2), ("c", 3))]
@@ -69,9 +74,10 @@ def test_foreign_consoles_interpret_nothing() -> None:
     """rich's own console has markup and :emoji: on."""
     stream = io.StringIO()
     label = "[bold]:warning:[/bold]"
-    comparison = compare([make_side("a", make_records(2)), make_side(label, make_records(2, on=ASCEND))])
-    print_comparison(comparison, Console(file=stream, width=WIDTH))
-    assert label in stream.getvalue()
+    sides = [make_side(name, make_records(2, on=on)) for name, on in (("a", A100), (label, ASCEND), ("c", CPU))]
+    print_comparison(compare(sides), Console(file=stream, width=WIDTH))
+    assert stream.getvalue().count(label) >= 4
+    assert "\N{WARNING SIGN}" not in stream.getvalue()
 
 
 def test_unknown_interval_is_called_unknown() -> None:
@@ -134,6 +140,7 @@ class TestContent:
         facts = dict(provenance.facts(compare([make_side("a", records), make_side("b", make_records(1, on=A100))])))
         assert facts["host"] == ["one / two", "bench-1"]
         assert facts["driver"] == ["none", "570.86.15"]
+        assert facts["uncommitted changes"] == ["no", "no"]
         assert facts["torch"] == ["2.13.0+cpu", "2.13.0+cu128"]
         assert facts["device memory"] == ["137.4 GB", "85.1 GB"]
 

@@ -115,7 +115,7 @@ def _judge(reference: Side, other: Side, margin: float) -> Pair:
     quantities = tuple(_quantities(reference, other, margin))
     ratio = quantities[0].ratio
     word = _word(ratio)
-    sentence = _sentence(reference.label, other.label, word, ratio, margin)
+    sentence = _sentence(reference.label, other.label, word, ratio, margin) + _named(cautions)
     return Pair(reference, other, tuple(passed), findings, cautions, quantities, word, sentence)
 
 
@@ -174,6 +174,12 @@ def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float
     if word in (FASTER, SLOWER):
         return f"{other} is {word} than {reference}: {number} ({evidence})."
     return f"{other} against {reference}: cannot tell. {_capital(number)} ({evidence}). {_more(ratio)}"
+
+
+def _named(cautions: Sequence[Caution]) -> str:
+    """Return the cautions by name: a number measured on a shared machine is not to be quoted without them."""
+    names = list(dict.fromkeys(caution.name for caution in cautions))
+    return f" Caution: {', '.join(names)}." if names else ""
 
 
 def _side_of_one(ratio: Ratio) -> str:

@@ -11,7 +11,7 @@ from harness.analysis.sides import Run, Side, look_up
 from harness.analysis.verdict import Comparison
 from harness.report.content import all_sides
 from harness.report.format import amount, gibibytes, printable, scale
-from harness.report.svg import COLOURS, INK, points_per_line, colour, dashes, legend, short, thinned
+from harness.report.svg import COLOURS, INK, colour, dashes, legend, points_per_line, short, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

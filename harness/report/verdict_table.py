@@ -143,7 +143,7 @@ def _print_cautions(console: Console, comparison: Comparison) -> None:
 def _table(columns: Iterable[tuple[str, bool]]) -> Table:
     table = _grid(header=True)
     for heading, numeric in columns:
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     return table
 
 
