@@ -97,6 +97,7 @@ def test_no_speed_where_none_may_be_stated(name: str) -> None:
         "---",
         "# a #",
         "> a",
+        "<script x",
         "    code",
         "a\n\nb",
         "**a** _b_ ~~c~~ `d`",

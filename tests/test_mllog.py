@@ -119,6 +119,16 @@ class TestTruth:
         samples = [event["metadata"]["samples_count"] for event in events(**REACHED) if event["key"] == "eval_stop"]
         assert samples == [32 * point["step"] for point in record["eval"]["points"]]
 
+    @pytest.mark.parametrize("arguments", [REACHED, {}, {"finished_steps": 63, "status": "oom", "error": "x"}])
+    def test_blocks_add_up_to_the_training_and_evaluations_to_theirs(self, arguments: dict[str, Any]) -> None:
+        timing = make_record(**arguments)["timing"]
+        for kind, seconds in (("block", timing["training_seconds"]), ("eval", timing["evaluation_seconds"])):
+            found = events(**arguments)
+            edges = [[event["time_ms"] for event in found if event["key"] == f"{kind}_{edge}"]
+                     for edge in ("start", "stop")]  # fmt: skip
+            lasted = sum(stop - start for start, stop in zip(*edges, strict=True))
+            assert lasted == pytest.approx(1000 * seconds, abs=10)
+
     def test_throughput_is_in_samples_a_second(self) -> None:
         stats = values(events(**REACHED), "tracked_stats")[0]
         assert stats["throughput"] == pytest.approx(32 / stats["mean_step_seconds"], rel=1e-6)
