@@ -76,12 +76,13 @@ def main(words: list[str]) -> int:
     sides = load_sides(paths, labels)
     comparison = compare(sides, options.margin)
     commands = [*commands, *(reproduction(side) for side in sides)]
-    _print(comparison, options.format)
     if out is not None:
         from harness.report.write import write_report
 
+        # Before anything is printed: a reader of the output who leaves early (| head) must not cost the report.
         write_report(comparison, out, commands)
         print(f"report: {out / 'report.html'}", file=sys.stderr)
+    _print(comparison, options.format)
     return exit_code(comparison, options.expect)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import __main__ as door
+from harness import compare as compare_module
 from harness.__main__ import main
 from harness.side_by_side import balanced_order
 from tests.records import make_record, make_records, write_runs
@@ -158,3 +159,15 @@ def test_a_missing_package_is_named_in_one_line(
     monkeypatch.setitem(door.VERBS, "compare", lacking)
     assert main(["compare"]) == 2
     assert "the package hydra.core is not installed" in capsys.readouterr().err
+
+
+def test_a_reader_who_leaves_early_does_not_cost_the_report(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(compare_module, "_print", closed)
+    with pytest.raises(BrokenPipeError):
+        compare_module.main([str(folders["reference"]), str(folders["same"]), "--out", str(tmp_path / "report")])
+    assert (tmp_path / "report" / "report.html").is_file()
