@@ -12,10 +12,10 @@ SCRIPT = """
 import os, sys
 from harness.training.stderr_watch import StderrWatch
 with StderrWatch({pattern!r}) as watch:
+    print("aside", file=watch.stream)
     os.write(2, b"one\\nwill fall ")
     os.write(2, b"back\\n")
     print("python", file=sys.stderr)
-    print("aside", file=watch.stream)
     os.system("echo child >&2")
 print("after", file=sys.stderr)
 print(repr(watch.found), sys.stderr is watch.stream)

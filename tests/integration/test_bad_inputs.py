@@ -37,7 +37,10 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("model.norm=batchnorm", 2, ["model.norm", "batchnorm", "rmsnorm"]),
     ("~workload.steps", 2, ["workload.steps", "deleted"]),
     ("trian", 2, ["trian", "doctor"]),
-    ("compare a b", 2, ["compare", "no such command"]),
+    ("project a b", 2, ["project", "no such command"]),
+    ("compare a b", 2, ["a: no such file or folder"]),
+    ("compare a", 2, ["found 1 side(s)"]),
+    ("compare a b --margin wide", 2, ["--margin", "wide"]),
     ("--turbo", 2, ["--turbo", "no such option"]),
     ("doctor tpu", 2, ["tpu", "cpu, cuda, npu"]),
     ("doctor --jsno", 2, ["--jsno", "--json"]),
@@ -145,7 +148,7 @@ def test_bad_input_is_answered_with_one_line(
     words: str, code: int, named: list[str], data: Path, harness: Harness, tmp_path: Path
 ) -> None:
     typed = [word.format(data=data) for word in words.split(" ")]
-    is_verb = typed[0] in ("trian", "compare", "doctor") or typed[0].startswith("--")
+    is_verb = typed[0] in ("trian", "compare", "project", "doctor") or typed[0].startswith("--")
     done = harness(*typed) if is_verb else harness(*TINY, *typed)
     assert done.returncode == code, done.stderr
     if code == 0:
