@@ -260,7 +260,9 @@ def cautions(side: Side) -> list[Caution]:
 def _cautions(side: Side) -> Iterable[tuple[str, str]]:
     runs = side.runs
     if side.emulated:
+        # The cautions below tell of times and speeds, and an emulation has none.
         yield "emulated", "the device is an emulation: no speed is stated"
+        return
     drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
     if drifts:
         worst = max(drifts, key=abs)

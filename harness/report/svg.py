@@ -30,6 +30,7 @@ MOST_POINTS = 2000
 MOST_POINTS_OF_LINES = 10_000  # of all lines of a side together
 LEGEND_LETTERS = 64  # a row of a legend has room for
 LEGEND_HANDLE = 7  # letters that the line before a name takes up
+LONGEST_NAME = 40  # in a legend: leaves room where letters are wide
 WIDTH_INCHES = 5.0
 PIXELS_PER_INCH = 96
 FILE_STYLE = "svg{color:#1c2128}@media (prefers-color-scheme:dark){svg{color:#e6e9ee}}"
@@ -217,6 +218,6 @@ def legend_columns(names: Sequence[str]) -> int:
 
 def legend(figure: Figure, labels: Sequence[str], handles: Sequence[Any]) -> None:
     """Name the lines above the drawing, where they cover nothing."""
-    names = [short(label, LEGEND_LETTERS - LEGEND_HANDLE) for label in labels]
+    names = [short(label, LONGEST_NAME) for label in labels]
     columns = legend_columns(names)
     figure.legend(handles, names, loc="outside upper left", ncols=columns, borderpad=0.1, columnspacing=1.4)
