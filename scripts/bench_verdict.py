@@ -102,7 +102,12 @@ def pairs_of(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: flo
         reference = processes(levels, deviations, repeats, source)
         other = processes(levels, deviations, repeats, source) * (1 + slowdown)
         if repeats == 1:
-            yield weak_ratio_of([list(row) for row in reference], [list(row) for row in other], MARGIN)
+            yield weak_ratio_of(
+                [list(row) for row in reference],
+                [list(row) for row in other],
+                MARGIN,
+                (list(reference.mean(axis=1)), list(other.mean(axis=1))),
+            )
         else:
             yield ratio_of(list(reference.mean(axis=1)), list(other.mean(axis=1)), MARGIN, plan=False)
 

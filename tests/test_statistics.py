@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 
 from harness.analysis.statistics import (
+    Ratio,
     decision_power,
+    inverse,
     outliers,
     ratio_of,
     repeats_needed,
@@ -78,12 +80,16 @@ class TestRatio:
         assert not slower.equivalent
 
 
+def weak(x: list[list[float]], y: list[list[float]]) -> Ratio:
+    return weak_ratio_of(x, y, MARGIN, ([float(np.mean(b)) for b in x], [float(np.mean(b)) for b in y]))
+
+
 class TestOneProcessASide:
     def blocks(self, factor: float, seed: int = 1, noise: float = 0.01) -> list[list[float]]:
         return [list(factor * np.exp(np.random.default_rng(seed).normal(0, noise, 40)))]
 
     def test_is_weak_and_never_equivalent(self) -> None:
-        found = weak_ratio_of(self.blocks(1, 1, 1e-4), self.blocks(1, 2, 1e-4), MARGIN)
+        found = weak(self.blocks(1, 1, 1e-4), self.blocks(1, 2, 1e-4))
         assert found.weak
         assert not found.equivalent
         assert not found.not_slower
@@ -92,17 +98,17 @@ class TestOneProcessASide:
 
     @pytest.mark.parametrize(("factor", "differs"), [(1.10, False), (1.15, False), (1.30, True), (0.70, True)])
     def test_only_a_large_difference_is_believed(self, factor: float, differs: bool) -> None:
-        assert weak_ratio_of(self.blocks(1, 1), self.blocks(factor, 2), MARGIN).differs is differs
+        assert weak(self.blocks(1, 1), self.blocks(factor, 2)).differs is differs
 
     def test_a_single_block_gives_no_interval(self) -> None:
-        found = weak_ratio_of([[1.0]], [[2.0]], MARGIN)
+        found = weak([[1.0]], [[2.0]])
         assert (found.estimate, found.low, found.high, found.differs) == (2.0, None, None, False)
 
     def test_slow_waves_widen_the_interval(self) -> None:
         """Autocorrelated blocks hold less information than independent ones of the same scatter."""
         wave = [1 + 0.05 * math.sin(2 * math.pi * step / 40) for step in range(40)]
         mixed = list(np.random.default_rng(3).permutation(wave))
-        slow, fast = weak_ratio_of([wave], [wave], MARGIN), weak_ratio_of([mixed], [mixed], MARGIN)
+        slow, fast = weak([wave], [wave]), weak([mixed], [mixed])
         assert slow.high is not None
         assert fast.high is not None
         assert slow.high - 1 > 1.5 * (fast.high - 1)
@@ -142,6 +148,22 @@ def test_trend_is_the_relative_change_over_the_window_and_ignores_outliers() -> 
     change, low, high = trend(ramp)
     assert change == pytest.approx(0.1 / 1.05, rel=0.02)
     assert low <= change <= high
+
+
+def test_outliers_are_rarely_found_in_pure_noise() -> None:
+    source = np.random.default_rng(4)
+    for count in (3, 5, 10, 20):
+        flagged = np.mean([bool(outliers(list(values))) for values in source.normal(1, 0.01, (2000, count))])
+        assert flagged < 0.03, count
+
+
+def test_a_weak_ratio_is_of_the_means_and_speed_is_its_inverse() -> None:
+    found = weak_ratio_of([[1.0, 1.0, 9.0]], [[2.0, 2.0, 2.0]], MARGIN, ([1.2], [2.0]))
+    assert found.estimate == pytest.approx(2.0 / 1.2)
+    turned = inverse(found)
+    assert turned.low is not None
+    assert found.high is not None
+    assert (turned.estimate * found.estimate, turned.low * found.high) == pytest.approx((1, 1))
 
 
 def test_outliers_are_found_by_their_place() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy import stats
 
 # Two-sided error of the interval and of "faster" or "slower"; and the error of each one-sided equivalence test.
 ALPHA = 0.05
+OUTLIER_ALPHA = 0.01
 # "How many more repeats" means: enough for a decision in four of five attempts (Cohen 1988).
 WANTED_POWER = 0.8
 MOST_REPEATS = 100
@@ -89,7 +90,12 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
     )  # fmt: skip
 
 
-def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence[float]], margin: float) -> Ratio:
+def weak_ratio_of(
+    reference: Sequence[Sequence[float]],
+    other: Sequence[Sequence[float]],
+    margin: float,
+    means: tuple[Sequence[float], Sequence[float]],
+) -> Ratio:
     """Return the ratio where a side has a single process, with an interval from the blocks inside the processes.
 
     Each process's blocks are joined into BATCHES batches in order of time, which keeps most of their
@@ -99,10 +105,10 @@ def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence
     Args:
         reference, other: step times of the blocks of each process, in order, seconds.
         margin: as in `ratio_of`.
+        means: each process's mean step time, seconds, which the ratio itself is of: blocks may differ in length.
     """
     sides = [np.concatenate([_batches(process) for process in side]) for side in (reference, other)]
-    means = [float(np.mean([np.log(np.mean(process)) for process in side])) for side in (reference, other)]
-    difference = means[1] - means[0]
+    difference = float(np.log(means[1]).mean() - np.log(means[0]).mean())
     repeats = (len(reference), len(other))
     if min(len(side) for side in sides) < 2:
         return Ratio(math.exp(difference), None, None, False, False, False, True, repeats, 3)
@@ -114,6 +120,13 @@ def weak_ratio_of(reference: Sequence[Sequence[float]], other: Sequence[Sequence
     differs = low > limit or high < 1 / limit
     # Three a side are the fewest that a variance can be estimated from with any use.
     return Ratio(math.exp(difference), low, high, False, False, differs, True, repeats, None if differs else 3)
+
+
+def inverse(ratio: Ratio) -> Ratio:
+    """Return the same answer about the inverse quantity: speed, where the ratio is of step times."""
+    low = None if ratio.high is None else 1 / ratio.high
+    high = None if ratio.low is None else 1 / ratio.low
+    return replace(ratio, estimate=1 / ratio.estimate, low=low, high=high)
 
 
 def repeats_needed(difference: float, deviation: float, limit: float) -> int | None:
@@ -158,16 +171,25 @@ def trend(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def outliers(values: Sequence[float]) -> list[int]:
-    """Return the positions of values beyond 3.5 scaled median absolute deviations (Iglewicz and Hoaglin 1993).
+    """Return the positions of outlying values by the generalised ESD test (Rosner 1983), in order.
 
+    Unlike rules on the median absolute deviation it keeps its error, OUTLIER_ALPHA, also with three or five values.
     They are shown, never dropped.
     """
     y = np.asarray(values, float)
-    if len(y) < 3:
-        return []
-    deviations = np.abs(y - np.median(y))
-    scale = float(np.median(deviations)) * 1.4826
-    return [] if scale == 0.0 else [int(index) for index in np.flatnonzero(deviations > 3.5 * scale)]
+    left, removed, found = list(range(len(y))), [], 0
+    for step in range(1, max(1, len(y) // 3) + 1):
+        if len(left) < 3 or y[left].std(ddof=1) == 0.0:
+            break
+        deviations = np.abs(y[left] - y[left].mean())
+        farthest, count = int(deviations.argmax()), len(left)
+        statistic = float(deviations[farthest]) / float(y[left].std(ddof=1))
+        t = float(stats.t.ppf(1 - OUTLIER_ALPHA / (2 * count), count - 2))
+        critical = (count - 1) / math.sqrt(count) * math.sqrt(t * t / (count - 2 + t * t))
+        removed.append(left.pop(farthest))
+        if statistic > critical:
+            found = step
+    return sorted(removed[:found])
 
 
 def _batches(blocks: Sequence[float]) -> np.ndarray:

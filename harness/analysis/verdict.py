@@ -11,7 +11,7 @@ from harness.analysis import gates
 from harness.analysis.gates import Caution, Gate, block_step_seconds
 from harness.analysis.parity import Finding
 from harness.analysis.sides import Side, look_up
-from harness.analysis.statistics import Ratio, ratio_of, weak_ratio_of
+from harness.analysis.statistics import Ratio, inverse, ratio_of, weak_ratio_of
 from harness.errors import ExitCode
 
 VERDICT_SCHEMA_VERSION = 1
@@ -145,32 +145,31 @@ def _quantities(reference: Side, other: Side, margin: float) -> list[Quantity]:
         if min(len(one), len(two)) >= 2:
             ratio = ratio_of(one, two, margin)
         elif key in ("step_time", "tokens_per_second"):
-            ratio = _weak_ratio(reference, other, margin, inverted=key == "tokens_per_second")
+            ratio = _weak_ratio(reference, other, margin)
+            ratio = inverse(ratio) if key == "tokens_per_second" else ratio
         else:
             continue
         found.append(Quantity(key, title, unit, tuple(one), tuple(two), ratio))
     return found
 
 
-def _weak_ratio(reference: Side, other: Side, margin: float, *, inverted: bool) -> Ratio:
-    blocks = [
-        [[1 / x for x in block_step_seconds(run.record)] if inverted else block_step_seconds(run.record)
-         for run in side.runs]
-        for side in (reference, other)
-    ]  # fmt: skip
-    return weak_ratio_of(blocks[0], blocks[1], margin)
+def _weak_ratio(reference: Side, other: Side, margin: float) -> Ratio:
+    """Return the ratio of step times where a side has one process."""
+    one, two = ([block_step_seconds(run.record) for run in side.runs] for side in (reference, other))
+    means = [side.values("timing", "mean_step_seconds") for side in (reference, other)]
+    return weak_ratio_of(one, two, margin, (means[0], means[1]))
 
 
 def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float) -> str:
     interval = "" if ratio.low is None else f", 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
     number = f"step time {ratio.estimate:.3f} times the reference's{interval}"
     repeats = " and ".join(str(count) for count in ratio.repeats)
-    evidence = f"{repeats} processes"
+    evidence = "one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes"
     if ratio.weak:
-        evidence += "; weak: one process on a side tells nothing of the difference between processes"
+        evidence += "; weak: that tells nothing of the difference between processes"
     if word == EQUIVALENT:
         also = f", though {_side_of_one(ratio)} by a measurable amount" if ratio.differs else ""
-        return f"{other} takes the same time as {reference} within {margin:.3g} of it{also}: {number} ({evidence})."
+        return f"{other} takes the same time as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
     if word in (FASTER, SLOWER):
         return f"{other} is {word} than {reference}: {number} ({evidence})."
     return f"{other} against {reference}: cannot tell. {_capital(number)} ({evidence}). {_more(ratio)}"

@@ -14,7 +14,7 @@ class PlainConsole(Console):
     """At least 100 columns wide, no colour guesses, and a reader that went away is the door's to handle."""
 
     def __init__(self, width: int | None = None, file: TextIO | None = None) -> None:
-        super().__init__(width=width, file=file, highlight=False, markup=False, soft_wrap=False)
+        super().__init__(width=width, file=file, highlight=False, markup=False, emoji=False, soft_wrap=False)
         if width is None and self.width < WIDTH:
             self.width = WIDTH
 
