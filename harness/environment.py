@@ -151,7 +151,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    status = _git(folder, "status", "--porcelain")
+    # Of the source and the settings only: runs, notes and data that lie in the checkout change nothing.
+    status = _git(folder, "status", "--porcelain", "--", ".", ":/configs")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 

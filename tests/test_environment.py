@@ -104,6 +104,33 @@ class TestGit:
         (tmp_path / "a").write_text("2")
         assert environment.git_state(tmp_path) == {**state, "dirty": True}
 
+    def test_files_beside_the_source_are_no_change_of_it(self, tmp_path: Path) -> None:
+        def git(*words: str) -> None:
+            identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+            subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+        source = tmp_path / "harness"
+        source.mkdir()
+        (source / "a.py").write_text("1")
+        git("init")
+        git("add", ".")
+        git("commit", "-m", "first")
+
+        def dirty() -> bool:
+            state = environment.git_state(source)
+            assert state is not None
+            return state["dirty"]
+
+        (tmp_path / "my-run").mkdir()
+        (tmp_path / "my-run" / "record.json").write_text("{}")
+        assert dirty() is False
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs" / "new.yaml").write_text("a: 1")
+        assert dirty() is True
+        (tmp_path / "configs" / "new.yaml").unlink()
+        (source / "b.py").write_text("new, and not known to git")
+        assert dirty() is True
+
     def test_none_outside_a_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
         assert environment.git_state(tmp_path) is None
