@@ -63,8 +63,11 @@ class ModelConfig:
     """Normalisation before each block and at the end."""
     norm_epsilon: float = limited(1e-5, above=0.0)
     """Added to the variance inside the norm."""
-    activation: str = limited("gelu", choices=("gelu", "gelu_tanh", "swiglu"))
-    """Feed-forward non-linearity: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's)."""
+    activation: str = limited("gelu_tanh", choices=("gelu", "gelu_tanh", "swiglu"))
+    """Feed-forward non-linearity: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's).
+
+    The presets use the approximation, since it is the one that every device has: Ascend's kernel computes it for
+    either. Which one a device computes is found out before a run begins."""
     positions: str = limited("rotary", choices=("learned", "rotary"))
     """A trained table added to the embedding, or rotation of queries and keys."""
     rotary_base: float = limited(10000.0, above=0.0)

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from harness.analysis.gates import block_step_seconds
+from harness.analysis.cautions import block_step_seconds
 from harness.analysis.statistics import Ratio, ratio_of, weak_ratio_of
 
 MARGIN = 0.05

@@ -61,7 +61,6 @@ START_FAULTS = [
 ]
 CREATE = "acl::AclrtCreateStreamWithConfig(&default_streamsi.stream, 0, (0x00000001U | 0x00000002U))"
 OTHER_FAILURES = [
-    acl(STREAM, CREATE, 107002, "The context is empty."),
     acl(STREAM, CREATE, 100000, "Parameter verification failed."),
     acl(INITIALIZE, "aclInit", 100039, "The dynamic library path is the path of the compilation stub."),
     acl(SET_DEVICE, "c10_npu::SetDevice(device)", 100001, "ACL uninitialized."),
@@ -70,9 +69,46 @@ OTHER_FAILURES = [
     f"Invalid device id\n{STAMP} ERR00003 PTA invalid value",
     f"invalid argument to reset_peak_memory_stats\n{STAMP} ERR00001 PTA invalid parameter",
     f"Both events must be recorded before calculating elapsed time.\n{STAMP} ERR00005 PTA internal error",
-    "EI0006: Getting socket times out. Reason: 1. The remote does not initiate a connect request.",
-    "HCCL function error: HcclCommInitRootInfo(numRanks, &id, rank, &comm), error code is 2\nERR02200 DIST call hccl",
+    "HCCL function error: HcclAllReduce(...), error code is 4\nERR02200 DIST call hccl",
 ]
+# message, what the cause says, what the remedy says
+OF_SEVERAL_RANKS = {
+    "EI0006": (
+        "EI0006: Getting socket times out. Reason: 1. The remote does not initiate a connect request.",
+        "HCCL_CONNECT_TIMEOUT",
+        "every rank was started",
+    ),
+    "EI0002": (
+        "EI0002: [PID: 1] Notify register times out. Possible Cause: the remote rank has failed",
+        "waited in vain for a collective",
+        "other ranks' output",
+    ),
+    "EJ0001": (
+        "EJ0001: Failed to initialize the HCCP process. Reason: Maybe the last training process is running.",
+        "an earlier run is still alive",
+        "wait ten seconds",
+    ),
+    "two on one device": (
+        "HCCL function error: HcclCommInitRootInfo(numRanks, &id, rank, &comm), error code is 2\n"
+        "ERR02200 DIST call hccl",
+        "two processes use one device",
+        "one process for each device",
+    ),
+    "507048": (
+        acl(SYNCHRONIZE, WAIT, 507048, "The execution of the internal task times out.") + "\nEI0002: Notify register",
+        "HCCL_EXEC_TIMEOUT",
+        "the rank that is missing",
+    ),
+    "507057": (acl(SYNCHRONIZE, WAIT, 507057, "SUSPECT REMOTE ERROR"), "remote device", "other ranks' output"),
+}
+OF_THE_SET_UP = {
+    "no device in this thread": (acl(STREAM, CREATE, 107002, "The context is empty."), "thread", "set_device"),
+    "operator compiler": (
+        acl(INITIALIZE, "AclSetCompileopt(ACL_OP_COMPILER_CACHE_MODE)", 500001, "The internal ACL is incorrect."),
+        "operator compiler could not start",
+        "Python packages",
+    ),
+}
 
 
 class TestFaults:
@@ -128,6 +164,24 @@ class TestFaults:
         assert failure.status == "device_fault"
         assert failure.cause == text.splitlines()[0]
         assert "ascend/log/debug/plog" in failure.remedy
+
+    @pytest.mark.parametrize(
+        ("text", "cause", "remedy"),
+        [*OF_SEVERAL_RANKS.values(), *OF_THE_SET_UP.values()],
+        ids=[*OF_SEVERAL_RANKS, *OF_THE_SET_UP],
+    )
+    def test_failures_with_a_remedy_of_their_own(self, text: str, cause: str, remedy: str) -> None:
+        failure = known(text)
+        assert failure.status == "device_fault"
+        assert cause in failure.cause
+        assert remedy in failure.remedy
+        # What one rank reports, another one caused: nothing is to be hunted here.
+        assert "LAUNCH_BLOCKING" not in failure.remedy
+
+    def test_a_missing_kernel_without_a_code_is_known_by_its_words(self) -> None:
+        failure = known("EZ9999: Inner Error!\n[OpParamInfo] Cannot find bin of op GroupedMatmul, integral key 0/1/")
+        assert "no kernel" in failure.cause
+        assert "kernels package" in failure.remedy
 
     def test_the_compact_form_is_known_too(self) -> None:
         """With TORCH_NPU_COMPACT_ERROR_OUTPUT=1 neither torch-npu's nor CANN's codes are in the message."""
@@ -240,6 +294,10 @@ IMPORT_FAILURES = {
         "CANN release that belongs to this torch-npu",
     ),
     "new chip": ("Unsupported soc version: Ascend910B9Z", "Ascend910B9Z", "newer torch-npu"),
+    "another folder": ("No module named 'torch_npu._C'", "another folder named torch_npu", "reinstall"),
+    "another folder, autoload": (
+        "module 'torch_npu' has no attribute '_autoload'", "another folder named torch_npu", "reinstall",
+    ),
     "CUDA build": (
         "Two accelerators cannot be used at the same time in PyTorch: npu and cuda. You can install the cpu version",
         "another accelerator",

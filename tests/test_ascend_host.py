@@ -346,3 +346,84 @@ class TestVersions:
         file.unlink()
         file.mkdir()
         assert host.driver_version() is None
+
+
+class TestInstallation:
+    """CANN's libraries are on the path: which installation are they of?"""
+
+    @pytest.fixture
+    def cann(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        (tmp_path / "opp").mkdir()
+        (tmp_path / "ascend_toolkit_install.info").write_text("version=9.0.0\n")
+        variables = {"ASCEND_HOME_PATH": str(tmp_path), "ASCEND_OPP_PATH": str(tmp_path / "opp")}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        installed(monkeypatch, torch="2.9.0", torch_npu="2.9.0.post2")
+        return variables
+
+    def test_whole(self, cann: dict[str, str]) -> None:
+        assert host.installation_problems(cann) == []
+
+    @pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_OPP_PATH"])
+    def test_a_variable_of_set_env_is_missing(self, name: str, cann: dict[str, str]) -> None:
+        del cann[name]
+        problem = only(host.installation_problems(cann))
+        assert f"{name} is not set" in problem.what
+        assert "set_env.sh" in problem.remedy
+
+    @pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_OPP_PATH"])
+    def test_a_folder_is_missing(self, name: str, cann: dict[str, str]) -> None:
+        cann[name] = "/nowhere"
+        assert f"{name}=/nowhere is no folder" in only(host.installation_problems(cann)).what
+
+    @pytest.mark.parametrize(
+        ("plugin", "needed"), [("2.12.0", "9.1.0"), ("2.9.0.post6", "9.1.0"), ("2.10.0.post4", "9.1.0")]
+    )
+    def test_too_old_for_the_plug_in(
+        self, plugin: str, needed: str, cann: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        installed(monkeypatch, torch="2.9.0", torch_npu=plugin)
+        problem = only(host.installation_problems(cann))
+        assert problem.what == f"CANN 9.0.0 is too old for torch-npu {plugin}, which was made for CANN {needed}"
+        assert f"install CANN {needed}" in problem.remedy
+
+    @pytest.mark.parametrize(("plugin"), ["2.9.0", "2.9.0.post2", "2.13.0"])
+    def test_new_enough_or_unknown(
+        self, plugin: str, cann: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        installed(monkeypatch, torch="2.9.0", torch_npu=plugin)
+        assert host.installation_problems(cann) == []
+
+    def test_a_release_candidate_is_of_its_release(
+        self, cann: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "ascend_toolkit_install.info").write_text("version=8.3.RC1\n")
+        installed(monkeypatch, torch="2.9.0", torch_npu="2.9.0")
+        assert "CANN 8.3.RC1 is too old" in only(host.installation_problems(cann)).what
+
+
+def test_firmware_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "version.info"
+    monkeypatch.setattr(host, "FIRMWARE_VERSION_FILE", file)
+    assert host.firmware_version() is None
+    file.write_text("Version=7.8.0.5.216\npackage_version=25.5.0\n")
+    assert host.firmware_version() == "7.8.0.5.216"
+
+
+class TestPluginCommit:
+    class Distribution:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def locate_file(self, name: str) -> Path:
+            return self.folder / name
+
+    def test_is_read_without_importing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "torch_npu").mkdir()
+        (tmp_path / "torch_npu" / "version.py").write_text("__version__ = '2.13.0'\ngit_version = 'c798c653'\n")
+        monkeypatch.setattr(host.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        assert host.plugin_git_hash() == "c798c653"
+
+    def test_unknown_is_null(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        assert host.plugin_git_hash() is None

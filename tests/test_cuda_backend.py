@@ -11,15 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 import torch
 
-from harness.backends import cuda
+from harness.backends import cuda, nvml
 from harness.backends.base import Problem
 from harness.backends.cuda import CudaBackend, driver_version
+from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
-from tests.conftest import Harness
+from harness.training.run import run
+from tests.conftest import PROJECT, TINY, Harness
+
+SCHEMA = PROJECT / "harness" / "schemas" / "record.schema.json"
 
 CUDA_BUILD = {"version": "2.13.0+cu128", "cuda": "12.8", "hip": None}
 ROCM_BUILD = {"version": "2.13.0+rocm6.4", "cuda": None, "hip": "6.4.43482"}
@@ -97,6 +102,24 @@ class TestPreflight:
         problem = host.only_problem()
         assert f"CUDA_VISIBLE_DEVICES={value!r} hides every device" in problem.what
         assert "unset CUDA_VISIBLE_DEVICES" in problem.remedy
+
+    @pytest.mark.parametrize("name", ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
+    def test_hidden_devices_of_rocm(self, host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, "")
+        assert backend().preflight() == []
+        host.torch_is(ROCM_BUILD)
+        assert f"{name}='' hides every device" in host.only_problem().what
+
+    @pytest.mark.parametrize(
+        "name", ["CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"]
+    )
+    def test_variables_that_falsify_a_run(self, host: Host, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(name, "0")
+        assert backend().preflight() == []
+        monkeypatch.setenv(name, "1")
+        problem = host.only_problem()
+        assert problem.what.startswith(f"{name}=1 ")
+        assert problem.remedy == f"unset {name}"
 
     @pytest.mark.parametrize("value", ["0", "1,0", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"])
     def test_devices_chosen_are_no_problem(self, host: Host, value: str) -> None:
@@ -311,6 +334,104 @@ class TestOpening:
         assert facts["name"] == "A GPU" == backend().peak_lookup_key()
         assert facts["memory_bytes"] == 17
         assert facts["uuid"] is None
+
+
+    def test_a_slice_of_a_gpu_has_no_peak(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        properties = SimpleNamespace(
+            name="NVIDIA A100-SXM4-40GB MIG 3g.20gb", total_memory=17, multi_processor_count=4, major=8, minor=0
+        )
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert backend().describe()["mig"] is True
+        assert backend().peak_lookup_key() is None
+
+
+class FakeEvent:
+    """Events a quarter of a second apart; elapsed_time is in milliseconds."""
+
+    made = 0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        FakeEvent.made += 1
+        self.recorded_at = 250.0 * FakeEvent.made
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return later.recorded_at - self.recorded_at
+
+
+class OnTheCpu(CudaBackend):
+    """The backend whose tensors lie on the CPU: everything else is asked of the faked torch.cuda."""
+
+    pins_host_memory = False
+
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Fake torch.cuda with one A100 and return how often it was synchronised and its peak reset."""
+    called = {"synchronize": 0, "reset": 0}
+    properties = SimpleNamespace(
+        name="NVIDIA A100-SXM4-80GB", total_memory=80 * 2**30, multi_processor_count=108, major=8, minor=0,
+        uuid="5e8a1b34-0000-1111-2222-333344445555",
+    )  # fmt: skip
+    answers = {
+        "init": lambda: None,
+        "device_count": lambda: 1,
+        "set_device": lambda index: None,
+        "get_device_properties": lambda device: properties,
+        "get_device_name": lambda device: properties.name,
+        "is_bf16_supported": lambda including_emulation: True,
+        "get_allocator_backend": lambda: "native",
+        "synchronize": lambda device: called.update(synchronize=called["synchronize"] + 1),
+        "reset_peak_memory_stats": lambda device: called.update(reset=called["reset"] + 1),
+        "mem_get_info": lambda device: (60 * 2**30, 80 * 2**30),
+        "max_memory_allocated": lambda device: 1000,
+        "max_memory_reserved": lambda device: 2000,
+        "Event": FakeEvent,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    for owner in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(owner, "allow_tf32", owner.allow_tf32)
+    return called
+
+
+class TestAWholeRun:
+    """Every member of the seam as a run uses it."""
+
+    def test_what_the_record_holds(
+        self, gpu: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(nvml, "condition", lambda uuid: {"throttle_reasons": ["power cap"], "uuid": uuid})
+        monkeypatch.setattr(nvml, "other_processes", lambda uuid: ["python3 (4711)"])
+        monkeypatch.setattr(nvml, "sharing", lambda uuid: {"mig": False, "mps": False})
+        config = load([*TINY, "backend=cuda", f"out={tmp_path / 'run'}"])
+        record = run(config, OnTheCpu(config.backend)).record
+        jsonschema.validate(record, json.loads(SCHEMA.read_text()))
+        assert record["status"] == "ok"
+        device = record["device"]
+        assert device["name"] == "NVIDIA A100-SXM4-80GB" == record["backend"]["peak_lookup_key"]
+        assert (device["kind"], device["emulated"], device["mig"], device["mps"]) == ("cuda", False, False, False)
+        assert device["uuid"] == "5e8a1b34-0000-1111-2222-333344445555"
+        assert record["effective"]["tf32_matmul"] is record["effective"]["tf32_cudnn"] is False
+        assert record["effective"]["allocator"] == "native"
+        assert record["memory"] == {
+            "peak_allocated_bytes": 1000,
+            "peak_reserved_bytes": 2000,
+            "used_on_device_bytes": 20 * 2**30,
+            "total_bytes": 80 * 2**30,
+        }
+        assert record["contention"]["device_processes"] == ["python3 (4711)"]
+        condition = {"throttle_reasons": ["power cap"], "uuid": device["uuid"]}
+        assert record["contention"]["device_condition"] == {"before": condition, "after": condition}
+        assert gpu["synchronize"] > 0
+        assert gpu["reset"] == 1
+        assert all(block["device_seconds"] == 0.5 for block in record["timing"]["blocks"])
 
 
 MISSING = CudaBackend(BackendConfig(name="cuda")).preflight()

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.backends.ascend import host
+from harness.backends.ascend import emulation, host
+from harness.backends.base import Problem
 from harness.backends.npu import NpuBackend
 from harness.composition import load
 from harness.config import BackendConfig
@@ -29,7 +30,7 @@ STAMP = "[ERROR] 2026-11-23-21:27:34 (PID:13111, Device:0, RankID:-1)"
 
 
 class WriteOnly:
-    """torch.npu.config: what is set there cannot be read back."""
+    """torch.npu.config: what is set there cannot be read back through it."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "written", {})
@@ -102,6 +103,15 @@ class FakeNpu:
     def get_task_queue_enable(self) -> int:
         return 1
 
+    def _get_deterministic_level(self) -> int:
+        return 0
+
+    def option(self, name: str) -> bytes:
+        """Return what the options behind the write-only settings say: nothing, before they are set."""
+        assert name == "ALLOW_INTERNAL_FORMAT"
+        written = self.config.__dict__["written"].get("allow_internal_format")
+        return b"" if written is None else b"enable" if written else b"disable"
+
     def reset_peak_memory_stats(self, index: int) -> None:
         # The real one refuses a device that has not been opened.
         assert index in self.opened
@@ -121,7 +131,9 @@ class FakeNpu:
 def npu(monkeypatch: pytest.MonkeyPatch) -> FakeNpu:
     """Install the stand-in. `raising=False`: torch has no attribute npu until the plug-in gives it one."""
     fake = FakeNpu()
-    monkeypatch.setitem(sys.modules, "torch_npu", ModuleType("torch_npu"))
+    module = ModuleType("torch_npu")
+    module._C = SimpleNamespace(_npu_getOption=fake.option)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_npu", module)
     monkeypatch.setattr(torch, "npu", fake, raising=False)
     # load() changes this process's environment: have it put back.
     monkeypatch.setenv(FALLBACK, "0")
@@ -325,8 +337,11 @@ class TestApply:
             "hf32_conv": True,
             "jit_compile": True,
             "task_queue_level": 1,
+            "deterministic_level": 0,
+            "cpu_affinity": None,
+            "allocator_settings": None,
             "cpu_fallback_disabled": False,
-            "internal_format_set_to": False,
+            "internal_format": None,
         }
         made.load()
         made.apply("fp32")
@@ -334,9 +349,27 @@ class TestApply:
         json.dumps(effective)
         assert effective["hf32_matmul"] is effective["hf32_conv"] is effective["jit_compile"] is False
         assert effective["cpu_fallback_disabled"] is True
+        assert effective["internal_format"] is False
         # Not what was asked for but what is there.
         npu.matmul.allow_hf32 = True
         assert made.effective()["hf32_matmul"] is True
+
+
+    def test_effective_tells_settings_that_come_by_the_environment(
+        self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CPU_AFFINITY_CONF", "2")
+        monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
+        effective = backend().effective()
+        assert effective["cpu_affinity"] == "2"
+        assert effective["allocator_settings"] == "expandable_segments:True"
+
+    def test_what_a_release_does_not_tell_is_null(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(FakeNpu, "_get_deterministic_level")
+        monkeypatch.delattr(sys.modules["torch_npu"], "_C")
+        effective = backend().effective()
+        assert effective["deterministic_level"] is None
+        assert effective["internal_format"] is None
 
 
 class TestFacts:
@@ -360,6 +393,12 @@ class TestFacts:
             "emulated": False,
         }
         assert backend().peak_lookup_key() == "Ascend910B3"
+
+    def test_an_emulated_device_says_so_and_has_no_peak(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(emulation, "is_emulated", lambda: True)
+        assert backend().describe()["name"] == "Ascend910B3 (emulated)"
+        assert backend().describe()["emulated"] is True
+        assert backend().peak_lookup_key() is None
 
     def test_core_counts_that_an_older_release_lacks_are_null(
         self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
@@ -397,7 +436,7 @@ class TestFacts:
         monkeypatch.setattr(host, "cann_version", lambda: "9.1.0")
         monkeypatch.setattr(host, "driver_version", lambda: None)
         versions = backend().versions()
-        assert set(versions) == {"torch", "torch-npu", "cann", "driver"}
+        assert set(versions) == {"torch", "torch-npu", "torch-npu commit", "cann", "driver", "firmware"}
         assert versions["cann"] == "9.1.0"
         assert versions["driver"] is None
 
@@ -444,10 +483,23 @@ class TestClassify:
 class TestPreflight:
     def test_asks_for_everything_most_fundamental_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         order = ("package", "library", "device", "variable")
-        for name in order:
+        for name in (*order, "installation"):
             problem = SimpleNamespace(what=name, remedy="x")
             monkeypatch.setattr(host, f"{name}_problems", lambda problem=problem: [problem])
         assert tuple(problem.what for problem in backend().preflight()) == order
+        # Only with CANN's libraries on the path is it worth asking which installation they are of.
+        monkeypatch.setattr(host, "library_problems", list)
+        found = tuple(problem.what for problem in backend().preflight())
+        assert found == ("package", "installation", "device", "variable")
+
+    def test_the_emulator_needs_no_device_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("package", "library", "installation", "variable"):
+            monkeypatch.setattr(host, f"{name}_problems", list)
+        monkeypatch.setattr(host, "device_problems", lambda: [Problem("no node", "x")])
+        monkeypatch.setattr(emulation, "is_emulated", lambda: True)
+        assert backend().preflight() == []
+        monkeypatch.setattr(emulation, "is_emulated", lambda: False)
+        assert [problem.what for problem in backend().preflight()] == ["no node"]
 
 
 class CpuInDisguise(NpuBackend):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from harness.backends.cpu import CpuBackend
 from harness.backends.eager import EagerStep
@@ -219,3 +221,44 @@ class TestWatchingTheStep:
         step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
         observe_step(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
         assert not any(part._forward_hooks for part in model.modules())
+
+
+class TestActivation:
+    """Ascend's kernel computes GELU's tanh approximation whatever it is asked for; the caller is to hear of it."""
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+    @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+    def test_what_is_asked_for_is_recorded(self, activation: str, precision: str) -> None:
+        found = probe(backend(precision=precision), config(precision, f"model.activation={activation}"))
+        assert found["activation"] == activation
+
+    def test_swiglu_has_nothing_to_ask(self) -> None:
+        assert "activation" not in probe(backend(), config("fp32", "model.activation=swiglu"))
+
+    def device_knows_only(self, monkeypatch: pytest.MonkeyPatch, formula: Callable[..., torch.Tensor]) -> None:
+        real = probe_module.activate
+
+        def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+            # What is made in float64 is the reference, on the host.
+            return real(x, activation) if x.dtype == torch.float64 else formula(x)
+
+        monkeypatch.setattr(probe_module, "activate", activate)
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+    @pytest.mark.parametrize(("asked", "known"), [("gelu", "gelu_tanh"), ("gelu_tanh", "gelu")])
+    def test_a_device_that_knows_only_the_other_is_refused(
+        self, asked: str, known: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        approximate = "tanh" if known == "gelu_tanh" else "none"
+        self.device_knows_only(monkeypatch, lambda x: F.gelu(x, approximate=approximate))
+        with pytest.raises(BackendUnavailable) as refused:
+            probe(backend(precision=precision), config(precision, f"model.activation={asked}"))
+        text = str(refused.value)
+        for part in ("backend fake", f"model.activation={asked} ", f"computes {known}", f"model.activation={known}"):
+            assert part in text
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+    def test_a_device_that_knows_neither_is_refused(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.device_knows_only(monkeypatch, lambda x: x * torch.sigmoid(1.702 * x))
+        with pytest.raises(BackendUnavailable, match="neither GELU nor its tanh approximation"):
+            probe(backend(precision=precision), config(precision))

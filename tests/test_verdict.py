@@ -255,6 +255,10 @@ class TestSound:
             ({"data_wait": 0.05}, "data wait"),
             ({"contention": {"host_other_fraction": 0.5}}, "shared host"),
             ({"contention": {"device_processes": ["python (4711)"]}}, "shared device"),
+            (
+                {"contention": {"device_condition": {"before": None, "after": {"throttle_reasons": ["power cap"]}}}},
+                "throttled",
+            ),
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
         ],
         ids=str,

@@ -7,18 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.analysis import statistics
 from harness.analysis.chips import Chip, find_chip
 from harness.analysis.flops import training_flops_per_token
 from harness.analysis.parity import Finding, compare_computation
 from harness.analysis.sides import Run, Side, look_up
 from harness.config import is_part_of_the_work
 
-# A drift of the step time beyond this share of it, and beyond its own 99 % interval, is worth a warning.
-DRIFT = 0.02
-FEWEST_BLOCKS_FOR_DRIFT = 8
-DATA_WAIT = 0.01
-HOST_CONTENTION = 0.10
 # Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
 
@@ -31,15 +25,6 @@ class Gate:
     passed: bool | None
     summary: str
     details: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Caution:
-    """Something that does not forbid a verdict, but that its reader has to know."""
-
-    name: str
-    side: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -250,54 +235,3 @@ def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: 
 
 def _tera(flops: float) -> str:
     return f"{flops / 1e12:.3g} TFLOP/s"
-
-
-def cautions(side: Side) -> list[Caution]:
-    """Return what a reader of the verdict has to know of the runs of one side."""
-    return [Caution(name, side.label, text) for name, text in _cautions(side)]
-
-
-def _cautions(side: Side) -> Iterable[tuple[str, str]]:
-    runs = side.runs
-    if side.emulated:
-        # The cautions below tell of times and speeds, and an emulation has none.
-        yield "emulated", "the device is an emulation: no speed is stated"
-        return
-    drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
-    if drifts:
-        worst = max(drifts, key=abs)
-        cause = "slower towards the end: throttling, or a neighbour" if worst > 0 else "faster: warm-up was not over"
-        yield "drift", f"step time drifted in {len(drifts)} of {len(runs)} runs, by up to {worst:+.1%} ({cause})"
-    waits = [value for value in side.values("timing", "data_wait_fraction") if value is not None and value > DATA_WAIT]
-    if waits:
-        yield "data wait", f"up to {max(waits):.1%} of the step was spent waiting for data in {len(waits)} runs"
-    busy = [value for value in side.values("contention", "host_other_fraction") if value and value > HOST_CONTENTION]
-    if busy:
-        yield (
-            "shared host",
-            f"other processes had up to {max(busy):.0%} of the cores in {len(busy)} of {len(runs)} runs",
-        )
-    others = sorted({name for names in side.values("contention", "device_processes") for name in names or ()})
-    if others:
-        yield "shared device", f"others used the device: {', '.join(others[:3])}"
-    if any(side.values("environment", "git", "dirty")):
-        yield "modified source", "the harness's source had changes that no commit holds"
-    times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
-    odd = statistics.outliers(times)
-    if odd:
-        shown = ", ".join(f"{runs[index].path.parent.name} ({1000 * times[index]:.2f} ms)" for index in odd)
-        yield "outliers", f"shown, not dropped: {shown}"
-
-
-def _drift(record: Mapping[str, Any]) -> float | None:
-    """Return the relative change of the step time over the window, if it is beyond DRIFT and beyond chance."""
-    blocks = record["timing"]["blocks"]
-    if len(blocks) < FEWEST_BLOCKS_FOR_DRIFT:
-        return None
-    change, low, high = statistics.trend(block_step_seconds(record))
-    return change if abs(change) > DRIFT and (low > 0 or high < 0) else None
-
-
-def block_step_seconds(record: Mapping[str, Any]) -> list[float]:
-    """Return the mean step time of each measured block, seconds."""
-    return [block["seconds"] / (block["last_step"] - block["first_step"] + 1) for block in record["timing"]["blocks"]]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.analysis import gates
-from harness.analysis.gates import Caution, Gate, block_step_seconds
+from harness.analysis.cautions import Caution, block_step_seconds, cautions_about
+from harness.analysis.gates import Gate
 from harness.analysis.parity import Finding
 from harness.analysis.sides import Side, look_up
 from harness.analysis.statistics import Ratio, inverse, ratio_of, weak_ratio_of
@@ -83,7 +84,7 @@ def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison
 def _judge(reference: Side, other: Side, margin: float) -> Pair:
     passed: list[Gate] = []
     findings: tuple[Finding, ...] = ()
-    cautions = tuple([*gates.cautions(reference), *gates.cautions(other)])
+    cautions = tuple([*cautions_about(reference), *cautions_about(other)])
 
     def stop(word: str) -> Pair:
         last = next(gate for gate in passed if gate.passed is False)

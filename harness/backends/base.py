@@ -164,6 +164,10 @@ class Backend(ABC):
         """Return the other processes that use the device, as `name (pid)`; None where that cannot be told."""
         return None
 
+    def condition(self) -> dict[str, Any] | None:
+        """Return the device's clocks and what holds them down now (`throttle_reasons`, a list), or None."""
+        return None
+
     def telemetry(self) -> Any | None:
         """Return a sampler of power and temperature, or None."""
         return None

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.backends import nvml
 from harness.backends.base import (
     OUT_OF_MEMORY_REMEDY,
     Backend,
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 NVIDIA_NODES = ("/dev/nvidiactl", "/dev/dxg")
 AMD_NODES = ("/dev/kfd",)
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
+# Variables that would make the run something else than it says: the values that do no harm, and why the others do.
+HOSTILE_VARIABLES = {
+    "CUDA_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
+    "HIP_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
+    "AMD_SERIALIZE_KERNEL": (("", "0"), "makes every kernel wait for the one before it, so timings are worthless"),
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": (("", "0"), "sends every allocation to the driver, so timings are worthless"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": (("", "0"), "turns TF32 on behind the harness's back"),
+}
 FAULT = re.compile(r"CUDA(?: driver)? error|HIP error|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|cuDNN error|NCCL error")
 
 
@@ -68,13 +77,7 @@ class CudaBackend(Backend):
             problems.append(
                 Problem(f"{present[0]} may not be opened by this user", f"sudo chmod a+rw {present[0]}, or run as root")
             )
-        if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
-            problems.append(
-                Problem(
-                    f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every device",
-                    "unset CUDA_VISIBLE_DEVICES, or set it to the devices' numbers",
-                )
-            )
+        problems += _variable_problems(rocm=bool(build.get("hip")))
         return problems
 
     def load(self) -> None:
@@ -158,6 +161,7 @@ class CudaBackend(Backend):
         import torch
 
         properties = torch.cuda.get_device_properties(self.device())
+        sharing = nvml.sharing(self._uuid())
         return {
             "kind": "rocm" if torch.version.hip else self.name,
             "name": properties.name,
@@ -166,7 +170,10 @@ class CudaBackend(Backend):
             "memory_bytes": properties.total_memory,
             "multiprocessors": properties.multi_processor_count,
             "compute_capability": f"{properties.major}.{properties.minor}",
-            "uuid": str(getattr(properties, "uuid", "")) or None,
+            "uuid": self._uuid(),
+            # A slice of a GPU says so in its name too, with or without the management library.
+            "mig": True if " MIG " in properties.name else sharing["mig"],
+            "mps": sharing["mps"],
             "emulated": False,
         }
 
@@ -181,7 +188,20 @@ class CudaBackend(Backend):
         }
 
     def peak_lookup_key(self) -> str | None:
-        return self.describe()["name"]
+        # A slice has not the whole chip's peak.
+        device = self.describe()
+        return None if device["mig"] else device["name"]
+
+    def other_processes(self) -> list[str] | None:
+        return nvml.other_processes(self._uuid())
+
+    def condition(self) -> dict[str, Any] | None:
+        return nvml.condition(self._uuid())
+
+    def _uuid(self) -> str | None:
+        import torch
+
+        return str(getattr(torch.cuda.get_device_properties(self.device()), "uuid", "")) or None
 
     def classify(self, error: BaseException) -> Failure | None:
         common = super().classify(error)
@@ -200,6 +220,24 @@ class CudaBackend(Backend):
             "run again with CUDA_LAUNCH_BLOCKING=1 to find the operation (its timings are worthless), and see "
             "dmesg for Xid messages",
         )
+
+
+def _variable_problems(*, rocm: bool) -> list[Problem]:
+    problems = [
+        Problem(f"{name}={os.environ[name]} {why}", f"unset {name}")
+        for name, (harmless, why) in HOSTILE_VARIABLES.items()
+        if os.environ.get(name, "").strip() not in harmless
+    ]
+    names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+    for name in names if rocm else names[-1:]:
+        if os.environ.get(name, "0").strip() in ("", "-1", "NoDevFiles"):
+            problems.append(
+                Problem(
+                    f"{name}={os.environ[name]!r} hides every device",
+                    f"unset {name}, or set it to the devices' numbers",
+                )
+            )
+    return problems
 
 
 def driver_version() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.backends.ascend import host
+from harness.backends.ascend import emulation, host
 from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
 from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
 from harness.errors import BackendUnavailable
@@ -38,11 +38,13 @@ class NpuBackend(Backend):
     fallback_pattern = r"will fall back to run on the CPU"
 
     def preflight(self) -> list[Problem]:
+        libraries = host.library_problems()
         return [
             *torch_problems(),
             *host.package_problems(),
-            *host.library_problems(),
-            *host.device_problems(),
+            *(libraries or host.installation_problems()),
+            # The emulator has no device nodes; everything else is looked at as on a device.
+            *([] if emulation.is_emulated() else host.device_problems()),
             *host.variable_problems(),
             *self._thread_problems(),
         ]
@@ -101,9 +103,11 @@ class NpuBackend(Backend):
             "hf32_conv": npu.conv.allow_hf32,
             "jit_compile": not npu.is_jit_compile_false(),
             "task_queue_level": npu.get_task_queue_enable(),
+            "deterministic_level": _deterministic_level(npu),
+            "cpu_affinity": os.environ.get("CPU_AFFINITY_CONF"),
+            "allocator_settings": os.environ.get("PYTORCH_NPU_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
             "cpu_fallback_disabled": os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1",
-            # Write-only in torch-npu: what was set, not what was read back.
-            "internal_format_set_to": False,
+            "internal_format": _internal_format(),
         }
 
     def synchronize(self) -> None:
@@ -131,27 +135,54 @@ class NpuBackend(Backend):
     def describe(self) -> dict[str, Any]:
         index = self.settings.device_index
         properties = _npu().get_device_properties(index)
+        emulated = emulation.is_emulated()
+        # The chip's name of the whole process: torch-npu ignores the index here.
+        name = _npu().get_device_name(index)
         return {
             "kind": self.name,
-            # The chip's name of the whole process: torch-npu ignores the index here.
-            "name": _npu().get_device_name(index),
+            "name": f"{name} (emulated)" if emulated else name,
             "index": index,
             "count": _npu().device_count(),
             "memory_bytes": properties.total_memory,
             "cube_cores": getattr(properties, "cube_core_num", None),
             "vector_cores": getattr(properties, "vector_core_num", None),
-            "emulated": False,
+            "emulated": emulated,
         }
 
     def versions(self) -> dict[str, str | None]:
-        return {**super().versions(), "cann": host.cann_version(), "driver": host.driver_version()}
+        return {
+            **super().versions(),
+            "torch-npu commit": host.plugin_git_hash(),
+            "cann": host.cann_version(),
+            "driver": host.driver_version(),
+            "firmware": host.firmware_version(),
+        }
 
     def peak_lookup_key(self) -> str | None:
-        return self.describe()["name"]
+        device = self.describe()
+        return None if device["emulated"] else device["name"]
 
     def classify(self, error: BaseException) -> Failure | None:
         # The NPU's messages first: its out-of-memory comes as a plain RuntimeError in older releases.
         return classify_message(str(error)) or super().classify(error)
+
+
+def _deterministic_level(npu: Any) -> int | None:
+    # torch-npu has a public setter only.
+    read = getattr(npu, "_get_deterministic_level", None)
+    return read() if read is not None else None
+
+
+def _internal_format() -> bool | None:
+    """Return whether tensors may take the device's private layouts; None where it cannot be read.
+
+    The public setting is write-only; the option behind it reads as empty on chips that never had one.
+    """
+    import torch_npu  # type: ignore[import-not-found]
+
+    read = getattr(getattr(torch_npu, "_C", None), "_npu_getOption", None)
+    value = read("ALLOW_INTERNAL_FORMAT") if read is not None else None
+    return value != b"disable" if value else None
 
 
 def _npu() -> Any:

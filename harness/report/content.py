@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from harness.analysis.gates import Caution
+from harness.analysis.cautions import Caution
 from harness.analysis.sides import Side, look_up
 from harness.analysis.statistics import Ratio, outliers
 from harness.analysis.verdict import Comparison, Pair, Quantity

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness.analysis.gates import block_step_seconds
+from harness.analysis.cautions import block_step_seconds
 from harness.analysis.sides import Side
 from harness.analysis.statistics import Ratio
 from harness.analysis.verdict import Comparison, Pair

@@ -31,15 +31,16 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("work", _work(record)),
         ("device", f"{device['kind']}: {device['name']}, {_threads(record)}"),
         ("identity", _identity(record)),
-        ("step time", _step_time(timing)),
-        ("speed", _speed(timing)),
-        ("not in it", _outside(timing)),
-        ("loss", _loss(record)),
     ]
+    if device["emulated"]:
+        lines.append(("speed", "none: the device is emulated, its times say nothing of any device"))
+    else:
+        lines += [("step time", _step_time(timing)), ("speed", _speed(timing)), ("not in it", _outside(timing))]
+    lines.append(("loss", _loss(record)))
     if record["eval"]["points"]:
         lines.append(("held out", _held_out(record)))
     if record["target"] is not None:
-        lines.append(("target", _target(record["target"])))
+        lines.append(("target", _target(record["target"], timed=not device["emulated"])))
     lines.append(("memory", _memory(record["memory"])))
     if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
         lines.append(("fp16", f"{record['losses']['skipped_steps']} updates skipped by the loss scaler"))
@@ -118,11 +119,14 @@ def _held_out(record: dict[str, Any]) -> str:
     )
 
 
-def _target(target: dict[str, Any]) -> str:
+def _target(target: dict[str, Any], *, timed: bool) -> str:
     if not target["reached"]:
         return f"loss {target['loss']:g} was not reached"
+    reached = f"loss {target['loss']:g} reached at step {target['step']}"
+    if not timed:
+        return reached
     return (
-        f"loss {target['loss']:g} reached at step {target['step']} after {target['training_seconds']:.1f} s of "
+        f"{reached} after {target['training_seconds']:.1f} s of "
         f"training ({target['wall_seconds']:.1f} s with evaluations)"
     )
 

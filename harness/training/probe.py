@@ -12,7 +12,7 @@ from harness.backends.eager import AUTOCAST_DTYPES
 from harness.config import Config, kv_heads
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable, RunFailed
-from harness.workload.model import causal_attention
+from harness.workload.model import activate, causal_attention
 from harness.workload.random import approximately_normal, stream_key
 
 EXPECTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -20,6 +20,10 @@ MATMUL_SIZE = 256
 # A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
 # carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
 LARGEST_FP32_ERROR = 1e-5
+# GELU's two formulas differ by 2e-4 in the mean over this stretch, where the values themselves are small enough for
+# bf16 to tell them apart; x sigmoid(1.702 x), a third one in use, is off by 1e-2.
+GELU_STRETCH = (-4.0, -0.25, 2048)
+LARGEST_GELU_ERROR = {"fp32": 2e-5, "bf16": 1e-3, "fp16": 1e-3}
 
 
 def probe(backend: Backend, config: Config) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
         **backend.effective(),
         **_probe_matmul(backend, config.precision),
         "attention_kernel": _probe_attention(backend, config),
+        **_probe_activation(backend, config),
         "threads": _probe_threads(backend),
         "interop_threads": torch.get_num_interop_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -122,6 +127,30 @@ def _probe_attention(backend: Backend, config: Config) -> str:
             q, k, v = (x.to(AUTOCAST_DTYPES[config.precision]) for x in (q, k, v))
         mixed = causal_attention(q, k, v)
     return type(mixed.grad_fn).__name__
+
+
+def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
+    """Find out which GELU the device computes: there are devices that know only one and do not say so."""
+    asked = config.model.activation
+    if asked == "swiglu":
+        return {}
+    dtype = AUTOCAST_DTYPES.get(config.precision, torch.float32)
+    x = torch.linspace(*GELU_STRETCH).to(dtype)
+    found = activate(x.to(backend.device()), asked).cpu().double()
+    exact = {name: activate(x.double(), name) for name in ("gelu", "gelu_tanh")}
+    errors = {name: float((found - values).square().mean().sqrt()) for name, values in exact.items()}
+    nearest = min(errors, key=lambda name: errors[name])
+    if not errors[nearest] <= LARGEST_GELU_ERROR[config.precision]:
+        raise BackendUnavailable(
+            f"backend {backend.name}: model.activation={asked} was asked for, but the device computes neither GELU nor "
+            f"its tanh approximation (off by {errors[asked]:.1e}); use model.activation=swiglu"
+        )
+    if nearest != asked:
+        raise BackendUnavailable(
+            f"backend {backend.name}: model.activation={asked} was asked for, but this device computes {nearest} "
+            f"whatever it is asked; set model.activation={nearest}, here and on the other device"
+        )
+    return {"activation": nearest, "activation_error": errors[nearest]}
 
 
 def _probe_threads(backend: Backend) -> int:

@@ -16,16 +16,18 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Shows step, tokens/s, loss and time left, from numbers that the loop has already read."""
+    """Shows step, loss, tokens/s (if it is one of a device) and time left, from numbers that the loop has read."""
 
     def __init__(
         self,
         steps: int,
         *,
+        shows_speed: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._steps = steps
+        self._shows_speed = shows_speed
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began = self._last_line = clock()
@@ -39,6 +41,8 @@ class Progress:
     def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
         """Show that training has got to `step`; tokens and seconds are of the last block."""
         speed = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else "? tokens/s"
+        if not self._shows_speed:
+            speed = "emulated"
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}{self._evaluation}", refresh=False)
             self._show(self._bar.update, step - self._done)
@@ -62,7 +66,9 @@ class Progress:
             self._show(self._bar.close)
 
     def _open_bar(self) -> None:
-        self._bar = tqdm(total=self._steps, unit="step", file=self._stream, dynamic_ncols=True)
+        # Without a speed to show, the bar's own steps a second go too.
+        form = None if self._shows_speed else "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self._bar = tqdm(total=self._steps, unit="step", file=self._stream, dynamic_ncols=True, bar_format=form)
 
     def _say(self, line: str) -> None:
         self._show(lambda: print(line, file=self._stream, flush=True))

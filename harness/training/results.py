@@ -67,6 +67,7 @@ def assemble(
         "contention": {
             "host_other_fraction": facts.host_other_fraction,
             "device_processes": facts.device_processes,
+            "device_condition": facts.device_condition,
         },
     }
 

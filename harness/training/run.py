@@ -64,6 +64,7 @@ class _Facts:
     final_norms: dict[str, float] | None = None
     host_other_fraction: float | None = None
     device_processes: list[str] | None = None
+    device_condition: dict[str, Any] | None = None
 
 
 def run(config: Config, backend: Backend) -> Outcome:
@@ -183,7 +184,8 @@ class _Session:
     def train_watched(self) -> None:
         """Train, and refuse the result if any of the work ran on the host instead of the device."""
         with StderrWatch(self.backend.fallback_pattern) as watch:
-            progress = Progress(self.config.workload.steps, stream=watch.stream)
+            shows_speed = not self.facts.device.get("emulated")
+            progress = Progress(self.config.workload.steps, shows_speed=shows_speed, stream=watch.stream)
             try:
                 self.train(progress)
             finally:
@@ -222,6 +224,7 @@ class _Session:
         facts.setup_seconds = time.perf_counter() - facts.began
         contention = environment.CpuContention()
         facts.device_processes = backend.other_processes()
+        before = backend.condition()
         try:
             with self.stop.deferred():
                 self.loop.run()
@@ -231,6 +234,9 @@ class _Session:
             raise
         finally:
             facts.host_other_fraction = contention.other_fraction()
+        if before is not None:
+            # At once: a device that was held down cools within seconds.
+            facts.device_condition = {"before": before, "after": backend.condition()}
         self._ask_device(model, step)
 
     def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:

@@ -73,7 +73,12 @@ class FeedForward(nn.Module):
         if self.gated:
             gate, value = x.chunk(2, dim=-1)
             return self.down(F.silu(gate) * value)
-        return self.down(F.gelu(x, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
+        return self.down(activate(x, self.activation))
+
+
+def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Apply `gelu` (Hendrycks and Gimpel 2016) or `gelu_tanh`, its approximation by tanh in the same paper."""
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 def make_norm(config: ModelConfig) -> nn.Module:

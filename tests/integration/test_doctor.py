@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.backends.ascend.host import REQUIRED_LIBRARIES, device_nodes, on_loader_path
+from harness.backends.ascend.host import DEVICE_FOLDER, REQUIRED_LIBRARIES, device_nodes, on_loader_path
 from harness.backends.base import installed_version
 from harness.backends.cuda import CudaBackend
 from harness.config import BackendConfig
@@ -21,7 +21,7 @@ from tests.conftest import TINY, Harness
 HAS_CUDA = not CudaBackend(BackendConfig(name="cuda")).preflight()
 
 without_an_npu = pytest.mark.skipif(
-    installed_version("torch-npu") is not None or bool(device_nodes()) or on_loader_path("libascendcl.so"),
+    installed_version("torch-npu") is not None or bool(device_nodes(DEVICE_FOLDER)) or on_loader_path("libascendcl.so"),
     reason="this machine has torch-npu, CANN or an NPU: the answers would be its own",
 )
 

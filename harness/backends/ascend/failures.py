@@ -13,18 +13,42 @@ OPERATOR = re.compile(r"current working operator name is (\w+)")
 
 OUT_OF_MEMORY_CODES = {200000, 207001, 207005, 207018}
 # Kernel or device faults; reported at a later synchronise, after which the context is lost.
-FAULT_CODES = {
-    507008: "the chip's version could not be read",
+LATE_FAULTS = {
+    107019: "a task did not finish within its time",
+    507010: "the device's task scheduler stopped answering",
+    507013: "a DMA copy failed in hardware",
     507014: "a kernel on an AI core timed out",
     507015: "a kernel on an AI core raised an exception",
+    507016: "a kernel on an AI core trapped",
+    507017: "a kernel on an AI CPU timed out",
     507018: "a kernel on an AI CPU raised an exception",
-    507033: "the device could not be started",
+    507034: "a kernel on a vector core timed out",
     507035: "a kernel on a vector core raised an exception",
+    507036: "a kernel on a vector core trapped",
+    507042: "a kernel on an AI core read outside its memory",
+    507043: "a kernel on an AI core wrote outside its memory",
+    507044: "a kernel on a vector core read outside its memory",
+    507045: "a kernel on a vector core wrote outside its memory",
+    507046: "a stream did not finish within the time set for it",
+    507047: "an event did not come within the time set for it",
+    507049: "an internal task of the device raised an exception",
+    507050: "an internal task of the device trapped",
+    507900: "the AI CPU module reported an internal error",
+}
+# Nothing had been queued yet: these are not late.
+START_FAULTS = {
+    207004: "the device is not available",
+    507008: "the chip's version could not be read",
+    507033: "the device could not be started",
+    507899: "the driver reported an internal error",
+    507901: "the connection between host and device was lost",
+}
+# One rank reports what another one caused.
+PEER_FAULTS = {
     507048: "a collective waited longer than HCCL_EXEC_TIMEOUT",
     507057: "a remote device is suspected of a fault",
-    507899: "the driver reported an internal error",
 }
-START_CODES = {507008, 507033, 507899}
+FAULT_CODES = {**LATE_FAULTS, **START_FAULTS, **PEER_FAULTS}
 # The operators' own library refuses: CANN's kernels for this chip are not installed, or not for this type.
 NO_KERNEL_CODES = {161002, 561103}
 CALLED_OPERATOR = re.compile(r"call (aclnn\w+) failed")
@@ -48,23 +72,18 @@ def classify_message(text: str) -> Failure | None:
 
 
 def _classify_fault(text: str, codes: set[int]) -> Failure | None:
-    known = sorted(codes & FAULT_CODES.keys())
     operator = OPERATOR.search(text)
-    if known or operator:
-        what = FAULT_CODES[known[0]] + f" (ACL {known[0]})" if known else "an operation was rejected"
-        if known and known[0] in START_CODES:
-            # Nothing had been queued: this one is not late.
-            return Failure(
-                "device_fault", what, "compare the driver's and CANN's versions (python -m harness doctor npu)"
-            )
-        named = f" in {operator.group(1)}" if operator else ""
-        return Failure(
-            "device_fault",
-            f"{what}{named}; reported late: the line of Python is not the culprit",
-            f"run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; {LOGS}",
-        )
-    unsupported = sorted(codes & NO_KERNEL_CODES)
-    if unsupported:
+    for faults, explain in ((LATE_FAULTS, _late), (START_FAULTS, _at_start), (PEER_FAULTS, _from_a_peer)):
+        known = sorted(codes & faults.keys())
+        if known:
+            return explain(f"{faults[known[0]]} (ACL {known[0]})", operator.group(1) if operator else None)
+    for pattern, cause, remedy in _RUN_FAILURES:
+        if re.search(pattern, text):
+            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy)
+    if operator:
+        return _late("an operation was rejected", operator.group(1))
+    unsupported = codes & NO_KERNEL_CODES
+    if unsupported or "Cannot find bin of op" in text:
         called = CALLED_OPERATOR.search(text)
         return Failure(
             "device_fault",
@@ -77,6 +96,63 @@ def _classify_fault(text: str, codes: set[int]) -> Failure | None:
     compact = COMPACT.search(text)
     return Failure("device_fault", compact.group(0).strip(), LOGS) if compact else None
 
+
+def _late(what: str, operator: str | None) -> Failure:
+    named = f" in {operator}" if operator else ""
+    return Failure(
+        "device_fault",
+        f"{what}{named}; reported late: the line of Python is not the culprit",
+        f"run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; {LOGS}",
+    )
+
+
+def _at_start(what: str, _operator: str | None) -> Failure:
+    return Failure("device_fault", what, "compare the driver's and CANN's versions (python -m harness doctor npu)")
+
+
+def _from_a_peer(what: str, _operator: str | None) -> Failure:
+    return Failure(
+        "device_fault",
+        what,
+        "look for the first error in the other ranks' output, or the rank that is missing; stop what is left of them "
+        "and wait ten seconds before the next run",
+    )
+
+
+# Other failures of a run that have a remedy of their own: pattern, cause, remedy.
+_RUN_FAILURES = (
+    (
+        r"EI0006|Getting socket times out",
+        "a rank did not connect to its peers within HCCL_CONNECT_TIMEOUT (120 s if not set)",
+        "see that every rank was started, that the hosts reach each other, and that no rank of an earlier run is left",
+    ),
+    (
+        r"EI0002|Notify register times out",
+        "a rank waited in vain for a collective of its peers",
+        "look for the first error in the other ranks' output, or the rank that is missing",
+    ),
+    (
+        r"EJ0001|initialize the HCCP process",
+        "the collective library's helper process could not start, most likely because an earlier run is still alive",
+        "stop what is left of earlier runs and wait ten seconds",
+    ),
+    (
+        r"HcclCommInit\w*\(.*error code is 2\b",
+        "the collective library refused the communicator, most likely because two processes use one device",
+        "start one process for each device",
+    ),
+    (
+        r"error code is 107002\b",
+        "no device was set in this thread",
+        "call torch.npu.set_device in every thread that uses the device",
+    ),
+    (
+        r"AclSetCompileopt.*error code is 50000[12]\b",
+        "CANN's operator compiler could not start",
+        "source CANN's set_env.sh, and install the Python packages that CANN's tools need (decorator, scipy, attrs, "
+        "psutil, cffi)",
+    ),
+)
 
 # What the import of torch_npu or the opening of the device says, what it means and what mends it; {0} is the
 # pattern's group.
@@ -105,6 +181,11 @@ _SET_UP_FAILURES = (
         r"Unsupported soc version: (\S+)",
         "this torch-npu does not know the chip {0}",
         "install a newer torch-npu",
+    ),
+    (
+        r"No module named '(torch_npu\._C)'|(torch_npu)' has no attribute '_autoload'",
+        "another folder named torch_npu hides the installed package",
+        "change to a folder without one, or reinstall torch-npu",
     ),
     (
         r"(Two accelerators cannot be used)",

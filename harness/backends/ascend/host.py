@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 from harness.backends.base import Problem, installed_version
@@ -20,14 +21,34 @@ REQUIRED_LIBRARIES = (
     "libacl_tdt_channel.so",
 )
 SET_ENV_SCRIPTS = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
+DEVICE_FOLDER = Path("/dev")
 MANAGEMENT_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 
-# Variables that would make the run something else than it says, and why.
+FIRMWARE_VERSION_FILE = Path("/usr/local/Ascend/firmware/version.info")
+
+# Variables that would make the run something else than it says: the values that do no harm, and why the others do.
 HOSTILE_VARIABLES = {
-    "TORCH_TRANSFER_TO_NPU": "redirects other devices' calls to the NPU, so records could name the wrong one",
-    "ASCEND_LAUNCH_BLOCKING": "makes every launch wait for the device, so timings are worthless",
+    "TORCH_TRANSFER_TO_NPU": (
+        ("", "0"),
+        "redirects other devices' calls to the NPU, so records could name the wrong one",
+    ),
+    "ASCEND_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
+    "PYTORCH_NO_NPU_MEMORY_CACHING": (("",), "sends every allocation to the driver, so timings are worthless"),
+    "INF_NAN_MODE_ENABLE": (("", "1"), "makes overflows saturate instead of becoming infinite, which hides them"),
+    "ASCEND_GLOBAL_LOG_LEVEL": (("", "2", "3", "4"), "makes CANN write a log line for every call, which takes time"),
+}
+
+# The CANN release that a torch-npu release was made for (Ascend/pytorch, COMPATIBILITY.en.md of 2026-08); an older one
+# lacks functions. Releases that are not in the table are not checked.
+CANN_FOR_PLUGIN = {
+    "2.12.0": "9.1.0",
+    "2.11.0": "9.1.0",
+    "2.10.0.post4": "9.1.0",
+    "2.9.0.post6": "9.1.0",
+    "2.9.0.post2": "9.0.0",
+    "2.9.0": "8.5.0",
 }
 
 
@@ -61,8 +82,33 @@ def library_problems() -> list[Problem]:
     return [Problem(what, remedy)]
 
 
-def device_problems(folder: Path = Path("/dev")) -> list[Problem]:
+def installation_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Return what is wrong with the installation of CANN that the environment names, its version included.
+
+    Asked only where CANN's libraries were found: then its `set_env.sh` has run, or somebody set half of it by hand.
+    """
+    script = next((path for path in SET_ENV_SCRIPTS if Path(path).is_file()), SET_ENV_SCRIPTS[0])
+    for name in ("ASCEND_HOME_PATH", "ASCEND_OPP_PATH"):
+        value = variables.get(name)
+        if not value:
+            return [Problem(f"{name} is not set, though CANN is on the loader's path", f"source {script}")]
+        if not Path(value).is_dir():
+            return [Problem(f"{name}={value} is no folder", f"source {script}, or correct {name}")]
+    plugin, cann = installed_version("torch-npu"), cann_version()
+    needed = CANN_FOR_PLUGIN.get(plugin or "")
+    if needed and cann and _release(cann) < _release(needed):
+        return [
+            Problem(
+                f"CANN {cann} is too old for torch-npu {plugin}, which was made for CANN {needed}",
+                f"install CANN {needed}, or the torch-npu that belongs to CANN {cann}",
+            )
+        ]
+    return []
+
+
+def device_problems(folder: Path | None = None) -> list[Problem]:
     """Return what is wrong with the device nodes: absent, or not to be opened by this user."""
+    folder = folder or DEVICE_FOLDER
     devices = device_nodes(folder)
     if not devices:
         return [
@@ -93,8 +139,8 @@ def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem
     """Return the environment variables that are malformed or would falsify a run."""
     problems = [
         Problem(f"{name}={variables[name]} {why}", f"unset {name}")
-        for name, why in HOSTILE_VARIABLES.items()
-        if variables.get(name, "0").strip() not in ("", "0")
+        for name, (harmless, why) in HOSTILE_VARIABLES.items()
+        if variables.get(name, "").strip() not in harmless
     ]
     visible = variables.get(VISIBLE_DEVICES)
     if visible is not None:
@@ -127,7 +173,7 @@ def visible_devices_complaint(value: str) -> str | None:
     return None
 
 
-def device_nodes(folder: Path = Path("/dev")) -> list[Path]:
+def device_nodes(folder: Path) -> list[Path]:
     """Return the nodes of the NPUs, by number."""
     found = [path for path in folder.glob("davinci*") if re.fullmatch(r"davinci\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("davinci")))
@@ -156,6 +202,27 @@ def cann_version() -> str | None:
 def driver_version() -> str | None:
     """Return the Ascend driver's version from its file, or None."""
     return _field(DRIVER_VERSION_FILE, "Version")
+
+
+def firmware_version() -> str | None:
+    """Return the Ascend firmware's version from its file, or None."""
+    return _field(FIRMWARE_VERSION_FILE, "Version")
+
+
+def plugin_git_hash() -> str | None:
+    """Return the commit that the installed torch-npu was built from, read without importing it, or None."""
+    try:
+        path = metadata.distribution("torch-npu").locate_file("torch_npu/version.py")
+        text = Path(os.fspath(str(path))).read_text(encoding="utf-8")
+    except (metadata.PackageNotFoundError, OSError):
+        return None
+    found = re.search(r"^git_version\s*=\s*'([0-9a-f]+)'", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return (8, 3) for 8.3.RC1 and (9, 1) for 9.1.0: what decides which functions there are."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _field(file: Path, key: str) -> str | None:

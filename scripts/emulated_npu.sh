@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs a command on an emulated Ascend NPU, so that backend=npu can be tried on a machine without one:
+#   scripts/emulated_npu.sh python -m harness backend=npu experiment=smoke
+# The real torch-npu computes through a stand-in for CANN on the CPU. Results are to be trusted, times are not: records
+# say "emulated", and no speed is ever shown for them.
+set -euo pipefail
+. "$(dirname "$0")/_env.sh"
+if [ $# -eq 0 ]; then
+  echo "usage: scripts/emulated_npu.sh COMMAND..." >&2
+  exit 2
+fi
+make_environment "[npu]"
+cann=$(cd "$project" && python -m tests.cann_emulator)
+. "$cann/set_env.sh"
+exec "$@"

@@ -1,0 +1,188 @@
+"""Checks the harness on a real device and packs what it found: see scripts/verify_on_device.sh.
+
+    python scripts/verify_on_device.py BACKEND [--out DIR] [SETTINGS...]
+
+SETTINGS are of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision that the
+device has). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's answer, the records,
+what each command said. Exit code 0 if every check passed, 1 if one failed, 3 if the device is not available.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+TIMING_SETTINGS = ("model=gpt2-124m", "workload=gpt2", "workload.steps=60", "workload.eval_every=0")
+# Events and the host's clock see the same work: between two synchronisations they may differ by a launch.
+EVENT_TOLERANCE = 0.01
+REPEATS = 3
+UNAVAILABLE = 3
+
+
+@dataclass
+class Check:
+    """One answer. `passed` None: not asked, and `said` tells why."""
+
+    name: str
+    passed: bool | None
+    said: str
+
+
+class Bundle:
+    """The folder that everything goes into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checks: list[Check] = []
+        folder.mkdir(parents=True)
+
+    def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `python WORDS...`, and keep what it said."""
+        done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True, check=False)
+        text = f"$ python {' '.join(words)}\n{done.stdout}{done.stderr}exit code {done.returncode}\n"
+        (self.folder / f"{name}.log").write_text(text, encoding="utf-8")
+        return done
+
+    def check(self, name: str, passed: bool | None, said: str) -> bool | None:
+        """Note and print an answer."""
+        self.checks.append(Check(name, passed, said))
+        word = {True: "ok", False: "FAILED", None: "not asked"}[passed]
+        print(f"{name:<24} {word:<10} {said}", flush=True)
+        return passed
+
+    def pack(self) -> Path:
+        """Write the summary and return the archive's path."""
+        summary = json.dumps([asdict(check) for check in self.checks], indent=1)
+        (self.folder / "summary.json").write_text(summary, encoding="utf-8")
+        archive = self.folder.with_name(f"{self.folder.name}.tar.gz")
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(self.folder, arcname=self.folder.name)
+        return archive
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_args()
+    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    folder = options.out or PROJECT / "runs" / f"{now}-verify-{options.backend}"
+    if folder.exists():
+        print(f"error: --out: {folder} exists; name another folder", file=sys.stderr)
+        return 2
+    bundle = Bundle(folder.resolve())
+    if not doctor(bundle, options.backend):
+        print(f"bundle: {bundle.pack()}")
+        return UNAVAILABLE
+    contract(bundle, options.backend)
+    precisions = [precision for precision in ("fp32", "bf16", "fp16") if parity(bundle, options.backend, precision)]
+    best = next((precision for precision in ("bf16", "fp16", "fp32") if precision in precisions), None)
+    if best is not None:
+        settings = options.settings or list(TIMING_SETTINGS)
+        timing(bundle, options.backend, [f"precision={best}", *settings])
+    print(f"bundle: {bundle.pack()}")
+    return 1 if any(check.passed is False for check in bundle.checks) else 0
+
+
+def doctor(bundle: Bundle, backend: str) -> bool:
+    """Is the device there at all?"""
+    done = bundle.command("doctor", "-m", "harness", "doctor", backend, "--json")
+    try:
+        [report] = json.loads(done.stdout)
+    except ValueError:
+        return bool(bundle.check("doctor", False, (done.stderr.strip().splitlines() or ["no answer"])[-1]))
+    if report["ready"]:
+        return bool(bundle.check("doctor", True, f"{report['device']['count']} x {report['device']['name']}"))
+    problem = report["problems"][0]
+    return bool(bundle.check("doctor", False, f"{problem['what']}; {problem['remedy']}"))
+
+
+def contract(bundle: Bundle, backend: str) -> None:
+    """Does the backend keep every promise of the seam?"""
+    if find_spec("pytest") is None:
+        bundle.check("contract", None, "pytest is not installed (pip install pytest)")
+        return
+    tests = "tests/test_backend_contract.py"
+    done = bundle.command("contract", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", backend)
+    bundle.check("contract", done.returncode == 0, (done.stdout.strip().splitlines() or ["no answer"])[-1])
+
+
+def parity(bundle: Bundle, backend: str, precision: str) -> bool:
+    """Does the device compute what the CPU computes, and read the same data? Return whether it has the precision."""
+    name = f"parity {precision}"
+    folders = {}
+    for side in ("cpu", backend):
+        label = f"{side}-{precision}" if side != backend else f"device-{precision}"
+        folders[side] = bundle.folder / label
+        done = bundle.command(
+            f"run-{label}", "-m", "harness", f"backend={side}", "experiment=smoke", f"precision={precision}",
+            f"out={folders[side]}",
+        )  # fmt: skip
+        if done.returncode != 0:
+            said = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr[-300:])
+            refused = done.returncode == UNAVAILABLE and "precision=" in said
+            bundle.check(name, None if refused else False, said)
+            return False
+        if side == backend == "cpu":
+            break
+    done = bundle.command(
+        f"compare-{precision}", "-m", "harness", "compare", str(folders["cpu"]), str(folders[backend]), "--format", "json",
+        "--out", str(bundle.folder / f"comparison-{precision}"),
+    )  # fmt: skip
+    gates = [gate for pair in json.loads(done.stdout)["pairs"] for gate in pair["gates"]] if done.stdout else []
+    failed = [gate for gate in gates if gate["passed"] is False]
+    computed = [gate["summary"] for gate in gates if gate["name"] == "same computation"]
+    if failed or not computed:
+        said = failed[0]["summary"] if failed else (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        bundle.check(name, False, said)
+    else:
+        bundle.check(name, True, computed[0])
+    return True
+
+
+def timing(bundle: Bundle, backend: str, settings: list[str]) -> None:
+    """Do the device's own clock and the host's agree, and do repeats?"""
+    folder = bundle.folder / "timing"
+    done = bundle.command(
+        "timing", "-m", "harness", f"backend={backend}", *settings, f"repeats={REPEATS}", f"out={folder}"
+    )
+    records = [json.loads(file.read_text()) for file in sorted(folder.glob("*/record.json"))]
+    if done.returncode != 0 or len(records) != REPEATS:
+        said = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "a run failed")
+        bundle.check("timing", False, said)
+        return
+    blocks = [block for record in records for block in record["timing"]["blocks"]]
+    if any(block["device_seconds"] is None for block in blocks):
+        bundle.check("events", None, "the device has no events")
+    else:
+        worst = max(abs(block["device_seconds"] / block["seconds"] - 1) for block in blocks)
+        said = f"sum of event times and host window differ by at most {worst:.2%} in {len(blocks)} blocks"
+        bundle.check("events", worst <= EVENT_TOLERANCE, said)
+    bundle.check("repeats", *_repeats(records))
+
+
+def _repeats(records: list[dict[str, Any]]) -> tuple[bool, str]:
+    losses = [record["losses"]["train"] for record in records]
+    if any(curve != losses[0] for curve in losses):
+        # Not an error: many devices add in an order of their own. What it is worth is the parity gate's to say.
+        agreement = "losses differ in the last digits from run to run"
+    else:
+        agreement = "losses equal to the bit"
+    if records[0]["device"]["emulated"]:
+        return True, f"{agreement}; emulated, so no speed"
+    steps = [record["timing"]["mean_step_seconds"] for record in records]
+    return True, f"{agreement}; step times within {max(steps) / min(steps) - 1:.2%} of each other"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

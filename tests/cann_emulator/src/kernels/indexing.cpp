@@ -1,0 +1,42 @@
+// Reading and writing by index. Kernels whose result has an unknown size get an upper bound and report the real one.
+#include "kernel.h"
+
+using namespace emulator;
+using at::Tensor;
+
+namespace {
+// An absent index arrives as an empty vector of the indexed tensor's own type.
+c10::List<std::optional<Tensor>> indices_of(TensorsArg indices, const Tensor& self) {
+  c10::List<std::optional<Tensor>> list;
+  for (auto& index : indices.all()) {
+    bool absent = index.dim() == 1 && index.numel() == 0 && index.scalar_type() == self.scalar_type();
+    list.push_back(absent ? std::nullopt : std::optional(index));
+  }
+  return list;
+}
+}  // namespace
+
+KERNEL(aclnnGather, TensorArg self, int64_t dimension, TensorArg index, TensorArg out) {
+  out.write(at::gather(*self, dimension, *index));
+}
+KERNEL(aclnnIndexSelect, TensorArg self, int64_t dimension, TensorArg index, TensorArg out) {
+  out.write(at::index_select(*self, dimension, *index));
+}
+KERNEL(aclnnIndex, TensorArg self, TensorsArg indices, TensorArg out) {
+  out.write(at::index(*self, indices_of(indices, *self)));
+}
+KERNEL(aclnnIndexPutImpl, TensorArg self, TensorsArg indices, TensorArg values, bool accumulate, bool) {
+  Tensor target = *self;
+  at::index_put_(target, indices_of(indices, target), *values, accumulate);
+}
+KERNEL(aclnnNonzero, TensorArg self, TensorArg out) { out.write_with_shape(at::nonzero(*self)); }
+KERNEL(aclnnNonzeroV2, TensorArg self, TensorArg out) {  // a row for each dimension
+  out.write_with_shape(at::nonzero(*self).t().contiguous());
+}
+KERNEL(aclnnEmbedding, TensorArg weight, TensorArg index, TensorArg out) {
+  out.write(at::embedding(*weight, *index));
+}
+KERNEL(aclnnEmbeddingDenseBackward, TensorArg gradient, TensorArg index, uint64_t rows, int64_t padding, bool scale,
+       TensorArg out) {
+  out.write(at::embedding_dense_backward(*gradient, *index, static_cast<int64_t>(rows), padding, scale));
+}

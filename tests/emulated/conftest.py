@@ -1,0 +1,72 @@
+"""Runs programs and the harness itself on the emulated device, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cann_emulator.build import Missing, build, environment
+from tests.conftest import PROJECT
+
+TIMEOUT_SECONDS = 300
+
+
+@pytest.fixture(scope="session")
+def cann() -> Path:
+    """Return the folder of the emulated CANN; skip where it cannot be built for want of something."""
+    try:
+        return build()
+    except Missing as missing:
+        pytest.skip(f"the CANN emulator cannot be built: {missing}")
+
+
+@dataclass
+class Emulated:
+    """A host with an emulated Ascend NPU."""
+
+    cann: Path
+    folder: Path
+
+    def harness(self, *words: str, timeout: float = TIMEOUT_SECONDS, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m harness WORDS...` in the scratch folder."""
+        return self._run(["-m", "harness", *words], self.folder, timeout, variables)
+
+    def program(self, name: str, *words: str, timeout: float = TIMEOUT_SECONDS, **variables: str) -> Any:
+        """Run tests/emulated/programs/NAME.py and return what it printed as its last line, read as JSON."""
+        done = self._run(["-m", f"tests.emulated.programs.{name}", *words], PROJECT, timeout, variables)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def record(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "record.json").read_text())
+
+    def _run(
+        self, words: list[str], folder: Path, timeout: float, variables: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, **environment(self.cann), **variables},
+        )
+
+
+@pytest.fixture
+def emulated(cann: Path, tmp_path: Path) -> Emulated:
+    return Emulated(cann, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def emulated_host(cann: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """The same for results that several tests look at."""
+    return Emulated(cann, tmp_path_factory.mktemp("emulated"))

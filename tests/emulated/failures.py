@@ -1,0 +1,104 @@
+"""Every failure of an Ascend host that can be brought about on the emulator: how, and what the user is to be told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Enough steps for a fault in the middle of training, which the smoke experiment's 30 give.
+SMOKE = ("backend=npu", "experiment=smoke", "backend.threads=1")
+UNAVAILABLE, FAILED = 3, 5
+
+
+class Case(NamedTuple):
+    """How a failure is brought about, and what is to come of it."""
+
+    variables: dict[str, str]
+    """The emulator's settings."""
+    exit_code: int
+    status: str | None
+    """Of the record; None where there is to be no record, since nothing was run."""
+    words: tuple[str, ...]
+    """What the one line of the error is to hold, the remedy included."""
+    settings: tuple[str, ...] = ()
+    """Of the run, beside SMOKE."""
+
+
+def failing(**functions: int) -> dict[str, str]:
+    """Return the setting that lets functions return codes."""
+    return {"CANN_EMULATOR_FAIL": ",".join(f"{name}={code}" for name, code in functions.items())}
+
+
+def fault(kernel: str, launch: int, code: int) -> dict[str, str]:
+    """Return the setting that kills the device at the n-th launch of a kernel."""
+    return {"CANN_EMULATOR_FAULT": f"{kernel}:{launch}:{code}"}
+
+
+LATE = ("reported late", "ASCEND_LAUNCH_BLOCKING=1", "plog")
+CASES: dict[str, Case] = {
+    # opening the device
+    "no device": Case({"CANN_EMULATOR_DEVICES": "0"}, UNAVAILABLE, None, ("no NPU 0", "0 are visible", "npu-smi info")),
+    "device 5 of 1": Case({}, UNAVAILABLE, None, ("no NPU 5", "1 are visible"), ("backend.device_index=5",)),
+    "driver error 507899": Case(
+        failing(aclrtGetDeviceCount=507899, drvGetDevNum=507899), UNAVAILABLE, None, ("507899", "driver")
+    ),
+    "device does not start 507033": Case(
+        failing(aclrtSetDevice=507033), UNAVAILABLE, None, ("507033", "could not be started", "versions")
+    ),
+    "chip's version unreadable 507008": Case(
+        failing(aclInit=507008), UNAVAILABLE, None, ("507008", "version could not be read")
+    ),
+    "stub library 100039": Case(failing(aclInit=100039), UNAVAILABLE, None, ("100039", "plog")),
+    "no stream 107002": Case(failing(aclrtCreateStream=107002), UNAVAILABLE, None, ("107002", "set_device")),
+    "unknown chip": Case(
+        {"CANN_EMULATOR_SOC": "Ascend910B9Z"}, UNAVAILABLE, None, ("Ascend910B9Z", "newer torch-npu")
+    ),
+    "synchronise times out 507014": Case(
+        failing(aclrtSynchronizeDeviceWithTimeout=507014), UNAVAILABLE, None, ("507014", "timed out")
+    ),
+    # what was asked for is not there
+    "bf16 on 910A": Case(
+        {"CANN_EMULATOR_SOC": "Ascend910A"}, UNAVAILABLE, None, ("precision=bf16", "Ascend910A", "fp16"),
+        ("precision=bf16",),
+    ),
+    "bf16 on 310P": Case(
+        {"CANN_EMULATOR_SOC": "Ascend310P3"}, UNAVAILABLE, None, ("precision=bf16", "Ascend310P3"), ("precision=bf16",)
+    ),
+    "exact GELU": Case(
+        {}, UNAVAILABLE, None, ("model.activation=gelu ", "computes gelu_tanh", "model.activation=gelu_tanh"),
+        ("model.activation=gelu",),
+    ),
+    "kernels not installed 561103": Case(
+        failing(aclnnMatmul=561103), UNAVAILABLE, None, ("first operations", "aclnnMatmul", "561103", "kernels package")
+    ),
+    "hostile variable": Case(
+        {"TORCH_TRANSFER_TO_NPU": "1"}, UNAVAILABLE, None, ("TORCH_TRANSFER_TO_NPU=1", "unset TORCH_TRANSFER_TO_NPU")
+    ),
+    "visible devices with a space": Case(
+        {"ASCEND_RT_VISIBLE_DEVICES": "0, 1"}, UNAVAILABLE, None, ("ASCEND_RT_VISIBLE_DEVICES", "space")
+    ),
+    # while it runs
+    "out of memory": Case(
+        {"CANN_EMULATOR_MEMORY_MIB": "44"}, FAILED, "oom", ("NPU out of memory", "workload.micro_batch_size")
+    ),
+    "out of memory in a kernel's workspace": Case(
+        {"CANN_EMULATOR_WORKSPACE": f"aclnnLayerNormBackward={2**37}"}, FAILED, "oom", ("workload.micro_batch_size",)
+    ),
+    "AI core exception 507015": Case(
+        fault("aclnnGeluBackward", 50, 507015), FAILED, "device_fault", ("AI core", "507015", *LATE)
+    ),
+    "AI core time-out 507014": Case(
+        fault("aclnnGeluBackward", 50, 507014), FAILED, "device_fault", ("timed out", "507014", *LATE)
+    ),
+    "AI CPU exception 507018": Case(
+        fault("aclnnEmbedding", 50, 507018), FAILED, "device_fault", ("AI CPU", "507018", *LATE)
+    ),
+    "vector core exception 507035": Case(
+        fault("aclnnLayerNorm", 200, 507035), FAILED, "device_fault", ("vector core", "507035", *LATE)
+    ),
+    "remote device suspected 507057": Case(
+        fault("aclnnLayerNorm", 200, 507057), FAILED, "device_fault", ("remote device", "507057", "other ranks")
+    ),
+    "an operation rejected in training": Case(
+        failing(aclnnLayerNormBackward=561103), FAILED, "device_fault", ("aclnnLayerNormBackward",)
+    ),
+}

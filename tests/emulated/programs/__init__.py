@@ -1,0 +1,1 @@
+"""What runs on the emulated device: each a process of its own that prints its findings as JSON."""

@@ -1,0 +1,29 @@
+"""Prints the curves of the trainings named on the command line (shape-precision-adamw), trained on the NPU.
+
+    python -m tests.emulated.programs.curves STEPS SETUP...
+
+With POISON=1 in the environment fresh device memory is NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch  # noqa: F401 (first: the plug-in needs its libraries)
+import torch_npu  # type: ignore[import-not-found] # noqa: F401
+
+from tests.cann_emulator import control
+from tests.emulated.training import Setup, train
+
+
+def main() -> None:
+    steps, *names = sys.argv[1:]
+    control.poison(os.environ.get("POISON") == "1")
+    curves = {name: train("npu", Setup(*name.split("-")), int(steps)) for name in names}
+    print(json.dumps({"curves": curves, "launched": control.launched()}))
+
+
+if __name__ == "__main__":
+    main()

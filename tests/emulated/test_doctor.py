@@ -1,0 +1,34 @@
+"""Doctor with the real torch-npu: a host in order, and what only opening the device brings to light."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.emulated.conftest import Emulated
+
+
+def test_a_host_in_order_is_ready_and_said_to_be_emulated(emulated: Emulated) -> None:
+    done = emulated.harness("doctor", "npu", "--json")
+    assert done.returncode == 0, done.stderr
+    [report] = json.loads(done.stdout)
+    assert report["device"]["name"] == "Ascend910B3 (emulated)"
+    assert report["device"]["cube_cores"] == 20
+    assert report["versions"]["cann"] == "9.1.0-emulated"
+    assert report["versions"]["torch-npu commit"]
+
+
+def test_a_cann_that_lacks_a_function_is_too_old(emulated: Emulated, tmp_path: Path) -> None:
+    """No file says so where the release is not in the table: the first call that needs the function does."""
+    libraries = tmp_path / "lib64"
+    shutil.copytree(emulated.cann / "lib64", libraries, symlinks=True)
+    library = libraries / "libascendcl.so"
+    text = library.read_bytes()
+    assert text.count(b"\0aclrtSetDeviceSatMode\0") >= 1
+    library.write_bytes(text.replace(b"\0aclrtSetDeviceSatMode\0", b"\0aclrtSetDeviceSatModX\0"))
+    done = emulated.harness("doctor", "npu", "--json", LD_LIBRARY_PATH=str(libraries))
+    assert done.returncode == 3, done.stdout
+    [problem] = json.loads(done.stdout)[0]["problems"]
+    assert "CANN is too old for this torch-npu" in problem["what"]
+    assert "aclrtSetDeviceSatMode" in problem["what"]

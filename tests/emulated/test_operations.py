@@ -1,0 +1,35 @@
+"""The emulator's kernels, each against the CPU to the bit, and what it says of those it does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.emulated.conftest import Emulated
+from tests.emulated.programs.operations import OPERATIONS
+
+
+@pytest.fixture(scope="module")
+def found(emulated_host: Emulated) -> dict[str, Any]:
+    return emulated_host.program("operations")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_equals_the_cpu(name: str, found: dict[str, Any]) -> None:
+    assert found["results"][name] is None
+
+
+# Launched by training only, and compared with the CPU there (test_training.py), or by tests of their own.
+ELSEWHERE = {
+    "aclnnApplyAdamWV2",
+    "aclnnForeachNonFiniteCheckAndUnscale",
+    "aclnnAmpUpdateScale",
+    "aclnnFlashAttentionScore",
+    "aclnnFlashAttentionScoreGrad",
+}
+
+
+def test_every_kernel_is_launched_by_some_test(found: dict[str, Any]) -> None:
+    """A kernel that nothing launches is dead code, and one that nothing compares may be wrong."""
+    assert set(found["kernels"]) - set(found["launched"]) == ELSEWHERE

@@ -1,0 +1,85 @@
+"""Training on the emulated NPU is the CPU's training: the same weights, tokens, losses and gradient norms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulated.conftest import Emulated
+from tests.emulated.training import Setup, distance, setups, train
+
+STEPS = 8
+SETUPS = [str(setup) for setup in setups()]
+
+@pytest.fixture(scope="module")
+def on_cpu() -> dict[str, Any]:
+    return {name: train("cpu", Setup(*name.split("-")), STEPS) for name in SETUPS}
+
+
+@pytest.fixture(scope="module")
+def on_npu(emulated_host: Emulated) -> dict[str, Any]:
+    return emulated_host.program("curves", str(STEPS), *SETUPS)
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_equals_the_cpu(name: str, on_cpu: dict[str, Any], on_npu: dict[str, Any]) -> None:
+    found = on_npu["curves"][name]
+    assert found["init"] == on_cpu[name]["init"]
+    assert distance(on_cpu[name], found) == 0.0
+
+
+@pytest.mark.parametrize("name", SETUPS)
+def test_the_fused_attention_runs(name: str, on_npu: dict[str, Any]) -> None:
+    assert "NpuFusionAttention" in on_npu["curves"][name]["effective"]["attention_kernel"]
+
+
+VARIANTS = {
+    "poisoned memory": {"POISON": "1"},
+    "task queue off": {"TASK_QUEUE_ENABLE": "0"},
+    "task queue 2": {"TASK_QUEUE_ENABLE": "2"},
+    "blocking launch": {"ASCEND_LAUNCH_BLOCKING": "1"},
+    "expandable segments, poisoned": {"PYTORCH_NPU_ALLOC_CONF": "expandable_segments:True", "POISON": "1"},
+    "A3": {"CANN_EMULATOR_SOC": "Ascend910_9391"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_equal_the_cpu(variant: str, emulated: Emulated, on_cpu: dict[str, Any]) -> None:
+    names = ["gpt2-fp32-foreach", "llama-bf16-foreach"]
+    found = emulated.program("curves", str(STEPS), *names, **VARIANTS[variant])
+    for name in names:
+        assert distance(on_cpu[name], found["curves"][name]) == 0.0
+
+
+def test_the_first_chip_decomposes_attention(emulated: Emulated, on_cpu: dict[str, Any]) -> None:
+    """910A has no fused attention: the same mathematics in another order of rounding."""
+    found = emulated.program("curves", str(STEPS), "gpt2-fp32-foreach", CANN_EMULATOR_SOC="Ascend910A")
+    curve = found["curves"]["gpt2-fp32-foreach"]
+    assert "NpuFusionAttention" not in curve["effective"]["attention_kernel"]
+    assert 0.0 < distance(on_cpu["gpt2-fp32-foreach"], curve) < 1e-5
+
+
+SMOKE = ("experiment=smoke", "backend.threads=1")
+
+
+def test_a_run_from_the_door_computes_the_same_and_has_no_speed(emulated: Emulated, tmp_path: Path) -> None:
+    npu = emulated.harness(*SMOKE, "backend=npu", "out=npu")
+    cpu = emulated.harness(*SMOKE, "backend=cpu", "out=cpu")
+    assert (npu.returncode, cpu.returncode) == (0, 0), npu.stderr
+    mine, other = emulated.record("npu"), emulated.record("cpu")
+    assert mine["device"]["emulated"] is True
+    assert mine["device"]["name"] == "Ascend910B3 (emulated)"
+    for field in ("workload_id", "digests"):
+        assert mine[field] == other[field]
+    assert mine["losses"]["train"] == other["losses"]["train"]
+    assert [point["loss"] for point in mine["eval"]["points"]] == [point["loss"] for point in other["eval"]["points"]]
+    shown = npu.stdout + npu.stderr
+    assert "emulated" in shown
+    assert "tokens/s" not in shown
+    assert " ms" not in shown
+    compared = emulated.harness("compare", "cpu", "npu", "--out", "report")
+    assert compared.returncode == 0, compared.stderr
+    assert "computes the same as" in compared.stdout
+    assert "no speed is stated" in compared.stdout

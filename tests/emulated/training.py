@@ -1,0 +1,120 @@
+"""Small trainings through the harness's own parts: what is trained on either device, and how far curves lie apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from harness import backends
+from harness.composition import load
+from harness.training.probe import probe
+from harness.workload.data import open_dataset
+from harness.workload.digest import init_digest, parameter_norms
+from harness.workload.initialisation import build_model
+from harness.workload.optimizer import build_optimizer, learning_rate
+
+SHAPES = {
+    "gpt2": ("model=gpt2-124m", "model.max_seq_len=32"),
+    # Two key and value heads for four query heads, and an inner size that is no multiple of much.
+    "llama": ("model=llama-1b", "model.kv_heads=2", "model.hidden=88", "model.max_seq_len=32"),
+}
+WORK = (
+    "model.layers=2",
+    "model.width=64",
+    "model.heads=4",
+    "model.vocab_size=128",
+    "workload=smoke",
+    "workload.seq_len=32",
+    "workload.global_batch_size=4",
+    "workload.micro_batch_size=2",
+    "workload.warmup_steps=2",
+    "workload.learning_rate=3e-3",
+    "workload.learning_rate_warmup_steps=2",
+    "workload.gradient_clip_norm=0.8",
+    "backend.threads=1",
+)
+
+
+class Setup(NamedTuple):
+    """One of the trainings."""
+
+    shape: str
+    precision: str
+    adamw: str
+
+    def __str__(self) -> str:
+        return f"{self.shape}-{self.precision}-{self.adamw}"
+
+
+def setups(precisions: tuple[str, ...] = ("fp32", "bf16", "fp16")) -> Iterator[Setup]:
+    """Yield every combination of shape, precision and AdamW."""
+    for shape, precision, adamw in product(SHAPES, precisions, ("foreach", "for_loop", "fused")):
+        yield Setup(shape, precision, adamw)
+
+
+def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
+    """Train from the same weights on the same tokens and return the curves; all numbers as Python floats.
+
+    Keys: `losses`, `norms` (of the gradients, before clipping), `held_out`, `parameters` (their final norms), `init`
+    (digest), `effective` (as probed).
+    """
+    config = load([
+        f"backend={backend_name}",
+        *SHAPES[setup.shape],
+        *WORK,
+        f"precision={setup.precision}",
+        f"track.adamw={setup.adamw}",
+        f"workload.steps={max(steps, 10)}",
+    ])  # fmt: skip
+    backend = backends.create(config.backend)
+    backend.load()
+    backend.apply(config.precision)
+    work = config.workload
+    dataset = open_dataset(config)
+    model = build_model(config.model, config.seed, backend.device())
+    result: dict[str, Any] = {"effective": probe(backend, config), "init": init_digest(model)}
+    optimizer = build_optimizer(model, work, config.track)
+    # CANN's fused AdamW takes its hyper-parameters in float32: rounded on the CPU, the curves are equal to the bit.
+    rounded = np.float32 if setup.adamw == "fused" else float
+    for group in optimizer.param_groups:
+        group.update(
+            betas=tuple(float(rounded(beta)) for beta in group["betas"]),
+            eps=float(rounded(group["eps"])),
+            weight_decay=float(rounded(group["weight_decay"])),
+        )
+    step = backend.prepare(
+        model, optimizer, precision=config.precision, gradient_clip_norm=work.gradient_clip_norm
+    )
+    outputs = []
+    for number in range(1, steps + 1):
+        batch = torch.from_numpy(dataset.train((number - 1) * work.global_batch_size, work.global_batch_size))
+        rate = float(rounded(learning_rate(number, work)))
+        outputs.append(step(batch.split(work.micro_batch_size), rate))
+    held_out = step.evaluate(torch.from_numpy(dataset.held_out(0, 4)))
+    backend.synchronize()
+    return {
+        **result,
+        "losses": [output.loss.item() for output in outputs],
+        "norms": [output.gradient_norm.item() for output in outputs],
+        "held_out": held_out.item(),
+        "parameters": parameter_norms(model),
+    }
+
+
+def distance(reference: dict[str, Any], other: dict[str, Any]) -> float:
+    """Return the largest relative difference of any number of two results; infinite where one is not a number."""
+    pairs = [
+        *zip(reference["losses"], other["losses"], strict=True),
+        *zip(reference["norms"], other["norms"], strict=True),
+        (reference["held_out"], other["held_out"]),
+        *((norm, other["parameters"][name]) for name, norm in reference["parameters"].items()),
+    ]
+    # max() drops NaN without a word: it is looked for first.
+    if not all(math.isfinite(b) for _, b in pairs):
+        return math.inf
+    return max(abs(a - b) / abs(a) if a else abs(b) for a, b in pairs)

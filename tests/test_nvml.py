@@ -1,0 +1,177 @@
+"""What is read from NVIDIA's management library, over a stand-in for it: a GPU, a slice, a container, a refusal."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.backends import nvml
+
+GPU = "5e8a1b34-0000-1111-2222-333344445555"
+
+
+class NVMLError(Exception):
+    pass
+
+
+class FakeNvml:
+    """The module pynvml with one GPU, known as GPU-<uuid>."""
+
+    NVMLError = NVMLError
+    NVML_CLOCK_SM, NVML_TEMPERATURE_GPU, NVML_DEVICE_MIG_ENABLE = 1, 0, 1
+    nvmlClocksThrottleReasonGpuIdle = 0x1
+    nvmlClocksThrottleReasonSwPowerCap = 0x4
+    nvmlClocksThrottleReasonSwThermalSlowdown = 0x20
+
+    def __init__(self) -> None:
+        self.reasons = 0
+        self.processes = [SimpleNamespace(pid=os.getpid())]
+        self.clients: list[Any] = []
+        self.mig: list[int] | None = [0, 0]
+        self.open = 0
+        self.refused: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("nvml") and name in object.__getattribute__(self, "refused"):
+            raise_it: Any = lambda *_: (_ for _ in ()).throw(NVMLError("not supported"))  # noqa: E731
+            return raise_it
+        return object.__getattribute__(self, name)
+
+    def nvmlInit(self) -> None:  # noqa: N802 (the library's own names)
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid != f"GPU-{GPU}":
+            raise NVMLError("not found")
+        return "handle"
+
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        return 1410
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+        return 1980
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+        return self.reasons
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
+        return 61
+
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+        if self.mig is None:
+            raise NVMLError("not supported")
+        return self.mig
+
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+        return self.clients
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+        return self.processes
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
+        return "/usr/bin/python3"
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
+
+
+class TestCondition:
+    def test_a_free_running_device(self, library: FakeNvml) -> None:
+        library.reasons = FakeNvml.nvmlClocksThrottleReasonGpuIdle  # idle is no distress
+        assert nvml.condition(GPU) == {
+            "sm_clock_mhz": 1410,
+            "sm_clock_limit_mhz": 1980,
+            "throttle_reasons": [],
+            "temperature_celsius": 61,
+        }
+        assert library.open == 0
+
+    def test_what_holds_the_clock_down_has_words(self, library: FakeNvml) -> None:
+        library.reasons = 0x4 | 0x20
+        found = nvml.condition(GPU)
+        assert found is not None
+        assert found["throttle_reasons"] == ["power cap", "temperature"]
+
+    def test_a_value_that_the_device_refuses_is_unknown_and_the_others_stay(self, library: FakeNvml) -> None:
+        library.refused = {"nvmlDeviceGetCurrentClocksThrottleReasons"}
+        found = nvml.condition(GPU)
+        assert found is not None
+        assert found["throttle_reasons"] is None
+        assert found["sm_clock_mhz"] == 1410
+
+
+class TestSharing:
+    def test_a_whole_gpu(self, library: FakeNvml) -> None:
+        assert nvml.sharing(GPU) == {"mig": False, "mps": False}
+
+    def test_one_that_knows_no_slices(self, library: FakeNvml) -> None:
+        library.mig = None
+        assert nvml.sharing(GPU)["mig"] is False
+
+    def test_a_slice(self, library: FakeNvml) -> None:
+        library.mig = [1, 1]
+        assert nvml.sharing(GPU)["mig"] is True
+        assert nvml.sharing("MIG-1234") == {"mig": True, "mps": None}
+
+    def test_clients_of_mps(self, library: FakeNvml) -> None:
+        library.clients = [SimpleNamespace(pid=7)]
+        assert nvml.sharing(GPU)["mps"] is True
+
+
+class TestOtherProcesses:
+    def test_alone(self, library: FakeNvml) -> None:
+        assert nvml.other_processes(GPU) == []
+
+    def test_a_neighbour_is_named(self, library: FakeNvml) -> None:
+        library.processes.append(SimpleNamespace(pid=4711))
+        assert nvml.other_processes(GPU) == ["python3 (4711)"]
+
+    def test_a_neighbour_without_a_name(self, library: FakeNvml) -> None:
+        library.processes.append(SimpleNamespace(pid=4711))
+        library.refused = {"nvmlSystemGetProcessName"}
+        assert nvml.other_processes(GPU) == ["unknown (4711)"]
+
+    def test_numbers_of_another_namespace_say_nothing(self, library: FakeNvml) -> None:
+        """In a container the own process is in the list under the number that the host knows it by."""
+        library.processes = [SimpleNamespace(pid=os.getpid() + 1)]
+        assert nvml.other_processes(GPU) is None
+
+
+class TestNothingToAsk:
+    @pytest.mark.parametrize("uuid", [None, "another"])
+    def test_an_unknown_device(self, uuid: str | None, library: FakeNvml) -> None:
+        self.nothing(uuid)
+        assert library.open == 0
+
+    def test_no_driver(self, library: FakeNvml) -> None:
+        library.refused = {"nvmlInit"}
+        self.nothing(GPU)
+
+    def test_no_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = builtins.__import__
+
+        def without(name: str, *arguments: Any, **options: Any) -> Any:
+            if name == "pynvml":
+                raise ImportError("No module named 'pynvml'")
+            return real(name, *arguments, **options)
+
+        monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+        monkeypatch.setattr(builtins, "__import__", without)
+        self.nothing(GPU)
+
+    def nothing(self, uuid: str | None) -> None:
+        assert nvml.condition(uuid) is None
+        assert nvml.sharing(uuid) == {"mig": None, "mps": None}
+        assert nvml.other_processes(uuid) is None
