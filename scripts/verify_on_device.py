@@ -2,9 +2,9 @@
 
     python scripts/verify_on_device.py BACKEND [--out DIR] [SETTINGS...]
 
-SETTINGS are of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision that the
-device has). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's answer, the records,
-what each command said. Exit code 0 if every check passed, 1 if one failed, 3 if the device is not available.
+SETTINGS are of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision that
+the device has). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's answer, the
+records, what each command said. Exit code 0 if every check passed, 1 if one failed, 3 if the device is not available.
 """
 
 from __future__ import annotations
@@ -135,10 +135,9 @@ def parity(bundle: Bundle, backend: str, precision: str) -> bool:
             return False
         if side == backend == "cpu":
             break
-    done = bundle.command(
-        f"compare-{precision}", "-m", "harness", "compare", str(folders["cpu"]), str(folders[backend]), "--format", "json",
-        "--out", str(bundle.folder / f"comparison-{precision}"),
-    )  # fmt: skip
+    report = ["--format", "json", "--out", str(bundle.folder / f"comparison-{precision}")]
+    sides = [str(folders["cpu"]), str(folders[backend])]
+    done = bundle.command(f"compare-{precision}", "-m", "harness", "compare", *sides, *report)
     gates = [gate for pair in json.loads(done.stdout)["pairs"] for gate in pair["gates"]] if done.stdout else []
     failed = [gate for gate in gates if gate["passed"] is False]
     computed = [gate["summary"] for gate in gates if gate["name"] == "same computation"]

@@ -33,7 +33,7 @@ class AscendHost:
         self.cann_is("9.1.0")
         self.packages = {"torch": "2.12.0+cpu", "torch-npu": "2.12.0"}
         for module in (base, host):
-            monkeypatch.setattr(module, "installed_version", lambda name: self.packages.get(name))
+            monkeypatch.setattr(module, "installed_version", self.packages.get)
         monkeypatch.setattr(host, "DEVICE_FOLDER", self.nodes)
         # What the machine that runs the tests may have of its own.
         monkeypatch.setattr(host, "_loader_cache", set)

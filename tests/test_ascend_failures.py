@@ -293,10 +293,17 @@ IMPORT_FAILURES = {
         "aclrtSetDeviceSatMode",
         "CANN release that belongs to this torch-npu",
     ),
+    "old CANN at the link": (
+        "/x/libtorch_npu.so: undefined symbol: aclrtCreateStreamWithConfig",
+        "CANN is too old for this torch-npu (it has no aclrtCreateStreamWithConfig)",
+        "CANN release that belongs to this torch-npu",
+    ),
     "new chip": ("Unsupported soc version: Ascend910B9Z", "Ascend910B9Z", "newer torch-npu"),
     "another folder": ("No module named 'torch_npu._C'", "another folder named torch_npu", "reinstall"),
     "another folder, autoload": (
-        "module 'torch_npu' has no attribute '_autoload'", "another folder named torch_npu", "reinstall",
+        "module 'torch_npu' has no attribute '_autoload'",
+        "another folder named torch_npu",
+        "reinstall",
     ),
     "CUDA build": (
         "Two accelerators cannot be used at the same time in PyTorch: npu and cuda. You can install the cpu version",

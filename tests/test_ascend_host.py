@@ -388,9 +388,7 @@ class TestInstallation:
         assert f"install CANN {needed}" in problem.remedy
 
     @pytest.mark.parametrize(("plugin"), ["2.9.0", "2.9.0.post2", "2.13.0"])
-    def test_new_enough_or_unknown(
-        self, plugin: str, cann: dict[str, str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_new_enough_or_unknown(self, plugin: str, cann: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch="2.9.0", torch_npu=plugin)
         assert host.installation_problems(cann) == []
 

@@ -69,6 +69,7 @@ class FakeNpu:
         self.synchronized: list[int | None] = []
         self.peaks_reset: list[int] = []
         self.open_error: Exception | None = None
+        self.stream_error: Exception | None = None
         self.matmul = SimpleNamespace(allow_hf32=True)
         self.conv = SimpleNamespace(allow_hf32=True)
         self.config = WriteOnly()
@@ -81,6 +82,12 @@ class FakeNpu:
 
     def synchronize(self, device: int | None = None) -> None:
         self.synchronized.append(device)
+
+    def current_stream(self, index: int) -> object:
+        """The first stream is what makes the real one start CANN in full, and ask it for every function."""
+        if self.stream_error is not None:
+            raise self.stream_error
+        return object()
 
     def device_count(self) -> int:
         return 2
@@ -281,7 +288,7 @@ class TestDeviceThatCannotBeOpened:
 
     def test_because_cann_is_too_old(self, npu: FakeNpu) -> None:
         """Importing the plug-in succeeds with such a CANN; the first call that needs the new function fails."""
-        npu.open_error = RuntimeError(
+        npu.stream_error = RuntimeError(
             f"Failed to find function aclrtSetDeviceSatMode\n{STAMP} ERR04008 PROF resource not found"
         )
         text = refusal(backend())
@@ -330,6 +337,20 @@ class TestApply:
         npu.chip = chip
         backend().apply("bf16")
 
+    @pytest.mark.parametrize(
+        ("precision", "adamw", "refused"),
+        [("fp16", "fused", True), ("fp16", "foreach", False), ("bf16", "fused", False), ("fp32", "fused", False)],
+    )
+    def test_an_optimizer_that_would_not_skip_overflows_is_refused(
+        self, precision: str, adamw: str, refused: bool
+    ) -> None:
+        config = load([*TINY, "backend=npu", f"precision={precision}", f"track.adamw={adamw}"])
+        if not refused:
+            backend().check_work(config)
+            return
+        with pytest.raises(BackendUnavailable, match=r"track\.adamw=fused with precision=fp16.*track\.adamw=foreach"):
+            backend().check_work(config)
+
     def test_effective_is_read_back(self, npu: FakeNpu) -> None:
         made = backend()
         assert made.effective() == {
@@ -353,7 +374,6 @@ class TestApply:
         # Not what was asked for but what is there.
         npu.matmul.allow_hf32 = True
         assert made.effective()["hf32_matmul"] is True
-
 
     def test_effective_tells_settings_that_come_by_the_environment(
         self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,10 @@ class NVMLError(Exception):
     pass
 
 
+def refuse(*_: object) -> None:
+    raise NVMLError("not supported")
+
+
 class FakeNvml:
     """The module pynvml with one GPU, known as GPU-<uuid>."""
 
@@ -38,45 +42,44 @@ class FakeNvml:
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("nvml") and name in object.__getattribute__(self, "refused"):
-            raise_it: Any = lambda *_: (_ for _ in ()).throw(NVMLError("not supported"))  # noqa: E731
-            return raise_it
+            return refuse
         return object.__getattribute__(self, name)
 
-    def nvmlInit(self) -> None:  # noqa: N802 (the library's own names)
+    def nvmlInit(self) -> None:
         self.open += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.open -= 1
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid != f"GPU-{GPU}":
             raise NVMLError("not found")
         return "handle"
 
-    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+    def nvmlDeviceGetClockInfo(self, handle: str, clock: int) -> int:
         return 1410
 
-    def nvmlDeviceGetMaxClockInfo(self, handle: str, clock: int) -> int:  # noqa: N802
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, clock: int) -> int:
         return 1980
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:  # noqa: N802
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: str) -> int:
         return self.reasons
 
-    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
         return 61
 
-    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:  # noqa: N802
+    def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
         if self.mig is None:
             raise NVMLError("not supported")
         return self.mig
 
-    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, handle: str) -> list[Any]:
         return self.clients
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:
         return self.processes
 
-    def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
+    def nvmlSystemGetProcessName(self, pid: int) -> str:
         return "/usr/bin/python3"
 
 

@@ -1,4 +1,4 @@
-"""What the reader of a verdict has to know of the runs: drift, waiting, sharing, throttling, changed source, outliers."""
+"""What the reader of a verdict has to know of the runs: drift, waiting, sharing, throttling, outliers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from harness.config import BackendConfig
+from harness.config import BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
 
@@ -122,6 +122,13 @@ class Backend(ABC):
 
         torch.set_num_threads(self.settings.threads or allowed_cores())
         torch.set_float32_matmul_precision("highest")
+
+    def check_work(self, config: Config) -> None:
+        """Refuse work that this device would do otherwise than asked for. Called once the device is open.
+
+        Raises:
+            BackendUnavailable: naming the settings, and what to set instead.
+        """
 
     def effective(self) -> dict[str, Any]:
         """Return the device's own settings as they really are now, for the record."""

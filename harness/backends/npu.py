@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.ascend import emulation, host
 from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
 from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
+from harness.config import Config
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class NpuBackend(Backend):
             # is_available() swallows the driver's errors; opening the device gives the reason.
             _npu().set_device(self.settings.device_index)
             _npu().synchronize()
+            # Only this makes torch-npu start the runtime in full, and ask CANN for every function that it needs.
+            _npu().current_stream(self.settings.device_index)
         except Exception as error:
             visible = os.environ.get(host.VISIBLE_DEVICES, "not set")
             text = str(error)
@@ -94,6 +97,14 @@ class NpuBackend(Backend):
             raise BackendUnavailable(
                 f"precision=bf16: {npu.get_device_name(self.settings.device_index)} has no bf16 arithmetic; "
                 "use precision=fp16 or fp32"
+            )
+
+    def check_work(self, config: Config) -> None:
+        # CANN's fused AdamW is not told of an overflow: it would apply the step that the loss scaler means to skip.
+        if config.precision == "fp16" and config.track.adamw == "fused":
+            raise BackendUnavailable(
+                "track.adamw=fused with precision=fp16: torch-npu's fused AdamW also applies steps whose gradients "
+                "overflowed; set track.adamw=foreach"
             )
 
     def effective(self) -> dict[str, Any]:

@@ -36,9 +36,7 @@ def condition(uuid: str | None) -> dict[str, Any] | None:
             "sm_clock_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             "sm_clock_limit_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
             "throttle_reasons": _ask(nvml, lambda: _throttle_reasons(nvml, handle)),
-            "temperature_celsius": _ask(
-                nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-            ),
+            "temperature_celsius": _ask(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         }
 
 

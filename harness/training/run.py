@@ -116,6 +116,7 @@ def _inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts
 
 def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: _Facts) -> None:
     backend.apply(config.precision)
+    backend.check_work(config)
     facts.device = backend.describe()
     facts.peak_lookup_key = backend.peak_lookup_key()
     facts.versions = backend.versions()

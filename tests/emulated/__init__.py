@@ -1,1 +1,1 @@
-"""The Ascend path with the real torch-npu on the emulated CANN. Without g++ or torch-npu these tests skip, saying so."""
+"""The Ascend path with the real torch-npu on the emulated CANN. Without g++ or torch-npu these tests skip."""

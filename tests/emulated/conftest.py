@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,22 +35,32 @@ class Emulated:
     cann: Path
     folder: Path
 
-    def harness(self, *words: str, timeout: float = TIMEOUT_SECONDS, **variables: str) -> subprocess.CompletedProcess[str]:
+    def harness(
+        self, *words: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+    ) -> subprocess.CompletedProcess[str]:
         """Run `python -m harness WORDS...` in the scratch folder."""
-        return self._run(["-m", "harness", *words], self.folder, timeout, variables)
+        return self.python("-m", "harness", *words, folder=self.folder, variables=variables, timeout=timeout)
 
-    def program(self, name: str, *words: str, timeout: float = TIMEOUT_SECONDS, **variables: str) -> Any:
+    def program(
+        self, name: str, *words: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+    ) -> Any:
         """Run tests/emulated/programs/NAME.py and return what it printed as its last line, read as JSON."""
-        done = self._run(["-m", f"tests.emulated.programs.{name}", *words], PROJECT, timeout, variables)
+        module = f"tests.emulated.programs.{name}"
+        done = self.python("-m", module, *words, folder=PROJECT, variables=variables, timeout=timeout)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 
     def record(self, name: str) -> dict[str, Any]:
         return json.loads((self.folder / name / "record.json").read_text())
 
-    def _run(
-        self, words: list[str], folder: Path, timeout: float, variables: dict[str, str]
+    def python(
+        self,
+        *words: str,
+        folder: Path,
+        variables: Mapping[str, str] | None = None,
+        timeout: float = TIMEOUT_SECONDS,
     ) -> subprocess.CompletedProcess[str]:
+        """Run `python WORDS...` in a folder."""
         return subprocess.run(
             [sys.executable, *words],
             cwd=folder,
@@ -57,7 +68,7 @@ class Emulated:
             text=True,
             timeout=timeout,
             check=False,
-            env={**os.environ, **environment(self.cann), **variables},
+            env={**os.environ, **environment(self.cann), **(variables or {})},
         )
 
 

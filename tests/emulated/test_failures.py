@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.cann_emulator.build import environment
 from tests.emulated.conftest import Emulated
 from tests.emulated.failures import CASES, SMOKE
 
@@ -17,7 +11,7 @@ from tests.emulated.failures import CASES, SMOKE
 @pytest.mark.parametrize("name", CASES)
 def test_failure(name: str, emulated: Emulated) -> None:
     case = CASES[name]
-    done = emulated.harness(*SMOKE, "out=run", *case.settings, **case.variables)
+    done = emulated.harness(*SMOKE, "out=run", *case.settings, variables=case.variables)
     assert done.returncode == case.exit_code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -37,28 +31,21 @@ def test_failure(name: str, emulated: Emulated) -> None:
 
 
 FALLING_BACK = """
+import sys
 import torch
 import harness.training.run
 from harness.__main__ import main
 
 harness.training.run.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
-main()
+sys.exit(main())
 """
 
 
 def test_work_that_falls_back_to_the_host_makes_the_run_invalid(emulated: Emulated) -> None:
     """Fused Adam is one of the operations that torch-npu runs on the CPU although it was told not to."""
-    done = subprocess.run(
-        [sys.executable, "-c", FALLING_BACK, *SMOKE, "out=run"],
-        cwd=emulated.folder,
-        env={**os.environ, **environment(emulated.cann)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = emulated.python("-c", FALLING_BACK, *SMOKE, "out=run", folder=emulated.folder)
     assert done.returncode == 5, done.stderr
-    record = json.loads((emulated.folder / "run" / "record.json").read_text())
+    record = emulated.record("run")
     assert record["status"] == "failed"
     assert "ran on the host instead of the device" in record["error"]
     assert "_fused_adam_" in record["error"]

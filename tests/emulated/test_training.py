@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from tests.emulated.conftest import Emulated
 from tests.emulated.training import Setup, distance, setups, train
 
 STEPS = 8
-SETUPS = [str(setup) for setup in setups()]
+# The backend refuses fp16 with the fused AdamW, for the reason that the last test here shows.
+SETUPS = [str(setup) for setup in setups() if (setup.precision, setup.adamw) != ("fp16", "fused")]
+
 
 @pytest.fixture(scope="module")
 def on_cpu() -> dict[str, Any]:
@@ -28,6 +31,10 @@ def test_equals_the_cpu(name: str, on_cpu: dict[str, Any], on_npu: dict[str, Any
     found = on_npu["curves"][name]
     assert found["init"] == on_cpu[name]["init"]
     assert distance(on_cpu[name], found) == 0.0
+
+
+def test_skipped_steps_are_among_what_is_compared(on_cpu: dict[str, Any]) -> None:
+    assert all(curve["skipped"] > 0 for name, curve in on_cpu.items() if "fp16" in name)
 
 
 @pytest.mark.parametrize("name", SETUPS)
@@ -48,14 +55,14 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_equal_the_cpu(variant: str, emulated: Emulated, on_cpu: dict[str, Any]) -> None:
     names = ["gpt2-fp32-foreach", "llama-bf16-foreach"]
-    found = emulated.program("curves", str(STEPS), *names, **VARIANTS[variant])
+    found = emulated.program("curves", str(STEPS), *names, variables=VARIANTS[variant])
     for name in names:
         assert distance(on_cpu[name], found["curves"][name]) == 0.0
 
 
 def test_the_first_chip_decomposes_attention(emulated: Emulated, on_cpu: dict[str, Any]) -> None:
     """910A has no fused attention: the same mathematics in another order of rounding."""
-    found = emulated.program("curves", str(STEPS), "gpt2-fp32-foreach", CANN_EMULATOR_SOC="Ascend910A")
+    found = emulated.program("curves", str(STEPS), "gpt2-fp32-foreach", variables={"CANN_EMULATOR_SOC": "Ascend910A"})
     curve = found["curves"]["gpt2-fp32-foreach"]
     assert "NpuFusionAttention" not in curve["effective"]["attention_kernel"]
     assert 0.0 < distance(on_cpu["gpt2-fp32-foreach"], curve) < 1e-5
@@ -83,3 +90,10 @@ def test_a_run_from_the_door_computes_the_same_and_has_no_speed(emulated: Emulat
     assert compared.returncode == 0, compared.stderr
     assert "computes the same as" in compared.stdout
     assert "no speed is stated" in compared.stdout
+
+
+def test_fused_adamw_applies_steps_that_the_loss_scaler_skips(emulated: Emulated) -> None:
+    """Should this fail with another torch-npu, then NpuBackend.check_work need not refuse it any more."""
+    name = "gpt2-fp16-fused"
+    found = emulated.program("curves", "3", name)["curves"][name]
+    assert math.isnan(found["losses"][-1])

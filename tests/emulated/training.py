@@ -38,6 +38,8 @@ WORK = (
     "workload.gradient_clip_norm=0.8",
     "backend.threads=1",
 )
+# Weights so large that gradients overflow at the loss scaler's first scale: steps are skipped, and the scale falls.
+OVERFLOWING = ("model.init_std=1.0",)
 
 
 class Setup(NamedTuple):
@@ -61,12 +63,13 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
     """Train from the same weights on the same tokens and return the curves; all numbers as Python floats.
 
     Keys: `losses`, `norms` (of the gradients, before clipping), `held_out`, `parameters` (their final norms), `init`
-    (digest), `effective` (as probed).
+    (digest), `effective` (as probed), `skipped` (steps, by the loss scaler).
     """
     config = load([
         f"backend={backend_name}",
         *SHAPES[setup.shape],
         *WORK,
+        *(OVERFLOWING if setup.precision == "fp16" else ()),
         f"precision={setup.precision}",
         f"track.adamw={setup.adamw}",
         f"workload.steps={max(steps, 10)}",
@@ -87,9 +90,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
             eps=float(rounded(group["eps"])),
             weight_decay=float(rounded(group["weight_decay"])),
         )
-    step = backend.prepare(
-        model, optimizer, precision=config.precision, gradient_clip_norm=work.gradient_clip_norm
-    )
+    step = backend.prepare(model, optimizer, precision=config.precision, gradient_clip_norm=work.gradient_clip_norm)
     outputs = []
     for number in range(1, steps + 1):
         batch = torch.from_numpy(dataset.train((number - 1) * work.global_batch_size, work.global_batch_size))
@@ -103,18 +104,27 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
         "norms": [output.gradient_norm.item() for output in outputs],
         "held_out": held_out.item(),
         "parameters": parameter_norms(model),
+        "skipped": step.skipped_steps(),
     }
 
 
 def distance(reference: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return the largest relative difference of any number of two results; infinite where one is not a number."""
+    """Return the largest relative difference of any number of two results.
+
+    A gradient norm that is not a number on both sides, in a skipped step, is no difference; on one side it is infinite.
+    """
     pairs = [
         *zip(reference["losses"], other["losses"], strict=True),
         *zip(reference["norms"], other["norms"], strict=True),
         (reference["held_out"], other["held_out"]),
+        (reference["skipped"], other["skipped"]),
         *((norm, other["parameters"][name]) for name, norm in reference["parameters"].items()),
     ]
-    # max() drops NaN without a word: it is looked for first.
-    if not all(math.isfinite(b) for _, b in pairs):
-        return math.inf
-    return max(abs(a - b) / abs(a) if a else abs(b) for a, b in pairs)
+    return max(_difference(a, b) for a, b in pairs)
+
+
+def _difference(a: float, b: float) -> float:
+    # Asked for first: comparisons with NaN are false, and max() drops it without a word.
+    if not (math.isfinite(a) and math.isfinite(b)):
+        return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else math.inf
+    return abs(a - b) / abs(a) if a else abs(b)

