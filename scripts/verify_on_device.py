@@ -1,6 +1,6 @@
 """Checks the harness on a real device and packs what it found: see scripts/verify_on_device.sh.
 
-    python scripts/verify_on_device.py BACKEND [--out DIR] [SETTINGS...]
+    python scripts/verify_on_device.py BACKEND [--out DIR] [--quick] [SETTINGS...]
 
 SETTINGS are of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision that
 the device has). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's answer, the
@@ -22,6 +22,13 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 TIMING_SETTINGS = ("model=gpt2-124m", "workload=gpt2", "workload.steps=60", "workload.eval_every=0")
+PARITY_SETTINGS = ("experiment=smoke",)
+# With --quick both are this: next to no work, to try the script rather than the device.
+QUICK_SETTINGS = (
+    "workload=smoke", "model.layers=1", "model.width=32", "model.heads=2", "workload.steps=6",
+    "workload.warmup_steps=2", "workload.block_steps=2", "workload.seq_len=32", "workload.global_batch_size=4", "workload.micro_batch_size=2",
+    "workload.eval_every=3", "workload.eval_sequences=4", "workload.learning_rate_warmup_steps=2",
+)  # fmt: skip
 # Events and the host's clock see the same work: between two synchronisations they may differ by a launch.
 EVENT_TOLERANCE = 0.01
 REPEATS = 3
@@ -73,8 +80,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backend")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
     folder = options.out or PROJECT / "runs" / f"{now}-verify-{options.backend}"
     if folder.exists():
@@ -85,10 +93,13 @@ def main() -> int:
         print(f"bundle: {bundle.pack()}")
         return UNAVAILABLE
     contract(bundle, options.backend)
-    precisions = [precision for precision in ("fp32", "bf16", "fp16") if parity(bundle, options.backend, precision)]
+    shared = QUICK_SETTINGS if options.quick else PARITY_SETTINGS
+    precisions = [
+        precision for precision in ("fp32", "bf16", "fp16") if parity(bundle, options.backend, precision, shared)
+    ]
     best = next((precision for precision in ("bf16", "fp16", "fp32") if precision in precisions), None)
     if best is not None:
-        settings = options.settings or list(TIMING_SETTINGS)
+        settings = options.settings or list(QUICK_SETTINGS if options.quick else TIMING_SETTINGS)
         timing(bundle, options.backend, [f"precision={best}", *settings])
     print(f"bundle: {bundle.pack()}")
     return 1 if any(check.passed is False for check in bundle.checks) else 0
@@ -117,7 +128,7 @@ def contract(bundle: Bundle, backend: str) -> None:
     bundle.check("contract", done.returncode == 0, (done.stdout.strip().splitlines() or ["no answer"])[-1])
 
 
-def parity(bundle: Bundle, backend: str, precision: str) -> bool:
+def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ...]) -> bool:
     """Does the device compute what the CPU computes, and read the same data? Return whether it has the precision."""
     name = f"parity {precision}"
     folders = {}
@@ -125,7 +136,7 @@ def parity(bundle: Bundle, backend: str, precision: str) -> bool:
         label = f"{side}-{precision}" if side != backend else f"device-{precision}"
         folders[side] = bundle.folder / label
         done = bundle.command(
-            f"run-{label}", "-m", "harness", f"backend={side}", "experiment=smoke", f"precision={precision}",
+            f"run-{label}", "-m", "harness", f"backend={side}", *settings, f"precision={precision}",
             f"out={folders[side]}",
         )  # fmt: skip
         if done.returncode != 0:
@@ -161,7 +172,9 @@ def timing(bundle: Bundle, backend: str, settings: list[str]) -> None:
         bundle.check("timing", False, said)
         return
     blocks = [block for record in records for block in record["timing"]["blocks"]]
-    if any(block["device_seconds"] is None for block in blocks):
+    if records[0]["device"]["emulated"]:
+        bundle.check("events", None, "the device is emulated: its times are of the host")
+    elif any(block["device_seconds"] is None for block in blocks):
         bundle.check("events", None, "the device has no events")
     else:
         worst = max(abs(block["device_seconds"] / block["seconds"] - 1) for block in blocks)
