@@ -17,14 +17,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from tests.emulated.failures import CASES, SMOKE, Case  # noqa: E402
+from tests.emulated.failures import CASES, Case  # noqa: E402
 from tests.emulated.test_nulled_kernels import SETUPS, STEPS  # noqa: E402
 
 
 def main() -> None:
     print("# What the emulated NPU was made to do, and what came of it")
     print("\nWritten by `scripts/emulated_npu.sh python scripts/ascend_tables.py`.")
-    print("\n## Failures\n\nA run of the smoke experiment on each broken device.\n")
+    print("\n## Failures\n\nA short run on each broken device.\n")
     print("| failure | exit code | status | what the user is told |\n|---|---|---|---|")
     for name, case in CASES.items():
         print("| " + " | ".join(cell(text) for text in (name, *failure(case))) + " |", flush=True)
@@ -41,7 +41,7 @@ def main() -> None:
 def failure(case: Case) -> tuple[str, str, str]:
     """Run a broken device and return exit code, status and error line."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "harness", *SMOKE, "out=run", *case.settings]
+        words = [sys.executable, "-m", "harness", *case.words, "out=run"]
         environment = {**os.environ, **case.variables}
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         record = Path(folder) / "run" / "record.json"

@@ -26,8 +26,9 @@ PARITY_SETTINGS = ("experiment=smoke",)
 # With --quick both are this: next to no work, to try the script rather than the device.
 QUICK_SETTINGS = (
     "workload=smoke", "model.layers=1", "model.width=32", "model.heads=2", "workload.steps=6",
-    "workload.warmup_steps=2", "workload.block_steps=2", "workload.seq_len=32", "workload.global_batch_size=4", "workload.micro_batch_size=2",
-    "workload.eval_every=3", "workload.eval_sequences=4", "workload.learning_rate_warmup_steps=2",
+    "workload.warmup_steps=2", "workload.block_steps=2", "workload.seq_len=32", "workload.global_batch_size=4",
+    "workload.micro_batch_size=2", "workload.eval_every=3", "workload.eval_sequences=4",
+    "workload.learning_rate_warmup_steps=2",
 )  # fmt: skip
 # Events and the host's clock see the same work: between two synchronisations they may differ by a launch.
 EVENT_TOLERANCE = 0.01
@@ -124,7 +125,7 @@ def contract(bundle: Bundle, backend: str) -> None:
         bundle.check("contract", None, "pytest is not installed (pip install pytest)")
         return
     tests = "tests/test_backend_contract.py"
-    done = bundle.command("contract", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests, "-k", backend)
+    done = bundle.command("contract", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", tests, "-k", backend)
     bundle.check("contract", done.returncode == 0, (done.stdout.strip().splitlines() or ["no answer"])[-1])
 
 

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from harness.backends.ascend.host import on_loader_path
+
 # As the door does, and before any test imports torch: an installed plug-in must not break these tests.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+if not on_loader_path("libascendcl.so"):
+    # Libraries that look for the plug-in themselves (transformers does) would import it, and fail for want of CANN.
+    sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
 
 PROJECT = Path(__file__).resolve().parent.parent
 

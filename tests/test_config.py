@@ -93,7 +93,7 @@ def test_every_setting_is_documented() -> None:
 class TestWorkloadId:
     def test_golden(self) -> None:
         """The identity of the default work. It changes only together with the work (config.WORKLOAD_VERSION)."""
-        assert workload_id(load([])) == "c348a1aec066943f"
+        assert workload_id(load([])) == "e4f6792f5218fa8f"
 
     @pytest.mark.parametrize("key", sorted(OTHER_VALUE))
     def test_changes_exactly_with_the_settings_that_are_work(self, key: str) -> None:

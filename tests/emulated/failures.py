@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# Enough steps for a fault in the middle of training, which the smoke experiment's 30 give.
-SMOKE = ("backend=npu", "experiment=smoke", "backend.threads=1")
+from tests.conftest import TINY
+
+SMOKE = ("experiment=smoke", "backend.threads=1")
 UNAVAILABLE, FAILED = 3, 5
 
 
@@ -17,10 +18,17 @@ class Case(NamedTuple):
     exit_code: int
     status: str | None
     """Of the record; None where there is to be no record, since nothing was run."""
-    words: tuple[str, ...]
+    said: tuple[str, ...]
     """What the one line of the error is to hold, the remedy included."""
     settings: tuple[str, ...] = ()
-    """Of the run, beside SMOKE."""
+    """Of the run, beside `work`."""
+    work: tuple[str, ...] = TINY
+    """What is run: six steps of next to nothing, if that is enough."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The run's whole command line, but for `out`."""
+        return ("backend=npu", *self.work, *self.settings)
 
 
 def failing(**functions: int) -> dict[str, str]:
@@ -89,25 +97,29 @@ CASES: dict[str, Case] = {
     ),
     # while it runs
     "out of memory": Case(
-        {"CANN_EMULATOR_MEMORY_MIB": "44"}, FAILED, "oom", ("NPU out of memory", "workload.micro_batch_size")
+        {"CANN_EMULATOR_MEMORY_MIB": "44"},
+        FAILED,
+        "oom",
+        ("NPU out of memory", "workload.micro_batch_size"),
+        work=SMOKE,
     ),
     "out of memory in a kernel's workspace": Case(
         {"CANN_EMULATOR_WORKSPACE": f"aclnnLayerNormBackward={2**37}"}, FAILED, "oom", ("workload.micro_batch_size",)
     ),
     "AI core exception 507015": Case(
-        fault("aclnnGeluBackward", 50, 507015), FAILED, "device_fault", ("AI core", "507015", *LATE)
+        fault("aclnnGeluBackward", 5, 507015), FAILED, "device_fault", ("AI core", "507015", *LATE)
     ),
     "AI core time-out 507014": Case(
-        fault("aclnnGeluBackward", 50, 507014), FAILED, "device_fault", ("timed out", "507014", *LATE)
+        fault("aclnnGeluBackward", 5, 507014), FAILED, "device_fault", ("timed out", "507014", *LATE)
     ),
     "AI CPU exception 507018": Case(
-        fault("aclnnEmbedding", 20, 507018), FAILED, "device_fault", ("AI CPU", "507018", *LATE)
+        fault("aclnnEmbedding", 5, 507018), FAILED, "device_fault", ("AI CPU", "507018", *LATE)
     ),
     "vector core exception 507035": Case(
-        fault("aclnnLayerNorm", 200, 507035), FAILED, "device_fault", ("vector core", "507035", *LATE)
+        fault("aclnnLayerNorm", 20, 507035), FAILED, "device_fault", ("vector core", "507035", *LATE)
     ),
     "remote device suspected 507057": Case(
-        fault("aclnnLayerNorm", 200, 507057), FAILED, "device_fault", ("remote device", "507057", "other ranks")
+        fault("aclnnLayerNorm", 20, 507057), FAILED, "device_fault", ("remote device", "507057", "other ranks")
     ),
     "an operation rejected in training": Case(
         failing(aclnnLayerNormBackward=561103), FAILED, "device_fault", ("aclnnLayerNormBackward",)

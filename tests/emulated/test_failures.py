@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from harness.compare import main as compare
+from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
-from tests.emulated.failures import CASES, SMOKE
+from tests.emulated.failures import CASES
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_failure(name: str, emulated: Emulated) -> None:
     case = CASES[name]
-    done = emulated.harness(*SMOKE, "out=run", *case.settings, variables=case.variables)
+    done = emulated.harness(*case.words, "out=run", variables=case.variables)
     assert done.returncode == case.exit_code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
-    for word in case.words:
+    for word in case.said:
         assert word in errors[0]
     assert "Traceback" not in done.stderr
     folder = emulated.folder / "run"
@@ -26,8 +28,7 @@ def test_failure(name: str, emulated: Emulated) -> None:
     assert record["status"] == case.status
     assert record["error"] in errors[0]
     # Nobody can take it for a result.
-    compared = emulated.harness("compare", "run", "run")
-    assert compared.returncode != 0
+    assert compare([str(folder), str(folder)]) != 0
 
 
 FALLING_BACK = """
@@ -43,7 +44,7 @@ sys.exit(main())
 
 def test_work_that_falls_back_to_the_host_makes_the_run_invalid(emulated: Emulated) -> None:
     """Fused Adam is one of the operations that torch-npu runs on the CPU although it was told not to."""
-    done = emulated.python("-c", FALLING_BACK, *SMOKE, "out=run", folder=emulated.folder)
+    done = emulated.python("-c", FALLING_BACK, "backend=npu", *TINY, "out=run", folder=emulated.folder)
     assert done.returncode == 5, done.stderr
     record = emulated.record("run")
     assert record["status"] == "failed"
