@@ -7,7 +7,8 @@ import pytest
 from harness.compare import main as compare
 from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
-from tests.emulated.failures import CASES
+from tests.emulated.failures import CASES, FAILED
+from tests.records import make_record, write_runs
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -28,7 +29,8 @@ def test_failure(name: str, emulated: Emulated) -> None:
     assert record["status"] == case.status
     assert record["error"] in errors[0]
     # Nobody can take it for a result.
-    assert compare([str(folder), str(folder)]) != 0
+    write_runs(emulated.folder / "other", [make_record()])
+    assert compare([str(emulated.folder / "other"), str(folder)]) == FAILED
 
 
 FALLING_BACK = """
