@@ -83,7 +83,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("data.path=somewhere", 2, ["data.path", "synthetic"]),
     ("model.vocab_size=3", 2, ["model.vocab_size", "3", "4"]),
     # Devices
-    ("backend=npu", 3, ["npu", "torch-npu"]),
+    ("backend=npu", 3, ["backend npu is not available here", "First remedy", "doctor npu"]),
     ("backend=cuda", 3, ["cuda", "built without CUDA"]),
     ("backend.threads=4096", 3, ["backend.threads", "4096"]),
     ("backend.device_index=1", 3, ["backend.device_index", "1"]),
