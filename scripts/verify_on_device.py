@@ -84,6 +84,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
+    if options.backend == "cpu":
+        print(
+            "error: BACKEND: found cpu, which is what a device is checked against; name the device's", file=sys.stderr
+        )
+        return 2
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
     folder = options.out or PROJECT / "runs" / f"{now}-verify-{options.backend}"
     if folder.exists():
@@ -134,7 +139,7 @@ def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ..
     name = f"parity {precision}"
     folders = {}
     for side in ("cpu", backend):
-        label = f"{side}-{precision}" if side != backend else f"device-{precision}"
+        label = f"{'device' if side == backend else side}-{precision}"
         folders[side] = bundle.folder / label
         done = bundle.command(
             f"run-{label}", "-m", "harness", f"backend={side}", *settings, f"precision={precision}",
@@ -145,8 +150,6 @@ def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ..
             refused = done.returncode == UNAVAILABLE and "precision=" in said
             bundle.check(name, None if refused else False, said)
             return False
-        if side == backend == "cpu":
-            break
     report = ["--format", "json", "--out", str(bundle.folder / f"comparison-{precision}")]
     sides = [str(folders["cpu"]), str(folders[backend])]
     done = bundle.command(f"compare-{precision}", "-m", "harness", "compare", *sides, *report)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.backends import base
 from harness.backends.ascend import host
 from harness.backends.base import Problem
 
@@ -419,9 +420,9 @@ class TestPluginCommit:
     def test_is_read_without_importing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "torch_npu").mkdir()
         (tmp_path / "torch_npu" / "version.py").write_text("__version__ = '2.13.0'\ngit_version = 'c798c653'\n")
-        monkeypatch.setattr(host.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        monkeypatch.setattr(base.metadata, "distribution", lambda name: self.Distribution(tmp_path))
         assert host.plugin_git_hash() == "c798c653"
 
     def test_unknown_is_null(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        monkeypatch.setattr(base.metadata, "distribution", lambda name: self.Distribution(tmp_path))
         assert host.plugin_git_hash() is None

@@ -235,18 +235,35 @@ def installed_version(distribution: str) -> str | None:
 
 
 def torch_build() -> dict[str, str | None]:
-    """Return what the installed torch was built for, read from its version.py without importing torch.
+    """Return what the installed torch was built for. Keys `version`, `cuda`, `hip`, ...; empty without torch."""
+    return version_file("torch", "torch/version.py")
 
-    Keys `version`, `cuda`, `hip`, ...; empty when torch is not installed.
-    """
+
+def version_file(distribution: str, file_name: str) -> dict[str, str | None]:
+    """Return the names that a package's version.py sets, read without importing it; empty if there is none."""
     try:
-        path = metadata.distribution("torch").locate_file("torch/version.py")
+        path = metadata.distribution(distribution).locate_file(file_name)
         with open(os.fspath(str(path)), encoding="utf-8") as file:
             text = file.read()
     except (metadata.PackageNotFoundError, OSError):
         return {}
     found = re.findall(r"^(\w+)\s*(?::[^=]+)?=\s*(None|'[^']*'|\"[^\"]*\")\s*$", text, re.MULTILINE)
     return {name.strip("_"): None if value == "None" else value[1:-1] for name, value in found}
+
+
+def hostile_variable_problems(
+    hostile: Mapping[str, tuple[tuple[str, ...], str]], variables: Mapping[str, str] = os.environ
+) -> list[Problem]:
+    """Return the variables that would make a run something else than it says.
+
+    Args:
+        hostile: by name, the values that do no harm, and why the others do.
+    """
+    return [
+        Problem(f"{name}={variables[name]} {why}", f"unset {name}")
+        for name, (harmless, why) in hostile.items()
+        if variables.get(name, "").strip() not in harmless
+    ]
 
 
 def torch_problems() -> list[Problem]:

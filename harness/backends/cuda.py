@@ -14,6 +14,7 @@ from harness.backends.base import (
     EventTimer,
     Failure,
     Problem,
+    hostile_variable_problems,
     torch_build,
     torch_problems,
 )
@@ -31,7 +32,7 @@ HOSTILE_VARIABLES = {
     "CUDA_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
     "HIP_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
     "AMD_SERIALIZE_KERNEL": (("", "0"), "makes every kernel wait for the one before it, so timings are worthless"),
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": (("", "0"), "sends every allocation to the driver, so timings are worthless"),
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": (("",), "sends every allocation to the driver, so timings are worthless"),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": (("", "0"), "turns TF32 on behind the harness's back"),
 }
 FAULT = re.compile(r"CUDA(?: driver)? error|HIP error|CUBLAS_STATUS_\w+|CUDNN_STATUS_\w+|cuDNN error|NCCL error")
@@ -223,11 +224,7 @@ class CudaBackend(Backend):
 
 
 def _variable_problems(*, rocm: bool) -> list[Problem]:
-    problems = [
-        Problem(f"{name}={os.environ[name]} {why}", f"unset {name}")
-        for name, (harmless, why) in HOSTILE_VARIABLES.items()
-        if os.environ.get(name, "").strip() not in harmless
-    ]
+    problems = hostile_variable_problems(HOSTILE_VARIABLES)
     names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
     for name in names if rocm else names[-1:]:
         if os.environ.get(name, "0").strip() in ("", "-1", "NoDevFiles"):

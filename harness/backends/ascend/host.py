@@ -6,10 +6,9 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 
-from harness.backends.base import Problem, installed_version
+from harness.backends.base import Problem, hostile_variable_problems, installed_version, version_file
 
 # What libtorch_npu.so is linked against: without any one of them its import fails.
 REQUIRED_LIBRARIES = (
@@ -137,11 +136,7 @@ def device_problems(folder: Path | None = None) -> list[Problem]:
 
 def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
     """Return the environment variables that are malformed or would falsify a run."""
-    problems = [
-        Problem(f"{name}={variables[name]} {why}", f"unset {name}")
-        for name, (harmless, why) in HOSTILE_VARIABLES.items()
-        if variables.get(name, "").strip() not in harmless
-    ]
+    problems = hostile_variable_problems(HOSTILE_VARIABLES, variables)
     visible = variables.get(VISIBLE_DEVICES)
     if visible is not None:
         complaint = visible_devices_complaint(visible)
@@ -211,13 +206,7 @@ def firmware_version() -> str | None:
 
 def plugin_git_hash() -> str | None:
     """Return the commit that the installed torch-npu was built from, read without importing it, or None."""
-    try:
-        path = metadata.distribution("torch-npu").locate_file("torch_npu/version.py")
-        text = Path(os.fspath(str(path))).read_text(encoding="utf-8")
-    except (metadata.PackageNotFoundError, OSError):
-        return None
-    found = re.search(r"^git_version\s*=\s*'([0-9a-f]+)'", text, re.MULTILINE)
-    return found.group(1) if found else None
+    return version_file("torch-npu", "torch_npu/version.py").get("git_version")
 
 
 def _release(version: str) -> tuple[int, ...]:
