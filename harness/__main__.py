@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import harness
-from harness.errors import ExitCode, Interrupted, UserError
+from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] in VERBS:
             verb = VERBS[words.pop(0)]
         return verb(words)
+    except EndedWithAll as ended:
+        return ended.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -145,8 +145,17 @@ class WorkloadConfig:
 
 @dataclass
 class ParallelConfig:
-    name: str = limited(choices=("single",))
-    """How the work is spread over devices."""
+    name: str = limited(choices=("single", "ddp", "fsdp"))
+    """How the work is spread over devices: not at all, by DDP (each holds the whole model), or by FSDP2 (each holds
+    its shard). The last two are started by torchrun, one process for each device."""
+    timeout_seconds: float = limited(600.0, above=0.0)
+    """Give up when no process has got any further for so long, or did not come. Longer than the longest step."""
+    shard_within_host: bool = False
+    """With fsdp on several hosts: shard over the devices of each host and keep a copy on every host."""
+    cpu_offload: bool = False
+    """With fsdp: keep shards, gradients and AdamW's moments in the host's memory, and update them there."""
+    gather_in_compute_precision: bool = True
+    """With fsdp and bf16 or fp16: cast the blocks' weights before they are gathered, which halves the traffic."""
 
 
 @dataclass
@@ -214,6 +223,7 @@ def validate(config: Config) -> None:
     _check_model(config.model)
     _check_data(config.data)
     _check_workload(config)
+    _check_parallel(config)
     if config.resume is not None:
         raise ConfigError(f"resume: found {config.resume!r}, but this version writes no checkpoints; leave resume=null")
     if config.out is not None and not config.out.strip():
@@ -296,6 +306,33 @@ def _check_workload(config: Config) -> None:
     if config.target_loss is not None and work.eval_every == 0:
         raise ConfigError(
             "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; set workload.eval_every"
+        )
+
+
+def _check_parallel(config: Config) -> None:
+    parallel = config.parallel
+    for key, default in (("shard_within_host", False), ("cpu_offload", False), ("gather_in_compute_precision", True)):
+        if parallel.name != "fsdp" and getattr(parallel, key) is not default:
+            raise ConfigError(f"parallel.{key}: only parallel=fsdp reads it; leave it {str(default).lower()}")
+    if parallel.name != "single" and config.repeats > 1:
+        raise ConfigError(
+            f"repeats: found {config.repeats}, but a run of several processes is started by torchrun; "
+            "start it as often with out=DIR/1, out=DIR/2, ..."
+        )
+
+
+def check_shares(config: Config, processes: int) -> None:
+    """Refuse a global batch that cannot be dealt out evenly to so many processes.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    work = config.workload
+    if work.global_batch_size % (processes * work.micro_batch_size):
+        raise ConfigError(
+            f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
+            f"workload.micro_batch_size ({work.micro_batch_size}) times the number of processes ({processes}); "
+            "change either, or start another number of processes"
         )
 
 

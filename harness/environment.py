@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
     return {
         "harness_version": harness.__version__,
         "git": git_state(Path(harness.__file__).resolve().parent),
-        "host": platform.node() or None,
+        "host": host_name(),
         "os": _os_name(),
         "kernel": platform.release() or None,
         "architecture": platform.machine() or None,
@@ -52,6 +52,11 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
         "variables": relevant_variables(extra_prefixes),
         "command": sys.orig_argv,
     }
+
+
+def host_name() -> str | None:
+    """Return this host's name, or None."""
+    return platform.node() or None
 
 
 def relevant_variables(extra_prefixes: Iterable[str] = ()) -> dict[str, str]:
@@ -74,7 +79,12 @@ def allowed_cores() -> int:
 class CpuContention:
     """How busy other processes keep the cores that this one may use, over a stretch of time."""
 
-    def __init__(self) -> None:
+    def __init__(self, all_own: Callable[[float], float] = lambda own: own) -> None:
+        """
+        Args:
+            all_own: from this process's seconds to those of all processes of the same run on this host.
+        """
+        self._all_own = all_own
         self._began = self._sample()
 
     def other_fraction(self) -> float | None:
@@ -91,8 +101,9 @@ class CpuContention:
             return None
         return min(1.0, max(0.0, ((busy - busy_then) - (own - own_then)) / elapsed))
 
-    @staticmethod
-    def _sample() -> tuple[float, float, float] | None:
+    def _sample(self) -> tuple[float, float, float] | None:
+        used = os.times()
+        own = self._all_own(used.user + used.system + used.children_user + used.children_system)
         text = _read("/proc/stat")
         if text is None or not hasattr(os, "sched_getaffinity"):
             return None
@@ -102,8 +113,6 @@ class CpuContention:
             if int(number) in cores:
                 user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields.split()[:8])
                 ticks += user + nice + system + irq + softirq + steal
-        used = os.times()
-        own = used.user + used.system + used.children_user + used.children_system
         return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own
 
 

@@ -41,6 +41,10 @@ class RecordError(UserError):
     """A record cannot be read or is not ours."""
 
 
+class CheckpointError(UserError):
+    """A checkpoint is damaged, or not one of this run."""
+
+
 class BackendUnavailable(UserError):
     """The named backend cannot run here. Nothing is ever substituted for it."""
 
@@ -52,9 +56,19 @@ class RunFailed(UserError):
 
     exit_code = ExitCode.RUN_FAILED
 
-    def __init__(self, message: str, status: str = "failed") -> None:
+    def __init__(self, message: str, status: str = "failed", *, shared: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        # Of several processes, whether all of them fail alike, at the same place.
+        self.shared = shared
+
+
+class EndedWithAll(UserError):
+    """One process of several ends because of a failure that another one tells the user of."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(exit_code)
 
 
 class Interrupted(BaseException):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from harness import backends
 from harness import config as config_module
+from harness.backends.base import Backend, Problem
 from harness.composition import expand_sweep, group_options, load
-from harness.config import Config, settings, to_yaml
-from harness.errors import ExitCode, Interrupted
+from harness.config import Config, check_shares, settings, to_yaml
+from harness.errors import BackendUnavailable, EndedWithAll, ExitCode, Interrupted, UserError
 from harness.record import claim_folder, refuse_existing_run
+from harness.world import World, from_environment
 
 HELP = """\
 usage: python -m harness [key=value ...]          train and time one run
@@ -103,26 +107,55 @@ def print_config(overrides: list[str]) -> int:
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:
-    config = load(overrides)
-    return run_once(config) if config.repeats == 1 else run_repeats(config, overrides)
+    try:
+        config = load(overrides)
+        world = from_environment(config.parallel.name)
+        check_shares(config, world.size)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
+            raise
+        # All processes of a host were given the same words: one of them says what is wrong with these.
+        raise EndedWithAll(str(error), error.exit_code) from error
+    return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
 
 
-def run_once(config: Config) -> int:
+def run_once(config: Config, world: World) -> int:
     """Run in this process: preflight first, torch only if the backend is there."""
     backend = backends.create(config.backend)
+    if world.grouped:
+        backend.join(world)
     problems = backend.preflight()
     if problems:
-        raise backend.refuse(problems)
+        raise _refusal(backend, problems, config, world)
     from harness.report.summary import print_summary
     from harness.training.run import run
 
-    outcome = run(config, backend)
+    outcome = run(config, backend, world)
+    if not world.leads:
+        # Rank 0 speaks for all.
+        ended = outcome.failure or outcome.interrupted
+        if ended is not None:
+            raise EndedWithAll(str(ended), ended.exit_code)
+        return ExitCode.OK
     if outcome.failure is not None:
         raise outcome.failure
     print_summary(outcome.record, outcome.folder)
     if outcome.interrupted is not None:
         raise outcome.interrupted
     return ExitCode.OK
+
+
+def _refusal(backend: Backend, problems: list[Problem], config: Config, world: World) -> UserError:
+    """Return the refusal of a backend that is not there, which of the processes of a host one has to say."""
+    refusal = backend.refuse(problems)
+    if not world.grouped:
+        return refusal
+    if world.local_rank > 0:
+        first = backends.create(config.backend)
+        first.join(replace(world, local_rank=0))
+        if first.preflight() == problems:
+            return EndedWithAll(str(refusal), refusal.exit_code)
+    return BackendUnavailable(f"rank {world.rank}: {refusal}")
 
 
 def run_repeats(config: Config, overrides: list[str]) -> int:

@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 STEPS_FILE = "steps.jsonl"
 CONFIG_FILE = "config.yaml"
-STATUSES = ("ok", "diverged", "oom", "device_fault", "interrupted", "failed")
+STATUSES = ("ok", "diverged", "oom", "device_fault", "interrupted", "failed", "rank_lost", "hung", "ranks_differ")
 
 
 def claim_folder(out: str | None, label: str) -> Path:
@@ -124,6 +124,16 @@ class StepsWriter:
         # What could not be flushed was reported when it was appended.
         with suppress(OSError):
             self._file.close()
+
+
+class NoWriter:
+    """Stands in for steps.jsonl on the ranks that write nothing."""
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> Path:

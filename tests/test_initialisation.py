@@ -142,3 +142,23 @@ class TestValues:
         for value in weights(replace(GPT2_LIKE, layers=8, scaled_residual_init=False)).values():
             if value.dim() == 2:
                 assert_spread(value, 0.02)
+
+
+class TestRows:
+    @BOTH
+    @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+    def test_rows_made_alone_are_those_of_the_whole(self, config: ModelConfig, ranks: int) -> None:
+        for name, whole in weights(config).items():
+            each = math.ceil(whole.shape[0] / ranks)
+            parts = [
+                initial_value(name, whole.shape, config, 1, range(whole.shape[0])[rank * each : (rank + 1) * each])
+                for rank in range(ranks)
+            ]
+            assert torch.equal(torch.cat(parts), whole)
+
+    def test_rows_of_an_odd_width_begin_inside_a_counter(self) -> None:
+        shape = torch.Size((10, 3))
+        whole = initial_value("embedding.weight", shape, GPT2_LIKE, 1)
+        for row in range(10):
+            alone = initial_value("embedding.weight", shape, GPT2_LIKE, 1, range(row, row + 1))
+            assert torch.equal(alone[0], whole[row])

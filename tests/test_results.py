@@ -6,7 +6,7 @@ import pytest
 
 from harness.composition import load
 from harness.training.loop import Progressed
-from harness.training.results import target, timing
+from harness.training.results import describe_ranks, own_times, target, timing
 from harness.training.timing import Block
 from tests.conftest import TINY
 
@@ -60,3 +60,51 @@ def test_target() -> None:
     assert target(wanted, reached) == {
         "loss": 2.0, "reached": True, "step": 9, "training_seconds": 4.5, "wall_seconds": 6.0,
     }  # fmt: skip
+
+
+def told(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
+    return [
+        {
+            "step_seconds": None if busy is None else busy + (waited or 0.0),
+            "payload_bytes_per_step": 100.0,
+            "waited_seconds_per_step": waited,
+        }
+        for busy, waited in busy_and_waited
+    ]
+
+
+class TestRanks:
+    def test_the_straggler_is_the_one_that_does_not_wait(self) -> None:
+        # All take 0.4 s a step, since each waits for the slowest.
+        found = describe_ranks(told((0.3, 0.1), (0.4, 0.0), (0.31, 0.09), (0.29, 0.11)))
+        assert [rank["rank"] for rank in found["ranks"]] == [0, 1, 2, 3]
+        assert [rank["step_seconds"] for rank in found["ranks"]] == pytest.approx([0.4] * 4)
+        assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == pytest.approx([0.3, 0.4, 0.31, 0.29])
+        assert found["stragglers"] == [{"rank": 1, "times_the_others": pytest.approx(0.4 / 0.3)}]
+
+    def test_a_few_per_cent_make_no_straggler(self) -> None:
+        assert describe_ranks(told((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
+
+    def test_of_two_ranks_the_slower_one(self) -> None:
+        assert [rank["rank"] for rank in describe_ranks(told((0.4, 0.0), (0.3, 0.1)))["stragglers"]] == [0]
+
+    def test_unknown_waits_make_no_straggler(self) -> None:
+        found = describe_ranks(told((0.3, None), (0.9, None)))
+        assert found["stragglers"] == []
+        assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == [None, None]
+
+    def test_own_times_are_those_of_the_measured_window(self) -> None:
+        done = Progressed(
+            blocks=[("first", block(1, 1, 9.0)), ("measured", block(2, 5, 2.0)), ("measured", block(6, 7, 1.0))],
+            exchanges=[(999, 5.0), (400, 0.6), (200, 0.3)],
+        )
+        assert own_times(done) == {
+            "step_seconds": pytest.approx(0.5),
+            "payload_bytes_per_step": pytest.approx(100.0),
+            "waited_seconds_per_step": pytest.approx(0.15),
+        }
+
+    def test_own_times_of_nothing_are_null(self) -> None:
+        assert set(own_times(Progressed()).values()) == {None}
+        unknown = Progressed(blocks=[("measured", block(1, 2, 2.0))], exchanges=[(10, None)])
+        assert own_times(unknown)["waited_seconds_per_step"] is None

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from harness.config import BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
+from harness.world import World
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,8 @@ class Failure:
     status: str
     cause: str
     remedy: str
+    echo: bool = False
+    """Whether it may only tell of what befell another process of the same run."""
 
 
 class StepOutput(NamedTuple):
@@ -46,6 +50,19 @@ class StepOutput(NamedTuple):
     """Mean cross-entropy over the global batch, in nats per token, before the update."""
     gradient_norm: torch.Tensor
     """Global 2-norm of the gradients before clipping."""
+
+
+@dataclass(frozen=True)
+class GradientExchange:
+    """What a training step does for gradients that are averaged over several devices, beside calling the model."""
+
+    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A context in which forward and backward keep their gradients to this device."""
+    exchanged: Callable[[], None] = lambda: None
+    """To be called when the last backward pass of a step has returned."""
+
+
+ALONE = GradientExchange()
 
 
 class TrainStep(Protocol):
@@ -93,8 +110,23 @@ class Backend(ABC):
     asynchronous: ClassVar[bool] = True
     """Whether work is queued: if so, a host clock around one step without a synchronise says nothing."""
 
+    devices_share_memory: ClassVar[bool] = False
+    """Whether what `memory_bytes` says of one device is there once for all of them on a host."""
+
     def __init__(self, settings: BackendConfig) -> None:
         self.settings = settings
+        self.world = World()
+
+    def join(self, world: World) -> None:
+        """Take the place of one of several processes: the device of its number on this host, and its part of the
+        host's threads. Called before everything else.
+        """
+        self.world = world
+        self.settings = replace(self.settings, device_index=self.settings.device_index + world.local_rank)
+
+    def threads(self) -> int:
+        """Return how many host threads one operation is to use."""
+        return self.settings.threads or max(1, allowed_cores() // self.world.local_size)
 
     # Before torch is imported
 
@@ -120,7 +152,7 @@ class Backend(ABC):
         """Set what was asked for: threads and arithmetic modes. What took effect is probed afterwards."""
         import torch
 
-        torch.set_num_threads(self.settings.threads or allowed_cores())
+        torch.set_num_threads(self.threads())
         torch.set_float32_matmul_precision("highest")
 
     def check_work(self, config: Config) -> None:
@@ -141,14 +173,17 @@ class Backend(ABC):
         *,
         precision: str,
         gradient_clip_norm: float,
+        exchange: GradientExchange = ALONE,
     ) -> TrainStep:
         """Return the callable that trains one step. `model(sequences)` returns the mean loss.
+
+        The loss that the step returns is that of this device's sequences; the loop averages over devices.
 
         Eager devices share this default; a device that owns the step overrides it.
         """
         from harness.backends.eager import EagerStep
 
-        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm)
+        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm, exchange)
 
     # Running
 
@@ -279,6 +314,13 @@ OUT_OF_MEMORY_REMEDY = (
 )
 
 
+PEER_REMEDY = "look for the first error in the other ranks' output, or the rank that is missing"
+# PyTorch's own errors of torch.distributed, and gloo's, which come as plain RuntimeErrors.
+_COLLECTIVE_FAILURE = re.compile(
+    r"^Dist\w*Error: |gloo/|Connection closed by peer|Connection reset by peer|Application timeout caused pair closure"
+)
+
+
 def classify_common(error: BaseException) -> Failure | None:
     """Recognise the failures that look alike on every device."""
     import torch
@@ -291,4 +333,6 @@ def classify_common(error: BaseException) -> Failure | None:
     )
     if out_of_memory:
         return Failure("oom", cause, OUT_OF_MEMORY_REMEDY)
+    if _COLLECTIVE_FAILURE.search(f"{type(error).__name__}: {text}"):
+        return Failure("rank_lost", f"the connection to another process of the run broke: {cause}", PEER_REMEDY, True)
     return None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend, Problem, torch_problems
 from harness.environment import allowed_cores, cpu_model, memory_limit_bytes, peak_resident_bytes
+from harness.world import World
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,12 @@ class CpuBackend(Backend):
     collective = "gloo"
     environment_prefixes: ClassVar[tuple[str, ...]] = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
     asynchronous = False
+    devices_share_memory = True
     _keeps_freed_memory: bool | None = None
+
+    def join(self, world: World) -> None:
+        # All processes of a host share its one device.
+        self.world = world
 
     def preflight(self) -> list[Problem]:
         problems = [*torch_problems(), *self._thread_problems()]

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
-from harness.backends.base import StepOutput
+from harness.backends.base import ALONE, GradientExchange, StepOutput
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,12 +26,14 @@ class EagerStep:
         device: torch.device,
         precision: str,
         gradient_clip_norm: float,
+        exchange: GradientExchange = ALONE,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._device = device
         self._autocast_dtype = AUTOCAST_DTYPES.get(precision)
         self._gradient_clip_norm = gradient_clip_norm
+        self._exchange = exchange
         self._scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
@@ -41,11 +43,14 @@ class EagerStep:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         loss = torch.zeros((), device=self._device)
-        for sequences in micro_batches:
-            # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
-            share = self._loss(sequences) / len(micro_batches)
-            (share if self._scaler is None else self._scaler.scale(share)).backward()
+        for number, sequences in enumerate(micro_batches, 1):
+            # Several devices exchange gradients once a step: with the last micro-batch.
+            with nullcontext() if number == len(micro_batches) else self._exchange.accumulating():
+                # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
+                share = self._loss(sequences) / len(micro_batches)
+                (share if self._scaler is None else self._scaler.scale(share)).backward()
             loss += share.detach()
+        self._exchange.exchanged()
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm)
@@ -55,7 +60,9 @@ class EagerStep:
             self._scaler.step(self._optimizer)
             self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, norm.detach())
+        # Of sharded gradients it is a sum that the ranks have yet to make. (Importing DTensor to ask costs a second.)
+        whole = getattr(norm, "full_tensor", None)
+        return StepOutput(loss, (norm if whole is None else whole()).detach())
 
     @torch.no_grad()
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:

@@ -29,13 +29,18 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
         ("work", _work(record)),
-        ("device", f"{device['kind']}: {device['name']}, {_threads(record)}"),
+        ("device", _device(record)),
         ("identity", _identity(record)),
     ]
     if device["emulated"]:
         lines.append(("speed", "none: the device is emulated, its times say nothing of any device"))
     else:
-        lines += [("step time", _step_time(timing)), ("speed", _speed(timing)), ("not in it", _outside(timing))]
+        lines += [
+            ("step time", _step_time(timing)),
+            ("speed", _speed(timing, record["world_size"])),
+            ("not in it", _outside(timing)),
+        ]
+        lines += _exchange(record.get("parallel"))
     lines.append(("loss", _loss(record)))
     if record["eval"]["points"]:
         lines.append(("held out", _held_out(record)))
@@ -55,6 +60,38 @@ def _work(record: dict[str, Any]) -> str:
         f"data {config['data']['name']}, {work['global_batch_size']} x {work['seq_len']} tokens a step, "
         f"track {config['track']['name']}"
     )
+
+
+def _device(record: dict[str, Any]) -> str:
+    device, processes = record["device"], record["world_size"]
+    name = f"{device['kind']}: {device['name']}, {_threads(record)}"
+    if processes == 1:
+        return name
+    return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
+
+
+def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what several processes stood still for each other, and which of them the others waited for."""
+    if parallel is None or len(parallel["ranks"]) < 2:
+        return []
+    ranks = parallel["ranks"]
+    lines = []
+    payload, waits = ranks[0]["payload_bytes_per_step"], [rank["waited_seconds_per_step"] for rank in ranks]
+    if payload is not None:
+        said = f"{payload / 1e6:,.2f} MB a step from each process"
+        if None not in waits:
+            said += f"; they stood still for it {1000 * min(waits):.2f} to {1000 * max(waits):.2f} ms of the step"
+        lines.append(("exchange", said))
+    for straggler in parallel["stragglers"]:
+        rank = ranks[straggler["rank"]]
+        lines.append(
+            (
+                "straggler",
+                f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']}) is busy "
+                f"{straggler['times_the_others']:.2f} times as long as the others, who wait for it",
+            )
+        )
+    return lines
 
 
 def _threads(record: dict[str, Any]) -> str:
@@ -78,10 +115,12 @@ def _step_time(timing: dict[str, Any]) -> str:
     return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(blocks)} blocks{spread}"
 
 
-def _speed(timing: dict[str, Any]) -> str:
-    if timing["tokens_per_second"] is None:
+def _speed(timing: dict[str, Any], processes: int) -> str:
+    speed = timing["tokens_per_second"]
+    if speed is None:
         return "unknown"
-    return f"{tokens_per_second(timing['tokens_per_second'])}, data wait {100 * timing['data_wait_fraction']:.2f} %"
+    each = f" in all, {tokens_per_second(speed / processes)} each" if processes > 1 else ""
+    return f"{tokens_per_second(speed)}{each}, data wait {100 * timing['data_wait_fraction']:.2f} %"
 
 
 def _outside(timing: dict[str, Any]) -> str:

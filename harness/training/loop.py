@@ -13,9 +13,10 @@ import torch
 from harness.backends.base import StepOutput, TrainStep
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
-from harness.record import StepsWriter
+from harness.record import NoWriter, StepsWriter
 from harness.training.prefetch import Prefetcher
-from harness.training.progress import Progress
+from harness.training.progress import NoProgress, Progress
+from harness.training.ranks import Ranks
 from harness.training.timing import Block, StepClock
 from harness.workload.data import Dataset
 from harness.workload.optimizer import learning_rate
@@ -30,6 +31,8 @@ class Progressed:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     blocks: list[tuple[str, Block]] = field(default_factory=list)
+    exchanges: list[tuple[int, float | None]] = field(default_factory=list)
+    """Of each block, the bytes that this rank handed to collectives and the seconds it stood still for them."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     target_step: int | None = None
     target_training_seconds: float | None = None
@@ -72,10 +75,13 @@ class Loop:
         prefetcher: Prefetcher,
         dataset: Dataset,
         step_clock: StepClock,
-        writer: StepsWriter,
-        progress: Progress,
+        writer: StepsWriter | NoWriter,
+        progress: Progress | NoProgress,
         *,
         stop_requested: Callable[[], bool],
+        ranks: Ranks | None = None,
+        communication: Callable[[], tuple[int, float | None]] | None = None,
+        advanced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
@@ -87,8 +93,11 @@ class Loop:
         self._writer = writer
         self._progress = progress
         self._stop_requested = stop_requested
+        self._ranks = ranks or Ranks()
+        self._communication = communication
+        self._advanced = advanced
         self._clock = clock
-        self._held_out: tuple[torch.Tensor, ...] = ()
+        self._held_out: list[tuple[torch.Tensor, int]] = []
         self.result = Progressed()
 
     def run(self) -> None:
@@ -116,6 +125,9 @@ class Loop:
     def _run_block(self, phase: str, first: int, last: int) -> None:
         outputs: list[StepOutput] = []
         rates: list[float] = []
+        if self._communication is not None:
+            # What an evaluation exchanged is no part of the block.
+            self._communication()
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             asked = self._clock()
@@ -124,14 +136,18 @@ class Loop:
             rates.append(learning_rate(step, self._work))
             outputs.append(self._train_step(micro_batches, rates[-1]))
             self._step_clock.step_done()
+            self._advanced()
             if self._stop_requested():
                 break
         block = self._step_clock.end(first + len(outputs) - 1)
+        if self._communication is not None:
+            self.result.exchanges.append(self._communication())
         # From here to the next `begin` the clock stands still.
         self._book(phase, block, outputs, rates)
 
     def _book(self, phase: str, block: Block, outputs: list[StepOutput], rates: list[float]) -> None:
-        losses = torch.stack([output.loss for output in outputs]).tolist()
+        # Each rank has the mean over its own share of the batch; shares are equal.
+        losses = self._ranks.mean(torch.stack([output.loss for output in outputs]).tolist())
         norms = torch.stack([output.gradient_norm for output in outputs]).tolist()
         self.result.blocks.append((phase, block))
         self.result.losses += losses
@@ -164,6 +180,7 @@ class Loop:
                         f"the {what} became {value} at step {first_step + offset}; lower "
                         "workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use precision=fp32",
                         status="diverged",
+                        shared=True,
                     )
 
     def _evaluation_due(self, step: int) -> bool:
@@ -173,12 +190,12 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         began = self._clock()
         if not self._held_out:
-            sequences = self._dataset.held_out(0, self._work.eval_sequences)
-            self._prefetcher.digest.add("held out", 0, sequences)
-            self._held_out = torch.from_numpy(sequences).split(self._work.micro_batch_size)
-        losses = torch.stack([self._train_step.evaluate(part) for part in self._held_out]).tolist()
-        counts = [len(part) for part in self._held_out]
-        loss = math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+            self._held_out = self._share_of_held_out()
+        losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._held_out]).tolist()
+        self._advanced()
+        counted = [(loss, count) for loss, (_, count) in zip(losses, self._held_out, strict=True) if count]
+        everyone = [pair for part in self._ranks.gather(counted) for pair in part]
+        loss = math.fsum(loss * count for loss, count in everyone) / sum(count for _, count in everyone)
         self.result.evaluation_seconds += self._clock() - began
         self.result.evaluations.append(
             {
@@ -186,10 +203,29 @@ class Loop:
                 "loss": loss,
                 "training_seconds": self.result.training_seconds,
                 # Runs that stop at a target stop at different steps: their batches are compared at a common one.
-                "batches": self._prefetcher.digest.hexdigest(),
+                "batches": self._ranks.added_digest(self._prefetcher.digest),
             }
         )
         self._progress.evaluated(step, loss)
         if not math.isfinite(loss):
-            raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged")
+            raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged", shared=True)
         return loss
+
+    def _share_of_held_out(self) -> list[tuple[torch.Tensor, int]]:
+        """Return this rank's held-out sequences in parts, and how many of each count.
+
+        All ranks get as many parts, since a sharded model is put together part by part: one that has too few
+        evaluates a sequence that does not count.
+        """
+        size, most = self._work.eval_sequences, self._work.micro_batch_size
+        each = math.ceil(size / self._ranks.size)
+        first = min(self._ranks.rank * each, size)
+        own = min(each, size - first)
+        parts: list[tuple[torch.Tensor, int]] = []
+        if own:
+            sequences = self._dataset.held_out(first, own)
+            self._prefetcher.digest.add("held out", first, sequences)
+            parts = [(part, len(part)) for part in torch.from_numpy(sequences).split(most)]
+        while len(parts) < math.ceil(each / most):
+            parts.append((torch.from_numpy(self._dataset.held_out(0, 1)), 0))
+        return parts

@@ -14,7 +14,9 @@ DEPTH = 4
 
 
 class Prefetcher:
-    """Yields the global batch of each step as host int64 micro-batches, in order.
+    """Yields this rank's share of each step's global batch as host int64 micro-batches, in order.
+
+    Ranks take consecutive shares of equal size, so the global batch is the same whatever their number.
 
     The digest is added to when a batch is handed out, not when it is made: it proves what was trained on.
     """
@@ -28,11 +30,14 @@ class Prefetcher:
         global_batch_size: int,
         micro_batch_size: int,
         pin_memory: bool,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self._dataset = dataset
         self._steps = range(first_step, last_step + 1)
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
+        self._rank, self._share = rank, global_batch_size // ranks
         self._pin_memory = pin_memory
         self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
@@ -69,8 +74,8 @@ class Prefetcher:
             self._put(error)
 
     def _make(self, step: int) -> tuple[tuple[torch.Tensor, ...], BatchDigest]:
-        first_sample = (step - 1) * self._global_batch_size
-        sequences = self._dataset.train(first_sample, self._global_batch_size)
+        first_sample = (step - 1) * self._global_batch_size + self._rank * self._share
+        sequences = self._dataset.train(first_sample, self._share)
         digest = BatchDigest()
         digest.add("train", first_sample, sequences)
         batch = torch.from_numpy(sequences)

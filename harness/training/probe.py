@@ -10,7 +10,6 @@ import torch
 from harness.backends.base import Backend, TrainStep
 from harness.backends.eager import AUTOCAST_DTYPES
 from harness.config import Config, kv_heads
-from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import activate, causal_attention
 from harness.workload.random import approximately_normal, stream_key
@@ -154,7 +153,7 @@ def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
 
 
 def _probe_threads(backend: Backend) -> int:
-    asked, found = backend.settings.threads or allowed_cores(), torch.get_num_threads()
+    asked, found = backend.threads(), torch.get_num_threads()
     if asked != found:
         raise BackendUnavailable(f"backend.threads: asked for {asked}, but torch uses {found}")
     return found

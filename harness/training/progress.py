@@ -80,3 +80,16 @@ class Progress:
             draw(*arguments)
         except OSError:
             self._closed = True
+
+
+class NoProgress:
+    """Stands in for the display where another process shows it."""
+
+    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+        return None
+
+    def evaluated(self, step: int, loss: float) -> None:
+        return None
+
+    def close(self) -> None:
+        return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,10 @@ from harness.training.loop import Progressed
 from harness.training.timing import Block
 
 if TYPE_CHECKING:
-    from harness.training.run import _Facts
+    from harness.training.facts import Facts
+
+# Ranks on one kind of device differ by a few per cent; what a shared host adds stays below this on an idle one.
+STRAGGLER = 1.15
 
 
 def assemble(
@@ -20,11 +25,12 @@ def assemble(
     *,
     status: str,
     error: str | None,
-    facts: _Facts,
+    facts: Facts,
     progressed: Progressed | None,
     batch_digest: str,
     step_seconds_method: str,
     backend_name: str,
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it."""
     done = progressed or Progressed()
@@ -34,7 +40,7 @@ def assemble(
         "error": error,
         "workload_id": workload_id(config),
         "digests": {"init": facts.init_digest, "batches": batch_digest if done.steps_done else None},
-        "world_size": 1,
+        "world_size": world_size,
         "began_utc": facts.began_utc,
         "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": to_dict(config),
@@ -69,6 +75,7 @@ def assemble(
             "device_processes": facts.device_processes,
             "device_condition": facts.device_condition,
         },
+        "parallel": facts.parallel,
     }
 
 
@@ -126,3 +133,49 @@ def target(config: Config, done: Progressed) -> dict[str, Any] | None:
         "training_seconds": done.target_training_seconds,
         "wall_seconds": done.target_wall_seconds,
     }
+
+
+def own_times(done: Progressed) -> dict[str, Any]:
+    """Return what one rank measured of itself, per step of the measured window."""
+    measured = [
+        (block, exchange)
+        for (phase, block), exchange in zip(done.blocks, done.exchanges, strict=True)
+        if phase == "measured"
+    ]
+    steps = sum(block.steps for block, _ in measured)
+    if not steps:
+        return {"step_seconds": None, "payload_bytes_per_step": None, "waited_seconds_per_step": None}
+    waits = [waited for _, (_, waited) in measured]
+    waited = None if None in waits else math.fsum(wait for wait in waits if wait is not None) / steps
+    return {
+        "step_seconds": math.fsum(block.seconds for block, _ in measured) / steps,
+        "payload_bytes_per_step": sum(payload for _, (payload, _) in measured) / steps,
+        "waited_seconds_per_step": waited,
+    }
+
+
+def describe_ranks(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the record's part on the ranks, from what each told of itself, in rank order.
+
+    A rank's busy time is its step time less what it stood still for the others. Where gradients are exchanged in
+    every step all ranks take the same time: only their busy times tell which of them the others wait for.
+    """
+    ranks = []
+    for number, own in enumerate(told):
+        step, waited = own["step_seconds"], own["waited_seconds_per_step"]
+        busy = None if step is None or waited is None else max(0.0, step - waited)
+        ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
+    return {"ranks": ranks, "stragglers": stragglers(ranks)}
+
+
+def stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the ranks that are busy for clearly longer than the others, and how many times as long."""
+    busy = [rank["busy_seconds_per_step"] for rank in ranks]
+    if len(busy) < 2 or any(value is None for value in busy):
+        return []
+    found = []
+    for rank, value in enumerate(busy):
+        typical = statistics.median(busy[:rank] + busy[rank + 1 :])
+        if typical > 0 and value > STRAGGLER * typical:
+            found.append({"rank": rank, "times_the_others": value / typical})
+    return found

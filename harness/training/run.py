@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from harness import environment
-from harness.backends.base import Backend, TrainStep
+from harness.backends.base import Backend
 from harness.config import Config, to_yaml
-from harness.errors import BackendUnavailable, ConfigError, Interrupted, RunFailed, UserError
-from harness.record import StepsWriter, claim_folder, write_config, write_record
-from harness.training.loop import Loop
-from harness.training.prefetch import Prefetcher
-from harness.training.probe import observe_step, probe
-from harness.training.progress import Progress
+from harness.errors import Interrupted, RunFailed, UserError
+from harness.record import claim_folder, write_config, write_record
+from harness.training.facts import Facts, inspect_or_refuse
+from harness.training.group import Group
 from harness.training.results import assemble
+from harness.training.session import Session, same_on_all
 from harness.training.signals import StopRequest, stop_on_signals
-from harness.training.stderr_watch import StderrWatch
-from harness.training.timing import StepClock
 from harness.workload.data import Dataset, open_dataset
-from harness.workload.digest import init_digest, parameter_norms
-from harness.workload.initialisation import build_model
-from harness.workload.model import parameter_count
-from harness.workload.optimizer import build_optimizer
-
-# float32 weight, gradient and two AdamW moments.
-STATE_BYTES_PER_PARAMETER = 16
+from harness.workload.digest import BatchDigest
+from harness.world import World
 
 
 @dataclass
@@ -43,50 +30,47 @@ class Outcome:
     interrupted: Interrupted | None = None
 
 
-@dataclass
-class _Facts:
-    """What is found out while a run is set up; the record is made of it, however far the run came."""
-
-    began_utc: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    began: float = field(default_factory=time.perf_counter)
-    setup_seconds: float | None = None
-    parameters: int = 0
-    init_digest: str | None = None
-    device: dict[str, Any] = field(default_factory=dict)
-    # Asked once, while the device is well: after a fault it answers nothing more.
-    peak_lookup_key: str | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
-    effective: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, int | None] | None = None
-    skipped_steps: int | None = None
-    final_norms: dict[str, float] | None = None
-    host_other_fraction: float | None = None
-    device_processes: list[str] | None = None
-    device_condition: dict[str, Any] | None = None
-
-
-def run(config: Config, backend: Backend) -> Outcome:
+def run(config: Config, backend: Backend, world: World | None = None) -> Outcome:
     """Train and time the configured workload on a backend that passed its preflight, and write the record.
 
-    Whatever happens once the folder is claimed, a record is written that says so.
+    Whatever happens once the folder is claimed, a record is written that says so. Of several processes each calls
+    this, and rank 0 writes.
 
     Raises:
         UserError: nothing was run: the data, the device or the folder is not fit for it.
+        EndedWithAll: likewise, on another rank than the one that tells the user.
         Interrupted: a signal came before training began.
     """
-    with stop_on_signals() as stop:
-        facts = _Facts()
-        dataset = _open_data(config)
-        backend.load()
+    world = world or World()
+    with stop_on_signals(launched=world.grouped) as stop:
+        group = Group(world, config.parallel.timeout_seconds)
+        group.connect()
+        facts = Facts()
         try:
-            _inspect_or_refuse(config, backend, dataset, facts)
-            folder = claim_folder(config.out, f"{backend.name}-{config.model.name}")
-            write_config(folder, to_yaml(config))
-            return _run_in(folder, config, backend, dataset, facts, stop)
+            dataset = _open_data(config)
+            backend.load()
+            try:
+                group.form(backend)
+                inspect_or_refuse(config, backend, dataset, facts)
+                folder = group.from_leader(lambda: _claim(config, backend))
+                return _run_in(folder, config, backend, dataset, facts, stop, group)
+            finally:
+                backend.close()
+        except UserError as error:
+            raise group.refuse(error) from error
+        except Exception as error:
+            failure = _settle(error, backend, group)
+            if failure is None or not world.grouped:
+                raise
+            raise group.refuse(failure) from error
         finally:
-            backend.close()
+            group.close()
+
+
+def _claim(config: Config, backend: Backend) -> Path:
+    folder = claim_folder(config.out, f"{backend.name}-{config.model.name}")
+    write_config(folder, to_yaml(config))
+    return folder
 
 
 def _open_data(config: Config) -> Dataset:
@@ -99,173 +83,88 @@ def _open_data(config: Config) -> Dataset:
     return dataset
 
 
-def _inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts: _Facts) -> None:
-    try:
-        _inspect(config, backend, dataset, facts)
-    except UserError:
-        raise
-    except Exception as error:
-        # The probes are the device's first operations: a missing kernel package, say, shows itself here.
-        classified = backend.classify(error)
-        if classified is None:
-            raise
-        raise BackendUnavailable(
-            f"backend {backend.name} failed at its first operations: {classified.cause}; {classified.remedy}"
-        ) from error
+def _refuse_differing_ranks(config: Config, dataset: Dataset, facts: Facts, group: Group) -> None:
+    """Raise RunFailed if the ranks would not do the same work with the same software."""
+    sample = BatchDigest()
+    sample.add("train", 0, dataset.train(0, 1))
+    for what, value, remedy in (
+        ("its settings", to_yaml(config), "start every rank with the same words"),
+        ("its software", {**facts.versions, "harness": facts.environment["harness_version"]},
+         "install the same on every host"),
+        ("its data", {**facts.data, "first sequence": sample.hexdigest()}, "give every host the same data"),
+    ):  # fmt: skip
+        same_on_all(group.ranks, what, value, remedy)
 
 
-def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: _Facts) -> None:
-    backend.apply(config.precision)
-    backend.check_work(config)
-    facts.device = backend.describe()
-    facts.peak_lookup_key = backend.peak_lookup_key()
-    facts.versions = backend.versions()
-    facts.parameters = parameter_count(config.model)
-    available = facts.device.get("memory_bytes")
-    needed = facts.parameters * STATE_BYTES_PER_PARAMETER
-    if available is not None and needed > available:
-        raise ConfigError(
-            f"model={config.model.name}: {facts.parameters:,} parameters need {needed / 2**30:,.1f} GiB for weights, "
-            f"gradients and AdamW's moments alone, but {facts.device['name']} has {available / 2**30:,.1f} GiB; "
-            "choose a smaller model or a larger device"
-        )
-    facts.effective = probe(backend, config)
-    facts.environment = environment.collect(backend.environment_prefixes, backend.distributions)
-    facts.data = dataset.facts()
-
-
-def _run_in(
-    folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: _Facts, stop: StopRequest
-) -> Outcome:
+def _run_in(folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: Facts, stop: StopRequest,
+            group: Group) -> Outcome:  # fmt: skip
+    world = group.world
     failure: RunFailed | None = None
     interrupted: Interrupted | None = None
-    session = _Session(folder, config, backend, dataset, facts, stop)
+    session = Session(folder, config, backend, dataset, facts, stop, group)
+    group.write_last_words = lambda told: _write(
+        folder, config, backend, session, RunFailed(str(told), told.status), None
+    )
     try:
+        _refuse_differing_ranks(config, dataset, facts, group)
         session.train_watched()
         if stop.signal_number is not None:
             interrupted = Interrupted(stop.signal_number)
-    except RunFailed as error:
-        failure = error
-    except UserError as error:
-        failure = RunFailed(str(error))
     except Interrupted as error:
         interrupted = error
     except Exception as error:
-        classified = backend.classify(error)
-        if classified is None:
+        stop.ending(launched=world.grouped)
+        failure = _settle(error, backend, group)
+        if failure is None:
             # Ours to mend: leave the record, then let the traceback be seen.
-            _write(folder, config, backend, session, RunFailed(f"{type(error).__name__}: {error}"), None)
+            failure = group.settle(RunFailed(f"{type(error).__name__}: {error}"))
+            _write(folder, config, backend, session, failure, None)
             raise
-        failure = RunFailed(f"{classified.cause}; {classified.remedy}", classified.status)
     finally:
         session.close()
+    stop.ending(launched=world.grouped)
     record = _write(folder, config, backend, session, failure, interrupted)
     return Outcome(folder, record, failure, interrupted)
 
 
-class _Session:
-    """The model, the loop and the files of a run while it lasts."""
-
-    def __init__(self, folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: _Facts,
-                 stop: StopRequest) -> None:  # fmt: skip
-        self.config, self.backend, self.dataset, self.facts, self.stop = config, backend, dataset, facts, stop
-        self.step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
-        self.writer = StepsWriter(folder)
-        work = config.workload
-        self.prefetcher = Prefetcher(
-            dataset,
-            first_step=1,
-            last_step=work.steps,
-            global_batch_size=work.global_batch_size,
-            micro_batch_size=work.micro_batch_size,
-            pin_memory=backend.pins_host_memory,
-        )
-        self.loop: Loop | None = None
-
-    def train_watched(self) -> None:
-        """Train, and refuse the result if any of the work ran on the host instead of the device."""
-        with StderrWatch(self.backend.fallback_pattern) as watch:
-            shows_speed = not self.facts.device.get("emulated")
-            progress = Progress(self.config.workload.steps, shows_speed=shows_speed, stream=watch.stream)
-            try:
-                self.train(progress)
-            finally:
-                progress.close()
-        if self.backend.fallback_pattern is not None:
-            self.facts.effective["cpu_fallback"] = watch.found is not None
-        if watch.found is not None:
-            raise RunFailed(
-                f"part of the work ran on the host instead of the device, so this is no run of it: {watch.found}"
-            )
-
-    def train(self, progress: Progress) -> None:
-        config, backend, facts = self.config, self.backend, self.facts
-        model = build_model(config.model, config.seed, backend.device())
-        facts.init_digest = init_digest(model)
-        optimizer = build_optimizer(model, config.workload, config.track)
-        step = backend.prepare(
-            model,
-            optimizer,
-            precision=config.precision,
-            gradient_clip_norm=config.workload.gradient_clip_norm,
-        )
-        first = torch.from_numpy(self.dataset.train(0, 1))
-        facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
-        backend.reset_peak_memory()
-        self.loop = Loop(
-            config,
-            step,
-            self.prefetcher,
-            self.dataset,
-            self.step_clock,
-            self.writer,
-            progress,
-            stop_requested=self.stop.requested,
-        )
-        facts.setup_seconds = time.perf_counter() - facts.began
-        contention = environment.CpuContention()
-        facts.device_processes = backend.other_processes()
-        before = backend.condition()
-        try:
-            with self.stop.deferred():
-                self.loop.run()
-        except RunFailed:
-            # The device itself is well: what it knows of the run is kept.
-            self._ask_device(model, step)
-            raise
-        finally:
-            facts.host_other_fraction = contention.other_fraction()
-        if before is not None:
-            # At once: a device that was held down cools within seconds.
-            facts.device_condition = {"before": before, "after": backend.condition()}
-        self._ask_device(model, step)
-
-    def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
-        self.facts.final_norms = parameter_norms(model)
-        self.facts.memory = self.backend.memory()
-        self.facts.skipped_steps = step.skipped_steps()
-
-    def close(self) -> None:
-        self.prefetcher.close()
-        self.writer.close()
+def _settle(error: Exception, backend: Backend, group: Group) -> RunFailed | None:
+    """Return the failure that an exception means, as all ranks tell it; None if it is a fault of our own."""
+    if isinstance(error, RunFailed):
+        return group.settle(error)
+    if isinstance(error, UserError):
+        return group.settle(RunFailed(str(error)))
+    classified = backend.classify(error)
+    if classified is None:
+        return None
+    own = RunFailed(f"{classified.cause}; {classified.remedy}", classified.status)
+    return group.settle(own, certain=not classified.echo)
 
 
-def _write(folder: Path, config: Config, backend: Backend, session: _Session, failure: RunFailed | None,
+def _write(folder: Path, config: Config, backend: Backend, session: Session, failure: RunFailed | None,
            interrupted: Interrupted | None) -> dict[str, Any]:  # fmt: skip
+    """Write the record on rank 0, and elsewhere wait for that. Returns the record, empty elsewhere."""
+    group = session.group
+    if not group.world.leads:
+        group.record_written()
+        return {}
     status = "ok"
     if failure is not None:
         status = failure.status
     elif interrupted is not None:
         status = "interrupted"
+    if status == "hung":
+        group.write_stacks(folder)
     record = assemble(
         config,
         status=status,
         error=str(failure) if failure is not None else None,
         facts=session.facts,
-        progressed=session.loop.result if session.loop is not None else None,
-        batch_digest=session.prefetcher.digest.hexdigest(),
+        progressed=session.result,
+        batch_digest=session.batch_digest(),
         step_seconds_method=session.step_clock.step_seconds_method,
         backend_name=backend.name,
+        world_size=group.world.size,
     )
     write_record(folder, record)
+    group.record_written()
     return record

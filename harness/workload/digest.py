@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,28 +15,55 @@ _MODULUS = 1 << 256
 
 def init_digest(model: nn.Module) -> str:
     """Return the SHA-256 over every parameter's name, shape and float32 bytes, read back from the device."""
-
-    def one(item: tuple[str, torch.Tensor]) -> bytes:
-        name, parameter = item
-        # Little-endian wherever this runs.
-        values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
-        digest = hashlib.sha256(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.data)
-        return digest.digest()
-
-    total = hashlib.sha256()
     # Hashing releases the interpreter's lock; two at a time hides the copy from the device.
     with ThreadPoolExecutor(2) as pool:
-        for digest in pool.map(one, sorted(model.named_parameters())):
-            total.update(digest)
+        names, parameters = zip(*sorted(model.named_parameters()), strict=True)
+        return total_digest(dict(zip(names, pool.map(parameter_digest, names, parameters), strict=True)))
+
+
+def sharded_digests(model: nn.Module, rank: int, size: int) -> dict[str, bytes]:
+    """Return the digests of every `size`-th parameter of a sharded model. All ranks together have all of them.
+
+    Collective: each parameter in turn is put together on every rank, and let go before the next.
+    """
+    digests = {}
+    for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
+        whole = whole_tensor(parameter.detach())
+        if number % size == rank:
+            digests[name] = parameter_digest(name, whole)
+        del whole
+    return digests
+
+
+def parameter_digest(name: str, parameter: torch.Tensor) -> bytes:
+    """Return the SHA-256 of one whole parameter."""
+    # Little-endian wherever this runs.
+    values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
+    digest = hashlib.sha256(f"{name}{tuple(parameter.shape)}".encode())
+    digest.update(values.data)
+    return digest.digest()
+
+
+def total_digest(by_parameter: Mapping[str, bytes]) -> str:
+    """Return the digest over all parameters, from those of each."""
+    total = hashlib.sha256()
+    for name in sorted(by_parameter):
+        total.update(by_parameter[name])
     return total.hexdigest()
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor put together from its shards, if it has any. Collective for one that has."""
+    # Not by its type: importing DTensor takes a second, which a run on one device need not spend.
+    whole = getattr(tensor, "full_tensor", None)
+    return tensor if whole is None else whole()
 
 
 def parameter_norms(model: nn.Module) -> dict[str, float]:
     """Return every parameter's 2-norm, in float32 on its device. Waits for the device once."""
     named = sorted(model.named_parameters())
-    norms = torch.stack([torch.linalg.vector_norm(parameter.detach().float()) for _, parameter in named])
-    return dict(zip((name for name, _ in named), norms.tolist(), strict=True))
+    norms = [whole_tensor(torch.linalg.vector_norm(parameter.detach().float())) for _, parameter in named]
+    return dict(zip((name for name, _ in named), torch.stack(norms).tolist(), strict=True))
 
 
 class BatchDigest:

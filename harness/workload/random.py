@@ -30,24 +30,23 @@ def stream_key(*parts: object) -> tuple[int, int]:
 
 
 def words(key: tuple[int, int], start: int, count: int) -> np.ndarray:
-    """Return words `start` to `start + count` of a stream: uint64 [count]. `start` must be a multiple of 4."""
-    if start % WORDS_PER_COUNTER:
-        raise ValueError(f"start must be a multiple of {WORDS_PER_COUNTER}, got {start}")
+    """Return words `start` to `start + count` of a stream: uint64 [count]."""
     generator = np.random.Philox(key=np.array(key, dtype=np.uint64))
     generator.advance(start // WORDS_PER_COUNTER)
-    return generator.random_raw(count)
+    before = start % WORDS_PER_COUNTER
+    return generator.random_raw(before + count)[before:]
 
 
-def approximately_normal(key: tuple[int, int], count: int, std: float) -> Iterator[np.ndarray]:
-    """Yield `count` float32 values of mean 0 and the given standard deviation, in chunks.
+def approximately_normal(key: tuple[int, int], count: int, std: float, first: int = 0) -> Iterator[np.ndarray]:
+    """Yield `count` float32 values of mean 0 and the given standard deviation, in chunks, from number `first` on.
 
     Each value is a centred sum of four uniform 16-bit integers (an Irwin-Hall variable: excess kurtosis -0.3,
     never beyond 3.46 standard deviations, close to the truncated normals that many models are initialised
     with). Unlike a true normal it needs no logarithm, so its bits do not depend on a math library.
     """
     scale = std / _SUM_STD
-    for start in range(0, count, _CHUNK):
-        raw = words(key, start, min(_CHUNK, count - start))
+    for start in range(first, first + count, _CHUNK):
+        raw = words(key, start, min(_CHUNK, first + count - start))
         total = (
             (raw & _LOW_16_BITS)
             + ((raw >> np.uint64(16)) & _LOW_16_BITS)

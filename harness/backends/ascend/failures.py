@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.backends.base import OUT_OF_MEMORY_REMEDY, Failure
+from harness.backends.base import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure
 
 ACL_CODE = re.compile(r"error code is (\d+)")
 PLUGIN_CODE = re.compile(r"\bERR(\d{2})(\d{3})\b")
@@ -79,7 +79,7 @@ def _classify_fault(text: str, codes: set[int]) -> Failure | None:
             return explain(f"{faults[known[0]]} (ACL {known[0]})", operator.group(1) if operator else None)
     for pattern, cause, remedy in _RUN_FAILURES:
         if re.search(pattern, text):
-            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy)
+            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy, echo=remedy == PEER_REMEDY)
     if operator:
         return _late("an operation was rejected", operator.group(1))
     unsupported = codes & NO_KERNEL_CODES
@@ -114,8 +114,8 @@ def _from_a_peer(what: str, _operator: str | None) -> Failure:
     return Failure(
         "device_fault",
         what,
-        "look for the first error in the other ranks' output, or the rank that is missing; stop what is left of them "
-        "and wait ten seconds before the next run",
+        f"{PEER_REMEDY}; stop what is left of them and wait ten seconds before the next run",
+        echo=True,
     )
 
 
@@ -129,7 +129,7 @@ _RUN_FAILURES = (
     (
         r"EI0002|Notify register times out",
         "a rank waited in vain for a collective of its peers",
-        "look for the first error in the other ranks' output, or the rank that is missing",
+        PEER_REMEDY,
     ),
     (
         r"EJ0001|initialize the HCCP process",

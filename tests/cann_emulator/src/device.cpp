@@ -83,6 +83,7 @@ int aclrtGetCurrentContext(void** context) {
   *context = &only_context;
   return code::success;
 }
+int aclrtSetCurrentContext(void*) { return code::success; }
 int aclrtGetPrimaryCtxState(int, unsigned*, int* active) {
   if (active) *active = 1;
   return code::success;
@@ -113,6 +114,7 @@ int aclrtDeviceGetUuid(int device, char* uuid) {  // 16 bytes
 
 int aclrtSetDeviceSatMode(int) { return code::success; }
 int aclrtSetOpExecuteTimeOutV2(uint64_t, uint64_t*) { return code::success; }
+int aclrtSetOpWaitTimeout(uint32_t) { return code::success; }
 int aclrtSetStreamFailureMode(void*, uint64_t) { return code::success; }
 int aclrtCtxSetSysParamOpt(int, int64_t) { return code::success; }
 int aclrtSetSysParamOpt(int, int64_t) { return code::success; }

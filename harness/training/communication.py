@@ -1,0 +1,132 @@
+"""What the ranks exchange while they train: how much, and how long this rank stood still for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from harness.backends.base import EventTimer
+
+# torch 2.13 has given both new names; the old ones still work in it, with a warning.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+class CommunicationMeter:
+    """Counts the bytes that this rank hands to collectives, and the time its work stands still for them.
+
+    Work that overlaps with the exchange is not stood still for. Where the device works synchronously the host's
+    clock tells that time; where work is queued the device's own time stamps do, if it has them.
+    """
+
+    def __init__(
+        self,
+        *,
+        events: EventTimer | None,
+        asynchronous: bool,
+        advanced: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._events = events
+        self._timed = events is not None or not asynchronous
+        self._advanced, self._clock = advanced, clock
+        self._payload_bytes = 0
+        self._waited_seconds = 0.0
+        self._began: float | None = None
+        # Which of the intervals between successive time stamps were waited.
+        self._waits: list[bool] = []
+
+    def sent(self, payload_bytes: int) -> None:
+        """Count one collective's payload: what this rank puts in, before the algorithm's own traffic."""
+        self._payload_bytes += payload_bytes
+        self._advanced()
+
+    def begin_wait(self) -> None:
+        """Note that from here on there is nothing left to do but to wait; called again, it begins anew."""
+        if self._events is not None:
+            self._mark(waited=False)
+        self._began = self._clock()
+
+    def end_wait(self) -> None:
+        """Note that the wait is over. Without a begin this says nothing."""
+        if self._began is None:
+            return
+        if self._events is not None:
+            self._mark(waited=True)
+        else:
+            self._waited_seconds += self._clock() - self._began
+        self._began = None
+
+    def take(self) -> tuple[int, float | None]:
+        """Return payload bytes and seconds waited since the last call. Call after a synchronise."""
+        waited: float | None = self._waited_seconds if self._timed else None
+        if self._events is not None:
+            intervals = self._events.intervals_seconds()
+            waited = sum(seconds for seconds, counts in zip(intervals, self._waits[1:], strict=False) if counts)
+            self._waits.clear()
+        payload, self._payload_bytes, self._waited_seconds = self._payload_bytes, 0, 0.0
+        return payload, waited
+
+    def _mark(self, *, waited: bool) -> None:
+        assert self._events is not None
+        self._events.mark()
+        self._waits.append(waited)
+
+
+def averaging_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
+    """Return DDP's own averaging of gradient buckets, with the meter looking on."""
+
+    # Without annotations: DDP compares them with its own types, and takes the postponed ones for others.
+    def hook(_, bucket):  # noqa: ANN001, ANN202
+        buffer = bucket.buffer()
+        meter.sent(buffer.numel() * buffer.element_size())
+        # Dividing first is what DDP does without a hook, and keeps fp16 from overflowing.
+        buffer.div_(dist.get_world_size())
+        work = dist.all_reduce(buffer, async_op=True)
+        # The last bucket's call is what counts: after it the backward pass has nothing left to compute.
+        meter.begin_wait()
+        assert work is not None
+        return work.get_future().then(lambda done: done.value()[0])
+
+    return hook
+
+
+class _Metered:
+    """FSDP's way to bring its own collectives, used to look on; the collectives are PyTorch's."""
+
+    def __init__(self, meter: CommunicationMeter, *, blocks: bool) -> None:
+        self._meter, self._blocks = meter, blocks
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def _look_on(self, payload: torch.Tensor, call: Callable[[], Any]) -> Any:
+        self._meter.sent(payload.numel() * payload.element_size())
+        if not self._blocks:
+            return call()
+        self._meter.begin_wait()
+        work = call()
+        self._meter.end_wait()
+        return work
+
+
+class MeteredAllGather(_Metered):
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any,
+                 async_op: bool = False) -> Any:  # fmt: skip
+        return self._look_on(
+            input_tensor,
+            lambda: _all_gather(output_tensor, input_tensor, group=group, async_op=async_op),
+        )
+
+
+class MeteredReduceScatter(_Metered):
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any,
+                 async_op: bool = False) -> Any:  # fmt: skip
+        return self._look_on(
+            input_tensor,
+            lambda: _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op),
+        )

@@ -1,0 +1,123 @@
+"""PyTorch's own engines for many devices, applied to the model: none, DDP or FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.backends.base import ALONE, Backend, GradientExchange
+from harness.backends.eager import AUTOCAST_DTYPES
+from harness.config import Config
+from harness.errors import ConfigError
+from harness.training.communication import CommunicationMeter, MeteredAllGather, MeteredReduceScatter, averaging_hook
+from harness.training.ranks import Ranks
+from harness.workload.initialisation import build_model
+from harness.workload.model import Block, Transformer
+
+
+@dataclass
+class Spread:
+    """A model as it is spread over the ranks."""
+
+    model: Transformer
+    """The model itself, whose parameters are this rank's: whole, or its shards."""
+    call: nn.Module
+    """What the training step calls."""
+    exchange: GradientExchange = ALONE
+
+
+def spread_model(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
+    """Return the configured model with its initial weights, spread as `parallel` says."""
+    if config.parallel.name == "fsdp":
+        return _fsdp(config, backend, ranks, meter)
+    model = build_model(config.model, config.seed, backend.device())
+    if config.parallel.name == "single":
+        return Spread(model, model)
+    return _ddp(model, backend, meter)
+
+
+def _ddp(model: Transformer, backend: Backend, meter: CommunicationMeter) -> Spread:
+    device = backend.device()
+    wrapped = DistributedDataParallel(
+        model,
+        device_ids=None if device.index is None else [device.index],
+        # Every rank makes the same weights itself, which their digests prove.
+        init_sync=False,
+        # Gradients are views of the buckets: one copy less, and less memory.
+        gradient_as_bucket_view=True,
+    )
+    wrapped.register_comm_hook(None, averaging_hook(meter))
+    return Spread(model, wrapped, GradientExchange(wrapped.no_sync, meter.end_wait))
+
+
+def _fsdp(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
+    model = build_sharded(config, backend.device(), ranks)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # A collective of a device that queues its work returns at once: there is nothing to time here.
+            module.set_custom_all_gather(cast(Any, MeteredAllGather(meter, blocks=not backend.asynchronous)))
+            module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=not backend.asynchronous)))
+
+    @contextmanager
+    def accumulating() -> Iterator[None]:
+        assert isinstance(model, FSDPModule)
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+
+    return Spread(model, model, GradientExchange(accumulating))
+
+
+def build_sharded(
+    config: Config, device: torch.device, ranks: Ranks, dtype: torch.dtype = torch.float32
+) -> Transformer:
+    """Return the model sharded with FSDP2, made shard by shard: no rank ever holds more than its own part.
+
+    The projections of each block are a unit of their own; what is left (embeddings, norms, head) is one more, whose
+    weights are used in float32.
+    """
+    parallel = config.parallel
+    if parallel.cpu_offload and device.type == "cpu":
+        raise ConfigError("parallel.cpu_offload: the device is the host itself; leave it false")
+    mesh = _mesh(device, ranks, hybrid=parallel.shard_within_host)
+    gathered = AUTOCAST_DTYPES.get(config.precision) if parallel.gather_in_compute_precision else None
+    offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
+    # Autocast goes on deciding each operation's type, as on one device: it would cast the projections' weights to
+    # this type anyway. What enters them stays as it is, and gradients are added up in float32.
+    narrow = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+    def shard(model: Transformer) -> None:
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            fully_shard([block.attention, block.feed_forward], mesh=mesh, mp_policy=narrow, offload_policy=offload)
+        fully_shard(model, mesh=mesh, mp_policy=plain, offload_policy=offload)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                # Not every collective library averages; all of them add.
+                module.set_force_sum_reduction_for_comms(True)
+
+    home = torch.device("cpu") if parallel.cpu_offload else device
+    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype)
+
+
+def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:
+    if not hybrid:
+        return init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("shard",))
+    local = ranks.world.local_size
+    if ranks.size % local or local == ranks.size:
+        raise ConfigError(
+            f"parallel.shard_within_host: needs several hosts with as many processes each, found {ranks.size} "
+            f"processes, {local} of them on this host; leave it false"
+        )
+    return init_device_mesh(device.type, (ranks.size // local, local), mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,113 @@
+"""The processes of one run, and what they tell each other. Host data only: what devices exchange is PyTorch's affair.
+
+Every method here is a collective: all ranks call it, in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from harness.training.signals import StopRequest
+from harness.workload.digest import BatchDigest
+from harness.world import World
+
+T = TypeVar("T")
+SECONDS_BETWEEN_QUESTIONS = 1.0
+
+
+class Ranks:
+    """All processes of a run. For a run of one process everything here is a plain return."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+
+    @property
+    def size(self) -> int:
+        return self.world.size
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def leads(self) -> bool:
+        return self.world.leads
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_leader(self, make: Callable[[], T]) -> T:
+        """Return on every rank what `make` returns on rank 0, the only one to call it."""
+        values: list[Any] = [make() if self.leads else None]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def mean(self, values: Sequence[float]) -> list[float]:
+        """Return the means over the ranks, element by element; the same bits on every rank."""
+        if self.size == 1:
+            return list(values)
+        by_rank = [torch.zeros(len(values), dtype=torch.float64) for _ in range(self.size)]
+        dist.all_gather(by_rank, torch.tensor(values, dtype=torch.float64))
+        return [math.fsum(column) / self.size for column in zip(*(row.tolist() for row in by_rank), strict=True)]
+
+    def largest(self, *values: int) -> list[int]:
+        """Return the largest of each value over the ranks."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def added_digest(self, digest: BatchDigest) -> str:
+        """Return the digest of all that the ranks saw together."""
+        total = BatchDigest()
+        for part in self.gather(digest.hexdigest()):
+            total.merge(part)
+        return total.hexdigest()
+
+
+class StopAgreement:
+    """Has all ranks stop after the same step, whichever of them was asked to.
+
+    Called after every step by every rank. Asking the others costs a fraction of a millisecond, so they are asked
+    about once a second: that is how late a stop can come.
+    """
+
+    def __init__(self, ranks: Ranks, request: StopRequest, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._ranks, self._request, self._clock = ranks, request, clock
+        self._calls = 0
+        self._next = 1
+        self._asked_at = clock()
+        self._agreed = False
+
+    def requested(self) -> bool:
+        """Return whether to stop now: the same on every rank."""
+        if self._ranks.size == 1:
+            return self._request.requested()
+        if self._agreed:
+            return True
+        self._calls += 1
+        if self._calls < self._next:
+            return False
+        now = self._clock()
+        pace = (now - self._asked_at) / self._calls
+        # Rank 0's pace decides how many calls from now the next question is.
+        ahead = max(1, int(SECONDS_BETWEEN_QUESTIONS / pace)) if pace > 0 else 1
+        number, ahead = self._ranks.largest(self._request.signal_number or 0, ahead if self._ranks.leads else 0)
+        self._calls, self._next, self._asked_at = 0, ahead, self._clock()
+        if number:
+            self._agreed = True
+            self._request.ask(number)
+        return self._agreed

@@ -1,0 +1,216 @@
+"""The model, the loop and the files of a run while it lasts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import environment
+from harness.backends.base import Backend, TrainStep
+from harness.config import Config
+from harness.errors import RunFailed
+from harness.record import NoWriter, StepsWriter
+from harness.training.communication import CommunicationMeter
+from harness.training.facts import Facts
+from harness.training.group import Group
+from harness.training.loop import Loop, Progressed
+from harness.training.prefetch import Prefetcher
+from harness.training.probe import observe_step
+from harness.training.progress import NoProgress, Progress
+from harness.training.ranks import Ranks, StopAgreement
+from harness.training.results import describe_ranks, own_times
+from harness.training.signals import StopRequest
+from harness.training.stderr_watch import StderrWatch
+from harness.training.timing import StepClock
+from harness.workload.data import Dataset
+from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
+from harness.workload.optimizer import build_optimizer
+
+
+class Session:
+    """One process's part of a run, from its model to its last step."""
+
+    def __init__(self, folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: Facts,
+                 stop: StopRequest, group: Group) -> None:  # fmt: skip
+        self.config, self.backend, self.dataset, self.facts = config, backend, dataset, facts
+        self._stop, self.group, self._ranks = stop, group, group.ranks
+        self.step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
+        self._meter = CommunicationMeter(
+            # FSDP's collectives run on queues of its own, where this process's time stamps tell nothing.
+            events=backend.event_timer() if config.parallel.name == "ddp" else None,
+            asynchronous=backend.asynchronous,
+            advanced=group.advanced,
+        )
+        self._writer = StepsWriter(folder) if self._ranks.leads else NoWriter()
+        work = config.workload
+        self._prefetcher = Prefetcher(
+            dataset,
+            first_step=1,
+            last_step=work.steps,
+            global_batch_size=work.global_batch_size,
+            micro_batch_size=work.micro_batch_size,
+            pin_memory=backend.pins_host_memory,
+            rank=self._ranks.rank,
+            ranks=self._ranks.size,
+        )
+        self._loop: Loop | None = None
+
+    @property
+    def result(self) -> Progressed | None:
+        """Return what has been measured so far, or None if training has not begun."""
+        return None if self._loop is None else self._loop.result
+
+    def batch_digest(self) -> str:
+        """Return the digest of what was trained on: of all ranks if training ended well, else of this one."""
+        return self.facts.batch_digest or self._prefetcher.digest.hexdigest()
+
+    def train_watched(self) -> None:
+        """Train, and refuse the result if any of the work ran on the host instead of the device.
+
+        Raises:
+            RunFailed: it did, or the training itself failed.
+        """
+        with StderrWatch(self.backend.fallback_pattern) as watch:
+            progress = self._progress(watch.stream)
+            try:
+                self._train(progress)
+            finally:
+                progress.close()
+        found = self._ranks.gather(watch.found)
+        if self.backend.fallback_pattern is not None:
+            self.facts.effective["cpu_fallback"] = any(words is not None for words in found)
+        for rank, words in enumerate(found):
+            if words is not None:
+                where = f" of rank {rank}" if self._ranks.size > 1 else ""
+                raise RunFailed(
+                    f"part of the work{where} ran on the host instead of the device, so this is no run of it: {words}",
+                    shared=True,
+                )
+
+    def close(self) -> None:
+        self._prefetcher.close()
+        self._writer.close()
+
+    def _progress(self, stream: Any) -> Progress | NoProgress:
+        if not self._ranks.leads:
+            return NoProgress()
+        return Progress(self.config.workload.steps, shows_speed=not self.facts.device.get("emulated"), stream=stream)
+
+    def _train(self, progress: Progress | NoProgress) -> None:
+        config, backend, facts = self.config, self.backend, self.facts
+        from harness.training.parallel import spread_model
+
+        spread = spread_model(config, backend, self._ranks, self._meter)
+        model = spread.model
+        facts.init_digest = self._init_digest(model)
+        self.group.advanced()
+        optimizer = build_optimizer(model, config.workload, config.track)
+        step = backend.prepare(
+            spread.call,
+            optimizer,
+            precision=config.precision,
+            gradient_clip_norm=config.workload.gradient_clip_norm,
+            exchange=spread.exchange,
+        )
+        first = torch.from_numpy(self.dataset.train(0, 1))
+        facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
+        backend.reset_peak_memory()
+        agreement = StopAgreement(self._ranks, self._stop)
+        self._loop = Loop(
+            config,
+            step,
+            self._prefetcher,
+            self.dataset,
+            self.step_clock,
+            self._writer,
+            progress,
+            stop_requested=agreement.requested,
+            ranks=self._ranks,
+            communication=self._meter.take,
+            advanced=self.group.advanced,
+        )
+        self._run_loop(model, step)
+
+    def _run_loop(self, model: torch.nn.Module, step: TrainStep) -> None:
+        facts, backend, ranks = self.facts, self.backend, self._ranks
+        assert self._loop is not None
+        facts.setup_seconds = time.perf_counter() - facts.began
+        contention = environment.CpuContention(all_of_this_host(ranks))
+        facts.device_processes = backend.other_processes()
+        before = backend.condition()
+        self._meter.take()
+        try:
+            with self._stop.deferred():
+                self._loop.run()
+        except RunFailed as error:
+            if error.shared or ranks.size == 1:
+                # The device itself is well: what it knows of the run is kept.
+                facts.host_other_fraction = contention.other_fraction()
+                self._ask_device(model, step)
+            raise
+        facts.host_other_fraction = contention.other_fraction()
+        if before is not None:
+            # At once: a device that was held down cools within seconds.
+            facts.device_condition = {"before": before, "after": backend.condition()}
+        self._ask_device(model, step)
+
+    def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
+        facts, ranks = self.facts, self._ranks
+        assert self._loop is not None
+        facts.final_norms = parameter_norms(model)
+        facts.memory = self.backend.memory()
+        facts.skipped_steps = step.skipped_steps()
+        facts.batch_digest = ranks.added_digest(self._prefetcher.digest)
+        if self.group.world.grouped:
+            own = {
+                "host": facts.environment.get("host"),
+                "device": facts.device.get("name"),
+                "device_index": facts.device.get("index"),
+                "peak_allocated_bytes": (facts.memory or {}).get("peak_allocated_bytes"),
+                **own_times(self._loop.result),
+            }
+            facts.parallel = describe_ranks(ranks.gather(own))
+
+    def _init_digest(self, model: torch.nn.Module) -> str:
+        """Return the digest of the initial weights; of sharded ones, put together from all ranks.
+
+        Raises:
+            RunFailed: the ranks do not have the same weights.
+        """
+        ranks = self._ranks
+        if self.config.parallel.name == "fsdp":
+            return total_digest({k: v for part in ranks.gather(sharded_digests(model, ranks.rank, ranks.size))
+                                 for k, v in part.items()})  # fmt: skip
+        same_on_all(ranks, "the initial weights", digest := init_digest(model))
+        return digest
+
+
+def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the same software on every host") -> None:
+    """Refuse to go on unless every rank has the same value. Collective.
+
+    Raises:
+        RunFailed: naming the first rank that differs, on every rank.
+    """
+    values = ranks.gather(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise RunFailed(
+                f"rank {rank} differs from rank 0 in {what}: found {other}, expected {values[0]}; {remedy}",
+                status="ranks_differ",
+                shared=True,
+            )
+
+
+def all_of_this_host(ranks: Ranks) -> Callable[[float], float]:
+    """Return what adds a figure up over the ranks that run on the same host. Collective."""
+
+    def total(own: float) -> float:
+        host = environment.host_name()
+        return math.fsum(value for name, value in ranks.gather((host, own)) if name == host)
+
+    return total

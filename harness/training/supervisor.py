@@ -1,0 +1,300 @@
+"""Watches over the processes of one run, so that whatever befalls one of them ends all of them, with one message.
+
+A rank that fails says so in the store that the ranks share; a rank that dies falls silent there; a rank that hangs
+gets no further. A thread on each rank looks every second. Where the main thread of a rank does not come back from a
+collective that will never finish, the thread ends the process itself.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+from harness.errors import ConfigError, ExitCode
+
+SECONDS_BETWEEN_LOOKS = 1.0
+# A process is taken for dead after as long a silence. Its thread beats even while its main thread is busy.
+SECONDS_OF_SILENCE = 10.0
+# How long the main thread has to end by itself once a failure is known.
+SECONDS_TO_END = 5.0
+# How long the other ranks wait for the record to be written, before they go and the launcher stops everything.
+SECONDS_TO_WRITE = 15.0
+LARGEST_STACKS = 20_000
+_FAILURE, _WRITTEN = "failure", "written"
+
+
+class Store(Protocol):
+    """The part of torch.distributed.Store that is used here."""
+
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def add(self, key: str, amount: int, /) -> int: ...
+    def check(self, keys: list[str], /) -> bool: ...
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """Why a run of several processes ended, as all of them learn it."""
+
+    rank: int | None
+    """Whose it is; None if all ranks failed alike."""
+    status: str
+    """What the record says."""
+    message: str
+    """Cause and remedy in one line, without the rank."""
+    exit_code: int = ExitCode.RUN_FAILED
+
+    def __str__(self) -> str:
+        return self.message if self.rank is None else f"rank {self.rank}: {self.message}"
+
+
+@dataclass
+class _Seen:
+    """The last sign of life of a rank, and when it changed."""
+
+    beat: str = ""
+    beat_at: float = 0.0
+    progress: int = -1
+    progress_at: float = 0.0
+
+
+class Supervisor:
+    """One rank's part of the watch.
+
+    Args:
+        store: a connection of its own; it is used from the thread and, under a lock, from the main thread.
+        hung_seconds: no rank gets any further for so long: the run hangs.
+        abandon: called in the thread when the main thread does not end in time; must end the process.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        *,
+        hung_seconds: float,
+        abandon: Callable[[RankFailure], Any],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Any] | None = None,
+    ) -> None:
+        self._store, self._rank, self._size = store, rank, size
+        self._hung_seconds, self._abandon, self._clock = hung_seconds, abandon, clock
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._sleep = sleep or self._closing.wait
+        self._progress = 0
+        self._beats = 0
+        now = clock()
+        self._seen = {other: _Seen(beat_at=now, progress_at=now) for other in range(size)}
+        self._known_at: float | None = None
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the watch; called when the main thread has taken over the ending."""
+        self._closing.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=5)
+
+    # From the main thread
+
+    def advanced(self) -> None:
+        """Note that this rank has got further. Cheap: called for every step and every collective."""
+        self._progress += 1
+
+    def report(self, failure: RankFailure) -> RankFailure:
+        """Tell all ranks of a failure and return the one that came first, which may be another's."""
+        try:
+            with self._lock:
+                first = self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
+            return RankFailure(**json.loads(first))
+        except Exception:  # noqa: BLE001 (the store went with its host: what this rank knows has to do)
+            return failure
+
+    def settle(self, own: RankFailure, *, certain: bool) -> RankFailure:
+        """Return why the run ends, once this rank's main thread got an exception.
+
+        Args:
+            certain: whether the exception is this rank's own, and not the echo of what befell another one. An echo
+                is reported only if nothing better becomes known while a dead rank would be found.
+        """
+        if certain:
+            return self.report(own)
+        limit = self._clock() + SECONDS_OF_SILENCE + 3 * SECONDS_BETWEEN_LOOKS
+        while self._clock() < limit:
+            known = self.known()
+            if known is not None:
+                return known
+            time.sleep(0.1)
+        return self.report(own)
+
+    def known(self) -> RankFailure | None:
+        """Return the failure that ends this run, if one has been reported."""
+        try:
+            with self._lock:
+                if not self._store.check([_FAILURE]):
+                    return None
+                return RankFailure(**json.loads(self._store.get(_FAILURE)))
+        except Exception:  # noqa: BLE001
+            return RankFailure(0, "rank_lost", _LOST.format("the store of the ranks"))
+
+    def written(self) -> None:
+        """Tell the other ranks that the record is on disk."""
+        try:
+            with self._lock:
+                self._store.set(_WRITTEN, "1")
+        except Exception:  # noqa: BLE001 (they end by themselves)
+            return
+
+    def wait_until_written(self) -> None:
+        """Stay until the record is written: the launcher stops everybody as soon as one process has gone."""
+        limit = self._clock() + SECONDS_TO_WRITE
+        while self._clock() < limit:
+            try:
+                with self._lock:
+                    if self._store.check([_WRITTEN]):
+                        return
+            except Exception:  # noqa: BLE001 (the store's host has gone, and with it what we waited for)
+                return
+            time.sleep(0.05)
+
+    def stacks(self) -> dict[int, str]:
+        """Return what each rank was doing when the run was found to hang, as far as it could still say."""
+        found = {}
+        limit = self._clock() + 3 * SECONDS_BETWEEN_LOOKS
+        while len(found) < self._size and self._clock() < limit:
+            for rank in range(self._size):
+                if rank not in found and self._check(f"stacks/{rank}"):
+                    with self._lock:
+                        found[rank] = self._store.get(f"stacks/{rank}").decode(errors="replace")
+            time.sleep(0.05)
+        return found
+
+    # In the thread
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001 (the store's host has gone)
+                self._conclude(RankFailure(0, "rank_lost", _LOST.format("its process")))
+            self._sleep(SECONDS_BETWEEN_LOOKS)
+
+    def look(self) -> None:
+        """Give a sign of life, look for those of the others, and see to it that this process ends if it has to."""
+        with self._lock:
+            self._beats += 1
+            self._store.set(f"beat/{self._rank}", f"{self._beats}:{self._progress}")
+            told = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
+        if told is not None:
+            self._conclude(RankFailure(**told))
+            return
+        # Rank 0 watches all; all watch rank 0.
+        self._note_beats(range(self._size) if self._rank == 0 else (0,))
+        failure = self._silent() or self._stuck()
+        if failure is not None:
+            self._conclude(self.report(failure))
+
+    def _note_beats(self, ranks: Iterable[int]) -> None:
+        now = self._clock()
+        for rank in ranks:
+            seen = self._seen[rank]
+            if not self._check(f"beat/{rank}"):
+                continue
+            with self._lock:
+                beat = self._store.get(f"beat/{rank}").decode()
+            if beat != seen.beat:
+                seen.beat, seen.beat_at = beat, now
+            progress = int(beat.split(":")[1])
+            if progress != seen.progress:
+                seen.progress, seen.progress_at = progress, now
+
+    def _silent(self) -> RankFailure | None:
+        now = self._clock()
+        for rank in range(self._size) if self._rank == 0 else (0,):
+            if rank != self._rank and now - self._seen[rank].beat_at > SECONDS_OF_SILENCE:
+                return RankFailure(rank, "rank_lost", _LOST.format("its process"))
+        return None
+
+    def _stuck(self) -> RankFailure | None:
+        if self._rank != 0:
+            return None
+        now = self._clock()
+        if any(now - seen.progress_at <= self._hung_seconds for seen in self._seen.values()):
+            return None
+        behind = min(self._seen, key=lambda rank: self._seen[rank].progress)
+        return RankFailure(
+            behind,
+            "hung",
+            f"no process has got any further for {self._hung_seconds:g} s, and this one had got least far; what each "
+            "was doing is in hung.txt; raise parallel.timeout_seconds if a step can take longer",
+        )
+
+    def _conclude(self, failure: RankFailure) -> None:
+        now = self._clock()
+        if self._known_at is None:
+            self._known_at = now
+            if failure.status == "hung":
+                self._tell_stacks()
+        if now - self._known_at >= SECONDS_TO_END and not self._closing.is_set():
+            self._abandon(failure)
+
+    def _tell_stacks(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            text = file.read(LARGEST_STACKS).decode(errors="replace")
+        with self._lock:
+            self._store.set(f"stacks/{self._rank}", text)
+
+    def _check(self, key: str) -> bool:
+        with self._lock:
+            return self._store.check([key])
+
+
+_LOST = (
+    "{} has gone without a word: it was killed, its host ran out of memory, or the connection to it broke; see the "
+    "kernel's log on that host"
+)
+
+
+def take_seats(store: Store, rank: int, size: int, *, timeout_seconds: float,
+               clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    """Wait until every rank is there, each once, and all were told the same number of ranks.
+
+    Raises:
+        ConfigError: two processes have one rank, the numbers differ, or a rank does not come.
+    """
+    if store.add(f"seat/{rank}", 1) != 1:
+        raise ConfigError(
+            f"RANK: two processes were started as rank {rank} of {size}; give each its own, or let torchrun do it"
+        )
+    told = store.compare_set("size", "", str(size)).decode()
+    if told != str(size):
+        raise ConfigError(
+            f"WORLD_SIZE: rank {rank} was started with {size}, another one with {told}; start all with the same"
+        )
+    limit = clock() + timeout_seconds
+    while not store.check([f"seat/{other}" for other in range(size)]):
+        if clock() >= limit:
+            missing = [str(other) for other in range(size) if not store.check([f"seat/{other}"])]
+            raise ConfigError(
+                f"WORLD_SIZE: {', '.join(missing)} of the ranks 0 to {size - 1} did not come within "
+                f"{timeout_seconds:g} s; see that all were started and reach MASTER_ADDR"
+            )
+        time.sleep(0.05)
+
+
+def join_timeout(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)

@@ -1,0 +1,89 @@
+"""Which process of how many this one is, as torchrun tells it. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from harness.errors import ConfigError
+
+# What torchrun sets, with the least value of each.
+_NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = "torchrun --nproc-per-node=N -m harness ..."
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of one process among those of its run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Number of this process among those of its host: which device it takes."""
+    local_size: int = 1
+    restarts: int = 0
+    """How often torchrun has started the processes of this run anew."""
+    grouped: bool = False
+    """Whether the processes form a group, even one of a single process."""
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def name(self) -> str:
+        """Return `rank R of N`, to say who speaks."""
+        return f"rank {self.rank} of {self.size}"
+
+
+def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -> World:
+    """Return this process's place, from the variables that torchrun sets and from `parallel=`.
+
+    Raises:
+        ConfigError: the two do not fit, or a variable is missing or impossible.
+    """
+    if parallel == "single":
+        if int(_whole_number(variables, "WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                f"parallel: single trains in one process, but {variables['WORLD_SIZE']} were started (WORLD_SIZE); "
+                "choose parallel=ddp or parallel=fsdp, or start python -m harness without torchrun"
+            )
+        return World()
+    missing = [name for name in (*_NUMBERS, *_ADDRESS) if not variables.get(name, "").strip()]
+    if missing:
+        raise ConfigError(
+            f"parallel: {parallel} needs one process for each device, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; start it with {TORCHRUN}"
+        )
+    values = {name: _whole_number(variables, name) for name in _NUMBERS}
+    for name, least in _NUMBERS.items():
+        if values[name] < least:
+            raise ConfigError(f"{name}: found {values[name]}, expected at least {least}; start it with {TORCHRUN}")
+    for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
+        limit = values[size] if name != "LOCAL_WORLD_SIZE" else values[size] + 1
+        if values[name] >= limit:
+            raise ConfigError(
+                f"{name}: found {values[name]}, expected less than {limit} "
+                f"({size} is {values[size]}); start it with {TORCHRUN}"
+            )
+    port = _whole_number(variables, "MASTER_PORT")
+    if not 0 < port < 1 << 16:
+        raise ConfigError(f"MASTER_PORT: found {port}, expected a port from 1 to 65535; choose a free one")
+    return World(
+        rank=values["RANK"],
+        size=values["WORLD_SIZE"],
+        local_rank=values["LOCAL_RANK"],
+        local_size=values["LOCAL_WORLD_SIZE"],
+        restarts=_whole_number(variables, "TORCHELASTIC_RESTART_COUNT", "0"),
+        grouped=True,
+    )
+
+
+def _whole_number(variables: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = (variables.get(name) or default or "").strip()
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name}: found {text!r}, expected a whole number; start it with {TORCHRUN}") from None

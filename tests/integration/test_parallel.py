@@ -1,0 +1,282 @@
+"""One run of several processes: the same work, the same numbers, one record; and an end for all when one fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from harness.compare import main as compare
+from tests.conftest import PROJECT, TINY
+from tests.ranks import WORDS, Ended, end_ranks, free_port, record, run_ranks, start_ranks
+
+# The tiny run with what ranks must agree on: accumulation, evaluation in unequal shares, both model families.
+SHAPE = ("workload.global_batch_size=8", "workload.micro_batch_size=1", "workload.steps=20", "workload.eval_every=10",
+         "workload.eval_sequences=5")  # fmt: skip
+GPT2 = ("model.positions=learned", "model.bias=true")
+LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.tied_embeddings=false", "model.kv_heads=1")
+TOLERANCE = 1e-5
+
+
+def relative(found: list[float], expected: list[float]) -> float:
+    return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+
+
+def run_alone(folder: Path, *words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *TINY, *SHAPE, *words, f"out={folder}"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=folder.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return record(folder)
+
+
+@pytest.fixture(scope="module", params=[GPT2, LLAMA], ids=["gpt2", "llama"])
+def shape(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone(shape: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_alone(tmp_path_factory.mktemp("alone") / "run", *shape)
+
+
+def assert_same_work(found: dict[str, Any], expected: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+    assert found["status"] == "ok"
+    assert found["workload_id"] == expected["workload_id"]
+    assert found["digests"] == expected["digests"]
+    assert relative(found["losses"]["train"], expected["losses"]["train"]) < tolerance
+    assert relative(found["losses"]["gradient_norm"], expected["losses"]["gradient_norm"]) < 10 * tolerance
+    for one, other in zip(found["eval"]["points"], expected["eval"]["points"], strict=True):
+        assert one["batches"] == other["batches"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
+    for name, norm in expected["weights"]["final_norms"].items():
+        assert found["weights"]["final_norms"][name] == pytest.approx(norm, rel=10 * tolerance, abs=1e-9)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_number_of_processes_changes_nothing_of_the_work(
+    parallel: str, processes: int, shape: tuple[str, ...], alone: dict[str, Any], tmp_path: Path
+) -> None:
+    words = [*TINY, *SHAPE, *shape, f"parallel={parallel}", "out=run"]
+    for ended in run_ranks(processes, words, tmp_path):
+        assert ended.code == 0, ended.err
+    found = record(tmp_path / "run")
+    jsonschema.validate(found, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
+    assert_same_work(found, alone)
+    assert found["world_size"] == processes == len(found["parallel"]["ranks"])
+    for rank in found["parallel"]["ranks"]:
+        assert rank["step_seconds"] >= rank["waited_seconds_per_step"] >= 0
+        if parallel == "ddp":
+            # Every gradient once a step, as float32, however many micro-batches it was made of.
+            assert rank["payload_bytes_per_step"] == 4 * found["model"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("parallel=ddp",),
+        ("parallel=fsdp",),
+        ("parallel=fsdp", "parallel.gather_in_compute_precision=false"),
+        ("parallel=fsdp", "model.activation_checkpointing=true"),
+    ],
+    ids=" ".join,
+)
+def test_bf16_is_within_the_gate(words: tuple[str, ...], tmp_path: Path) -> None:
+    expected = run_alone(tmp_path / "alone", "precision=bf16")
+    for ended in run_ranks(2, [*TINY, *SHAPE, "precision=bf16", *words, "out=run"], tmp_path):
+        assert ended.code == 0, ended.err
+    found = record(tmp_path / "run")
+    assert found["effective"]["linear_output_dtypes"] == ["bfloat16"]
+    # The type in which weights are gathered is the one that autocast gives them anyway.
+    assert_same_work(found, expected)
+
+
+def test_fp16_skips_the_same_steps(tmp_path: Path) -> None:
+    expected = run_alone(tmp_path / "alone", "precision=fp16")
+    assert expected["losses"]["skipped_steps"] > 0
+    for parallel in ("ddp", "fsdp"):
+        for ended in run_ranks(
+            2, [*TINY, *SHAPE, "precision=fp16", f"parallel={parallel}", f"out={parallel}"], tmp_path
+        ):
+            assert ended.code == 0, ended.err
+        found = record(tmp_path / parallel)
+        assert found["losses"]["skipped_steps"] == expected["losses"]["skipped_steps"]
+        assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-3
+
+
+def test_one_process_speaks_and_writes(tmp_path: Path) -> None:
+    first, second = run_ranks(2, [*WORDS, "out=run"], tmp_path)
+    assert "2 processes (ddp)" in first.out
+    assert "in all" in first.out
+    assert "step 1/12" in first.err
+    assert second.out == second.err == ""
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "record.json", "steps.jsonl"]
+    assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 12
+
+
+def test_torchrun_starts_it(tmp_path: Path) -> None:
+    """As the README says."""
+    done = subprocess.run(
+        ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "harness", *WORDS, "out=run"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert record(tmp_path / "run")["world_size"] == 2
+
+
+def test_the_straggler_is_named(tmp_path: Path) -> None:
+    first, _ = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="slow")
+    assert first.code == 0, first.err
+    stragglers = record(tmp_path / "run")["parallel"]["stragglers"]
+    assert [straggler["rank"] for straggler in stragglers] == [1]
+    assert stragglers[0]["times_the_others"] > 1.3
+    assert re.search(r"straggler\s+rank 1 \(", first.out)
+
+
+# What befalls rank 1 (or 0), the rank that is named, the record's status, the exit code, and some of the words.
+FAULTS = {
+    "out of memory": ("rank 1: ", "oom", 5, "lower workload.micro_batch_size"),
+    "bad data": ("rank 1: ", "failed", 5, "holds token id 999"),
+    "killed": ("rank 1: ", "rank_lost", 5, "gone without a word"),
+    "frozen": ("rank 1: ", "rank_lost", 5, "gone without a word"),
+    "hung": ("rank 1: ", "hung", 5, "raise parallel.timeout_seconds"),
+    "disk full": ("rank 0: ", "failed", 5, "No space left on device"),
+    "other software": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in its software: found {'torch': '1.0'"),
+    "other data": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in its data"),
+    "other weights": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in the initial weights"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
+    named, status, code, said = FAULTS[fault]
+    began = time.monotonic()
+    started = start_ranks(2, [*WORDS, "parallel.timeout_seconds=6", "out=run"], tmp_path, fault=fault)
+    survivor = 0
+    if fault == "frozen":
+        # Only the kernel can end it; what counts is that the other one does not wait for it.
+        started[0].wait(timeout=60)
+        started[1].kill()
+    ended = end_ranks(started)
+    assert time.monotonic() - began < 60
+    assert ended[survivor].code == code, ended[survivor].err
+    assert len(ended[0].errors) == 1, ended[0].err
+    assert ended[0].errors[0].startswith(f"error: {named}")
+    assert said in ended[0].errors[0]
+    for one in ended:
+        assert "Traceback" not in one.err
+    # Said once: by rank 0.
+    assert ended[1].errors == []
+    if fault not in ("killed", "frozen"):
+        assert ended[1].code == code
+    found = record(tmp_path / "run")
+    assert found["status"] == status
+    assert found["error"] in ended[0].errors[0]
+    assert compare([str(tmp_path / "run"), str(tmp_path / "run")]) in (2, 4)
+    if fault == "hung":
+        stacks = (tmp_path / "run" / "hung.txt").read_text()
+        assert "in hang" in stacks.split("rank 1")[1]
+
+
+def test_a_bug_of_ours_shows_its_traceback_on_its_rank(tmp_path: Path) -> None:
+    ended = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="our fault")
+    assert "ZeroDivisionError: a fault of our own" in ended[1].err
+    assert "Traceback" in ended[1].err
+    assert ended[0].errors == ["error: rank 1: ZeroDivisionError: a fault of our own"]
+    assert record(tmp_path / "run")["status"] == "failed"
+
+
+def test_without_rank_0_the_others_end_too(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ended = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="leader killed")
+    assert time.monotonic() - began < 60
+    assert ended[0].code == -signal.SIGKILL
+    assert ended[1].code not in (0, None)
+
+
+def test_a_stop_reaches_all_ranks_after_one_step(tmp_path: Path) -> None:
+    started = start_ranks(2, [*WORDS, "workload.steps=20000", "workload.eval_every=0", "out=run"], tmp_path)
+    steps = tmp_path / "run" / "steps.jsonl"
+    limit = time.monotonic() + 60
+    while not (steps.exists() and len(steps.read_text().splitlines()) > 20):
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    asked = time.monotonic()
+    # One rank is told; both stop, after the same step.
+    started[1].send_signal(signal.SIGTERM)
+    first, second = end_ranks(started)
+    assert time.monotonic() - asked < 20
+    assert (first.code, second.code) == (143, 143), first.err + second.err
+    assert "interrupted" in first.err
+    found = record(tmp_path / "run")
+    assert found["status"] == "interrupted"
+    assert len(found["losses"]["train"]) == len(steps.read_text().splitlines())
+
+
+class TestStart:
+    def refused(self, ended: list[Ended], code: int, said: str) -> None:
+        assert [one.code for one in ended] == [code] * len(ended), [one.err for one in ended]
+        errors = [line for one in ended for line in one.errors]
+        assert len(errors) == 1, errors
+        assert said in errors[0]
+        assert not any("Traceback" in one.err for one in ended)
+
+    def test_settings_that_cannot_be_dealt_out(self, tmp_path: Path) -> None:
+        ended = run_ranks(3, [*WORDS, "out=run"], tmp_path)
+        self.refused(ended, 2, "is not a multiple of workload.micro_batch_size (2) times the number of processes (3)")
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_that_holds_a_run(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "record.json").write_text("{}")
+        self.refused(run_ranks(2, [*WORDS, "out=run"], tmp_path), 2, "run holds a finished run")
+
+    def test_an_accelerator_that_is_not_there(self, tmp_path: Path) -> None:
+        self.refused(run_ranks(2, [*WORDS, "backend=cuda", "out=run"], tmp_path), 3, "backend cuda is not available")
+
+    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            words = [*WORDS, "parallel.timeout_seconds=5", "out=run"]
+            ended = run_ranks(2, words, tmp_path, port=port)
+        assert ended[0].code == 2
+        assert "MASTER_PORT: 127.0.0.1:" in ended[0].errors[0]
+        assert "is taken by another process" in ended[0].errors[0]
+
+    def test_a_rank_that_does_not_come(self, tmp_path: Path) -> None:
+        started = start_ranks(2, [*WORDS, "parallel.timeout_seconds=5", "out=run"], tmp_path)
+        started[1].kill()
+        ended = end_ranks(started)
+        assert ended[0].code == 2
+        assert "1 of the ranks 0 to 1 did not come within 5 s" in ended[0].errors[0]
+
+    def test_two_of_one_rank(self, tmp_path: Path) -> None:
+        words = [*WORDS, "parallel.timeout_seconds=8", "out=run"]
+        started = start_ranks(2, words, tmp_path, variables={1: {"RANK": "0"}}, port=free_port())
+        ended = end_ranks(started)
+        assert {one.code for one in ended} == {2}
+        assert any("two processes were started as rank 0" in line or "is taken" in line
+                   for one in ended for line in one.errors)  # fmt: skip
+
+    def test_no_launcher(self, tmp_path: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *WORDS, "out=run"],
+            capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "torchrun --nproc-per-node=N -m harness" in done.stderr

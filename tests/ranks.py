@@ -1,0 +1,211 @@
+"""Starts the processes of one run without a launcher, each with its own words and variables, and one that misbehaves.
+
+`python -m tests.ranks FAULT WORDS...` is one such process: the harness, with what FAULT names done to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import PROJECT, TINY
+
+# Both ranks' micro-batches fit into the tiny run's global batch, with accumulation; blocks are short.
+WORDS = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
+FAULT_STEP = 5
+
+
+@dataclass
+class Ended:
+    """How one process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_ranks(
+    size: int,
+    words: Sequence[str],
+    folder: Path,
+    *,
+    fault: str = "none",
+    port: int | None = None,
+    variables: Mapping[int, Mapping[str, str]] | None = None,
+) -> list[subprocess.Popen[str]]:
+    """Start one process a rank. `variables` are by rank, on top of those that torchrun would set."""
+    port = port or free_port()
+    started = []
+    for rank in range(size):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": str(PROJECT),
+            **(variables or {}).get(rank, {}),
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.ranks", fault, *words],
+                cwd=folder,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def end_ranks(started: Sequence[subprocess.Popen[str]], timeout: float = 90) -> list[Ended]:
+    """Wait until all have ended. None is left behind, whatever happens."""
+    limit = time.monotonic() + timeout
+    try:
+        spoken = [process.communicate(timeout=max(1.0, limit - time.monotonic())) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Ended(process.returncode, out, err) for process, (out, err) in zip(started, spoken, strict=True)]
+
+
+def run_ranks(size: int, words: Sequence[str], folder: Path, **options: Any) -> list[Ended]:
+    return end_ranks(start_ranks(size, words, folder, **options))
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "record.json").read_text())
+
+
+# What can be done to a run. Each is called on every rank before the harness begins.
+
+
+def at_step(rank: int, act: Callable[[], object], step: int = FAULT_STEP) -> None:
+    """Have one rank do something when it asks for the batch of a step."""
+    from harness.training.prefetch import Prefetcher
+
+    ask, asked = Prefetcher.next, [0]
+
+    def ask_and_act(self: Prefetcher) -> Any:
+        asked[0] += 1
+        if asked[0] >= step and int(os.environ["RANK"]) == rank:
+            act()
+        return ask(self)
+
+    Prefetcher.next = ask_and_act
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+def dawdle() -> None:
+    time.sleep(0.05)
+
+
+def run_out_of_memory() -> None:
+    raise MemoryError("out of memory: 3 GiB were asked for")
+
+
+def find_bad_data() -> None:
+    from harness.errors import DataError
+
+    raise DataError("data.path=corpus.bin: holds token id 999, expected ids below 256")
+
+
+def stumble() -> None:
+    raise ZeroDivisionError("a fault of our own")
+
+
+def have_other_software() -> None:
+    if os.environ["RANK"] == "1":
+        from harness.backends.cpu import CpuBackend
+
+        CpuBackend.versions = lambda self: {"torch": "1.0"}  # noqa: ARG005
+
+
+def have_other_data() -> None:
+    if os.environ["RANK"] == "1":
+        from harness.workload.data.synthetic import SyntheticDataset
+
+        train = SyntheticDataset.train
+        SyntheticDataset.train = lambda self, first, count: train(self, first + 1, count)
+
+
+def have_other_weights() -> None:
+    if os.environ["RANK"] == "1":
+        import harness.training.parallel as parallel
+
+        build = parallel.build_model
+        parallel.build_model = lambda model, seed, device, **more: build(model, seed + 1, device, **more)
+
+
+def find_its_disk_full() -> None:
+    if os.environ["RANK"] == "0":
+        from harness.errors import RunFailed
+        from harness.record import StepsWriter
+
+        append = StepsWriter.append
+
+        def fail_later(self: StepsWriter, rows: Any) -> None:
+            kept = list(rows)
+            if kept[-1]["step"] >= FAULT_STEP:
+                raise RunFailed("steps.jsonl: cannot be written: No space left on device; free some space")
+            append(self, kept)
+
+        StepsWriter.append = fail_later
+
+
+FAULTS: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "killed": lambda: at_step(1, die),
+    "leader killed": lambda: at_step(0, die),
+    "frozen": lambda: at_step(1, freeze),
+    "hung": lambda: at_step(1, hang),
+    "slow": lambda: at_step(1, dawdle, 1),
+    "out of memory": lambda: at_step(1, run_out_of_memory),
+    "bad data": lambda: at_step(1, find_bad_data),
+    "our fault": lambda: at_step(1, stumble),
+    "other software": have_other_software,
+    "other data": have_other_data,
+    "other weights": have_other_weights,
+    "disk full": find_its_disk_full,
+}
+
+
+if __name__ == "__main__":
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    from harness.__main__ import main
+
+    FAULTS[sys.argv[1]]()
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,220 @@
+"""The watch over the ranks, with a store in memory and a clock that the test turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pytest
+
+from harness.errors import ConfigError
+from harness.training.supervisor import (
+    SECONDS_OF_SILENCE,
+    SECONDS_TO_END,
+    RankFailure,
+    Supervisor,
+    take_seats,
+)
+
+OOM = RankFailure(1, "oom", "out of memory; use less")
+
+
+class MemoryStore:
+    """A store as torch.distributed has them, or one whose host has gone."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.gone = False
+
+    def _reach(self) -> None:
+        if self.gone:
+            raise RuntimeError("Connection reset by peer")
+
+    def set(self, key: str, value: str) -> None:
+        self._reach()
+        self.values[key] = value
+
+    def get(self, key: str) -> bytes:
+        self._reach()
+        return self.values[key].encode()
+
+    def add(self, key: str, amount: int) -> int:
+        self._reach()
+        self.values[key] = str(int(self.values.get(key, "0")) + amount)
+        return int(self.values[key])
+
+    def check(self, keys: list[str]) -> bool:
+        self._reach()
+        return all(key in self.values for key in keys)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        self._reach()
+        if self.values.get(key, "") == expected:
+            self.values[key] = desired
+        return self.values[key].encode()
+
+
+class Scene:
+    """Ranks that share a store and a clock; their threads are never started, the test looks for them."""
+
+    def __init__(self, size: int, hung_seconds: float = 100) -> None:
+        self.store, self.now = MemoryStore(), 0.0
+        self.abandoned: dict[int, RankFailure] = {}
+        self.ranks = [
+            Supervisor(
+                self.store,
+                rank,
+                size,
+                hung_seconds=hung_seconds,
+                abandon=self._abandon(rank),
+                clock=lambda: self.now,
+            )
+            for rank in range(size)
+        ]
+
+    def _abandon(self, rank: int) -> Callable[[RankFailure], None]:
+        def note(failure: RankFailure) -> None:
+            self.abandoned.setdefault(rank, failure)
+
+        return note
+
+    def pass_time(self, seconds: float, alive: set[int], busy: set[int] | None = None) -> None:
+        """Let time pass, a look of every living rank a second; the busy ones get further."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            for rank in sorted(alive):
+                if busy is None or rank in busy:
+                    self.ranks[rank].advanced()
+                self.ranks[rank].look()
+
+
+class TestReport:
+    def test_the_first_failure_is_the_one(self) -> None:
+        scene = Scene(3)
+        second = RankFailure(2, "rank_lost", "connection closed")
+        assert scene.ranks[1].report(OOM) == OOM
+        assert scene.ranks[2].report(second) == OOM
+        assert scene.ranks[0].known() == OOM
+
+    def test_an_echo_waits_for_what_caused_it(self) -> None:
+        scene = Scene(2)
+        scene.ranks[1].report(OOM)
+        echo = RankFailure(0, "rank_lost", "connection closed")
+        assert scene.ranks[0].settle(echo, certain=False) == OOM
+
+    def test_an_echo_that_nothing_explains_is_reported(self) -> None:
+        scene = Scene(2)
+        echo = RankFailure(0, "rank_lost", "connection closed")
+        ticks = iter(range(1000))
+        scene.ranks[0]._clock = lambda: float(next(ticks))
+        assert scene.ranks[0].settle(echo, certain=False) == echo
+
+    def test_without_a_store_a_rank_believes_itself(self) -> None:
+        scene = Scene(2)
+        scene.store.gone = True
+        assert scene.ranks[1].report(OOM) == OOM
+
+    def test_says_whose_it_is_unless_it_is_everybodys(self) -> None:
+        assert str(OOM) == "rank 1: out of memory; use less"
+        assert str(RankFailure(None, "diverged", "the loss became nan")) == "the loss became nan"
+
+
+class TestWatch:
+    def test_says_nothing_while_all_is_well(self) -> None:
+        scene = Scene(3)
+        scene.pass_time(1000, {0, 1, 2})
+        assert scene.abandoned == {}
+        assert scene.ranks[0].known() is None
+
+    @pytest.mark.parametrize("dead", [1, 2])
+    def test_rank_0_finds_a_dead_rank_and_all_learn_of_it(self, dead: int) -> None:
+        scene = Scene(3)
+        scene.pass_time(20, {0, 1, 2})
+        alive = {0, 1, 2} - {dead}
+        scene.pass_time(SECONDS_OF_SILENCE, alive)
+        assert scene.ranks[0].known() is None
+        scene.pass_time(2, alive)
+        known = scene.ranks[0].known()
+        assert known is not None
+        assert (known.rank, known.status) == (dead, "rank_lost")
+        assert "gone without a word" in known.message
+        # The main thread has its time to end by itself.
+        assert scene.abandoned == {}
+        scene.pass_time(SECONDS_TO_END + 2, alive)
+        assert set(scene.abandoned) == alive
+        assert all(failure.rank == dead for failure in scene.abandoned.values())
+
+    def test_the_others_find_rank_0_dead(self) -> None:
+        scene = Scene(3)
+        scene.pass_time(5, {0, 1, 2})
+        scene.pass_time(SECONDS_OF_SILENCE + SECONDS_TO_END + 3, {1, 2})
+        assert set(scene.abandoned) == {1, 2}
+        assert all(failure.rank == 0 for failure in scene.abandoned.values())
+
+    def test_a_rank_that_lives_but_gets_no_further_hangs(self) -> None:
+        scene = Scene(3, hung_seconds=30)
+        scene.pass_time(5, {0, 1, 2})
+        # All stand still at the next collective; rank 2 had got least far.
+        scene.ranks[0].advanced()
+        scene.ranks[1].advanced()
+        scene.pass_time(30, {0, 1, 2}, busy=set())
+        assert scene.ranks[0].known() is None
+        scene.pass_time(3, {0, 1, 2}, busy=set())
+        known = scene.ranks[0].known()
+        assert known is not None
+        assert (known.rank, known.status) == (2, "hung")
+        stacks = scene.ranks[0].stacks()
+        assert set(stacks) == {0, 1, 2}
+        assert all("test_supervisor.py" in text for text in stacks.values())
+
+    def test_one_slow_rank_among_busy_ones_does_not_hang(self) -> None:
+        scene = Scene(2, hung_seconds=10)
+        scene.pass_time(100, {0, 1}, busy={1})
+        assert scene.ranks[0].known() is None
+
+    def test_once_the_main_thread_ends_it_is_let_alone(self) -> None:
+        scene = Scene(2)
+        scene.ranks[1].report(OOM)
+        scene.pass_time(1, {0})
+        scene.ranks[0].close()
+        scene.pass_time(100, {0})
+        assert scene.abandoned == {}
+
+    def test_waits_for_the_record(self) -> None:
+        scene = Scene(2)
+        scene.ranks[0].written()
+        scene.ranks[1].wait_until_written()
+
+
+class TestSeats:
+    def take(self, store: MemoryStore, rank: int, size: int) -> None:
+        ticks = iter(range(100))
+        take_seats(store, rank, size, timeout_seconds=3, clock=lambda: float(next(ticks)))
+
+    def test_all_there(self) -> None:
+        store = MemoryStore()
+        store.set("seat/1", "1")
+        self.take(store, 0, 2)
+
+    def test_a_rank_that_does_not_come_is_named(self) -> None:
+        store = MemoryStore()
+        store.set("seat/2", "1")
+        with pytest.raises(ConfigError, match=r"1, 3 of the ranks 0 to 3 did not come within 3 s"):
+            self.take(store, 0, 4)
+
+    def test_two_processes_of_one_rank(self) -> None:
+        store = MemoryStore()
+        store.set("seat/1", "1")
+        with pytest.raises(ConfigError, match="two processes were started as rank 1 of 2"):
+            self.take(store, 1, 2)
+
+    def test_differing_numbers_of_ranks(self) -> None:
+        store = MemoryStore()
+        store.set("size", "3")
+        with pytest.raises(ConfigError, match="rank 0 was started with 2, another one with 3"):
+            self.take(store, 0, 2)
+
+
+def test_a_failure_survives_the_store() -> None:
+    assert RankFailure(**json.loads(json.dumps(asdict(OOM)))) == OOM
