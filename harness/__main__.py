@@ -25,12 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except Interrupted as interrupted:
+    except (Interrupted, KeyboardInterrupt) as interrupted:
         print("interrupted", file=sys.stderr)
-        return interrupted.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return ExitCode.SIGINT
+        return getattr(interrupted, "exit_code", ExitCode.SIGINT)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "harness":
             raise

@@ -167,6 +167,14 @@ class TrackConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    every: int = limited(0, minimum=0)
+    """Save after every so many steps, at the end and when interrupted; 0 never does."""
+    keep: int = limited(2, minimum=1)
+    """How many checkpoints to keep; older ones are removed once a new one is whole."""
+
+
+@dataclass
 class Config:
     backend: BackendConfig = MISSING
     model: ModelConfig = MISSING
@@ -174,6 +182,7 @@ class Config:
     workload: WorkloadConfig = MISSING
     parallel: ParallelConfig = MISSING
     track: TrackConfig = MISSING
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     experiment: str | None = None
     """The experiment file that was chosen, if any."""
     precision: str = limited("fp32", choices=PRECISIONS)
@@ -184,8 +193,15 @@ class Config:
     """How many times to run, each in a fresh process, into out/1, out/2, ..."""
     out: str | None = None
     """Folder of the run; null makes runs/<UTC time>-<backend>-<model>."""
-    resume: str | None = None
-    """Reserved: this version writes no checkpoints, so only null is taken."""
+    resume: str | None = limited(None, choices=("auto",))
+    """auto: go on from the newest checkpoint in out=DIR, or begin there if there is none; null never does."""
+    on_nonfinite: str = limited("stop", choices=("stop", "skip"))
+    """When loss or gradient is no longer finite: stop the run, or skip the update, which costs a wait for the device in
+    every step. With fp16 the loss scaler skips overflowing gradients by itself."""
+    nonfinite_limit: int = limited(10, minimum=1)
+    """With on_nonfinite=skip: how many updates may be skipped before the run is given up."""
+    loss_spike_factor: float | None = limited(None, above=1.0)
+    """Stop when a step's loss is so many times the median of the 50 before it; null never does."""
     target_loss: float | None = limited(None, above=0.0)
     """Stop when the evaluation loss has come down to this; the time it took is recorded."""
 
@@ -224,8 +240,7 @@ def validate(config: Config) -> None:
     _check_data(config.data)
     _check_workload(config)
     _check_parallel(config)
-    if config.resume is not None:
-        raise ConfigError(f"resume: found {config.resume!r}, but this version writes no checkpoints; leave resume=null")
+    _check_resume(config)
     if config.out is not None and not config.out.strip():
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 
@@ -309,6 +324,19 @@ def _check_workload(config: Config) -> None:
         )
 
 
+def _check_resume(config: Config) -> None:
+    if config.resume is None:
+        return
+    if config.out is None:
+        raise ConfigError("resume: auto goes on with the run in a folder; name it with out=DIR")
+    if config.checkpoint.every == 0:
+        raise ConfigError("resume: auto needs checkpoints to go on from; set checkpoint.every")
+    if config.repeats > 1:
+        raise ConfigError(
+            "resume: auto goes on with one run; leave repeats=1, or resume each repeat with out=DIR/1, ..."
+        )
+
+
 def _check_parallel(config: Config) -> None:
     parallel = config.parallel
     for key, default in (("shard_within_host", False), ("cpu_offload", False), ("gather_in_compute_precision", True)):
@@ -347,6 +375,11 @@ NOT_PART_OF_THE_WORK = (
     "repeats",
     "out",
     "resume",
+    "checkpoint.*",
+    # A run in which nothing was skipped is the same work; what was skipped is in the record.
+    "on_nonfinite",
+    "nonfinite_limit",
+    "loss_spike_factor",
     # Labels.
     "model.name",
     "workload.name",

@@ -42,7 +42,9 @@ class RecordError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is damaged, or not one of this run."""
+    """A checkpoint is damaged, or not one of this run. Of several processes all find so alike."""
+
+    exit_code = ExitCode.RUN_FAILED
 
 
 class BackendUnavailable(UserError):

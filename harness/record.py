@@ -23,7 +23,19 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 STEPS_FILE = "steps.jsonl"
 CONFIG_FILE = "config.yaml"
-STATUSES = ("ok", "diverged", "oom", "device_fault", "interrupted", "failed", "rank_lost", "hung", "ranks_differ")
+STATUSES = (
+    "ok",
+    "diverged",
+    "loss_spike",
+    "oom",
+    "device_fault",
+    "interrupted",
+    "failed",
+    "rank_lost",
+    "hung",
+    "ranks_differ",
+    "bad_checkpoint",
+)
 
 
 def claim_folder(out: str | None, label: str) -> Path:
@@ -97,12 +109,18 @@ def write_config(folder: Path, text: str) -> None:
 
 
 class StepsWriter:
-    """Appends finished steps to steps.jsonl, so that a crash loses nothing already done."""
+    """Appends finished steps to steps.jsonl, so that a crash loses nothing already done.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        done: of a run that goes on from a checkpoint, its step: later rows, which are made again, are dropped.
+    """
+
+    def __init__(self, folder: Path, done: int = 0) -> None:
         self._path = folder / STEPS_FILE
         try:
-            self._file = open(self._path, "x", encoding="utf-8")  # noqa: SIM115 (closed by close)
+            if done:
+                write_atomically(self._path, _rows_up_to(self._path, done))
+            self._file = open(self._path, "a" if done else "x", encoding="utf-8")  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise _write_failure(self._path, error) from error
 
@@ -134,6 +152,14 @@ class NoWriter:
 
     def close(self) -> None:
         return None
+
+
+def _rows_up_to(path: Path, step: int) -> str:
+    """Return the lines of the first `step` steps; a last one that was cut off by a crash is not among them."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
+    if [json.loads(line)["step"] for line in lines] != list(range(1, step + 1)):
+        raise RunFailed(f"{path}: does not hold the steps 1 to {step} that the checkpoint goes on from")
+    return "".join(lines)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> Path:

@@ -121,6 +121,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_on_first_attempt() -> None:
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
+        at_step(1, die)
+
+
 def freeze() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -151,7 +156,7 @@ def have_other_software() -> None:
     if os.environ["RANK"] == "1":
         from harness.backends.cpu import CpuBackend
 
-        CpuBackend.versions = lambda self: {"torch": "1.0"}  # noqa: ARG005
+        CpuBackend.versions = lambda self: {"torch": "1.0"}
 
 
 def have_other_data() -> None:
@@ -164,7 +169,7 @@ def have_other_data() -> None:
 
 def have_other_weights() -> None:
     if os.environ["RANK"] == "1":
-        import harness.training.parallel as parallel
+        from harness.training import parallel
 
         build = parallel.build_model
         parallel.build_model = lambda model, seed, device, **more: build(model, seed + 1, device, **more)
@@ -189,6 +194,7 @@ def find_its_disk_full() -> None:
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
     "killed": lambda: at_step(1, die),
+    "killed once": die_on_first_attempt,
     "leader killed": lambda: at_step(0, die),
     "frozen": lambda: at_step(1, freeze),
     "hung": lambda: at_step(1, hang),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -30,7 +31,7 @@ class Marks:
 
     def intervals_seconds(self) -> list[float]:
         marks, self._marks = self._marks, []
-        return [later - earlier for earlier, later in zip(marks, marks[1:], strict=False)]
+        return [later - earlier for earlier, later in itertools.pairwise(marks)]
 
 
 def test_waits_from_the_last_bucket_to_the_end_of_the_backward_pass() -> None:

@@ -60,6 +60,12 @@ OTHER_VALUE: dict[str, str] = {
     "workload.epsilon": "1e-7",
     "workload.gradient_clip_norm": "2.0",
     "track.adamw": "fused",
+    "parallel.timeout_seconds": "60",
+    "checkpoint.every": "10",
+    "checkpoint.keep": "3",
+    "on_nonfinite": "skip",
+    "nonfinite_limit": "3",
+    "loss_spike_factor": "2.0",
     "precision": "bf16",
     "seed": "2",
     "repeats": "2",
@@ -68,6 +74,8 @@ OTHER_VALUE: dict[str, str] = {
 }
 # One legal value only, so far, or chosen by their group.
 FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
+# Legal together with parallel=fsdp only.
+FIXED |= {"parallel.shard_within_host", "parallel.cpu_offload", "parallel.gather_in_compute_precision"}
 BASE = ("data=text", "data.path=somewhere")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,31 @@ class TestMistakes:
     def test_in_eval_path_are_blamed_on_eval_path(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"nowhere\.bin.*check data\.eval_path"):
             open_tokens(saved(tmp_path / "t.bin"), eval_path=tmp_path / "nowhere.bin")
+
+
+class TestChanges:
+    def test_a_file_left_alone_is_vouched_for(self, tmp_path: Path) -> None:
+        dataset = open_tokens(saved(tmp_path / "t.bin"))
+        dataset.train(0, 4)
+        dataset.refuse_changes()
+
+    @pytest.mark.parametrize("change", ["grown", "rewritten", "replaced", "removed"])
+    @pytest.mark.parametrize("which", ["path", "eval_path"])
+    def test_a_file_that_changes_under_the_run_is_named(self, which: str, change: str, tmp_path: Path) -> None:
+        files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin")}
+        dataset = open_tokens(files["path"], eval_path=files["eval_path"])
+        file = files[which]
+        if change == "grown":
+            with open(file, "ab") as end:
+                end.write(b"\0\0")
+        elif change == "rewritten":
+            with open(file, "r+b") as start:
+                start.write(b"\1\0")
+            os.utime(file, ns=(1, 1))
+        elif change == "replaced":
+            saved(tmp_path / "n.bin")
+            os.replace(tmp_path / "n.bin", file)
+        else:
+            file.unlink()
+        with pytest.raises(DataError, match=f"{file.name}: has changed since the run began"):
+            dataset.refuse_changes()

@@ -4,6 +4,7 @@ overflows are skipped and counted, and an evaluation leaves no trace."""
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -252,3 +253,51 @@ def test_frozen_parameters_are_left_out() -> None:
     step = EagerStep(model, torch.optim.SGD([model.weight], lr=0.0), CPU, "fp32", NO_CLIP)
     assert float(step([sequences(1.0)], 0.1).gradient_norm) == pytest.approx(2**0.5)
     assert model.frozen.tolist() == [1.0]
+
+
+class Bad(nn.Module):
+    """A model whose loss is not a number for sequences that begin with a nine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+
+    def forward(self, sequences: torch.Tensor) -> torch.Tensor:
+        scale = float("nan") if sequences[0, 0] == 9 else 1.0
+        return scale * self.weight.sum()
+
+
+class TestSkipping:
+    def step(self, *, skip: bool) -> tuple[Bad, torch.optim.Optimizer, EagerStep]:
+        model = Bad()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return model, optimizer, EagerStep(model, optimizer, CPU, "fp32", NO_CLIP, skip_nonfinite=skip)
+
+    def test_a_bad_step_leaves_model_and_optimizer_as_they_were(self) -> None:
+        good, bad = torch.ones(1, 3, dtype=torch.int64), torch.full((1, 3), 9)
+        model, optimizer, step = self.step(skip=True)
+        step([good], 0.1)
+        before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
+        assert step([bad], 0.1).loss.isnan()
+        assert str((model.state_dict(), optimizer.state_dict()["state"])) == str(before)
+        assert step.skipped_steps() == 1
+        step([good], 0.1)
+        assert step.skipped_steps() == 1
+        assert model.weight.isfinite().all()
+
+    def test_it_is_not_skipped_unless_asked(self) -> None:
+        model, _, step = self.step(skip=False)
+        step([torch.full((1, 3), 9)], 0.1)
+        assert model.weight.isnan().all()
+        assert step.skipped_steps() == 0
+
+
+def test_the_state_of_a_loss_scaler_goes_on() -> None:
+    ones, overflow = torch.ones(1, 3, dtype=torch.int64), torch.full((1, 3), 1e30, dtype=torch.float64)
+    _, step = quadratic_step("fp16")
+    step([ones], 0.0)
+    step([overflow], 0.0)
+    _, other = quadratic_step("fp16")
+    other.restore(json.loads(json.dumps(step.state())))
+    assert other.state() == step.state()
+    assert other.state()["attempted_steps"] == 2

@@ -41,6 +41,8 @@ FLOORS = {
     "harness.paths": 1,
     "harness.record": 1,
     "harness.schemas": 1,
+    "harness.world": 1,
+    "harness.attempts": 2,
     "harness.backends": 2,
     "harness.workload": 2,
     "harness.analysis": 2,
@@ -70,6 +72,8 @@ FORBIDDEN = {
 ALLOWED_IMPORTS = {
     # The probe asks for the very autocast types that the shared step uses; the table names no device.
     ("harness.training.probe", "harness.backends.eager"),
+    # So do shards: weights are gathered in the type that autocast would cast them to.
+    ("harness.training.parallel", "harness.backends.eager"),
 }
 
 DEVICE_WORDS = {"cuda", "npu", "nccl", "hccl"}

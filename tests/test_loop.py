@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.backends.base import StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
-from harness.training.loop import Loop, plan_blocks
+from harness.training.loop import SPIKE_WINDOW, Loop, Progressed, plan_blocks
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
@@ -63,6 +64,21 @@ class TestPlan:
             if eval_every:
                 assert not any(step % eval_every == 0 for step in range(first, last))
 
+    def test_a_resumed_run_warms_up_again_and_saves_between_blocks(self) -> None:
+        work = config_of("workload.steps=20", "workload.warmup_steps=3", "workload.block_steps=4",
+                         "workload.eval_every=0").workload  # fmt: skip
+        assert list(plan_blocks(work, 0, 5)) == [
+            ("first", 1, 1), ("warmup", 2, 3), ("measured", 4, 5), ("measured", 6, 9), ("measured", 10, 10),
+            ("measured", 11, 14), ("measured", 15, 15), ("measured", 16, 19), ("measured", 20, 20),
+        ]  # fmt: skip
+        assert list(plan_blocks(work, 10, 5)) == [
+            ("resumed", 11, 13), ("measured", 14, 15), ("measured", 16, 19), ("measured", 20, 20),
+        ]  # fmt: skip
+        # Cut off in its warm-up, it warms up as a whole once more.
+        assert list(plan_blocks(work, 2, 5))[:2] == [("resumed", 3, 5), ("measured", 6, 9)]
+        assert list(plan_blocks(work, 19, 5)) == [("resumed", 20, 20)]
+        assert list(plan_blocks(work, 20, 5)) == []
+
 
 class FakeDataset(Dataset):
     def train(self, first_sample: int, count: int) -> np.ndarray:
@@ -99,7 +115,8 @@ class Scene:
     """A loop among fakes that write down, in order, everything it does."""
 
     def __init__(self, config: Config, losses: Sequence[float] = (), norms: Sequence[float] = (),
-                 stop_after_step: int | None = None) -> None:  # fmt: skip
+                 stop_after_step: int | None = None, done: Progressed | None = None) -> None:  # fmt: skip
+        self.saved: list[int] = []
         self.log: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.digest = BatchDigest()
@@ -115,6 +132,8 @@ class Scene:
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
             stop_requested=lambda: self._stop_after_step is not None and self.steps >= self._stop_after_step,
+            done=done,
+            save=self.saved.append,
             clock=self._ticks.__next__,
         )
 
@@ -137,6 +156,12 @@ class Scene:
 
     def skipped_steps(self) -> int:
         return 0
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return None
 
     # StepsWriter
     def append(self, rows: Any) -> None:
@@ -220,3 +245,73 @@ class TestLoop:
         with pytest.raises(RunFailed, match="the gradient norm became inf at step 3"):
             Scene(config_of(), norms=norms).loop.run()
         Scene(config_of("precision=fp16"), norms=norms).loop.run()
+
+    def test_the_samples_of_a_bad_step_are_kept(self) -> None:
+        scene = Scene(config_of(), losses=[5.0, 4.0, math.nan, 3.0, 2.0, 1.0])
+        with pytest.raises(RunFailed, match=r"at step 3 \(samples 8 to 11\)"):
+            scene.loop.run()
+        assert scene.loop.result.nonfinite == [
+            {"step": 3, "what": "loss", "value": "nan", "first_sample": 8, "samples": 4}
+        ]
+
+    def test_bad_steps_may_be_skipped_up_to_a_limit(self) -> None:
+        losses = [5.0, math.nan, 3.0, math.inf, 2.0, 1.0]
+        scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=2"), losses=losses)
+        scene.loop.run()
+        assert [entry["step"] for entry in scene.loop.result.nonfinite] == [2, 4]
+        scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=1"), losses=losses)
+        with pytest.raises(RunFailed, match=r"at step 4 .* after 1 updates had been skipped"):
+            scene.loop.run()
+
+    def test_a_loss_that_jumps_ends_the_run_if_asked_to(self) -> None:
+        losses = [2.0] * SPIKE_WINDOW + [3.1, 2.0]
+        words = [f"workload.steps={len(losses)}", "workload.eval_every=0"]
+        Scene(config_of(*words), losses=losses).loop.run()
+        Scene(config_of(*words, "loss_spike_factor=1.6"), losses=losses).loop.run()
+        with pytest.raises(RunFailed, match=r"the loss jumped to 3.1000 at step 51 \(samples 200 to 203\)") as caught:
+            Scene(config_of(*words, "loss_spike_factor=1.5"), losses=losses).loop.run()
+        assert caught.value.status == "loss_spike"
+
+    def test_early_steps_are_no_spikes(self) -> None:
+        Scene(config_of("loss_spike_factor=1.1"), losses=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]).loop.run()
+
+
+class TestCheckpoints:
+    def test_are_due_every_so_many_steps_and_at_the_end(self) -> None:
+        scene = Scene(config_of("checkpoint.every=4"))
+        scene.loop.run()
+        assert scene.saved == [4, 6]
+        assert Scene(config_of()).saved == []
+
+    def test_are_outside_timed_blocks_and_apart_from_them(self) -> None:
+        with_them, without = Scene(config_of("checkpoint.every=2")), Scene(config_of())
+        with_them.loop.run()
+        without.loop.run()
+        assert with_them.loop.result.checkpoint_seconds == 3  # a tick each
+        assert without.loop.result.checkpoint_seconds == 0
+        # One block more, since a save ends one: a tick more.
+        blocks = [len(scene.loop.result.blocks) for scene in (with_them, without)]
+        assert with_them.loop.result.training_seconds - without.loop.result.training_seconds == blocks[0] - blocks[1]
+
+    def test_a_stop_saves_where_it_stops(self) -> None:
+        scene = Scene(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)
+        scene.loop.run()
+        assert scene.saved == [7]
+
+    def test_so_does_a_target(self) -> None:
+        scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0", "checkpoint.every=50"))
+        scene.loop.run()
+        assert scene.saved == [3]
+
+    def test_a_resumed_loop_goes_on(self) -> None:
+        scene = Scene(config_of("checkpoint.every=4"), stop_after_step=3)
+        scene.loop.run()
+        done = Progressed.from_json(json.loads(json.dumps(scene.loop.result.to_json())))
+        assert done == scene.loop.result
+        again = Scene(config_of("checkpoint.every=4"), done=done)
+        again.loop.run()
+        assert [row["step"] for row in again.rows] == [4, 5, 6]
+        # The evaluation of step 3 was due when the run was stopped: it comes first now.
+        assert [point["step"] for point in again.loop.result.evaluations] == [3, 6]
+        assert again.loop.result.steps_done == 6
+        assert again.saved == [4, 6]

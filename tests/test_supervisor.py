@@ -11,6 +11,7 @@ import pytest
 from harness.errors import ConfigError
 from harness.training.supervisor import (
     SECONDS_OF_SILENCE,
+    SECONDS_OF_SILENCE_AFTER_BREAK,
     SECONDS_TO_END,
     RankFailure,
     Supervisor,
@@ -144,6 +145,15 @@ class TestWatch:
         scene.pass_time(SECONDS_TO_END + 2, alive)
         assert set(scene.abandoned) == alive
         assert all(failure.rank == dead for failure in scene.abandoned.values())
+
+    def test_after_a_broken_connection_less_silence_is_enough(self) -> None:
+        scene = Scene(2)
+        scene.pass_time(5, {0, 1})
+        scene.ranks[0]._silence = SECONDS_OF_SILENCE_AFTER_BREAK  # what settle sets
+        scene.pass_time(SECONDS_OF_SILENCE_AFTER_BREAK + 2, {0})
+        known = scene.ranks[0].known()
+        assert known is not None
+        assert known.status == "rank_lost"
 
     def test_the_others_find_rank_0_dead(self) -> None:
         scene = Scene(3)

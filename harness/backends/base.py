@@ -80,6 +80,14 @@ class TrainStep(Protocol):
         """Return how many updates a loss scaler has dropped so far. May synchronise."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """Return what the step keeps beside model and optimizer (a loss scale), for a checkpoint: JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        ...
+
 
 class EventTimer(Protocol):
     """Device-side time stamps, read after the window. Extra columns beside the host clock, never the headline."""
@@ -174,16 +182,18 @@ class Backend(ABC):
         precision: str,
         gradient_clip_norm: float,
         exchange: GradientExchange = ALONE,
+        skip_nonfinite: bool = False,
     ) -> TrainStep:
         """Return the callable that trains one step. `model(sequences)` returns the mean loss.
 
+        With `skip_nonfinite` a step whose gradient is not finite leaves model and optimizer as they were.
         The loss that the step returns is that of this device's sequences; the loop averages over devices.
 
         Eager devices share this default; a device that owns the step overrides it.
         """
         from harness.backends.eager import EagerStep
 
-        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm, exchange)
+        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm, exchange, skip_nonfinite)
 
     # Running
 

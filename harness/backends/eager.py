@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ class EagerStep:
         precision: str,
         gradient_clip_norm: float,
         exchange: GradientExchange = ALONE,
+        skip_nonfinite: bool = False,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -35,6 +38,8 @@ class EagerStep:
         self._gradient_clip_norm = gradient_clip_norm
         self._exchange = exchange
         self._scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+        # The loss scaler does so anyway.
+        self._skip_nonfinite = skip_nonfinite and self._scaler is None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
 
@@ -53,16 +58,17 @@ class EagerStep:
         self._exchange.exchanged()
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm)
-        if self._scaler is None:
-            self._optimizer.step()
-        else:
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm).detach()
         # Of sharded gradients it is a sum that the ranks have yet to make. (Importing DTensor to ask costs a second.)
         whole = getattr(norm, "full_tensor", None)
-        return StepOutput(loss, (norm if whole is None else whole()).detach())
+        norm = norm if whole is None else whole()
+        if self._scaler is not None:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        elif not (self._skip_nonfinite and not math.isfinite(norm.item())):
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutput(loss, norm)
 
     @torch.no_grad()
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
@@ -72,10 +78,19 @@ class EagerStep:
         return loss
 
     def skipped_steps(self) -> int:
-        if self._scaler is None:
+        if self._scaler is None and not self._skip_nonfinite:
             return 0
         state = self._optimizer.state.get(self._parameters[0], {})
         return self._attempted_steps - int(state.get("step", 0))
+
+    def state(self) -> dict[str, Any]:
+        scaler = None if self._scaler is None else self._scaler.state_dict()
+        return {"attempted_steps": self._attempted_steps, "scaler": scaler}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._attempted_steps = state["attempted_steps"]
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
 
     def _loss(self, sequences: torch.Tensor) -> torch.Tensor:
         on_device = sequences.to(self._device, non_blocking=True)

@@ -47,6 +47,8 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record["target"] is not None:
         lines.append(("target", _target(record["target"], timed=not device["emulated"])))
     lines.append(("memory", _memory(record["memory"])))
+    if len(record.get("attempts") or []) > 1:
+        lines.append(("attempts", _attempts(record)))
     if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
         lines.append(("fp16", f"{record['losses']['skipped_steps']} updates skipped by the loss scaler"))
     return lines
@@ -59,6 +61,16 @@ def _work(record: dict[str, Any]) -> str:
         f"{config['model']['name']}, {record['model']['parameters']:,} parameters, {config['precision']}, "
         f"data {config['data']['name']}, {work['global_batch_size']} x {work['seq_len']} tokens a step, "
         f"track {config['track']['name']}"
+    )
+
+
+def _attempts(record: dict[str, Any]) -> str:
+    attempts = record["attempts"]
+    ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
+    counted = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
+    return (
+        f"{len(attempts)}; before: {counted}; the last went on from step {attempts[-1]['from_step']}; "
+        f"{record['timing']['resumed']['steps']} steps warmed up again, in no timing"
     )
 
 

@@ -81,7 +81,7 @@ def averaging_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
     """Return DDP's own averaging of gradient buckets, with the meter looking on."""
 
     # Without annotations: DDP compares them with its own types, and takes the postponed ones for others.
-    def hook(_, bucket):  # noqa: ANN001, ANN202
+    def hook(_, bucket):
         buffer = bucket.buffer()
         meter.sent(buffer.numel() * buffer.element_size())
         # Dividing first is what DDP does without a hook, and keeps fp16 from overflowing.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import IO, NoReturn, TypeVar
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -36,6 +36,8 @@ class Group:
         self._timeout_seconds = timeout_seconds
         self._store: Store | None = None
         self._formed = False
+        self.lock: IO[str] | None = None
+        """Holds the run's folder while this process lives, on rank 0."""
         self.write_last_words: Callable[[RankFailure], object] | None = None
         """Writes the record of a failed run; set once the folder is claimed."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from harness.training.timing import Block, StepClock
 from harness.workload.data import Dataset
 from harness.workload.optimizer import learning_rate
 
-PHASES = ("first", "warmup", "measured")
+PHASES = ("first", "warmup", "measured", "resumed")
+# Steps whose median a spike is measured against.
+SPIKE_WINDOW = 50
 
 
 @dataclass
@@ -34,10 +37,14 @@ class Progressed:
     exchanges: list[tuple[int, float | None]] = field(default_factory=list)
     """Of each block, the bytes that this rank handed to collectives and the seconds it stood still for them."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    nonfinite: list[dict[str, Any]] = field(default_factory=list)
+    """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
     target_step: int | None = None
     target_training_seconds: float | None = None
     target_wall_seconds: float | None = None
     evaluation_seconds: float = 0.0
+
+    checkpoint_seconds: float = 0.0
 
     @property
     def steps_done(self) -> int:
@@ -47,20 +54,40 @@ class Progressed:
     def training_seconds(self) -> float:
         return sum(block.seconds for _, block in self.blocks)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values, for a checkpoint."""
+        return asdict(self)
 
-def plan_blocks(work: WorkloadConfig) -> Iterator[tuple[str, int, int]]:
-    """Yield (phase, first step, last step): where the loop synchronises.
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progressed:
+        """Return what `to_json` was made of."""
+        done = cls(**values)
+        done.blocks = [(phase, Block(**block)) for phase, block in values["blocks"]]
+        done.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
+        return done
+
+
+def plan_blocks(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Yield (phase, first step, last step) of what is left after `done` steps: where the loop synchronises.
 
     Blocks end after the very first step, at the end of the warm-up, every `block_steps` of the measured window,
-    and wherever an evaluation is due, so that no block holds one.
+    and wherever an evaluation or a checkpoint is due, so that no block holds one. A run that goes on from a checkpoint
+    warms up again: as many steps as at its beginning are left out of the timing.
     """
-    yield "first", 1, 1
-    step = 2
+    again = done + work.warmup_steps if done else 0
+    step = done + 1
     while step <= work.steps:
-        phase, limit = ("warmup", work.warmup_steps) if step <= work.warmup_steps else ("measured", work.steps)
+        if step <= again:
+            phase, limit = "resumed", min(again, work.steps)
+        elif step == 1:
+            phase, limit = "first", 1
+        elif step <= work.warmup_steps:
+            phase, limit = "warmup", work.warmup_steps
+        else:
+            phase, limit = "measured", work.steps
         last = min(step + work.block_steps - 1, limit)
-        if work.eval_every:
-            last = min(last, math.ceil(step / work.eval_every) * work.eval_every)
+        for every in filter(None, (work.eval_every, checkpoint_every)):
+            last = min(last, math.ceil(step / every) * every)
         yield phase, step, last
         step = last + 1
 
@@ -80,6 +107,8 @@ class Loop:
         *,
         stop_requested: Callable[[], bool],
         ranks: Ranks | None = None,
+        done: Progressed | None = None,
+        save: Callable[[int], None] | None = None,
         communication: Callable[[], tuple[int, float | None]] | None = None,
         advanced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
@@ -98,7 +127,9 @@ class Loop:
         self._advanced = advanced
         self._clock = clock
         self._held_out: list[tuple[torch.Tensor, int]] = []
-        self.result = Progressed()
+        self._save_checkpoint = save
+        self._checkpoint_every = config.checkpoint.every
+        self.result = done or Progressed()
 
     def run(self) -> None:
         """Train until the steps are done, the target is reached, or a stop is requested.
@@ -109,9 +140,14 @@ class Loop:
             RunFailed: the loss or a gradient is no longer finite, or a file cannot be written.
         """
         began = self._clock()
-        for phase, first, last in plan_blocks(self._work):
+        done = self.result.steps_done
+        # An interrupted run is saved before the evaluation that was due.
+        if done and self._evaluation_due(done) and done not in [point["step"] for point in self.result.evaluations]:
+            self._evaluate(done)
+        for phase, first, last in plan_blocks(self._work, done, self._checkpoint_every):
             self._run_block(phase, first, last)
             if self._stop_requested():
+                self._save(self.result.steps_done)
                 return
             if self._evaluation_due(last):
                 loss = self._evaluate(last)
@@ -120,7 +156,18 @@ class Loop:
                     self.result.target_step = last
                     self.result.target_training_seconds = self.result.training_seconds
                     self.result.target_wall_seconds = self._clock() - began
+                    self._save(last)
                     return
+            if self._checkpoint_every and (last % self._checkpoint_every == 0 or last == self._work.steps):
+                self._save(last)
+
+    def _save(self, step: int) -> None:
+        if not self._checkpoint_every or self._save_checkpoint is None:
+            return
+        began = self._clock()
+        self._save_checkpoint(step)
+        self._advanced()
+        self.result.checkpoint_seconds += self._clock() - began
 
     def _run_block(self, phase: str, first: int, last: int) -> None:
         outputs: list[StepOutput] = []
@@ -167,21 +214,46 @@ class Loop:
         )
         self._progress.block_done(block.last_step, losses[-1], block.steps * tokens, block.seconds)
         self._refuse_nonfinite(block.first_step, losses, norms)
+        self._refuse_spike(block.first_step, losses)
 
     def _refuse_nonfinite(self, first_step: int, losses: list[float], norms: list[float]) -> None:
-        # With fp16 an overflowing gradient is everyday business for the loss scaler: it skips that update.
-        watched = {"loss": losses}
-        if self._config.precision != "fp16":
-            watched["gradient norm"] = norms
-        for what, values in watched.items():
-            for offset, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise RunFailed(
-                        f"the {what} became {value} at step {first_step + offset}; lower "
-                        "workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use precision=fp32",
-                        status="diverged",
-                        shared=True,
-                    )
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first_step):
+            # With fp16 an overflowing gradient is everyday business for the loss scaler: it skips that update.
+            if math.isfinite(loss) and (math.isfinite(norm) or self._config.precision == "fp16"):
+                continue
+            what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
+            batch = self._work.global_batch_size
+            samples = {"first_sample": (step - 1) * batch, "samples": batch}
+            self.result.nonfinite.append({"step": step, "what": what, "value": str(value), **samples})
+            skipped = len(self.result.nonfinite)
+            if self._config.on_nonfinite == "skip" and skipped <= self._config.nonfinite_limit:
+                continue
+            said = f"the {what} became {value} at step {step} (samples {(step - 1) * batch} to {step * batch - 1})"
+            if self._config.on_nonfinite == "skip":
+                said += f", after {skipped - 1} updates had been skipped (nonfinite_limit)"
+            raise RunFailed(
+                f"{said}; lower workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use "
+                "precision=fp32",
+                status="diverged",
+                shared=True,
+            )
+
+    def _refuse_spike(self, first_step: int, losses: list[float]) -> None:
+        factor = self._config.loss_spike_factor
+        if factor is None:
+            return
+        for step, loss in enumerate(losses, first_step):
+            before = self.result.losses[max(0, step - 1 - SPIKE_WINDOW) : step - 1]
+            if len(before) < SPIKE_WINDOW or not loss > factor * statistics.median(before):
+                continue
+            batch = self._work.global_batch_size
+            raise RunFailed(
+                f"the loss jumped to {loss:.4f} at step {step} (samples {(step - 1) * batch} to {step * batch - 1}), "
+                f"{loss / statistics.median(before):.2f} times the median of the {SPIKE_WINDOW} steps before; look at "
+                f"these samples, lower workload.learning_rate, or raise loss_spike_factor (now {factor:g})",
+                status="loss_spike",
+                shared=True,
+            )
 
     def _evaluation_due(self, step: int) -> bool:
         every = self._work.eval_every
@@ -224,7 +296,9 @@ class Loop:
         parts: list[tuple[torch.Tensor, int]] = []
         if own:
             sequences = self._dataset.held_out(first, own)
-            self._prefetcher.digest.add("held out", first, sequences)
+            if not self.result.evaluations:
+                # Once; a run that was resumed after an evaluation has them in its digest already.
+                self._prefetcher.digest.add("held out", first, sequences)
             parts = [(part, len(part)) for part in torch.from_numpy(sequences).split(most)]
         while len(parts) < math.ceil(each / most):
             parts.append((torch.from_numpy(self._dataset.held_out(0, 1)), 0))

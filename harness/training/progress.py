@@ -22,6 +22,7 @@ class Progress:
         self,
         steps: int,
         *,
+        done: int = 0,
         shows_speed: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -31,7 +32,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._began = self._last_line = clock()
-        self._done = 0
+        self._done = self._done_before = done
         self._evaluation = ""
         self._bar: tqdm[NoReturn] | None = None
         self._closed = False
@@ -46,12 +47,13 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}{self._evaluation}", refresh=False)
             self._show(self._bar.update, step - self._done)
-        self._done = step
+        before, self._done = self._done, step
         if self._bar is None:
             now = self._clock()
-            if step in {1, self._steps} or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            due = now - self._last_line >= SECONDS_BETWEEN_LINES
+            if due or before == self._done_before or step == self._steps:
                 self._last_line = now
-                left = (now - self._began) / step * (self._steps - step)
+                left = (now - self._began) / (step - self._done_before) * (self._steps - step)
                 self._say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}  {left:.0f} s left")
 
     def evaluated(self, step: int, loss: float) -> None:
@@ -68,7 +70,14 @@ class Progress:
     def _open_bar(self) -> None:
         # Without a speed to show, the bar's own steps a second go too.
         form = None if self._shows_speed else "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        self._bar = tqdm(total=self._steps, unit="step", file=self._stream, dynamic_ncols=True, bar_format=form)
+        self._bar = tqdm(
+            total=self._steps,
+            initial=self._done,
+            unit="step",
+            file=self._stream,
+            dynamic_ncols=True,
+            bar_format=form,
+        )
 
     def _say(self, line: str) -> None:
         self._show(lambda: print(line, file=self._stream, flush=True))

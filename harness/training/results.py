@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import Config, to_dict, workload_id
 from harness.record import SCHEMA_VERSION
-from harness.training.loop import Progressed
+from harness.training.loop import PHASES, Progressed
 from harness.training.timing import Block
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def assemble(
     step_seconds_method: str,
     backend_name: str,
     world_size: int = 1,
+    attempts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it."""
     done = progressed or Progressed()
@@ -60,6 +61,7 @@ def assemble(
             "train": done.losses,
             "gradient_norm": done.gradient_norms,
             "skipped_steps": facts.skipped_steps,
+            "nonfinite": done.nonfinite,
         },
         "eval": {
             "unit": "nats/token",
@@ -76,12 +78,13 @@ def assemble(
             "device_condition": facts.device_condition,
         },
         "parallel": facts.parallel,
+        "attempts": attempts,
     }
 
 
 def timing(config: Config, done: Progressed, setup_seconds: float | None, method: str) -> dict[str, Any]:
     """Return the timing part: the headline numbers come from the measured blocks alone."""
-    phases: dict[str, list[Block]] = {"first": [], "warmup": [], "measured": []}
+    phases: dict[str, list[Block]] = {phase: [] for phase in PHASES}
     for phase, block in done.blocks:
         phases[phase].append(block)
     measured = phases["measured"]
@@ -105,7 +108,12 @@ def timing(config: Config, done: Progressed, setup_seconds: float | None, method
         "tokens_per_second": steps * tokens_per_step / seconds if steps and seconds > 0 else None,
         "data_wait_seconds": waited,
         "data_wait_fraction": waited / seconds if seconds > 0 else None,
+        "resumed": {
+            "steps": sum(block.steps for block in phases["resumed"]),
+            "seconds": math.fsum(block.seconds for block in phases["resumed"]),
+        },
         "evaluation_seconds": done.evaluation_seconds,
+        "checkpoint_seconds": done.checkpoint_seconds,
         "training_seconds": done.training_seconds,
         "blocks": [
             {

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import environment
+from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt
 from harness.backends.base import Backend
 from harness.config import Config, to_yaml
-from harness.errors import Interrupted, RunFailed, UserError
-from harness.record import claim_folder, write_config, write_record
+from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
+from harness.record import STEPS_FILE, write_record
 from harness.training.facts import Facts, inspect_or_refuse
 from harness.training.group import Group
 from harness.training.results import assemble
@@ -52,8 +54,10 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
             try:
                 group.form(backend)
                 inspect_or_refuse(config, backend, dataset, facts)
-                folder = group.from_leader(lambda: _claim(config, backend))
-                return _run_in(folder, config, backend, dataset, facts, stop, group)
+                claimed = group.from_leader(lambda: _claim(config, backend, group))
+                if claimed.finished is not None:
+                    return Outcome(claimed.folder, claimed.finished)
+                return _run_in(claimed, config, backend, dataset, facts, stop, group)
             finally:
                 backend.close()
         except UserError as error:
@@ -67,10 +71,28 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
             group.close()
 
 
-def _claim(config: Config, backend: Backend) -> Path:
-    folder = claim_folder(config.out, f"{backend.name}-{config.model.name}")
-    write_config(folder, to_yaml(config))
-    return folder
+@dataclass
+class _Claimed:
+    """What all ranks have to know of the folder."""
+
+    folder: Path
+    from_step: int = 0
+    finished: dict[str, Any] | None = None
+
+
+def _claim(config: Config, backend: Backend, group: Group) -> _Claimed:
+    """Take the run's folder, on rank 0."""
+    taken = claim(config, f"{backend.name}-{config.model.name}")
+    group.lock = taken.lock
+    from_step = 0
+    if taken.finished is None and taken.again:
+        from_step = (checkpoint_steps(taken.folder) or [0])[-1]
+        if not from_step:
+            # Cut off before its first checkpoint: it begins anew.
+            (taken.folder / STEPS_FILE).unlink(missing_ok=True)
+    if taken.finished is None and config.checkpoint.every:
+        begin_attempt(taken.folder, from_step=from_step, world_size=group.world.size, host=environment.host_name())
+    return _Claimed(taken.folder, from_step, taken.finished)
 
 
 def _open_data(config: Config) -> Dataset:
@@ -96,12 +118,12 @@ def _refuse_differing_ranks(config: Config, dataset: Dataset, facts: Facts, grou
         same_on_all(group.ranks, what, value, remedy)
 
 
-def _run_in(folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: Facts, stop: StopRequest,
+def _run_in(claimed: _Claimed, config: Config, backend: Backend, dataset: Dataset, facts: Facts, stop: StopRequest,
             group: Group) -> Outcome:  # fmt: skip
-    world = group.world
+    world, folder = group.world, claimed.folder
     failure: RunFailed | None = None
     interrupted: Interrupted | None = None
-    session = Session(folder, config, backend, dataset, facts, stop, group)
+    session = Session(folder, config, backend, dataset, facts, stop, group, claimed.from_step)
     group.write_last_words = lambda told: _write(
         folder, config, backend, session, RunFailed(str(told), told.status), None
     )
@@ -131,6 +153,8 @@ def _settle(error: Exception, backend: Backend, group: Group) -> RunFailed | Non
     """Return the failure that an exception means, as all ranks tell it; None if it is a fault of our own."""
     if isinstance(error, RunFailed):
         return group.settle(error)
+    if isinstance(error, CheckpointError):
+        return group.settle(RunFailed(str(error), "bad_checkpoint", shared=True))
     if isinstance(error, UserError):
         return group.settle(RunFailed(str(error)))
     classified = backend.classify(error)
@@ -154,6 +178,8 @@ def _write(folder: Path, config: Config, backend: Backend, session: Session, fai
         status = "interrupted"
     if status == "hung":
         group.write_stacks(folder)
+    done = session.result.steps_done if session.result is not None else 0
+    attempts = end_attempt(folder, status=status, to_step=done) if config.checkpoint.every else None
     record = assemble(
         config,
         status=status,
@@ -164,6 +190,7 @@ def _write(folder: Path, config: Config, backend: Backend, session: Session, fai
         step_seconds_method=session.step_clock.step_seconds_method,
         backend_name=backend.name,
         world_size=group.world.size,
+        attempts=attempts,
     )
     write_record(folder, record)
     group.record_written()

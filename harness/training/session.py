@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,14 +31,21 @@ from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
 from harness.workload.optimizer import build_optimizer
 
+if TYPE_CHECKING:
+    from harness.training.keeper import Keeper
+
 
 class Session:
     """One process's part of a run, from its model to its last step."""
 
     def __init__(self, folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: Facts,
-                 stop: StopRequest, group: Group) -> None:  # fmt: skip
+                 stop: StopRequest, group: Group, from_step: int = 0) -> None:  # fmt: skip
+        """
+        Args:
+            from_step: the step whose checkpoint the run goes on from; 0 begins it.
+        """
         self.config, self.backend, self.dataset, self.facts = config, backend, dataset, facts
-        self._stop, self.group, self._ranks = stop, group, group.ranks
+        self._stop, self.group, self.ranks = stop, group, group.ranks
         self.step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self._meter = CommunicationMeter(
             # FSDP's collectives run on queues of its own, where this process's time stamps tell nothing.
@@ -46,17 +53,19 @@ class Session:
             asynchronous=backend.asynchronous,
             advanced=group.advanced,
         )
-        self._writer = StepsWriter(folder) if self._ranks.leads else NoWriter()
+        self._from_step = from_step
+        self.folder = folder
+        self._writer = StepsWriter(folder, from_step) if self.ranks.leads else NoWriter()
         work = config.workload
-        self._prefetcher = Prefetcher(
+        self.prefetcher = Prefetcher(
             dataset,
-            first_step=1,
+            first_step=from_step + 1,
             last_step=work.steps,
             global_batch_size=work.global_batch_size,
             micro_batch_size=work.micro_batch_size,
             pin_memory=backend.pins_host_memory,
-            rank=self._ranks.rank,
-            ranks=self._ranks.size,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
         )
         self._loop: Loop | None = None
 
@@ -67,7 +76,7 @@ class Session:
 
     def batch_digest(self) -> str:
         """Return the digest of what was trained on: of all ranks if training ended well, else of this one."""
-        return self.facts.batch_digest or self._prefetcher.digest.hexdigest()
+        return self.facts.batch_digest or self.prefetcher.digest.hexdigest()
 
     def train_watched(self) -> None:
         """Train, and refuse the result if any of the work ran on the host instead of the device.
@@ -81,23 +90,23 @@ class Session:
                 self._train(progress)
             finally:
                 progress.close()
-        found = self._ranks.gather(watch.found)
+        found = self.ranks.gather(watch.found)
         if self.backend.fallback_pattern is not None:
             self.facts.effective["cpu_fallback"] = any(words is not None for words in found)
         for rank, words in enumerate(found):
             if words is not None:
-                where = f" of rank {rank}" if self._ranks.size > 1 else ""
+                where = f" of rank {rank}" if self.ranks.size > 1 else ""
                 raise RunFailed(
                     f"part of the work{where} ran on the host instead of the device, so this is no run of it: {words}",
                     shared=True,
                 )
 
     def close(self) -> None:
-        self._prefetcher.close()
+        self.prefetcher.close()
         self._writer.close()
 
     def _progress(self, stream: Any) -> Progress | NoProgress:
-        if not self._ranks.leads:
+        if not self.ranks.leads:
             return NoProgress()
         return Progress(self.config.workload.steps, shows_speed=not self.facts.device.get("emulated"), stream=stream)
 
@@ -105,7 +114,7 @@ class Session:
         config, backend, facts = self.config, self.backend, self.facts
         from harness.training.parallel import spread_model
 
-        spread = spread_model(config, backend, self._ranks, self._meter)
+        spread = spread_model(config, backend, self.ranks, self._meter)
         model = spread.model
         facts.init_digest = self._init_digest(model)
         self.group.advanced()
@@ -116,28 +125,32 @@ class Session:
             precision=config.precision,
             gradient_clip_norm=config.workload.gradient_clip_norm,
             exchange=spread.exchange,
+            skip_nonfinite=config.on_nonfinite == "skip",
         )
+        keeper = self._keeper(model, optimizer, step)
         first = torch.from_numpy(self.dataset.train(0, 1))
         facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
         backend.reset_peak_memory()
-        agreement = StopAgreement(self._ranks, self._stop)
+        agreement = StopAgreement(self.ranks, self._stop)
         self._loop = Loop(
             config,
             step,
-            self._prefetcher,
+            self.prefetcher,
             self.dataset,
             self.step_clock,
             self._writer,
             progress,
             stop_requested=agreement.requested,
-            ranks=self._ranks,
+            ranks=self.ranks,
+            done=keeper.resume(self._from_step) if keeper is not None and self._from_step else None,
+            save=keeper.save if keeper is not None else None,
             communication=self._meter.take,
             advanced=self.group.advanced,
         )
         self._run_loop(model, step)
 
     def _run_loop(self, model: torch.nn.Module, step: TrainStep) -> None:
-        facts, backend, ranks = self.facts, self.backend, self._ranks
+        facts, backend, ranks = self.facts, self.backend, self.ranks
         assert self._loop is not None
         facts.setup_seconds = time.perf_counter() - facts.began
         contention = environment.CpuContention(all_of_this_host(ranks))
@@ -153,19 +166,29 @@ class Session:
                 facts.host_other_fraction = contention.other_fraction()
                 self._ask_device(model, step)
             raise
+        self.dataset.refuse_changes()
         facts.host_other_fraction = contention.other_fraction()
         if before is not None:
             # At once: a device that was held down cools within seconds.
             facts.device_condition = {"before": before, "after": backend.condition()}
         self._ask_device(model, step)
 
+    def _keeper(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: TrainStep) -> Keeper | None:
+        """Return what saves and resumes this run, if it is to write checkpoints."""
+        if not self.config.checkpoint.every:
+            return None
+        # Here, since importing PyTorch's checkpoints takes a while that most runs need not spend.
+        from harness.training.keeper import Keeper
+
+        return Keeper(self, model, optimizer, step)
+
     def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
-        facts, ranks = self.facts, self._ranks
+        facts, ranks = self.facts, self.ranks
         assert self._loop is not None
         facts.final_norms = parameter_norms(model)
         facts.memory = self.backend.memory()
         facts.skipped_steps = step.skipped_steps()
-        facts.batch_digest = ranks.added_digest(self._prefetcher.digest)
+        facts.batch_digest = ranks.added_digest(self.prefetcher.digest)
         if self.group.world.grouped:
             own = {
                 "host": facts.environment.get("host"),
@@ -182,7 +205,7 @@ class Session:
         Raises:
             RunFailed: the ranks do not have the same weights.
         """
-        ranks = self._ranks
+        ranks = self.ranks
         if self.config.parallel.name == "fsdp":
             return total_digest({k: v for part in ranks.gather(sharded_digests(model, ranks.rank, ranks.size))
                                  for k, v in part.items()})  # fmt: skip

@@ -22,6 +22,8 @@ from harness.errors import ConfigError, ExitCode
 SECONDS_BETWEEN_LOOKS = 1.0
 # A process is taken for dead after as long a silence. Its thread beats even while its main thread is busy.
 SECONDS_OF_SILENCE = 10.0
+# After a connection to another rank broke, less is enough.
+SECONDS_OF_SILENCE_AFTER_BREAK = 4.0
 # How long the main thread has to end by itself once a failure is known.
 SECONDS_TO_END = 5.0
 # How long the other ranks wait for the record to be written, before they go and the launcher stops everything.
@@ -93,6 +95,7 @@ class Supervisor:
         self._sleep = sleep or self._closing.wait
         self._progress = 0
         self._beats = 0
+        self._silence = SECONDS_OF_SILENCE
         now = clock()
         self._seen = {other: _Seen(beat_at=now, progress_at=now) for other in range(size)}
         self._known_at: float | None = None
@@ -131,7 +134,8 @@ class Supervisor:
         """
         if certain:
             return self.report(own)
-        limit = self._clock() + SECONDS_OF_SILENCE + 3 * SECONDS_BETWEEN_LOOKS
+        self._silence = SECONDS_OF_SILENCE_AFTER_BREAK
+        limit = self._clock() + self._silence + 4 * SECONDS_BETWEEN_LOOKS
         while self._clock() < limit:
             known = self.known()
             if known is not None:
@@ -223,7 +227,7 @@ class Supervisor:
     def _silent(self) -> RankFailure | None:
         now = self._clock()
         for rank in range(self._size) if self._rank == 0 else (0,):
-            if rank != self._rank and now - self._seen[rank].beat_at > SECONDS_OF_SILENCE:
+            if rank != self._rank and now - self._seen[rank].beat_at > self._silence:
                 return RankFailure(rank, "rank_lost", _LOST.format("its process"))
         return None
 

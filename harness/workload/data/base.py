@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,13 @@ class Dataset(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Return what the record says of the data; entropies in nats per token."""
+
+    def refuse_changes(self) -> None:
+        """Refuse to vouch for data whose files have changed since they were opened.
+
+        Raises:
+            DataError: naming the file.
+        """
 
     def require_held_out(self, count: int) -> None:
         """Refuse when there are fewer than `count` held-out sequences.
@@ -54,7 +63,13 @@ class TokenDataset(Dataset):
         seed: int,
         data: DataConfig,
         facts: dict[str, Any],
+        mapped: Sequence[Path] = (),
     ) -> None:
+        """
+        Args:
+            mapped: files that are read while training goes on.
+        """
+        self._mapped = {path: _state(path) for path in mapped}
         self._train, self._held_out = train, held_out
         self._vocab_size, self._seq_len, self._seed = vocab_size, seq_len, seed
         self._source = f"data.path={data.path}"
@@ -87,6 +102,14 @@ class TokenDataset(Dataset):
                 f"{self._held_out_source}: holds {found} held-out sequences of workload.seq_len + 1 tokens, expected "
                 f"workload.eval_sequences = {count}; {remedy}"
             )
+
+    def refuse_changes(self) -> None:
+        for path, before in self._mapped.items():
+            if _state(path) != before:
+                raise DataError(
+                    f"{path}: has changed since the run began to read it, so nobody can say what was trained on; leave "
+                    "data files alone while a run reads them"
+                )
 
     def facts(self) -> dict[str, Any]:
         return {**self._facts, "train_tokens": len(self._train), "held_out_tokens": len(self._held_out)}
@@ -121,6 +144,15 @@ class TokenDataset(Dataset):
                 f"{self._vocab_size}; choose the model that the tokens were made for, or set model.vocab_size"
             )
         return rows
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """Return what a change of a file shows in: its size, time of change and identity; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:

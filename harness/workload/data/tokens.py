@@ -39,6 +39,7 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
         },
+        mapped=[Path(name).expanduser() for name in (data.path, data.eval_path) if name is not None],
     )
 
 

@@ -1,0 +1,167 @@
+"""A run's folder over several attempts: who holds it, what it was begun with, and how often it was taken up again.
+
+No torch. attempts.json is there only for runs that write checkpoints.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from harness.config import Config, is_part_of_the_work, to_dict, to_yaml, workload_id
+from harness.errors import ConfigError
+from harness.record import CONFIG_FILE, RECORD_FILE, claim_folder, read_record, write_atomically, write_config
+
+ATTEMPTS_FILE = "attempts.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Claim:
+    """A run's folder, held by this process until it ends."""
+
+    folder: Path
+    finished: dict[str, Any] | None = None
+    """The record, if the run in the folder had ended well before."""
+    again: bool = False
+    """Whether the folder holds an earlier attempt at this run."""
+    lock: IO[str] | None = None
+
+
+def claim(config: Config, label: str) -> Claim:
+    """Take a new folder, or with `resume=auto` the folder of a run that was cut off.
+
+    Raises:
+        ConfigError: the folder holds another run, or a process that is still at work on this one.
+    """
+    folder = Path(config.out).expanduser() if config.out is not None else None
+    if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
+        lock = _lock(folder)
+        _refuse_other_work(folder, config)
+        if (folder / RECORD_FILE).exists():
+            record = read_record(folder)
+            if record["status"] == "ok":
+                return Claim(folder, finished=record, lock=lock)
+            _set_aside(folder)
+        return Claim(folder, again=True, lock=lock)
+    folder = claim_folder(config.out, label)
+    write_config(folder, to_yaml(config))
+    return Claim(folder, lock=_lock(folder))
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of the whole checkpoints in a run's folder, oldest first."""
+    with suppress(FileNotFoundError):
+        names = (path.name for path in (folder / CHECKPOINTS).iterdir())
+        return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+    return []
+
+
+def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | None) -> list[dict[str, Any]]:
+    """Note that a process begins to work on the run, and return all attempts so far, this one included."""
+    attempts = read_attempts(folder)
+    attempts.append(
+        {
+            "began_utc": _now(),
+            "ended_utc": None,
+            "status": None,
+            "from_step": from_step,
+            "to_step": None,
+            "world_size": world_size,
+            "host": host,
+        }
+    )
+    _write(folder, attempts)
+    return attempts
+
+
+def end_attempt(folder: Path, *, status: str, to_step: int) -> list[dict[str, Any]]:
+    """Note how the attempt under way ended. One that was killed has no end."""
+    attempts = read_attempts(folder)
+    attempts[-1] |= {"ended_utc": _now(), "status": status, "to_step": to_step}
+    _write(folder, attempts)
+    return attempts
+
+
+def read_attempts(folder: Path) -> list[dict[str, Any]]:
+    """Return the attempts noted in a folder, oldest first."""
+    file = folder / ATTEMPTS_FILE
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; mend or delete it to resume") from error
+
+
+def _refuse_other_work(folder: Path, config: Config) -> None:
+    file = folder / CONFIG_FILE
+    try:
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
+    # Steps that are not timed and the like may differ; what is computed may not.
+    now = _flat(to_dict(config))
+    differing = [
+        f"{key} was {value!r}, now {now.get(key)!r}"
+        for key, value in _flat(before if isinstance(before, dict) else {}).items()
+        if is_part_of_the_work(key) and now.get(key) != value
+    ]
+    if differing or not isinstance(before, dict):
+        raise ConfigError(
+            f"resume: {folder} holds a run of other work than workload {workload_id(config)}: "
+            f"{'; '.join(differing) or 'its config.yaml is empty'}; resume with the settings that it began with, or "
+            "choose another out=DIR"
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the record of an attempt that did not end well under another name."""
+    number = 1
+    while (folder / f"record-{number}.json").exists():
+        number += 1
+    os.replace(folder / RECORD_FILE, folder / f"record-{number}.json")
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Hold the folder until this process ends, however it ends."""
+    file = open(folder / CONFIG_FILE, encoding="utf-8")  # noqa: SIM115 (held as long as the process lives)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise ConfigError(
+                f"out: another process is at work on the run in {folder}; wait until it has ended, or choose another "
+                "out=DIR"
+            ) from error
+        # Some network file systems have no locks.
+        return None
+    return file
+
+
+def _write(folder: Path, attempts: list[dict[str, Any]]) -> None:
+    write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=1) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

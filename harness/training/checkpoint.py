@@ -1,0 +1,323 @@
+"""Checkpoints: there as a whole or not at all, of a known step of known work, and unable to run code.
+
+Tensors are written by torch.distributed.checkpoint, so that a run can go on with another number of ranks; whatever is
+no tensor lies in manifest.json. A checkpoint is made under another name and renamed when all of it is on disk, with
+the checksums of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from harness.attempts import CHECKPOINTS, checkpoint_steps
+from harness.errors import CheckpointError, RunFailed
+from harness.record import write_atomically
+from harness.training.ranks import Ranks
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_HASH_BYTES = 1 << 22
+
+
+class Checkpoints:
+    """The checkpoints of one run, in its folder. Every method that says so is a collective of all ranks."""
+
+    def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int) -> None:
+        self._folder = folder / CHECKPOINTS
+        self._ranks, self._workload_id, self._keep = ranks, workload_id, keep
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step, then remove those beyond `keep`. Collective.
+
+        Args:
+            progress: what else a run needs to go on; JSON.
+
+        Raises:
+            RunFailed: the disk is full or not writable. Earlier checkpoints are kept.
+        """
+        partial, final = self._folder / f".partial-{step:08d}", self._path(step)
+        self._on_leader(lambda: _make_empty(partial), final)
+        try:
+            with _alone_is_meant():
+                save_tensors(
+                    dict(tensors),
+                    storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
+                    no_dist=self._ranks.size == 1,
+                )
+            own = {path.name: _described(path) for path in self._own_files(partial)}
+        except (CheckpointException, OSError) as error:
+            own = None
+            reason = _os_error(error)
+            if reason is None:
+                raise
+        else:
+            reason = None
+        told = self._ranks.gather((own, None if reason is None else str(reason.strerror or reason)))
+        for _, why in told:
+            if why is not None:
+                with suppress(OSError):
+                    shutil.rmtree(partial)
+                raise self._unwritten(final, why)
+        files = {name: facts for part, _ in told for name, facts in (part or {}).items()}
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "workload_id": self._workload_id,
+            "world_size": self._ranks.size,
+            "files": files,
+            "progress": dict(progress),
+        }
+        self._on_leader(lambda: self._publish(partial, final, manifest), final)
+
+    def load(self, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Fill `tensors` in place from a step's checkpoint and return its progress. Collective.
+
+        Raises:
+            CheckpointError: it is damaged, of another workload, or of a newer version.
+        """
+        path = self._path(step)
+        manifest = self._read_manifest(path)
+        names = sorted(manifest["files"])[self._ranks.rank :: self._ranks.size]
+        problems = [problem for name in names if (problem := _damage(path / name, manifest["files"][name]))]
+        for found in self._ranks.gather(problems):
+            for problem in found:
+                raise CheckpointError(f"{path}: {problem}; {self._remedy(step)}")
+        try:
+            SafeReader(path).read_metadata()
+        except Exception as error:
+            # Whatever a file that is no list of contents makes of the unpickler.
+            raise CheckpointError(f"{path}: .metadata cannot be read: {error}; {self._remedy(step)}") from error
+        try:
+            with _alone_is_meant():
+                load_tensors(dict(tensors), storage_reader=SafeReader(path), no_dist=self._ranks.size == 1)
+        except CheckpointException as error:
+            words = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
+            raise CheckpointError(f"{path}: does not fit this model: {words}; {self._remedy(step)}") from error
+        return manifest["progress"]
+
+    def _read_manifest(self, path: Path) -> dict[str, Any]:
+        file = path / MANIFEST
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CheckpointError(
+                f"{file}: cannot be read: {error}; delete {path} to go on from the one before"
+            ) from error
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if not isinstance(version, int):
+            raise CheckpointError(f"{file}: not a checkpoint of this harness; delete {path}")
+        if version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"{file}: format_version {version} is newer than this harness reads ({FORMAT_VERSION}); upgrade it"
+            )
+        if manifest["workload_id"] != self._workload_id:
+            raise CheckpointError(
+                f"{path}: is of workload {manifest['workload_id']}, expected {self._workload_id}; resume with the "
+                "settings that the run began with, or choose another out=DIR"
+            )
+        return manifest
+
+    def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+        write_atomically(partial / MANIFEST, json.dumps(manifest) + "\n")
+        # A run that went on from an earlier checkpoint makes this one once more.
+        if final.exists():
+            _remove(final)
+        os.replace(partial, final)
+        _sync(self._folder)
+        for step in checkpoint_steps(self._folder.parent)[: -self._keep]:
+            _remove(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
+    def _own_files(self, folder: Path) -> list[Path]:
+        """Return the files that this rank wrote: its own shards, and rank 0 the metadata."""
+        mine = sorted(folder.glob(f"__{self._ranks.rank}_*.distcp"))
+        return [*mine, *([folder / ".metadata"] if self._ranks.leads else [])]
+
+    def _on_leader(self, act: Callable[[], None], final: Path) -> None:
+        """Do something on rank 0 while the others wait, and fail on all if it fails there."""
+
+        def attempt() -> str | None:
+            try:
+                act()
+            except OSError as error:
+                return str(error.strerror or error)
+            except RunFailed as error:
+                return str(error)
+            return None
+
+        why = self._ranks.from_leader(attempt)
+        if why is not None:
+            raise self._unwritten(final, why)
+
+    def _unwritten(self, final: Path, why: str) -> RunFailed:
+        kept = checkpoint_steps(self._folder.parent)
+        remedy = f"the one of step {kept[-1]} is kept" if kept else "there is none yet"
+        return RunFailed(f"{final}: cannot be written: {why}; free some space and resume ({remedy})", shared=True)
+
+    def _remedy(self, step: int) -> str:
+        before = [other for other in checkpoint_steps(self._folder.parent) if other < step]
+        if before:
+            return f"delete that folder to go on from step {before[-1]}"
+        return "there is no earlier one: begin anew in another out=DIR"
+
+
+@dataclass
+class TrainingState:
+    """Model and optimizer of a run, as the tensors of a checkpoint."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return this rank's part of all tensors, sharded ones as such, by names that do not depend on the ranks."""
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            found[f"model.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{name}.{key}"] = value
+        return found
+
+    def make_moments(self) -> None:
+        """Have the optimizer make its state, which it does in its first step, for a checkpoint to be read into.
+
+        The step changes nothing: gradients, learning rate and so the decay are zero.
+        """
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+class SafeReader(FileSystemReader):
+    """Reads checkpoints without letting them run code.
+
+    The tensors are read with `weights_only` by PyTorch itself; the list of what lies where is a plain pickle, of which
+    only the types that such a list is made of are taken.
+    """
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _ListUnpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise pickle.UnpicklingError(f".metadata holds {type(metadata).__name__}")
+        # No entry is anything but a tensor: other values would be unpickled freely when they are read.
+        for name, entry in metadata.state_dict_metadata.items():
+            if type(entry).__name__ != "TensorStorageMetadata":
+                raise pickle.UnpicklingError(f"{name} is no tensor")
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _ListUnpickler(pickle.Unpickler):
+    _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    _NAMES = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "Path"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ours = module in self._MODULES and isinstance(getattr(__import__(module, fromlist=[name]), name, None), type)
+        if dtype or ours or (module, name) in self._NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f".metadata asks for {module}.{name}, which no checkpoint needs")
+
+
+@contextmanager
+def _alone_is_meant() -> Iterator[None]:
+    """Leave out PyTorch's warning that a run of one process is saved by one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _make_empty(folder: Path) -> None:
+    for stale in folder.parent.glob(".*") if folder.parent.exists() else ():
+        shutil.rmtree(stale)
+    folder.mkdir(parents=True)
+
+
+def _remove(folder: Path) -> None:
+    # Under another name first: one that is half removed must not be taken for a checkpoint.
+    doomed = folder.with_name(f".removed-{folder.name}")
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _damage(path: Path, expected: Mapping[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path.name} is damaged: it has {size} bytes, expected {expected['bytes']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{path.name} is damaged: its checksum is not the one in {MANIFEST}"
+    except OSError as error:
+        return f"{path.name} cannot be read: {error.strerror}"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(_HASH_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """Return the OSError at the bottom of an exception, if that is what it was."""
+    if isinstance(error, CheckpointException):
+        for inner, _ in error.failures.values():
+            found = _os_error(inner)
+            if found is not None:
+                return found
+        return None
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            return link
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,91 @@
+"""How much host memory a sharded model takes while it is made: peak of each rank, against its shard and one parameter.
+
+    python scripts/bench_materialise.py                       # llama2-7b in bf16 on two processes: 13 GB in all
+    python scripts/bench_materialise.py --ranks 4 model=llama-1b
+
+Each rank builds the model on the meta device, shards it with FSDP2 and fills its shards from the per-parameter seeds,
+as a training with parallel=fsdp does, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+MIB = 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("overrides", nargs="*", help="settings of the harness; model=llama2-7b if none is given")
+    options = parser.parse_args()
+    if "RANK" in os.environ:
+        build(options.dtype, options.overrides or ["model=llama2-7b"])
+        return 0
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}", *sys.argv]
+    os.execv(sys.executable, [sys.executable, *command])
+
+
+def resident_bytes() -> int:
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peak(threading.Thread):
+    """Watches this process's resident memory."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes = 0
+
+    def run(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, resident_bytes())
+            time.sleep(0.002)
+
+
+def build(dtype_name: str, overrides: list[str]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from harness.composition import load
+    from harness.training.parallel import build_sharded
+    from harness.training.ranks import Ranks
+    from harness.world import from_environment
+
+    config = load(["parallel=fsdp", *overrides])
+    ranks = Ranks(from_environment("fsdp"))
+    dist.init_process_group("gloo")
+    dtype = getattr(torch, dtype_name)
+    torch.set_num_threads(1)
+    before = resident_bytes()
+    peak = Peak()
+    peak.start()
+    began = time.monotonic()
+    model = build_sharded(config, torch.device("cpu"), ranks, dtype)
+    seconds = time.monotonic() - began
+    parameters = list(model.parameters())
+    shard = sum(parameter.to_local().nbytes for parameter in parameters)  # type: ignore[operator]
+    # One parameter's rows of this rank, in float32, from which the shard is filled.
+    largest = max(parameter.numel() for parameter in parameters) * 4
+    told = (shard, largest, peak.bytes - before, before, seconds)
+    for rank, (own, one, used, start, took) in enumerate(ranks.gather(told)):
+        if ranks.leads:
+            print(
+                f"rank {rank}: shard {own / MIB:,.0f} MiB, largest parameter (float32) {one / MIB:,.0f} MiB, peak "
+                f"beyond the {start / MIB:,.0f} MiB of an empty process {used / MIB:,.0f} MiB = shard + "
+                f"{(used - own) / MIB:,.0f} MiB, in {took:,.0f} s"
+            )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""A run that is cut off goes on from its checkpoint, and ends in the very bits of one that never was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from harness.attempts import checkpoint_steps
+from tests.conftest import PROJECT, TINY, Harness
+from tests.integration.test_parallel import relative
+from tests.ranks import end_ranks, record, run_ranks, start_ranks
+
+KEPT = ("checkpoint.every=4", "resume=auto")
+LONG = (*TINY, "workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30")
+KILLS = 6
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+
+
+def assert_same_bits(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for part in ("workload_id", "digests", "losses", "weights"):
+        assert found[part] == expected[part], part
+    keys = ("step", "loss", "batches")
+    points = [[{key: point[key] for key in keys} for point in one["eval"]["points"]] for one in (found, expected)]
+    assert points[0] == points[1]
+
+
+def uninterrupted(folder: Path, *words: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *LONG, *words, f"out={folder}"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return record(folder)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", *LONG, *KEPT, *words, f"out={folder}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def kill_in_training(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kill a process so long after it began to train. Returns whether it was still alive."""
+    assert process.stderr is not None
+    while process.poll() is None and "step" not in process.stderr.readline():
+        pass
+    time.sleep(seconds)
+    alive = process.poll() is None
+    process.kill()
+    process.communicate()
+    return alive
+
+
+@pytest.mark.parametrize("words", [(), ("precision=fp16",)], ids=["fp32", "fp16"])
+def test_kills_at_random_moments_change_no_bit(words: tuple[str, ...], tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole", *words)
+    moments = random.Random(7)
+    folder = tmp_path / "run"
+    killed = sum(kill_in_training(start(folder, *words), moments.uniform(0, 0.25)) for _ in range(KILLS))
+    assert killed >= KILLS // 2
+    last = start(folder, *words)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    found = record(folder)
+    assert_same_bits(found, expected)
+    assert [row["loss"] for row in rows(folder)] == expected["losses"]["train"]
+    assert [row["step"] for row in rows(folder)] == list(range(1, 121))
+    jsonschema.validate(found, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
+    # Every interruption is told of, and no time stretches over one.
+    assert len(found["attempts"]) == KILLS + 1
+    assert [attempt["status"] for attempt in found["attempts"]] == [None] * KILLS + ["ok"]
+    assert found["timing"]["measured_steps"] + found["timing"]["resumed"]["steps"] + 2 == 120
+
+
+def test_a_signal_saves_and_a_resume_goes_on(tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole")
+    process = start(tmp_path / "run", "workload.steps=120")
+    assert process.stderr is not None
+    while "step" not in process.stderr.readline():
+        pass
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143, errors
+    cut = record(tmp_path / "run")
+    assert cut["status"] == "interrupted"
+    done = len(cut["losses"]["train"])
+    assert checkpoint_steps(tmp_path / "run")[-1] == done
+    last = start(tmp_path / "run")
+    out, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert "attempts" in out
+    assert "interrupted" in out
+    assert_same_bits(record(tmp_path / "run"), expected)
+    assert record(tmp_path / "run")["attempts"][1]["from_step"] == done
+    assert json.loads((tmp_path / "run" / "record-1.json").read_text())["status"] == "interrupted"
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        process = start(tmp_path / "run")
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert "status" in out
+    assert len(record(tmp_path / "run")["attempts"]) == 1
+
+
+class TestRefusals:
+    @pytest.fixture
+    def cut(self, tmp_path: Path) -> Path:
+        """A run that was killed after its second checkpoint."""
+        folder = tmp_path / "run"
+        process = start(folder)
+        while len(checkpoint_steps(folder)) < 2:
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        return folder
+
+    def damage_newest(self, folder: Path, change: Callable[[Path], object]) -> None:
+        newest = folder / "checkpoints" / f"step-{checkpoint_steps(folder)[-1]:08d}"
+        change(newest / "__0_0.distcp")
+
+    def test_a_damaged_checkpoint(self, cut: Path, harness: Harness) -> None:
+        self.damage_newest(cut, lambda file: os.truncate(file, 100))
+        done = harness(*LONG, *KEPT, f"out={cut}")
+        assert done.returncode == 5
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert "is damaged: it has 100 bytes" in errors[0]
+        assert record(cut)["status"] == "bad_checkpoint"
+        # The remedy that it names works.
+        step = checkpoint_steps(cut)[-1]
+        for file in (cut / "checkpoints" / f"step-{step:08d}").iterdir():
+            file.unlink()
+        (cut / "checkpoints" / f"step-{step:08d}").rmdir()
+        assert harness(*LONG, *KEPT, f"out={cut}").returncode == 0
+
+    def test_other_work(self, cut: Path, harness: Harness) -> None:
+        done = harness(*LONG, *KEPT, "seed=2", f"out={cut}")
+        assert done.returncode == 2
+        assert "seed was 1, now 2" in done.stderr
+
+    def test_another_process_at_work(self, tmp_path: Path, harness: Harness) -> None:
+        process = start(tmp_path / "run", "workload.steps=100000")
+        while not checkpoint_steps(tmp_path / "run"):
+            time.sleep(0.02)
+        done = harness(*LONG, *KEPT, "workload.steps=100000", f"out={tmp_path / 'run'}")
+        process.kill()
+        process.communicate()
+        assert done.returncode == 2
+        assert "another process is at work on the run" in done.stderr
+
+
+class TestRanks:
+    @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+    def test_a_killed_rank_changes_no_bit(self, parallel: str, tmp_path: Path) -> None:
+        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+                 f"parallel={parallel}", "checkpoint.every=2"]  # fmt: skip
+        for ended in run_ranks(2, [*words, "out=whole"], tmp_path):
+            assert ended.code == 0, ended.err
+        first, _ = run_ranks(2, [*words, "resume=auto", "out=run"], tmp_path, fault="killed")
+        assert first.code == 5
+        for ended in run_ranks(2, [*words, "resume=auto", "out=run"], tmp_path):
+            assert ended.code == 0, ended.err
+        found = record(tmp_path / "run")
+        assert_same_bits(found, record(tmp_path / "whole"))
+        assert [attempt["status"] for attempt in found["attempts"]] == ["rank_lost", "ok"]
+        assert found["attempts"][1]["from_step"] == 4
+
+    @pytest.mark.parametrize(("before", "after"), [("fsdp", "ddp"), ("ddp", "fsdp")])
+    def test_another_number_of_processes_goes_on_correctly(self, before: str, after: str, tmp_path: Path) -> None:
+        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+                 "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        first, _ = run_ranks(2, [*words, f"parallel={before}"], tmp_path, fault="killed")
+        assert first.code == 5
+        for ended in run_ranks(4, [*words, f"parallel={after}", "workload.micro_batch_size=1"], tmp_path):
+            assert ended.code == 0, ended.err
+        alone = [word for word in words if word != "out=run"]
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", *alone, "out=alone"],
+            capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found, expected = record(tmp_path / "run"), record(tmp_path / "alone")
+        assert found["digests"] == expected["digests"]
+        assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-5
+        assert [attempt["world_size"] for attempt in found["attempts"]] == [2, 4]
+
+    def test_a_signal_makes_one_checkpoint_and_one_record(self, tmp_path: Path) -> None:
+        words = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
+                 "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
+        started = start_ranks(2, words, tmp_path)
+        while not checkpoint_steps(tmp_path / "run"):
+            time.sleep(0.05)
+        asked = time.monotonic()
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        ended = end_ranks(started)
+        assert time.monotonic() - asked < 20
+        assert [one.code for one in ended] == [143, 143], ended[0].err + ended[1].err
+        found = record(tmp_path / "run")
+        assert found["status"] == "interrupted"
+        assert checkpoint_steps(tmp_path / "run")[-1] == len(found["losses"]["train"])
+
+    def test_torchrun_starts_a_killed_rank_again(self, tmp_path: Path) -> None:
+        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+                 "parallel=ddp", "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        done = subprocess.run(
+            ["torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m", "tests.ranks",
+             "killed once", *words],
+            capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                 "PYTHONPATH": str(PROJECT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        attempts = record(tmp_path / "run")["attempts"]
+        assert [attempt["status"] for attempt in attempts] == ["rank_lost", "ok"]
+        assert "attempts" in done.stdout

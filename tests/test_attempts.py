@@ -1,0 +1,127 @@
+"""The folder of a run over several attempts: taken, held, taken up again, or refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt, read_attempts
+from harness.composition import load
+from harness.config import Config
+from harness.errors import ConfigError
+from harness.record import read_record, write_record
+from tests.conftest import TINY
+from tests.records import make_record
+
+
+def config(folder: Path, *words: str) -> Config:
+    return load([*TINY, f"out={folder}", "checkpoint.every=2", "resume=auto", *words])
+
+
+def test_a_new_folder_is_begun(tmp_path: Path) -> None:
+    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert taken.folder == tmp_path / "run"
+    assert not taken.again
+    assert taken.finished is None
+
+
+def test_a_run_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
+    first = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert first.lock is not None
+    first.lock.close()
+    # How the work is cut up and timed, and on what, may change in between.
+    again = claim(config(tmp_path / "run", "workload.micro_batch_size=1", "workload.block_steps=3"), "cpu-tiny")
+    assert again.again
+
+
+def test_two_processes_on_one_folder(tmp_path: Path) -> None:
+    held = claim(config(tmp_path / "run"), "cpu-tiny")
+    with pytest.raises(ConfigError, match="another process is at work on the run"):
+        claim(config(tmp_path / "run"), "cpu-tiny")
+    assert held.lock is not None
+    held.lock.close()
+    claim(config(tmp_path / "run"), "cpu-tiny")
+
+
+def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from harness.attempts import claim; from harness.composition import load;"
+        "taken = claim(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
+    )
+    words = [*TINY, f"out={tmp_path / 'run'}", "checkpoint.every=2", "resume=auto"]
+    done = subprocess.run([sys.executable, "-c", program, *words], check=False, timeout=60)
+    assert done.returncode == -9
+    assert claim(config(tmp_path / "run"), "cpu-tiny").again
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["seed=2"], "seed was 1, now 2"),
+        (["workload.learning_rate=0.5"], "workload.learning_rate was"),
+        (["precision=bf16"], "precision was 'fp32', now 'bf16'"),
+    ],
+)
+def test_other_work_is_refused_by_name(words: list[str], named: str, tmp_path: Path) -> None:
+    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert taken.lock is not None
+    taken.lock.close()
+    with pytest.raises(ConfigError) as refused:
+        claim(config(tmp_path / "run", *words), "cpu-tiny")
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])
+def test_a_damaged_config_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        claim(config(tmp_path / "run"), "cpu-tiny")
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert taken.lock is not None
+    taken.lock.close()
+    write_record(tmp_path / "run", make_record())
+    again = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert again.finished == read_record(tmp_path / "run")
+
+
+def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
+    for _ in range(2):
+        taken = claim(config(tmp_path / "run"), "cpu-tiny")
+        assert taken.lock is not None
+        taken.lock.close()
+        write_record(tmp_path / "run", make_record(status="interrupted"))
+    assert claim(config(tmp_path / "run"), "cpu-tiny").again
+    assert sorted(path.name for path in (tmp_path / "run").glob("record*")) == ["record-1.json", "record-2.json"]
+
+
+def test_without_resume_nothing_is_taken_up(tmp_path: Path) -> None:
+    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    assert taken.lock is not None
+    taken.lock.close()
+    with pytest.raises(ConfigError, match="was cut off"):
+        claim(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
+
+
+def test_attempts_tell_of_every_interruption(tmp_path: Path) -> None:
+    assert read_attempts(tmp_path) == []
+    begin_attempt(tmp_path, from_step=0, world_size=2, host="a")
+    begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
+    found = end_attempt(tmp_path, status="ok", to_step=9)
+    assert [(one["from_step"], one["to_step"], one["status"]) for one in found] == [(0, None, None), (4, 9, "ok")]
+    assert found[0]["ended_utc"] is None
+    assert json.loads((tmp_path / "attempts.json").read_text()) == found
+
+
+def test_what_is_no_whole_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint_steps(tmp_path) == []
+    for name in ("step-00000004", "step-00000012", ".partial-00000016", ".removed-step-00000002", "step-x", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint_steps(tmp_path) == [4, 12]
