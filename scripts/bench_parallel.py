@@ -21,7 +21,7 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 DEFAULTS = ("workload.steps=220", "workload.warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
-VARIANTS = {
+VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": ((), ()),
     "ddp, one process": (TORCHRUN, ("parallel=ddp",)),
     "fsdp, one process": (TORCHRUN, ("parallel=fsdp",)),
@@ -39,7 +39,10 @@ def main() -> int:
     saves: list[float] = []
     for pair in range(options.pairs):
         order = list(VARIANTS) if pair % 2 == 0 else list(reversed(VARIANTS))
-        found = {name: run(*VARIANTS[name], [*DEFAULTS, *options.overrides]) for name in order}
+        found = {}
+        for name in order:
+            launcher, words = VARIANTS[name]
+            found[name] = run(launcher, [*DEFAULTS, *options.overrides, *words])
         plain = found["plain"]["tokens_per_second"]
         for name, timing in found.items():
             speed = timing["tokens_per_second"]
@@ -55,11 +58,11 @@ def main() -> int:
     return 0
 
 
-def run(launcher: tuple[str, ...], words: tuple[str, ...], overrides: list[str]) -> dict[str, float]:
+def run(launcher: tuple[str, ...], words: list[str]) -> dict[str, float]:
     """Return the record's timing part of one run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, *launcher, "-m", "harness", *overrides, *words, f"out={out}"]
+        command = [sys.executable, *launcher, "-m", "harness", *words, f"out={out}"]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             sys.exit(done.stderr)

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import PROJECT, TINY
+from tests.conftest import TINY
+from tests.zygote import Forked, Zygote
 
 # Both ranks' micro-batches fit into the tiny run's global batch, with accumulation; blocks are short.
 WORDS = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
@@ -51,7 +53,8 @@ def start_ranks(
     fault: str = "none",
     port: int | None = None,
     variables: Mapping[int, Mapping[str, str]] | None = None,
-) -> list[subprocess.Popen[str]]:
+    zygote: Zygote | None = None,
+) -> list[Forked]:
     """Start one process a rank. `variables` are by rank, on top of those that torchrun would set."""
     port = port or free_port()
     started = []
@@ -64,23 +67,21 @@ def start_ranks(
             "LOCAL_WORLD_SIZE": str(size),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "PYTHONPATH": str(PROJECT),
             **(variables or {}).get(rank, {}),
         }
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.ranks", fault, *words],
-                cwd=folder,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        started.append((zygote or shared_zygote()).start(["tests.ranks", fault, *words], folder, env))
     return started
 
 
-def end_ranks(started: Sequence[subprocess.Popen[str]], timeout: float = 90) -> list[Ended]:
+@cache
+def shared_zygote() -> Zygote:
+    """Return the zygote that all tests share; it ends with the tests."""
+    zygote = Zygote()
+    atexit.register(zygote.close)
+    return zygote
+
+
+def end_ranks(started: Sequence[Forked], timeout: float = 90) -> list[Ended]:
     """Wait until all have ended. None is left behind, whatever happens."""
     limit = time.monotonic() + timeout
     try:
@@ -88,7 +89,17 @@ def end_ranks(started: Sequence[subprocess.Popen[str]], timeout: float = 90) -> 
     finally:
         for process in started:
             process.kill()
-    return [Ended(process.returncode, out, err) for process, (out, err) in zip(started, spoken, strict=True)]
+    return [
+        Ended(process.returncode, out, err)
+        for process, (out, err) in zip(started, spoken, strict=True)
+        if process.returncode is not None
+    ]
+
+
+def run_harness(folder: Path, *words: str, timeout: float = 120) -> Ended:
+    """Run `python -m harness WORDS...` in a folder."""
+    process = shared_zygote().start(["harness", *words], folder, os.environ)
+    return end_ranks([process], timeout)[0]
 
 
 def run_ranks(size: int, words: Sequence[str], folder: Path, **options: Any) -> list[Ended]:
@@ -164,7 +175,7 @@ def have_other_data() -> None:
         from harness.workload.data.synthetic import SyntheticDataset
 
         train = SyntheticDataset.train
-        SyntheticDataset.train = lambda self, first, count: train(self, first + 1, count)
+        SyntheticDataset.train = lambda self, first_sample, count: train(self, first_sample + 1, count)
 
 
 def have_other_weights() -> None:
@@ -209,9 +220,14 @@ FAULTS: dict[str, Callable[[], object]] = {
 }
 
 
+def main(words: Sequence[str]) -> int:
+    """Do to this process what the first word names, and run the harness with the others."""
+    from harness.__main__ import main as harness
+
+    FAULTS[words[0]]()
+    return harness(words[1:])
+
+
 if __name__ == "__main__":
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    from harness.__main__ import main
-
-    FAULTS[sys.argv[1]]()
-    sys.exit(main(sys.argv[2:]))
+    sys.exit(main(sys.argv[1:]))

@@ -196,7 +196,7 @@ class TestEnemy:
 
 
 @pytest.mark.parametrize("implementation", [{"foreach": True}, {"fused": True}, {"foreach": False}])
-def test_making_the_optimizers_state_changes_nothing(implementation: dict[str, bool]) -> None:
+def test_making_the_optimizers_state_changes_nothing(implementation: dict[str, Any]) -> None:
     model = torch.nn.Linear(3, 4)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, **implementation)

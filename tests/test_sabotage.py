@@ -27,7 +27,7 @@ from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
 from harness.record import content_digest
 from harness.training import loop as loop_module
-from harness.training import run as run_module
+from harness.training import session as session_module
 from harness.training.prefetch import Prefetcher
 from harness.training.run import run
 from harness.workload import initialisation
@@ -104,14 +104,14 @@ def other_batch_than_was_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def frozen_layer(patch: pytest.MonkeyPatch) -> None:
-    real = run_module.build_model
+    real = session_module.build_model
 
     def build(*arguments: Any) -> Transformer:
         model = real(*arguments)
         model.blocks[0].feed_forward.down.weight.requires_grad_(False)  # pyright: ignore
         return model
 
-    patch.setattr(run_module, "build_model", build)
+    patch.setattr(session_module, "build_model", build)
 
 
 def no_clipping(patch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def half_precision_of_another_kind(patch: pytest.MonkeyPatch) -> None:
 
 def optimizer_with(**changes: Any) -> Patch:
     def sabotage(patch: pytest.MonkeyPatch) -> None:
-        real = run_module.build_optimizer
+        real = session_module.build_optimizer
 
         def build(model: torch.nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
             optimizer = real(model, work, track)
@@ -133,20 +133,20 @@ def optimizer_with(**changes: Any) -> Patch:
                 group.update(changes)
             return optimizer
 
-        patch.setattr(run_module, "build_optimizer", build)
+        patch.setattr(session_module, "build_optimizer", build)
 
     return sabotage
 
 
 def one_layer_fewer(patch: pytest.MonkeyPatch) -> None:
-    real = run_module.build_model
+    real = session_module.build_model
 
     def build(config: Any, *rest: Any) -> Transformer:
         from dataclasses import replace
 
         return real(replace(config, layers=config.layers - 1), *rest)
 
-    patch.setattr(run_module, "build_model", build)
+    patch.setattr(session_module, "build_model", build)
 
 
 def targets_off_by_one(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from harness.training.supervisor import (
     SECONDS_OF_SILENCE,
     SECONDS_OF_SILENCE_AFTER_BREAK,
     SECONDS_TO_END,
+    SECONDS_TO_WRITE,
     RankFailure,
     Supervisor,
     take_seats,
@@ -187,9 +188,18 @@ class TestWatch:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
         scene.pass_time(1, {0})
+        scene.ranks[1].close()
         scene.ranks[0].close()
         scene.pass_time(100, {0})
         assert scene.abandoned == {}
+
+    def test_a_main_thread_that_reported_has_time_to_wait_for_the_record(self) -> None:
+        scene = Scene(2)
+        scene.ranks[1].report(OOM)
+        scene.pass_time(SECONDS_TO_END + 2, {0, 1})
+        assert set(scene.abandoned) == {0}
+        scene.pass_time(SECONDS_TO_WRITE, {1})
+        assert set(scene.abandoned) == {0, 1}
 
     def test_waits_for_the_record(self) -> None:
         scene = Scene(2)

@@ -54,12 +54,17 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientExchange:
-    """What a training step does for gradients that are averaged over several devices, beside calling the model."""
+    """What a training step does for gradients that are added up over several devices, beside calling the model."""
 
+    devices: int = 1
+    """How many devices' gradients are added up: each divides its loss by that before the backward pass, so that they
+    are of the size that one device would have, which fp16 needs."""
     accumulating: Callable[[], AbstractContextManager[None]] = nullcontext
     """A context in which forward and backward keep their gradients to this device."""
     exchanged: Callable[[], None] = lambda: None
     """To be called when the last backward pass of a step has returned."""
+    evaluated: Callable[[], None] = lambda: None
+    """To be called after a forward pass that no backward pass follows."""
 
 
 ALONE = GradientExchange()
@@ -107,6 +112,9 @@ class Backend(ABC):
     name: ClassVar[str]
     collective: ClassVar[str | None] = None
     """Name of the torch.distributed backend for this device."""
+    collective_variables: ClassVar[Mapping[str, str]] = {}
+    """Variables that keep the collective library's own threads from ending a process that has lost a peer: it is to end
+    with a record. Set unless the user has."""
     distributions: ClassVar[tuple[str, ...]] = ()
     """Installed packages, besides torch, whose versions belong in the record."""
     environment_prefixes: ClassVar[tuple[str, ...]] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,6 +44,7 @@ class CudaBackend(Backend):
 
     name = "cuda"
     collective = "nccl"
+    collective_variables: ClassVar[Mapping[str, str]] = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
     environment_prefixes: ClassVar[tuple[str, ...]] = (
         "CUDA_",
         "NVIDIA_",

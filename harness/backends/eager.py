@@ -53,7 +53,8 @@ class EagerStep:
             with nullcontext() if number == len(micro_batches) else self._exchange.accumulating():
                 # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
                 share = self._loss(sequences) / len(micro_batches)
-                (share if self._scaler is None else self._scaler.scale(share)).backward()
+                part = share if self._exchange.devices == 1 else share / self._exchange.devices
+                (part if self._scaler is None else self._scaler.scale(part)).backward()
             loss += share.detach()
         self._exchange.exchanged()
         if self._scaler is not None:
@@ -74,6 +75,7 @@ class EagerStep:
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
         self._model.eval()
         loss = self._loss(sequences)
+        self._exchange.evaluated()
         self._model.train()
         return loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.ascend import emulation, host
@@ -20,6 +21,10 @@ class NpuBackend(Backend):
 
     name = "npu"
     collective = "hccl"
+    collective_variables: ClassVar[Mapping[str, str]] = {
+        "HCCL_ASYNC_ERROR_HANDLING": "0",
+        "TORCH_HCCL_ASYNC_ERROR_HANDLING": "0",
+    }
     distributions = ("torch-npu",)
     environment_prefixes: ClassVar[tuple[str, ...]] = (
         "ASCEND",

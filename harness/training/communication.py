@@ -77,15 +77,13 @@ class CommunicationMeter:
         self._waits.append(waited)
 
 
-def averaging_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
-    """Return DDP's own averaging of gradient buckets, with the meter looking on."""
+def adding_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
+    """Return what adds up DDP's gradient buckets, with the meter looking on. The step has divided its loss already."""
 
     # Without annotations: DDP compares them with its own types, and takes the postponed ones for others.
     def hook(_, bucket):
         buffer = bucket.buffer()
         meter.sent(buffer.numel() * buffer.element_size())
-        # Dividing first is what DDP does without a hook, and keeps fp16 from overflowing.
-        buffer.div_(dist.get_world_size())
         work = dist.all_reduce(buffer, async_op=True)
         # The last bucket's call is what counts: after it the backward pass has nothing left to compute.
         meter.begin_wait()

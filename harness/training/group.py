@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, NoReturn, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from harness.backends.base import Backend
-from harness.errors import ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
+from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.record import write_atomically
 from harness.training.ranks import Ranks
 from harness.training.supervisor import RankFailure, Supervisor, take_seats
 from harness.world import World
 
 T = TypeVar("T")
+_NO_STORE = (
+    "MASTER_ADDR: no store of this run answers at {host}:{port}; see that rank 0 was started there, that this host "
+    "reaches it, and that nothing else listens on that port"
+)
+SECONDS_OF_PATIENCE = 5.0
 # Collectives' own time-outs come long after the supervisor's, which can say what is wrong. (HCCL waits 1 836 s for a
 # collective, and torch-npu warns of a time-out below that.)
 SECONDS_AFTER_SUPERVISOR = 1900
@@ -36,6 +42,7 @@ class Group:
         self._timeout_seconds = timeout_seconds
         self._store: Store | None = None
         self._formed = False
+        self._failed_with: int | None = None
         self.lock: IO[str] | None = None
         """Holds the run's folder while this process lives, on rank 0."""
         self.write_last_words: Callable[[RankFailure], object] | None = None
@@ -69,8 +76,12 @@ class Group:
         if not self.world.grouped:
             return
         device, collective = backend.device(), backend.collective
+        if collective is None:
+            raise BackendUnavailable(f"backend {backend.name} has no collectives; use parallel=single")
         assert self._store is not None
-        names = "cpu:gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{collective}"
+        for name, value in backend.collective_variables.items():
+            os.environ.setdefault(name, value)
+        names = collective if device.type == "cpu" else f"cpu:gloo,{device.type}:{collective}"
         dist.init_process_group(
             names,
             store=PrefixStore("collectives", self._store),
@@ -97,6 +108,7 @@ class Group:
         settled = self.supervisor.settle(RankFailure(rank, own.status, str(own), own.exit_code), certain=certain)
         failure = RunFailed(str(settled), settled.status, shared=own.shared)
         failure.exit_code = ExitCode(settled.exit_code)
+        self._failed_with = failure.exit_code
         return failure
 
     def refuse(self, error: UserError) -> UserError:
@@ -104,6 +116,7 @@ class Group:
         if self.supervisor is None or isinstance(error, EndedWithAll):
             return error
         failure = self.supervisor.report(RankFailure(self.world.rank, "failed", str(error), error.exit_code))
+        self._failed_with = failure.exit_code
         if not self.world.leads:
             self.supervisor.wait_until_written()
             return EndedWithAll(str(failure), failure.exit_code)
@@ -153,25 +166,49 @@ class Group:
         """Leave the group."""
         if self.supervisor is not None:
             self.supervisor.close()
-        if self._formed:
+        if not self._formed:
+            return
+        if self._failed_with is None:
             dist.destroy_process_group()
+        else:
+            # Collectives that are still under way wait for ranks that have gone, and the interpreter's end for them.
+            atexit.register(_leave, self._failed_with)
 
     def _open_store(self) -> Store:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        """Connect to the store at MASTER_ADDR, which rank 0 opens there, or torchrun has opened already.
+
+        Raises:
+            ConfigError: the port is taken, or nothing that is a store answers.
+        """
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        hosts_it = self.world.leads and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        # Something else that listens there and says nothing is waited for without end.
+        guard = threading.Timer(self._timeout_seconds + SECONDS_OF_PATIENCE, self._give_up_store, (host, port))
+        guard.daemon = True
+        guard.start()
         try:
-            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=self._timeout_seconds)))
+            return TCPStore(
+                host,
+                port,
+                is_master=hosts_it,
+                timeout=timedelta(seconds=self._timeout_seconds),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
         except Exception as error:
             text = str(error)
             if "EADDRINUSE" in text or "address already in use" in text.lower():
                 raise ConfigError(
-                    f"MASTER_PORT: {address} is taken by another process, most likely another run; choose a free port "
-                    "(torchrun --master-port=... or --standalone)"
+                    f"MASTER_PORT: {host}:{port} is taken by another process, most likely another run; choose a free "
+                    "port (torchrun --master-port=... or --standalone)"
                 ) from error
-            raise ConfigError(
-                f"MASTER_ADDR: no store of this run answers at {address}: {text.splitlines()[0] if text else error}; "
-                "see that rank 0 was started there and that this host reaches it"
-            ) from error
-        return store
+            raise ConfigError(_NO_STORE.format(host=host, port=port)) from error
+        finally:
+            guard.cancel()
+
+    def _give_up_store(self, host: str, port: int) -> NoReturn:
+        print(f"error: rank {self.world.rank}: {_NO_STORE.format(host=host, port=port)}", file=sys.stderr, flush=True)
+        os._exit(ExitCode.USAGE)
 
     def _abandon(self, failure: RankFailure) -> NoReturn:
         """End this process from the supervisor's thread: its main thread waits for what will never come."""
@@ -186,3 +223,9 @@ class Group:
             self.supervisor.wait_until_written()
         sys.stdout.flush()
         os._exit(failure.exit_code)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

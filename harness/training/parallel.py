@@ -1,50 +1,35 @@
-"""PyTorch's own engines for many devices, applied to the model: none, DDP or FSDP2."""
+"""PyTorch's own engines for many devices, applied to the model: DDP or FSDP2. Imported for runs that use them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.backends.base import ALONE, Backend, GradientExchange
+from harness.backends.base import Backend, GradientExchange
 from harness.backends.eager import AUTOCAST_DTYPES
 from harness.config import Config
 from harness.errors import ConfigError
-from harness.training.communication import CommunicationMeter, MeteredAllGather, MeteredReduceScatter, averaging_hook
+from harness.training.communication import CommunicationMeter, MeteredAllGather, MeteredReduceScatter, adding_hook
 from harness.training.ranks import Ranks
+from harness.training.spread import Spread
 from harness.workload.initialisation import build_model
 from harness.workload.model import Block, Transformer
-
-
-@dataclass
-class Spread:
-    """A model as it is spread over the ranks."""
-
-    model: Transformer
-    """The model itself, whose parameters are this rank's: whole, or its shards."""
-    call: nn.Module
-    """What the training step calls."""
-    exchange: GradientExchange = ALONE
 
 
 def spread_model(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
     """Return the configured model with its initial weights, spread as `parallel` says."""
     if config.parallel.name == "fsdp":
         return _fsdp(config, backend, ranks, meter)
-    model = build_model(config.model, config.seed, backend.device())
-    if config.parallel.name == "single":
-        return Spread(model, model)
-    return _ddp(model, backend, meter)
+    return _ddp(build_model(config.model, config.seed, backend.device()), backend, ranks, meter)
 
 
-def _ddp(model: Transformer, backend: Backend, meter: CommunicationMeter) -> Spread:
+def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
     device = backend.device()
     wrapped = DistributedDataParallel(
         model,
@@ -54,8 +39,8 @@ def _ddp(model: Transformer, backend: Backend, meter: CommunicationMeter) -> Spr
         # Gradients are views of the buckets: one copy less, and less memory.
         gradient_as_bucket_view=True,
     )
-    wrapped.register_comm_hook(None, averaging_hook(meter))
-    return Spread(model, wrapped, GradientExchange(wrapped.no_sync, meter.end_wait))
+    wrapped.register_comm_hook(None, adding_hook(meter))
+    return Spread(model, wrapped, GradientExchange(ranks.size, wrapped.no_sync, meter.end_wait))
 
 
 def _fsdp(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
@@ -75,7 +60,13 @@ def _fsdp(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMe
         finally:
             model.set_requires_gradient_sync(True)
 
-    return Spread(model, model, GradientExchange(accumulating))
+    def evaluated() -> None:
+        # The root's weights stay gathered for the backward pass, and it is left to that to let go of them. Without one
+        # they would hide what is read into the shards.
+        assert isinstance(model, FSDPModule)
+        model.reshard()
+
+    return Spread(model, model, GradientExchange(ranks.size, accumulating, evaluated=evaluated))
 
 
 def build_sharded(
@@ -106,6 +97,7 @@ def build_sharded(
             if isinstance(module, FSDPModule):
                 # Not every collective library averages; all of them add.
                 module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)
 
     home = torch.device("cpu") if parallel.cpu_offload else device
     return build_model(config.model, config.seed, home, shard=shard, dtype=dtype)

@@ -25,10 +25,12 @@ from harness.training.progress import NoProgress, Progress
 from harness.training.ranks import Ranks, StopAgreement
 from harness.training.results import describe_ranks, own_times
 from harness.training.signals import StopRequest
+from harness.training.spread import Spread
 from harness.training.stderr_watch import StderrWatch
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
+from harness.workload.initialisation import build_model
 from harness.workload.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -112,9 +114,7 @@ class Session:
 
     def _train(self, progress: Progress | NoProgress) -> None:
         config, backend, facts = self.config, self.backend, self.facts
-        from harness.training.parallel import spread_model
-
-        spread = spread_model(config, backend, self.ranks, self._meter)
+        spread = self._spread()
         model = spread.model
         facts.init_digest = self._init_digest(model)
         self.group.advanced()
@@ -148,6 +148,17 @@ class Session:
             advanced=self.group.advanced,
         )
         self._run_loop(model, step)
+
+    def _spread(self) -> Spread:
+        """Return the model with its initial weights, on this process's device or spread over all."""
+        config = self.config
+        if config.parallel.name == "single":
+            model = build_model(config.model, config.seed, self.backend.device())
+            return Spread(model, model)
+        # Here, since importing PyTorch's engines takes a second that a run on one device need not spend.
+        from harness.training.parallel import spread_model
+
+        return spread_model(config, self.backend, self.ranks, self._meter)
 
     def _run_loop(self, model: torch.nn.Module, step: TrainStep) -> None:
         facts, backend, ranks = self.facts, self.backend, self.ranks

@@ -29,7 +29,8 @@ SECONDS_TO_END = 5.0
 # How long the other ranks wait for the record to be written, before they go and the launcher stops everything.
 SECONDS_TO_WRITE = 15.0
 LARGEST_STACKS = 20_000
-_FAILURE, _WRITTEN = "failure", "written"
+SECONDS_TO_LEAVE = 2.0
+_FAILURE, _WRITTEN, _LEFT = "failure", "written", "left"
 
 
 class Store(Protocol):
@@ -99,16 +100,25 @@ class Supervisor:
         now = clock()
         self._seen = {other: _Seen(beat_at=now, progress_at=now) for other in range(size)}
         self._known_at: float | None = None
+        self._seconds_to_end = SECONDS_TO_END
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """End the watch; called when the main thread has taken over the ending."""
+        """End the watch, when the main thread has come to its end. Rank 0, which may host the store, leaves last."""
         self._closing.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
+        limit = self._clock() + SECONDS_TO_LEAVE
+        try:
+            if self._rank != 0:
+                self._store.add(_LEFT, 1)
+            while self._rank == 0 and self._store.add(_LEFT, 0) < self._size - 1 and self._clock() < limit:
+                time.sleep(0.02)
+        except Exception:  # noqa: BLE001 (the store has gone, and with it the reason to wait)
+            return
 
     # From the main thread
 
@@ -118,6 +128,11 @@ class Supervisor:
 
     def report(self, failure: RankFailure) -> RankFailure:
         """Tell all ranks of a failure and return the one that came first, which may be another's."""
+        # The main thread is about to end; it may have to wait for the record.
+        self._seconds_to_end = SECONDS_TO_END + SECONDS_TO_WRITE
+        return self._tell(failure)
+
+    def _tell(self, failure: RankFailure) -> RankFailure:
         try:
             with self._lock:
                 first = self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
@@ -208,7 +223,7 @@ class Supervisor:
         self._note_beats(range(self._size) if self._rank == 0 else (0,))
         failure = self._silent() or self._stuck()
         if failure is not None:
-            self._conclude(self.report(failure))
+            self._conclude(self._tell(failure))
 
     def _note_beats(self, ranks: Iterable[int]) -> None:
         now = self._clock()
@@ -251,7 +266,7 @@ class Supervisor:
             self._known_at = now
             if failure.status == "hung":
                 self._tell_stacks()
-        if now - self._known_at >= SECONDS_TO_END and not self._closing.is_set():
+        if now - self._known_at >= self._seconds_to_end and not self._closing.is_set():
             self._abandon(failure)
 
     def _tell_stacks(self) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 
 from tests.cann_emulator.build import Missing, build, environment
 from tests.conftest import PROJECT
+from tests.zygote import Zygote
 
 TIMEOUT_SECONDS = 300
 
@@ -26,6 +27,14 @@ def cann() -> Path:
         return build()
     except Missing as missing:
         pytest.skip(f"the CANN emulator cannot be built: {missing}")
+
+
+@pytest.fixture(scope="session")
+def npu_zygote(cann: Path) -> Iterator[Zygote]:
+    """Processes in which torch_npu has been imported, on the emulated CANN, and no device opened."""
+    zygote = Zygote(["torch_npu", "harness.backends.npu"], environment(cann))
+    yield zygote
+    zygote.close()
 
 
 @dataclass

@@ -36,10 +36,10 @@ def test_failure(name: str, emulated: Emulated) -> None:
 FALLING_BACK = """
 import sys
 import torch
-import harness.training.run
+import harness.training.session
 from harness.__main__ import main
 
-harness.training.run.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
+harness.training.session.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
 sys.exit(main())
 """
 
