@@ -11,4 +11,5 @@ if ! python -c "from importlib.metadata import version; version('torch-npu')" 2>
   python -m pip install --quiet --disable-pip-version-check --no-deps "torch-npu==$torch_release" ||
     echo "test: torch-npu $torch_release cannot be installed here: the Ascend tests will skip" >&2
 fi
-exec python -m pytest "$@"
+# A test file for each core at a time; -n 0 among the extra words runs them one after another.
+exec python -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"

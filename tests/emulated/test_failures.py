@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from harness.compare import main as compare
+from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
 from tests.emulated.failures import CASES, FAILED
+from tests.ranks import end_ranks
 from tests.records import make_record, write_runs
+from tests.zygote import Zygote
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_failure(name: str, emulated: Emulated) -> None:
+def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
     case = CASES[name]
-    done = emulated.harness(*case.words, "out=run", variables=case.variables)
-    assert done.returncode == case.exit_code, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, done.stderr
+    variables = {**os.environ, **environment(emulated.cann), **case.variables}
+    [ended] = end_ranks([npu_zygote.start(["harness", *case.words, "out=run"], emulated.folder, variables)])
+    assert ended.code == case.exit_code, ended.err
+    assert len(ended.errors) == 1, ended.err
+    errors = ended.errors
     for word in case.said:
         assert word in errors[0]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in ended.err
     folder = emulated.folder / "run"
     if case.status is None:
         assert not folder.exists()
