@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,11 +22,16 @@ from harness.workload.initialisation import build_model
 from harness.workload.model import Block, Transformer
 
 
-def spread_model(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
-    """Return the configured model with its initial weights, spread as `parallel` says."""
+def spread_model(
+    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, advanced: Callable[[], None]
+) -> Spread:
+    """Return the configured model with its initial weights, spread as `parallel` says.
+
+    `advanced` is called for every parameter that is made: a large model takes minutes.
+    """
     if config.parallel.name == "fsdp":
-        return _fsdp(config, backend, ranks, meter)
-    return _ddp(build_model(config.model, config.seed, backend.device()), backend, ranks, meter)
+        return _fsdp(build_sharded(config, backend.device(), ranks, advanced=advanced), backend, ranks, meter)
+    return _ddp(build_model(config.model, config.seed, backend.device(), made=advanced), backend, ranks, meter)
 
 
 def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
@@ -43,8 +48,7 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
     return Spread(model, wrapped, GradientExchange(ranks.size, wrapped.no_sync, meter.end_wait))
 
 
-def _fsdp(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
-    model = build_sharded(config, backend.device(), ranks)
+def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # A collective of a device that queues its work returns at once: there is nothing to time here.
@@ -70,7 +74,11 @@ def _fsdp(config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMe
 
 
 def build_sharded(
-    config: Config, device: torch.device, ranks: Ranks, dtype: torch.dtype = torch.float32
+    config: Config,
+    device: torch.device,
+    ranks: Ranks,
+    dtype: torch.dtype = torch.float32,
+    advanced: Callable[[], None] = lambda: None,
 ) -> Transformer:
     """Return the model sharded with FSDP2, made shard by shard: no rank ever holds more than its own part.
 
@@ -100,7 +108,7 @@ def build_sharded(
                 module.set_gradient_divide_factor(1.0)
 
     home = torch.device("cpu") if parallel.cpu_offload else device
-    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype)
+    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, made=advanced)
 
 
 def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:

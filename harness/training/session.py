@@ -158,7 +158,7 @@ class Session:
         # Here, since importing PyTorch's engines takes a second that a run on one device need not spend.
         from harness.training.parallel import spread_model
 
-        return spread_model(config, self.backend, self.ranks, self._meter)
+        return spread_model(config, self.backend, self.ranks, self._meter, self.group.advanced)
 
     def _run_loop(self, model: torch.nn.Module, step: TrainStep) -> None:
         facts, backend, ranks = self.facts, self.backend, self.ranks
@@ -218,8 +218,8 @@ class Session:
         """
         ranks = self.ranks
         if self.config.parallel.name == "fsdp":
-            return total_digest({k: v for part in ranks.gather(sharded_digests(model, ranks.rank, ranks.size))
-                                 for k, v in part.items()})  # fmt: skip
+            parts = ranks.gather(sharded_digests(model, ranks.rank, ranks.size, self.group.advanced))
+            return total_digest({name: digest for part in parts for name, digest in part.items()})
         same_on_all(ranks, "the initial weights", digest := init_digest(model))
         return digest
 

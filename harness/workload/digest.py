@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,10 +21,12 @@ def init_digest(model: nn.Module) -> str:
         return total_digest(dict(zip(names, pool.map(parameter_digest, names, parameters), strict=True)))
 
 
-def sharded_digests(model: nn.Module, rank: int, size: int) -> dict[str, bytes]:
+def sharded_digests(
+    model: nn.Module, rank: int, size: int, made: Callable[[], None] = lambda: None
+) -> dict[str, bytes]:
     """Return the digests of every `size`-th parameter of a sharded model. All ranks together have all of them.
 
-    Collective: each parameter in turn is put together on every rank, and let go before the next.
+    Collective: each parameter in turn is put together on every rank, and let go before the next; `made` is called.
     """
     digests = {}
     for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
@@ -32,6 +34,7 @@ def sharded_digests(model: nn.Module, rank: int, size: int) -> dict[str, bytes]:
         if number % size == rank:
             digests[name] = parameter_digest(name, whole)
         del whole
+        made()
     return digests
 
 

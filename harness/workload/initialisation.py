@@ -23,6 +23,7 @@ def build_model(
     *,
     shard: Callable[[Transformer], None] | None = None,
     dtype: torch.dtype = torch.float32,
+    made: Callable[[], None] = lambda: None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. At most one parameter is ever held on the host.
 
@@ -30,6 +31,7 @@ def build_model(
         shard: makes shards of the parameters while they have no storage yet; of a sharded parameter only this
             rank's rows are ever made.
         dtype: type in which the weights are kept; they are made in float32.
+        made: called for every parameter that is made.
     """
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
@@ -43,6 +45,7 @@ def build_model(
         for name, parameter in model.named_parameters():
             local, rows = own_rows(parameter)
             local.copy_(initial_value(name, parameter.shape, config, seed, rows))
+            made()
     return model
 
 
