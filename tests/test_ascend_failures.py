@@ -62,7 +62,6 @@ START_FAULTS = [
 CREATE = "acl::AclrtCreateStreamWithConfig(&default_streamsi.stream, 0, (0x00000001U | 0x00000002U))"
 OTHER_FAILURES = [
     acl(STREAM, CREATE, 100000, "Parameter verification failed."),
-    acl(INITIALIZE, "aclInit", 100039, "The dynamic library path is the path of the compilation stub."),
     acl(SET_DEVICE, "c10_npu::SetDevice(device)", 100001, "ACL uninitialized."),
     acl(SET_DEVICE, "c10_npu::SetDevice(device)", 107001, "Invalid device ID."),
     f"No NPUs are available\n{STAMP} ERR00009 PTA resource unavailable",
@@ -101,7 +100,14 @@ OF_SEVERAL_RANKS = {
     ),
     "507057": (acl(SYNCHRONIZE, WAIT, 507057, "SUSPECT REMOTE ERROR"), "remote device", "other ranks' output"),
 }
+# Which of them may only tell of what befell another rank.
+ECHOES = {"EI0002", "507048", "507057"}
 OF_THE_SET_UP = {
+    "stub libraries": (
+        acl(INITIALIZE, "aclInit", 100039, "The dynamic library path is the path of the compilation stub."),
+        "for compilers only",
+        "LD_LIBRARY_PATH",
+    ),
     "no device in this thread": (acl(STREAM, CREATE, 107002, "The context is empty."), "thread", "set_device"),
     "operator compiler": (
         acl(INITIALIZE, "AclSetCompileopt(ACL_OP_COMPILER_CACHE_MODE)", 500001, "The internal ACL is incorrect."),
@@ -109,6 +115,11 @@ OF_THE_SET_UP = {
         "Python packages",
     ),
 }
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL_RANKS)
+def test_an_echo_is_known_as_one(name: str) -> None:
+    assert known(OF_SEVERAL_RANKS[name][0]).echo is (name in ECHOES)
 
 
 class TestFaults:

@@ -55,7 +55,9 @@ CASES: dict[str, Case] = {
     "chip's version unreadable 507008": Case(
         failing(aclInit=507008), UNAVAILABLE, None, ("507008", "version could not be read")
     ),
-    "stub library 100039": Case(failing(aclInit=100039), UNAVAILABLE, None, ("100039", "plog")),
+    "stub library 100039": Case(
+        failing(aclInit=100039), UNAVAILABLE, None, ("100039", "stub libraries", "LD_LIBRARY_PATH")
+    ),
     "no stream 107002": Case(failing(aclrtCreateStream=107002), UNAVAILABLE, None, ("107002", "set_device")),
     "unknown chip": Case({"CANN_EMULATOR_SOC": "Ascend910B9Z"}, UNAVAILABLE, None, ("Ascend910B9Z", "newer torch-npu")),
     "synchronise times out 507014": Case(

@@ -147,6 +147,11 @@ _RUN_FAILURES = (
         "call torch.npu.set_device in every thread that uses the device",
     ),
     (
+        r"error code is 100039\b",
+        "the loader found CANN's stub libraries, which are there for compilers only",
+        "take the folders of stubs (devlib, stub) out of LD_LIBRARY_PATH, and source CANN's set_env.sh",
+    ),
+    (
         r"AclSetCompileopt.*error code is 50000[12]\b",
         "CANN's operator compiler could not start",
         "source CANN's set_env.sh, and install the Python packages that CANN's tools need (decorator, scipy, attrs, "
