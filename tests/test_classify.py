@@ -9,8 +9,8 @@ from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 from harness.backends.base import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, classify_common
 
 GLOO = (
-    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4218. This may indicate "
-    "a remote process crash"
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4218. This may "
+    "indicate a remote process crash"
 )
 
 

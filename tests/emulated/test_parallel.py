@@ -14,7 +14,12 @@ from tests.ranks import WORDS, Ended, end_ranks, record, start_ranks
 from tests.zygote import Zygote
 
 DEVICES = 2
-SPREADS = [("parallel=ddp",), ("parallel=fsdp",), ("parallel=fsdp", "precision=bf16")]
+SPREADS = [
+    ("parallel=ddp",),
+    ("parallel=fsdp",),
+    ("parallel=fsdp", "precision=bf16"),
+    ("parallel=fsdp", "parallel.cpu_offload=true"),
+]
 
 
 def on_npu(cann: Path, **more: str) -> dict[int, Mapping[str, str]]:
@@ -29,9 +34,7 @@ def run_on_npu(cann: Path, zygote: Zygote, folder: Path, *words: str, fault: str
     return end_ranks(started, timeout=180)
 
 
-@pytest.mark.parametrize(
-    "words", [("parallel=ddp",), ("parallel=fsdp",), ("parallel=fsdp", "precision=bf16")], ids=" ".join
-)
+@pytest.mark.parametrize("words", SPREADS, ids=" ".join)
 def test_is_the_work_of_one_cpu(words: tuple[str, ...], cann: Path, npu_zygote: Zygote, tmp_path: Path) -> None:
     tolerance = 1e-3 if "precision=bf16" in words else TOLERANCE
     precision = [word for word in words if word.startswith("precision")]

@@ -119,6 +119,24 @@ def test_fp16_skips_the_same_steps(tmp_path: Path) -> None:
         assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-3
 
 
+def test_shards_within_hosts_and_copies_across_them(
+    alone: dict[str, Any], shape: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Two hosts of two processes each, as far as the processes can tell."""
+    hosts = {rank: {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"} for rank in range(4)}
+    words = [*TINY, *SHAPE, *shape, "parallel=fsdp", "parallel.shard_within_host=true", "out=run"]
+    for ended in run_ranks(4, words, tmp_path, variables=hosts):
+        assert ended.code == 0, ended.err
+    assert_same_work(record(tmp_path / "run"), alone)
+
+
+def test_hosts_are_needed_to_shard_within_them(tmp_path: Path) -> None:
+    words = [*WORDS[:-1], "parallel=fsdp", "parallel.shard_within_host=true", "out=run"]
+    first, second = run_ranks(2, words, tmp_path)
+    assert (first.code, second.code) == (5, 5)
+    assert "parallel.shard_within_host: needs several hosts" in first.errors[0]
+
+
 def test_one_process_speaks_and_writes(tmp_path: Path) -> None:
     first, second = run_ranks(2, [*WORDS, "out=run"], tmp_path)
     assert "2 processes (ddp)" in first.out
