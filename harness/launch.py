@@ -32,6 +32,7 @@ usage: python -m harness [key=value ...]          train and time one run
 Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
   backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
+  checkpoint.every=500 resume=auto out=DIR; several devices: torchrun --nproc-per-node=N -m harness parallel=ddp
 
 Groups, each a set of values chosen by name:
 {groups}

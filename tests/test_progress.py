@@ -59,3 +59,16 @@ def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
         progress.evaluated(1, 5.0)
         progress.block_done(4, 5.0, 10, 1.0)
         progress.close()
+
+
+def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> None:
+    stream = io.StringIO()
+    # Ten steps a second: 60 of 100 are left after 10 more than the 30 that were done.
+    progress = Progress(100, done=30, stream=stream, clock=iter([0.0, 1.0]).__next__)
+    progress.block_done(40, 2.0, 1000, 1.0)
+    assert stream.getvalue() == "step 40/100  loss 2.0000  1,000 tokens/s  6 s left\n"
+    terminal = Terminal()
+    bar = Progress(100, done=30, stream=terminal)
+    bar.block_done(40, 2.0, 1000, 1.0)
+    bar.close()
+    assert "40/100" in terminal.getvalue()

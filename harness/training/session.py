@@ -110,7 +110,12 @@ class Session:
     def _progress(self, stream: Any) -> Progress | NoProgress:
         if not self.ranks.leads:
             return NoProgress()
-        return Progress(self.config.workload.steps, shows_speed=not self.facts.device.get("emulated"), stream=stream)
+        return Progress(
+            self.config.workload.steps,
+            done=self._from_step,
+            shows_speed=not self.facts.device.get("emulated"),
+            stream=stream,
+        )
 
     def _train(self, progress: Progress | NoProgress) -> None:
         config, backend, facts = self.config, self.backend, self.facts
