@@ -11,7 +11,7 @@ if ! python -c "from importlib.metadata import version; version('torch-npu')" 2>
   python -m pip install --quiet --disable-pip-version-check --no-deps "torch-npu==$torch_release" ||
     echo "test: torch-npu $torch_release cannot be installed here: the Ascend tests will skip" >&2
 fi
-# Some test files at a time, one more than cores, since many tests wait; -n 0 among the extra words runs them one
-# after another.
-workers=$(($(nproc) < 4 ? $(nproc) + 1 : 4))
-exec python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+# A test file for each core at a time, the long ones first; -n 0 among the extra words runs them one after another.
+# Threads that wait for work sleep: spinning, they would take the other tests' cores.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+exec python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"

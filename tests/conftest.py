@@ -63,6 +63,20 @@ def harness(tmp_path: Path) -> Harness:
     return run
 
 
+@pytest.fixture
+def forked_harness(tmp_path: Path) -> Harness:
+    """As `harness`, but a fork of a process that has imported torch: for tests that do not ask when it is imported."""
+    from tests.ranks import shared_zygote
+
+    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        process = shared_zygote().start(["harness", *words], tmp_path, os.environ)
+        out, errors = process.communicate(timeout)
+        assert process.returncode is not None
+        return subprocess.CompletedProcess(words, process.returncode, out, errors)
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """Leave torch's thread count as it was, whatever a test does to it."""

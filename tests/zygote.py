@@ -46,6 +46,12 @@ class Forked:
         self.returncode: int | None = None
         self.pid = int(self._await("pid", 30))
 
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def poll(self) -> int | None:
         if self.returncode is None and (self._folder / "code").exists():
             self.returncode = int((self._folder / "code").read_text())

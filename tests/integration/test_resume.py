@@ -19,7 +19,8 @@ import pytest
 from harness.attempts import checkpoint_steps
 from tests.conftest import PROJECT, TINY, Harness
 from tests.integration.test_parallel import relative
-from tests.ranks import end_ranks, record, run_ranks, start_ranks
+from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks
+from tests.zygote import Forked
 
 KEPT = ("checkpoint.every=4", "resume=auto")
 LONG = (*TINY, "workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30")
@@ -39,30 +40,27 @@ def assert_same_bits(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def uninterrupted(folder: Path, *words: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *LONG, *words, f"out={folder}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ended = run_harness(folder.parent, *LONG, *words, f"out={folder}")
+    assert ended.code == 0, ended.err
     return record(folder)
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness", *LONG, *KEPT, *words, f"out={folder}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(folder: Path, *words: str) -> Forked:
+    return shared_zygote().start(["harness", *LONG, *KEPT, *words, f"out={folder}"], folder.parent, os.environ)
 
 
-def kill_in_training(process: subprocess.Popen[str], seconds: float) -> bool:
+def wait_for_training(process: Forked) -> None:
+    while process.poll() is None and "step" not in process.said("err"):
+        time.sleep(0.005)
+
+
+def kill_in_training(process: Forked, seconds: float) -> bool:
     """Kill a process so long after it began to train. Returns whether it was still alive."""
-    assert process.stderr is not None
-    while process.poll() is None and "step" not in process.stderr.readline():
-        pass
+    wait_for_training(process)
     time.sleep(seconds)
     alive = process.poll() is None
     process.kill()
-    process.communicate()
+    process.wait()
     return alive
 
 
@@ -90,9 +88,7 @@ def test_kills_at_random_moments_change_no_bit(words: tuple[str, ...], tmp_path:
 def test_a_signal_saves_and_a_resume_goes_on(tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
     process = start(tmp_path / "run", "workload.steps=120")
-    assert process.stderr is not None
-    while "step" not in process.stderr.readline():
-        pass
+    wait_for_training(process)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)

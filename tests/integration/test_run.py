@@ -15,6 +15,8 @@ import jsonschema
 import pytest
 
 from tests.conftest import PROJECT, TINY, Harness
+from tests.ranks import shared_zygote
+from tests.zygote import Forked
 
 SCHEMAS = PROJECT / "harness" / "schemas"
 
@@ -221,14 +223,8 @@ class TestFailures:
         assert not (tmp_path / "run").exists()
 
 
-def start(tmp_path: Path, *words: str, out: str = "run") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness", *TINY, *words, f"out={out}"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(tmp_path: Path, *words: str, out: str = "run") -> Forked:
+    return shared_zygote().start(["harness", *TINY, *words, f"out={out}"], tmp_path, os.environ)
 
 
 def wait_for_rows(folder: Path, count: int) -> None:
@@ -266,7 +262,7 @@ class TestInterruptions:
         assert not (tmp_path / "run" / "2").exists()
 
     @pytest.mark.slow
-    def test_ten_kills_at_random_moments_lose_no_finished_block(self, tmp_path: Path, harness: Harness) -> None:
+    def test_ten_kills_at_random_moments_lose_no_finished_block(self, tmp_path: Path, forked_harness: Harness) -> None:
         import random
 
         moments = random.Random(7)
@@ -288,7 +284,7 @@ class TestInterruptions:
             assert len(found) >= seen
             assert [row["step"] for row in found] == list(range(1, len(found) + 1))
             before = {path.name: path.read_bytes() for path in folder.iterdir()}
-            done = harness(*TINY, f"out={folder.name}")
+            done = forked_harness(*TINY, f"out={folder.name}")
             assert done.returncode == 2
             assert "cut off" in done.stderr
             assert "choose another out=DIR" in done.stderr
