@@ -117,8 +117,9 @@ class Checkpoints:
         try:
             manifest = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            why = getattr(error, "strerror", None) or error
             raise CheckpointError(
-                f"{file}: cannot be read: {error}; delete {path} to go on from the one before"
+                f"{file}: cannot be read: {why}; delete {path} to go on from the one before"
             ) from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if not isinstance(version, int):
