@@ -96,7 +96,10 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
     """Return the attempts noted in a folder, oldest first."""
     file = folder / ATTEMPTS_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        attempts = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(attempts, list):
+            raise ValueError("not a list")
+        return attempts
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -157,8 +157,15 @@ class NoWriter:
 def _rows_up_to(path: Path, step: int) -> str:
     """Return the lines of the first `step` steps; a last one that was cut off by a crash is not among them."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
-    if [json.loads(line)["step"] for line in lines] != list(range(1, step + 1)):
-        raise RunFailed(f"{path}: does not hold the steps 1 to {step} that the checkpoint goes on from")
+    try:
+        found = [json.loads(line)["step"] for line in lines]
+    except (ValueError, KeyError, TypeError):
+        found = []
+    if found != list(range(1, step + 1)):
+        raise RunFailed(
+            f"{path}: does not hold the steps 1 to {step} that the checkpoint goes on from; bring it back, or begin "
+            "anew in another out=DIR"
+        )
     return "".join(lines)
 
 
@@ -188,7 +195,7 @@ def write_atomically(path: Path, text: str) -> Path:
             file.flush()
             _flush_to_disk(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
@@ -253,7 +260,8 @@ def _flush_to_disk(descriptor: int) -> None:
             raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _flush_to_disk(descriptor)

@@ -45,7 +45,7 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
         ConfigError: the two do not fit, or a variable is missing or impossible.
     """
     if parallel == "single":
-        if int(_whole_number(variables, "WORLD_SIZE", "1")) > 1:
+        if _whole_number(variables, "WORLD_SIZE", "1") > 1:
             raise ConfigError(
                 f"parallel: single trains in one process, but {variables['WORLD_SIZE']} were started (WORLD_SIZE); "
                 "choose parallel=ddp or parallel=fsdp, or start python -m harness without torchrun"

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from harness.attempts import CHECKPOINTS, checkpoint_steps
 from harness.errors import CheckpointError, RunFailed
-from harness.record import write_atomically
+from harness.record import sync_folder, write_atomically
 from harness.training.ranks import Ranks
 
 FORMAT_VERSION = 1
@@ -62,14 +62,10 @@ class Checkpoints:
                     no_dist=self._ranks.size == 1,
                 )
             own = {path.name: _described(path) for path in self._own_files(partial)}
-        except (CheckpointException, OSError) as error:
-            own = None
-            reason = _os_error(error)
-            if reason is None:
-                raise
-        else:
             reason = None
-        told = self._ranks.gather((own, None if reason is None else str(reason.strerror or reason)))
+        except (CheckpointException, OSError) as error:
+            own, reason = None, _reason(error)
+        told = self._ranks.gather((own, reason))
         for _, why in told:
             if why is not None:
                 with suppress(OSError):
@@ -141,7 +137,7 @@ class Checkpoints:
         if final.exists():
             _remove(final)
         os.replace(partial, final)
-        _sync(self._folder)
+        sync_folder(self._folder)
         for step in checkpoint_steps(self._folder.parent)[: -self._keep]:
             _remove(self._path(step))
 
@@ -299,26 +295,14 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _os_error(error: BaseException) -> OSError | None:
-    """Return the OSError at the bottom of an exception, if that is what it was."""
+def _reason(error: BaseException) -> str:
+    """Return why a save failed: the system's word if there is one at the bottom, else PyTorch's."""
     if isinstance(error, CheckpointException):
-        for inner, _ in error.failures.values():
-            found = _os_error(inner)
-            if found is not None:
-                return found
-        return None
+        # No Exception, so that nothing but this would catch it.
+        return "; ".join(dict.fromkeys(_reason(inner) for inner, _ in error.failures.values()))
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, OSError):
-            return link
+            return str(link.strerror or link)
         link = link.__cause__ or link.__context__
-    return None
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return " ".join(f"{type(error).__name__}: {error}".split())
