@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import yaml
 
-from harness.config import Config, is_part_of_the_work, to_dict, to_yaml, workload_id
+from harness.config import Config, flat, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError
 from harness.record import CONFIG_FILE, RECORD_FILE, claim_folder, read_record, write_atomically, write_config
 
@@ -113,10 +113,10 @@ def _refuse_other_work(folder: Path, config: Config) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
     # Steps that are not timed and the like may differ; what is computed may not.
-    now = _flat(to_dict(config))
+    now = flat(to_dict(config))
     differing = [
         f"{key} was {value!r}, now {now.get(key)!r}"
-        for key, value in _flat(before if isinstance(before, dict) else {}).items()
+        for key, value in flat(before if isinstance(before, dict) else {}).items()
         if is_part_of_the_work(key) and now.get(key) != value
     ]
     if differing or not isinstance(before, dict):
@@ -125,16 +125,6 @@ def _refuse_other_work(folder: Path, config: Config) -> None:
             f"{'; '.join(differing) or 'its config.yaml is empty'}; resume with the settings that it began with, or "
             "choose another out=DIR"
         )
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _set_aside(folder: Path) -> None:

@@ -27,7 +27,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
-from harness.config import BackendConfig, Config, settings, validate
+from harness.checks import validate
+from harness.config import BackendConfig, Config, settings
 from harness.errors import ConfigError
 from harness.paths import config_directory
 

@@ -116,6 +116,42 @@ class CpuContention:
         return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own
 
 
+class Clocks:
+    """What happened to the host's clocks over a stretch of time. Step times come from the steady one, so neither a
+    wall clock that is set nor a host that sleeps falsifies them; but dates in records and logs do not fit then.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], float] | None = None,
+        steady: Callable[[], float] | None = None,
+        since_boot: Callable[[], float | None] | None = None,
+    ) -> None:
+        self._wall, self._steady = wall or time.time, steady or time.monotonic
+        self._since_boot = since_boot or _seconds_since_boot
+        self._began = self._sample()
+
+    def facts(self) -> dict[str, float | None]:
+        """Return by how much the wall clock was set since the start, and how long the host was suspended, seconds."""
+        (wall, steady, since_boot), (wall_then, steady_then, since_boot_then) = self._sample(), self._began
+        elapsed, suspended = steady - steady_then, None
+        if since_boot is not None and since_boot_then is not None:
+            suspended = max(0.0, since_boot - since_boot_then - elapsed)
+        return {
+            "wall_clock_shift_seconds": wall - wall_then - elapsed - (suspended or 0.0),
+            "suspended_seconds": suspended,
+        }
+
+    def _sample(self) -> tuple[float, float, float | None]:
+        return self._wall(), self._steady(), self._since_boot()
+
+
+def _seconds_since_boot() -> float | None:
+    """Return the seconds since the host was started, those in which it was suspended included, where it is told."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return None if clock is None else time.clock_gettime(clock)
+
+
 def _affinity_size() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -17,11 +17,12 @@ from typing import IO, Any
 from harness import backends
 from harness import config as config_module
 from harness.backends.base import Backend, Problem
+from harness.checks import check_shares
 from harness.composition import expand_sweep, group_options, load
-from harness.config import Config, check_shares, settings, to_yaml
+from harness.config import Config, settings, to_yaml
 from harness.errors import BackendUnavailable, EndedWithAll, ExitCode, Interrupted, UserError
 from harness.record import claim_folder, refuse_existing_run
-from harness.world import World, from_environment
+from harness.world import RankError, World, from_environment
 
 HELP = """\
 usage: python -m harness [key=value ...]          train and time one run
@@ -112,6 +113,8 @@ def run_once_or_repeat(overrides: list[str]) -> int:
         config = load(overrides)
         world = from_environment(config.parallel.name)
         check_shares(config, world.size)
+    except RankError:
+        raise
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
             raise

@@ -14,6 +14,10 @@ _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = "torchrun --nproc-per-node=N -m harness ..."
 
 
+class RankError(ConfigError):
+    """The place that this very process was given cannot be, so it has to say so itself."""
+
+
 @dataclass(frozen=True)
 class World:
     """The place of one process among those of its run."""
@@ -60,14 +64,11 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
     values = {name: _whole_number(variables, name) for name in _NUMBERS}
     for name, least in _NUMBERS.items():
         if values[name] < least:
-            raise ConfigError(f"{name}: found {values[name]}, expected at least {least}; start it with {TORCHRUN}")
+            raise _wrong(name, f"found {values[name]}, expected at least {least}")
     for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
         limit = values[size] if name != "LOCAL_WORLD_SIZE" else values[size] + 1
         if values[name] >= limit:
-            raise ConfigError(
-                f"{name}: found {values[name]}, expected less than {limit} "
-                f"({size} is {values[size]}); start it with {TORCHRUN}"
-            )
+            raise _wrong(name, f"found {values[name]}, expected less than {limit} ({size} is {values[size]})")
     port = _whole_number(variables, "MASTER_PORT")
     if not 0 < port < 1 << 16:
         raise ConfigError(f"MASTER_PORT: found {port}, expected a port from 1 to 65535; choose a free one")
@@ -86,4 +87,9 @@ def _whole_number(variables: Mapping[str, str], name: str, default: str | None =
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"{name}: found {text!r}, expected a whole number; start it with {TORCHRUN}") from None
+        raise _wrong(name, f"found {text!r}, expected a whole number") from None
+
+
+def _wrong(name: str, what: str) -> ConfigError:
+    kind = RankError if name in ("RANK", "LOCAL_RANK") else ConfigError
+    return kind(f"{name}: {what}; start it with {TORCHRUN}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from tests.zygote import Forked, Zygote
 # Both ranks' micro-batches fit into the tiny run's global batch, with accumulation; blocks are short.
 WORDS = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
 FAULT_STEP = 5
+# Later than the steps by whose median a spike is told.
+SPIKE_STEP = 60
 
 
 @dataclass
@@ -96,9 +99,10 @@ def end_ranks(started: Sequence[Forked], timeout: float = 90) -> list[Ended]:
     ]
 
 
-def run_harness(folder: Path, *words: str, timeout: float = 120) -> Ended:
+def run_harness(folder: Path, *words: str, fault: str = "none", timeout: float = 120) -> Ended:
     """Run `python -m harness WORDS...` in a folder."""
-    process = shared_zygote().start(["harness", *words], folder, os.environ)
+    program = ["harness"] if fault == "none" else ["tests.ranks", fault]
+    process = shared_zygote().start([*program, *words], folder, os.environ)
     return end_ranks([process], timeout)[0]
 
 
@@ -121,7 +125,7 @@ def at_step(rank: int, act: Callable[[], object], step: int = FAULT_STEP) -> Non
 
     def ask_and_act(self: Prefetcher) -> Any:
         asked[0] += 1
-        if asked[0] >= step and int(os.environ["RANK"]) == rank:
+        if asked[0] >= step and int(os.environ.get("RANK", "0")) == rank:
             act()
         return ask(self)
 
@@ -202,6 +206,51 @@ def find_its_disk_full() -> None:
         StepsWriter.append = fail_later
 
 
+def fill_the_disk() -> None:
+    """Have the kernel refuse to let any file grow beyond what all but a checkpoint need."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def change_the_data() -> None:
+    with open("corpus.bin", "ab") as file:
+        file.write(b"more")
+
+
+def have_a_clock_that_is_set() -> None:
+    tell, shift = time.time, [0.0]
+    time.time = lambda: tell() + shift[0]
+    at_step(0, lambda: shift.__setitem__(0, 3600.0))
+
+
+def get_stuck() -> None:
+    """Stand still in a step, but hear signals."""
+    if Path("run/checkpoints/step-00000002").exists():
+        time.sleep(1000)
+
+
+def have_an_infinite_gradient() -> None:
+    import torch
+
+    clip = torch.nn.utils.clip_grad_norm_
+    calls = [0]
+
+    def clip_and_act(parameters: Any, *args: Any, **options: Any) -> Any:
+        kept = list(parameters)
+        calls[0] += 1
+        if calls[0] >= FAULT_STEP:
+            kept[0].grad.fill_(float("inf"))
+        return clip(kept, *args, **options)
+
+    torch.nn.utils.clip_grad_norm_ = clip_and_act
+
+
+def learn_far_too_fast() -> None:
+    from harness.training import loop
+
+    rate = loop.learning_rate
+    loop.learning_rate = lambda step, work: rate(step, work) if step < SPIKE_STEP else 3.0
+
+
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
     "killed": lambda: at_step(1, die),
@@ -217,6 +266,12 @@ FAULTS: dict[str, Callable[[], object]] = {
     "other data": have_other_data,
     "other weights": have_other_weights,
     "disk full": find_its_disk_full,
+    "disk full while saving": fill_the_disk,
+    "data changed": lambda: at_step(0, change_the_data),
+    "clock jumps": have_a_clock_that_is_set,
+    "stuck": lambda: at_step(0, get_stuck, 1),
+    "bad gradient": have_an_infinite_gradient,
+    "loss spike": learn_far_too_fast,
 }
 
 

@@ -158,8 +158,12 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def _config(on: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
-    asked = merged(merged(CONFIG, on.get("config", {})), changes.get("config", {}))
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), asked)))
+    return configuration(merged(merged(CONFIG, on.get("config", {})), changes.get("config", {})))
+
+
+def configuration(asked: Mapping[str, Any]) -> Config:
+    """Return the settings of a run, from those that differ from the defaults of their types."""
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(asked))))
 
 
 def _assembled(config: Config, curve: LossCurve, timing: dict[str, Any], steps: int, process: int) -> dict[str, Any]:

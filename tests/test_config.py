@@ -75,7 +75,12 @@ OTHER_VALUE: dict[str, str] = {
 # One legal value only, so far, or chosen by their group.
 FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
 # Legal together with parallel=fsdp only.
-FIXED |= {"parallel.shard_within_host", "parallel.cpu_offload", "parallel.gather_in_compute_precision"}
+FIXED |= {
+    "parallel.shard_within_host",
+    "parallel.cpu_offload",
+    "parallel.gather_in_compute_precision",
+    "parallel.scaling_reference",
+}
 BASE = ("data=text", "data.path=somewhere")
 
 

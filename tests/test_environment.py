@@ -183,3 +183,32 @@ class TestContention:
     def test_unknown_where_the_system_does_not_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_files(monkeypatch, {})
         assert environment.CpuContention().other_fraction() is None
+
+
+class TestClocks:
+    def clocks(self, *samples: tuple[float, float, float | None]) -> environment.Clocks:
+        """Return clocks that read the samples (wall, steady, since boot), one after another."""
+        wall, steady, since_boot = (iter(values) for values in zip(*samples, strict=True))
+        return environment.Clocks(lambda: next(wall), lambda: next(steady), lambda: next(since_boot))
+
+    @pytest.mark.parametrize(
+        ("later", "shift", "suspended"),
+        [
+            ((1060.0, 70.0, 90.0), 0.0, 0.0),
+            ((4660.0, 70.0, 90.0), 3600.0, 0.0),
+            ((-2540.0, 70.0, 90.0), -3600.0, 0.0),
+            # An hour asleep: the wall clock and the one since boot went on, the steady one did not.
+            ((4660.0, 70.0, 3690.0), 0.0, 3600.0),
+        ],
+    )
+    def test_tell_what_happened(self, later: tuple[float, float, float], shift: float, suspended: float) -> None:
+        found = self.clocks((1000.0, 10.0, 30.0), later).facts()
+        assert found == {"wall_clock_shift_seconds": pytest.approx(shift), "suspended_seconds": suspended}
+
+    def test_a_system_without_a_clock_since_boot(self) -> None:
+        found = self.clocks((1000.0, 10.0, None), (1060.0, 70.0, None)).facts()
+        assert found == {"wall_clock_shift_seconds": 0.0, "suspended_seconds": None}
+
+    def test_of_this_host_run(self) -> None:
+        found = environment.Clocks().facts()
+        assert found["wall_clock_shift_seconds"] == pytest.approx(0.0, abs=0.5)

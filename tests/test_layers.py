@@ -37,6 +37,7 @@ FLOORS = {
     "harness": 0,
     "harness.errors": 0,
     "harness.config": 1,
+    "harness.checks": 2,
     "harness.environment": 1,
     "harness.paths": 1,
     "harness.record": 1,

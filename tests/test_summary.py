@@ -58,3 +58,19 @@ def test_run_that_ended_before_its_measured_window(record: dict[str, Any]) -> No
 def test_numbers_are_the_records(record: dict[str, Any]) -> None:
     record["timing"]["mean_step_seconds"] = 0.09509
     assert "95.09 ms, mean of 20 steps" in summary(record)
+
+
+def test_a_quiet_clock_is_not_spoken_of(record: dict[str, Any]) -> None:
+    quiet = summary(record)
+    for clocks in (
+        {"wall_clock_shift_seconds": 1.2, "suspended_seconds": 0.0},
+        {"wall_clock_shift_seconds": -0.3, "suspended_seconds": None},
+    ):
+        record["clocks"] = clocks
+        assert summary(record) == quiet
+
+
+def test_clocks_that_were_set_and_hosts_that_slept(record: dict[str, Any]) -> None:
+    record["clocks"] = {"wall_clock_shift_seconds": -3600.0, "suspended_seconds": 120.0}
+    said = " ".join(summary(record).split())
+    assert "the wall clock was set by -3,600 s during the run and the host was suspended for 120 s" in said

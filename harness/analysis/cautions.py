@@ -14,6 +14,7 @@ DRIFT = 0.02
 FEWEST_BLOCKS_FOR_DRIFT = 8
 DATA_WAIT = 0.01
 HOST_CONTENTION = 0.10
+SUSPENDED_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
     if held_down:
         words = ", ".join(sorted({reason for reasons in held_down for reason in reasons}))
         yield "throttled", f"the device's clock was held down in {len(held_down)} of {len(runs)} runs ({words})"
+    asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > SUSPENDED_SECONDS]
+    if asleep:
+        yield "suspended", f"the host slept for up to {max(asleep):,.0f} s in {len(asleep)} of {len(runs)} runs"
     if any(side.values("environment", "git", "dirty")):
         yield "modified source", "the harness's source had changes that no commit holds"
     times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]

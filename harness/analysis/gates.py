@@ -11,7 +11,7 @@ from harness.analysis.chips import Chip, find_chip
 from harness.analysis.flops import training_flops_per_token
 from harness.analysis.parity import Finding, compare_computation
 from harness.analysis.sides import Run, Side, look_up
-from harness.config import is_part_of_the_work
+from harness.config import flat, is_part_of_the_work
 
 # Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
@@ -83,9 +83,9 @@ def _differences(reference: Run, run: Run) -> Iterator[str]:
     if one["workload_id"] != two["workload_id"]:
         lines = [
             line
-            for key in sorted(_flat(one["config"]).keys() | _flat(two["config"]).keys())
+            for key in sorted(flat(one["config"]).keys() | flat(two["config"]).keys())
             if is_part_of_the_work(key)
-            for line in _unequal(key, _flat(one["config"]).get(key, "absent"), _flat(two["config"]).get(key, "absent"))
+            for line in _unequal(key, flat(one["config"]).get(key, "absent"), flat(two["config"]).get(key, "absent"))
         ]
         yield from lines or _unequal("workload_id", one["workload_id"], two["workload_id"])
     yield from _unequal("initial weights", _short(one["digests"].get("init")), _short(two["digests"].get("init")))
@@ -124,16 +124,6 @@ def _unequal(name: str, one: Any, two: Any) -> Iterator[str]:
 
 def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:16]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def same_computation(reference: Side, other: Side) -> Computation:

@@ -12,6 +12,9 @@ from rich.table import Table
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import gibibytes, tokens_per_second
 
+# A wall clock is corrected by fractions of a second all the time.
+CLOCK_TOLERANCE_SECONDS = 2.0
+
 
 def print_summary(record: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Print what a run did, from its record."""
@@ -47,6 +50,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record["target"] is not None:
         lines.append(("target", _target(record["target"], timed=not device["emulated"])))
     lines.append(("memory", _memory(record["memory"])))
+    lines += _clocks(record.get("clocks"))
     if len(record.get("attempts") or []) > 1:
         lines.append(("attempts", _attempts(record)))
     if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
@@ -94,6 +98,9 @@ def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
         if None not in waits:
             said += f"; they stood still for it {1000 * min(waits):.2f} to {1000 * max(waits):.2f} ms of the step"
         lines.append(("exchange", said))
+    scaling = parallel.get("scaling")
+    if scaling is not None:
+        lines.append(("scaling", _scaling(scaling)))
     for straggler in parallel["stragglers"]:
         rank = ranks[straggler["rank"]]
         lines.append(
@@ -104,6 +111,29 @@ def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
             )
         )
     return lines
+
+
+def _scaling(scaling: dict[str, Any]) -> str:
+    batch = "the same global batch" if scaling["kind"] == "strong" else "the same share of the batch for each"
+    return (
+        f"efficiency {scaling['efficiency']:.3f}: tokens/s of a device over those with {scaling['world_size']} "
+        f"({scaling['kind']} scaling, {batch}; reference {scaling['reference']}, runs: {scaling['runs']})"
+    )
+
+
+def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:
+    """Return what happened to the host's clocks, if it is more than the usual correction of a wall clock."""
+    if clocks is None:
+        return []
+    shift, suspended = clocks["wall_clock_shift_seconds"], clocks["suspended_seconds"]
+    said = []
+    if shift is not None and abs(shift) > CLOCK_TOLERANCE_SECONDS:
+        said.append(f"the wall clock was set by {shift:+,.0f} s during the run")
+    if suspended is not None and suspended > CLOCK_TOLERANCE_SECONDS:
+        said.append(f"the host was suspended for {suspended:,.0f} s")
+    if not said:
+        return []
+    return [("clocks", " and ".join(said) + "; step times are by the steady clock, which neither changes")]
 
 
 def _threads(record: dict[str, Any]) -> str:

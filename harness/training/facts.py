@@ -8,8 +8,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from harness import environment
+from harness.analysis.scaling import SmallerWorld
 from harness.backends.base import Backend
 from harness.config import Config
+from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
 from harness.training.probe import probe
 from harness.workload.data import Dataset
@@ -43,6 +45,8 @@ class Facts:
     device_processes: list[str] | None = None
     device_condition: dict[str, Any] | None = None
     parallel: dict[str, Any] | None = None
+    smaller_world: SmallerWorld | None = None
+    clocks: Clocks = field(default_factory=Clocks)
 
 
 def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -> None:

@@ -35,6 +35,7 @@ def assemble(
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it."""
     done = progressed or Progressed()
+    times = timing(config, done, facts.setup_seconds, step_seconds_method)
     return {
         "schema_version": SCHEMA_VERSION,
         "status": status,
@@ -55,7 +56,7 @@ def assemble(
         "device": facts.device,
         "effective": facts.effective,
         "environment": facts.environment,
-        "timing": timing(config, done, facts.setup_seconds, step_seconds_method),
+        "timing": times,
         "losses": {
             "unit": "nats/token",
             "train": done.losses,
@@ -77,9 +78,17 @@ def assemble(
             "device_processes": facts.device_processes,
             "device_condition": facts.device_condition,
         },
-        "parallel": facts.parallel,
+        "clocks": facts.clocks.facts(),
+        "parallel": facts.parallel and {**facts.parallel, "scaling": scaling(facts, world_size, times)},
         "attempts": attempts,
     }
+
+
+def scaling(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how much of a smaller world's speed was kept, or None if there was none to go by."""
+    if facts.smaller_world is None:
+        return None
+    return facts.smaller_world.efficiency(world_size, times["tokens_per_second"])
 
 
 def timing(config: Config, done: Progressed, setup_seconds: float | None, method: str) -> dict[str, Any]:

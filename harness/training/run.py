@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment
+from harness.analysis.scaling import smaller_world
 from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt
 from harness.backends.base import Backend
 from harness.config import Config, to_yaml
@@ -54,7 +55,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
             try:
                 group.form(backend)
                 inspect_or_refuse(config, backend, dataset, facts)
-                claimed = group.from_leader(lambda: _claim(config, backend, group))
+                claimed = group.from_leader(lambda: _claim(config, backend, group, facts))
                 if claimed.finished is not None:
                     return Outcome(claimed.folder, claimed.finished)
                 return _run_in(claimed, config, backend, dataset, facts, stop, group)
@@ -80,8 +81,10 @@ class _Claimed:
     finished: dict[str, Any] | None = None
 
 
-def _claim(config: Config, backend: Backend, group: Group) -> _Claimed:
-    """Take the run's folder, on rank 0."""
+def _claim(config: Config, backend: Backend, group: Group, facts: Facts) -> _Claimed:
+    """Take the run's folder, on rank 0, if what the run is to be measured by is there."""
+    threads = backend.threads() if backend.devices_share_memory else None
+    facts.smaller_world = smaller_world(config, group.world.size, facts.device, threads)
     taken = claim(config, f"{backend.name}-{config.model.name}")
     group.lock = taken.lock
     from_step = 0

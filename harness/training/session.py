@@ -57,7 +57,7 @@ class Session:
         )
         self._from_step = from_step
         self.folder = folder
-        self._writer = StepsWriter(folder, from_step) if self.ranks.leads else NoWriter()
+        self._writer: StepsWriter | NoWriter = NoWriter()
         work = config.workload
         self.prefetcher = Prefetcher(
             dataset,
@@ -86,6 +86,8 @@ class Session:
         Raises:
             RunFailed: it did, or the training itself failed.
         """
+        if self.ranks.leads:
+            self._writer = StepsWriter(self.folder, self._from_step)
         with StderrWatch(self.backend.fallback_pattern) as watch:
             progress = self._progress(watch.stream)
             try:

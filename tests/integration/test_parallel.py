@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,10 +15,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.compare import main as compare
 from tests.conftest import PROJECT, TINY
 from tests.ranks import WORDS, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
-from tests.records import make_record, write_runs
 
 # The tiny run with what ranks must agree on: accumulation, evaluation in unequal shares, both model families.
 SHAPE = ("workload.global_batch_size=8", "workload.micro_batch_size=1", "workload.steps=20", "workload.eval_every=10",
@@ -167,54 +164,6 @@ def test_the_straggler_is_named(tmp_path: Path) -> None:
     assert re.search(r"straggler\s+rank 1 \(", first.out)
 
 
-# What befalls rank 1 (or 0), the rank that is named, the record's status, the exit code, and some of the words.
-FAULTS = {
-    "out of memory": ("rank 1: ", "oom", 5, "lower workload.micro_batch_size"),
-    "bad data": ("rank 1: ", "failed", 5, "holds token id 999"),
-    "killed": ("rank 1: ", "rank_lost", 5, "gone without a word"),
-    "frozen": ("rank 1: ", "rank_lost", 5, "gone without a word"),
-    "hung": ("rank 1: ", "hung", 5, "raise parallel.timeout_seconds"),
-    "disk full": ("rank 0: ", "failed", 5, "No space left on device"),
-    "other software": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in its software: found {'torch': '1.0'"),
-    "other data": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in its data"),
-    "other weights": ("", "ranks_differ", 5, "rank 1 differs from rank 0 in the initial weights"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_rank_ends_all(fault: str, tmp_path: Path) -> None:
-    named, status, code, said = FAULTS[fault]
-    began = time.monotonic()
-    timeout = 6 if fault == "hung" else 60
-    started = start_ranks(2, [*WORDS, f"parallel.timeout_seconds={timeout}", "out=run"], tmp_path, fault=fault)
-    survivor = 0
-    if fault == "frozen":
-        # Only the kernel can end it; what counts is that the other one does not wait for it.
-        started[0].wait(timeout=60)
-        started[1].kill()
-    ended = end_ranks(started)
-    assert time.monotonic() - began < 60
-    assert ended[survivor].code == code, ended[survivor].err
-    assert len(ended[0].errors) == 1, ended[0].err
-    assert ended[0].errors[0].startswith(f"error: {named}")
-    assert said in ended[0].errors[0]
-    for one in ended:
-        assert "Traceback" not in one.err
-    # Said once: by rank 0.
-    assert ended[1].errors == []
-    if fault not in ("killed", "frozen"):
-        assert ended[1].code == code
-    found = record(tmp_path / "run")
-    assert found["status"] == status
-    assert found["error"] in ended[0].errors[0]
-    # Nobody can take it for a result.
-    write_runs(tmp_path / "other", [make_record()])
-    assert compare([str(tmp_path / "other"), str(tmp_path / "run")]) == 5
-    if fault == "hung":
-        stacks = (tmp_path / "run" / "hung.txt").read_text()
-        assert "in hang" in stacks.split("rank 1")[1]
-
-
 def test_a_bug_of_ours_shows_its_traceback_on_its_rank(tmp_path: Path) -> None:
     ended = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="our fault")
     assert "ZeroDivisionError: a fault of our own" in ended[1].err
@@ -271,24 +220,6 @@ class TestStart:
     def test_an_accelerator_that_is_not_there(self, tmp_path: Path) -> None:
         self.refused(run_ranks(2, [*WORDS, "backend=cuda", "out=run"], tmp_path), 3, "backend cuda is not available")
 
-    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
-            port = taken.getsockname()[1]
-            words = [*WORDS, "parallel.timeout_seconds=5", "out=run"]
-            ended = run_ranks(2, words, tmp_path, port=port)
-        assert ended[0].code == 2
-        assert "MASTER_PORT: 127.0.0.1:" in ended[0].errors[0]
-        assert "is taken by another process" in ended[0].errors[0]
-
-    def test_a_rank_that_does_not_come(self, tmp_path: Path) -> None:
-        started = start_ranks(2, [*WORDS, "parallel.timeout_seconds=5", "out=run"], tmp_path)
-        started[1].kill()
-        ended = end_ranks(started)
-        assert ended[0].code == 2
-        assert "1 of the ranks 0 to 1 did not come within 5 s" in ended[0].errors[0]
-
     def test_two_of_one_rank(self, tmp_path: Path) -> None:
         words = [*WORDS, "parallel.timeout_seconds=8", "out=run"]
         started = start_ranks(2, words, tmp_path, variables={1: {"RANK": "0"}}, port=free_port())
@@ -297,10 +228,20 @@ class TestStart:
         assert any("two processes were started as rank 0" in line or "is taken" in line
                    for one in ended for line in one.errors)  # fmt: skip
 
-    def test_no_launcher(self, tmp_path: Path) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "harness", *WORDS, "out=run"],
-            capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 2
-        assert "torchrun --nproc-per-node=N -m harness" in done.stderr
+
+def test_a_record_of_fewer_processes_tells_the_efficiency(tmp_path: Path) -> None:
+    run_alone(tmp_path / "one")
+    words = [*TINY, *SHAPE, "parallel=ddp", "parallel.scaling_reference=one"]
+    first, _ = run_ranks(2, [*words, "out=two"], tmp_path)
+    assert first.code == 0, first.err
+    speeds = [record(tmp_path / name)["timing"]["tokens_per_second"] for name in ("one", "two")]
+    scaling = record(tmp_path / "two")["parallel"]["scaling"]
+    assert scaling["efficiency"] == pytest.approx(speeds[1] / 2 / speeds[0])
+    assert (scaling["kind"], scaling["world_size"], scaling["reference"]) == ("strong", 1, "one")
+    assert f"efficiency {scaling['efficiency']:.3f}" in first.out
+    # Other work, and two against two: refused before anything is trained.
+    for word, said in (("seed=2", "its seed is 1, expected 2"), ("parallel.scaling_reference=two", "world size 2")):
+        first, second = run_ranks(2, [*words, word, "out=three"], tmp_path)
+        assert (first.code, second.code) == (2, 2)
+        assert said in first.errors[0]
+        assert not (tmp_path / "three").exists()

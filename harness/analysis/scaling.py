@@ -1,0 +1,110 @@
+"""How much of a smaller world's speed per device a run on more devices keeps.
+
+Efficiency is the ratio of tokens/s per device. With the same global batch that is strong scaling: each device has less
+to do and as much to exchange. With the same share of a larger global batch for each device it is weak scaling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.sides import load_runs, look_up
+from harness.config import Config, flat, is_part_of_the_work, to_dict
+from harness.errors import ConfigError
+
+KEY = "parallel.scaling_reference"
+BATCH = "workload.global_batch_size"
+
+
+@dataclass(frozen=True)
+class SmallerWorld:
+    """What the efficiency of a larger world is measured by."""
+
+    reference: str
+    """The path that was given."""
+    kind: str
+    """`strong` or `weak`."""
+    world_size: int
+    runs: int
+    tokens_per_second: float
+    """In all; of several runs their mean step time's."""
+
+    def efficiency(self, world_size: int, tokens_per_second: float | None) -> dict[str, Any] | None:
+        """Return the record's part, or None for a run that measured no speed."""
+        if tokens_per_second is None:
+            return None
+        each = self.tokens_per_second / self.world_size
+        return {**asdict(self), "efficiency": tokens_per_second / world_size / each}
+
+
+def smaller_world(config: Config, world_size: int, device: dict[str, Any], threads: int | None) -> SmallerWorld | None:
+    """Read the runs that `parallel.scaling_reference` names, if any.
+
+    Args:
+        device: of the run that begins, as the record has it.
+        threads: host threads of each process where they are its device; None where another device does the work.
+
+    Raises:
+        ConfigError: they are no measure for this run, and why.
+        RecordError: they cannot be read.
+    """
+    given = config.parallel.scaling_reference
+    if given is None:
+        return None
+    runs = load_runs(Path(given).expanduser())
+    for run in runs:
+        for what, found, expected in _differences(config, device, threads, run.record):
+            raise ConfigError(
+                f"{KEY}: {run.path} is no measure for this run: its {what} is {found}, expected {expected}; give a "
+                "run of the same work on fewer of the same devices, or leave it out"
+            )
+    sizes = sorted({run.record["world_size"] for run in runs})
+    if len(sizes) > 1 or sizes[0] >= world_size:
+        raise ConfigError(
+            f"{KEY}: {given} holds runs of world size {' and '.join(map(str, sizes))}, expected one size that is "
+            f"smaller than this run's ({world_size})"
+        )
+    first = runs[0].record
+    step_seconds = sum(run.record["timing"]["mean_step_seconds"] for run in runs) / len(runs)
+    batches = {run.record["config"]["workload"]["global_batch_size"] for run in runs}
+    if len(batches) > 1:
+        raise ConfigError(f"{KEY}: {given} holds runs of different {BATCH} ({sorted(batches)}), expected one")
+    return SmallerWorld(
+        reference=given,
+        kind=_kind(config, world_size, first, given),
+        world_size=sizes[0],
+        runs=len(runs),
+        tokens_per_second=first["timing"]["tokens_per_step"] / step_seconds,
+    )
+
+
+def _differences(config: Config, device: dict[str, Any], threads: int | None, record: dict[str, Any]) -> Any:
+    """Yield (what, found, expected) where a record is of other work, another device, or no measured speed."""
+    if record["status"] != "ok":
+        yield "status", record["status"], "ok"
+    if device.get("emulated") or look_up(record, "device", "emulated"):
+        yield "device", "emulated", "a real one: an emulation has no speed"
+    if record["device"]["name"] != device.get("name"):
+        yield "device", repr(record["device"]["name"]), repr(device.get("name"))
+    if threads is not None and look_up(record, "effective", "threads") != threads:
+        yield "number of host threads", look_up(record, "effective", "threads"), f"{threads} (backend.threads)"
+    now, before = flat(to_dict(config)), flat(record["config"])
+    for key in sorted(now.keys() | before.keys()):
+        decides = is_part_of_the_work(key) or key.startswith("track.")
+        if decides and key != BATCH and now.get(key) != before.get(key):
+            yield key, before.get(key), now.get(key)
+
+
+def _kind(config: Config, world_size: int, record: dict[str, Any], given: str) -> str:
+    batch, before = config.workload.global_batch_size, record["config"]["workload"]["global_batch_size"]
+    if batch == before:
+        return "strong"
+    if batch * record["world_size"] == before * world_size:
+        return "weak"
+    raise ConfigError(
+        f"{KEY}: {given} trained {before} sequences a step on {record['world_size']} devices, this run is to train "
+        f"{batch} on {world_size}; keep {BATCH} ({before}, strong scaling) or each device's share of it "
+        f"({before * world_size // record['world_size']}, weak scaling)"
+    )
