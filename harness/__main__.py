@@ -87,7 +87,26 @@ def compare(words: list[str]) -> int:
     return compare_main(words)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"compare": compare, "doctor": doctor}
+def torchrun(words: list[str]) -> int:
+    """Start the processes of one run with PyTorch's launcher."""
+    from harness.torchrun import main as torchrun_main
+
+    return torchrun_main(words)
+
+
+def peak(words: list[str]) -> int:
+    """Measure what the device can do at most."""
+    from harness.peak import main as peak_main
+
+    return peak_main(words)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "compare": compare,
+    "doctor": doctor,
+    "peak": peak,
+    "torchrun": torchrun,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

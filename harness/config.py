@@ -193,6 +193,9 @@ class Config:
     """How many times to run, each in a fresh process, into out/1, out/2, ..."""
     out: str | None = None
     """Folder of the run; null makes runs/<UTC time>-<backend>-<model>."""
+    peaks: str = "runs/peaks"
+    """Where `python -m harness peak` leaves its records, and where a run looks for the newest one of its device and
+    software to be held against."""
     resume: str | None = limited(None, choices=("auto",))
     """auto: go on from the newest checkpoint in out=DIR, or begin there if there is none; null never does."""
     on_nonfinite: str = limited("stop", choices=("stop", "skip"))
@@ -238,6 +241,7 @@ NOT_PART_OF_THE_WORK = (
     "experiment",
     "repeats",
     "out",
+    "peaks",
     "resume",
     "checkpoint.*",
     # A run in which nothing was skipped is the same work; what was skipped is in the record.

@@ -29,11 +29,13 @@ usage: python -m harness [key=value ...]          train and time one run
        python -m harness -m key=value1,value2     a run for each combination, one after another
        python -m harness compare REF OTHER ...    what the records of two or more runs allow to be said
        python -m harness doctor [BACKEND] [--json]   what can run here, and what is missing
+       python -m harness peak backend=...         what this device can do at most, measured
+       python -m harness torchrun [--option ...] [key=value ...]   one run on several devices
 
 Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
   backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
-  checkpoint.every=500 resume=auto out=DIR; several devices: torchrun --nproc-per-node=N -m harness parallel=ddp
+  checkpoint.every=500 resume=auto out=DIR; several devices: python -m harness torchrun --nproc-per-node=N parallel=ddp
 
 Groups, each a set of values chosen by name:
 {groups}

@@ -38,18 +38,18 @@ STATUSES = (
 )
 
 
-def claim_folder(out: str | None, label: str) -> Path:
+def claim_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
     """Make the run's folder and return it. Nothing that exists is ever overwritten.
 
     Args:
-        out: the folder asked for, or None for runs/<UTC time>-<label>.
+        out: the folder asked for, or None for parent/<UTC time>-<label>.
 
     Raises:
         ConfigError: the folder holds a run already, or cannot be made.
     """
     try:
         if out is None:
-            return _fresh_default_folder(label)
+            return _fresh_default_folder(label, parent)
         folder = Path(out).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         refuse_existing_run(folder)
@@ -75,10 +75,9 @@ def refuse_existing_run(folder: Path) -> None:
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
 
 
-def _fresh_default_folder(label: str) -> Path:
+def _fresh_default_folder(label: str, parent: Path) -> Path:
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    parent = Path("runs")
-    parent.mkdir(exist_ok=True)
+    parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = parent / (f"{stamp}-{label}" if number == 1 else f"{stamp}-{label}-{number}")
         try:
@@ -169,8 +168,8 @@ def _rows_up_to(path: Path, step: int) -> str:
     return "".join(lines)
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> Path:
-    """Write record.json atomically: a reader sees the whole file or none. NaN and infinity become null.
+def write_record(folder: Path, record: dict[str, Any], name: str = RECORD_FILE) -> Path:
+    """Write a record atomically: a reader sees the whole file or none. NaN and infinity become null.
 
     A checksum of the content is added, so that a record that was changed afterwards is not taken for evidence.
 
@@ -179,7 +178,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
     """
     sealed = _finite(record)
     sealed["content_sha256"] = content_digest(sealed)
-    return write_atomically(folder / RECORD_FILE, json.dumps(sealed, indent=1) + "\n")
+    return write_atomically(folder / name, json.dumps(sealed, indent=1) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> Path:

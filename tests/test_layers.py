@@ -38,6 +38,7 @@ FLOORS = {
     "harness.errors": 0,
     "harness.config": 1,
     "harness.checks": 2,
+    "harness.peaks": 2,
     "harness.environment": 1,
     "harness.paths": 1,
     "harness.record": 1,

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.analysis.chips import Chip, find_chip
-from harness.analysis.flops import training_flops_per_token
 from harness.analysis.parity import Finding, compare_computation
 from harness.analysis.sides import Run, Side, look_up
+from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
 from harness.config import flat, is_part_of_the_work
 
 # Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
+# A peak is measured at one moment, by one shape of matrices: what goes a little beyond it is not impossible.
+MEASURED_PEAK_SLACK = 1.10
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _effective_differences(reference: Side, other: Side) -> Iterator[tuple[str, 
 
 def possible(side: Side) -> Gate:
     """No run of the side did more arithmetic a second than its chip can."""
-    achieved = [_achieved_flops(run.record) for run in side.runs]
+    achieved = [achieved_flops(run.record) for run in side.runs]
     fastest = max(value for value in achieved if value is not None) if any(achieved) else None
     if fastest is None:
         return Gate("possible", None, f"{side.label}: no speed was measured")
@@ -168,40 +170,20 @@ def possible(side: Side) -> Gate:
     chip = find_chip(side.first["backend"].get("peak_lookup_key"))
     precision = side.first["config"]["precision"]
     problems = list(_identity_problems(side.first, chip, precision))
-    limits = [*_measured_peak(side.first, precision)]
-    if chip is not None and chip.peak_flops.get(precision) is not None:
-        peak = chip.peak_flops[precision]
-        assert peak is not None
-        limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak))
-    problems += [f"{said}, above {what}: {_tera(peak)}" for what, peak in limits if fastest > peak]
+    limits: list[tuple[str, float, float]] = []
+    if (peak := measured_peak(side.first)) is not None:
+        limits.append((f"the {precision} peak measured on this device", peak, MEASURED_PEAK_SLACK))
+    if chip is not None and (peak := catalogued_peak(side.first)) is not None:
+        limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0))
+    problems += [f"{said}, above {what}: {_tera(peak)}" for what, peak, slack in limits if fastest > slack * peak]
     if problems:
         return Gate("possible", False, problems[0], tuple(problems))
     if not limits:
         name = side.first["device"].get("name")
         return Gate("possible", None, f"{said}; no peak is known for {name!r}, so this could not be checked")
-    return Gate("possible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak in limits))
-
-
-def _achieved_flops(record: Mapping[str, Any]) -> float | None:
-    speed = look_up(record, "timing", "tokens_per_second")
-    if speed is None:
-        return None
-    config = record["config"]
-    return speed * training_flops_per_token(config["model"], config["workload"]["seq_len"]) / record["world_size"]
-
-
-def model_flops_utilization(record: Mapping[str, Any]) -> float | None:
-    """Return achieved over catalogued peak FLOP/s (MFU, Chowdhery et al. 2022), or None if no peak is known."""
-    chip = find_chip(look_up(record, "backend", "peak_lookup_key"))
-    peak = chip.peak_flops.get(record["config"]["precision"]) if chip is not None else None
-    achieved = _achieved_flops(record)
-    return None if peak is None or achieved is None else achieved / peak
-
-
-def _measured_peak(record: Mapping[str, Any], precision: str) -> Iterator[tuple[str, float]]:
-    peak = look_up(record, "measured_peak", "flops", precision)
-    if peak is not None:
-        yield f"the {precision} peak measured on this device", peak
+    return Gate(
+        "possible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak, _ in limits)
+    )
 
 
 def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:

@@ -41,6 +41,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [
             ("step time", _step_time(timing)),
             ("speed", _speed(timing, record["world_size"])),
+            *_utilization(record),
             ("not in it", _outside(timing)),
         ]
         lines += _exchange(record.get("parallel"))
@@ -163,6 +164,18 @@ def _speed(timing: dict[str, Any], processes: int) -> str:
         return "unknown"
     each = f" in all, {tokens_per_second(speed / processes)} each" if processes > 1 else ""
     return f"{tokens_per_second(speed)}{each}, data wait {100 * timing['data_wait_fraction']:.2f} %"
+
+
+def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
+    used = record.get("utilization")
+    if used is None:
+        return []
+    said = f"{used['achieved_flops'] / 1e12:,.3f} TFLOP/s of model arithmetic a device"
+    precision = record["config"]["precision"]
+    for share, peak in (("mfu_of_catalogued_peak", "catalogued"), ("mfu_of_measured_peak", "measured")):
+        if used[share] is not None:
+            said += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
+    return [("arithmetic", said)]
 
 
 def _outside(timing: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from harness import environment
@@ -13,6 +14,7 @@ from harness.backends.base import Backend
 from harness.config import Config
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
+from harness.peaks import find_peak
 from harness.training.probe import probe
 from harness.workload.data import Dataset
 from harness.workload.model import parameter_count
@@ -46,6 +48,7 @@ class Facts:
     device_condition: dict[str, Any] | None = None
     parallel: dict[str, Any] | None = None
     smaller_world: SmallerWorld | None = None
+    measured_peak: dict[str, Any] | None = None
     clocks: Clocks = field(default_factory=Clocks)
 
 
@@ -80,6 +83,8 @@ def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -
     facts.effective = probe(backend, config)
     facts.environment = environment.collect(backend.environment_prefixes, backend.distributions)
     facts.data = dataset.facts()
+    run = {"backend": {"name": backend.name, "versions": facts.versions}, "device": facts.device}
+    facts.measured_peak = find_peak(Path(config.peaks).expanduser(), {**run, "effective": facts.effective})
 
 
 def _refuse_too_large(config: Config, backend: Backend, facts: Facts) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
 from harness.record import SCHEMA_VERSION
 from harness.training.loop import PHASES, Progressed
@@ -36,7 +37,7 @@ def assemble(
     """Return the record; harness/schemas/record.schema.json describes it."""
     done = progressed or Progressed()
     times = timing(config, done, facts.setup_seconds, step_seconds_method)
-    return {
+    record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "error": error,
@@ -80,8 +81,11 @@ def assemble(
         },
         "clocks": facts.clocks.facts(),
         "parallel": facts.parallel and {**facts.parallel, "scaling": scaling(facts, world_size, times)},
+        "measured_peak": facts.measured_peak,
         "attempts": attempts,
     }
+    record["utilization"] = utilization(record)
+    return record
 
 
 def scaling(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -214,6 +214,33 @@ class TestRanks:
         assert found["status"] == "interrupted"
         assert checkpoint_steps(tmp_path / "run")[-1] == len(found["losses"]["train"])
 
+    def test_the_launcher_ends_as_the_run_does(self, tmp_path: Path) -> None:
+        """SIGTERM reaches the launcher alone, as it does in a container."""
+        words = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
+                 "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
+        command = [sys.executable, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
+        with subprocess.Popen([*command, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
+            while not checkpoint_steps(tmp_path / "run"):
+                assert launcher.poll() is None
+                time.sleep(0.05)
+            asked = time.monotonic()
+            launcher.send_signal(signal.SIGTERM)
+            _, errors = launcher.communicate(timeout=60)
+        assert launcher.returncode == 143, errors
+        assert time.monotonic() - asked < 20
+        found = record(tmp_path / "run")
+        assert found["status"] == "interrupted"
+        assert checkpoint_steps(tmp_path / "run")[-1] == len(found["losses"]["train"])
+        assert "Traceback" not in errors
+        # What a run refuses, its launcher refuses too: in the run's one line, and with its code.
+        done = subprocess.run(
+            [*command, *words, "model.layers=0"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert [line for line in done.stderr.splitlines() if "Warning" not in line] == [
+            "error: model.layers: found 0, expected at least 1"
+        ]
+
     def test_torchrun_starts_a_killed_rank_again(self, tmp_path: Path) -> None:
         words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
                  "parallel=ddp", "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip

@@ -1,0 +1,51 @@
+"""Model FLOP/s that a run achieved, and which share of its device's ceilings that is (MFU, Chowdhery et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.analysis.chips import find_chip
+from harness.analysis.flops import training_flops_per_token
+from harness.analysis.sides import look_up
+
+
+def utilization(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record's part on utilization, or None for a run that measured no speed or ran on an emulation.
+
+    Keys: `flops_per_token`, `achieved_flops` a second and device, `catalogued_peak_flops`, `measured_peak_flops`, and
+    the achieved as a share of each, `mfu_of_catalogued_peak` and `mfu_of_measured_peak`. None where no peak is known.
+    """
+    achieved = achieved_flops(record)
+    if achieved is None or look_up(record, "device", "emulated"):
+        return None
+    catalogued, measured = catalogued_peak(record), measured_peak(record)
+    config = record["config"]
+    return {
+        "flops_per_token": training_flops_per_token(config["model"], config["workload"]["seq_len"]),
+        "achieved_flops": achieved,
+        "catalogued_peak_flops": catalogued,
+        "measured_peak_flops": measured,
+        "mfu_of_catalogued_peak": None if catalogued is None else achieved / catalogued,
+        "mfu_of_measured_peak": None if measured is None else achieved / measured,
+    }
+
+
+def achieved_flops(record: Mapping[str, Any]) -> float | None:
+    """Return the model FLOP/s of one device, or None if no speed was measured."""
+    speed = look_up(record, "timing", "tokens_per_second")
+    if speed is None:
+        return None
+    config = record["config"]
+    return speed * training_flops_per_token(config["model"], config["workload"]["seq_len"]) / record["world_size"]
+
+
+def catalogued_peak(record: Mapping[str, Any]) -> float | None:
+    """Return the FLOP/s that the catalogue gives for the run's chip and precision, or None."""
+    chip = find_chip(look_up(record, "backend", "peak_lookup_key"))
+    return None if chip is None else chip.peak_flops.get(record["config"]["precision"])
+
+
+def measured_peak(record: Mapping[str, Any]) -> float | None:
+    """Return the FLOP/s of matrix products that `harness peak` measured on the run's device, or None."""
+    return look_up(record, "measured_peak", "flops", record["config"]["precision"])

@@ -1,0 +1,182 @@
+"""What a device can do at most: matrix products, memory, launches, copies from the host, all-reduce.
+
+Every figure is a rate over stretches of the host's clock between two synchronisations, as training is timed. A stretch
+is long enough that the clock and the synchronisation do not count, stretches are repeated until the device is warm, and
+the best and the median of those after that are kept. Operands are random: zeros draw less power, and clocks depend on
+that.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from harness.backends.base import Backend
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STRETCH_SECONDS = 0.05
+STRETCHES = 9
+WARM_WITHIN = 0.03
+MOST_WARMUP_STRETCHES = 12
+# Squares, and between the powers of two what tiles unevenly.
+SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+# A size whose single product takes longer than this is the last one: larger ones gain nothing.
+LONGEST_PRODUCT_SECONDS = 0.5
+# Beyond what caches hold.
+COPY_BYTES = 512 << 20
+FLUSH_BYTES = 128 << 20
+ALL_REDUCE_BYTES = tuple(1 << power for power in (20, 22, 24, 26, 28))
+LAUNCHES = 1000
+
+
+@dataclass
+class Rate:
+    """How often something was done in a second, in its own unit."""
+
+    best: float
+    median: float
+
+
+class Ceilings:
+    """Measures one device. Nothing here knows which.
+
+    Args:
+        memory_bytes: of the device, so that no operand is taken that does not fit; None where unknown.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, backend: Backend, memory_bytes: int | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._backend, self._memory_bytes, self._clock = backend, memory_bytes, clock
+        self._device = backend.device()
+        self._scratch = torch.zeros(self._buffer_bytes(FLUSH_BYTES, copies=1) // 4, device=self._device)
+
+    def matrix_products(self, precision: str, done: Callable[[], object] = lambda: None) -> dict[str, Any]:
+        """Return FLOP/s of x @ w.T, as a linear layer does, over a sweep of square shapes.
+
+        Keys: `best_flops`, `median_flops` and `size` of the best size, and the whole `sweep`. A multiply-add counts
+        as two.
+        """
+        dtype = DTYPES[precision]
+        sweep = []
+        for size in self._sizes(dtype.itemsize):
+            left, right = (torch.randn(size, size, device=self._device).to(dtype) for _ in range(2))
+            rate, seconds = self._rate(lambda x=left, w=right: x @ w.T, 2.0 * size**3)
+            sweep.append({"size": size, "best_flops": rate.best, "median_flops": rate.median})
+            done()
+            if seconds > LONGEST_PRODUCT_SECONDS:
+                break
+        best = max(sweep, key=lambda entry: entry["best_flops"])
+        return {**{key: best[key] for key in ("best_flops", "median_flops", "size")}, "sweep": sweep}
+
+    def memory_bandwidth(self) -> dict[str, Any]:
+        """Return bytes/s of a copy within the device's memory, read and written bytes both counted."""
+        size = self._buffer_bytes(COPY_BYTES, copies=2)
+        source = torch.randn(size // 4, device=self._device)
+        target = torch.empty_like(source)
+        rate, _ = self._rate(lambda: target.copy_(source), 2.0 * size)
+        return {**_bytes_per_second(rate), "buffer_bytes": size}
+
+    def launch_latency(self) -> dict[str, Any]:
+        """Return seconds for the smallest operation: one after another in the queue, and one that is waited for."""
+        one = torch.randn(1, device=self._device)
+
+        def queued() -> None:
+            for _ in range(LAUNCHES):
+                one.add_(0.0)
+
+        def awaited() -> None:
+            one.add_(0.0)
+            self._backend.synchronize()
+
+        return {
+            "queued_seconds": 1 / (self._rate(queued, LAUNCHES)[0].median),
+            "round_trip_seconds": 1 / (self._rate(awaited, 1)[0].median),
+        }
+
+    def host_copies(self) -> dict[str, Any] | None:
+        """Return bytes/s from the host's memory to the device and back; None where they are the same memory."""
+        if self._device.type == "cpu":
+            return None
+        size = self._buffer_bytes(COPY_BYTES // 2, copies=1)
+        there = torch.randn(size // 4, device=self._device)
+        found: dict[str, Any] = {"buffer_bytes": size}
+        for name, pinned in (("pinned", True), ("pageable", False)):
+            if pinned and not self._backend.pins_host_memory:
+                continue
+            here = torch.randn(size // 4)
+            here = here.pin_memory() if pinned else here
+            to, _ = self._rate(lambda x=here: there.copy_(x, non_blocking=True), float(size))
+            back, _ = self._rate(lambda x=here: x.copy_(there, non_blocking=True), float(size))
+            found[name] = {"to_device": _bytes_per_second(to), "to_host": _bytes_per_second(back)}
+        return found
+
+    def all_reduce(self, ranks: int) -> dict[str, Any] | None:
+        """Return the bus bandwidth of adding up float32 over all ranks; None for a single one. Collective.
+
+        Bus bandwidth is 2 (n - 1) / n x bytes / seconds: what each link carries in a ring, whatever the number of
+        ranks (the convention of nccl-tests).
+        """
+        if ranks < 2:
+            return None
+        sweep = []
+        for size in ALL_REDUCE_BYTES:
+            buffer = torch.randn(size // 4, device=self._device) / ranks
+            # All ranks have to call it as often.
+            rate = self._fixed_rate(lambda x=buffer: dist.all_reduce(x), 2.0 * (ranks - 1) / ranks * size)
+            sweep.append({"bytes": size, **_bytes_per_second(rate)})
+        best = max(sweep, key=lambda entry: entry["best_bytes_per_second"])
+        return {**{key: best[key] for key in ("best_bytes_per_second", "median_bytes_per_second", "bytes")},
+                "sweep": sweep}  # fmt: skip
+
+    def _sizes(self, item_bytes: int) -> Iterator[int]:
+        for size in SIZES:
+            if self._memory_bytes is not None and 3 * size * size * max(4, item_bytes) > self._memory_bytes // 4:
+                return
+            yield size
+
+    def _buffer_bytes(self, wanted: int, copies: int) -> int:
+        if self._memory_bytes is None:
+            return wanted
+        return min(wanted, self._memory_bytes // (8 * copies) // 4 * 4)
+
+    def _rate(self, act: Callable[[], object], amount: float) -> tuple[Rate, float]:
+        """Return the rate at which `act` does `amount` of something, and the seconds of one call."""
+        act()
+        one = self._stretch(act, 1)
+        calls = max(1, int(STRETCH_SECONDS / one)) if one > 0 else 1
+        before = self._stretch(act, calls)
+        for _ in range(MOST_WARMUP_STRETCHES):
+            now = self._stretch(act, calls)
+            if abs(now - before) <= WARM_WITHIN * before:
+                break
+            before = now
+        seconds = [self._stretch(act, calls) / calls for _ in range(STRETCHES)]
+        return Rate(amount / min(seconds), amount / statistics.median(seconds)), statistics.median(seconds)
+
+    def _fixed_rate(self, act: Callable[[], object], amount: float, calls: int = 5) -> Rate:
+        for _ in range(3):
+            act()
+        seconds = [self._stretch(act, calls) / calls for _ in range(STRETCHES)]
+        return Rate(amount / min(seconds), amount / statistics.median(seconds))
+
+    def _stretch(self, act: Callable[[], object], calls: int) -> float:
+        # What the last stretch left in caches is pushed out.
+        self._scratch.add_(1.0)
+        self._backend.synchronize()
+        began = self._clock()
+        for _ in range(calls):
+            act()
+        self._backend.synchronize()
+        return self._clock() - began
+
+
+def _bytes_per_second(rate: Rate) -> dict[str, float]:
+    return {f"{key}_bytes_per_second": value for key, value in asdict(rate).items()}

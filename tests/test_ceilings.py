@@ -1,0 +1,150 @@
+"""The ceilings of a device: arithmetic of rates by a scripted clock, and that what is measured is what is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import backends
+from harness.backends.base import Backend
+from harness.config import BackendConfig
+from harness.training import ceilings
+from harness.training.ceilings import Ceilings
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return backends.create(BackendConfig(name="cpu", threads=1))
+
+
+class Scripted:
+    """A device whose operations take a known time: the clock goes on by it whenever one is called."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.calls, self.seconds = 0.0, 0, seconds
+
+    def clock(self) -> float:
+        return self.now
+
+    def act(self) -> None:
+        self.calls += 1
+        self.now += self.seconds
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small operands and short stretches: what is tested is not the speed."""
+    for name, value in {
+        "SIZES": (16, 32, 64),
+        "STRETCH_SECONDS": 0.001,
+        "COPY_BYTES": 1 << 16,
+        "FLUSH_BYTES": 1 << 12,
+        "LAUNCHES": 10,
+        "ALL_REDUCE_BYTES": (1 << 10,),
+    }.items():
+        monkeypatch.setattr(ceilings, name, value)
+
+
+def test_a_rate_is_amount_over_seconds(backend: Backend, small: None) -> None:
+    scripted = Scripted(0.002)
+    measure = Ceilings(backend, None, scripted.clock)
+    rate, seconds = measure._rate(scripted.act, 10.0)
+    assert (rate.best, rate.median) == (pytest.approx(10.0 / 0.002), pytest.approx(10.0 / 0.002))
+    assert seconds == pytest.approx(0.002)
+
+
+def test_short_operations_are_called_often_enough_for_the_clock(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "FLUSH_BYTES", 1 << 12)
+    scripted = Scripted(0.0005)
+    stretches: list[int] = []
+    measure = Ceilings(backend, None, scripted.clock)
+    stretch = measure._stretch
+    monkeypatch.setattr(measure, "_stretch", lambda act, calls: (stretches.append(calls), stretch(act, calls))[1])
+    measure._rate(scripted.act, 1.0)
+    assert stretches[0] == 1
+    assert all(calls * 0.0005 == pytest.approx(ceilings.STRETCH_SECONDS, rel=0.02) for calls in stretches[1:])
+    assert len(stretches) >= ceilings.STRETCHES
+
+
+def test_the_device_is_warm_before_anything_counts(backend: Backend, small: None) -> None:
+    """A clock that speeds up by 10 % a call until it is three times as fast."""
+    scripted = Scripted(0.003)
+
+    def act() -> None:
+        scripted.act()
+        scripted.seconds = max(0.001, scripted.seconds * 0.9)
+
+    rate, _ = Ceilings(backend, None, scripted.clock)._rate(act, 1.0)
+    assert rate.median == pytest.approx(1000.0)
+
+
+def test_waits_are_inside_every_stretch(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that queues its work, that is where the time is."""
+    scripted = Scripted(0.0)
+    monkeypatch.setattr(backend, "synchronize", lambda: setattr(scripted, "now", scripted.now + 0.004))
+    rate, _ = Ceilings(backend, None, scripted.clock)._rate(scripted.act, 8.0)
+    assert rate.best == pytest.approx(8.0 / 0.004)
+
+
+def test_matrix_products(backend: Backend, small: None) -> None:
+    told: list[None] = []
+    found = Ceilings(backend, None).matrix_products("fp32", lambda: told.append(None))
+    assert [entry["size"] for entry in found["sweep"]] == [16, 32, 64]
+    assert len(told) == 3
+    best = max(found["sweep"], key=lambda entry: entry["best_flops"])
+    assert (found["size"], found["best_flops"]) == (best["size"], best["best_flops"])
+    assert found["best_flops"] >= found["median_flops"] > 0
+
+
+def test_flops_are_two_a_multiply_add(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    amounts: list[float] = []
+    measure = Ceilings(backend, None)
+    monkeypatch.setattr(
+        measure, "_rate", lambda act, amount: (amounts.append(amount), (ceilings.Rate(amount, amount), 0.0))[1]
+    )
+    measure.matrix_products("fp32")
+    assert amounts == [2.0 * size**3 for size in (16, 32, 64)]
+
+
+def test_no_operand_that_does_not_fit(backend: Backend, small: None) -> None:
+    found = Ceilings(backend, 4 * 3 * 4 * 32 * 32).matrix_products("fp32")
+    assert [entry["size"] for entry in found["sweep"]] == [16, 32]
+
+
+def test_a_size_that_takes_long_is_the_last(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ceilings, "LONGEST_PRODUCT_SECONDS", 0.0)
+    assert len(Ceilings(backend, None).matrix_products("fp32")["sweep"]) == 1
+
+
+def test_a_copy_reads_and_writes(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Ceilings(backend, None)
+    monkeypatch.setattr(measure, "_rate", lambda act, amount: (ceilings.Rate(amount, amount), 0.0))
+    assert measure.memory_bandwidth()["best_bytes_per_second"] == 2 * (1 << 16)
+
+
+def test_the_host_has_no_copies_to_itself(backend: Backend, small: None) -> None:
+    assert Ceilings(backend, None).host_copies() is None
+
+
+def test_launches(backend: Backend, small: None) -> None:
+    found = Ceilings(backend, None).launch_latency()
+    assert 0 < found["queued_seconds"] < 1e-3
+    assert 0 < found["round_trip_seconds"] < 1e-3
+
+
+def test_one_process_reduces_nothing(backend: Backend, small: None) -> None:
+    assert Ceilings(backend, None).all_reduce(1) is None
+
+
+def test_bus_bandwidth_counts_what_a_link_carries(
+    backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = Scripted(0.001)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda buffer: scripted.act())
+    found = Ceilings(backend, None, scripted.clock).all_reduce(4)
+    assert found is not None
+    # 2 x 3 / 4 of 1 KiB in a millisecond.
+    assert found["best_bytes_per_second"] == pytest.approx(1.5 * 1024 / 0.001)
+    assert found["bytes"] == 1024

@@ -1,0 +1,34 @@
+"""Which exit code a run of several processes has, from those of its processes."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.errors import UserError
+from harness.torchrun import code_of, main
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 5, 1: 5}, 5),
+        ({1: 2}, 2),
+        # Rank 1 was killed; rank 0 says that it was lost.
+        ({0: 5, 1: -9}, 5),
+        # Nobody is left to say anything.
+        ({0: -9, 1: -9}, 137),
+        ({1: -11}, 139),
+    ],
+)
+def test_the_one_that_ended_by_itself_knows(codes: dict[int, int], expected: int) -> None:
+    assert code_of(codes) == expected
+
+
+def test_an_option_in_two_words_is_refused() -> None:
+    with pytest.raises(UserError, match=r"found '2', expected a setting as key=value, or an option in one word"):
+        main(["--nproc-per-node", "2", "parallel=ddp"])
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "--nproc-per-node=8" in capsys.readouterr().out
