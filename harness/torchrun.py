@@ -6,8 +6,11 @@ A scheduler tells by the exit code whether to start a run again. Everything else
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from harness.errors import ExitCode, UserError
 
@@ -43,10 +46,12 @@ def main(words: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    # The processes say what happened; the launcher would say so again, at length.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # The processes say what happened; the launcher would say so again, at length. And the number of threads of which it
+    # warns is the backend's to set.
+    for name in ("torch.distributed.run", "torch.distributed.elastic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        run.run(run.parse_args([*options, "-m", "harness", *settings]))
+        run.run(_parsed([*options, "-m", "harness", *settings], run.parse_args))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
@@ -54,6 +59,17 @@ def main(words: list[str]) -> int:
     except (RendezvousError, ValueError) as error:
         raise UserError(f"torchrun: {' '.join(str(error).split())}; python -m harness torchrun --help") from error
     return ExitCode.OK
+
+
+def _parsed(words: list[str], parse: Callable[[list[str]], argparse.Namespace]) -> argparse.Namespace:
+    """Return torchrun's options, or say in one line which of them it does not know."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(words)
+    except SystemExit as error:
+        reason = said.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        raise UserError(f"torchrun: {reason}; torchrun --help lists its options") from error
 
 
 def code_of(codes: Mapping[int, int]) -> int:

@@ -80,6 +80,7 @@ FIXED |= {
     "parallel.cpu_offload",
     "parallel.gather_in_compute_precision",
     "parallel.scaling_reference",
+    "peaks",
 }
 BASE = ("data=text", "data.path=somewhere")
 

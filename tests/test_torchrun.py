@@ -29,6 +29,11 @@ def test_an_option_in_two_words_is_refused() -> None:
         main(["--nproc-per-node", "2", "parallel=ddp"])
 
 
+def test_an_option_that_torchrun_lacks_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^torchrun: unrecognized arguments: --nope; "):
+        main(["--nope", "parallel=ddp"])
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "--nproc-per-node=8" in capsys.readouterr().out

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness.analysis import verdict
-from harness.analysis.gates import model_flops_utilization
 from harness.analysis.sides import Side
+from harness.analysis.utilization import utilization
 from harness.analysis.verdict import Pair, compare, exit_code, holds
 from tests.records import A100, ASCEND, CPU, make_record, make_records, make_side, merged, sealed
 
@@ -236,10 +236,13 @@ class TestPossible:
         assert "no peak is known for 'AMD EPYC'" in gates[0].summary
 
     def test_utilization_is_null_without_a_peak(self) -> None:
-        assert model_flops_utilization(make_record(on=CPU)) is None
-        used = model_flops_utilization(make_record(on=A100, step_seconds=0.25))
+        used = utilization(make_record(on=CPU))
         assert used is not None
-        assert 0.2 < used < 0.5
+        assert used["mfu_of_catalogued_peak"] is used["mfu_of_measured_peak"] is None
+        used = utilization(make_record(on=A100, step_seconds=0.25, measured_peak={"flops": {"bf16": 250e12}}))
+        assert used is not None
+        assert 0.2 < used["mfu_of_catalogued_peak"] < 0.5
+        assert used["mfu_of_measured_peak"] == pytest.approx(used["mfu_of_catalogued_peak"] * 312 / 250)
 
 
 class TestSound:
