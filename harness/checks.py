@@ -22,6 +22,7 @@ def validate(config: Config) -> None:
     _check_workload(config)
     _check_parallel(config)
     _check_resume(config)
+    _check_track(config)
     if config.out is not None and not config.out.strip():
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 
@@ -102,6 +103,22 @@ def _check_workload(config: Config) -> None:
     if config.target_loss is not None and work.eval_every == 0:
         raise ConfigError(
             "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; set workload.eval_every"
+        )
+
+
+def _check_track(config: Config) -> None:
+    track = config.track
+    for key, stock in (("adamw", None), ("compile", "no"), ("attention", "stock"), ("cross_entropy", "stock")):
+        value = getattr(track, key)
+        if track.name == "portable" and (value is None or (stock is not None and value != stock)):
+            raise ConfigError(
+                f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
+                "every device; use track=tuned"
+            )
+    if config.parallel.name == "fsdp" and track.compile not in (None, "no"):
+        raise ConfigError(
+            f"track.compile: found {track.compile}, but shards that come and go between blocks are not compiled; use "
+            "track.compile=no with parallel=fsdp"
         )
 
 

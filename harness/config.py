@@ -160,10 +160,17 @@ class ParallelConfig:
 
 @dataclass
 class TrackConfig:
-    name: str = limited(choices=("portable",))
-    """Which rules the run keeps; runs of different tracks are never compared."""
-    adamw: str = limited("foreach", choices=("for_loop", "foreach", "fused"))
-    """Which of PyTorch's AdamW implementations runs."""
+    name: str = limited(choices=("portable", "tuned"))
+    """Which rules the run keeps: portable is stock PyTorch, the same calls on every device; tuned is what is fastest on
+    each, for the same mathematics. Runs of different tracks are never compared."""
+    adamw: str | None = limited("foreach", choices=("for_loop", "foreach", "fused"))
+    """Which of PyTorch's AdamW implementations runs; null is the backend's own choice."""
+    compile: str | None = limited("no", choices=("no", "blocks", "model"))
+    """With tuned: torch.compile of each transformer block, or of the whole model; null is the backend's own choice."""
+    attention: str | None = "stock"
+    """With tuned: which of the backend's attention kernels runs; null is the backend's own choice."""
+    cross_entropy: str | None = "stock"
+    """With tuned: which of the backend's cross-entropies runs; null is the backend's own choice."""
 
 
 @dataclass

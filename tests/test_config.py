@@ -74,6 +74,8 @@ OTHER_VALUE: dict[str, str] = {
 }
 # One legal value only, so far, or chosen by their group.
 FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
+# Legal together with track=tuned only.
+FIXED |= {"track.compile", "track.attention", "track.cross_entropy"}
 # Legal together with parallel=fsdp only.
 FIXED |= {
     "parallel.shard_within_host",

@@ -60,7 +60,8 @@ DOOR = 4
 # Packages that work where only the base dependencies without torch are importable.
 WITHOUT_TORCH = ("harness.analysis", "harness.report")
 # Of the backends, only the modules that run once the device is open.
-WITH_TORCH = ("harness.workload", "harness.training", "harness.backends.eager", "harness.backends.events")
+WITH_TORCH = ("harness.workload", "harness.training", "harness.backends.eager", "harness.backends.events",
+              "harness.backends.kernels")  # fmt: skip
 VENDORS = ("torch", "torch_npu", "torch_xla", "habana_frameworks", "poptorch", "intel_extension_for_pytorch", "pynvml")
 
 FORBIDDEN = {

@@ -49,6 +49,7 @@ PARAMETERS = {
     # Ours, by hand: V W + L (12 W^2 + 2 W) + W.
     "tiny": 820_352,
     "small": 10_720_128,
+    "llama-30m": 29_990_784,
 }
 
 

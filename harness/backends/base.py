@@ -232,9 +232,25 @@ class Backend(ABC):
         """Return a sampler of power and temperature, or None."""
         return None
 
-    def kernels(self) -> Mapping[str, Any]:
-        """Return this device's tuned kernels by operation name."""
-        return {}
+    def kernels(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return this device's tuned kernels: by operation (`attention`, `cross_entropy`), then by name.
+
+        Each takes and returns what the model's own function does: `causal_attention` and `mean_cross_entropy` in
+        harness/workload/model.py. Called once torch is imported.
+        """
+        from harness.backends.kernels import chunked_cross_entropy
+
+        return {"cross_entropy": {"chunked": chunked_cross_entropy}}
+
+    def tuned(self) -> Mapping[str, str]:
+        """Return what track=tuned stands for on this device, by setting: what won in a measurement that is in the
+        repository, and the stock choice for the rest.
+        """
+        return {"adamw": "foreach", "compile": "no", "attention": "stock", "cross_entropy": "stock"}
+
+    def compile_problems(self) -> list[Problem]:
+        """Return what torch.compile lacks on this device."""
+        return [Problem(f"torch.compile has not been tried on backend {self.name}", "set track.compile=no")]
 
     # Describing
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend, Problem, torch_problems
@@ -67,6 +70,25 @@ class CpuBackend(Backend):
         import torch
 
         return torch.device("cpu")
+
+    def kernels(self) -> Mapping[str, Mapping[str, Any]]:
+        from harness.backends.kernels import blocked_attention
+
+        return {**super().kernels(), "attention": {"blocked": blocked_attention}}
+
+    def tuned(self) -> Mapping[str, str]:
+        return {"adamw": "fused", "compile": "blocks", "attention": "blocked", "cross_entropy": "chunked"}
+
+    def compile_problems(self) -> list[Problem]:
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            return [
+                Problem(
+                    f"torch.compile needs a C++ compiler, and {compiler} is not on the PATH",
+                    "install g++, name another in CXX, or set track.compile=no",
+                )
+            ]
+        return []
 
     def synchronize(self) -> None:
         """Nothing is queued on a CPU."""

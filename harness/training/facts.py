@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from harness import environment
 from harness.analysis.scaling import SmallerWorld
 from harness.backends.base import Backend
-from harness.config import Config
+from harness.config import Config, TrackConfig
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
 from harness.peaks import find_peak
 from harness.training.probe import probe
+from harness.training.tuning import resolve
 from harness.workload.data import Dataset
 from harness.workload.model import parameter_count
 
@@ -46,6 +47,8 @@ class Facts:
     host_other_fraction: float | None = None
     device_processes: list[str] | None = None
     device_condition: dict[str, Any] | None = None
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """As the backend resolved it."""
     parallel: dict[str, Any] | None = None
     smaller_world: SmallerWorld | None = None
     measured_peak: dict[str, Any] | None = None
@@ -74,6 +77,8 @@ def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts:
 
 def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -> None:
     backend.apply(config.precision)
+    facts.track = resolve(config.track, backend, sharded=config.parallel.name == "fsdp")
+    config = replace(config, track=facts.track)
     backend.check_work(config)
     facts.device = backend.describe()
     facts.peak_lookup_key = backend.peak_lookup_key()

@@ -111,6 +111,7 @@ class Loop:
         save: Callable[[int], None] | None = None,
         communication: Callable[[], tuple[int, float | None]] | None = None,
         advanced: Callable[[], None] = lambda: None,
+        block_begins: Callable[[str], None] = lambda phase: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
@@ -125,6 +126,7 @@ class Loop:
         self._ranks = ranks or Ranks()
         self._communication = communication
         self._advanced = advanced
+        self._block_begins = block_begins
         self._clock = clock
         self._held_out: list[tuple[torch.Tensor, int]] = []
         self._save_checkpoint = save
@@ -175,6 +177,7 @@ class Loop:
         if self._communication is not None:
             # What an evaluation exchanged is no part of the block.
             self._communication()
+        self._block_begins(phase)
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             asked = self._clock()

@@ -41,7 +41,10 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
         "interop_threads": torch.get_num_interop_threads(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "adamw": config.track.adamw,
-        "compiled": False,
+        "compiled": config.track.compile != "no",
+        "compile": config.track.compile,
+        "attention": config.track.attention,
+        "cross_entropy": config.track.cross_entropy,
         "track": config.track.name,
     }
 

@@ -28,6 +28,7 @@ from harness.training.signals import StopRequest
 from harness.training.spread import Spread
 from harness.training.stderr_watch import StderrWatch
 from harness.training.timing import StepClock
+from harness.training.tuning import Compilation, tune, watched_eagerly
 from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
 from harness.workload.initialisation import build_model
@@ -123,9 +124,11 @@ class Session:
         config, backend, facts = self.config, self.backend, self.facts
         spread = self._spread()
         model = spread.model
+        tune(model, facts.track, backend)
+        compilation = Compilation(facts.track)
         facts.init_digest = self._init_digest(model)
         self.group.advanced()
-        optimizer = build_optimizer(model, config.workload, config.track)
+        optimizer = build_optimizer(model, config.workload, facts.track)
         step = backend.prepare(
             spread.call,
             optimizer,
@@ -136,7 +139,8 @@ class Session:
         )
         keeper = self._keeper(model, optimizer, step)
         first = torch.from_numpy(self.dataset.train(0, 1))
-        facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
+        with watched_eagerly(facts.track):
+            facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
         backend.reset_peak_memory()
         agreement = StopAgreement(self.ranks, self._stop)
         self._loop = Loop(
@@ -153,8 +157,11 @@ class Session:
             save=keeper.save if keeper is not None else None,
             communication=self._meter.take,
             advanced=self.group.advanced,
+            block_begins=compilation.block_begins,
         )
         self._run_loop(model, step)
+        if (compiled := compilation.facts()) is not None:
+            facts.effective["compilation"] = compiled
 
     def _spread(self) -> Spread:
         """Return the model with its initial weights, on this process's device or spread over all."""

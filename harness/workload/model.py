@@ -5,6 +5,8 @@ Shapes: B sequences, S positions, W width, H query heads, K key/value heads, D =
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ class Attention(nn.Module):
         qkv_size = (self.heads + 2 * self.kv_heads) * self.head_size
         self.qkv = nn.Linear(config.width, qkv_size, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.attend: AttentionKernel = causal_attention
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
@@ -37,8 +40,12 @@ class Attention(nn.Module):
         )
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed = causal_attention(q, k, v)
+        mixed = self.attend(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+CrossEntropyKernel = Callable[[nn.Linear, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -117,9 +124,23 @@ class Transformer(nn.Module):
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._cross_entropy: CrossEntropyKernel = mean_cross_entropy
+
+    def use_kernels(self, attention: AttentionKernel | None, cross_entropy: CrossEntropyKernel | None) -> None:
+        """Compute attention and the loss with other functions of the same mathematics; None leaves the stock one."""
+        if attention is not None:
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                block.attention.attend = attention
+        if cross_entropy is not None:
+            self._cross_entropy = cross_entropy
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
+        return self.head(self.hidden(tokens))
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, W]: what the output projection gets."""
         length = tokens.shape[1]
         x = self.embedding(tokens)
         if self.position is not None:
@@ -130,18 +151,22 @@ class Transformer(nn.Module):
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
                 x = block(x, rotary)
-        return self.head(self.norm(x))
+        return self.norm(x)
 
     def forward(self, sequences: torch.Tensor) -> torch.Tensor:
         """Return the mean next-token cross-entropy in nats, float32 scalar, of int64 sequences [B, S + 1]."""
-        logits = self.logits(sequences[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
+        return self._cross_entropy(self.head, self.hidden(sequences[:, :-1]), sequences[:, 1:])
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
             cos, sin = rotary_tables(length, self.config.width // self.config.heads, self.config.rotary_base)
             self._rotary = (cos.to(device), sin.to(device))
         return self._rotary
+
+
+def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of head(hidden [B, S, W]) for int64 targets [B, S], in nats, float32 scalar."""
+    return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
 
 
 def rotary_tables(length: int, head_size: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:

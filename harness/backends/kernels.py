@@ -1,0 +1,102 @@
+"""Kernels in plain PyTorch that several devices may choose with track=tuned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+# Logits of as many tokens as fit into this are held at a time.
+CHUNK_BYTES = 64 << 20
+FEWEST_TOKENS_IN_CHUNK = 256
+QUERY_BLOCK = 128
+
+
+def chunked_cross_entropy(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of head(hidden), float32 scalar, without ever holding all logits.
+
+    The gradients are made chunk by chunk in the forward pass, where the logits are at hand (as Liger Kernel does,
+    Hsu et al. 2024). Logits are of the type that autocast gives a matrix product; softmax and sums are float32.
+
+    Args:
+        head: [V, W], no bias.
+        hidden: [B, S, W].
+        targets: int64 [B, S].
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        arguments = (hidden.flatten(0, 1), head.weight, targets.flatten(), dtype)
+        if torch.is_grad_enabled():
+            return _ChunkedCrossEntropy.apply(*arguments)
+        return _forward(*arguments)[0]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
+        loss, hidden_grad, weight_grad = _forward(hidden, weight, targets, dtype, with_gradients=True)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (loss_grad,) = outputs
+        hidden_grad, weight_grad = ctx.saved_tensors
+        # In place: they are this function's own, and nobody asks twice.
+        return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None
+
+
+def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
+             *, with_gradients: bool = False) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
+    """Return the loss and, if asked for, its gradients for hidden [N, W] and weight [V, W]."""
+    count, classes = len(hidden), len(weight)
+    rows, narrow = hidden.to(dtype), weight.to(dtype)
+    loss = torch.zeros((), device=hidden.device)
+    hidden_grad = torch.empty_like(hidden) if with_gradients else None
+    weight_grad = torch.zeros_like(weight) if with_gradients else None
+    chunk = max(FEWEST_TOKENS_IN_CHUNK, CHUNK_BYTES // (classes * dtype.itemsize))
+    for first in range(0, count, chunk):
+        part, wanted = rows[first : first + chunk], targets[first : first + chunk]
+        logits = part @ narrow.T
+        if hidden_grad is None or weight_grad is None:
+            loss += F.cross_entropy(logits.float(), wanted, reduction="sum")
+            continue
+        part_loss, logits_grad = _loss_and_gradient(logits, wanted)
+        loss += part_loss
+        logits_grad = (logits_grad / count).to(dtype)
+        hidden_grad[first : first + chunk] = logits_grad @ narrow
+        weight_grad += logits_grad.T @ part
+    return loss / count, hidden_grad, weight_grad
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed loss of [N, V] logits, and its gradient in float32."""
+    wide = logits.float()
+    normalisers = torch.logsumexp(wide, dim=-1, keepdim=True)
+    loss = (normalisers.squeeze(-1) - wide.gather(1, targets[:, None]).squeeze(-1)).sum()
+    gradient = torch.exp(wide - normalisers)
+    ones = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
+    return loss, gradient - ones.float()
+
+
+def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Causal attention as matrix products, a block of queries at a time with the keys that it may see.
+
+    For devices whose matrix products are much faster than their attention kernel. Scores are of the operands' type,
+    the softmax is float32. Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
+    """
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    length, scale = q.shape[2], 1.0 / math.sqrt(q.shape[3])
+    outputs = []
+    for first in range(0, length, QUERY_BLOCK):
+        last = min(first + QUERY_BLOCK, length)
+        scores = (q[:, :, first:last] @ k[:, :, :last].transpose(-1, -2)).float() * scale
+        rows = torch.arange(first, last, device=q.device)[:, None]
+        scores = torch.where(torch.arange(last, device=q.device)[None] <= rows, scores, -math.inf)
+        outputs.append(torch.softmax(scores, dim=-1).to(v.dtype) @ v[:, :, :last])
+    return torch.cat(outputs, dim=2)

@@ -1,0 +1,95 @@
+"""What track=tuned comes to on a backend: which implementations run, and how the model is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from harness.backends.base import Backend
+from harness.config import TrackConfig
+from harness.errors import ConfigError
+from harness.workload.model import Transformer
+
+KERNELS = ("attention", "cross_entropy")
+STOCK = "stock"
+
+
+def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
+    """Return the track with the backend's own choice in place of every null.
+
+    Args:
+        sharded: whether weights come and go while the model runs, which cannot be compiled.
+
+    Raises:
+        ConfigError: a kernel is asked for that the backend does not have.
+        BackendUnavailable: torch.compile is asked for, or the backend's choice, and something is missing.
+    """
+    own = backend.tuned()
+    chosen = {key: own[key] for key in ("adamw", "compile", *KERNELS) if getattr(track, key) is None}
+    if sharded and track.compile is None:
+        chosen["compile"] = "no"
+    resolved = replace(track, **chosen)
+    kernels = backend.kernels()
+    for operation in KERNELS:
+        name = getattr(resolved, operation)
+        known = (STOCK, *sorted(kernels.get(operation, {})))
+        if name not in known:
+            raise ConfigError(
+                f"track.{operation}: backend {backend.name} has no kernel {name!r}, expected one of: {', '.join(known)}"
+            )
+    if resolved.compile != "no" and (problems := backend.compile_problems()):
+        raise backend.refuse(problems)
+    return resolved
+
+
+def tune(model: Transformer, track: TrackConfig, backend: Backend) -> None:
+    """Give a model the kernels of a resolved track and have it compiled, which happens at its first call."""
+    kernels = backend.kernels()
+    attention, cross_entropy = (kernels.get(operation, {}).get(getattr(track, operation)) for operation in KERNELS)
+    model.use_kernels(attention, cross_entropy)
+    if track.compile == "model":
+        model.compile(dynamic=False)
+    elif track.compile == "blocks":
+        for block in (*model.blocks, model.norm):
+            block.compile(dynamic=False)
+
+
+class Compilation:
+    """Counts what torch.compile does while a run lasts."""
+
+    def __init__(self, track: TrackConfig) -> None:
+        self._on = track.compile != "no"
+        self._at_window: int | None = None
+
+    def block_begins(self, phase: str) -> None:
+        """Note that what is compiled from the first measured block on is compiled inside the window."""
+        if self._on and phase == "measured" and self._at_window is None:
+            self._at_window = _graphs()
+
+    def facts(self) -> dict[str, Any] | None:
+        """Return graphs, graph breaks, seconds, and graphs that were compiled in the measured window; None if off."""
+        if not self._on:
+            return None
+        from torch._dynamo.utils import calculate_time_spent, counters
+
+        return {
+            "graphs": _graphs(),
+            "graph_breaks": sum(counters["graph_break"].values()),
+            "seconds": calculate_time_spent().get("total_wall_time"),
+            "graphs_in_window": None if self._at_window is None else _graphs() - self._at_window,
+        }
+
+
+def _graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
+def watched_eagerly(track: TrackConfig) -> Any:
+    """Return a context in which a compiled model runs operation by operation, so that its parts can be watched."""
+    import contextlib
+
+    return contextlib.nullcontext() if track.compile == "no" else torch.compiler.set_stance("force_eager")

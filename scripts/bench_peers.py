@@ -1,0 +1,195 @@
+"""The harness against what people train with today: tokens/s, peak memory, start-up, on the same work.
+
+    python scripts/bench_peers.py                                llama-30m, 512 tokens, bf16, five rounds
+    python scripts/bench_peers.py model=gpt2-124m --rounds 5
+
+The peers are Hugging Face Trainer, accelerate, Lightning Fabric with litgpt's GPT, and a bare PyTorch loop, each in two
+ways: `plain` is bf16 and the library's defaults; `best` is with its torch.compile, fused AdamW, and the attention and
+the micro-batch that were fastest in a search over all of its choices before the rounds begin. Every run is a fresh
+process and the runs of a round take turns, so that a noisy machine disturbs all alike. Peers are installed into an
+environment of their own (--environment, made on first use), without the harness.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness.composition import load
+from harness.config import Config, hidden_size
+from harness.environment import allowed_cores
+from harness.workload.data import open_dataset
+
+PROGRAMS = Path(__file__).resolve().parent / "peers"
+REQUIREMENTS = ("transformers==5.24.0", "accelerate==1.15.0", "lightning==2.6.6", "litgpt==0.5.9")
+PEERS = {
+    "HF Trainer": ("hf_trainer.py", ("sdpa", "eager")),
+    "accelerate": ("accelerate_loop.py", ("sdpa", "eager")),
+    "Fabric + litgpt": ("fabric_litgpt.py", ("sdpa",)),
+    "bare PyTorch": ("bare_loop.py", ("sdpa",)),
+}
+WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
+        "workload.micro_batch_size=4", "workload.steps=12", "workload.warmup_steps=3", "workload.eval_every=0",
+        "workload.learning_rate_warmup_steps=2", "precision=bf16")  # fmt: skip
+MICRO_BATCHES = (2, 4, 8)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--environment", type=Path, default=Path.home() / ".cache" / "training-harness" / "peers")
+    parser.add_argument("--only", action="append", default=[], help="name of a peer; once for each")
+    parser.add_argument("--harness", action="append", default=[], help="'settings' of a variant of the harness")
+    parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
+    options = parser.parse_args()
+    config = load([*WORK, *options.overrides])
+    python = environment(options.environment)
+    variants = options.harness or ["track=portable"]
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = write_tokens(config, Path(folder))
+        runs: dict[str, Any] = {
+            f"harness {words}": lambda words=words: harness([*WORK, *options.overrides, *words.split()])
+            for words in variants
+        }
+        for name, (program, attentions) in PEERS.items():
+            if options.only and name not in options.only:
+                continue
+            work = describe(config, tokens)
+            plain = {**work, "compile": False, "tuned": False, "attention": "sdpa"}
+            best = search(name, python, program, work, attentions)
+            runs[f"{name}, plain"] = lambda program=program, work=plain: peer(python, program, work)
+            runs[f"{name}, best"] = lambda program=program, work=best: peer(python, program, work)
+        found = rounds(runs, options.rounds)
+    print_table(found, next(iter(runs)))
+    return 0
+
+
+def environment(folder: Path) -> Path:
+    """Return the peers' Python, with all of them installed."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        torch = subprocess.run(
+            [sys.executable, "-c", "from importlib.metadata import version; print(version('torch').split('+')[0])"],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        print(f"installing the peers into {folder} ...", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"torch=={torch}", *REQUIREMENTS], check=True)
+    return python
+
+
+def write_tokens(config: Config, folder: Path) -> Path:
+    """Write the tokens of all steps, the same for everybody, and return the file."""
+    dataset = open_dataset(config)
+    count = config.workload.steps * config.workload.global_batch_size
+    path = folder / "tokens.bin"
+    dataset.train(0, count).astype(np.int32).tofile(path)
+    return path
+
+
+def describe(config: Config, tokens: Path) -> dict[str, Any]:
+    work = config.workload
+    return {
+        "tokens": str(tokens),
+        "model": {**asdict(config.model), "hidden": hidden_size(config.model)},
+        "seq_len": work.seq_len,
+        "global_batch_size": work.global_batch_size,
+        "micro_batch_size": work.micro_batch_size,
+        "steps": work.steps,
+        "warmup_steps": work.warmup_steps,
+        "learning_rate": work.learning_rate,
+        "threads": config.backend.threads or allowed_cores(),
+        "device": config.backend.name,
+    }
+
+
+def search(name: str, python: Path, program: str, work: dict[str, Any], attentions: tuple[str, ...]) -> dict[str, Any]:
+    """Return a peer's fastest settings, by one run of each."""
+    tried = []
+    for attention, micro_batch in product(attentions, MICRO_BATCHES):
+        candidate = {**work, "compile": True, "tuned": True, "attention": attention, "micro_batch_size": micro_batch}
+        found = peer(python, program, candidate)
+        print(f"{name}: {attention}, micro-batch {micro_batch}: {found['tokens_per_second']:,.0f} tokens/s", flush=True)
+        tried.append((found["tokens_per_second"], candidate))
+    return max(tried, key=lambda each: each[0])[1]
+
+
+def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, float]:
+    words = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{program} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def harness(words: list[str]) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "harness", *words, f"out={out}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if done.returncode != 0:
+            sys.exit(f"the harness failed:\n{done.stderr[-3000:]}")
+        record = json.loads((out / "record.json").read_text())
+    timing = record["timing"]
+    return {
+        "tokens_per_second": timing["tokens_per_second"],
+        "peak_memory_bytes": record["memory"]["peak_allocated_bytes"],
+        # Of the whole process, what came after the first step taken off; writing the record counts against us.
+        "start_up_seconds": seconds - timing["training_seconds"] + timing["first_step_seconds"],
+        "loss": record["losses"]["train"][-1],
+    }
+
+
+def rounds(runs: dict[str, Any], count: int) -> dict[str, list[dict[str, float]]]:
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+    for number in range(count):
+        for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
+            found[name].append(runs[name]())
+            print(f"round {number + 1}: {name}: {found[name][-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
+    return found
+
+
+def print_table(found: dict[str, list[dict[str, float]]], ours: str) -> None:
+    print(f"\n| {'run':<28} | tokens/s | {ours} over it, 95 % interval | peak MiB | start-up s | last loss |")
+    print("|---|---|---|---|---|---|")
+    for name, each in found.items():
+        pairs = zip(found[ours], each, strict=True)
+        ratios = [mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in pairs]
+        median = {key: statistics.median(run[key] for run in each) for key in each[0]}
+        print(
+            f"| {name:<28} | {median['tokens_per_second']:,.0f} | {interval(ratios)} | "
+            f"{median['peak_memory_bytes'] / 2**20:,.0f} | {median['start_up_seconds']:.1f} | {median['loss']:.3f} |"
+        )
+
+
+def interval(ratios: list[float]) -> str:
+    """Return the median of ratios, and the 95 % interval of their geometric mean."""
+    median = statistics.median(ratios)
+    if len(ratios) < 2:
+        return f"{median:.3f}"
+    logarithms = [math.log(ratio) for ratio in ratios]
+    half = stats.t.ppf(0.975, len(ratios) - 1) * statistics.stdev(logarithms) / math.sqrt(len(ratios))
+    mean = statistics.fmean(logarithms)
+    return f"{median:.3f} [{math.exp(mean - half):.3f}, {math.exp(mean + half):.3f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

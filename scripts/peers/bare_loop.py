@@ -1,0 +1,101 @@
+"""A bare PyTorch loop with a model of its own, in the manner of nanoGPT."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from common import Measured, Sequences, read_work
+from torch import nn
+
+work = read_work()
+measured = Measured(work)
+shape = work.model
+llama = shape["norm"] == "rmsnorm"
+width, heads, length = shape["width"], shape["heads"], work.seq_len
+hidden = shape["hidden"] or 4 * width
+
+
+def norm():
+    return nn.RMSNorm(width, eps=shape["norm_epsilon"]) if llama else nn.LayerNorm(width, bias=shape["bias"])
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm1, self.norm2 = norm(), norm()
+        self.qkv = nn.Linear(width, 3 * width, bias=shape["bias"])
+        self.proj = nn.Linear(width, width, bias=shape["bias"])
+        self.up = nn.Linear(width, hidden * (2 if llama else 1), bias=shape["bias"])
+        self.down = nn.Linear(hidden, width, bias=shape["bias"])
+
+    def forward(self, x, cos, sin):
+        batch, seq, _ = x.shape
+        q, k, v = (
+            part.view(batch, seq, heads, width // heads).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).split(width, dim=2)
+        )
+        if llama:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, seq, width))
+        h = self.up(self.norm2(x))
+        if llama:
+            gate, h = h.chunk(2, dim=-1)
+            h = F.silu(gate) * h
+        else:
+            h = F.gelu(h, approximate="tanh")
+        return x + self.down(h)
+
+
+def rotate(x, cos, sin):
+    left, right = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(shape["vocab_size"], width)
+        self.positions = None if llama else nn.Embedding(shape["max_seq_len"], width)
+        self.blocks = nn.ModuleList(Block() for _ in range(shape["layers"]))
+        self.norm = norm()
+        self.head = nn.Linear(width, shape["vocab_size"], bias=False)
+        for name, weight in self.named_parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
+        if shape["tied_embeddings"]:
+            self.head.weight = self.tokens.weight
+        size = width // heads
+        angles = torch.outer(torch.arange(length), 10000.0 ** (-torch.arange(0, size, 2) / size)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, tokens, targets):
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+
+
+model = Model().to(work.device)
+run = torch.compile(model) if work.compile else model
+optimizer = torch.optim.AdamW(
+    model.parameters(), lr=work.learning_rate, weight_decay=0.1, **({"fused": True} if work.tuned else {})
+)
+loader = iter(torch.utils.data.DataLoader(Sequences(work), batch_size=work.micro_batch_size))
+loss = torch.zeros(())
+for _ in range(work.steps):
+    for _ in range(work.accumulation):
+        batch = next(loader).to(work.device)
+        with torch.autocast(work.device, dtype=torch.bfloat16):
+            loss = run(batch[:, :-1], batch[:, 1:]) / work.accumulation
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    measured.step_done()
+measured.tell(loss.item() * work.accumulation)

@@ -1,0 +1,100 @@
+"""Tuned kernels compute what the stock ones do: values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from harness.backends import kernels
+from harness.backends.kernels import blocked_attention, chunked_cross_entropy
+from harness.workload.model import causal_attention, mean_cross_entropy
+
+WIDTH, CLASSES = 24, 61
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a test's few tokens are several chunks and blocks, the last one short."""
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(kernels, "FEWEST_TOKENS_IN_CHUNK", 8)
+    monkeypatch.setattr(kernels, "QUERY_BLOCK", 8)
+
+
+def loss_and_gradients(
+    kernel: Callable[..., torch.Tensor], precision: str, tokens: int = 21
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    head = torch.nn.Linear(WIDTH, CLASSES, bias=False)
+    hidden = torch.randn(3, tokens, WIDTH, requires_grad=True)
+    targets = torch.randint(0, CLASSES, (3, tokens))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        loss = kernel(head, hidden, targets)
+    # As with accumulation: the loss is scaled before it is differentiated.
+    (loss / 4).backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
+    return loss.detach(), hidden.grad, head.weight.grad
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return float((found.float() - expected.float()).norm() / expected.float().norm()) < tolerance
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 21])
+def test_chunked_cross_entropy_in_float32(tokens: int) -> None:
+    found = loss_and_gradients(chunked_cross_entropy, "fp32", tokens)
+    expected = loss_and_gradients(mean_cross_entropy, "fp32", tokens)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_chunked_cross_entropy_in_bf16_is_as_near_to_the_truth_as_the_stock_one() -> None:
+    truth = loss_and_gradients(mean_cross_entropy, "fp32")
+    stock = loss_and_gradients(mean_cross_entropy, "bf16")
+    found = loss_and_gradients(chunked_cross_entropy, "bf16")
+    for mine, its, exact in zip(found, stock, truth, strict=True):
+        assert mine.dtype == its.dtype
+        assert close(mine, exact, 1.3 * float((its - exact).norm() / exact.norm()))
+
+
+def test_without_gradients_there_is_only_the_loss() -> None:
+    head = torch.nn.Linear(WIDTH, CLASSES, bias=False)
+    hidden, targets = torch.randn(2, 9, WIDTH), torch.randint(0, CLASSES, (2, 9))
+    with torch.no_grad():
+        loss = chunked_cross_entropy(head, hidden, targets)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, mean_cross_entropy(head, hidden, targets).detach())
+
+
+def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    inner = kernels._loss_and_gradient
+    monkeypatch.setattr(kernels, "_loss_and_gradient", lambda z, t: (seen.append(len(z)), inner(z, t))[1])
+    loss_and_gradients(chunked_cross_entropy, "fp32")
+    assert seen == [8] * 7 + [7]
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("length", [1, 7, 8, 21])
+def test_blocked_attention(length: int, kv_heads: int) -> None:
+    torch.manual_seed(1)
+    shapes = [(2, heads, length, 8) for heads in (4, kv_heads, kv_heads)]
+    results = []
+    for kernel in (blocked_attention, causal_attention):
+        torch.manual_seed(2)
+        q, k, v = (torch.randn(shape, requires_grad=True) for shape in shapes)
+        mixed = kernel(q, k, v)
+        mixed.backward(torch.linspace(-1, 1, mixed.numel()).view_as(mixed))
+        results.append((mixed, q.grad, k.grad, v.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_blocked_attention_does_not_see_the_future() -> None:
+    q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
+    before = blocked_attention(q, k, v)
+    k[:, :, 13:], v[:, :, 13:] = 100.0, -100.0
+    assert torch.equal(blocked_attention(q, k, v)[:, :, :13], before[:, :, :13])

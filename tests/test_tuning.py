@@ -1,0 +1,75 @@
+"""What track=tuned comes to: the backend's own choice, what is asked for, or a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness import backends
+from harness.backends.base import Backend
+from harness.composition import load
+from harness.config import BackendConfig, TrackConfig
+from harness.errors import BackendUnavailable, ConfigError
+from harness.training.tuning import resolve
+from tests.conftest import TINY
+
+TUNED = load([*TINY, "track=tuned"]).track
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return backends.create(BackendConfig(name="cpu"))
+
+
+def test_null_is_the_backends_own_choice(backend: Backend) -> None:
+    found = resolve(TUNED, backend, sharded=False)
+    assert {key: getattr(found, key) for key in backend.tuned()} == dict(backend.tuned())
+
+
+def test_what_is_asked_for_stays(backend: Backend) -> None:
+    asked = replace(TUNED, attention="stock", compile="no")
+    found = resolve(asked, backend, sharded=False)
+    assert (found.attention, found.compile) == ("stock", "no")
+    assert found.cross_entropy == backend.tuned()["cross_entropy"]
+
+
+def test_shards_are_not_compiled(backend: Backend) -> None:
+    assert resolve(TUNED, backend, sharded=True).compile == "no"
+
+
+def test_a_kernel_that_is_not_there(backend: Backend) -> None:
+    with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
+        resolve(replace(TUNED, attention="flash9"), backend, sharded=False)
+
+
+def test_without_a_compiler_nothing_is_compiled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
+        resolve(replace(TUNED, compile="blocks"), backend, sharded=False)
+    assert resolve(replace(TUNED, compile="no"), backend, sharded=False).compile == "no"
+
+
+def test_portable_is_stock_everywhere(backend: Backend) -> None:
+    track = load(list(TINY)).track
+    assert resolve(track, backend, sharded=False) == track == TrackConfig(name="portable")
+
+
+@pytest.mark.parametrize("word", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
+                                  "track.adamw=null", "track.compile=null"])  # fmt: skip
+def test_portable_refuses_what_is_not_stock(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"track=portable is stock PyTorch on every device; use track=tuned"):
+        load([*TINY, word])
+
+
+def test_shards_refuse_to_be_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"track.compile: found blocks"):
+        load([*TINY, "track=tuned", "track.compile=blocks", "parallel=fsdp"])
+
+
+@pytest.mark.parametrize("name", ["cuda", "npu"])
+def test_every_backends_choice_is_one_that_it_has(name: str) -> None:
+    backend = backends.create(BackendConfig(name=name))
+    track = replace(TUNED, compile="no")
+    found = resolve(track, backend, sharded=False)
+    assert found.name == "tuned"
