@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.backends import kernels
-from harness.backends.kernels import blocked_attention, chunked_cross_entropy
+from harness.backends.kernels import ChunkedCrossEntropy, blocked_attention
 from harness.workload.model import causal_attention, mean_cross_entropy
 
 WIDTH, CLASSES = 24, 61
@@ -44,7 +44,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool
 
 @pytest.mark.parametrize("tokens", [1, 8, 21])
 def test_chunked_cross_entropy_in_float32(tokens: int) -> None:
-    found = loss_and_gradients(chunked_cross_entropy, "fp32", tokens)
+    found = loss_and_gradients(ChunkedCrossEntropy(), "fp32", tokens)
     expected = loss_and_gradients(mean_cross_entropy, "fp32", tokens)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_chunked_cross_entropy_in_float32(tokens: int) -> None:
 def test_chunked_cross_entropy_in_bf16_is_as_near_to_the_truth_as_the_stock_one() -> None:
     truth = loss_and_gradients(mean_cross_entropy, "fp32")
     stock = loss_and_gradients(mean_cross_entropy, "bf16")
-    found = loss_and_gradients(chunked_cross_entropy, "bf16")
+    found = loss_and_gradients(ChunkedCrossEntropy(), "bf16")
     for mine, its, exact in zip(found, stock, truth, strict=True):
         assert mine.dtype == its.dtype
         assert close(mine, exact, 1.3 * float((its - exact).norm() / exact.norm()))
@@ -64,7 +64,7 @@ def test_without_gradients_there_is_only_the_loss() -> None:
     head = torch.nn.Linear(WIDTH, CLASSES, bias=False)
     hidden, targets = torch.randn(2, 9, WIDTH), torch.randint(0, CLASSES, (2, 9))
     with torch.no_grad():
-        loss = chunked_cross_entropy(head, hidden, targets)
+        loss = ChunkedCrossEntropy()(head, hidden, targets)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, mean_cross_entropy(head, hidden, targets).detach())
 
@@ -73,7 +73,7 @@ def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[int] = []
     inner = kernels._loss_and_gradient
     monkeypatch.setattr(kernels, "_loss_and_gradient", lambda z, t: (seen.append(len(z)), inner(z, t))[1])
-    loss_and_gradients(chunked_cross_entropy, "fp32")
+    loss_and_gradients(ChunkedCrossEntropy(), "fp32")
     assert seen == [8] * 7 + [7]
 
 

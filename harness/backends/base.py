@@ -236,11 +236,12 @@ class Backend(ABC):
         """Return this device's tuned kernels: by operation (`attention`, `cross_entropy`), then by name.
 
         Each takes and returns what the model's own function does: `causal_attention` and `mean_cross_entropy` in
-        harness/workload/model.py. Called once torch is imported.
+        harness/workload/model.py. One with a method `compile` is compiled by it where the model's blocks are. Called
+        once torch is imported.
         """
-        from harness.backends.kernels import chunked_cross_entropy
+        from harness.backends.kernels import ChunkedCrossEntropy
 
-        return {"cross_entropy": {"chunked": chunked_cross_entropy}}
+        return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
     def tuned(self) -> Mapping[str, str]:
         """Return what track=tuned stands for on this device, by setting: what won in a measurement that is in the

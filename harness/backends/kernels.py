@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,31 +15,35 @@ FEWEST_TOKENS_IN_CHUNK = 256
 QUERY_BLOCK = 128
 
 
-def chunked_cross_entropy(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of head(hidden), float32 scalar, without ever holding all logits.
+class ChunkedCrossEntropy:
+    """Mean cross-entropy of head(hidden), float32 scalar, without ever holding all logits.
 
     The gradients are made chunk by chunk in the forward pass, where the logits are at hand (as Liger Kernel does,
     Hsu et al. 2024). Logits are of the type that autocast gives a matrix product; softmax and sums are float32.
-
-    Args:
-        head: [V, W], no bias.
-        hidden: [B, S, W].
-        targets: int64 [B, S].
     """
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    with torch.autocast(kind, enabled=False):
-        arguments = (hidden.flatten(0, 1), head.weight, targets.flatten(), dtype)
-        if torch.is_grad_enabled():
-            return _ChunkedCrossEntropy.apply(*arguments)
-        return _forward(*arguments)[0]
+
+    def __init__(self) -> None:
+        self._loss_and_gradient = _loss_and_gradient
+
+    def compile(self) -> None:
+        """Have what is done to each chunk of logits compiled, for a model that is not compiled as a whole."""
+        self._loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
+
+    def __call__(self, head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """head [V, W] without bias, hidden [B, S, W], targets int64 [B, S]."""
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            arguments = (hidden.flatten(0, 1), head.weight, targets.flatten(), dtype)
+            if torch.is_grad_enabled():
+                return _WithGradients.apply(*arguments, self._loss_and_gradient)
+            return _forward(*arguments)[0]
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                dtype: torch.dtype) -> torch.Tensor:  # fmt: skip
-        loss, hidden_grad, weight_grad = _forward(hidden, weight, targets, dtype, with_gradients=True)
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+        loss, hidden_grad, weight_grad = _forward(*arguments)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return loss
 
@@ -47,40 +52,46 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (loss_grad,) = outputs
         hidden_grad, weight_grad = ctx.saved_tensors
         # In place: they are this function's own, and nobody asks twice.
-        return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None
+        return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None, None
+
+
+LossAndGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
-             *, with_gradients: bool = False) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
-    """Return the loss and, if asked for, its gradients for hidden [N, W] and weight [V, W]."""
+             loss_and_gradient: LossAndGradient | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
+    """Return the loss and, given how, its gradients for hidden [N, W] and weight [V, W]."""
     count, classes = len(hidden), len(weight)
     rows, narrow = hidden.to(dtype), weight.to(dtype)
     loss = torch.zeros((), device=hidden.device)
-    hidden_grad = torch.empty_like(hidden) if with_gradients else None
-    weight_grad = torch.zeros_like(weight) if with_gradients else None
+    hidden_grad = torch.empty_like(hidden) if loss_and_gradient else None
+    weight_grad = torch.zeros_like(weight) if loss_and_gradient else None
     chunk = max(FEWEST_TOKENS_IN_CHUNK, CHUNK_BYTES // (classes * dtype.itemsize))
     for first in range(0, count, chunk):
         part, wanted = rows[first : first + chunk], targets[first : first + chunk]
         logits = part @ narrow.T
-        if hidden_grad is None or weight_grad is None:
+        if loss_and_gradient is None or hidden_grad is None or weight_grad is None:
             loss += F.cross_entropy(logits.float(), wanted, reduction="sum")
             continue
-        part_loss, logits_grad = _loss_and_gradient(logits, wanted)
+        part_loss, logits_grad = loss_and_gradient(logits, wanted)
         loss += part_loss
-        logits_grad = (logits_grad / count).to(dtype)
+        # The division by the count of tokens comes last: what is kept in 16 bits should not be tiny.
         hidden_grad[first : first + chunk] = logits_grad @ narrow
         weight_grad += logits_grad.T @ part
+    if hidden_grad is not None and weight_grad is not None:
+        hidden_grad /= count
+        weight_grad /= count
     return loss / count, hidden_grad, weight_grad
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of [N, V] logits, and its gradient in float32."""
+    """Return the summed loss of [N, V] logits, and its gradient in their type."""
     wide = logits.float()
     normalisers = torch.logsumexp(wide, dim=-1, keepdim=True)
     loss = (normalisers.squeeze(-1) - wide.gather(1, targets[:, None]).squeeze(-1)).sum()
     gradient = torch.exp(wide - normalisers)
     ones = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
-    return loss, gradient - ones.float()
+    return loss, (gradient - ones.float()).to(logits.dtype)
 
 
 def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,10 @@ def tune(model: Transformer, track: TrackConfig, backend: Backend) -> None:
     elif track.compile == "blocks":
         for block in (*model.blocks, model.norm):
             block.compile(dynamic=False)
+        for kernel in (attention, cross_entropy):
+            compile_kernel = getattr(kernel, "compile", None)
+            if compile_kernel is not None:
+                compile_kernel()
 
 
 class Compilation:
