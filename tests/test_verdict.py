@@ -262,6 +262,7 @@ class TestSound:
                 {"contention": {"device_condition": {"before": None, "after": {"throttle_reasons": ["power cap"]}}}},
                 "throttled",
             ),
+            ({"effective": {"compilation": {"graphs_in_window": 1}}}, "compiled while timed"),
             ({"clocks": {"wall_clock_shift_seconds": 0.0, "suspended_seconds": 60.0}}, "suspended"),
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
         ],

@@ -61,6 +61,8 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
     asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > SUSPENDED_SECONDS]
     if asleep:
         yield "suspended", f"the host slept for up to {max(asleep):,.0f} s in {len(asleep)} of {len(runs)} runs"
+    if any(side.values("effective", "compilation", "graphs_in_window")):
+        yield "compiled while timed", "torch.compile was at work in timed blocks; raise workload.warmup_steps"
     if any(side.values("environment", "git", "dirty")):
         yield "modified source", "the harness's source had changes that no commit holds"
     times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]

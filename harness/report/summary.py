@@ -42,7 +42,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("step time", _step_time(timing)),
             ("speed", _speed(timing, record["world_size"])),
             *_utilization(record),
-            ("not in it", _outside(timing)),
+            ("not in it", _outside(record)),
         ]
         lines += _exchange(record.get("parallel"))
     lines.append(("loss", _loss(record)))
@@ -178,12 +178,14 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
     return [("arithmetic", said)]
 
 
-def _outside(timing: dict[str, Any]) -> str:
+def _outside(record: dict[str, Any]) -> str:
+    timing = record["timing"]
     parts = [
         ("set-up", timing["setup_seconds"]),
         ("first step", timing["first_step_seconds"]),
         (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
+        ("of all of these compilation", (record["effective"].get("compilation") or {}).get("seconds")),
     ]
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
 

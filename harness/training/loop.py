@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -92,6 +92,14 @@ def plan_blocks(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) 
         step = last + 1
 
 
+class BlockWatch(Protocol):
+    """Looks on from outside the timed stretch of each block."""
+
+    def block_begins(self, phase: str) -> None: ...
+
+    def block_ended(self) -> None: ...
+
+
 class Loop:
     """Drives a TrainStep through the workload's steps, block by block."""
 
@@ -111,7 +119,7 @@ class Loop:
         save: Callable[[int], None] | None = None,
         communication: Callable[[], tuple[int, float | None]] | None = None,
         advanced: Callable[[], None] = lambda: None,
-        block_begins: Callable[[str], None] = lambda phase: None,
+        watch: BlockWatch | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
@@ -126,7 +134,7 @@ class Loop:
         self._ranks = ranks or Ranks()
         self._communication = communication
         self._advanced = advanced
-        self._block_begins = block_begins
+        self._watch = watch
         self._clock = clock
         self._held_out: list[tuple[torch.Tensor, int]] = []
         self._save_checkpoint = save
@@ -177,7 +185,8 @@ class Loop:
         if self._communication is not None:
             # What an evaluation exchanged is no part of the block.
             self._communication()
-        self._block_begins(phase)
+        if self._watch is not None:
+            self._watch.block_begins(phase)
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             asked = self._clock()
@@ -190,6 +199,8 @@ class Loop:
             if self._stop_requested():
                 break
         block = self._step_clock.end(first + len(outputs) - 1)
+        if self._watch is not None:
+            self._watch.block_ended()
         if self._communication is not None:
             self.result.exchanges.append(self._communication())
         # From here to the next `begin` the clock stands still.

@@ -157,7 +157,7 @@ class Session:
             save=keeper.save if keeper is not None else None,
             communication=self._meter.take,
             advanced=self.group.advanced,
-            block_begins=compilation.block_begins,
+            watch=compilation,
         )
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:

@@ -61,19 +61,22 @@ def tune(model: Transformer, track: TrackConfig, backend: Backend) -> None:
 
 
 class Compilation:
-    """Counts what torch.compile does while a run lasts."""
+    """Counts what torch.compile does while a run lasts, and what of it falls into timed blocks, where none belongs."""
 
     def __init__(self, track: TrackConfig) -> None:
         self._on = track.compile != "no"
-        self._at_window: int | None = None
+        self._graphs_before: int | None = None
+        self._graphs_in_window = 0
 
     def block_begins(self, phase: str) -> None:
-        """Note that what is compiled from the first measured block on is compiled inside the window."""
-        if self._on and phase == "measured" and self._at_window is None:
-            self._at_window = _graphs()
+        self._graphs_before = _graphs() if self._on and phase == "measured" else None
+
+    def block_ended(self) -> None:
+        if self._graphs_before is not None:
+            self._graphs_in_window += _graphs() - self._graphs_before
 
     def facts(self) -> dict[str, Any] | None:
-        """Return graphs, graph breaks, seconds, and graphs that were compiled in the measured window; None if off."""
+        """Return graphs, graph breaks, seconds, and graphs that were compiled in timed blocks; None if it is off."""
         if not self._on:
             return None
         from torch._dynamo.utils import calculate_time_spent, counters
@@ -82,7 +85,7 @@ class Compilation:
             "graphs": _graphs(),
             "graph_breaks": sum(counters["graph_break"].values()),
             "seconds": calculate_time_spent().get("total_wall_time"),
-            "graphs_in_window": None if self._at_window is None else _graphs() - self._at_window,
+            "graphs_in_window": self._graphs_in_window,
         }
 
 

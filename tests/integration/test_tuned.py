@@ -1,0 +1,114 @@
+"""The tuned track computes what the portable one does, and says what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from harness.analysis.parity import compare_computation
+from harness.analysis.sides import load_runs
+from tests.conftest import PROJECT, TINY, Harness
+from tests.ranks import record, run_harness, run_ranks
+
+WORK = (*TINY, "workload.steps=12", "workload.eval_every=6", "workload.eval_sequences=5")
+# More steps than the gate takes for early ones.
+LONGER = ("workload.steps=26", "workload.eval_every=13")
+GPT2 = ("model.positions=learned", "model.bias=true")
+LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.kv_heads=1")
+# Each knob by itself, and all of them as the backend chooses.
+KNOBS = {
+    "chunked": ("track.compile=no", "track.attention=stock", "track.cross_entropy=chunked"),
+    "blocked": ("track.compile=no", "track.attention=blocked", "track.cross_entropy=stock"),
+    "model": ("track.compile=model",),
+    "own choice": (),
+}
+
+
+def run(folder: Path, name: str, *words: str) -> dict[str, Any]:
+    ended = run_harness(folder, *words, f"out={name}")
+    assert ended.code == 0, ended.err
+    return record(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "shape", "knobs"),
+    [
+        *product(("fp32", "bf16"), (GPT2, LLAMA), ("chunked", "blocked", "own choice")),
+        # Half a minute to compile.
+        ("bf16", LLAMA, "model"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ("gpt2" if value is GPT2 else "llama"),
+)
+def test_passes_the_parity_gate_against_portable(
+    precision: str, shape: tuple[str, ...], knobs: str, tmp_path: Path
+) -> None:
+    words = [*WORK, *LONGER, *shape, f"precision={precision}"]
+    portable = run(tmp_path, "portable", *words)
+    tuned = run(tmp_path, "tuned", *words, "track=tuned", *KNOBS[knobs])
+    assert tuned["workload_id"] == portable["workload_id"]
+    assert tuned["digests"] == portable["digests"]
+    [reference], others = (load_runs(tmp_path / name) for name in ("portable", "tuned"))
+    findings = compare_computation(reference, list(others), precision)
+    assert findings
+    assert all(finding.passed for finding in findings), [f.text for f in findings if not f.passed]
+    jsonschema.validate(tuned, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
+
+
+def test_says_what_was_in_effect(tmp_path: Path) -> None:
+    found = run(tmp_path, "run", *WORK, "track=tuned")
+    effective = found["effective"]
+    assert effective["compile"] == "blocks"
+    assert (effective["attention"], effective["cross_entropy"]) == ("blocked", "chunked")
+    assert effective["adamw"] == "fused"
+    compilation = effective["compilation"]
+    assert compilation["graphs"] > 0
+    assert compilation["graph_breaks"] == 0
+    # Nothing was compiled while time was taken.
+    assert compilation["graphs_in_window"] == 0
+    assert found["config"]["track"]["compile"] is None
+
+
+def test_without_a_compiler_it_refuses(harness: Harness) -> None:
+    done = harness(*WORK, "track=tuned", env={"CXX": "no-such-compiler", "PATH": os.environ["PATH"]})
+    assert done.returncode == 3
+    assert "torch.compile needs a C++ compiler, and no-such-compiler is not on the PATH" in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_tracks_are_not_compared(tmp_path: Path) -> None:
+    run(tmp_path, "portable", *WORK)
+    run(tmp_path, "tuned", *WORK, "track=tuned", "track.compile=no")
+    ended = run_harness(tmp_path, "compare", "portable", "tuned")
+    assert ended.code == 4
+    assert "track: portable against tuned" in ended.out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_do_the_same_work(parallel: str, tmp_path: Path) -> None:
+    words = [*WORK, "workload.global_batch_size=8", "track=tuned"]
+    expected = run(tmp_path, "alone", *words)
+    for ended in run_ranks(2, [*words, f"parallel={parallel}", "out=run"], tmp_path):
+        assert ended.code == 0, ended.err
+    found = record(tmp_path / "run")
+    assert found["digests"] == expected["digests"]
+    for one, other in zip(found["losses"]["train"], expected["losses"]["train"], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """Compiled modules keep their parameters' names."""
+    words = [*WORK, "track=tuned", "checkpoint.every=4", "resume=auto"]
+    whole = run(tmp_path, "whole", *words)
+    folder = tmp_path / "run"
+    cut = run(tmp_path, "run", *words)
+    assert cut["losses"] == whole["losses"]
+    (folder / "record.json").unlink()
+    resumed = run(tmp_path, "run", *words)
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["weights"] == whole["weights"]
