@@ -251,8 +251,17 @@ def learn_far_too_fast() -> None:
     loop.learning_rate = lambda step, work: rate(step, work) if step < SPIKE_STEP else 3.0
 
 
+def measure_in_no_time() -> None:
+    """No fault: small operands and short stretches, for `peak` where its figures do not matter."""
+    from harness.training import ceilings
+
+    ceilings.SIZES, ceilings.STRETCH_SECONDS, ceilings.LAUNCHES = (64, 128), 0.001, 10
+    ceilings.COPY_BYTES, ceilings.FLUSH_BYTES, ceilings.ALL_REDUCE_BYTES = 1 << 20, 1 << 12, (1 << 12,)
+
+
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
+    "quick peak": measure_in_no_time,
     "killed": lambda: at_step(1, die),
     "killed once": die_on_first_attempt,
     "leader killed": lambda: at_step(0, die),

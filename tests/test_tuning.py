@@ -67,6 +67,20 @@ def test_shards_refuse_to_be_compiled() -> None:
         load([*TINY, "track=tuned", "track.compile=blocks", "parallel=fsdp"])
 
 
+@pytest.mark.parametrize(("name", "said"), [("cuda", "needs triton"), ("npu", "is not supported on NPU")])
+def test_what_compilation_lacks_is_said(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
+    backend = backends.create(BackendConfig(name=name))
+    with pytest.raises(BackendUnavailable, match=said):
+        resolve(replace(TUNED, compile="blocks"), backend, sharded=False)
+
+
+def test_where_triton_is_there_cuda_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
+    backend = backends.create(BackendConfig(name="cuda"))
+    assert resolve(replace(TUNED, compile="model"), backend, sharded=False).compile == "model"
+
+
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backends_choice_is_one_that_it_has(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))

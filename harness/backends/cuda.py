@@ -16,6 +16,7 @@ from harness.backends.base import (
     Failure,
     Problem,
     hostile_variable_problems,
+    installed_version,
     torch_build,
     torch_problems,
 )
@@ -131,6 +132,11 @@ class CudaBackend(Backend):
             "launch_blocking": os.environ.get("CUDA_LAUNCH_BLOCKING", "0") == "1",
             "allocator": torch.cuda.get_allocator_backend(),
         }
+
+    def compile_problems(self) -> list[Problem]:
+        if installed_version("triton") is None and installed_version("pytorch-triton-rocm") is None:
+            return [Problem("torch.compile needs triton, which is not installed", "pip install triton")]
+        return []
 
     def synchronize(self) -> None:
         import torch

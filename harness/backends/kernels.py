@@ -86,12 +86,10 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of [N, V] logits, and its gradient in their type."""
-    wide = logits.float()
-    normalisers = torch.logsumexp(wide, dim=-1, keepdim=True)
-    loss = (normalisers.squeeze(-1) - wide.gather(1, targets[:, None]).squeeze(-1)).sum()
-    gradient = torch.exp(wide - normalisers)
-    ones = torch.arange(wide.shape[1], device=wide.device)[None] == targets[:, None]
-    return loss, (gradient - ones.float()).to(logits.dtype)
+    logarithms = F.log_softmax(logits.float(), dim=-1)
+    loss = F.nll_loss(logarithms, targets, reduction="sum")
+    ones = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    return loss, (torch.exp(logarithms) - ones.float()).to(logits.dtype)
 
 
 def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -126,6 +126,10 @@ class NpuBackend(Backend):
             "internal_format": _internal_format(),
         }
 
+    def compile_problems(self) -> list[Problem]:
+        # Its inductor needs triton-ascend; torchair and npugraph_ex are made for inference.
+        return [Problem("torch.compile of a training step is not supported on NPU", "set track.compile=no")]
+
     def synchronize(self) -> None:
         _npu().synchronize(self.settings.device_index)
 

@@ -47,7 +47,7 @@ def _measure(config: Config, backend: Backend, group: Group) -> dict[str, Any]:
     backend.apply("fp32")
     device = backend.describe()
     if device.get("emulated"):
-        raise UserError(
+        raise BackendUnavailable(
             f"backend {backend.name}: the device is an emulation, whose speed says nothing of any device; measure a "
             "real one"
         )

@@ -1,0 +1,48 @@
+"""The tuned track and the measuring of peaks on an emulated device: the same work, and no figure to trust."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.cann_emulator.build import environment
+from tests.conftest import TINY
+from tests.emulated.conftest import Emulated
+from tests.integration.test_parallel import relative
+from tests.ranks import end_ranks
+from tests.zygote import Zygote
+
+
+def run(emulated: Emulated, zygote: Zygote, *words: str) -> tuple[int, str]:
+    variables = {**os.environ, **environment(emulated.cann)}
+    [ended] = end_ranks([zygote.start(["harness", *words], emulated.folder, variables)])
+    return ended.code, ended.err
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunked_cross_entropy_computes_what_the_stock_one_does(
+    precision: str, emulated: Emulated, npu_zygote: Zygote
+) -> None:
+    words = ("backend=npu", *TINY, f"precision={precision}")
+    for name, track in (("stock", ()), ("chunked", ("track=tuned", "track.cross_entropy=chunked"))):
+        code, errors = run(emulated, npu_zygote, *words, *track, f"out={name}")
+        assert code == 0, errors
+    stock, chunked = (emulated.record(name) for name in ("stock", "chunked"))
+    assert chunked["effective"]["cross_entropy"] == "chunked"
+    assert chunked["digests"] == stock["digests"]
+    limit = {"fp32": 1e-5, "bf16": 1e-3}[precision]
+    assert relative(chunked["losses"]["train"], stock["losses"]["train"]) < limit
+
+
+def test_compilation_is_refused_with_the_reason(emulated: Emulated, npu_zygote: Zygote) -> None:
+    code, errors = run(emulated, npu_zygote, "backend=npu", *TINY, "track=tuned", "track.compile=blocks", "out=run")
+    assert code == 3
+    assert "torch.compile of a training step is not supported on NPU" in errors
+
+
+def test_an_emulation_has_no_peak(emulated: Emulated, npu_zygote: Zygote) -> None:
+    code, errors = run(emulated, npu_zygote, "peak", "backend=npu")
+    assert code == 3
+    assert "the device is an emulation, whose speed says nothing of any device" in errors
+    assert not (emulated.folder / "runs").exists()

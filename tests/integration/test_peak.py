@@ -1,0 +1,111 @@
+"""The command `peak`: a record of what the device can do, and runs that are held against it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.conftest import PROJECT, TINY, Harness
+from tests.ranks import Ended, end_ranks, record, run_harness, start_ranks
+
+QUICK = "quick peak"
+
+
+def peaks(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("runs/peaks/*/peak.json"))]
+
+
+def run_peak(folder: Path, *words: str) -> Ended:
+    return run_harness(folder, "peak", "backend=cpu", "backend.threads=1", *words, fault=QUICK)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> dict[str, Any]:
+    ended = run_peak(tmp_path)
+    assert ended.code == 0, ended.err
+    assert "TFLOP/s at best" in ended.out
+    [peak] = peaks(tmp_path)
+    return peak
+
+
+def test_follows_its_schema(measured: dict[str, Any]) -> None:
+    jsonschema.validate(measured, json.loads((PROJECT / "harness" / "schemas" / "peak.schema.json").read_text()))
+    assert measured["matrix_products"]["fp32"]["best_flops"] > 0
+    assert measured["all_reduce"] is None
+    assert measured["host_copies"] is None
+
+
+def test_a_run_is_held_against_it(measured: dict[str, Any], tmp_path: Path) -> None:
+    ended = run_harness(tmp_path, *TINY, "out=run")
+    assert ended.code == 0, ended.err
+    found = record(tmp_path / "run")
+    assert found["measured_peak"]["content_sha256"] == measured["content_sha256"]
+    best = measured["matrix_products"]["fp32"]["best_flops"]
+    used = found["utilization"]
+    assert used["measured_peak_flops"] == best
+    assert used["mfu_of_measured_peak"] == pytest.approx(used["achieved_flops"] / best)
+    assert used["mfu_of_catalogued_peak"] is None
+    speed = found["timing"]["tokens_per_second"]
+    assert used["achieved_flops"] == pytest.approx(speed * used["flops_per_token"])
+    assert "of the measured fp32 peak" in " ".join(ended.out.split())
+
+
+def test_another_number_of_threads_is_another_device(measured: dict[str, Any], tmp_path: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    ended = run_harness(tmp_path, *TINY, "backend.threads=2", "out=run")
+    assert ended.code == 0, ended.err
+    assert record(tmp_path / "run")["measured_peak"] is None
+
+
+def test_a_damaged_one_is_named(measured: dict[str, Any], tmp_path: Path) -> None:
+    [file] = tmp_path.glob("runs/peaks/*/peak.json")
+    file.write_text(file.read_text().replace('"kind": "peak"', '"kind": "peaks"'))
+    ended = run_harness(tmp_path, *TINY, "out=run")
+    assert ended.code == 2
+    assert "peak.json: not a peak record of this harness; move it elsewhere" in ended.errors[0]
+
+
+def test_two_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
+    words = ["peak", "backend=cpu", "parallel=ddp"]
+    first, second = end_ranks(start_ranks(2, words, tmp_path, fault=QUICK))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert second.out == second.err == ""
+    [peak] = peaks(tmp_path)
+    jsonschema.validate(peak, json.loads((PROJECT / "harness" / "schemas" / "peak.schema.json").read_text()))
+    assert peak["world_size"] == 2
+    assert peak["all_reduce"]["best_bytes_per_second"] > 0
+    assert "all-reduce" in first.out
+
+
+def test_nothing_is_overwritten(measured: dict[str, Any], tmp_path: Path) -> None:
+    for code in (0, 2):
+        ended = run_peak(tmp_path, "out=mine")
+        assert ended.code == code, ended.err
+    assert "out: mine holds a peak already" in ended.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("backend=cuda",), 3, "backend cuda is not available here"),
+        (("backend=none",), 2, "backend"),
+        (("backend.thread=1",), 2, "backend.thread"),
+    ],
+)
+def test_bad_usage(words: tuple[str, ...], code: int, said: str, harness: Harness) -> None:
+    done = harness("peak", *words)
+    assert done.returncode == code
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_help(harness: Harness) -> None:
+    done = harness("peak", "--help")
+    assert done.returncode == 0
+    assert "harness peak backend=NAME" in done.stdout
