@@ -38,6 +38,11 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
             backend.close()
     except UserError as error:
         raise group.refuse(error) from error
+    except Exception as error:
+        failure = backend.classify(error)
+        if failure is None:
+            raise
+        raise group.refuse(BackendUnavailable(f"{failure.cause}; {failure.remedy}")) from error
     finally:
         group.close()
 
