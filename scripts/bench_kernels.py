@@ -1,4 +1,4 @@
-"""Attention and cross-entropy by themselves, forward and backward: each way to compute them that track=tuned could take.
+"""Attention and cross-entropy by themselves, forward and backward: each way that track=tuned could take.
 
     python scripts/bench_kernels.py [--tokens 2048]
 
@@ -13,16 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-from harness.backends.cpu import keep_freed_memory  # noqa: E402
-from harness.backends.kernels import ChunkedCrossEntropy, blocked_attention  # noqa: E402
-from harness.environment import allowed_cores  # noqa: E402
-from harness.workload.model import causal_attention, mean_cross_entropy  # noqa: E402
+from harness.backends.cpu import keep_freed_memory
+from harness.backends.kernels import ChunkedCrossEntropy, blocked_attention
+from harness.environment import allowed_cores
+from harness.workload.model import causal_attention, mean_cross_entropy
 
 LENGTH, HEADS, HEAD_SIZE, WIDTH, CLASSES = 512, 6, 64, 384, 32000
 ROUNDS = 7
@@ -79,7 +81,7 @@ def cross_entropy(tokens: int) -> None:
         "chunked": ChunkedCrossEntropy(),
         "chunked, compiled": compiled,
         "F.linear_cross_entropy": linear,
-        "F.linear_cross_entropy, chunked": lambda *arguments: linear(*arguments, torch.nn.LinearCrossEntropyOptions()),
+        "F.linear_cross_entropy, chunked": partial(linear, options=torch.nn.LinearCrossEntropyOptions()),
     }
 
     def run(kernel: Callable[..., torch.Tensor]) -> None:
@@ -91,7 +93,7 @@ def cross_entropy(tokens: int) -> None:
     show("cross-entropy", kernels, run, 3 * 2 * tokens * WIDTH * CLASSES, tokens)
 
 
-def linear(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, options: object = None) -> torch.Tensor:
+def linear(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, options: Any = None) -> torch.Tensor:
     rows, weight = hidden.flatten(0, 1).bfloat16(), head.weight.bfloat16()
     return F.linear_cross_entropy(rows, weight, targets.flatten(), options=options)
 
