@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -111,28 +113,44 @@ def print_config(overrides: list[str]) -> int:
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:
-    try:
+    with said_once():
         config = load(overrides)
         world = from_environment(config.parallel.name)
         check_shares(config, world.size)
+    return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Have one process of a host say what is wrong with the words that all of them were given."""
+    try:
+        yield
     except RankError:
         raise
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
             raise
-        # All processes of a host were given the same words: one of them says what is wrong with these.
         raise EndedWithAll(str(error), error.exit_code) from error
-    return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
 
 
-def run_once(config: Config, world: World) -> int:
-    """Run in this process: preflight first, torch only if the backend is there."""
+def ready_backend(config: Config, world: World) -> Backend:
+    """Return this process's backend, which has said that it can run. Torch is not imported.
+
+    Raises:
+        BackendUnavailable: it cannot.
+    """
     backend = backends.create(config.backend)
     if world.grouped:
         backend.join(world)
     problems = backend.preflight()
     if problems:
         raise _refusal(backend, problems, config, world)
+    return backend
+
+
+def run_once(config: Config, world: World) -> int:
+    """Run in this process: preflight first, torch only if the backend is there."""
+    backend = ready_backend(config, world)
     from harness.report.summary import print_summary
     from harness.training.run import run
 

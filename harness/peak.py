@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from harness import backends
 from harness.composition import load
 from harness.errors import ConfigError, ExitCode
+from harness.launch import ready_backend, said_once
 from harness.peaks import PEAK_FILE
-from harness.record import claim_folder, write_record
+from harness.record import claim_folder, refuse_existing_run, write_record
 from harness.report.console import WIDTH, PlainConsole
 from harness.world import from_environment
 
@@ -33,22 +33,22 @@ def main(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(HELP)
         return ExitCode.OK
-    config = load(words)
-    world = from_environment(config.parallel.name)
-    backend = backends.create(config.backend)
-    if world.grouped:
-        backend.join(world)
-    problems = backend.preflight()
-    if problems:
-        raise backend.refuse(problems)
+    with said_once():
+        config = load(words)
+        world = from_environment(config.parallel.name)
+        if config.out is not None:
+            # Now rather than when a minute has been spent on measuring.
+            folder = Path(config.out).expanduser()
+            refuse_existing_run(folder)
+            if (folder / PEAK_FILE).exists():
+                raise ConfigError(f"out: {folder} holds a peak already; choose another out=DIR")
+    backend = ready_backend(config, world)
     # Here, since torch is imported with it: only once a backend has said that it can run.
     from harness.training.measure_peak import measure_peak
 
     peak = measure_peak(config, backend, world)
     if world.leads:
-        folder = claim_folder(config.out, backend.name, parent=Path(config.peaks))
-        if (folder / PEAK_FILE).exists():
-            raise ConfigError(f"out: {folder} holds a peak already; choose another out=DIR")
+        folder = claim_folder(config.out, backend.name, parent=Path(config.peaks).expanduser())
         print_peak(peak, write_record(folder, peak, PEAK_FILE))
     return ExitCode.OK
 
@@ -59,7 +59,8 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     table = Table(title=f"peak {path}", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("device", f"{device['kind']}: {device['name']}, {peak['effective']['threads']} host threads")
+    threads = peak["effective"]["threads"]
+    table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
     for precision, found in peak["matrix_products"].items():
         table.add_row(precision, "not to be had" if found is None else _products(found))
     memory = peak["memory"]

@@ -51,6 +51,7 @@ FLOORS = {
     "harness.composition": 3,
     "harness.training": 3,
     "harness.report": 3,
+    "harness.peak": 5,
     "harness.side_by_side": 5,
     "harness.compare": 6,
     "harness.__main__": 7,

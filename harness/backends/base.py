@@ -144,6 +144,10 @@ class Backend(ABC):
         """Return how many host threads one operation is to use."""
         return self.settings.threads or max(1, allowed_cores() // self.world.local_size)
 
+    def device_threads(self) -> int | None:
+        """Return the host threads that a process has where they are the device itself; None for any other device."""
+        return self.threads() if self.devices_share_memory else None
+
     # Before torch is imported
 
     def preflight(self) -> list[Problem]:

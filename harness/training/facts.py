@@ -88,8 +88,14 @@ def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -
     facts.effective = probe(backend, config)
     facts.environment = environment.collect(backend.environment_prefixes, backend.distributions)
     facts.data = dataset.facts()
-    run = {"backend": {"name": backend.name, "versions": facts.versions}, "device": facts.device}
-    facts.measured_peak = find_peak(Path(config.peaks).expanduser(), {**run, "effective": facts.effective})
+    facts.measured_peak = find_peak(
+        Path(config.peaks).expanduser(),
+        {
+            "backend": {"name": backend.name, "versions": facts.versions},
+            "device": facts.device,
+            "effective": {"threads": backend.device_threads()},
+        },
+    )
 
 
 def _refuse_too_large(config: Config, backend: Backend, facts: Facts) -> None:

@@ -75,7 +75,7 @@ def _measure(config: Config, backend: Backend, group: Group) -> dict[str, Any]:
             "peak_lookup_key": backend.peak_lookup_key(),
         },
         "device": device,
-        "effective": {**backend.effective(), "threads": backend.threads()},
+        "effective": {**backend.effective(), "threads": backend.device_threads()},
         "environment": environment.collect(backend.environment_prefixes, backend.distributions),
         "world_size": group.world.size,
         "matrix_products": products,

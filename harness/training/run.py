@@ -83,8 +83,7 @@ class _Claimed:
 
 def _claim(config: Config, backend: Backend, group: Group, facts: Facts) -> _Claimed:
     """Take the run's folder, on rank 0, if what the run is to be measured by is there."""
-    threads = backend.threads() if backend.devices_share_memory else None
-    facts.smaller_world = smaller_world(config, group.world.size, facts.device, threads)
+    facts.smaller_world = smaller_world(config, group.world.size, facts.device, backend.device_threads())
     taken = claim(config, f"{backend.name}-{config.model.name}")
     group.lock = taken.lock
     from_step = 0

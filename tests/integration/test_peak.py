@@ -83,11 +83,19 @@ def test_two_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
     assert "all-reduce" in first.out
 
 
+def test_bad_words_are_said_by_one_process(tmp_path: Path) -> None:
+    first, second = end_ranks(start_ranks(2, ["peak", "backend=cuda", "parallel=ddp"], tmp_path, fault=QUICK))
+    assert (first.code, second.code) == (3, 3)
+    assert len(first.errors) == 1
+    assert second.err == ""
+
+
 def test_nothing_is_overwritten(measured: dict[str, Any], tmp_path: Path) -> None:
     for code in (0, 2):
         ended = run_peak(tmp_path, "out=mine")
         assert ended.code == code, ended.err
     assert "out: mine holds a peak already" in ended.errors[0]
+    assert "matrix products" not in ended.err, "it was found out before anything was measured"
 
 
 @pytest.mark.parametrize(
