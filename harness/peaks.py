@@ -37,7 +37,7 @@ def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what has to be the same for a peak to be a run's: device, software, and threads where they are the device."""
+    """Return what a peak and its run share: device, software, and threads where they are the device."""
     return {
         "backend": record["backend"]["name"],
         "versions": record["backend"]["versions"],
