@@ -23,6 +23,7 @@ def validate(config: Config) -> None:
     _check_parallel(config)
     _check_resume(config)
     _check_track(config)
+    _check_autotune(config)
     if config.out is not None and not config.out.strip():
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 
@@ -149,6 +150,14 @@ def _check_parallel(config: Config) -> None:
         raise ConfigError(
             f"repeats: found {config.repeats}, but a run of several processes is started by torchrun; "
             "start it as often with out=DIR/1, out=DIR/2, ..."
+        )
+
+
+def _check_autotune(config: Config) -> None:
+    if config.autotune and config.parallel.name != "single":
+        raise ConfigError(
+            "autotune: tries micro-batch sizes on one device; leave parallel=single and set workload.global_batch_size "
+            "to the share of one device"
         )
 
 

@@ -203,6 +203,11 @@ class Config:
     peaks: str = "runs/peaks"
     """Where `python -m harness peak` leaves its records, and where a run looks for the newest one of its device and
     software to be held against."""
+    profile: bool = False
+    """After the last measured step, look where the time of a step goes: a table in summary and record, and PyTorch's
+    trace in the run's folder. It takes nine more steps, whose weights nobody keeps."""
+    autotune: bool = False
+    """Try the micro-batch sizes that the global batch allows, each in a short run of its own, and name the fastest."""
     resume: str | None = limited(None, choices=("auto",))
     """auto: go on from the newest checkpoint in out=DIR, or begin there if there is none; null never does."""
     on_nonfinite: str = limited("stop", choices=("stop", "skip"))
@@ -249,6 +254,8 @@ NOT_PART_OF_THE_WORK = (
     "repeats",
     "out",
     "peaks",
+    "profile",
+    "autotune",
     "resume",
     "checkpoint.*",
     # A run in which nothing was skipped is the same work; what was skipped is in the record.

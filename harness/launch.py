@@ -36,6 +36,7 @@ usage: python -m harness [key=value ...]          train and time one run
 
 Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
   backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
+  profile=true  experiment=autotune  track=tuned
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
   checkpoint.every=500 resume=auto out=DIR; several devices: python -m harness torchrun --nproc-per-node=N parallel=ddp
 
@@ -117,6 +118,11 @@ def run_once_or_repeat(overrides: list[str]) -> int:
         config = load(overrides)
         world = from_environment(config.parallel.name)
         check_shares(config, world.size)
+    if config.autotune:
+        from harness.autotune import run_autotune
+
+        refuse_missing_backend(config)
+        return run_autotune(config, overrides, run_job)
     return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
 
 
@@ -184,14 +190,24 @@ def _refusal(backend: Backend, problems: list[Problem], config: Config, world: W
 
 def run_repeats(config: Config, overrides: list[str]) -> int:
     """Run the same settings `repeats` times, each in a fresh process, into out/1, out/2, ..."""
-    backend = backends.create(config.backend)
-    problems = backend.preflight()
-    if problems:
-        raise backend.refuse(problems)
+    refuse_missing_backend(config)
     folder = claim_folder(config.out, f"{config.backend.name}-{config.model.name}")
     own = [word for word in overrides if word.lstrip("+").split("=", 1)[0] not in ("repeats", "out")]
     jobs = [[*own, "repeats=1", f"out={quoted(folder / str(number))}"] for number in range(1, config.repeats + 1)]
     return _run_jobs(jobs, "repeat")
+
+
+def refuse_missing_backend(config: Config) -> None:
+    """Raise BackendUnavailable, before anything is begun, if the backend cannot run here."""
+    backend = backends.create(config.backend)
+    problems = backend.preflight()
+    if problems:
+        raise backend.refuse(problems)
+
+
+def run_job(words: list[str], folder: Path) -> int:
+    """Run one training in a fresh process, its words on standard error, and return its exit code."""
+    return run_process([sys.executable, "-m", "harness", *words, f"out={quoted(folder)}"], sys.stderr)
 
 
 def run_sweep(overrides: list[str]) -> int:

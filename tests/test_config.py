@@ -61,6 +61,8 @@ OTHER_VALUE: dict[str, str] = {
     "workload.gradient_clip_norm": "2.0",
     "track.adamw": "fused",
     "parallel.timeout_seconds": "60",
+    "profile": "true",
+    "autotune": "true",
     "checkpoint.every": "10",
     "checkpoint.keep": "3",
     "on_nonfinite": "skip",

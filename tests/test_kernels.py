@@ -18,7 +18,7 @@ WIDTH, CLASSES = 24, 61
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a test's few tokens are several chunks and blocks, the last one short."""
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(kernels, "FEWEST_TOKENS_IN_CHUNK", 8)
+    monkeypatch.setattr(kernels, "TOKENS_IN_CHUNK", 8)
     monkeypatch.setattr(kernels, "QUERY_BLOCK", 8)
 
 
@@ -42,8 +42,11 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool
     return float((found.float() - expected.float()).norm() / expected.float().norm()) < tolerance
 
 
+@pytest.mark.parametrize("classes", [CLASSES, 64])
 @pytest.mark.parametrize("tokens", [1, 8, 21])
-def test_chunked_cross_entropy_in_float32(tokens: int) -> None:
+def test_chunked_cross_entropy_in_float32(tokens: int, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary that needs rows of padding, and with one that does not."""
+    monkeypatch.setattr(f"{__name__}.CLASSES", classes)
     found = loss_and_gradients(ChunkedCrossEntropy(), "fp32", tokens)
     expected = loss_and_gradients(mean_cross_entropy, "fp32", tokens)
     for one, other in zip(found, expected, strict=True):
@@ -69,10 +72,21 @@ def test_without_gradients_there_is_only_the_loss() -> None:
     torch.testing.assert_close(loss, mean_cross_entropy(head, hidden, targets).detach())
 
 
+@pytest.mark.parametrize("classes", [CLASSES, 64])
+def test_products_are_aligned(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Size] = []
+    kernel = ChunkedCrossEntropy()
+    inner = kernel._loss_and_gradient
+    look = lambda z, t, v: (seen.append(z.shape), inner(z, t, v))[1]  # noqa: E731
+    monkeypatch.setattr(kernel, "_loss_and_gradient", look)
+    kernel(torch.nn.Linear(WIDTH, classes, bias=False), torch.randn(1, 8, WIDTH), torch.zeros(1, 8, dtype=torch.long))
+    assert seen == [torch.Size([8, 64])]
+
+
 def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     inner = kernels._loss_and_gradient
-    monkeypatch.setattr(kernels, "_loss_and_gradient", lambda z, t: (seen.append(len(z)), inner(z, t))[1])
+    monkeypatch.setattr(kernels, "_loss_and_gradient", lambda z, t, v: (seen.append(len(z)), inner(z, t, v))[1])
     loss_and_gradients(ChunkedCrossEntropy(), "fp32")
     assert seen == [8] * 7 + [7]
 

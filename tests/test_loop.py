@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.backends.base import StepOutput
+from harness.backends.base import Part, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
@@ -156,6 +156,9 @@ class Scene:
 
     def skipped_steps(self) -> int:
         return 0
+
+    def watch_parts(self, part: Part | None) -> bool:
+        return False
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -69,6 +69,10 @@ class GradientExchange:
 
 ALONE = GradientExchange()
 
+PARTS = ("host_to_device", "forward", "backward", "communication", "optimizer")
+Part = Callable[[str], AbstractContextManager[None]]
+"""Given the name of a part of the step, what it runs within."""
+
 
 class TrainStep(Protocol):
     """One optimizer step as the device performs it. Devices that compile or own the step bring their own."""
@@ -83,6 +87,13 @@ class TrainStep(Protocol):
 
     def skipped_steps(self) -> int:
         """Return how many updates a loss scaler has dropped so far. May synchronise."""
+        ...
+
+    def watch_parts(self, part: Part | None) -> bool:
+        """Run every part of the next steps (PARTS) within what `part` returns for it; None ends that.
+
+        Returns False where the step is one piece, in which no parts can be told from each other.
+        """
         ...
 
     def state(self) -> dict[str, Any]:
@@ -235,6 +246,14 @@ class Backend(ABC):
     def telemetry(self) -> Any | None:
         """Return a sampler of power and temperature, or None."""
         return None
+
+    def profiler_activities(self) -> list[Any]:
+        """Return the torch.profiler.ProfilerActivity of which a trace is made: the host's calls, and the device's work
+        where PyTorch's profiler sees it.
+        """
+        from torch.profiler import ProfilerActivity
+
+        return [ProfilerActivity.CPU]
 
     def kernels(self) -> Mapping[str, Mapping[str, Any]]:
         """Return this device's tuned kernels: by operation (`attention`, `cross_entropy`), then by name.

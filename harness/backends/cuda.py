@@ -133,6 +133,11 @@ class CudaBackend(Backend):
             "allocator": torch.cuda.get_allocator_backend(),
         }
 
+    def profiler_activities(self) -> list[Any]:
+        from torch.profiler import ProfilerActivity
+
+        return [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+
     def compile_problems(self) -> list[Problem]:
         if installed_version("triton") is None and installed_version("pytorch-triton-rocm") is None:
             return [Problem("torch.compile needs triton, which is not installed", "pip install triton")]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
-from harness.backends.base import ALONE, GradientExchange, StepOutput
+from harness.backends.base import ALONE, GradientExchange, Part, StepOutput
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _unwatched(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class EagerStep:
@@ -42,6 +46,7 @@ class EagerStep:
         self._skip_nonfinite = skip_nonfinite and self._scaler is None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
+        self._part: Part = _unwatched
 
     def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
         self._attempted_steps += 1
@@ -53,10 +58,18 @@ class EagerStep:
             with nullcontext() if number == len(micro_batches) else self._exchange.accumulating():
                 # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
                 share = self._loss(sequences) / len(micro_batches)
-                part = share if self._exchange.devices == 1 else share / self._exchange.devices
-                (part if self._scaler is None else self._scaler.scale(part)).backward()
+                own = share if self._exchange.devices == 1 else share / self._exchange.devices
+                with self._part("backward"):
+                    (own if self._scaler is None else self._scaler.scale(own)).backward()
             loss += share.detach()
-        self._exchange.exchanged()
+        with self._part("communication"):
+            self._exchange.exchanged()
+        with self._part("optimizer"):
+            norm = self._update()
+        return StepOutput(loss, norm)
+
+    def _update(self) -> torch.Tensor:
+        """Clip the gradients, update the weights, and return the gradients' norm before that."""
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm).detach()
@@ -69,7 +82,11 @@ class EagerStep:
         elif not (self._skip_nonfinite and not math.isfinite(norm.item())):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, norm)
+        return norm
+
+    def watch_parts(self, part: Part | None) -> bool:
+        self._part = part or _unwatched
+        return True
 
     @torch.no_grad()
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
@@ -95,10 +112,11 @@ class EagerStep:
             self._scaler.load_state_dict(state["scaler"])
 
     def _loss(self, sequences: torch.Tensor) -> torch.Tensor:
-        on_device = sequences.to(self._device, non_blocking=True)
+        with self._part("host_to_device"):
+            on_device = sequences.to(self._device, non_blocking=True)
         if self._autocast_dtype is None:
             context = nullcontext()
         else:
             context = torch.autocast(self._device.type, dtype=self._autocast_dtype)
-        with context:
+        with self._part("forward"), context:
             return self._model(on_device)

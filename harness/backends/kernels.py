@@ -9,9 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Logits of as many tokens as fit into this are held at a time.
+# Logits of as many tokens as fit into this are held at a time, in multiples of so many.
 CHUNK_BYTES = 64 << 20
-FEWEST_TOKENS_IN_CHUNK = 256
+TOKENS_IN_CHUNK = 256
+# Matrix products are up to a third slower where the vocabulary is no multiple of this (GPT-2's 50 257 is odd).
+ALIGNMENT = 64
 QUERY_BLOCK = 128
 
 
@@ -55,40 +57,51 @@ class _WithGradients(torch.autograd.Function):
         return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None, None
 
 
-LossAndGradient = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+LossAndGradient = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
              loss_and_gradient: LossAndGradient | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
     """Return the loss and, given how, its gradients for hidden [N, W] and weight [V, W]."""
     count, classes = len(hidden), len(weight)
-    rows, narrow = hidden.to(dtype), weight.to(dtype)
+    rows, narrow = hidden.to(dtype), _aligned(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if loss_and_gradient else None
     weight_grad = torch.zeros_like(weight) if loss_and_gradient else None
-    chunk = max(FEWEST_TOKENS_IN_CHUNK, CHUNK_BYTES // (classes * dtype.itemsize))
+    fitting = CHUNK_BYTES // (len(narrow) * dtype.itemsize)
+    chunk = max(1, fitting // TOKENS_IN_CHUNK) * TOKENS_IN_CHUNK
     for first in range(0, count, chunk):
         part, wanted = rows[first : first + chunk], targets[first : first + chunk]
         logits = part @ narrow.T
         if loss_and_gradient is None or hidden_grad is None or weight_grad is None:
-            loss += F.cross_entropy(logits.float(), wanted, reduction="sum")
+            loss += F.cross_entropy(logits[:, :classes].float(), wanted, reduction="sum")
             continue
-        part_loss, logits_grad = loss_and_gradient(logits, wanted)
+        part_loss, logits_grad = loss_and_gradient(logits, wanted, classes)
         loss += part_loss
         # The division by the count of tokens comes last: what is kept in 16 bits should not be tiny.
         hidden_grad[first : first + chunk] = logits_grad @ narrow
-        weight_grad += logits_grad.T @ part
+        weight_grad += (logits_grad.T @ part)[:classes]
     if hidden_grad is not None and weight_grad is not None:
         hidden_grad /= count
         weight_grad /= count
     return loss / count, hidden_grad, weight_grad
 
 
-def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of [N, V] logits, and its gradient in their type."""
-    logarithms = F.log_softmax(logits.float(), dim=-1)
+def _aligned(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the weight in another type, with rows of zeros to a multiple of ALIGNMENT."""
+    rows = -len(weight) % ALIGNMENT
+    return F.pad(weight.to(dtype), (0, 0, 0, rows)) if rows else weight.to(dtype)
+
+
+def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed loss of logits [N, V or more], of which the first V count, and its gradient in their type."""
+    columns = torch.arange(logits.shape[1], device=logits.device)[None]
+    wide = logits.float()
+    if logits.shape[1] > classes:
+        wide = torch.where(columns < classes, wide, -math.inf)
+    logarithms = F.log_softmax(wide, dim=-1)
     loss = F.nll_loss(logarithms, targets, reduction="sum")
-    ones = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    ones = columns == targets[:, None]
     return loss, (torch.exp(logarithms) - ones.float()).to(logits.dtype)
 
 

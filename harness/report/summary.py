@@ -11,6 +11,7 @@ from rich.table import Table
 
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import gibibytes, tokens_per_second
+from harness.report.profile_table import print_profile
 
 # A wall clock is corrected by fractions of a second all the time.
 CLOCK_TOLERANCE_SECONDS = 2.0
@@ -25,6 +26,8 @@ def print_summary(record: dict[str, Any], folder: Path, console: Console | None 
     for name, value in _lines(record):
         table.add_row(name, value)
     console.print(table)
+    if record.get("profile") is not None:
+        print_profile(record, console)
 
 
 def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:

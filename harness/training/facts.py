@@ -52,6 +52,7 @@ class Facts:
     parallel: dict[str, Any] | None = None
     smaller_world: SmallerWorld | None = None
     measured_peak: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
     clocks: Clocks = field(default_factory=Clocks)
 
 
@@ -81,6 +82,11 @@ def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -
     config = replace(config, track=facts.track)
     backend.check_work(config)
     facts.device = backend.describe()
+    if config.profile and facts.device.get("emulated"):
+        raise BackendUnavailable(
+            f"profile: the device of backend {backend.name} is an emulation, whose times say nothing of any device; "
+            "set profile=false, or profile a real one"
+        )
     facts.peak_lookup_key = backend.peak_lookup_key()
     facts.versions = backend.versions()
     facts.parameters = parameter_count(config.model)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis.roofline import roofline
 from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
 from harness.record import SCHEMA_VERSION
@@ -85,7 +86,30 @@ def assemble(
         "attempts": attempts,
     }
     record["utilization"] = utilization(record)
+    record["profile"] = profile(facts.profile, record)
     return record
+
+
+def profile(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record's part on where the time of a step goes, or None if nobody asked."""
+    if found is None:
+        return None
+    times, used = record["timing"], record["utilization"]
+    position = None
+    if times["mean_step_seconds"] is not None and used is not None:
+        position = roofline(
+            used["achieved_flops"] * times["mean_step_seconds"],
+            found["operand_bytes"],
+            times["mean_step_seconds"],
+            used["measured_peak_flops"],
+            (record["measured_peak"] or {}).get("memory_bytes_per_second"),
+        )
+    steps = times["measured_steps"]
+    return {
+        "data_wait_seconds": times["data_wait_seconds"] / steps if steps else None,
+        **found,
+        "roofline": position,
+    }
 
 
 def scaling(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:

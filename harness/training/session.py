@@ -32,7 +32,7 @@ from harness.training.tuning import Compilation, tune, watched_eagerly
 from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
 from harness.workload.initialisation import build_model
-from harness.workload.optimizer import build_optimizer
+from harness.workload.optimizer import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
     from harness.training.keeper import Keeper
@@ -162,6 +162,33 @@ class Session:
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:
             facts.effective["compilation"] = compiled
+        if config.profile and self._loop.result.finished(config.workload.steps):
+            facts.profile = self._profile(step)
+
+    def _profile(self, step: TrainStep) -> dict[str, Any]:
+        """Return where the time of a step goes. It trains on, so everything else has been asked by now."""
+        # Here, since importing PyTorch's profiler takes a while that most runs need not spend.
+        from harness.training.profiling import STEPS, profile_steps
+
+        self.prefetcher.close()
+        work, ranks, backend = self.config.workload, self.ranks, self.backend
+        share = work.global_batch_size // ranks.size
+        batches = []
+        for number in range(min(STEPS, work.steps)):
+            sequences = self.dataset.train(number * work.global_batch_size + ranks.rank * share, share)
+            batch = torch.from_numpy(sequences)
+            batches.append((batch.pin_memory() if backend.pins_host_memory else batch).split(work.micro_batch_size))
+        return profile_steps(
+            step,
+            batches,
+            learning_rate(work.steps, work),
+            backend=backend,
+            folder=self.folder,
+            rank=ranks.rank,
+            waited=lambda: self._meter.take()[1],
+            uncompiled=lambda: watched_eagerly(self.facts.track),
+            advanced=self.group.advanced,
+        )
 
     def _spread(self) -> Spread:
         """Return the model with its initial weights, on this process's device or spread over all."""

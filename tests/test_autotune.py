@@ -1,0 +1,139 @@
+"""The search for the fastest micro-batch size, with runs that are told beforehand how they end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.autotune import candidates, run_autotune
+from harness.composition import load
+from harness.config import Config
+from harness.errors import BackendUnavailable, ConfigError, RunFailed
+from tests.conftest import TINY
+
+Runs = Callable[[list[str], Path], int]
+
+
+class Scripted:
+    """Runs whose speed depends on the micro-batch size; 0 is out of memory."""
+
+    def __init__(self, speeds: dict[int, float | list[float]], *, killed: bool = False, emulated: bool = False) -> None:
+        self.speeds, self.killed, self.emulated = speeds, killed, emulated
+        self.ran: list[int] = []
+        self.words: list[list[str]] = []
+
+    def __call__(self, words: list[str], folder: Path) -> int:
+        size = int(next(word for word in words if word.startswith("workload.micro_batch_size=")).split("=")[1])
+        speeds = self.speeds[size]
+        speed = speeds[self.ran.count(size)] if isinstance(speeds, list) else speeds
+        self.ran.append(size)
+        self.words.append(words)
+        if speed < 0:
+            return 3
+        if speed == 0 and self.killed:
+            return 137
+        folder.mkdir(parents=True)
+        record: dict[str, Any] = {
+            "status": "ok" if speed else "oom",
+            "device": {"emulated": self.emulated},
+            "timing": {"tokens_per_second": speed or None},
+            "memory": {"peak_allocated_bytes": size << 30},
+        }
+        (folder / "record.json").write_text(json.dumps(record))
+        return 0 if speed else 5
+
+
+def search(folder: Path, runs: Runs, *words: str) -> tuple[int, Config]:
+    overrides = [*TINY, "experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *words]
+    config = load(overrides)
+    return run_autotune(config, overrides, runs), config
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "a" / "autotune.json").read_text())
+
+
+def test_candidates_divide_the_batch_and_lie_apart() -> None:
+    assert [each.micro_batch_size for each in candidates(8)] == [1, 2, 4, 8]
+    assert [(each.micro_batch_size, each.accumulation) for each in candidates(6)] == [(1, 6), (2, 3), (3, 2), (6, 1)]
+    assert [each.micro_batch_size for each in candidates(480)] == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
+
+
+def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = Scripted({1: 100.0, 2: 300.0, 4: 250.0, 8: 200.0})
+    assert search(tmp_path, runs, "seed=3")[0] == 0
+    assert runs.ran == [1, 2, 4, 8]
+    assert result(tmp_path)["fastest"] == 2
+    said = capsys.readouterr().out
+    last = said.splitlines()[-1]
+    assert last.startswith("fastest: python -m harness ")
+    assert last.endswith("workload.micro_batch_size=2")
+    assert "seed=3" in last
+    for own in ("autotune", "out=", "experiment"):
+        assert own not in last
+    assert "noise" not in said
+
+
+def test_every_job_is_the_users_words_but_for_the_size(tmp_path: Path) -> None:
+    runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
+    search(tmp_path, runs, "workload.micro_batch_size=4", "seed=3")
+    for words in runs.words:
+        job = load(words)
+        assert not job.autotune
+        assert (job.seed, job.workload.global_batch_size) == (3, 8)
+        assert sum(word.startswith("workload.micro_batch_size") for word in words) == 1
+
+
+def test_repeats_take_turns_and_the_median_counts(tmp_path: Path) -> None:
+    runs = Scripted({1: [1.0, 90.0, 2.0], 2: [3.0, 3.0, 3.0], 4: [1.0, 1.0, 1.0], 8: [1.0, 1.0, 1.0]})
+    search(tmp_path, runs, "repeats=3")
+    assert runs.ran == [1, 2, 4, 8] * 3
+    assert result(tmp_path)["fastest"] == 2
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_does_not_fit_ends_the_search_upwards(
+    tmp_path: Path, killed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Scripted({1: 100.0, 2: 110.0, 4: 0.0, 8: 1.0}, killed=killed)
+    assert search(tmp_path, runs, "repeats=2")[0] == 0
+    assert runs.ran == [1, 2, 4, 1, 2]
+    assert result(tmp_path)["fastest"] == 2
+    assert capsys.readouterr().out.count("out of memory") == 2
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="not even a micro-batch size of 1 fits"):
+        search(tmp_path, Scripted({1: 0.0}))
+
+
+def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(tmp_path, Scripted({1: 100.0, 2: 98.0, 4: 90.0, 8: 99.0}))
+    assert "within 3 % of it, which is noise: 2, 8" in capsys.readouterr().out
+
+
+def test_another_failure_is_the_searchs_own(tmp_path: Path) -> None:
+    runs = Scripted({1: 100.0, 2: -1.0})
+    assert search(tmp_path, runs)[0] == 3
+    assert runs.ran == [1, 2]
+
+
+def test_an_emulated_device_has_no_fastest(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="emulation"):
+        search(tmp_path, Scripted({1: 100.0}, emulated=True))
+
+
+def test_a_folder_is_searched_once(tmp_path: Path) -> None:
+    runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
+    search(tmp_path, runs)
+    with pytest.raises(ConfigError, match="holds another autotune"):
+        search(tmp_path, runs)
+
+
+def test_several_processes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"autotune: .*parallel=single"):
+        load([*TINY, "experiment=autotune", "parallel=ddp"])
