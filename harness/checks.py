@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.config import Config, DataConfig, ModelConfig, kv_heads, settings
+from harness.config import OPERATIONS, Config, DataConfig, ModelConfig, kv_heads, settings
 from harness.errors import ConfigError
 
 
@@ -109,12 +109,24 @@ def _check_workload(config: Config) -> None:
 
 def _check_track(config: Config) -> None:
     track = config.track
-    for key, stock in (("adamw", None), ("compile", "no"), ("attention", "stock"), ("cross_entropy", "stock")):
+    stock_kernels = dict.fromkeys(OPERATIONS, "stock")
+    for key, stock in {"adamw": None, "compile": "no", "activation_memory_budget": 1.0, **stock_kernels}.items():
         value = getattr(track, key)
         if track.name == "portable" and (value is None or (stock is not None and value != stock)):
             raise ConfigError(
                 f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
                 "every device; use track=tuned"
+            )
+    model = config.model
+    for operation, setting, wanted in (
+        ("rotary", "positions", "rotary"),
+        ("rms_norm", "norm", "rmsnorm"),
+        ("swiglu", "activation", "swiglu"),
+    ):
+        if getattr(track, operation) not in (None, "stock") and getattr(model, setting) != wanted:
+            raise ConfigError(
+                f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
+                f"{getattr(model, setting)} and never computes it; leave track.{operation} out"
             )
     if config.parallel.name == "fsdp" and track.compile not in (None, "no"):
         raise ConfigError(

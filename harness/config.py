@@ -18,6 +18,8 @@ from omegaconf import MISSING, OmegaConf
 WORKLOAD_VERSION = 1
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+# What a backend may bring kernels of its own for, with track=tuned.
+OPERATIONS = ("attention", "rotary", "rms_norm", "swiglu", "cross_entropy")
 
 
 def limited(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
@@ -169,8 +171,17 @@ class TrackConfig:
     """With tuned: torch.compile of each transformer block, or of the whole model; null is the backend's own choice."""
     attention: str | None = "stock"
     """With tuned: which of the backend's attention kernels runs; null is the backend's own choice."""
+    rotary: str | None = "stock"
+    """With tuned: likewise, for the rotation of queries and keys."""
+    rms_norm: str | None = "stock"
+    """With tuned: likewise, for RMSNorm."""
+    swiglu: str | None = "stock"
+    """With tuned: likewise, for SwiGLU."""
     cross_entropy: str | None = "stock"
     """With tuned: which of the backend's cross-entropies runs; null is the backend's own choice."""
+    activation_memory_budget: float | None = limited(1.0, above=0.0, maximum=1.0)
+    """With tuned: share of the memory for activations that compiled parts may take; what does not fit is computed again
+    in the backward pass, cheapest first. The same numbers; null is the backend's own choice."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from harness.composition import expand_sweep, group_options, load
-from harness.config import NOT_PART_OF_THE_WORK, Config, settings, to_yaml, workload_id, workload_settings
+from harness.config import NOT_PART_OF_THE_WORK, OPERATIONS, Config, settings, to_yaml, workload_id, workload_settings
 from harness.errors import ConfigError
 from harness.launch import quoted, setting_meanings
 
@@ -77,7 +77,7 @@ OTHER_VALUE: dict[str, str] = {
 # One legal value only, so far, or chosen by their group.
 FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
 # Legal together with track=tuned only.
-FIXED |= {"track.compile", "track.attention", "track.cross_entropy"}
+FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
 FIXED |= {
     "parallel.shard_within_host",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from harness import backends
 from harness.backends.base import Backend
 from harness.composition import load
-from harness.config import BackendConfig, TrackConfig
+from harness.config import OPERATIONS, BackendConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
 from harness.training.tuning import resolve
+from harness.workload.model import Transformer
 from tests.conftest import TINY
 
 TUNED = load([*TINY, "track=tuned"]).track
@@ -56,10 +58,41 @@ def test_portable_is_stock_everywhere(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("word", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
-                                  "track.adamw=null", "track.compile=null"])  # fmt: skip
+                                  "track.adamw=null", "track.compile=null", "track.rms_norm=fused",
+                                  "track.activation_memory_budget=0.5"])  # fmt: skip
 def test_portable_refuses_what_is_not_stock(word: str) -> None:
     with pytest.raises(ConfigError, match=r"track=portable is stock PyTorch on every device; use track=tuned"):
         load([*TINY, word])
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        ("rotary", "model.positions=learned"),
+        ("rms_norm", "model.norm=layernorm"),
+        ("swiglu", "model.activation=gelu_tanh"),
+    ],
+)
+def test_a_kernel_for_what_the_model_never_computes(operation: str, said: str) -> None:
+    words = [*TINY, "model.positions=learned", "track=tuned", f"track.{operation}=fused"]
+    with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but the model has {said}"):
+        load(words)
+
+
+def test_the_models_operations_are_those_that_can_be_tuned() -> None:
+    config = load([*TINY, "model.norm=rmsnorm"]).model
+    with torch.device("meta"):
+        model = Transformer(config)
+    found = {operation for module in model.modules() for operation in getattr(module, "kernels", ())}
+    assert found == set(OPERATIONS)
+
+    def kernel(*values: torch.Tensor) -> torch.Tensor:
+        return values[0]
+
+    model.use_kernels(dict.fromkeys(OPERATIONS, kernel))
+    for module in model.modules():
+        for operation in getattr(module, "kernels", ()):
+            assert getattr(module, operation) is kernel
 
 
 def test_shards_refuse_to_be_compiled() -> None:

@@ -256,21 +256,31 @@ class Backend(ABC):
         return [ProfilerActivity.CPU]
 
     def kernels(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return this device's tuned kernels: by operation (`attention`, `cross_entropy`), then by name.
+        """Return this device's tuned kernels: by operation (`attention`, `rotary`, `rms_norm`, `swiglu`,
+        `cross_entropy`), then by name.
 
-        Each takes and returns what the model's own function does: `causal_attention` and `mean_cross_entropy` in
-        harness/workload/model.py. One with a method `compile` is compiled by it where the model's blocks are. Called
-        once torch is imported.
+        Each takes and returns what the model's own function does: `causal_attention`, `rotate`, `rms_norm`, `swiglu`
+        and `mean_cross_entropy` in harness/workload/model.py. One with a method `compile` is compiled by it where the
+        model's blocks are. Called once torch is imported.
         """
         from harness.backends.kernels import ChunkedCrossEntropy
 
         return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
-    def tuned(self) -> Mapping[str, str]:
+    def tuned(self) -> Mapping[str, Any]:
         """Return what track=tuned stands for on this device, by setting: what won in a measurement that is in the
         repository, and the stock choice for the rest.
         """
-        return {"adamw": "foreach", "compile": "no", "attention": "stock", "cross_entropy": "stock"}
+        return {
+            "adamw": "foreach",
+            "compile": "no",
+            "attention": "stock",
+            "rotary": "stock",
+            "rms_norm": "stock",
+            "swiglu": "stock",
+            "cross_entropy": "stock",
+            "activation_memory_budget": 1.0,
+        }
 
     def compile_problems(self) -> list[Problem]:
         """Return what torch.compile lacks on this device."""

@@ -76,8 +76,15 @@ class CpuBackend(Backend):
 
         return {**super().kernels(), "attention": {"blocked": blocked_attention}}
 
-    def tuned(self) -> Mapping[str, str]:
-        return {"adamw": "fused", "compile": "blocks", "attention": "blocked", "cross_entropy": "chunked"}
+    def tuned(self) -> Mapping[str, Any]:
+        return {
+            **super().tuned(),
+            "adamw": "fused",
+            "compile": "blocks",
+            "attention": "blocked",
+            "cross_entropy": "chunked",
+            "activation_memory_budget": 0.9,
+        }
 
     def compile_problems(self) -> list[Problem]:
         compiler = os.environ.get("CXX", "g++")

@@ -126,6 +126,15 @@ class NpuBackend(Backend):
             "internal_format": _internal_format(),
         }
 
+    def kernels(self) -> Mapping[str, Mapping[str, Any]]:
+        # Attention needs none: what PyTorch calls is the fused kernel already.
+        return {
+            **super().kernels(),
+            "rotary": {"fused": fused_rotary},
+            "rms_norm": {"fused": fused_rms_norm},
+            "swiglu": {"fused": fused_swiglu},
+        }
+
     def compile_problems(self) -> list[Problem]:
         # Its inductor needs triton-ascend; torchair and npugraph_ex are made for inference.
         return [Problem("torch.compile of a training step is not supported on NPU", "set track.compile=no")]
@@ -185,6 +194,27 @@ class NpuBackend(Backend):
     def classify(self, error: BaseException) -> Failure | None:
         # The NPU's messages first: its out-of-memory comes as a plain RuntimeError in older releases.
         return classify_message(str(error)) or super().classify(error)
+
+
+def fused_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`rotate` as one kernel, between two casts: of narrow tables it would make other positions."""
+    return _torch_npu().npu_rotary_mul(x.float(), cos[None, None], sin[None, None]).to(x.dtype)
+
+
+def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """`rms_norm` as one kernel, where PyTorch's is eight."""
+    return _torch_npu().npu_rms_norm(x, weight, epsilon=epsilon)[0]
+
+
+def fused_swiglu(x: torch.Tensor) -> torch.Tensor:
+    """`swiglu` as one kernel."""
+    return _torch_npu().npu_swiglu(x, dim=-1)
+
+
+def _torch_npu() -> Any:
+    import torch_npu  # type: ignore[import-not-found]
+
+    return torch_npu
 
 
 def _deterministic_level(npu: Any) -> int | None:

@@ -9,7 +9,7 @@ import torch
 
 from harness.backends.base import Backend, TrainStep
 from harness.backends.eager import AUTOCAST_DTYPES
-from harness.config import Config, kv_heads
+from harness.config import OPERATIONS, Config, kv_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import activate, causal_attention
 from harness.workload.random import approximately_normal, stream_key
@@ -43,8 +43,8 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
         "adamw": config.track.adamw,
         "compiled": config.track.compile != "no",
         "compile": config.track.compile,
-        "attention": config.track.attention,
-        "cross_entropy": config.track.cross_entropy,
+        **{operation: getattr(config.track, operation) for operation in OPERATIONS},
+        "activation_memory_budget": config.track.activation_memory_budget,
         "track": config.track.name,
     }
 

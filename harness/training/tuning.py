@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from harness.backends.base import Backend
-from harness.config import TrackConfig
+from harness.config import OPERATIONS, TrackConfig
 from harness.errors import ConfigError
 from harness.workload.model import Transformer
 
-KERNELS = ("attention", "cross_entropy")
 STOCK = "stock"
 
 
@@ -27,12 +26,12 @@ def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConf
         BackendUnavailable: torch.compile is asked for, or the backend's choice, and something is missing.
     """
     own = backend.tuned()
-    chosen = {key: own[key] for key in ("adamw", "compile", *KERNELS) if getattr(track, key) is None}
+    chosen = {key: value for key, value in own.items() if getattr(track, key) is None}
     if sharded and track.compile is None:
         chosen["compile"] = "no"
     resolved = replace(track, **chosen)
     kernels = backend.kernels()
-    for operation in KERNELS:
+    for operation in OPERATIONS:
         name = getattr(resolved, operation)
         known = (STOCK, *sorted(kernels.get(operation, {})))
         if name not in known:
@@ -46,15 +45,20 @@ def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConf
 
 def tune(model: Transformer, track: TrackConfig, backend: Backend) -> None:
     """Give a model the kernels of a resolved track and have it compiled, which happens at its first call."""
-    kernels = backend.kernels()
-    attention, cross_entropy = (kernels.get(operation, {}).get(getattr(track, operation)) for operation in KERNELS)
-    model.use_kernels(attention, cross_entropy)
+    known = backend.kernels()
+    chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
+    model.use_kernels(chosen)
+    if track.compile != "no":
+        import torch._functorch.config as partitioning
+
+        # Of the process, and read when a part is compiled.
+        partitioning.activation_memory_budget = track.activation_memory_budget
     if track.compile == "model":
         model.compile(dynamic=False)
     elif track.compile == "blocks":
         for block in (*model.blocks, model.norm):
             block.compile(dynamic=False)
-        for kernel in (attention, cross_entropy):
+        for kernel in chosen.values():
             compile_kernel = getattr(kernel, "compile", None)
             if compile_kernel is not None:
                 compile_kernel()

@@ -5,7 +5,7 @@ Shapes: B sequences, S positions, W width, H query heads, K key/value heads, D =
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,9 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.config import ModelConfig, hidden_size, kv_heads
 
+Kernel = Callable[..., torch.Tensor]
+"""A function of the model that a backend may compute otherwise. Each is an attribute, named as its operation, of the
+modules that list it in `kernels`."""
+
 
 class Attention(nn.Module):
     """Causal self-attention with grouped key/value heads and optional rotary positions."""
+
+    kernels = ("attention", "rotary")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -27,7 +33,8 @@ class Attention(nn.Module):
         qkv_size = (self.heads + 2 * self.kv_heads) * self.head_size
         self.qkv = nn.Linear(config.width, qkv_size, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
-        self.attend: AttentionKernel = causal_attention
+        self.attention: Kernel = causal_attention
+        self.rotary: Kernel = rotate
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
@@ -39,13 +46,9 @@ class Attention(nn.Module):
             .split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         )
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed = self.attend(q, k, v)
+            q, k = self.rotary(q, *rotary), self.rotary(k, *rotary)
+        mixed = self.attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-AttentionKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-CrossEntropyKernel = Callable[[nn.Linear, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -63,12 +66,15 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 class FeedForward(nn.Module):
     """GELU, or SwiGLU (Shazeer 2020) with gate and value in one projection."""
 
+    kernels = ("swiglu",)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
         hidden = hidden_size(config)
         self.up = nn.Linear(config.width, 2 * hidden if self.gated else hidden, bias=config.bias)
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
+        self.swiglu: Kernel = swiglu
 
     @property
     def gated(self) -> bool:
@@ -78,9 +84,14 @@ class FeedForward(nn.Module):
         """[B, S, W] -> [B, S, W]"""
         x = self.up(x)
         if self.gated:
-            gate, value = x.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * value)
+            return self.down(self.swiglu(x))
         return self.down(activate(x, self.activation))
+
+
+def swiglu(x: torch.Tensor) -> torch.Tensor:
+    """[..., 2 H], gate and value side by side -> [..., H]"""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -88,10 +99,31 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019)."""
+
+    kernels = ("rms_norm",)
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
+        self.rms_norm: Kernel = rms_norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., W] -> [..., W]"""
+        return self.rms_norm(x, self.weight, self.epsilon)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """x [..., W], weight [W] -> [..., W]"""
+    return F.rms_norm(x, weight.shape, weight, epsilon)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """Return a new LayerNorm or RMSNorm over the width."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.width, eps=config.norm_epsilon)
+        return RMSNorm(config.width, config.norm_epsilon)
     return nn.LayerNorm(config.width, eps=config.norm_epsilon, bias=config.bias)
 
 
@@ -113,6 +145,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The model. Build it on the meta device and fill it with `build_model` (initialisation.py)."""
 
+    kernels = ("cross_entropy",)
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -124,16 +158,14 @@ class Transformer(nn.Module):
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._cross_entropy: CrossEntropyKernel = mean_cross_entropy
+        self.cross_entropy: Kernel = mean_cross_entropy
 
-    def use_kernels(self, attention: AttentionKernel | None, cross_entropy: CrossEntropyKernel | None) -> None:
-        """Compute attention and the loss with other functions of the same mathematics; None leaves the stock one."""
-        if attention is not None:
-            for block in self.blocks:
-                assert isinstance(block, Block)
-                block.attention.attend = attention
-        if cross_entropy is not None:
-            self._cross_entropy = cross_entropy
+    def use_kernels(self, kernels: Mapping[str, Kernel]) -> None:
+        """Compute some operations with other functions of the same mathematics, by the operations' names."""
+        for module in self.modules():
+            for operation in getattr(module, "kernels", ()):
+                if operation in kernels:
+                    setattr(module, operation, kernels[operation])
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
@@ -155,7 +187,7 @@ class Transformer(nn.Module):
 
     def forward(self, sequences: torch.Tensor) -> torch.Tensor:
         """Return the mean next-token cross-entropy in nats, float32 scalar, of int64 sequences [B, S + 1]."""
-        return self._cross_entropy(self.head, self.hidden(sequences[:, :-1]), sequences[:, 1:])
+        return self.cross_entropy(self.head, self.hidden(sequences[:, :-1]), sequences[:, 1:])
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.emulated.conftest import Emulated
 from tests.emulated.programs.operations import OPERATIONS
+from tests.emulated.test_tuned import FUSED
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,8 @@ ELSEWHERE = {
     "aclnnAmpUpdateScale",
     "aclnnFlashAttentionScore",
     "aclnnFlashAttentionScoreGrad",
+    # Of track=tuned (test_tuned.py).
+    *FUSED,
 }
 
 

@@ -13,9 +13,21 @@ from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks
 from tests.zygote import Zygote
 
+# What npu_rms_norm, npu_swiglu and npu_rotary_mul launch, forward and backward.
+FUSED = {
+    "aclnnRmsNorm",
+    "aclnnRmsNormGrad",
+    "aclnnSwiGlu",
+    "aclnnSwiGluGrad",
+    "aclnnRotaryPositionEmbeddingV2",
+    "aclnnRotaryPositionEmbeddingGrad",
+}
+LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.positions=rotary", "model.kv_heads=1")
+ALL_FUSED = ("track=tuned", "track.rms_norm=fused", "track.swiglu=fused", "track.rotary=fused")
 
-def run(emulated: Emulated, zygote: Zygote, *words: str) -> tuple[int, str]:
-    variables = {**os.environ, **environment(emulated.cann)}
+
+def run(emulated: Emulated, zygote: Zygote, *words: str, **more: str) -> tuple[int, str]:
+    variables = {**os.environ, **environment(emulated.cann), **more}
     [ended] = end_ranks([zygote.start(["harness", *words], emulated.folder, variables)])
     return ended.code, ended.err
 
@@ -33,6 +45,29 @@ def test_chunked_cross_entropy_computes_what_the_stock_one_does(
     assert chunked["digests"] == stock["digests"]
     limit = {"fp32": 1e-5, "bf16": 1e-3}[precision]
     assert relative(chunked["losses"]["train"], stock["losses"]["train"]) < limit
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated: Emulated, npu_zygote: Zygote) -> None:
+    words = ("backend=npu", *TINY, *LLAMA, f"precision={precision}")
+    for name, track in (("stock", ()), ("fused", ALL_FUSED)):
+        launches = str(emulated.folder / f"{name}.txt")
+        code, errors = run(emulated, npu_zygote, *words, *track, f"out={name}", CANN_EMULATOR_LAUNCHES=launches)
+        assert code == 0, errors
+    stock, fused = (emulated.record(name) for name in ("stock", "fused"))
+    assert fused["digests"] == stock["digests"]
+    limit = {"fp32": 1e-5, "bf16": 1e-3}[precision]
+    assert relative(fused["losses"]["train"], stock["losses"]["train"]) < limit
+    launched = {name: set((emulated.folder / f"{name}.txt").read_text().split()) for name in ("stock", "fused")}
+    assert launched["fused"] >= FUSED
+    assert not launched["stock"] & FUSED
+    # What they replace is gone, but for the embedding's.
+    assert not launched["fused"] & {"aclnnSilu", "aclnnSiluBackward", "aclnnRsqrt"}
+    assert {operation: fused["effective"][operation] for operation in ("rms_norm", "swiglu", "rotary")} == {
+        "rms_norm": "fused",
+        "swiglu": "fused",
+        "rotary": "fused",
+    }
 
 
 def test_compilation_is_refused_with_the_reason(emulated: Emulated, npu_zygote: Zygote) -> None:

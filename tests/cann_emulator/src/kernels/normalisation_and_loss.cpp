@@ -1,4 +1,4 @@
-// Layer norm, softmax, cross-entropy. RMS norm is made of simpler operations.
+// Norms, softmax, cross-entropy. PyTorch's own RMS norm is made of simpler operations.
 #include "kernel.h"
 
 using namespace emulator;
@@ -27,6 +27,20 @@ KERNEL(aclnnLayerNormBackward, TensorArg gradient, TensorArg self, IntsArg shape
   if (wanted[0]) self_gradient.write(of_self);
   if (wanted[1]) weight_gradient.write(of_weight);
   if (wanted[2]) bias_gradient.write(of_bias);
+}
+KERNEL(aclnnRmsNorm, TensorArg self, TensorArg weight, double epsilon, TensorArg out, TensorArg reciprocal_rms) {
+  Tensor wide = (*self).to(at::kFloat);
+  Tensor reciprocal = at::rsqrt(wide.square().mean(-1, true) + epsilon);
+  out.write((wide * reciprocal * (*weight).to(at::kFloat)).to((*self).scalar_type()));
+  reciprocal_rms.write(reciprocal);
+}
+KERNEL(aclnnRmsNormGrad, TensorArg gradient, TensorArg self, TensorArg reciprocal_rms, TensorArg weight,
+       TensorArg self_gradient, TensorArg weight_gradient) {
+  Tensor normed = (*self).to(at::kFloat) * *reciprocal_rms;
+  Tensor scaled = (*gradient).to(at::kFloat) * (*weight).to(at::kFloat);
+  self_gradient.write(*reciprocal_rms * (scaled - normed * (scaled * normed).mean(-1, true)));
+  auto rows = ((*gradient).to(at::kFloat) * normed).reshape({-1, (*weight).numel()});
+  weight_gradient.write(rows.sum(0).view_as(*weight));
 }
 // ---- softmax
 
