@@ -96,7 +96,8 @@ def _check_workload(config: Config) -> None:
             f"workload.seq_len: found {work.seq_len}, but model.max_seq_len is {config.model.max_seq_len}; "
             "shorten the sequence or choose a model with a longer context"
         )
-    if work.global_batch_size % work.micro_batch_size:
+    # A search brings micro-batch sizes of its own.
+    if work.global_batch_size % work.micro_batch_size and not config.autotune:
         raise ConfigError(
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
             f"workload.micro_batch_size ({work.micro_batch_size}); change either"

@@ -37,6 +37,7 @@ from harness.environment import allowed_cores
 from harness.workload.data import open_dataset
 
 PROGRAMS = Path(__file__).resolve().parent / "peers"
+ENVIRONMENT = Path.home() / ".cache" / "training-harness" / "peers"
 REQUIREMENTS = ("transformers==5.24.0", "accelerate==1.15.0", "lightning==2.6.6", "litgpt==0.5.9")
 PEERS = {
     "HF Trainer": ("hf_trainer.py", ("sdpa", "eager")),
@@ -56,7 +57,7 @@ SEARCH_STEPS = {"steps": 4, "warmup_steps": 2}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--environment", type=Path, default=Path.home() / ".cache" / "training-harness" / "peers")
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
     parser.add_argument("--only", action="append", default=[], help="name of a peer; once for each")
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()

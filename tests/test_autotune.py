@@ -88,6 +88,12 @@ def test_every_job_is_the_users_words_but_for_the_size(tmp_path: Path) -> None:
         assert sum(word.startswith("workload.micro_batch_size") for word in words) == 1
 
 
+def test_the_size_that_is_set_need_not_fit(tmp_path: Path) -> None:
+    runs = Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0})
+    assert search(tmp_path, runs, "workload.micro_batch_size=12")[0] == 0
+    assert result(tmp_path)["fastest"] == 2
+
+
 def test_repeats_take_turns_and_the_median_counts(tmp_path: Path) -> None:
     runs = Scripted({1: [1.0, 90.0, 2.0], 2: [3.0, 3.0, 3.0], 4: [1.0, 1.0, 1.0], 8: [1.0, 1.0, 1.0]})
     search(tmp_path, runs, "repeats=3")

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import torch
+from torch.profiler import ProfilerActivity
 
 from harness.backends import cuda, nvml
 from harness.backends.base import Problem
@@ -293,6 +294,9 @@ class TestOpening:
         backend(index=1).load()
         assert opened == [1]
         assert backend(index=1).device() == torch.device("cuda", 1)
+
+    def test_a_trace_is_of_host_and_device(self) -> None:
+        assert backend().profiler_activities() == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
 
     def test_tf32_is_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         matmul, convolutions = SimpleNamespace(allow_tf32=True), SimpleNamespace(allow_tf32=True)

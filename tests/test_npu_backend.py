@@ -592,3 +592,34 @@ class TestARun:
         with pytest.raises(BackendUnavailable, match="Ascend910A has no bf16 arithmetic"):
             run(config, CpuInDisguise(config.backend))
         assert not (tmp_path / "run").exists()
+
+
+class TestFusedKernels:
+    """That they compute what the model does is shown on the emulated device (tests/emulated/test_tuned.py)."""
+
+    def test_each_is_one_call(self, npu: FakeNpu) -> None:
+        plug_in = sys.modules["torch_npu"]
+        asked: dict[str, tuple[Any, ...]] = {}
+
+        def note(name: str, result: Any) -> None:
+            def kernel(*values: Any, **named: Any) -> Any:
+                asked[name] = (*values, named)
+                return result(*values)
+
+            setattr(plug_in, name, kernel)
+
+        note("npu_rotary_mul", lambda x, cos, sin: x)
+        note("npu_rms_norm", lambda x, weight: (x, None))
+        note("npu_swiglu", lambda x: x[..., :2])
+        kernels = backend().kernels()
+        x, tables = torch.ones(1, 2, 3, 4, dtype=torch.bfloat16), torch.ones(3, 4)
+        turned = kernels["rotary"]["fused"](x, tables, tables)
+        # In float32, since the tables are; and back to what came in.
+        assert asked["npu_rotary_mul"][0].dtype == torch.float32
+        assert asked["npu_rotary_mul"][1].shape == (1, 1, 3, 4)
+        assert turned.dtype == torch.bfloat16
+        assert kernels["rms_norm"]["fused"](x, tables[0], 1e-6).shape == x.shape
+        assert asked["npu_rms_norm"][-1] == {"epsilon": 1e-6}
+        assert kernels["swiglu"]["fused"](x).shape == (1, 2, 3, 2)
+        assert asked["npu_swiglu"][-1] == {"dim": -1}
+        assert kernels["cross_entropy"].keys() == {"chunked"}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.profiler import DeviceType
 
 from harness.analysis.roofline import roofline
 from harness.backends.base import Part
+from harness.training import profiling
 from harness.training.profiling import OperandBytes, idle_fraction, in_parts
 
 LASTS = {"host_to_device": 1.0, "forward": 10.0, "backward": 20.0, "communication": 4.0, "optimizer": 3.0}
@@ -106,6 +109,39 @@ def test_a_step_in_one_piece_has_no_parts() -> None:
 )
 def test_idle_is_what_no_operation_covers(intervals: list[tuple[float, float]], idle: float | None) -> None:
     assert idle_fraction(intervals, 10.0) == (None if idle is None else pytest.approx(idle))
+
+
+def event(name: str, kind: DeviceType, start: float, end: float, *, annotation: bool = False) -> Any:
+    """One of a profiler's events; microseconds."""
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, device_type=kind, time_range=span, is_user_annotation=annotation)
+
+
+EVENTS = [
+    event("ProfilerStep#1", DeviceType.CPU, 0, 100),
+    event("Optimizer.step#AdamW.step", DeviceType.CPU, 60, 100, annotation=True),
+    event("aten::mm", DeviceType.CPU, 10, 20),
+]
+ON_DEVICE = [
+    event("gemm", DeviceType.CUDA, 30, 70),
+    event("ProfilerStep#1", DeviceType.CUDA, 0, 100, annotation=True),
+]
+
+
+def test_a_device_is_busy_while_its_kernels_run() -> None:
+    kind = profiling._other_device([*EVENTS, *ON_DEVICE])
+    assert kind == DeviceType.CUDA
+    assert idle_fraction(profiling._intervals([*EVENTS, *ON_DEVICE], kind), 100e-6) == pytest.approx(0.6)
+
+
+def test_a_host_that_is_the_device_is_busy_while_operations_are_under_way() -> None:
+    intervals = profiling._intervals(EVENTS, DeviceType.CPU)
+    assert idle_fraction(intervals, 100e-6) == pytest.approx(0.9), "annotations are no operations"
+
+
+def test_a_device_that_the_profiler_does_not_see_has_no_idle_time() -> None:
+    assert profiling._other_device(EVENTS) is None
+    assert idle_fraction(profiling._intervals(EVENTS, None), 1.0) is None
 
 
 class TestOperandBytes:

@@ -83,7 +83,7 @@ class CpuBackend(Backend):
             "compile": "blocks",
             "attention": "blocked",
             "cross_entropy": "chunked",
-            "activation_memory_budget": 0.9,
+            "activation_memory_budget": 0.95,
         }
 
     def compile_problems(self) -> list[Problem]:

@@ -14,7 +14,9 @@ CHUNK_BYTES = 64 << 20
 TOKENS_IN_CHUNK = 256
 # Matrix products are up to a third slower where the vocabulary is no multiple of this (GPT-2's 50 257 is odd).
 ALIGNMENT = 64
+# Queries in a block of attention: at least so many, and few enough blocks that a compiler is not at it for minutes.
 QUERY_BLOCK = 128
+MOST_QUERY_BLOCKS = 16
 
 
 class ChunkedCrossEntropy:
@@ -114,9 +116,10 @@ def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     length, scale = q.shape[2], 1.0 / math.sqrt(q.shape[3])
+    block = max(QUERY_BLOCK, -(-length // MOST_QUERY_BLOCKS))
     outputs = []
-    for first in range(0, length, QUERY_BLOCK):
-        last = min(first + QUERY_BLOCK, length)
+    for first in range(0, length, block):
+        last = min(first + block, length)
         scores = (q[:, :, first:last] @ k[:, :, :last].transpose(-1, -2)).float() * scale
         rows = torch.arange(first, last, device=q.device)[:, None]
         scores = torch.where(torch.arange(last, device=q.device)[None] <= rows, scores, -math.inf)

@@ -12,6 +12,7 @@ measured = Measured(work)
 shape = work.model
 llama = shape["norm"] == "rmsnorm"
 width, heads, length = shape["width"], shape["heads"], work.seq_len
+kv_heads, size = shape["kv_heads"] or heads, shape["width"] // shape["heads"]
 hidden = shape["hidden"] or 4 * width
 
 
@@ -23,20 +24,18 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = norm(), norm()
-        self.qkv = nn.Linear(width, 3 * width, bias=shape["bias"])
+        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * size, bias=shape["bias"])
         self.proj = nn.Linear(width, width, bias=shape["bias"])
         self.up = nn.Linear(width, hidden * (2 if llama else 1), bias=shape["bias"])
         self.down = nn.Linear(hidden, width, bias=shape["bias"])
 
     def forward(self, x, cos, sin):
         batch, seq, _ = x.shape
-        q, k, v = (
-            part.view(batch, seq, heads, width // heads).transpose(1, 2)
-            for part in self.qkv(self.norm1(x)).split(width, dim=2)
-        )
+        parts = self.qkv(self.norm1(x)).split([width, kv_heads * size, kv_heads * size], dim=2)
+        q, k, v = (part.view(batch, seq, -1, size).transpose(1, 2) for part in parts)
         if llama:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads != heads)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, seq, width))
         h = self.up(self.norm2(x))
         if llama:
@@ -67,7 +66,6 @@ class Model(nn.Module):
                 nn.init.zeros_(weight)
         if shape["tied_embeddings"]:
             self.head.weight = self.tokens.weight
-        size = width // heads
         angles = torch.outer(torch.arange(length), 10000.0 ** (-torch.arange(0, size, 2) / size)).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)

@@ -76,6 +76,20 @@ def test_compilation_is_refused_with_the_reason(emulated: Emulated, npu_zygote: 
     assert "torch.compile of a training step is not supported on NPU" in errors
 
 
+def test_an_emulation_has_no_profile(emulated: Emulated, npu_zygote: Zygote) -> None:
+    code, errors = run(emulated, npu_zygote, "backend=npu", *TINY, "profile=true", "out=run")
+    assert code == 3
+    assert "profile: the device of backend npu is an emulation" in errors
+    assert not (emulated.folder / "run").exists()
+
+
+def test_an_emulation_has_no_fastest_size(emulated: Emulated, npu_zygote: Zygote) -> None:
+    words = ("backend=npu", *TINY, "experiment=autotune", "workload.steps=4", "workload.warmup_steps=2", "out=a")
+    done = emulated.harness(*words)
+    assert done.returncode == 3, done.stderr
+    assert "autotune: the device is an emulation" in done.stderr
+
+
 def test_an_emulation_has_no_peak(emulated: Emulated, npu_zygote: Zygote) -> None:
     code, errors = run(emulated, npu_zygote, "peak", "backend=npu")
     assert code == 3

@@ -1,0 +1,80 @@
+"""How speed goes down as sequences and models grow: runs, and the pictures that are made of their records.
+
+    python scripts/bench_growth.py --out growth              runs what is missing in growth/, then draws
+    python scripts/bench_growth.py --out growth --draw-only  draws again from the records that are there
+
+Sequences of 128 to 4,096 tokens with llama-30m, and models of 0.8 M to 355 M parameters at 512 tokens, in bf16, with both
+tracks; as many tokens a step everywhere. The ceiling in the pictures is the matrix-product peak that `python -m harness
+peak` measured: run that first, on the same device and threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness.report.draw_growth import growth
+from harness.report.svg import standalone
+
+COMMON = ("workload=gpt2", "workload.steps=5", "workload.warmup_steps=2", "workload.eval_every=0",
+          "workload.learning_rate_warmup_steps=1", "precision=bf16")  # fmt: skip
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+MODELS = ("tiny", "small", "llama-30m", "gpt2-124m", "gpt2-355m")
+LENGTH = 512
+TRACKS = ("tuned", "portable")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records and pictures")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a step")
+    parser.add_argument("--draw-only", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
+    options = parser.parse_args()
+    if not options.draw_only:
+        for name, words in runs(options.tokens):
+            run(options.out / name, [*COMMON, *words, *options.overrides])
+    records = [json.loads(path.read_text()) for path in sorted(options.out.glob("*/record.json"))]
+    finished = [record for record in records if record["status"] == "ok"]
+    for name, picture in growth(finished).items():
+        path = options.out / f"{name}.svg"
+        path.write_text(standalone(picture), encoding="utf-8")
+        print(path)
+    return 0
+
+
+def runs(tokens: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield the name and the settings of each run."""
+    shapes = [*(("llama-30m", length) for length in LENGTHS), *((model, LENGTH) for model in MODELS)]
+    for model, length in dict.fromkeys(shapes):
+        sequences = max(1, tokens // length)
+        for track in TRACKS:
+            words = [
+                f"model={model}", f"track={track}", f"workload.seq_len={length}",
+                f"workload.global_batch_size={sequences}", f"workload.micro_batch_size={sequences}",
+            ]  # fmt: skip
+            if model == "llama-30m":
+                words.append(f"model.max_seq_len={max(LENGTHS)}")
+            yield f"{model}-{length}-{track}", words
+
+
+def run(folder: Path, words: list[str]) -> None:
+    if (folder / "record.json").exists():
+        return
+    command = [sys.executable, "-m", "harness", *words, f"out={folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{folder.name}: {done.stderr[-2000:]}")
+    speed = json.loads((folder / "record.json").read_text())["timing"]["tokens_per_second"]
+    print(f"{folder.name}: {speed:,.0f} tokens/s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

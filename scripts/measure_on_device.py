@@ -1,0 +1,120 @@
+"""Measures what the harness makes of a device, knob by knob, and peers on it: see scripts/measure_on_device.sh.
+
+    python scripts/measure_on_device.py BACKEND [--out DIR] [--quick] [--no-peers] [SETTINGS...]
+
+The device's ceilings first; then GPT-2 124M and a Llama shape of 1.1 B parameters in bf16: the micro-batch size by
+`experiment=autotune`, both tracks and the knobs of track=tuned at that size, and the peers of bench_peers.py on the same
+work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1 if no
+knob brings the larger model to 0.55 of the measured peak; 3 if the device is not available.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODELS = {
+    "gpt2-124m": ("model=gpt2-124m", "workload=gpt2", "workload.seq_len=1024", "workload.global_batch_size=64"),
+    "llama-1b": ("model=llama-1b", "workload=llama2", "workload.seq_len=2048", "workload.global_batch_size=16"),
+}
+LARGER, WANTED = "llama-1b", 0.55
+STEPS = ("workload.steps=30", "workload.warmup_steps=10", "workload.eval_every=0", "workload.learning_rate_warmup_steps=1",
+         "precision=bf16")  # fmt: skip
+# With --quick: next to no work, to try the script rather than the device.
+QUICK = (
+    "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=2", "model.hidden=64", "model.vocab_size=256",
+    "workload.steps=4", "workload.warmup_steps=2", "workload.seq_len=32", "workload.global_batch_size=4",
+)  # fmt: skip
+KNOBS = {
+    "portable": ("track=portable",),
+    "tuned": ("track=tuned",),
+    "tuned, adamw=fused": ("track=tuned", "track.adamw=fused"),
+    "tuned, cross_entropy=chunked": ("track=tuned", "track.cross_entropy=chunked"),
+    "tuned, compile=blocks": ("track=tuned", "track.compile=blocks"),
+    "tuned, compile=model": ("track=tuned", "track.compile=model"),
+    "tuned, all of these": ("track=tuned", "track.adamw=fused", "track.cross_entropy=chunked", "track.compile=blocks"),
+}
+UNAVAILABLE = 3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_args()
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    out = (options.out or Path("runs") / f"{stamp}-measured-{options.backend}").absolute()
+    common = [f"backend={options.backend}", f"peaks={out / 'peaks'}"]
+    if harness(common, "peak") == UNAVAILABLE:
+        return UNAVAILABLE
+    lines = [
+        "| model | run | tokens/s | MFU of the data sheet | MFU of the measured peak | peak GiB | first step s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    best: dict[str, float] = {}
+    for model, work in MODELS.items():
+        words = [*common, *work, *STEPS, *(QUICK if options.quick else ()), *options.settings]
+        size = fastest_size(words, out / model / "autotune")
+        for number, (name, knob) in enumerate(KNOBS.items(), 1):
+            record = run([*words, *knob, *size], out / model / str(number))
+            lines.append(row(model, name, record))
+            if record["status"] == "ok":
+                share = (record["utilization"] or {}).get("mfu_of_measured_peak") or 0.0
+                best[model] = max(best.get(model, 0.0), share)
+        if not options.no_peers:
+            bench = [sys.executable, "scripts/bench_peers.py", *words, *size]
+            told = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False).stdout
+            (out / f"peers-{model}.md").write_text(told, encoding="utf-8")
+            print(told)
+    text = "\n".join(lines) + "\n"
+    (out / "summary.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{out}")
+    print(f"best of {LARGER}: {best.get(LARGER, 0.0):.3f} of the measured peak, {WANTED} wanted")
+    return 0 if best.get(LARGER, 0.0) >= WANTED else 1
+
+
+def harness(words: Sequence[str], *verb: str) -> int:
+    return subprocess.run([sys.executable, "-m", "harness", *verb, *words], cwd=PROJECT, check=False).returncode
+
+
+def fastest_size(words: Sequence[str], out: Path) -> list[str]:
+    """Return the fastest micro-batch size of the tuned track as a setting, or nothing if the search failed."""
+    code = harness([*words, "experiment=autotune", "track=tuned", f"out={out}"])
+    if code != 0:
+        return []
+    return [f"workload.micro_batch_size={json.loads((out / 'autotune.json').read_text())['fastest']}"]
+
+
+def run(words: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return the record of one run; one that was refused has a status only."""
+    code = harness([*words, f"out={out}"])
+    path = out / "record.json"
+    return json.loads(path.read_text()) if path.exists() else {"status": f"refused (exit code {code})"}
+
+
+def row(model: str, name: str, record: dict[str, Any]) -> str:
+    if record["status"] != "ok":
+        return f"| {model} | {name} | {record['status']} | | | | |"
+    used, timing = record["utilization"] or {}, record["timing"]
+    shares = [used.get(f"mfu_of_{peak}_peak") for peak in ("catalogued", "measured")]
+    told = ["unknown" if share is None else f"{share:.3f}" for share in shares]
+    peak = (record["memory"] or {}).get("peak_allocated_bytes")
+    memory = "unknown" if peak is None else f"{peak / 2**30:.2f}"
+    return (
+        f"| {model} | {name} | {timing['tokens_per_second']:,.0f} | {told[0]} | {told[1]} | {memory} | "
+        f"{timing['first_step_seconds']:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
