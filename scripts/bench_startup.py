@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import bench_peers
+
 from harness.composition import load
 
 WORK = (

@@ -32,6 +32,7 @@ VARIANTS = {
     "tuned, attention=stock": ("track=tuned", "track.attention=stock"),
     "tuned, cross_entropy=stock": ("track=tuned", "track.cross_entropy=stock"),
     "tuned, adamw=foreach": ("track=tuned", "track.adamw=foreach"),
+    "tuned, all activations kept": ("track=tuned", "track.activation_memory_budget=1.0"),
 }
 
 

@@ -3,8 +3,8 @@
     python scripts/measure_on_device.py BACKEND [--out DIR] [--quick] [--no-peers] [SETTINGS...]
 
 The device's ceilings first; then GPT-2 124M and a Llama shape of 1.1 B parameters in bf16: the micro-batch size by
-`experiment=autotune`, both tracks and the knobs of track=tuned at that size, and the peers of bench_peers.py on the same
-work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1 if no
+`experiment=autotune`, both tracks and the knobs of track=tuned at that size, and the peers of bench_peers.py on the
+same work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1 if no
 knob brings the larger model to 0.55 of the measured peak; 3 if the device is not available.
 """
 
@@ -25,8 +25,8 @@ MODELS = {
     "llama-1b": ("model=llama-1b", "workload=llama2", "workload.seq_len=2048", "workload.global_batch_size=16"),
 }
 LARGER, WANTED = "llama-1b", 0.55
-STEPS = ("workload.steps=30", "workload.warmup_steps=10", "workload.eval_every=0", "workload.learning_rate_warmup_steps=1",
-         "precision=bf16")  # fmt: skip
+STEPS = ("workload.steps=30", "workload.warmup_steps=10", "workload.eval_every=0",
+         "workload.learning_rate_warmup_steps=1", "precision=bf16")  # fmt: skip
 # With --quick: next to no work, to try the script rather than the device.
 QUICK = (
     "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=2", "model.hidden=64", "model.vocab_size=256",

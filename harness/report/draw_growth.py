@@ -38,7 +38,7 @@ def growth(records: Sequence[Record]) -> dict[str, str]:
 
 
 def ceiling(record: Record) -> float | None:
-    """Return the tokens/s at which a run's arithmetic would reach the device's measured peak; None if that is unknown."""
+    """Return the tokens/s at which a run would reach its device's measured peak; None if that is unknown."""
     used = record["utilization"]
     if used is None or used["measured_peak_flops"] is None:
         return None
