@@ -4,8 +4,8 @@
     python scripts/bench_growth.py --out growth --draw-only  draws again from the records that are there
 
 Sequences of 128 to 4,096 tokens with llama-30m, and models of 0.8 M to 355 M parameters at 512 tokens, in bf16, with
-both tracks; as many tokens a step everywhere. The ceiling in the pictures is the matrix-product peak that `python -m harness
-peak` measured: run that first, on the same device and threads.
+both tracks; as many tokens a step everywhere. The ceiling in the pictures is the matrix-product peak that `python -m
+harness peak` measured: run that first, on the same device and threads.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 The device's ceilings first; then GPT-2 124M and a Llama shape of 1.1 B parameters in bf16: the micro-batch size by
 `experiment=autotune`, both tracks and the knobs of track=tuned at that size, and the peers of bench_peers.py on the
-same work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1 if no
-knob brings the larger model to 0.55 of the measured peak; 3 if the device is not available.
+same work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1
+if no knob brings the larger model to 0.55 of the measured peak; 3 if the device is not available.
 """
 
 from __future__ import annotations

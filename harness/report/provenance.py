@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.analysis.sides import look_up
+from harness.analysis.sides import Side, look_up
 from harness.analysis.verdict import Comparison
 from harness.report.content import all_sides
 from harness.report.format import UNKNOWN, printable
@@ -37,6 +37,8 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("initial weights", ("digests", "init")),
     ("batches", ("digests", "batches")),
 )
+# Of what was in effect, findings that differ from run to run.
+MEASURED_EFFECTS = ("matmul_relative_error", "compilation")
 DIGESTS = ("git commit", "workload identity", "initial weights", "batches")
 
 
@@ -51,6 +53,18 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
             if name not in known:
                 cells = [_distinct(name, [versions.get(name, ABSENT) for versions in side]) for side in found]
                 rows.append((printable(name), cells))
+    return rows + _differing_settings(sides)
+
+
+def _differing_settings(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
+    """Return a row for everything that was in effect on one side and not on another: kernels, queues, affinity."""
+    rows = []
+    effective = [[look_up(run.record, "effective") or {} for run in side.runs] for side in sides]
+    for name in dict.fromkeys(key for side in effective for values in side for key in values):
+        if name not in MEASURED_EFFECTS:
+            cells = [_distinct(name, [values.get(name) for values in side]) for side in effective]
+            if len(set(cells)) > 1:
+                rows.append((f"in effect: {printable(name)}", cells))
     return rows
 
 
