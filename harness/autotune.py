@@ -6,6 +6,7 @@ The micro-batch size is no part of the work, so two devices may each use their o
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -15,18 +16,17 @@ from pathlib import Path
 from rich.table import Table
 
 from harness.config import Config
-from harness.errors import BackendUnavailable, ConfigError, ExitCode, RunFailed
-from harness.record import RECORD_FILE, SCHEMA_VERSION, claim_folder, write_record
+from harness.errors import BackendUnavailable, ConfigError, ExitCode, Interrupted, RunFailed
+from harness.record import AUTOTUNE_FILE, RECORD_FILE, SCHEMA_VERSION, claim_folder, write_record
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import gibibytes, tokens_per_second
 
-FILE = "autotune.json"
 # Candidates lie at least so far apart: closer ones differ by less than the noise.
 STEP = 1.5
 # Fresh processes on a quiet machine differ by as much.
 NOISE = 0.03
 KILLED = 137
-OWN_WORDS = ("autotune", "experiment", "repeats", "out", "workload.micro_batch_size")
+OWN_WORDS = ("autotune", "profile", "repeats", "out", "workload.micro_batch_size")
 
 
 @dataclass
@@ -69,25 +69,16 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
         BackendUnavailable: the device is an emulation, which has no speed.
     """
     folder = _claim(config)
-    words = [
-        word for word in overrides if _key(word) not in ("autotune", "repeats", "out", "workload.micro_batch_size")
-    ]
+    words = [word for word in overrides if _key(word) not in OWN_WORDS]
     tried = candidates(config.workload.global_batch_size)
-    for number in range(1, config.repeats + 1):
-        for candidate in tried:
-            if not candidate.fits:
-                continue
-            size = candidate.micro_batch_size
-            run = folder / f"micro-batch-{size}" / str(number)
-            print(f"micro-batch size {size}, run {number} of {config.repeats}", file=sys.stderr, flush=True)
-            job = ["autotune=false", "repeats=1", f"workload.micro_batch_size={size}"]
-            code = run_job([*words, *job], run)
-            if not _take(candidate, code, run / RECORD_FILE):
-                return code
-            if not candidate.fits:
-                # What is larger needs more.
-                for larger in tried:
-                    larger.fits = larger.fits and larger.micro_batch_size < size
+    try:
+        code = _try_all(tried, config.repeats, words, folder, run_job)
+    except Interrupted:
+        _tell(tried, folder)
+        raise
+    if code != ExitCode.OK:
+        _tell(tried, folder)
+        return code
     best = fastest(tried)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -96,8 +87,37 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
         "candidates": [asdict(each) for each in tried],
         "fastest": best.micro_batch_size,
     }
-    write_record(folder, result, FILE)
-    _tell(tried, best, [word for word in overrides if _key(word) not in OWN_WORDS], folder)
+    write_record(folder, result, AUTOTUNE_FILE)
+    _tell(tried, folder)
+    own = [word for word in words if word != "experiment=autotune"]
+    command = ["python", "-m", "harness", *own, f"workload.micro_batch_size={best.micro_batch_size}"]
+    print(f"fastest: {shlex.join(command)}")
+    return ExitCode.OK
+
+
+def _try_all(
+    tried: list[Candidate], repeats: int, words: list[str], folder: Path, run_job: Callable[[list[str], Path], int]
+) -> int:
+    """Run every candidate so often, in turn. Return OK, or the exit code of a run that failed otherwise than for want
+    of memory.
+    """
+    for number in range(1, repeats + 1):
+        for candidate in tried:
+            if not candidate.fits:
+                continue
+            size = candidate.micro_batch_size
+            run = folder / f"micro-batch-{size}" / str(number)
+            print(f"micro-batch size {size}, run {number} of {repeats}", file=sys.stderr, flush=True)
+            job = ["autotune=false", "profile=false", "repeats=1", f"workload.micro_batch_size={size}"]
+            code = run_job([*words, *job], run)
+            if not _take(candidate, code, run / RECORD_FILE):
+                said = f"autotune: the run with a micro-batch size of {size} ended with exit code {code}"
+                print(f"{said}; the rest is not run", file=sys.stderr)
+                return code
+            if not candidate.fits:
+                # What is larger needs more.
+                for larger in tried:
+                    larger.fits = larger.fits and larger.micro_batch_size < size
     return ExitCode.OK
 
 
@@ -119,7 +139,7 @@ def fastest(tried: list[Candidate]) -> Candidate:
 
 def _claim(config: Config) -> Path:
     folder = claim_folder(config.out, f"autotune-{config.backend.name}-{config.model.name}")
-    if any(folder.glob("micro-batch-*")) or (folder / FILE).exists():
+    if any(folder.glob("micro-batch-*")) or (folder / AUTOTUNE_FILE).exists():
         raise ConfigError(f"out: {folder} holds another autotune; choose another out=DIR, or delete that folder first")
     return folder
 
@@ -137,16 +157,17 @@ def _take(candidate: Candidate, code: int, path: Path) -> bool:
         candidate.tokens_per_second.append(record["timing"]["tokens_per_second"])
         candidate.peak_allocated_bytes = (record["memory"] or {}).get("peak_allocated_bytes")
         return True
-    # A host that runs out of memory kills the process, which then leaves no record.
+    # A host that runs out of memory kills the process, which then leaves no record; nobody else does, as a rule.
     if (record is not None and record["status"] == "oom") or (record is None and code == KILLED):
         candidate.fits = False
         return True
     return False
 
 
-def _tell(tried: list[Candidate], best: Candidate, words: list[str], folder: Path) -> None:
+def _tell(tried: list[Candidate], folder: Path) -> None:
+    """Print what every candidate gave, however far the search came."""
     console = PlainConsole(WIDTH)
-    assert best.speed is not None
+    most = max((each.speed for each in tried if each.speed is not None), default=0.0)
     table = Table(title=f"autotune {folder}", title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in ("micro-batch size", "accumulation", "speed", "of the fastest", "peak memory"):
         table.add_column(name, justify="right")
@@ -154,14 +175,13 @@ def _tell(tried: list[Candidate], best: Candidate, words: list[str], folder: Pat
     for each in tried:
         sizes = (str(each.micro_batch_size), str(each.accumulation))
         if each.speed is None:
-            table.add_row(*sizes, "out of memory", "", "")
+            table.add_row(*sizes, "not run" if each.fits else "out of memory", "", "")
             continue
         peak = "unknown" if each.peak_allocated_bytes is None else gibibytes(each.peak_allocated_bytes)
-        table.add_row(*sizes, tokens_per_second(each.speed), f"{each.speed / best.speed:.3f}", peak)
-        if each is not best and each.speed >= (1 - NOISE) * best.speed:
+        table.add_row(*sizes, tokens_per_second(each.speed), f"{each.speed / most:.3f}", peak)
+        if most > each.speed >= (1 - NOISE) * most:
             close.append(str(each.micro_batch_size))
     console.print(table)
     if close:
-        console.print(f"within {100 * NOISE:.0f} % of it, which is noise: {', '.join(close)}; repeats=5 tells more")
-    command = " ".join(["python -m harness", *words, f"workload.micro_batch_size={best.micro_batch_size}"])
-    console.print(f"fastest: {command}", soft_wrap=True)
+        said = f"within {100 * NOISE:.0f} % of the fastest, which is noise: {', '.join(close)}; repeats=5 tells more"
+        console.print(said)

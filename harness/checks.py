@@ -167,6 +167,8 @@ def _check_parallel(config: Config) -> None:
 
 
 def _check_autotune(config: Config) -> None:
+    if config.autotune and config.resume is not None:
+        raise ConfigError("resume: a search (autotune) begins anew each time; leave resume out")
     if config.autotune and config.parallel.name != "single":
         raise ConfigError(
             "autotune: tries micro-batch sizes on one device; leave parallel=single and set workload.global_batch_size "

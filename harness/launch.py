@@ -168,9 +168,12 @@ def run_once(config: Config, world: World) -> int:
         if ended is not None:
             raise EndedWithAll(str(ended), ended.exit_code)
         return ExitCode.OK
-    if outcome.failure is not None:
+    if outcome.record["status"] not in ("ok", "interrupted") and outcome.failure is not None:
         raise outcome.failure
     print_summary(outcome.record, outcome.folder)
+    if outcome.failure is not None:
+        # What came after the run.
+        raise outcome.failure
     if outcome.interrupted is not None:
         raise outcome.interrupted
     return ExitCode.OK

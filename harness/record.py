@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 RECORD_FILE = "record.json"
 STEPS_FILE = "steps.jsonl"
 CONFIG_FILE = "config.yaml"
+AUTOTUNE_FILE = "autotune.json"
 STATUSES = (
     "ok",
     "diverged",

@@ -82,6 +82,11 @@ def _check(text: str, config: Config) -> None:
     for key, value, default in (("out", config.out, None), ("repeats", config.repeats, 1)):
         if value != default:
             raise ConfigError(f"--run {text!r}: sets {key}, which compare decides; use --{key}")
+    if config.autotune:
+        raise ConfigError(
+            f"--run {text!r}: autotune tries several micro-batch sizes; run it by itself, and compare with the size "
+            "that it names"
+        )
     backend = backends.create(config.backend)
     problems = backend.preflight()
     if problems:

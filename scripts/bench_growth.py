@@ -67,6 +67,9 @@ def runs(tokens: int) -> Iterator[tuple[str, list[str]]]:
 
 def run(folder: Path, words: list[str]) -> None:
     if (folder / "record.json").exists():
+        status = json.loads((folder / "record.json").read_text())["status"]
+        if status != "ok":
+            sys.exit(f"{folder}: holds a run that ended with status {status}; delete the folder to run it again")
         return
     command = [sys.executable, "-m", "harness", *words, f"out={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

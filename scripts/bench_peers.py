@@ -48,7 +48,6 @@ PEERS = {
 WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
         "workload.micro_batch_size=4", "workload.steps=7", "workload.warmup_steps=2", "workload.eval_every=0",
         "workload.learning_rate_warmup_steps=2", "precision=bf16")  # fmt: skip
-MICRO_BATCHES = (2, 4, 8)
 OURS = "harness, track=tuned"
 # Of a run in a search: enough to tell the fastest, by a step that is compiled and warm.
 SEARCH_STEPS = {"steps": 4, "warmup_steps": 2}
@@ -67,7 +66,7 @@ def main() -> int:
         tokens = write_tokens(config, Path(folder))
         ours = [*WORK, *options.overrides]
         tuned = [*ours, "track=tuned"]
-        size = search_harness(tuned)
+        size = search_harness(tuned, sizes(asdict(config.workload)))
         runs: dict[str, Any] = {
             OURS: lambda: harness([*tuned, size]),
             "harness, track=portable": lambda: harness([*ours, "track=portable"]),
@@ -137,15 +136,21 @@ def search(name: str, python: Path, program: str, work: dict[str, Any], attentio
         return max(candidates, key=lambda candidate: tried[candidate])
 
     attention, _ = fastest([(attention, work["micro_batch_size"]) for attention in attentions])
-    attention, size = fastest([(attention, size) for size in MICRO_BATCHES])
+    attention, size = fastest([(attention, size) for size in sizes(work)])
     return {**work, "compile": True, "tuned": True, "attention": attention, "micro_batch_size": size}
 
 
-def search_harness(words: list[str]) -> str:
+def sizes(work: dict[str, Any]) -> list[int]:
+    """Return the micro-batch sizes to try: what is set, half of it and twice, as far as they divide the batch."""
+    size, batch = work["micro_batch_size"], work["global_batch_size"]
+    return [each for each in (size // 2, size, 2 * size) if each and batch % each == 0]
+
+
+def search_harness(words: list[str], tried_sizes: list[int]) -> str:
     """Return the harness's fastest micro-batch size, as a setting."""
     steps = [f"workload.{key}={value}" for key, value in SEARCH_STEPS.items()]
     tried = {}
-    for size in MICRO_BATCHES:
+    for size in tried_sizes:
         setting = f"workload.micro_batch_size={size}"
         tried[setting] = harness([*words, *steps, setting])["tokens_per_second"]
         told(OURS, size, tried[setting])

@@ -41,6 +41,8 @@ KNOBS = {
     "tuned, compile=model": ("track=tuned", "track.compile=model"),
     "tuned, all of these": ("track=tuned", "track.adamw=fused", "track.cross_entropy=chunked", "track.compile=blocks"),
 }
+# Where the search fails: fits everywhere, and divides every batch.
+SAFE_SIZE = ["workload.micro_batch_size=1"]
 UNAVAILABLE = 3
 
 
@@ -51,7 +53,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     out = (options.out or Path("runs") / f"{stamp}-measured-{options.backend}").absolute()
     common = [f"backend={options.backend}", f"peaks={out / 'peaks'}"]
@@ -64,7 +66,7 @@ def main() -> int:
     best: dict[str, float] = {}
     for model, work in MODELS.items():
         words = [*common, *work, *STEPS, *(QUICK if options.quick else ()), *options.settings]
-        size = fastest_size(words, out / model / "autotune")
+        size = fastest_size(words, out / model / "autotune") or SAFE_SIZE
         for number, (name, knob) in enumerate(KNOBS.items(), 1):
             record = run([*words, *knob, *size], out / model / str(number))
             lines.append(row(model, name, record))
@@ -73,9 +75,10 @@ def main() -> int:
                 best[model] = max(best.get(model, 0.0), share)
         if not options.no_peers:
             bench = [sys.executable, "scripts/bench_peers.py", *words, *size]
-            told = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False).stdout
-            (out / f"peers-{model}.md").write_text(told, encoding="utf-8")
-            print(told)
+            done = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
+            failed = f"\nbench_peers.py failed: exit code {done.returncode}\n" if done.returncode else ""
+            (out / f"peers-{model}.md").write_text(done.stdout + failed, encoding="utf-8")
+            print(done.stdout + failed)
     text = "\n".join(lines) + "\n"
     (out / "summary.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{out}")
@@ -91,6 +94,7 @@ def fastest_size(words: Sequence[str], out: Path) -> list[str]:
     """Return the fastest micro-batch size of the tuned track as a setting, or nothing if the search failed."""
     code = harness([*words, "experiment=autotune", "track=tuned", f"out={out}"])
     if code != 0:
+        print(f"the search for the fastest micro-batch size failed: exit code {code}; going on with {SAFE_SIZE[0]}")
         return []
     return [f"workload.micro_batch_size={json.loads((out / 'autotune.json').read_text())['fastest']}"]
 

@@ -251,6 +251,47 @@ def learn_far_too_fast() -> None:
     loop.learning_rate = lambda step, work: rate(step, work) if step < SPIKE_STEP else 3.0
 
 
+def run_out_of_memory_in_the_profile() -> None:
+    import torch
+
+    from harness.training import profiling
+
+    enter = profiling.OperandBytes.__enter__
+
+    def fail(self: profiling.OperandBytes) -> Any:
+        if os.environ.get("RANK", "0") == "0":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return enter(self)
+
+    profiling.OperandBytes.__enter__ = fail  # type: ignore[method-assign, assignment]
+
+
+def be_told_to_stop_in_the_profile() -> None:
+    from harness.training import profiling
+
+    look = profiling.traced
+
+    def told(*words: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return look(*words)
+
+    profiling.traced = told
+
+
+def be_slow_in_the_backward_pass_of_rank_1() -> None:
+    """So that rank 0 waits for it where gradients are exchanged."""
+    import torch
+
+    backward = torch.Tensor.backward
+
+    def slow(self: Any, *words: Any, **options: Any) -> Any:
+        if os.environ.get("RANK") == "1":
+            time.sleep(0.1)
+        return backward(self, *words, **options)
+
+    torch.Tensor.backward = slow  # type: ignore[method-assign]
+
+
 def measure_in_no_time() -> None:
     """No fault: small operands and short stretches, for `peak` where its figures do not matter."""
     from harness.training import ceilings
@@ -281,6 +322,9 @@ FAULTS: dict[str, Callable[[], object]] = {
     "stuck": lambda: at_step(0, get_stuck, 1),
     "bad gradient": have_an_infinite_gradient,
     "loss spike": learn_far_too_fast,
+    "out of memory in the profile": run_out_of_memory_in_the_profile,
+    "stopped in the profile": be_told_to_stop_in_the_profile,
+    "slow backward pass": be_slow_in_the_backward_pass_of_rank_1,
 }
 
 

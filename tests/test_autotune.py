@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.analysis.sides import record_files
 from harness.autotune import candidates, run_autotune
 from harness.composition import load
 from harness.config import Config
-from harness.errors import BackendUnavailable, ConfigError, RunFailed
-from tests.conftest import TINY
+from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
+from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]
 
@@ -75,7 +77,15 @@ def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "seed=3" in last
     for own in ("autotune", "out=", "experiment"):
         assert own not in last
-    assert "noise" not in said
+
+
+def test_words_that_change_the_work_stay_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["experiment=smoke", "autotune=true", f"out={tmp_path / 'a'}", "data.glob='*.md'"]
+    config = load(overrides)
+    run_autotune(config, overrides, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
+    assert shlex.split(capsys.readouterr().out.splitlines()[-1]) == [
+        "fastest:", "python", "-m", "harness", "experiment=smoke", "data.glob='*.md'", "workload.micro_batch_size=2",
+    ]  # fmt: skip
 
 
 def test_every_job_is_the_users_words_but_for_the_size(tmp_path: Path) -> None:
@@ -119,13 +129,52 @@ def test_nothing_fits(tmp_path: Path) -> None:
 
 def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search(tmp_path, Scripted({1: 100.0, 2: 98.0, 4: 90.0, 8: 99.0}))
-    assert "within 3 % of it, which is noise: 2, 8" in capsys.readouterr().out
+    assert "within 3 % of the fastest, which is noise: 2, 8" in capsys.readouterr().out
 
 
-def test_another_failure_is_the_searchs_own(tmp_path: Path) -> None:
+def test_another_failure_is_the_searchs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Scripted({1: 100.0, 2: -1.0})
     assert search(tmp_path, runs)[0] == 3
     assert runs.ran == [1, 2]
+    said = capsys.readouterr()
+    assert "micro-batch size of 2 ended with exit code 3; the rest is not run" in said.err
+    assert "100 tokens/s" in said.out, "what was found is shown"
+    assert said.out.count("not run") == 3
+
+
+def test_interrupted_it_shows_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(words: list[str], folder: Path) -> int:
+        if runs.ran:
+            raise Interrupted(15)
+        return runs(words, folder)
+
+    runs = Scripted({1: 100.0})
+    with pytest.raises(Interrupted):
+        search(tmp_path, interrupted)
+    assert "100 tokens/s" in capsys.readouterr().out
+
+
+def test_a_search_is_not_resumed() -> None:
+    with pytest.raises(ConfigError, match="resume: a search"):
+        load([*TINY, "experiment=autotune", "resume=auto", "checkpoint.every=2", "out=a"])
+
+
+def test_a_search_is_no_side_of_a_comparison(tmp_path: Path) -> None:
+    search(tmp_path, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
+    with pytest.raises(RecordError, match="holds a search over micro-batch sizes"):
+        record_files(tmp_path / "a")
+
+
+def test_for_real(harness: Harness, tmp_path: Path) -> None:
+    done = harness(*TINY, "experiment=autotune", "workload.global_batch_size=2", "workload.steps=4",
+                   "workload.warmup_steps=2", "profile=true", "out=a")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"micro-batch-1", "micro-batch-2", "autotune.json"}
+    assert result(tmp_path)["fastest"] in {1, 2}
+    for size in (1, 2):
+        record = json.loads((tmp_path / "a" / f"micro-batch-{size}" / "1" / "record.json").read_text())
+        assert record["config"]["workload"]["micro_batch_size"] == size
+        assert record["profile"] is None, "a search looks at speeds alone"
 
 
 def test_an_emulated_device_has_no_fastest(tmp_path: Path) -> None:

@@ -73,17 +73,20 @@ def test_nobody_watches_afterwards() -> None:
 
 
 def test_what_is_waited_is_taken_off_its_part() -> None:
-    """Two seconds within each forward pass, and five within the backward pass, told when the exchange is over."""
+    """In each forward pass two seconds, in the first backward pass three, in the last five; each told later."""
+    step_of_two = (0.0, 2.0, 3.0, 2.0, 5.0)
 
     def waits() -> Iterator[float]:
-        yield from (0.0, 2.0, 2.0, 5.0, 0.0)  # the step that is thrown away, and the forgetting of it
-        yield from itertools.cycle((2.0, 2.0, 5.0))
+        yield 0.0
+        yield from step_of_two  # of the step that is thrown away
+        yield 0.0
+        yield from itertools.cycle(step_of_two)
 
     told = waits()
     parts = watched(ScriptedStep(), lambda: next(told))["parts"]
     assert parts["forward"] == 2 * LASTS["forward"] - 4.0
-    assert parts["backward"] == 2 * LASTS["backward"] - 5.0
-    assert parts["communication"] == LASTS["communication"] + 9.0
+    assert parts["backward"] == 2 * LASTS["backward"] - 8.0
+    assert parts["communication"] == LASTS["communication"] + 12.0
 
 
 def test_waiting_that_nobody_knows_is_null() -> None:
@@ -120,7 +123,10 @@ def event(name: str, kind: DeviceType, start: float, end: float, *, annotation: 
 EVENTS = [
     event("ProfilerStep#1", DeviceType.CPU, 0, 100),
     event("Optimizer.step#AdamW.step", DeviceType.CPU, 60, 100, annotation=True),
+    event("autograd::engine::evaluate_function: MmBackward0", DeviceType.CPU, 5, 60),
+    event("Torch-Compiled Region: 0/0", DeviceType.CPU, 5, 60),
     event("aten::mm", DeviceType.CPU, 10, 20),
+    event("## Call CompiledFxGraph fabc ##", DeviceType.CPU, 40, 50),
 ]
 ON_DEVICE = [
     event("gemm", DeviceType.CUDA, 30, 70),
@@ -136,12 +142,32 @@ def test_a_device_is_busy_while_its_kernels_run() -> None:
 
 def test_a_host_that_is_the_device_is_busy_while_operations_are_under_way() -> None:
     intervals = profiling._intervals(EVENTS, DeviceType.CPU)
-    assert idle_fraction(intervals, 100e-6) == pytest.approx(0.9), "annotations are no operations"
+    assert idle_fraction(intervals, 100e-6) == pytest.approx(0.8), "what is around operations is none"
 
 
 def test_a_device_that_the_profiler_does_not_see_has_no_idle_time() -> None:
     assert profiling._other_device(EVENTS) is None
     assert idle_fraction(profiling._intervals(EVENTS, None), 1.0) is None
+
+
+def average(name: str, kind: DeviceType, *, own_host: float, own_device: float) -> Any:
+    """One of a profiler's averages over 3 steps; microseconds."""
+    return SimpleNamespace(
+        key=name, device_type=kind, count=3, is_user_annotation=False,
+        self_cpu_time_total=own_host, self_device_time_total=own_device,
+    )  # fmt: skip
+
+
+def test_a_kernel_is_listed_once() -> None:
+    """The host's call is told the time of the kernel that it launched, too."""
+    averages = [
+        average("aten::mm", DeviceType.CPU, own_host=30.0, own_device=300.0),
+        average("gemm", DeviceType.CUDA, own_host=0.0, own_device=300.0),
+    ]
+    profiler = SimpleNamespace(key_averages=lambda: averages)
+    [listed] = profiling._operations(profiler, DeviceType.CUDA, 3)
+    assert listed == {"name": "gemm", "calls": 1.0, "seconds": pytest.approx(1e-4)}
+    assert [each["name"] for each in profiling._operations(profiler, DeviceType.CPU, 3)] == ["aten::mm"]
 
 
 class TestOperandBytes:
@@ -192,8 +218,13 @@ class TestRoofline:
         }
 
     def test_before_it_memory_is(self) -> None:
-        found = roofline(1000.0, 100.0, 2.0, peak_flops=800.0, memory_bytes_per_second=20.0)
+        found = roofline(1000.0, 100.0, 10.0, peak_flops=800.0, memory_bytes_per_second=20.0)
         assert (found["attainable_flops"], found["bound_by"]) == (200.0, "memory")
+
+    def test_faster_than_its_bytes_allow_shows_that_they_are_too_many(self) -> None:
+        found = roofline(1000.0, 100.0, 2.0, peak_flops=800.0, memory_bytes_per_second=40.0)
+        assert found["attainable_flops"] is None
+        assert found["bound_by"] is None
 
     @pytest.mark.parametrize("ceilings", [(None, 20.0), (800.0, None)])
     def test_without_ceilings_it_is_not_told(self, ceilings: tuple[float | None, float | None]) -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._functorch.config as partitioning
 
 from harness import backends
 from harness.backends.base import Backend
 from harness.composition import load
 from harness.config import OPERATIONS, BackendConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
-from harness.training.tuning import resolve
+from harness.training.tuning import resolve, tune
 from harness.workload.model import Transformer
 from tests.conftest import TINY
 
@@ -34,6 +35,24 @@ def test_what_is_asked_for_stays(backend: Backend) -> None:
     found = resolve(asked, backend, sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned()["cross_entropy"]
+
+
+def test_a_budget_is_of_compiled_parts_alone(backend: Backend) -> None:
+    own = backend.tuned()["activation_memory_budget"]
+    assert own < 1
+    assert resolve(TUNED, backend, sharded=False).activation_memory_budget == own
+    assert resolve(replace(TUNED, compile="no"), backend, sharded=False).activation_memory_budget == 1.0
+    assert resolve(TUNED, backend, sharded=True).activation_memory_budget == 1.0
+    with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
+        resolve(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, sharded=False)
+
+
+def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitioning, "activation_memory_budget", 1.0)
+    with torch.device("meta"):
+        model = Transformer(load([*TINY]).model)
+    tune(model, resolve(replace(TUNED, activation_memory_budget=0.25), backend, sharded=False), backend)
+    assert partitioning.activation_memory_budget == 0.25
 
 
 def test_shards_are_not_compiled(backend: Backend) -> None:

@@ -112,6 +112,7 @@ def _mixed(side: Side) -> Iterator[str]:
         ("backend", ("backend", "name")),
         ("device", ("device", "name")),
         ("threads", ("effective", "threads")),
+        ("micro-batch size", ("config", "workload", "micro_batch_size")),
         ("torch", ("environment", "packages", "torch")),
     ):
         values = {json.dumps(value) for value in side.values(*keys)}

@@ -14,8 +14,9 @@ def roofline(
 ) -> dict[str, Any]:
     """Return the position of a step.
 
-    Operand bytes are an upper bound of the traffic, which fusion and caches lessen: the true intensity is at least the
-    one stated, so "bound by arithmetic" is certain and "bound by memory" is the worst case.
+    Fusion and caches lessen the traffic that operand bytes stand for: as a rule the true intensity is higher than the
+    one stated, so that "bound by memory" is the worst case. A step that is faster than the stated intensity allows
+    shows that it was; then nothing is said of the bound.
 
     Args:
         flops: model FLOPs of one step on one device.
@@ -26,7 +27,7 @@ def roofline(
     Returns:
         `flops_per_byte`; `ridge_flops_per_byte`, from which on a device is bound by arithmetic; `attainable_flops` a
         second at that intensity; `achieved_flops` a second; `bound_by`: arithmetic or memory. None for what needs a
-        ceiling that is not known.
+        ceiling that is not known, and where more was achieved than was attainable.
     """
     intensity = flops / operand_bytes
     position: dict[str, Any] = {
@@ -38,9 +39,9 @@ def roofline(
     }
     if peak_flops is not None and memory_bytes_per_second is not None:
         ridge = peak_flops / memory_bytes_per_second
-        position |= {
-            "ridge_flops_per_byte": ridge,
-            "attainable_flops": min(peak_flops, intensity * memory_bytes_per_second),
-            "bound_by": "arithmetic" if intensity >= ridge else "memory",
-        }
+        attainable = min(peak_flops, intensity * memory_bytes_per_second)
+        position["ridge_flops_per_byte"] = ridge
+        if position["achieved_flops"] <= attainable:
+            position["attainable_flops"] = attainable
+            position["bound_by"] = "arithmetic" if intensity >= ridge else "memory"
     return position

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.record import CONFIG_FILE, RECORD_FILE, STEPS_FILE, content_digest, read_record
+from harness.record import AUTOTUNE_FILE, CONFIG_FILE, RECORD_FILE, STEPS_FILE, content_digest, read_record
 
 DEEPEST_FOLDER = 3
 
@@ -99,6 +99,11 @@ def _search(folder: Path, depth: int) -> Iterable[Path]:
         raise RecordError(
             f"{folder}: the run is under way or was cut off (no {RECORD_FILE}); wait for it, run it again, or move "
             "the folder away"
+        )
+    if (folder / AUTOTUNE_FILE).exists():
+        raise RecordError(
+            f"{folder}: holds a search over micro-batch sizes, not repeats of one run; give one of its folders, the "
+            f"fastest is named in {AUTOTUNE_FILE}"
         )
     if depth > 0:
         for child in sorted((item for item in folder.iterdir() if item.is_dir()), key=_natural):

@@ -26,8 +26,9 @@ def print_profile(record: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(_parts(profile, step))
     console.print()
-    console.print(_operations(profile))
-    console.print()
+    if profile["operations"]:
+        console.print(_operations(profile))
+        console.print()
     for line in _lines(profile):
         console.print(line)
 
@@ -92,13 +93,16 @@ def _lines(profile: Mapping[str, Any]) -> list[str]:
 
 def _roofline(position: Mapping[str, Any]) -> str:
     said = f"{position['flops_per_byte']:,.1f} FLOP for a byte of operands, were no two operations fused"
-    if position["bound_by"] is None:
+    if position["ridge_flops_per_byte"] is None:
         return f"{said}; where the ridge lies python -m harness peak would tell"
+    if position["bound_by"] is None:
+        return f"{said}; the step is faster than that allows, so fusion or caches save traffic"
     share = position["achieved_flops"] / position["attainable_flops"]
+    worst = " at worst" if position["bound_by"] == "memory" else ""
     return (
         f"{said}; the ridge is at {position['ridge_flops_per_byte']:,.1f}, so a step is bound by "
-        f"{position['bound_by']}; it reaches {position['achieved_flops'] / 1e12:,.3f} TFLOP/s, {share:.2f} of the "
-        f"{position['attainable_flops'] / 1e12:,.3f} attainable there"
+        f"{position['bound_by']}{worst}; it reaches {position['achieved_flops'] / 1e12:,.3f} TFLOP/s, {share:.2f} of "
+        f"the {position['attainable_flops'] / 1e12:,.3f} attainable there"
     )
 
 

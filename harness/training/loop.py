@@ -54,10 +54,6 @@ class Progressed:
     def training_seconds(self) -> float:
         return sum(block.seconds for _, block in self.blocks)
 
-    def finished(self, steps: int) -> bool:
-        """Return whether training came to its end, which is the last of so many steps or the target."""
-        return self.steps_done == steps or self.target_step is not None
-
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values, for a checkpoint."""
         return asdict(self)

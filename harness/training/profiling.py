@@ -28,7 +28,7 @@ from harness.errors import RunFailed
 STEPS = 3
 LISTED_OPERATIONS = 12
 FOLDER = "profile"
-Step = Callable[[], object]
+Run = Callable[[Sequence[torch.Tensor]], None]
 
 
 def profile_steps(
@@ -40,14 +40,18 @@ def profile_steps(
     folder: Path,
     rank: int = 0,
     waited: Callable[[], float | None] = lambda: None,
+    stop_requested: Callable[[], bool] = lambda: False,
     uncompiled: Callable[[], AbstractContextManager[Any]],
     advanced: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Return what the profile says of one step of this rank, and leave its trace in the run's folder. Collective.
+
+    None if a stop was requested before it was whole.
 
     Args:
         batches: of each step one global batch (this rank's share of it), as `TrainStep` takes them.
         waited: returns the seconds stood still for collectives since the last call, None where that is not known.
+        stop_requested: asked after every step; the same on all ranks.
         uncompiled: a context in which a compiled model runs operation by operation.
 
     Raises:
@@ -57,9 +61,23 @@ def profile_steps(
     def run(micro_batches: Sequence[torch.Tensor]) -> None:
         step(micro_batches, learning_rate)
         advanced()
+        if stop_requested():
+            raise _Stopped
 
+    try:
+        return _looks(step, run, batches, backend, folder / FOLDER / f"trace-rank{rank}.json.gz", waited, uncompiled)
+    except _Stopped:
+        return None
+
+
+class _Stopped(Exception):
+    """A stop was requested."""
+
+
+def _looks(step: TrainStep, run: Run, batches: Sequence[Sequence[torch.Tensor]], backend: Backend, trace: Path,
+           waited: Callable[[], float | None], uncompiled: Callable[[], AbstractContextManager[Any]],
+           ) -> dict[str, Any]:  # fmt: skip
     found: dict[str, Any] = {"steps": len(batches), **in_parts(step, run, batches, backend.synchronize, waited)}
-    trace = folder / FOLDER / f"trace-rank{rank}.json.gz"
     found |= traced(run, batches, backend, trace)
     found["trace"] = f"{FOLDER}/{trace.name}"
     with uncompiled(), OperandBytes() as counted:
@@ -123,10 +141,10 @@ class _PartsClock:
         yield
         self._synchronize()
         self.seconds[name] += self._clock() - began
-        if name in ("forward", "communication"):
-            # What is waited for at the end of the backward pass shows itself when the wait is over, one part later.
+        if name in ("host_to_device", "forward", "communication"):
+            # What was waited for in a backward pass is asked for one part later: in its end the wait may still be open.
             waited = self._waited() or 0.0
-            self.seconds["backward" if name == "communication" else name] -= waited
+            self.seconds["forward" if name == "forward" else "backward"] -= waited
             self.seconds["communication"] += waited
 
 
@@ -139,7 +157,8 @@ def traced(
     """Write PyTorch's trace of the steps, and return what it says of them.
 
     Keys: `traced_step_seconds`; `idle_fraction`, of that the share in which no operation was under way on the device,
-    None where the profiler does not see the device; `operations`, those that took longest, by their own time.
+    None where the profiler does not see the device; `operations`, those that took longest, by their own time, none
+    where the profiler sees the host's calls only, whose time is that of launching.
 
     Raises:
         RunFailed: the trace cannot be written.
@@ -169,7 +188,7 @@ def traced(
     return {
         "traced_step_seconds": seconds / steps,
         "idle_fraction": idle_fraction(_intervals(profiler.events(), kind), seconds),
-        "operations": _operations(profiler, kind, steps),
+        "operations": [] if kind is None else _operations(profiler, kind, steps),
     }
 
 
@@ -184,8 +203,13 @@ def _intervals(events: Any, kind: DeviceType | None) -> list[tuple[float, float]
     return [
         (event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in events
-        if event.device_type == kind and not event.is_user_annotation and not event.name.startswith("ProfilerStep")
+        if event.device_type == kind and not event.is_user_annotation and (kind != DeviceType.CPU or _works(event.name))
     ]
+
+
+def _works(name: str) -> bool:
+    """Return whether a host event is an operation or a compiled graph, and not what PyTorch or Python does around."""
+    return name.startswith("## Call Compiled") or ("::" in name and not name.startswith("autograd::"))
 
 
 def idle_fraction(intervals: Sequence[tuple[float, float]], seconds: float) -> float | None:
@@ -199,12 +223,14 @@ def idle_fraction(intervals: Sequence[tuple[float, float]], seconds: float) -> f
     return min(1.0, max(0.0, 1.0 - covered / seconds))
 
 
-def _operations(profiler: Any, kind: DeviceType | None, steps: int) -> list[dict[str, Any]]:
-    on_host = kind is None or kind == DeviceType.CPU
+def _operations(profiler: Any, kind: DeviceType, steps: int) -> list[dict[str, Any]]:
     found = []
     for average in profiler.key_averages():
+        # The host's calls are told the time of the kernels that they launched as well, which are listed themselves.
+        on_host = average.device_type == DeviceType.CPU
         microseconds = average.self_cpu_time_total if on_host else average.self_device_time_total
-        if microseconds > 0 and not average.is_user_annotation and not average.key.startswith("ProfilerStep"):
+        of_the_device = average.device_type == kind and not average.is_user_annotation
+        if of_the_device and microseconds > 0 and not average.key.startswith("ProfilerStep"):
             found.append({"name": average.key, "calls": average.count / steps, "seconds": microseconds / 1e6 / steps})
     return sorted(found, key=lambda operation: -operation["seconds"])[:LISTED_OPERATIONS]
 
@@ -218,7 +244,7 @@ class OperandBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.is_view or func.namespace not in ("aten", "prims") or func in _NO_TRAFFIC:
+        if func.is_view or func.namespace in _NOT_COMPUTING or func in _NO_TRAFFIC:
             return result
         written = _bytes(result) if result is not None else _bytes(_written_arguments(func, args))
         if func is torch.ops.aten.embedding.default:
@@ -229,6 +255,7 @@ class OperandBytes(TorchDispatchMode):
         return result
 
 
+_NOT_COMPUTING = ("profiler", "c10d", "_c10d_functional", "fsdp")
 _NO_TRAFFIC = {
     torch.ops.aten.empty.memory_format,
     torch.ops.aten.empty_like.default,

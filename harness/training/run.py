@@ -146,8 +146,40 @@ def _run_in(claimed: _Claimed, config: Config, backend: Backend, dataset: Datase
             raise
     finally:
         session.close()
+    if config.profile and failure is None and not any(session.ranks.gather(interrupted is not None)):
+        return _profiled(folder, config, backend, session, stop)
     stop.ending(launched=world.grouped)
     record = _write(folder, config, backend, session, failure, interrupted)
+    return Outcome(folder, record, failure, interrupted)
+
+
+def _profiled(folder: Path, config: Config, backend: Backend, session: Session, stop: StopRequest) -> Outcome:
+    """Write the record of a run that ended well, then profile it, and write that into the record.
+
+    In this order, since a profile may run out of memory, or be stopped: the run is whole all the same.
+    """
+    group = session.group
+    if group.world.leads:
+        _write_record(folder, config, backend, session, "ok", None)
+    # Whatever befalls the profile, the record stays as it is.
+    group.write_last_words = None
+    failure: RunFailed | None = None
+    interrupted: Interrupted | None = None
+    try:
+        with stop.deferred():
+            session.profile()
+        if stop.signal_number is not None:
+            interrupted = Interrupted(stop.signal_number)
+    except Interrupted as error:
+        interrupted = error
+    except Exception as error:
+        stop.ending(launched=group.world.grouped)
+        settled = _settle(error, backend, group)
+        if settled is None:
+            raise
+        failure = RunFailed(f"profile: {settled}; the run itself ended well, and {folder} has its record")
+    stop.ending(launched=group.world.grouped)
+    record = _write(folder, config, backend, session, None, None)
     return Outcome(folder, record, failure, interrupted)
 
 
@@ -180,20 +212,27 @@ def _write(folder: Path, config: Config, backend: Backend, session: Session, fai
         status = "interrupted"
     if status == "hung":
         group.write_stacks(folder)
+    record = _write_record(folder, config, backend, session, status, str(failure) if failure is not None else None)
+    group.record_written()
+    return record
+
+
+def _write_record(
+    folder: Path, config: Config, backend: Backend, session: Session, status: str, error: str | None
+) -> dict[str, Any]:
     done = session.result.steps_done if session.result is not None else 0
     attempts = end_attempt(folder, status=status, to_step=done) if config.checkpoint.every else None
     record = assemble(
         config,
         status=status,
-        error=str(failure) if failure is not None else None,
+        error=error,
         facts=session.facts,
         progressed=session.result,
         batch_digest=session.batch_digest(),
         step_seconds_method=session.step_clock.step_seconds_method,
         backend_name=backend.name,
-        world_size=group.world.size,
+        world_size=session.group.world.size,
         attempts=attempts,
     )
     write_record(folder, record)
-    group.record_written()
     return record

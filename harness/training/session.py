@@ -71,6 +71,7 @@ class Session:
             ranks=self.ranks.size,
         )
         self._loop: Loop | None = None
+        self._trained: TrainStep | None = None
 
     @property
     def result(self) -> Progressed | None:
@@ -162,15 +163,21 @@ class Session:
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:
             facts.effective["compilation"] = compiled
-        if config.profile and self._loop.result.finished(config.workload.steps):
-            facts.profile = self._profile(step)
+        self._trained = step
 
-    def _profile(self, step: TrainStep) -> dict[str, Any]:
-        """Return where the time of a step goes. It trains on, so everything else has been asked by now."""
+    def profile(self) -> None:
+        """Note where the time of a step goes, unless a stop is asked for meanwhile. Collective.
+
+        It trains on, so everything else has been asked by now, and `close` been called: nothing makes batches.
+
+        Raises:
+            RunFailed: the trace cannot be written.
+        """
         # Here, since importing PyTorch's profiler takes a while that most runs need not spend.
         from harness.training.profiling import STEPS, profile_steps
 
-        self.prefetcher.close()
+        step = self._trained
+        assert step is not None
         work, ranks, backend = self.config.workload, self.ranks, self.backend
         share = work.global_batch_size // ranks.size
         batches = []
@@ -178,14 +185,15 @@ class Session:
             sequences = self.dataset.train(number * work.global_batch_size + ranks.rank * share, share)
             batch = torch.from_numpy(sequences)
             batches.append((batch.pin_memory() if backend.pins_host_memory else batch).split(work.micro_batch_size))
-        return profile_steps(
+        self.facts.profile = profile_steps(
             step,
             batches,
             learning_rate(work.steps, work),
             backend=backend,
             folder=self.folder,
             rank=ranks.rank,
-            waited=lambda: self._meter.take()[1],
+            waited=(lambda: self._meter.take()[1]) if ranks.size > 1 else (lambda: 0.0),
+            stop_requested=StopAgreement(ranks, self._stop).requested,
             uncompiled=lambda: watched_eagerly(self.facts.track),
             advanced=self.group.advanced,
         )

@@ -30,6 +30,13 @@ def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConf
     if sharded and track.compile is None:
         chosen["compile"] = "no"
     resolved = replace(track, **chosen)
+    if resolved.compile == "no":
+        if track.activation_memory_budget not in (None, 1.0):
+            raise ConfigError(
+                f"track.activation_memory_budget: found {track.activation_memory_budget}, but only compiled parts keep "
+                "to it, and track.compile is no here; leave it out, or compile"
+            )
+        resolved = replace(resolved, activation_memory_budget=1.0)
     kernels = backend.kernels()
     for operation in OPERATIONS:
         name = getattr(resolved, operation)
