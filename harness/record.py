@@ -62,7 +62,7 @@ def claim_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Pa
 
 
 def refuse_existing_run(folder: Path) -> None:
-    """Raise ConfigError if the folder holds a run, finished or not, or repeats of one."""
+    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over sizes."""
     remedy = "choose another out=DIR, or delete that folder first"
     if (folder / RECORD_FILE).exists():
         raise ConfigError(f"out: {folder} holds a finished run; {remedy}")
@@ -71,6 +71,8 @@ def refuse_existing_run(folder: Path) -> None:
             f"out: {folder} holds a run that is under way or was cut off (no {RECORD_FILE}); its finished "
             f"steps are in {STEPS_FILE}; {remedy}"
         )
+    if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
+        raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
     with suppress(FileNotFoundError):
         if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")

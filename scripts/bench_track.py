@@ -2,6 +2,7 @@
 
     python scripts/bench_track.py --rounds 3                          llama-30m, 512 tokens, bf16
     python scripts/bench_track.py --rounds 3 model=gpt2-124m workload.micro_batch_size=8
+    python scripts/bench_track.py --variant 'track=tuned' --variant 'track=tuned OMP_PROC_BIND=close'
 
 Every run is a fresh process and the runs of a round take turns. A knob belongs into a backend's `tuned()` only if it
 wins here. The last column is the model FLOP/s over the measured bf16 peak, if `python -m harness peak` was run before.
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,17 @@ VARIANTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    told = "instead of the knobs, once for each: settings, and VARIABLE=value for the environment"
+    parser.add_argument("--variant", action="append", default=[], metavar="WORDS", help=told)
     parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    variants = {"portable": (), **{words: tuple(shlex.split(words)) for words in options.variant}}
+    if not options.variant:
+        variants = VARIANTS
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for number in range(options.rounds):
-        for name in list(VARIANTS) if number % 2 == 0 else list(reversed(VARIANTS)):
-            found[name].append(run([*WORK, *options.overrides, *VARIANTS[name]]))
+        for name in list(variants) if number % 2 == 0 else list(reversed(variants)):
+            found[name].append(run([*WORK, *options.overrides], variants[name]))
             print(f"round {number + 1}: {name}: {found[name][-1]['timing']['tokens_per_second']:,.0f}", flush=True)
     print("\n| run | tokens/s | over portable (each round) | peak MiB | first step s | MFU of the measured peak |")
     print("|---|---|---|---|---|---|")
@@ -63,12 +71,15 @@ def main() -> int:
     return 0
 
 
-def run(words: list[str]) -> dict[str, Any]:
-    """Return the record of one run."""
+def run(words: list[str], variant: Sequence[str]) -> dict[str, Any]:
+    """Return the record of one run; of a variant's words those in capitals are for its environment."""
+    variables = [word for word in variant if word.split("=", 1)[0].isupper()]
+    words = [*words, *(word for word in variant if word not in variables)]
+    env = {**os.environ, **dict(word.split("=", 1) for word in variables)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "harness", *words, f"out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
         if done.returncode != 0:
             sys.exit(done.stderr[-3000:])
         return json.loads((out / "record.json").read_text())

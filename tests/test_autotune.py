@@ -15,6 +15,7 @@ from harness.autotune import candidates, run_autotune
 from harness.composition import load
 from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
+from harness.record import claim_folder
 from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]
@@ -129,7 +130,7 @@ def test_nothing_fits(tmp_path: Path) -> None:
 
 def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search(tmp_path, Scripted({1: 100.0, 2: 98.0, 4: 90.0, 8: 99.0}))
-    assert "within 3 % of the fastest, which is noise: 2, 8" in capsys.readouterr().out
+    assert "within 5 % of the fastest, which is noise: 2, 8" in capsys.readouterr().out
 
 
 def test_another_failure_is_the_searchs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +186,9 @@ def test_an_emulated_device_has_no_fastest(tmp_path: Path) -> None:
 def test_a_folder_is_searched_once(tmp_path: Path) -> None:
     runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
     search(tmp_path, runs)
-    with pytest.raises(ConfigError, match="holds another autotune"):
+    with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
+        claim_folder(str(tmp_path / "a"), "run")
+    with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
         search(tmp_path, runs)
 
 
