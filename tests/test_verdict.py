@@ -148,6 +148,14 @@ class TestComparable:
         assert pair.word == verdict.NOT_COMPARABLE
         assert any("device differs within other" in line for line in pair.gates[-1].details)
 
+    def test_runs_with_two_micro_batch_sizes_are_no_repeats(self) -> None:
+        """Two sides may differ in it, since it is no part of the work; one side may not mix a fast and a slow one."""
+        mixed = [make_record(process=100), make_record(process=101)]
+        mixed[1]["config"]["workload"]["micro_batch_size"] = 1
+        pair = judge(make_side("other", mixed))
+        assert pair.word == verdict.NOT_COMPARABLE
+        assert any("micro-batch size differs within other" in line for line in pair.gates[-1].details)
+
     def test_a_target_reached_at_another_step_is_the_same_work(self) -> None:
         quick: dict[str, Any] = {"config": {"target_loss": 4.0}}
         first = make_side("reference", make_records(3, **quick))
