@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import harness
 from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
+from harness.training.signals import stop_on_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb: Callable[[list[str]], int] = train
         if words and words[0] in VERBS:
             verb = VERBS[words.pop(0)]
-        return verb(words)
+        # A command that starts one process after another can be told to stop between two of them.
+        with stop_on_signals():
+            return verb(words)
     except EndedWithAll as ended:
         return ended.exit_code
     except UserError as error:

@@ -252,22 +252,30 @@ def _run_jobs(jobs: list[list[str]], noun: str) -> int:
 
 
 def run_process(command: list[str], output: IO[str] | None = None) -> int:
-    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code; its words go to `output`, if given."""
+    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code; its words go to `output`, if given.
+
+    Raises:
+        Interrupted: such a signal came; the child has ended.
+    """
     received: list[int] = []
-    with subprocess.Popen(command, stdout=output, stderr=output) as child:
+    child: subprocess.Popen[bytes] | None = None
 
-        def forward(number: int, _: Any) -> None:
-            received.append(number)
-            # A terminal's Ctrl-C reaches the whole process group by itself.
-            if number == signal.SIGTERM or not sys.stdin.isatty():
-                child.send_signal(number)
+    def forward(number: int, _: Any) -> None:
+        received.append(number)
+        # A terminal's Ctrl-C reaches the whole process group by itself.
+        if child is not None and (number == signal.SIGTERM or not sys.stdin.isatty()):
+            child.send_signal(number)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    # Before the child is there: a signal that comes while it is being started must not leave it behind.
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child = subprocess.Popen(command, stdout=output, stderr=output)
+        if received:
+            child.terminate()
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if received:
         raise Interrupted(received[0])
     return code if code >= 0 else 128 - code

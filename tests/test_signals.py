@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -36,3 +39,41 @@ class TestStop:
 
 def test_is_no_exception_that_a_broad_except_would_swallow() -> None:
     assert not issubclass(Interrupted, Exception)
+
+
+DOOR = """
+import os, signal, sys
+import harness.__main__ as door
+door.VERBS["doctor"] = lambda words: os.kill(os.getpid(), getattr(signal, words[0]))
+sys.exit(door.main(["doctor", sys.argv[1]]))
+"""
+
+STARTING = """
+import os, signal, subprocess, sys
+from harness.errors import Interrupted
+from harness.launch import run_process
+start = subprocess.Popen.__init__
+def interrupted_start(*arguments, **named):
+    os.kill(os.getpid(), signal.SIGTERM)
+    start(*arguments, **named)
+subprocess.Popen.__init__ = interrupted_start
+try:
+    run_process([sys.executable, "-c", "import time; time.sleep(60)"])
+except Interrupted as interrupted:
+    sys.exit(interrupted.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_is_told_to_stop_where_no_run_of_it_is_under_way(number: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DOOR, number.name], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
+
+
+def test_a_signal_while_a_child_is_being_started_ends_the_child_too() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", STARTING], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert time.monotonic() - began < 30
