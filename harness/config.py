@@ -217,6 +217,9 @@ class Config:
     profile: bool = False
     """After the last measured step, look where the time of a step goes: a table in summary and record, and PyTorch's
     trace in the run's folder. It takes nine more steps, whose weights nobody keeps."""
+    telemetry: bool = True
+    """Read the device's power, temperature and clock beside the loop, where it tells them; the record then tells energy
+    too."""
     autotune: bool = False
     """Try the micro-batch sizes that the global batch allows, each in a short run of its own, and name the fastest."""
     resume: str | None = limited(None, choices=("auto",))
@@ -266,6 +269,7 @@ NOT_PART_OF_THE_WORK = (
     "out",
     "peaks",
     "profile",
+    "telemetry",
     "autotune",
     "resume",
     "checkpoint.*",

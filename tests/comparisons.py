@@ -55,10 +55,16 @@ def _with_energy(record: dict[str, Any], watts: float) -> dict[str, Any]:
     mean = timing["mean_step_seconds"]
     seconds = range(int(timing["training_seconds"]))
     samples = [[float(second), watts * (0.5 if second < 4 else 1.0 + 0.02 * (second % 3 - 1))] for second in seconds]
-    energy = {"joules_per_token": watts * mean / timing["tokens_per_step"], "samples": samples}
+    telemetry = {
+        "joules_per_token": watts * mean / timing["tokens_per_step"],
+        "samples": samples,
+        "method": "counter" if watts > 350 else "sampled",
+        "source": "NVML" if watts > 350 else "npu-smi",
+        "scope": "the board" if watts > 350 else "the chip",
+    }
     shares = {"forward": 0.3, "backward": 0.58, "optimizer": 0.08}
     phases = {name: share * mean for name, share in shares.items()}
-    return {**record, "energy": energy, "timing": {**timing, "phase_seconds": phases}}
+    return {**record, "telemetry": telemetry, "timing": {**timing, "phase_seconds": phases}}
 
 
 def cannot_tell() -> Comparison:

@@ -231,7 +231,7 @@ class TestThinning:
         samples = {"samples": [[float(second), 300.0] for second in range(9000)]}
         records = [make_record(config=work, process=number) for number in (1, 2)]
         records[1]["losses"]["train"][4321] = 77.0
-        sides = [make_side(name, [{**record, "energy": samples}])
+        sides = [make_side(name, [{**record, "telemetry": samples}])
                  for name, record in zip("ab", records, strict=True)]  # fmt: skip
         monkeypatch.setattr(Axes, "plot", counted)
         found = figures(compare(sides, margin=0.5))

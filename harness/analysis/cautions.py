@@ -74,7 +74,8 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
 
 def _throttle_reasons(record: Mapping[str, Any]) -> set[str]:
     moments = (look_up(record, "contention", "device_condition", moment) for moment in ("before", "after"))
-    return {reason for moment in moments if moment for reason in moment.get("throttle_reasons") or ()}
+    at_the_ends = {reason for moment in moments if moment for reason in moment.get("throttle_reasons") or ()}
+    return at_the_ends | {*(look_up(record, "telemetry", "throttled") or ())}
 
 
 def _drift(record: Mapping[str, Any]) -> float | None:

@@ -132,7 +132,7 @@ QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("step_time", "step time", "s", ("timing", "mean_step_seconds")),
     ("tokens_per_second", "speed", "tokens/s", ("timing", "tokens_per_second")),
     ("time_to_target", "time to target loss", "s", ("target", "training_seconds")),
-    ("energy_per_token", "energy", "J/token", ("energy", "joules_per_token")),
+    ("energy_per_token", "energy", "J/token", ("telemetry", "joules_per_token")),
 )
 
 

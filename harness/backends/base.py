@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from harness.backends.sensors import Sensor
 from harness.config import BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
@@ -243,9 +244,9 @@ class Backend(ABC):
         """Return the device's clocks and what holds them down now (`throttle_reasons`, a list), or None."""
         return None
 
-    def telemetry(self) -> Any | None:
-        """Return a sampler of power and temperature, or None."""
-        return None
+    def telemetry(self) -> Sensor | str:
+        """Return what reads the device's power and temperature, or why nothing does. Called once the device is open."""
+        return f"backend {self.name} has no sensor"
 
     def profiler_activities(self) -> list[Any]:
         """Return the torch.profiler.ProfilerActivity of which a trace is made: the host's calls, and the device's work

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend, Problem, torch_problems
+from harness.backends.rapl import open_rapl
+from harness.backends.sensors import READ_BY_ANOTHER, Sensor
 from harness.environment import allowed_cores, cpu_model, memory_limit_bytes, peak_resident_bytes
 from harness.world import World
 
@@ -116,6 +118,11 @@ class CpuBackend(Backend):
             "peak_reserved_bytes": None,
             "total_bytes": memory_limit_bytes(),
         }
+
+    def telemetry(self) -> Sensor | str:
+        if self.world.local_rank > 0:
+            return READ_BY_ANOTHER
+        return open_rapl()
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -20,6 +20,7 @@ from harness.backends.base import (
     torch_build,
     torch_problems,
 )
+from harness.backends.sensors import Sensor
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -211,6 +212,9 @@ class CudaBackend(Backend):
 
     def condition(self) -> dict[str, Any] | None:
         return nvml.condition(self._uuid())
+
+    def telemetry(self) -> Sensor | str:
+        return nvml.open_sensor(self._uuid())
 
     def _uuid(self) -> str | None:
         import torch

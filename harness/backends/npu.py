@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.ascend import emulation, host
 from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
+from harness.backends.ascend.sensor import open_npu_smi
 from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
+from harness.backends.sensors import Sensor
 from harness.config import Config
 from harness.errors import BackendUnavailable
 
@@ -177,6 +179,11 @@ class NpuBackend(Backend):
             "vector_cores": getattr(properties, "vector_core_num", None),
             "emulated": emulated,
         }
+
+    def telemetry(self) -> Sensor | str:
+        if emulation.is_emulated():
+            return "the device is an emulation, which draws no power"
+        return open_npu_smi(self.settings.device_index)
 
     def versions(self) -> dict[str, str | None]:
         return {

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from harness.backends.sensors import Reading
 
 # Reasons that say that the clock was held below what the chip can do, by the names of NVML's constants. Idle,
 # application clocks and sync boost are settings, not distress.
@@ -73,6 +75,51 @@ def other_processes(uuid: str | None) -> list[str] | None:
         return [
             f"{_process_name(nvml, process.pid)} ({process.pid})" for process in processes if process.pid != os.getpid()
         ]
+
+
+class NvmlSensor:
+    """One GPU, which stays open."""
+
+    source = "NVML"
+    scope = "the board"
+    # The counter of energy is renewed every 20 to 100 ms.
+    period_seconds = 1.0
+
+    def __init__(self, nvml: Any, handle: Any, opened: ExitStack) -> None:
+        self._nvml, self._handle, self._opened = nvml, handle, opened
+
+    def read(self) -> Reading:
+        nvml, handle = self._nvml, self._handle
+        power = _ask(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+        energy = _ask(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+        reasons = _ask(nvml, lambda: _throttle_reasons(nvml, handle))
+        found = Reading(
+            power_watts=None if power is None else power / 1000,
+            energy_joules=None if energy is None else energy / 1000,
+            temperature_celsius=_ask(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+            clock_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            utilization_percent=_ask(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
+            throttle_reasons=None if reasons is None else tuple(reasons),
+        )
+        if found == Reading():
+            raise OSError("NVML answers none of the questions")
+        return found
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def open_sensor(uuid: str | None) -> NvmlSensor | str:
+    """Return the device's sensor, or why there is none."""
+    opened = ExitStack()
+    found = opened.enter_context(_device(uuid))
+    if found is None:
+        opened.close()
+        return "NVML does not answer: pip install nvidia-ml-py (the extra `cuda`), and see nvidia-smi"
+    if uuid is not None and uuid.startswith("MIG-"):
+        opened.close()
+        return "the device is a slice of a GPU (MIG), whose power is not told apart from the others'"
+    return NvmlSensor(*found, opened)
 
 
 @contextmanager

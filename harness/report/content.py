@@ -190,11 +190,19 @@ def notes(pair: Pair, margin: float) -> list[str]:
         "Means are geometric, over processes; a ratio is the other side over the reference.",
         f"The same time: a ratio from {ratio(1 / (1 + margin))} to {ratio(1 + margin)} (margin {percent(margin)}).",
     ]
+    if any(quantity.key == "energy_per_token" for quantity in pair.quantities):
+        lines.append(f"Energy: reference {_energy_method(pair.reference)}; other {_energy_method(pair.other)}.")
     if any(value.outlier for row in rows for value in (*row.reference, *row.other)):
         lines.append(OUTLIER_MEANS)
     if any(row.strength == WEAK for row in rows):
         lines.append(WEAK_MEANS)
     return lines
+
+
+def _energy_method(side: Side) -> str:
+    """Return how a side's energy was found, and whose it is: figures found in different ways differ by that too."""
+    told = [tuple(look_up(run.record, "telemetry", key) for key in ("method", "source", "scope")) for run in side.runs]
+    return " or ".join(printable(f"{method} ({source}: {scope})") for method, source, scope in dict.fromkeys(told))
 
 
 def side_rows(comparison: Comparison) -> list[SideRow]:

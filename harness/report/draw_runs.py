@@ -151,7 +151,7 @@ def _bars(axes: Axes, sides: Sequence[Side]) -> None:
 
 def power_samples(run: Run) -> list[tuple[float, float]]:
     """Return (seconds, watts), or nothing where power was not measured."""
-    return [(seconds, watts) for seconds, watts in look_up(run.record, "energy", "samples") or ()]
+    return [(seconds, watts) for seconds, watts in look_up(run.record, "telemetry", "samples") or ()]
 
 
 def power(sides: Mapping[int, Side], figure: Figure) -> str:

@@ -54,6 +54,8 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     if record["target"] is not None:
         lines.append(("target", _target(record["target"], timed=not device["emulated"])))
     lines.append(("memory", _memory(record["memory"])))
+    if not device["emulated"]:
+        lines += _energy(record.get("telemetry"))
     lines += _clocks(record.get("clocks"))
     if len(record.get("attempts") or []) > 1:
         lines.append(("attempts", _attempts(record)))
@@ -123,6 +125,25 @@ def _scaling(scaling: dict[str, Any]) -> str:
         f"efficiency {scaling['efficiency']:.3f}: tokens/s of a device over those with {scaling['world_size']} "
         f"({scaling['kind']} scaling, {batch}; reference {scaling['reference']}, runs: {scaling['runs']})"
     )
+
+
+def _energy(told: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what the device drew, and what held it down, if it tells any of it."""
+    if told is None or told["source"] is None:
+        return []
+    said = []
+    if told["measured_joules"] is not None:
+        said.append(
+            f"{1000 * told['joules_per_token']:,.3g} mJ a token, {told['mean_power_watts']:,.1f} W on average "
+            f"({told['method']}, {told['source']}: {told['scope']})"
+        )
+    else:
+        said.append(f"energy unknown: {told['reason']} ({told['source']})")
+    if told["temperature_celsius"] is not None:
+        said.append(f"up to {told['temperature_celsius']['max']:.0f} °C")
+    said += [f"clock held down by {reason} in {100 * share:.0f} % of the readings"
+             for reason, share in (told["throttled"] or {}).items()]  # fmt: skip
+    return [("energy", "; ".join(said))]
 
 
 def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:

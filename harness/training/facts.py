@@ -53,6 +53,7 @@ class Facts:
     smaller_world: SmallerWorld | None = None
     measured_peak: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None
+    telemetry: dict[str, Any] | None = None
     clocks: Clocks = field(default_factory=Clocks)
 
 

@@ -100,6 +100,21 @@ class BlockWatch(Protocol):
     def block_ended(self) -> None: ...
 
 
+class Watches:
+    """Several of them as one."""
+
+    def __init__(self, *watches: BlockWatch) -> None:
+        self._watches = watches
+
+    def block_begins(self, phase: str) -> None:
+        for watch in self._watches:
+            watch.block_begins(phase)
+
+    def block_ended(self) -> None:
+        for watch in self._watches:
+            watch.block_ended()
+
+
 class Loop:
     """Drives a TrainStep through the workload's steps, block by block."""
 

@@ -81,6 +81,7 @@ def assemble(
             "device_condition": facts.device_condition,
         },
         "clocks": facts.clocks.facts(),
+        "telemetry": facts.telemetry,
         "parallel": facts.parallel and {**facts.parallel, "scaling": scaling(facts, world_size, times)},
         "measured_peak": facts.measured_peak,
         "attempts": attempts,

@@ -18,7 +18,7 @@ from harness.record import NoWriter, StepsWriter
 from harness.training.communication import CommunicationMeter
 from harness.training.facts import Facts
 from harness.training.group import Group
-from harness.training.loop import Loop, Progressed
+from harness.training.loop import Loop, Progressed, Watches
 from harness.training.prefetch import Prefetcher
 from harness.training.probe import observe_step
 from harness.training.progress import NoProgress, Progress
@@ -27,6 +27,7 @@ from harness.training.results import describe_ranks, own_times
 from harness.training.signals import StopRequest
 from harness.training.spread import Spread
 from harness.training.stderr_watch import StderrWatch
+from harness.training.telemetry import Telemetry, combined
 from harness.training.timing import StepClock
 from harness.training.tuning import Compilation, tune, watched_eagerly
 from harness.workload.data import Dataset
@@ -56,6 +57,7 @@ class Session:
             asynchronous=backend.asynchronous,
             advanced=group.advanced,
         )
+        self.telemetry = Telemetry(backend.telemetry() if config.telemetry else "telemetry=false")
         self._from_step = from_step
         self.folder = folder
         self._writer: StepsWriter | NoWriter = NoWriter()
@@ -158,7 +160,7 @@ class Session:
             save=keeper.save if keeper is not None else None,
             communication=self._meter.take,
             advanced=self.group.advanced,
-            watch=compilation,
+            watch=Watches(compilation, self.telemetry),
         )
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:
@@ -218,8 +220,12 @@ class Session:
         before = backend.condition()
         self._meter.take()
         try:
-            with self._stop.deferred():
-                self._loop.run()
+            self.telemetry.start()
+            try:
+                with self._stop.deferred():
+                    self._loop.run()
+            finally:
+                self.telemetry.stop()
         except RunFailed as error:
             if error.shared or ranks.size == 1:
                 # The device itself is well: what it knows of the run is kept.
@@ -249,6 +255,14 @@ class Session:
         facts.memory = self.backend.memory()
         facts.skipped_steps = step.skipped_steps()
         facts.batch_digest = ranks.added_digest(self.prefetcher.digest)
+        measured = [block for phase, block in self._loop.result.blocks if phase == "measured"]
+        told = self.telemetry.facts(
+            math.fsum(block.seconds for block in measured),
+            sum(block.steps for block in measured)
+            * self.config.workload.global_batch_size
+            * self.config.workload.seq_len,
+        )
+        facts.telemetry = combined(ranks.gather(told))
         if self.group.world.grouped:
             own = {
                 "host": facts.environment.get("host"),

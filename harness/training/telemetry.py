@@ -1,0 +1,264 @@
+"""Power, temperature and energy of a device while it trains: read beside the loop, booked on the measured window.
+
+Energy is the difference of the device's own counter where it has one, else the readings of its power, joined by
+straight lines. Both are cut to the measured blocks: what evaluations, checkpoints and set-up draw is not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.backends.sensors import READ_BY_ANOTHER, Reading, Sensor
+
+# Energy needs so many stretches between two readings, and readings over so much of the measured window.
+LEAST_STRETCHES = 3
+LEAST_COVERED = 0.9
+FAILURES_IN_A_ROW = 5
+# Of the power's course, as many points as a picture shows.
+MOST_SAMPLES = 600
+SECONDS_TO_STOP = 30.0
+
+
+@dataclass
+class Figures:
+    """The mean and the extremes of values that come one by one."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.low, self.high = min(self.low, value), max(self.high, value)
+            self.total += value
+            self.count += 1
+
+    def to_json(self) -> dict[str, float] | None:
+        """Return `mean`, `min` and `max`, or None if there was no value."""
+        return {"mean": self.total / self.count, "min": self.low, "max": self.high} if self.count else None
+
+
+@dataclass
+class Ledger:
+    """What the readings say of the measured window. Arithmetic on times and readings that others took."""
+
+    power_watts: Figures = field(default_factory=Figures)
+    """Of the stretches between two readings."""
+    temperature_celsius: Figures = field(default_factory=Figures)
+    clock_mhz: Figures = field(default_factory=Figures)
+    utilization_percent: Figures = field(default_factory=Figures)
+    throttled: Counter[str] | None = None
+    """How many readings named each reason; None if none could be asked."""
+    readings: int = 0
+    joules: float = 0.0
+    covered_seconds: float = 0.0
+    method: str | None = None
+    samples: list[tuple[float, float]] = field(default_factory=list)
+    """Power over time: seconds since the first measured block began, watts of the stretch that ended then."""
+    _stride: int = 1
+    _began: float | None = None
+    _closed_seconds: float = 0.0
+    _open_since: float | None = None
+    _last: tuple[float, float, Reading] | None = None
+
+    def opens(self, now: float) -> None:
+        """A measured block begins."""
+        self._open_since = now
+        self._began = now if self._began is None else self._began
+
+    def closes(self, now: float) -> None:
+        """The block has ended, if it was a measured one."""
+        if self._open_since is not None:
+            self._closed_seconds += now - self._open_since
+            self._open_since = None
+
+    def take(self, now: float, reading: Reading) -> None:
+        """Book one reading, and the stretch since the last one as far as it lay in measured blocks."""
+        measured = self._closed_seconds + (0.0 if self._open_since is None else now - self._open_since)
+        last, self._last = self._last, (now, measured, reading)
+        if last is None or measured <= last[1]:
+            return
+        then, measured_then, before = last
+        self.readings += 1
+        self.temperature_celsius.add(reading.temperature_celsius)
+        self.clock_mhz.add(reading.clock_mhz)
+        self.utilization_percent.add(reading.utilization_percent)
+        if reading.throttle_reasons is not None:
+            self.throttled = self.throttled or Counter()
+            self.throttled.update(reading.throttle_reasons)
+        watts = self._mean_watts(now - then, before, reading)
+        if watts is not None:
+            self.power_watts.add(watts)
+            self._keep(now, watts)
+            self.joules += watts * (measured - measured_then)
+            self.covered_seconds += measured - measured_then
+
+    def _keep(self, now: float, watts: float) -> None:
+        """Keep one of so many samples that a run of days has no more than MOST_SAMPLES."""
+        if self.power_watts.count % self._stride:
+            return
+        self.samples.append((now - (self._began or 0.0), watts))
+        if len(self.samples) > MOST_SAMPLES:
+            self.samples = self.samples[1::2]
+            self._stride *= 2
+
+    def _mean_watts(self, seconds: float, before: Reading, after: Reading) -> float | None:
+        if before.energy_joules is not None and after.energy_joules is not None:
+            self.method = self.method or "counter"
+            return (after.energy_joules - before.energy_joules) / seconds
+        if before.power_watts is not None and after.power_watts is not None:
+            self.method = "sampled"
+            return (before.power_watts + after.power_watts) / 2
+        return None
+
+    def why_no_energy(self, measured_seconds: float) -> str | None:
+        """Return why the window's energy cannot be told, or None."""
+        if self.power_watts.count < LEAST_STRETCHES or measured_seconds <= 0:
+            return f"{self.power_watts.count} readings of power in a measured window of {measured_seconds:.1f} s"
+        if self.covered_seconds < LEAST_COVERED * measured_seconds:
+            return f"readings cover {self.covered_seconds:.1f} s of the measured window's {measured_seconds:.1f} s"
+        return None
+
+
+class Telemetry:
+    """Reads a device's sensor beside the loop, whose measured blocks it is told of."""
+
+    def __init__(self, sensor: Sensor | str, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        """
+        Args:
+            sensor: what to read, or why there is nothing to read.
+        """
+        self._sensor = None if isinstance(sensor, str) else sensor
+        self._reason = sensor if isinstance(sensor, str) else None
+        self._clock = clock
+        self._ledger = Ledger()
+        self._lock = threading.Lock()
+        self._enough = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failures = self._failures_in_a_row = 0
+        self.latest: Reading | None = None
+
+    def start(self) -> None:
+        """Begin to read."""
+        if self._sensor is not None:
+            self._look(self._sensor)
+            self._thread = threading.Thread(target=self._read_on, args=(self._sensor,), name="telemetry", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Look once more, so that the window is covered to its end, and read no further."""
+        self._enough.set()
+        if self._sensor is None or self._thread is None:
+            return
+        self._thread.join(SECONDS_TO_STOP)
+        if not self._thread.is_alive():
+            self._look(self._sensor)
+            self._sensor.close()
+        self._thread = None
+
+    def block_begins(self, phase: str) -> None:
+        if phase == "measured":
+            with self._lock:
+                self._ledger.opens(self._clock())
+
+    def block_ended(self) -> None:
+        with self._lock:
+            self._ledger.closes(self._clock())
+
+    def facts(self, measured_seconds: float, tokens: int) -> dict[str, Any]:
+        """Return the record's part on telemetry.
+
+        Args:
+            measured_seconds: length of the measured window.
+            tokens: trained on within it.
+        """
+        ledger, sensor = self._ledger, self._sensor
+        reason = self._reason if sensor is None else ledger.why_no_energy(measured_seconds)
+        if sensor is not None and reason is not None and self._failures:
+            reason = f"{self._failures} readings failed: {self._reason}"
+        watts = None if reason is not None else ledger.joules / ledger.covered_seconds
+        joules = None if watts is None else watts * measured_seconds
+        return {
+            "method": ledger.method if watts is not None else "none",
+            "reason": reason,
+            "source": sensor.source if sensor is not None else None,
+            "scope": sensor.scope if sensor is not None else None,
+            "period_seconds": sensor.period_seconds if sensor is not None else None,
+            "readings": ledger.readings,
+            "failed_readings": self._failures,
+            "measured_joules": joules,
+            "mean_power_watts": watts,
+            "joules_per_token": None if joules is None or tokens <= 0 else joules / tokens,
+            "power_watts": ledger.power_watts.to_json(),
+            "temperature_celsius": ledger.temperature_celsius.to_json(),
+            "clock_mhz": ledger.clock_mhz.to_json(),
+            "utilization_percent": ledger.utilization_percent.to_json(),
+            "samples": [list(sample) for sample in ledger.samples],
+            "throttled": None
+            if ledger.throttled is None
+            else {reason: count / ledger.readings for reason, count in ledger.throttled.items()},
+        }
+
+    def _read_on(self, sensor: Sensor) -> None:
+        while not self._enough.wait(sensor.period_seconds):
+            self._look(sensor)
+            if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+                return
+
+    def _look(self, sensor: Sensor) -> None:
+        began = self._clock()
+        try:
+            reading = sensor.read()
+        except Exception as error:  # noqa: BLE001 (whatever a vendor's library raises must not cost the run)
+            self._failures += 1
+            self._failures_in_a_row += 1
+            self._reason = str(error) or type(error).__name__
+            return
+        self._failures_in_a_row = 0
+        self.latest = reading
+        with self._lock:
+            # A look may take a second, where it is a process of its own: its values are of the middle of it.
+            self._ledger.take((began + self._clock()) / 2, reading)
+
+
+def combined(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the telemetry of a run from that of its processes: energies and powers added up, extremes of them all.
+
+    Energy is told only if every device's is.
+    """
+    own = [each for each in told if each["reason"] != READ_BY_ANOTHER]
+    if len(own) < 2:
+        return own[0] if own else told[0]
+    silent = next((f"rank {rank}: {each['reason']}" for rank, each in enumerate(told)
+                   if each["reason"] not in (None, READ_BY_ANOTHER)), None)  # fmt: skip
+    whole: dict[str, Any] = {**own[0], "reason": silent}
+    whole["failed_readings"] = sum(each["failed_readings"] for each in own)
+    for key in ("measured_joules", "mean_power_watts", "joules_per_token"):
+        whole[key] = None if silent else math.fsum(each[key] for each in own)
+    methods = {each["method"] for each in own}
+    whole["method"] = "none" if silent else methods.pop() if len(methods) == 1 else "sampled"
+    for key in ("temperature_celsius", "clock_mhz", "utilization_percent"):
+        whole[key] = _widest([each[key] for each in own if each[key] is not None])
+    # A stretch between readings is one device's own.
+    whole["power_watts"], whole["samples"] = None, []
+    reasons = [each["throttled"] for each in own if each["throttled"] is not None]
+    names = sorted({name for each in reasons for name in each})
+    whole["throttled"] = {name: max(each.get(name, 0.0) for each in reasons) for name in names} if reasons else None
+    return whole
+
+
+def _widest(ranges: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    if not ranges:
+        return None
+    return {
+        "mean": math.fsum(each["mean"] for each in ranges) / len(ranges),
+        "min": min(each["min"] for each in ranges),
+        "max": max(each["max"] for each in ranges),
+    }

@@ -1,0 +1,361 @@
+"""Energy, power and temperature of the measured window: from scripted readings, a fake /sys, and a thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import count, pairwise
+from pathlib import Path
+
+import pytest
+
+from harness.backends.ascend.npu_smi import Place
+from harness.backends.ascend.sensor import NpuSmi, open_npu_smi
+from harness.backends.rapl import Rapl, open_rapl
+from harness.backends.sensors import READ_BY_ANOTHER, Reading
+from harness.training.telemetry import FAILURES_IN_A_ROW, MOST_SAMPLES, Ledger, Telemetry, combined
+
+
+class TestLedger:
+    def test_a_counter_is_cut_to_the_measured_blocks(self) -> None:
+        ledger = Ledger()
+        # 100 W before, 300 W within the block from 1.5 s to 5.5 s, 100 W after; read at whole seconds.
+        ledger.take(0.0, Reading(energy_joules=1000.0))
+        ledger.take(1.0, Reading(energy_joules=1100.0))
+        ledger.opens(1.5)
+        ledger.take(2.0, Reading(energy_joules=1300.0))
+        for second in (3, 4, 5):
+            ledger.take(float(second), Reading(energy_joules=1300.0 + 300.0 * (second - 2)))
+        ledger.closes(5.5)
+        ledger.take(6.0, Reading(energy_joules=2400.0))
+        ledger.take(7.0, Reading(energy_joules=2500.0))
+        assert ledger.method == "counter"
+        assert ledger.covered_seconds == pytest.approx(4.0)
+        # Half of each edge stretch of 200 W, and three whole ones of 300, 300, 300.
+        assert ledger.joules == pytest.approx(0.5 * 200 + 3 * 300 + 0.5 * 200)
+        assert ledger.why_no_energy(4.0) is None
+
+    def test_power_is_joined_by_straight_lines(self) -> None:
+        ledger = Ledger()
+        ledger.opens(0.0)
+        for second, watts in enumerate((100.0, 200.0, 400.0, 400.0)):
+            ledger.take(float(second), Reading(power_watts=watts))
+        assert ledger.method == "sampled"
+        assert ledger.joules == pytest.approx(150 + 300 + 400)
+        assert ledger.power_watts.to_json() == {"mean": pytest.approx(850 / 3), "min": 150.0, "max": 400.0}
+
+    def test_a_counter_goes_before_power(self) -> None:
+        ledger = Ledger()
+        ledger.opens(0.0)
+        for second in range(4):
+            ledger.take(float(second), Reading(power_watts=1.0, energy_joules=50.0 * second))
+        assert (ledger.method, ledger.joules) == ("counter", pytest.approx(150.0))
+
+    def test_what_lies_between_blocks_is_not_in_it(self) -> None:
+        ledger = Ledger()
+        ledger.opens(0.0)
+        ledger.take(0.0, Reading(power_watts=100.0))
+        ledger.take(1.0, Reading(power_watts=100.0))
+        ledger.closes(1.0)
+        ledger.take(2.0, Reading(power_watts=900.0, temperature_celsius=99.0))
+        ledger.take(3.0, Reading(power_watts=900.0))
+        ledger.opens(3.0)
+        ledger.take(4.0, Reading(power_watts=100.0, temperature_celsius=40.0))
+        assert ledger.covered_seconds == pytest.approx(2.0)
+        assert ledger.readings == 2
+        assert ledger.temperature_celsius.to_json() == {"mean": 40.0, "min": 40.0, "max": 40.0}
+
+    def test_too_little_to_tell_energy(self) -> None:
+        ledger = Ledger()
+        ledger.opens(0.0)
+        for second in range(3):
+            ledger.take(float(second), Reading(power_watts=100.0))
+        assert "2 readings of power in a measured window of 2.0 s" in str(ledger.why_no_energy(2.0))
+        ledger.take(3.0, Reading(power_watts=100.0))
+        assert ledger.why_no_energy(3.0) is None
+        assert "readings cover 3.0 s of the measured window's 10.0 s" in str(ledger.why_no_energy(10.0))
+
+    def test_a_device_without_power_tells_the_rest(self) -> None:
+        ledger = Ledger()
+        ledger.opens(0.0)
+        for second in range(5):
+            ledger.take(
+                float(second), Reading(clock_mhz=900.0 + second, throttle_reasons=("power cap",) * (second > 2))
+            )
+        assert ledger.why_no_energy(4.0) is not None
+        assert ledger.clock_mhz.to_json() == {"mean": 902.5, "min": 901.0, "max": 904.0}
+        assert ledger.throttled == {"power cap": 2}
+
+    def test_the_course_of_power_stays_small(self) -> None:
+        ledger = Ledger()
+        ledger.opens(10.0)
+        for second in range(100_000):
+            ledger.take(10.0 + second, Reading(power_watts=float(second)))
+        assert MOST_SAMPLES / 2 <= len(ledger.samples) <= MOST_SAMPLES
+        gaps = {later[0] - sooner[0] for sooner, later in pairwise(ledger.samples)}
+        assert len(gaps) == 1
+        assert all(watts == pytest.approx(seconds - 0.5) for seconds, watts in ledger.samples)
+        assert ledger.samples[-1][0] > 99_000
+
+    def test_several_devices_are_added_up(self) -> None:
+        ledgers = []
+        for watts in (100.0, 300.0):
+            telemetry = Telemetry(ScriptedSensor())
+            telemetry._ledger.opens(0.0)
+            for second in range(5):
+                telemetry._ledger.take(
+                    float(second), Reading(watts, temperature_celsius=watts / 10, throttle_reasons=())
+                )
+            ledgers.append(telemetry.facts(4.0, 400))
+        elsewhere = Telemetry(READ_BY_ANOTHER).facts(4.0, 400)
+        whole = combined([*ledgers, elsewhere])
+        assert (whole["method"], whole["reason"]) == ("sampled", None)
+        assert whole["measured_joules"] == pytest.approx(1600.0)
+        assert whole["joules_per_token"] == pytest.approx(4.0)
+        assert whole["temperature_celsius"] == {"mean": 20.0, "min": 10.0, "max": 30.0}
+        assert combined([ledgers[0], elsewhere]) == ledgers[0]
+        silent = combined([ledgers[0], Telemetry("no driver").facts(4.0, 400), elsewhere])
+        assert (silent["method"], silent["reason"]) == ("none", "rank 1: no driver")
+        assert silent["measured_joules"] is None
+        assert set(silent) == set(whole) == set(ledgers[0])
+
+
+class ScriptedSensor:
+    source, scope, period_seconds = "script", "the board", 0.001
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.closed, self.read_once = fails, False, threading.Event()
+        self._number = count()
+
+    def read(self) -> Reading:
+        number = next(self._number)
+        if number >= 3:
+            self.read_once.set()
+        if number < self.fails:
+            raise OSError("no answer")
+        return Reading(power_watts=50.0, temperature_celsius=60.0, throttle_reasons=())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TestTelemetry:
+    def measured(self, sensor: ScriptedSensor | str) -> Telemetry:
+        telemetry = Telemetry(sensor, clock=(float(number) for number in count()).__next__)
+        telemetry.start()
+        telemetry.block_begins("warmup")
+        telemetry.block_ended()
+        telemetry.block_begins("measured")
+        if not isinstance(sensor, str):
+            assert sensor.read_once.wait(10)
+        telemetry.block_ended()
+        telemetry.stop()
+        return telemetry
+
+    def test_a_thread_reads_and_the_facts_say_how(self) -> None:
+        sensor = ScriptedSensor()
+        telemetry = self.measured(sensor)
+        seconds = telemetry._ledger._closed_seconds
+        facts = telemetry.facts(seconds, tokens=1000)
+        assert facts["reason"] is None
+        assert (facts["method"], facts["source"], facts["scope"]) == ("sampled", "script", "the board")
+        assert facts["mean_power_watts"] == pytest.approx(50.0)
+        assert facts["measured_joules"] == pytest.approx(50.0 * seconds)
+        assert facts["joules_per_token"] == pytest.approx(50.0 * seconds / 1000)
+        assert facts["temperature_celsius"]["max"] == 60.0
+        assert facts["throttled"] == {}
+        assert sensor.closed
+        assert telemetry.latest == Reading(power_watts=50.0, temperature_celsius=60.0, throttle_reasons=())
+
+    def test_no_sensor_is_said_and_every_figure_is_null(self) -> None:
+        facts = self.measured("hidden from this machine").facts(10.0, 1000)
+        assert (facts["method"], facts["reason"]) == ("none", "hidden from this machine")
+        figures = ("measured_joules", "mean_power_watts", "joules_per_token", "power_watts", "temperature_celsius",
+                   "clock_mhz", "utilization_percent", "throttled", "source", "scope", "period_seconds")  # fmt: skip
+        assert [facts[name] for name in figures] == [None] * len(figures)
+
+    def test_a_sensor_that_fails_for_good_is_left_alone_and_named(self) -> None:
+        sensor = ScriptedSensor(fails=10**9)
+        telemetry = Telemetry(sensor)
+        telemetry.start()
+        thread = telemetry._thread
+        assert thread is not None
+        thread.join(10)
+        assert not thread.is_alive()
+        telemetry.stop()
+        facts = telemetry.facts(10.0, 1000)
+        # The last one is the look at the end.
+        assert facts["failed_readings"] == FAILURES_IN_A_ROW + 1
+        assert facts["reason"] == f"{FAILURES_IN_A_ROW + 1} readings failed: no answer"
+        assert facts["measured_joules"] is None
+
+    def test_a_sensor_that_fails_once_goes_on(self) -> None:
+        sensor = ScriptedSensor(fails=1)
+        telemetry = self.measured(sensor)
+        assert telemetry.facts(telemetry._ledger._closed_seconds, 10)["failed_readings"] == 1
+        assert telemetry.latest is not None
+
+
+def powercap(folder: Path, **zones: tuple[str, int]) -> Path:
+    """Write a fake /sys/class/powercap: by zone (underscores for colons), its name and its counter in microjoules."""
+    for zone, (name, energy) in zones.items():
+        place = folder / zone.replace("_", ":").replace("rapl:mmio", "rapl-mmio").replace("intel:", "intel-")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "name").write_text(name + "\n")
+        (place / "energy_uj").write_text(f"{energy}\n")
+        (place / "max_energy_range_uj").write_text("262143328850\n")
+    return folder
+
+
+class TestRapl:
+    def opened(self, tmp_path: Path) -> Rapl:
+        folder = powercap(
+            tmp_path / "powercap",
+            intel_rapl_0=("package-0", 5_000_000), intel_rapl_1=("package-1", 7_000_000),
+            intel_rapl_0_0=("core", 1_000_000), intel_rapl_0_1=("dram", 2_000_000),
+            intel_rapl_2=("psys", 90_000_000), intel_rapl_mmio_0=("package-0", 5_000_000),
+        )  # fmt: skip
+        found = open_rapl(folder, tmp_path / "thermal", tmp_path / "cpu")
+        assert isinstance(found, Rapl)
+        return found
+
+    def test_packages_and_memory_once_each(self, tmp_path: Path) -> None:
+        sensor = self.opened(tmp_path)
+        assert sensor.scope == "all of the host's package-0, dram, package-1"
+        assert sensor.read() == Reading(energy_joules=14.0)
+
+    def test_a_counter_that_turns_over(self, tmp_path: Path) -> None:
+        sensor = self.opened(tmp_path)
+        counter = tmp_path / "powercap" / "intel-rapl:0" / "energy_uj"
+        counter.write_text("262143000000")
+        before = sensor.read().energy_joules
+        counter.write_text("1000000")
+        after = sensor.read().energy_joules
+        assert before is not None
+        assert after is not None
+        assert after - before == pytest.approx(0.328850 + 1.0)
+        counter.write_text("500000")
+        again = sensor.read().energy_joules
+        assert again is not None
+        assert again - after == pytest.approx(262143.328850 - 0.5)
+
+    def test_temperature_and_throttling_where_they_are_told(self, tmp_path: Path) -> None:
+        for number, (kind, degrees) in enumerate((("acpitz", 20000), ("x86_pkg_temp", 61000), ("x86_pkg_temp", 58000))):
+            zone = tmp_path / "thermal" / f"thermal_zone{number}"
+            zone.mkdir(parents=True)
+            (zone / "type").write_text(f"{kind}\n")
+            (zone / "temp").write_text(f"{degrees}\n")
+        counts = tmp_path / "cpu" / "cpu0" / "thermal_throttle"
+        counts.mkdir(parents=True)
+        (counts / "package_throttle_count").write_text("3\n")
+        sensor = self.opened(tmp_path)
+        assert sensor.read() == Reading(energy_joules=14.0, temperature_celsius=61.0, throttle_reasons=())
+        (counts / "package_throttle_count").write_text("4\n")
+        assert sensor.read().throttle_reasons == ("temperature",)
+        assert sensor.read().throttle_reasons == ()
+
+    def test_a_counter_that_vanishes_is_an_error_of_the_reading(self, tmp_path: Path) -> None:
+        sensor = self.opened(tmp_path)
+        (tmp_path / "powercap" / "intel-rapl:1" / "energy_uj").unlink()
+        with pytest.raises(OSError, match="energy_uj"):
+            sensor.read()
+
+    def test_none_here(self, tmp_path: Path) -> None:
+        assert "no energy counters of the CPU" in str(open_rapl(tmp_path))
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="running as root, who may read everything")
+    def test_readable_by_root_alone(self, tmp_path: Path) -> None:
+        folder = powercap(tmp_path, intel_rapl_0=("package-0", 1))
+        (folder / "intel-rapl:0" / "energy_uj").chmod(0)
+        assert "readable by root alone" in str(open_rapl(folder))
+
+    def test_readable_by_root_alone_as_the_kernel_says_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, read_text = powercap(tmp_path, intel_rapl_0=("package-0", 1)), Path.read_text
+
+        def refuse(path: Path, *arguments: str) -> str:
+            if path.name == "energy_uj":
+                raise PermissionError(13, "Permission denied")
+            return read_text(path, *arguments)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert "readable by root alone; sudo chmod a+r" in str(open_rapl(folder))
+
+
+MAPPING = """\
+NPU ID                         Chip ID                        Chip Logic ID                  Chip Name
+4                              0                              0                              Ascend xxx
+4                              1                              -                              Mcu
+6                              0                              1                              Ascend xxx
+"""
+COMMON = """\
+NPU ID                         : {npu}
+Chip Count                     : 1
+
+Chip ID                        : 0
+Aicore Usage Rate(%)           : 90
+Aicore Freq(MHZ)               : 1800
+Aicore curFreq(MHZ)            : 1650
+Temperature(C)                 : 55
+NPU Real-time Power(W)         : {watts}
+"""
+
+
+class TestNpuSmi:
+    def ask(self, *words: str) -> str:
+        if words == ("-m",):
+            return MAPPING
+        assert words[:3] == ("-t", "common", "-i")
+        return COMMON.format(npu=words[3], watts=100 + int(words[3]))
+
+    @pytest.mark.parametrize(("visible", "index", "watts"), [(None, 1, 106.0), ("1", 0, 106.0), ("0,1", 0, 104.0)])
+    def test_from_torchs_number_to_the_card(self, visible: str | None, index: int, watts: float) -> None:
+        variables = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
+        sensor = open_npu_smi(index, variables, self.ask)
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0)
+
+    def test_a_number_that_no_card_has(self) -> None:
+        assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
+        assert isinstance(open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": "0"}, self.ask), str)
+
+    def test_a_board_that_tells_nothing_there(self) -> None:
+        said = open_npu_smi(0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n")
+        assert said == "npu-smi info -t common -i 4 tells nothing of chip 0"
+
+    @pytest.fixture
+    def program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return tmp_path / "npu-smi"
+
+    def test_the_program_itself(self, program: Path) -> None:
+        program.write_text(
+            f"#!/bin/sh\n[ $2 = -m ] && cat <<'E' && exit\n{MAPPING}E\ncat <<'E'\n{COMMON.format(npu=4, watts=91)}E\n"
+        )
+        program.chmod(0o755)
+        sensor = open_npu_smi(0, {})
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read().power_watts == 91.0
+
+    @pytest.mark.parametrize(
+        ("script", "said"),
+        [
+            (None, "npu-smi is not on the PATH; in a container pass -v /usr/local/bin/npu-smi"),
+            ("echo 'dcmi module initialize failed. ret is -8005'; exit 0", "another container holds it"),
+            ("echo 'dcmi model initialized failed, because the device is used. ret is -8020' >&2; exit 1", "-8020"),
+            ("echo broken >&2; exit 3", "npu-smi info -m ended with code 3: broken"),
+        ],
+    )
+    def test_refusals(self, script: str | None, said: str, program: Path) -> None:
+        if script is not None:
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        assert said in str(open_npu_smi(0, {}))
+
+    def test_a_program_that_does_not_answer(self, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("harness.backends.ascend.sensor.SECONDS_TO_ANSWER", 0.1)
+        program.write_text("#!/bin/sh\nexec sleep 60\n")
+        program.chmod(0o755)
+        with pytest.raises(OSError, match=r"did not answer within 0\.1 s"):
+            NpuSmi(Place(0, 0, 0)).read()
