@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import harness
+from harness import log
 from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
 from harness.training.signals import stop_on_signals
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        log.set_up(words)
         verb: Callable[[list[str]], int] = train
         if words and words[0] in VERBS:
             verb = VERBS[words.pop(0)]
@@ -26,19 +28,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EndedWithAll as ended:
         return ended.exit_code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log.error(str(error), exit_code=int(error.exit_code))
         return error.exit_code
     except (Interrupted, KeyboardInterrupt) as interrupted:
-        print("interrupted", file=sys.stderr)
-        return getattr(interrupted, "exit_code", ExitCode.SIGINT)
+        code = int(getattr(interrupted, "exit_code", ExitCode.SIGINT))
+        log.info("interrupted", exit_code=code)
+        return code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "harness":
             raise
         # `compare` runs where only the packages that it needs are installed; everything else says what it lacks.
-        print(
-            f"error: the package {error.name} is not installed; pip install -e . in the project's folder",
-            file=sys.stderr,
-        )
+        log.error(f"the package {error.name} is not installed; pip install -e . in the project's folder")
         return ExitCode.USAGE
     except BrokenPipeError:
         # The reader of our output has seen enough (| head). Point the stream elsewhere, or Python's own flush at
@@ -51,6 +51,7 @@ def train(words: list[str]) -> int:
     """The default verb: train and time one run, or several in fresh processes."""
     from harness import launch
 
+    words = _with_metrics_file(words)
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     known = {"-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun"}
@@ -74,6 +75,31 @@ def train(words: list[str]) -> int:
     if {"-m", "--multirun"} & set(flags):
         return launch.run_sweep(overrides)
     return launch.run_once_or_repeat(overrides)
+
+
+def _with_metrics_file(words: list[str]) -> list[str]:
+    """Return the words with `--metrics-file PATH`, as node_exporter's users write it, as the setting that it is."""
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, path = word.partition("=")
+        if name != "--metrics-file":
+            found.append(word)
+            continue
+        path = path if equals else next(rest, "")
+        if not path or path.startswith("-"):
+            raise UserError("--metrics-file: found no path, expected --metrics-file PATH.prom")
+        from harness.launch import quoted
+
+        found.append(f"metrics_file={quoted(path)}")
+    return found
+
+
+def health(words: list[str]) -> int:
+    """Say whether the runs that go on here still get further."""
+    from harness.health import main as health_main
+
+    return health_main(words)
 
 
 def doctor(words: list[str]) -> int:
@@ -107,6 +133,7 @@ def peak(words: list[str]) -> int:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare,
     "doctor": doctor,
+    "health": health,
     "peak": peak,
     "torchrun": torchrun,
 }

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import shlex
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.table import Table
 
+from harness import log
 from harness.config import Config
 from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
 from harness.record import AUTOTUNE_FILE, RECORD_FILE, SCHEMA_VERSION, claim_folder, write_record
@@ -107,12 +107,12 @@ def _try_all(
                 continue
             size = candidate.micro_batch_size
             run = folder / f"micro-batch-{size}" / str(number)
-            print(f"micro-batch size {size}, run {number} of {repeats}", file=sys.stderr, flush=True)
+            log.info(f"micro-batch size {size}, run {number} of {repeats}")
             job = ["autotune=false", "profile=false", "repeats=1", f"workload.micro_batch_size={size}"]
             code = run_job([*words, *job], run)
             if not _take(candidate, code, run / RECORD_FILE):
                 said = f"autotune: the run with a micro-batch size of {size} ended with exit code {code}"
-                print(f"{said}; the rest is not run", file=sys.stderr)
+                log.error(f"{said}; the rest is not run")
                 return code
             if not candidate.fits:
                 # What is larger needs more.

@@ -220,6 +220,16 @@ class Config:
     telemetry: bool = True
     """Read the device's power, temperature and clock beside the loop, where it tells them; the record then tells energy
     too."""
+    log: str = limited("human", choices=("human", "json"))
+    """Form of what is said while a run goes on, on standard error: lines for people, or one JSON object a line. With
+    json the summary at the end is such a line too."""
+    log_level: str = limited("info", choices=("info", "warning", "error"))
+    """The least of what is said there."""
+    metrics_file: str | None = None
+    """A file for node_exporter's textfile collector (Prometheus), rewritten after each block; its name ends in .prom.
+    Also as --metrics-file PATH."""
+    tensorboard: bool = False
+    """Write curves for TensorBoard into the run's folder."""
     autotune: bool = False
     """Try the micro-batch sizes that the global batch allows, each in a short run of its own, and name the fastest."""
     resume: str | None = limited(None, choices=("auto",))
@@ -270,6 +280,10 @@ NOT_PART_OF_THE_WORK = (
     "peaks",
     "profile",
     "telemetry",
+    "log",
+    "log_level",
+    "metrics_file",
+    "tensorboard",
     "autotune",
     "resume",
     "checkpoint.*",

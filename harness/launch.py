@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from harness import backends
+from harness import backends, log
 from harness import config as config_module
 from harness.backends.base import Backend, Problem
 from harness.checks import check_shares
@@ -32,11 +32,12 @@ usage: python -m harness [key=value ...]          train and time one run
        python -m harness compare REF OTHER ...    what the records of two or more runs allow to be said
        python -m harness doctor [BACKEND] [--json]   what can run here, and what is missing
        python -m harness peak backend=...         what this device can do at most, measured
+       python -m harness health                   does what runs here still get further? (for health checks)
        python -m harness torchrun [--option ...] [key=value ...]   one run on several devices
 
 Every setting has a default: a bare `python -m harness` trains a small model on the CPU. Often set:
   backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
-  profile=true  experiment=autotune  track=tuned
+  profile=true  experiment=autotune  track=tuned  log=json  --metrics-file PATH.prom
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
   checkpoint.every=500 resume=auto out=DIR; several devices: python -m harness torchrun --nproc-per-node=N parallel=ddp
 
@@ -119,6 +120,7 @@ def run_once_or_repeat(overrides: list[str]) -> int:
         world = from_environment(config.parallel.name)
         if not config.autotune:
             check_shares(config, world.size)
+            check_listeners(config, world)
     if config.autotune:
         from harness.autotune import run_autotune
 
@@ -158,7 +160,7 @@ def ready_backend(config: Config, world: World) -> Backend:
 def run_once(config: Config, world: World) -> int:
     """Run in this process: preflight first, torch only if the backend is there."""
     backend = ready_backend(config, world)
-    from harness.report.summary import print_summary
+    from harness.report.summary import key_figures, print_summary
     from harness.training.run import run
 
     outcome = run(config, backend, world)
@@ -170,7 +172,10 @@ def run_once(config: Config, world: World) -> int:
         return ExitCode.OK
     if outcome.record["status"] not in ("ok", "interrupted") and outcome.failure is not None:
         raise outcome.failure
-    print_summary(outcome.record, outcome.folder)
+    if log.is_json():
+        log.info("run ended", **key_figures(outcome.record, outcome.folder))
+    else:
+        print_summary(outcome.record, outcome.folder)
     if outcome.failure is not None:
         # What came after the run.
         raise outcome.failure
@@ -190,6 +195,24 @@ def _refusal(backend: Backend, problems: list[Problem], config: Config, world: W
         if first.preflight() == problems:
             return EndedWithAll(str(refusal), refusal.exit_code)
     return BackendUnavailable(f"rank {world.rank}: {refusal}")
+
+
+def check_listeners(config: Config, world: World) -> None:
+    """Refuse what somebody was to be told by, and cannot, before anything is begun. Torch is not imported.
+
+    Packages are the same on every rank; the file is written by the first.
+
+    Raises:
+        ConfigError: the metrics file cannot be written, or a package is missing.
+    """
+    if config.metrics_file is not None:
+        from harness.training.metrics_file import check_metrics_file
+
+        check_metrics_file(Path(config.metrics_file).expanduser() if world.leads else None)
+    if config.tensorboard:
+        from harness.training.tensorboard import check_tensorboard
+
+        check_tensorboard()
 
 
 def run_repeats(config: Config, overrides: list[str]) -> int:
@@ -231,7 +254,7 @@ def run_sweep(overrides: list[str]) -> int:
     return _run_jobs(jobs, "job")
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """Return a path as a value in Hydra's override grammar."""
     # In quotes a backslash stands for itself, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
@@ -240,13 +263,10 @@ def quoted(path: Path) -> str:
 
 def _run_jobs(jobs: list[list[str]], noun: str) -> int:
     for number, job in enumerate(jobs, 1):
-        print(f"{noun} {number} of {len(jobs)}: {' '.join(job)}", file=sys.stderr, flush=True)
+        log.info(f"{noun} {number} of {len(jobs)}: {' '.join(job)}")
         code = run_process([sys.executable, "-m", "harness", *job])
         if code != ExitCode.OK:
-            print(
-                f"{noun} {number} of {len(jobs)} ended with exit code {code}; the rest is not run",
-                file=sys.stderr,
-            )
+            log.error(f"{noun} {number} of {len(jobs)} ended with exit code {code}; the rest is not run")
             return code
     return ExitCode.OK
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness import backends
+from harness import backends, log
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
@@ -178,4 +178,4 @@ def _say(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence
     """Off a terminal, a plain line a run."""
     if bar.disable:
         left = sum(durations) / len(durations) * (total - number)
-        print(f"run {number} of {total} done: {text}  {left:.0f} s left", file=sys.stderr, flush=True)
+        log.info(f"run {number} of {total} done: {text}  {left:.0f} s left")

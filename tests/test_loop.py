@@ -17,6 +17,7 @@ from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
 from harness.training.loop import SPIKE_WINDOW, Loop, Progressed, plan_blocks
+from harness.training.progress import BlockReport
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
@@ -171,12 +172,15 @@ class Scene:
         self.log.append("write")
         self.rows += rows
 
-    # Progress
-    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
+    # Listener
+    def block_done(self, block: BlockReport) -> None:
         self.log.append("show")
 
     def evaluated(self, step: int, loss: float) -> None:
         self.log.append("show")
+
+    def close(self) -> None:
+        return None
 
 
 class TestLoop:

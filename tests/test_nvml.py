@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import os
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.backends import nvml
+from harness.backends.sensors import Reading
 
 GPU = "5e8a1b34-0000-1111-2222-333344445555"
 
@@ -68,6 +70,15 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
         return 61
 
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
+        return 287_500
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        return 12_345_678
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
+        return SimpleNamespace(gpu=97, memory=40)
+
     def nvmlDeviceGetMigMode(self, handle: str) -> list[int]:
         if self.mig is None:
             raise NVMLError("not supported")
@@ -113,6 +124,45 @@ class TestCondition:
         assert found is not None
         assert found["throttle_reasons"] is None
         assert found["sm_clock_mhz"] == 1410
+
+
+class TestSensor:
+    def test_power_energy_temperature_clock_load_and_distress(self, library: FakeNvml) -> None:
+        library.reasons = 0x4
+        sensor = nvml.open_sensor(GPU)
+        assert isinstance(sensor, nvml.NvmlSensor)
+        assert sensor.read() == Reading(287.5, 12345.678, 61, 1410, 97, ("power cap",))
+        assert library.open == 1
+        sensor.close()
+        assert library.open == 0
+
+    @pytest.mark.parametrize(
+        ("question", "field"),
+        [
+            ("nvmlDeviceGetPowerUsage", "power_watts"),
+            ("nvmlDeviceGetTotalEnergyConsumption", "energy_joules"),
+            ("nvmlDeviceGetUtilizationRates", "utilization_percent"),
+            ("nvmlDeviceGetCurrentClocksThrottleReasons", "throttle_reasons"),
+        ],
+    )
+    def test_what_the_device_does_not_tell_is_null(self, question: str, field: str, library: FakeNvml) -> None:
+        library.refused = {question}
+        sensor = nvml.open_sensor(GPU)
+        assert isinstance(sensor, nvml.NvmlSensor)
+        told = asdict(sensor.read())
+        assert [name for name, value in told.items() if value is None] == [field]
+
+    def test_a_device_that_has_fallen_silent_is_an_error_of_the_reading(self, library: FakeNvml) -> None:
+        sensor = nvml.open_sensor(GPU)
+        assert isinstance(sensor, nvml.NvmlSensor)
+        library.refused = {name for name in dir(FakeNvml) if name.startswith("nvmlDeviceGet")}
+        with pytest.raises(OSError, match="answers none of the questions"):
+            sensor.read()
+
+    def test_a_slice_has_no_power_of_its_own(self, library: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(library, "nvmlDeviceGetHandleByUUID", lambda uuid: "handle")
+        assert "slice of a GPU" in str(nvml.open_sensor("MIG-1234"))
+        assert library.open == 0
 
 
 class TestSharing:
@@ -178,3 +228,4 @@ class TestNothingToAsk:
         assert nvml.condition(uuid) is None
         assert nvml.sharing(uuid) == {"mig": None, "mps": None}
         assert nvml.other_processes(uuid) is None
+        assert "NVML does not answer" in str(nvml.open_sensor(uuid))

@@ -30,6 +30,29 @@ def print_summary(record: dict[str, Any], folder: Path, console: Console | None 
         print_profile(record, console)
 
 
+def key_figures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what a log line says of a run that has ended. Of an emulated device it tells no speed."""
+    timing, memory, telemetry = record["timing"], record["memory"] or {}, record.get("telemetry") or {}
+    losses = record["losses"]["train"]
+    figures = {
+        "run": str(folder),
+        "status": record["status"],
+        "workload_id": record["workload_id"],
+        "device": record["device"].get("name"),
+        "steps": len(losses),
+        "loss": losses[-1] if losses else None,
+        "evaluation_loss": record["eval"]["final"],
+        "peak_allocated_bytes": memory.get("peak_allocated_bytes"),
+    }
+    if not record["device"].get("emulated"):
+        figures |= {
+            "step_seconds": timing["mean_step_seconds"],
+            "tokens_per_second": timing["tokens_per_second"],
+            "joules_per_token": telemetry.get("joules_per_token"),
+        }
+    return figures
+
+
 def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     config, device, timing = record["config"], record["device"], record["timing"]
     lines = [

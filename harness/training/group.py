@@ -14,6 +14,7 @@ from typing import IO, NoReturn, TypeVar
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from harness import log
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.record import write_atomically
@@ -35,8 +36,13 @@ SECONDS_AFTER_SUPERVISOR = 1900
 class Group:
     """The processes of one run. A run of one process has no supervisor and no collectives."""
 
-    def __init__(self, world: World, timeout_seconds: float) -> None:
+    def __init__(self, world: World, timeout_seconds: float, *, pulse: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            pulse: is to be called whenever this process has got further.
+        """
         self.world = world
+        self._pulse = pulse
         self.ranks = Ranks(world)
         self.supervisor: Supervisor | None = None
         self._timeout_seconds = timeout_seconds
@@ -93,6 +99,7 @@ class Group:
 
     def advanced(self) -> None:
         """Note that this process has got further."""
+        self._pulse()
         if self.supervisor is not None:
             self.supervisor.advanced()
 
@@ -207,7 +214,7 @@ class Group:
             guard.cancel()
 
     def _give_up_store(self, host: str, port: int) -> NoReturn:
-        print(f"error: rank {self.world.rank}: {_NO_STORE.format(host=host, port=port)}", file=sys.stderr, flush=True)
+        log.error(f"rank {self.world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))
         os._exit(ExitCode.USAGE)
 
     def _abandon(self, failure: RankFailure) -> NoReturn:
@@ -215,7 +222,7 @@ class Group:
         if self.world.leads:
             if self.write_last_words is not None:
                 self.write_last_words(failure)
-            print(f"error: {failure}", file=sys.stderr, flush=True)
+            log.error(str(failure), exit_code=failure.exit_code)
             assert self.supervisor is not None
             self.supervisor.written()
         else:

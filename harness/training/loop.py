@@ -16,7 +16,7 @@ from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
 from harness.record import NoWriter, StepsWriter
 from harness.training.prefetch import Prefetcher
-from harness.training.progress import NoProgress, Progress
+from harness.training.progress import BlockReport, Listener
 from harness.training.ranks import Ranks
 from harness.training.timing import Block, StepClock
 from harness.workload.data import Dataset
@@ -126,7 +126,7 @@ class Loop:
         dataset: Dataset,
         step_clock: StepClock,
         writer: StepsWriter | NoWriter,
-        progress: Progress | NoProgress,
+        progress: Listener,
         *,
         stop_requested: Callable[[], bool],
         ranks: Ranks | None = None,
@@ -241,7 +241,19 @@ class Loop:
             }
             for index, loss in enumerate(losses)
         )
-        self._progress.block_done(block.last_step, losses[-1], block.steps * tokens, block.seconds)
+        self._progress.block_done(
+            BlockReport(
+                phase,
+                block.first_step,
+                block.last_step,
+                self._work.steps,
+                losses,
+                norms,
+                rates,
+                block.steps * tokens,
+                block.seconds,
+            )
+        )
         self._refuse_nonfinite(block.first_step, losses, norms)
         self._refuse_spike(block.first_step, losses)
 

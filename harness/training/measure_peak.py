@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from harness import environment
+from harness import environment, log
 from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
@@ -122,7 +121,7 @@ def _teller(group: Group) -> Callable[[str], None]:
     def say(what: str) -> None:
         group.advanced()
         if group.world.leads:
-            print(f"{time.monotonic() - began:5.1f} s  {what}", file=sys.stderr, flush=True)
+            log.info(f"{time.monotonic() - began:5.1f} s  {what}")
 
     return say
 

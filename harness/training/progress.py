@@ -1,4 +1,4 @@
-"""What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere. Called between blocks only.
+"""What is told while a run goes on, between its blocks: a bar on a terminal, or lines; and others who want to know.
 
 A reader that has gone away (a closed pipe, a terminal that hung up) ends the display, never the run.
 """
@@ -8,15 +8,94 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from dataclasses import dataclass
+from typing import NoReturn, Protocol, TextIO
 
 from tqdm import tqdm
+
+from harness import log
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
+@dataclass(frozen=True)
+class BlockReport:
+    """A block that has been trained, in numbers that the loop has read from the device already."""
+
+    phase: str
+    first_step: int
+    last_step: int
+    steps_planned: int
+    losses: list[float]
+    """Of each step, as are the next two."""
+    gradient_norms: list[float]
+    learning_rates: list[float]
+    tokens: int
+    """Trained on in this block, on all devices."""
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        return self.losses[-1]
+
+    @property
+    def steps(self) -> int:
+        return self.last_step - self.first_step + 1
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds > 0 else None
+
+
+class Listener(Protocol):
+    """Is told of a run's progress, between blocks."""
+
+    def block_done(self, block: BlockReport) -> None: ...
+
+    def evaluated(self, step: int, loss: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Listeners:
+    """Several of them as one; without any, nobody is told."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def block_done(self, block: BlockReport) -> None:
+        for listener in self._listeners:
+            listener.block_done(block)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        for listener in self._listeners:
+            listener.evaluated(step, loss)
+
+    def close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+
+class _Pace:
+    """When a line is due, and how long the rest will take."""
+
+    def __init__(self, steps: int, done: int, clock: Callable[[], float]) -> None:
+        self._steps, self._done_before = steps, done
+        self._clock = clock
+        self._began = self._last_line = clock()
+        self._first = True
+
+    def seconds_left(self, step: int) -> float | None:
+        """Return the time that the steps after this one will take, if a line is due now, else None."""
+        now = self._clock()
+        if not self._first and step != self._steps and now - self._last_line < SECONDS_BETWEEN_LINES:
+            return None
+        self._first, self._last_line = False, now
+        return (now - self._began) / (step - self._done_before) * (self._steps - step)
+
+
 class Progress:
-    """Shows step, loss, tokens/s (if it is one of a device) and time left, from numbers that the loop has read."""
+    """Shows step, loss, tokens/s (if it is one of a device) and time left to people."""
 
     def __init__(
         self,
@@ -30,34 +109,27 @@ class Progress:
         self._steps = steps
         self._shows_speed = shows_speed
         self._stream = sys.stderr if stream is None else stream
-        self._clock = clock
-        self._began = self._last_line = clock()
-        self._done = self._done_before = done
+        self._pace = _Pace(steps, done, clock)
+        self._done = done
         self._evaluation = ""
         self._bar: tqdm[NoReturn] | None = None
         self._closed = False
         if self._stream.isatty():
             self._show(self._open_bar)
 
-    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
-        """Show that training has got to `step`; tokens and seconds are of the last block."""
-        speed = f"{tokens / seconds:,.0f} tokens/s" if seconds > 0 else "? tokens/s"
-        if not self._shows_speed:
-            speed = "emulated"
+    def block_done(self, block: BlockReport) -> None:
+        speed = "emulated"
+        if self._shows_speed:
+            known = block.tokens_per_second
+            speed = f"{known:,.0f} tokens/s" if known is not None else "? tokens/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}{self._evaluation}", refresh=False)
-            self._show(self._bar.update, step - self._done)
-        before, self._done = self._done, step
-        if self._bar is None:
-            now = self._clock()
-            due = now - self._last_line >= SECONDS_BETWEEN_LINES
-            if due or before == self._done_before or step == self._steps:
-                self._last_line = now
-                left = (now - self._began) / (step - self._done_before) * (self._steps - step)
-                self._say(f"step {step}/{self._steps}  loss {loss:.4f}  {speed}  {left:.0f} s left")
+            self._bar.set_postfix_str(f"loss {block.loss:.4f}, {speed}{self._evaluation}", refresh=False)
+            self._show(self._bar.update, block.last_step - self._done)
+        self._done = block.last_step
+        if self._bar is None and (left := self._pace.seconds_left(self._done)) is not None:
+            self._say(f"step {self._done}/{self._steps}  loss {block.loss:.4f}  {speed}  {left:.0f} s left")
 
     def evaluated(self, step: int, loss: float) -> None:
-        """Show an evaluation's loss."""
         self._evaluation = f", eval {loss:.4f}"
         if self._bar is None:
             self._say(f"step {step}/{self._steps}  eval loss {loss:.4f}")
@@ -91,14 +163,27 @@ class Progress:
             self._closed = True
 
 
-class NoProgress:
-    """Stands in for the display where another process shows it."""
+class LoggedProgress:
+    """The same for machines: a log line at the ends and every ten seconds, its numbers as fields."""
 
-    def block_done(self, step: int, loss: float, tokens: int, seconds: float) -> None:
-        return None
+    def __init__(
+        self, steps: int, *, done: int = 0, shows_speed: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._steps, self._shows_speed = steps, shows_speed
+        self._pace = _Pace(steps, done, clock)
+
+    def block_done(self, block: BlockReport) -> None:
+        left = self._pace.seconds_left(block.last_step)
+        if left is None:
+            return
+        fields = {"step": block.last_step, "steps": self._steps, "phase": block.phase, "loss": block.loss,
+                  "gradient_norm": block.gradient_norms[-1], "learning_rate": block.learning_rates[-1]}  # fmt: skip
+        if self._shows_speed:
+            fields |= {"tokens_per_second": block.tokens_per_second, "step_seconds": block.seconds / block.steps}
+        log.info("training", **fields, seconds_left=left)
 
     def evaluated(self, step: int, loss: float) -> None:
-        return None
+        log.info("evaluated", step=step, steps=self._steps, loss=loss)
 
     def close(self) -> None:
-        return None
+        """Nothing is left open."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
 from harness.record import STEPS_FILE, write_record
 from harness.training.facts import Facts, inspect_or_refuse
 from harness.training.group import Group
+from harness.training.pulse import PulseWriter
 from harness.training.results import assemble
 from harness.training.session import Session, same_on_all
 from harness.training.signals import StopRequest, stop_on_signals
@@ -45,8 +48,8 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
         Interrupted: a signal came before training began.
     """
     world = world or World()
-    with stop_on_signals(launched=world.grouped) as stop:
-        group = Group(world, config.parallel.timeout_seconds)
+    with stop_on_signals(launched=world.grouped) as stop, pulse_of(config, world) as pulse:
+        group = Group(world, config.parallel.timeout_seconds, pulse=pulse.advanced)
         group.connect()
         facts = Facts()
         try:
@@ -58,6 +61,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
                 claimed = group.from_leader(lambda: _claim(config, backend, group, facts))
                 if claimed.finished is not None:
                     return Outcome(claimed.folder, claimed.finished)
+                pulse.trains_in(claimed.folder)
                 return _run_in(claimed, config, backend, dataset, facts, stop, group)
             finally:
                 backend.close()
@@ -70,6 +74,18 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
             raise group.refuse(failure) from error
         finally:
             group.close()
+
+
+@contextmanager
+def pulse_of(config: Config, world: World) -> Iterator[PulseWriter]:
+    """Leave a sign that the run gets further, while it lasts: one for the processes of a host."""
+    writer = PulseWriter(patience_seconds=config.parallel.timeout_seconds)
+    if world.local_rank == 0:
+        writer.start()
+    try:
+        yield writer
+    finally:
+        writer.stop()
 
 
 @dataclass

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
@@ -18,10 +18,11 @@ from harness.record import NoWriter, StepsWriter
 from harness.training.communication import CommunicationMeter
 from harness.training.facts import Facts
 from harness.training.group import Group
+from harness.training.listeners import listeners_of
 from harness.training.loop import Loop, Progressed, Watches
 from harness.training.prefetch import Prefetcher
 from harness.training.probe import observe_step
-from harness.training.progress import NoProgress, Progress
+from harness.training.progress import Listeners
 from harness.training.ranks import Ranks, StopAgreement
 from harness.training.results import describe_ranks, own_times
 from harness.training.signals import StopRequest
@@ -93,7 +94,7 @@ class Session:
         if self.ranks.leads:
             self._writer = StepsWriter(self.folder, self._from_step)
         with StderrWatch(self.backend.fallback_pattern) as watch:
-            progress = self._progress(watch.stream)
+            progress = self._listeners(watch.stream)
             try:
                 self._train(progress)
             finally:
@@ -113,17 +114,19 @@ class Session:
         self.prefetcher.close()
         self._writer.close()
 
-    def _progress(self, stream: Any) -> Progress | NoProgress:
+    def _listeners(self, stream: TextIO) -> Listeners:
         if not self.ranks.leads:
-            return NoProgress()
-        return Progress(
-            self.config.workload.steps,
+            return Listeners()
+        return listeners_of(
+            self.config,
+            self.facts,
+            self.folder,
             done=self._from_step,
-            shows_speed=not self.facts.device.get("emulated"),
             stream=stream,
+            reading=lambda: self.telemetry.latest,
         )
 
-    def _train(self, progress: Progress | NoProgress) -> None:
+    def _train(self, progress: Listeners) -> None:
         config, backend, facts = self.config, self.backend, self.facts
         spread = self._spread()
         model = spread.model

@@ -1,0 +1,57 @@
+"""Who is told of a run's progress, by its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from harness import log
+from harness.backends.sensors import Reading
+from harness.config import Config, workload_id
+from harness.training.facts import Facts
+from harness.training.metrics_file import MetricsFile
+from harness.training.progress import Listener, Listeners, LoggedProgress, Progress
+
+
+def listeners_of(
+    config: Config,
+    facts: Facts,
+    folder: Path,
+    *,
+    done: int,
+    stream: TextIO,
+    reading: Callable[[], Reading | None],
+) -> Listeners:
+    """Return all of them, on the process that speaks for the run.
+
+    Args:
+        done: steps that the run has behind it already.
+        stream: where the display goes.
+        reading: returns the last look at the device.
+    """
+    # An emulation's speed is nobody's.
+    shows_speed = not facts.device.get("emulated")
+    steps = config.workload.steps
+    found: list[Listener] = []
+    if log.is_json():
+        found.append(LoggedProgress(steps, done=done, shows_speed=shows_speed))
+    elif log.shows("info"):
+        found.append(Progress(steps, done=done, shows_speed=shows_speed, stream=stream))
+    if config.metrics_file is not None:
+        labels = {
+            "run": str(folder),
+            "workload_id": workload_id(config),
+            "model": config.model.name,
+            "precision": config.precision,
+            "track": config.track.name,
+            "backend": config.backend.name,
+            "device": str(facts.device.get("name")),
+        }
+        path = Path(config.metrics_file).expanduser()
+        found.append(MetricsFile(path, labels, shows_speed=shows_speed, reading=reading))
+    if config.tensorboard:
+        from harness.training.tensorboard import TensorBoard
+
+        found.append(TensorBoard(folder, shows_speed=shows_speed))
+    return Listeners(*found)

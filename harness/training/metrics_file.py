@@ -1,0 +1,148 @@
+"""A run's state in Prometheus' text format, for node_exporter's textfile collector: written anew after each block."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness import log
+from harness.backends.sensors import Reading
+from harness.errors import ConfigError
+from harness.training.progress import BlockReport
+
+# What is known after a block, and what it means; the units are in the names, as Prometheus has it.
+GAUGES = {
+    "harness_step": "Optimizer steps done.",
+    "harness_steps_planned": "Optimizer steps that the run is to make.",
+    "harness_loss": "Training loss of the last step, nats per token.",
+    "harness_gradient_norm": "Global 2-norm of the last step's gradients before clipping.",
+    "harness_learning_rate": "Learning rate of the last step.",
+    "harness_step_seconds": "Mean time of a step in the last block.",
+    "harness_tokens_per_second": "Tokens per second of the last block, all devices together.",
+    "harness_evaluation_loss": "Loss of the last evaluation, nats per token.",
+    "harness_last_progress_timestamp_seconds": "When the last block or evaluation ended, Unix time.",
+    "harness_device_power_watts": "Power of the first device at the last reading.",
+    "harness_device_temperature_celsius": "Temperature of the first device at the last reading.",
+    "harness_device_clock_mhz": "Clock of the first device at the last reading.",
+}
+
+
+class MetricsFile:
+    """Writes the file; one that cannot be written any more is said once, and costs the run nothing."""
+
+    def __init__(
+        self,
+        path: Path,
+        labels: Mapping[str, str],
+        *,
+        shows_speed: bool = True,
+        reading: Callable[[], Reading | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            labels: what tells this run from others, on one metric of its own.
+            reading: returns the last look at the device, if any.
+        """
+        prometheus = _library()
+        self._path, self._reading, self._clock, self._shows_speed = path, reading, clock, shows_speed
+        self._registry = prometheus.CollectorRegistry()
+        self._write_to = prometheus.write_to_textfile
+        info = prometheus.Gauge("harness_run_info", "What is run; always 1.", tuple(labels), registry=self._registry)
+        info.labels(**labels).set(1)
+        self._running = prometheus.Gauge(
+            "harness_running", "1 while the run trains, 0 once it has ended.", registry=self._registry
+        )
+        self._tokens = prometheus.Counter(
+            "harness_tokens", "Tokens trained on by this process's run.", registry=self._registry
+        )
+        self._gauge = prometheus.Gauge
+        self._gauges: dict[str, Any] = {}
+        self._told = False
+        self._running.set(1)
+        self._write()
+
+    def block_done(self, block: BlockReport) -> None:
+        self._tokens.inc(block.tokens)
+        self._set("harness_step", block.last_step)
+        self._set("harness_steps_planned", block.steps_planned)
+        self._set("harness_loss", block.loss)
+        self._set("harness_gradient_norm", block.gradient_norms[-1])
+        self._set("harness_learning_rate", block.learning_rates[-1])
+        if self._shows_speed:
+            self._set("harness_step_seconds", block.seconds / block.steps)
+            self._set("harness_tokens_per_second", block.tokens_per_second)
+        self._progressed()
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self._set("harness_evaluation_loss", loss)
+        self._progressed()
+
+    def close(self) -> None:
+        """Say that the run has ended; the last values stay."""
+        self._running.set(0)
+        self._write()
+
+    def _progressed(self) -> None:
+        self._set("harness_last_progress_timestamp_seconds", self._clock())
+        reading = self._reading()
+        if reading is not None:
+            self._set("harness_device_power_watts", reading.power_watts)
+            self._set("harness_device_temperature_celsius", reading.temperature_celsius)
+            self._set("harness_device_clock_mhz", reading.clock_mhz)
+        self._write()
+
+    def _set(self, name: str, value: float | None) -> None:
+        """Set a gauge, which is in the file from its first value on: what is unknown is absent, not 0."""
+        if value is None:
+            return
+        if name not in self._gauges:
+            self._gauges[name] = self._gauge(name, GAUGES[name], registry=self._registry)
+        self._gauges[name].set(value)
+
+    def _write(self) -> None:
+        try:
+            self._write_to(str(self._path), self._registry)
+        except OSError as error:
+            if not self._told:
+                log.warning(f"metrics_file: {self._path} cannot be written: {error.strerror}; the run goes on")
+            self._told = True
+
+
+def check_metrics_file(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything is begun; None where another process writes it.
+
+    Raises:
+        ConfigError: it cannot, or the library that writes it is missing.
+    """
+    _library()
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"metrics_file: {path} is a folder; name a file in it, ending in .prom")
+    if path.suffix != ".prom":
+        raise ConfigError(f"metrics_file: found {path}, expected a name ending in .prom: node_exporter reads no other")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.parent / f".{path.name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"metrics_file: {path} cannot be written: {error.strerror}; choose a folder that is yours"
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import prometheus_client  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError(
+            "metrics_file: needs the package prometheus-client, which is not installed; pip install prometheus-client "
+            "(the extra `ops`)"
+        ) from error
+    # Of a counter only its value, not also when it began.
+    prometheus_client.disable_created_metrics()
+    return prometheus_client

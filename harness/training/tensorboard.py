@@ -1,0 +1,63 @@
+"""A run's curves for TensorBoard, in the run's folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from harness import log
+from harness.errors import ConfigError
+from harness.training.progress import BlockReport
+
+
+def check_tensorboard() -> None:
+    """Refuse to begin where TensorBoard's writer is not installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError(
+            "tensorboard=true needs the package tensorboard, which is not installed; pip install tensorboard (the "
+            "extra `tensorboard`), or set tensorboard=false"
+        )
+
+
+class TensorBoard:
+    """Writes loss, gradient norm, learning rate and speed of every step, between blocks."""
+
+    def __init__(self, folder: Path, *, shows_speed: bool = True) -> None:
+        # Here, since importing it takes a second that most runs need not spend.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._shows_speed = shows_speed
+        self._broken = False
+
+    def block_done(self, block: BlockReport) -> None:
+        for offset, step in enumerate(range(block.first_step, block.last_step + 1)):
+            self._add("loss/train", block.losses[offset], step)
+            self._add("gradient_norm", block.gradient_norms[offset], step)
+            self._add("learning_rate", block.learning_rates[offset], step)
+        if self._shows_speed and block.tokens_per_second is not None:
+            self._add("speed/tokens_per_second", block.tokens_per_second, block.last_step)
+            self._add("speed/step_seconds", block.seconds / block.steps, block.last_step)
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self._add("loss/evaluation", loss, step)
+
+    def close(self) -> None:
+        self._guarded(self._writer.close)
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        self._guarded(self._writer.add_scalar, name, value, step)
+
+    def _guarded(self, write: Any, *arguments: Any) -> None:
+        if self._broken:
+            return
+        try:
+            write(*arguments)
+        except OSError as error:
+            self._broken = True
+            log.warning(f"tensorboard: curves cannot be written: {error}; the run goes on without them")

@@ -1,0 +1,153 @@
+"""Pulses of runs: who leaves them, who reads them, and that a slow run is told from one that hangs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import health
+from harness.errors import ConfigError, UserError
+from harness.health import HUNG, Pulse, living_pulses, pulse_folder, started
+from harness.training import pulse as pulse_module
+from harness.training.pulse import PulseWriter
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for temporary files of its own, and in it that of pulses."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return pulse_folder()
+
+
+def leave(place: Path, **changes: object) -> Pulse:
+    own = os.getpid()
+    pulse = Pulse(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
+    pulse = replace(pulse, **changes)
+    (place / f"{pulse.pid}.json").write_text(json.dumps(vars(pulse)))
+    return pulse
+
+
+class TestWriter:
+    def test_silence_is_measured_against_the_longest_pause_so_far(self, tmp_path: Path) -> None:
+        now = [100.0]
+        writer = PulseWriter(tmp_path, patience_seconds=60.0, clock=lambda: now[0])
+        now[0] = 150.0
+        writer.trains_in(tmp_path / "run")
+        # 50 s of setting up, but too few stages for a rule.
+        assert writer.pulse().allowed_silence_seconds == 60.0
+        for _ in range(2):
+            now[0] += 40.0
+            writer.advanced()
+        told = writer.pulse()
+        assert told.allowed_silence_seconds == 500.0
+        assert (told.advances, told.advanced_at, told.phase) == (3, 230.0, "training")
+        # A slow run: every step takes five times the patience. Ten times the slowest is hung.
+        now[0] += 300.0
+        writer.advanced()
+        assert not writer.pulse().hung(now[0] + 2999.0)
+        assert writer.pulse().hung(now[0] + 3001.0)
+
+    def test_a_thread_writes_when_something_advanced_and_the_end_takes_it_away(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pulse_module, "SECONDS_BETWEEN_WRITES", 0.01)
+        writer = PulseWriter(tmp_path, patience_seconds=60.0)
+        writer.start()
+        [file] = tmp_path.glob("*.json")
+        first = json.loads(file.read_text())
+        assert (first["phase"], first["advances"]) == ("setting up", 0)
+        written = file.stat().st_mtime_ns
+        time.sleep(0.1)
+        assert file.stat().st_mtime_ns == written
+        writer.trains_in(tmp_path / "run")
+        deadline = time.monotonic() + 10
+        while json.loads(file.read_text())["advances"] == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert json.loads(file.read_text())["folder"] == str(tmp_path / "run")
+        writer.stop()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_where_none_can_be_left_the_run_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        writer = PulseWriter(tmp_path / "missing", patience_seconds=60.0)
+        writer.start()
+        writer.advanced()
+        writer.stop()
+        assert "harness health" in capsys.readouterr().err
+
+
+class TestVerb:
+    def test_no_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert health.main([]) == 0
+        assert capsys.readouterr().out == "no run under way\n"
+
+    def test_a_run_that_gets_further(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        leave(folder)
+        assert health.main([]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"training: runs/a (pid {os.getpid()}), advanced 12 times, the last 5 s ago; 600 s")
+
+    def test_one_that_hangs_also_beside_one_that_does_not(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        parent = os.getppid()
+        leave(folder, pid=parent, started=started(parent), folder="runs/b")
+        leave(folder, advanced_at=time.monotonic() - 601.0)
+        assert health.main([]) == HUNG
+        said = sorted(capsys.readouterr().out.splitlines())
+        assert said[0].startswith("HUNG: runs/a")
+        assert said[1].startswith("training: runs/b")
+
+    def test_for_machines(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        leave(folder, allowed_silence_seconds=1.0)
+        assert health.main(["--json"]) == HUNG
+        [told] = json.loads(capsys.readouterr().out)
+        assert told["hung"] is True
+        assert 4.9 < told["silent_seconds"] < 60
+
+    @pytest.mark.parametrize("change", [{"started": "1"}, {"pid": 2**22 + 1}])
+    def test_what_a_process_that_is_gone_left_behind_is_swept_up(self, change: dict[str, object], folder: Path) -> None:
+        # A container that is started again has a process of the same number.
+        leave(folder, advanced_at=time.monotonic() - 10_000.0, **change)
+        assert living_pulses(folder) == []
+        assert list(folder.iterdir()) == []
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
+    def test_a_file_that_is_no_pulse_is_not_believed(self, text: str, folder: Path) -> None:
+        (folder / "1.json").write_text(text)
+        assert health.main([]) == 0
+
+    def test_somebody_elses_folder_is_not_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        place = tmp_path / f"training-harness-{os.getuid()}"
+        place.mkdir()
+        place.chmod(0o777)
+        with pytest.raises(ConfigError, match="not this user's own"):
+            health.main([])
+        place.rmdir()
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match="not this user's own"):
+            health.main([])
+
+    def test_bad_words(self) -> None:
+        with pytest.raises(UserError, match="cannot read .runs/a"):
+            health.main(["runs/a"])
+
+    def test_needs_no_torch(self, tmp_path: Path) -> None:
+        code = (
+            "import sys; from harness.__main__ import main; code = main(['health']); "
+            "assert not {'torch', 'hydra', 'omegaconf', 'rich'} & set(sys.modules); sys.exit(code)"
+        )
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+        )
+        assert (done.returncode, done.stdout) == (0, "no run under way\n"), done.stderr

@@ -1,0 +1,108 @@
+"""Log lines for people and for machines: levels, ranks, faults, libraries' warnings, and readers that go away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from harness import log
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    root, hook, show = logging.getLogger().handlers[:], sys.excepthook, warnings.showwarning
+    yield
+    logging.captureWarnings(False)
+    logging.getLogger().handlers, sys.excepthook, warnings.showwarning = root, hook, show
+    log.set_up([], {})
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    out, err = capsys.readouterr()
+    assert out == ""
+    return [json.loads(line) for line in err.splitlines()]
+
+
+def test_for_people_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(["workload.steps=5"], {})
+    log.info("repeat 1 of 2", seconds=5)
+    log.warning("the run goes on")
+    log.error("out: no such folder", exit_code=2)
+    assert capsys.readouterr().err == "repeat 1 of 2\nwarning: the run goes on\nerror: out: no such folder\n"
+    assert not log.is_json()
+
+
+def test_for_machines_an_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(["log=json"], {"RANK": "3", "WORLD_SIZE": "8"})
+    log.info("training", step=4, loss=float("nan"), path=log)
+    log.error("two\nlines", exit_code=5)
+    first, second = lines(capsys)
+    assert first.pop("time").endswith("+00:00")
+    assert first == {"level": "info", "rank": 3, "message": "training", "step": 4, "loss": "nan", "path": str(log)}
+    assert (second["level"], second["message"], second["exit_code"]) == ("error", "two lines", 5)
+
+
+@pytest.mark.parametrize(("level", "heard"), [("info", 3), ("warning", 2), ("error", 1), ("loud", 3)])
+def test_levels(level: str, heard: int, capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(["log=json", f"log_level={level}"], {})
+    log.info("one")
+    log.warning("two")
+    log.error("three")
+    assert len(lines(capsys)) == heard
+    assert log.shows("info") is (heard == 3)
+
+
+def test_the_last_word_counts_and_a_wrong_one_is_left_to_the_settings_check() -> None:
+    log.set_up(["log=json", "log=human"], {})
+    assert not log.is_json()
+    log.set_up(["log=xml"], {})
+    assert not log.is_json()
+
+
+def test_what_libraries_say_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up(["log=json"], {})
+    logging.getLogger("some.library").warning("a\nthing of %s", "note")
+    warnings.warn("old call", DeprecationWarning, stacklevel=1)
+    found = lines(capsys)
+    assert (found[0]["logger"], found[0]["message"]) == ("some.library", "a thing of note")
+    assert "old call" in found[1]["message"]
+
+
+def test_a_fault_of_our_own_is_one_line_with_its_traceback() -> None:
+    code = "from harness import log; log.set_up(['log=json'], {}); raise KeyError('lost')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert line["message"] == "KeyError: 'lost'"
+    assert "Traceback" in line["traceback"]
+
+
+def test_a_reader_that_has_gone_away_ends_the_lines_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    log.set_up(["log=json"], {})
+    monkeypatch.setattr(sys, "stderr", Closed())
+    log.info("one")
+    log.error("two")
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({}, None),
+        ({"RANK": "2"}, None),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, 2),
+        ({"RANK": "x", "WORLD_SIZE": "4"}, None),
+    ],
+)
+def test_rank(variables: dict[str, str], rank: int | None) -> None:
+    assert log.rank(variables) == rank
