@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import health
+from harness import health, log
 from harness.errors import ConfigError, UserError
 from harness.health import HUNG, Pulse, living_pulses, pulse_folder, started
 from harness.training import pulse as pulse_module
@@ -76,6 +76,7 @@ class TestWriter:
         assert list(tmp_path.iterdir()) == []
 
     def test_where_none_can_be_left_the_run_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        log.set_up([], {})
         writer = PulseWriter(tmp_path / "missing", patience_seconds=60.0)
         writer.start()
         writer.advanced()

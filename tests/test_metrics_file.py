@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
 from harness.training import metrics_file
@@ -81,6 +82,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 def test_a_folder_that_vanishes_is_said_once_and_costs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    log.set_up([], {})
     folder = tmp_path / "collector"
     folder.mkdir()
     metrics = MetricsFile(folder / "harness.prom", LABELS)
