@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime, timezone
 from typing import Any
 
 from rich.table import Table
 
-from harness import backends
+import harness
+from harness import backends, environment
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, ExitCode, UserError
 from harness.report.console import PlainConsole
@@ -19,7 +21,8 @@ HELP = """\
 usage: python -m harness doctor [BACKEND] [--json]
 
 Prints, for every registered backend or for the one named, whether it can run here, its devices and versions, and
-for one that cannot what is missing and the command that would help.
+for one that cannot what is missing and the command that would help. With --json: one object, host and software
+included, to be collected from many hosts.
 
 exit codes: 0 the named backend (or, if none is named, at least one) is ready; 3 it is not; 2 bad usage\
 """
@@ -39,10 +42,22 @@ def main(words: list[str]) -> int:
         raise UserError(f"doctor: no backend {names[0]!r}, expected one of: {', '.join(registered)}")
     reports = [examine(name) for name in names or registered]
     if "--json" in words:
-        print(json.dumps(reports, indent=1))
+        print(json.dumps(inventory(reports), indent=1))
     else:
         _print_table(reports)
     return ExitCode.OK if any(report["ready"] for report in reports) else ExitCode.BACKEND_UNAVAILABLE
+
+
+def inventory(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the reports with what a fleet's inventory has to know of the host that they are of."""
+    return {
+        "schema_version": 1,
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host": environment.host_name(),
+        "harness_version": harness.__version__,
+        "environment": environment.host_facts(),
+        "backends": reports,
+    }
 
 
 def examine(name: str) -> dict[str, Any]:

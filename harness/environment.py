@@ -38,6 +38,16 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
         "harness_version": harness.__version__,
         "git": git_state(Path(harness.__file__).resolve().parent),
         "host": host_name(),
+        **host_facts(),
+        "packages": {name: _version(name) for name in dict.fromkeys((*PACKAGES, *extra_packages))},
+        "variables": relevant_variables(extra_prefixes),
+        "command": sys.orig_argv,
+    }
+
+
+def host_facts() -> dict[str, Any]:
+    """Return what the host is, and what of it this process may use."""
+    return {
         "os": _os_name(),
         "kernel": platform.release() or None,
         "architecture": platform.machine() or None,
@@ -48,9 +58,6 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
         "memory_total_bytes": _memory_total_bytes(),
         "memory_limit_bytes": memory_limit_bytes(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in dict.fromkeys((*PACKAGES, *extra_packages))},
-        "variables": relevant_variables(extra_prefixes),
-        "command": sys.orig_argv,
     }
 
 
@@ -192,10 +199,12 @@ def container_kind() -> str | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit and whether the work tree differs from it, or None outside a git checkout."""
+    """Return the commit and whether the work tree differs from it (None in an image), or None if neither is known."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return None
+        # An image's build says what it was made of; nothing in the image can tell whether that was changed.
+        built_of = os.environ.get("HARNESS_COMMIT")
+        return {"commit": built_of, "dirty": None} if built_of else None
     # Of the source and the settings only: runs, notes and data that lie in the checkout change nothing.
     status = _git(folder, "status", "--porcelain", "--", ".", ":/configs")
     return {"commit": commit, "dirty": None if status is None else bool(status)}

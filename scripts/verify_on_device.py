@@ -115,7 +115,7 @@ def doctor(bundle: Bundle, backend: str) -> bool:
     """Is the device there at all?"""
     done = bundle.command("doctor", "-m", "harness", "doctor", backend, "--json")
     try:
-        [report] = json.loads(done.stdout)
+        [report] = json.loads(done.stdout)["backends"]
     except ValueError:
         return bool(bundle.check("doctor", False, (done.stderr.strip().splitlines() or ["no answer"])[-1]))
     if report["ready"]:

@@ -24,10 +24,12 @@ class AscendHost:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch = folder, monkeypatch
         self.libraries, self.nodes, self.cann = folder / "lib64", folder / "dev", folder / "cann"
-        for made in (self.libraries, self.nodes, self.cann / "opp"):
+        self.driver = folder / "driver" / "lib64"
+        for made in (self.libraries, self.nodes, self.cann / "opp", self.driver):
             made.mkdir(parents=True)
         for name in host.REQUIRED_LIBRARIES:
             (self.libraries / name).touch()
+        (self.driver / host.DRIVER_LIBRARY).touch()
         for name in ("davinci0", *host.MANAGEMENT_NODES):
             (self.nodes / name).touch()
         self.cann_is("9.1.0")
@@ -35,11 +37,12 @@ class AscendHost:
         for module in (base, host):
             monkeypatch.setattr(module, "installed_version", self.packages.get)
         monkeypatch.setattr(host, "DEVICE_FOLDER", self.nodes)
+        monkeypatch.setattr(host, "DRIVER_LIBRARIES", self.driver)
         # What the machine that runs the tests may have of its own.
         monkeypatch.setattr(host, "_loader_cache", set)
         for name in (host.VISIBLE_DEVICES, *host.HOSTILE_VARIABLES):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("LD_LIBRARY_PATH", str(self.libraries))
+        monkeypatch.setenv("LD_LIBRARY_PATH", f"{self.libraries}:{self.driver}")
         monkeypatch.setenv("ASCEND_HOME_PATH", str(self.cann))
         monkeypatch.setenv("ASCEND_OPP_PATH", str(self.cann / "opp"))
         # Opening the device is another matter: these tests end before it.
@@ -69,7 +72,7 @@ def ascend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AscendHost:
 
 def report(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     code = doctor.main(["npu", "--json"])
-    [found] = json.loads(capsys.readouterr().out)
+    [found] = json.loads(capsys.readouterr().out)["backends"]
     return code, found
 
 
@@ -82,7 +85,7 @@ def version_mismatch(ascend: AscendHost) -> None:
 
 
 def no_cann(ascend: AscendHost) -> None:
-    ascend.unset("LD_LIBRARY_PATH")
+    ascend.set("LD_LIBRARY_PATH", str(ascend.driver))
 
 
 def one_library_missing(ascend: AscendHost) -> None:
@@ -96,6 +99,11 @@ def no_nodes(ascend: AscendHost) -> None:
 
 def no_permission(ascend: AscendHost) -> None:
     ascend.close("davinci_manager")
+
+
+def no_driver_mount(ascend: AscendHost) -> None:
+    (ascend.driver / host.DRIVER_LIBRARY).unlink()
+    ascend.driver.rmdir()
 
 
 def bad_visible_devices(ascend: AscendHost) -> None:
@@ -113,6 +121,7 @@ BROKEN: dict[str, tuple[Callable[[AscendHost], None], tuple[str, ...], str]] = {
     "one library missing": (one_library_missing, ("incomplete", "libgraph.so"), "set_env.sh"),
     "no device nodes": (no_nodes, ("no Ascend device node",), "--device /dev/davinci0"),
     "no permission": (no_permission, ("davinci_manager may not be opened",), "usermod -aG HwHiAiUser"),
+    "driver not mounted": (no_driver_mount, ("libascend_hal.so", "driver/lib64 is missing"), "in a container pass -v"),
     "bad visible devices": (
         bad_visible_devices, ("ASCEND_RT_VISIBLE_DEVICES='1,0'", "ascending"), "export ASCEND_RT_VISIBLE_DEVICES=0,1",
     ),

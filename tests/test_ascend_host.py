@@ -232,6 +232,27 @@ class TestDeviceNodes:
         assert "davinci0 may not be opened" in only(host.device_problems(nodes)).what
 
 
+class TestDriver:
+    def test_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "libascend_hal.so").touch()
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        assert host.driver_problems() == []
+
+    def test_a_container_without_the_mount_is_told_which(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "on_loader_path", lambda library: False)
+        problem = only(host.driver_problems(tmp_path / "lib64"))
+        assert "libascend_hal.so" in problem.what
+        assert f"{tmp_path}/lib64 is missing" in problem.what
+        assert f"-v {tmp_path}/lib64:{tmp_path}/lib64:ro" in problem.remedy
+        assert "driver/version.info" in problem.remedy
+
+    def test_mounted_but_not_on_the_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "on_loader_path", lambda library: False)
+        problem = only(host.driver_problems(tmp_path))
+        assert "missing" not in problem.what
+        assert problem.remedy.startswith(f"export LD_LIBRARY_PATH={tmp_path}/driver:{tmp_path}/common:")
+
+
 class TestVariables:
     def test_none_set(self) -> None:
         assert host.variable_problems({}) == []

@@ -139,7 +139,7 @@ class TestVerb:
             health.main([])
 
     def test_bad_words(self) -> None:
-        with pytest.raises(UserError, match="cannot read .runs/a"):
+        with pytest.raises(UserError, match="cannot read 'runs/a'"):
             health.main(["runs/a"])
 
     def test_needs_no_torch(self, tmp_path: Path) -> None:

@@ -516,10 +516,14 @@ class TestPreflight:
         for name in ("package", "library", "installation", "variable"):
             monkeypatch.setattr(host, f"{name}_problems", list)
         monkeypatch.setattr(host, "device_problems", lambda: [Problem("no node", "x")])
+        monkeypatch.setattr(host, "driver_problems", lambda: [Problem("no driver", "x")])
         monkeypatch.setattr(emulation, "is_emulated", lambda: True)
         assert backend().preflight() == []
         monkeypatch.setattr(emulation, "is_emulated", lambda: False)
+        # Without a node there is nothing that a driver's library would drive.
         assert [problem.what for problem in backend().preflight()] == ["no node"]
+        monkeypatch.setattr(host, "device_problems", list)
+        assert [problem.what for problem in backend().preflight()] == ["no driver"]
 
 
 class CpuInDisguise(NpuBackend):

@@ -52,7 +52,7 @@ class NpuBackend(Backend):
             *host.package_problems(),
             *(libraries or host.installation_problems()),
             # The emulator has no device nodes; everything else is looked at as on a device.
-            *([] if emulation.is_emulated() else host.device_problems()),
+            *([] if emulation.is_emulated() else host.device_problems() or host.driver_problems()),
             *host.variable_problems(),
             *self._thread_problems(),
         ]

@@ -12,7 +12,7 @@ from tests.emulated.conftest import Emulated
 def test_a_host_in_order_is_ready_and_said_to_be_emulated(emulated: Emulated) -> None:
     done = emulated.harness("doctor", "npu", "--json")
     assert done.returncode == 0, done.stderr
-    [report] = json.loads(done.stdout)
+    [report] = json.loads(done.stdout)["backends"]
     assert report["device"]["name"] == "Ascend910B3 (emulated)"
     assert report["device"]["cube_cores"] == 20
     assert report["versions"]["cann"] == "9.1.0-emulated"
@@ -29,6 +29,6 @@ def test_a_cann_that_lacks_a_function_is_too_old(emulated: Emulated, tmp_path: P
     library.write_bytes(text.replace(b"\0aclrtSetDeviceSatMode\0", b"\0aclrtSetDeviceSatModX\0"))
     done = emulated.harness("doctor", "npu", "--json", variables={"LD_LIBRARY_PATH": str(libraries)})
     assert done.returncode == 3, done.stdout
-    [problem] = json.loads(done.stdout)[0]["problems"]
+    [problem] = json.loads(done.stdout)["backends"][0]["problems"]
     assert "CANN is too old for this torch-npu" in problem["what"]
     assert "aclrtSetDeviceSatMode" in problem["what"]

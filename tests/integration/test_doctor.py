@@ -55,7 +55,7 @@ def install(folder: Path, name: str, version: str) -> None:
 
 
 def reports(text: str) -> dict[str, dict[str, Any]]:
-    return {report["name"]: report for report in json.loads(text)}
+    return {report["name"]: report for report in json.loads(text)["backends"]}
 
 
 def asked(harness: Harness, **env: str) -> dict[str, Any]:
@@ -109,7 +109,10 @@ class TestJson:
     def test_of_one_backend(self, harness: Harness) -> None:
         done = harness("doctor", "cpu", "--json")
         assert done.returncode == 0, done.stderr
-        [report] = json.loads(done.stdout)
+        told = json.loads(done.stdout)
+        assert set(told) == {"schema_version", "time_utc", "host", "harness_version", "environment", "backends"}
+        assert told["environment"]["cpu_cores_allowed"] >= 1
+        [report] = told["backends"]
         assert set(report) == {"name", "ready", "problems", "device", "versions"}
         assert report["name"] == "cpu"
         assert report["ready"] is True

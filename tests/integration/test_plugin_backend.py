@@ -70,7 +70,7 @@ def examined(harness: Harness, plug_in: PlugIn) -> dict[str, Any]:
     """Return what doctor says of the plug-in alone."""
     done = harness("doctor", plug_in.name, "--json", env=plug_in.env)
     assert "Traceback" not in done.stderr
-    [report] = json.loads(done.stdout)
+    [report] = json.loads(done.stdout)["backends"]
     assert done.returncode == (0 if report["ready"] else 3)
     return report
 
@@ -217,7 +217,7 @@ class TestTheCpuBesideABrokenOne:
     def test_is_ready(self, plug_in: PlugIn, harness: Harness) -> None:
         done = harness("doctor", "--json", env=plug_in.env)
         assert done.returncode == 0, done.stderr
-        states = {report["name"]: report["ready"] for report in json.loads(done.stdout)}
+        states = {report["name"]: report["ready"] for report in json.loads(done.stdout)["backends"]}
         assert states["cpu"] is True
         assert states["xpu"] is False
 

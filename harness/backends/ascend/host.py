@@ -22,6 +22,9 @@ REQUIRED_LIBRARIES = (
 SET_ENV_SCRIPTS = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
 DEVICE_FOLDER = Path("/dev")
 MANAGEMENT_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
+# Asked for by name once the runtime starts, so nothing is linked against it.
+DRIVER_LIBRARY = "libascend_hal.so"
+DRIVER_LIBRARIES = Path("/usr/local/Ascend/driver/lib64")
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 
@@ -132,6 +135,28 @@ def device_problems(folder: Path | None = None) -> list[Problem]:
             )
         ]
     return []
+
+
+def driver_problems(folder: Path | None = None) -> list[Problem]:
+    """Return the problem that the driver's library cannot be found, if so: in a container, most likely not mounted."""
+    folder = folder or DRIVER_LIBRARIES
+    if on_loader_path(DRIVER_LIBRARY):
+        return []
+    if folder.is_dir():
+        paths = ":".join(f"{folder}/{part}" for part in ("driver", "common"))
+        return [
+            Problem(
+                f"the driver's {DRIVER_LIBRARY} is not on the loader's path",
+                f"export LD_LIBRARY_PATH={paths}:{folder}:$LD_LIBRARY_PATH",
+            )
+        ]
+    return [
+        Problem(
+            f"the driver's {DRIVER_LIBRARY} is not on the loader's path, and {folder} is missing",
+            f"install the Ascend driver; in a container pass -v {folder}:{folder}:ro and, for its version, "
+            f"-v {DRIVER_VERSION_FILE}:{DRIVER_VERSION_FILE}:ro",
+        )
+    ]
 
 
 def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:

@@ -1,0 +1,64 @@
+# One image for each kind of device, by two arguments: what it is built on, and which of pyproject.toml's extras it gets.
+#
+#   CPU      docker build -t harness .
+#   CUDA     docker build -t harness:cuda --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 --build-arg EXTRA=ops,cuda .
+#            (or BASE=pytorch/pytorch:TAG-runtime, whose torch is then used)
+#   Ascend   docker build -t harness:npu --build-arg EXTRA=ops,npu \
+#              --build-arg BASE=quay.io/ascend/cann:9.1.0-910b-ubuntu22.04-py3.11 .
+#
+# PyPI's torch for x86 carries CUDA's libraries, gigabytes of them. For the CPU and Ascend images name an index that has
+# CPU builds in a pip.conf, which is handed in as a secret and stays out of the image, as do certificates:
+#
+#   docker build --secret id=pip.conf,src=pip.conf --secret id=certificates,src=ca.pem ...
+#
+# track=tuned compiles with g++ on a CPU, which no image has unless it is asked for: --build-arg PACKAGES=g++
+#
+# How to run it is said in scripts/container/README.md.
+
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+ARG EXTRA=ops
+USER root
+WORKDIR /build
+COPY scripts/container/python.sh scripts/container/
+RUN sh scripts/container/python.sh with-venv
+COPY scripts/container/constraints.txt scripts/container/install.sh scripts/container/check_pins.py scripts/container/
+COPY pyproject.toml README.md LICENSE ./
+# What everything rests on lies in a layer of its own, which a change of the sources does not build again.
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=certificates \
+    sh scripts/container/install.sh dependencies "${EXTRA}"
+COPY harness harness
+COPY configs configs
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=certificates \
+    sh scripts/container/install.sh harness "${EXTRA}"
+
+FROM ${BASE}
+ARG PACKAGES=""
+ARG COMMIT=""
+LABEL org.opencontainers.image.title="training-harness" \
+      org.opencontainers.image.description="The same transformer training on different accelerators, proved the same and timed the same way" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${COMMIT}"
+USER root
+COPY scripts/container/python.sh scripts/container/entry.sh /usr/local/share/harness/
+RUN sh /usr/local/share/harness/python.sh without-venv "${PACKAGES}" \
+    && mkdir -p /work/runs && chmod 2775 /work /work/runs
+COPY --from=build /opt/harness /opt/harness
+
+# USER and LOGNAME: a user number that no password file lists has no name, and PyTorch asks for one.
+ENV PATH=/opt/harness/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp USER=harness LOGNAME=harness \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    HARNESS_COMMIT=${COMMIT}
+WORKDIR /work
+# The number of HwHiAiUser, whose Ascend's device nodes are; group 0, so that any other number may write to /work.
+USER 1000:0
+STOPSIGNAL SIGTERM
+# A run that gets no further is told from a slow one by its own pace, so one answer is enough.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=30s --retries=1 CMD ["python", "-m", "harness", "health"]
+ENTRYPOINT ["/usr/local/share/harness/entry.sh"]
+CMD ["--help"]

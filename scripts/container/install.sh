@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs what an image needs into /opt/harness, every package at the version that constraints.txt names.
+#
+#   install.sh dependencies EXTRA    what pyproject.toml asks for with these extras ("ops,cuda")
+#   install.sh harness EXTRA         the harness itself, and a check that nothing came in unpinned
+#
+# pip's settings and certificates, if there are any, lie in /run/secrets while this runs.
+set -eu
+
+what=$1 extra=$2
+here=$(dirname "$0")
+venv=/opt/harness tools=/build/tools
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+export PIP_CONSTRAINT="$here/constraints.txt"
+[ ! -f /run/secrets/pip.conf ] || export PIP_CONFIG_FILE=/run/secrets/pip.conf
+[ ! -f /run/secrets/certificates ] || export PIP_CERT=/run/secrets/certificates
+
+if [ "$what" = dependencies ]; then
+    python3 -m venv "$tools"
+    "$tools/bin/pip" install setuptools packaging
+    # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
+    python3 -m venv --system-site-packages --without-pip "$venv"
+    # A package without modules has the same requirements.
+    mkdir -p /build/empty
+    cp pyproject.toml README.md LICENSE /build/empty/
+    "$tools/bin/python" "$here/check_pins.py" requirements /build/empty/pyproject.toml "$extra" >/build/requirements.txt
+    "$tools/bin/pip" --python "$venv/bin/python" install --requirement /build/requirements.txt
+    exit
+fi
+
+"$tools/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir /build/wheels .
+"$tools/bin/pip" --python "$venv/bin/python" install --no-deps /build/wheels/*.whl
+"$tools/bin/pip" --python "$venv/bin/python" check
+"$tools/bin/python" "$here/check_pins.py" installed "$venv" "$here/constraints.txt" "$extra"
