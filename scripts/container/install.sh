@@ -16,16 +16,16 @@ export PIP_CONSTRAINT="$here/constraints.txt"
 [ ! -f /run/secrets/certificates ] || export PIP_CERT=/run/secrets/certificates
 
 if [ "$what" = dependencies ]; then
-    python3 -m venv "$tools"
-    "$tools/bin/pip" install setuptools packaging
-    # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
-    python3 -m venv --system-site-packages --without-pip "$venv"
-    # A package without modules has the same requirements.
-    mkdir -p /build/empty
-    cp pyproject.toml README.md LICENSE /build/empty/
-    "$tools/bin/python" "$here/check_pins.py" requirements /build/empty/pyproject.toml "$extra" >/build/requirements.txt
-    "$tools/bin/pip" --python "$venv/bin/python" install --requirement /build/requirements.txt
-    exit
+  python3 -m venv "$tools"
+  "$tools/bin/pip" install setuptools packaging
+  # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
+  python3 -m venv --system-site-packages --without-pip "$venv"
+  # A package without modules has the same requirements.
+  mkdir -p /build/empty
+  cp pyproject.toml README.md LICENSE /build/empty/
+  "$tools/bin/python" "$here/check_pins.py" requirements /build/empty/pyproject.toml "$extra" >/build/requirements.txt
+  "$tools/bin/pip" --python "$venv/bin/python" install --requirement /build/requirements.txt
+  exit
 fi
 
 "$tools/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir /build/wheels .

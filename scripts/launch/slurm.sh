@@ -33,18 +33,18 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 trap ':' TERM
 # shellcheck disable=SC2016 # expanded on each node
 NODES=$SLURM_JOB_NUM_NODES HEAD=$head:$port srun --kill-on-bad-exit=1 bash -c \
-    'NODE_RANK=$SLURM_NODEID exec scripts/launch/torchrun.sh "$@"' task \
-    checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json "${settings[@]}" &
+  'NODE_RANK=$SLURM_NODEID exec scripts/launch/torchrun.sh "$@"' task \
+  checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json "${settings[@]}" &
 step=$!
 # `wait` returns early at a signal; the last one has the step's own exit code.
 while kill -0 "$step" 2>/dev/null; do
-    wait "$step"
+  wait "$step"
 done
 wait "$step"
 code=$?
 
 # Interrupted, and not by somebody's scancel, which takes the job away: there is work left.
 if [ "$code" = 143 ] && [ "${REQUEUE:-yes}" = yes ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

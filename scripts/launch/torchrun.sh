@@ -18,10 +18,10 @@ settings=("$@")
 
 options=(--nproc-per-node="$processes")
 if [ "$nodes" = 1 ]; then
-    options+=(--standalone)
+  options+=(--standalone)
 else
-    head=${HEAD:?with NODES=$nodes say HEAD=HOST:PORT, the first host and a free port there}
-    rank=${NODE_RANK:?with NODES=$nodes say NODE_RANK, from 0 to $((nodes - 1)), another on each host}
-    options+=(--nnodes="$nodes" --node-rank="$rank" --master-addr="${head%:*}" --master-port="${head##*:}")
+  head=${HEAD:?with NODES=$nodes say HEAD=HOST:PORT, the first host and a free port there}
+  rank=${NODE_RANK:?with NODES=$nodes say NODE_RANK, from 0 to $((nodes - 1)), another on each host}
+  options+=(--nnodes="$nodes" --node-rank="$rank" --master-addr="${head%:*}" --master-port="${head##*:}")
 fi
 exec "${PYTHON:-python}" -m harness torchrun "${options[@]}" parallel="${PARALLEL:-ddp}" "${settings[@]}"

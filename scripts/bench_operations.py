@@ -1,0 +1,156 @@
+"""What watching a run costs, and whether a long run stays as small as it began.
+
+    python scripts/bench_operations.py overhead --pairs 10       watched and unwatched runs of `tiny`, in turn
+    python scripts/bench_operations.py soak --minutes 30         one run with everything on; memory and files every 5 s
+
+Watched: log=json, a metrics file, telemetry from a sensor that is read every second. The sensor is RAPL's own code over
+a made-up /sys, since most machines hide theirs: the reading costs the same, its values mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0")
+UNWATCHED = ("telemetry=false", "log_level=error")
+# Runs the harness with a CPU whose energy counters lie in a folder of our own.
+PROGRAM = """
+import sys
+from functools import partial
+from pathlib import Path
+import harness.backends.cpu as cpu
+from harness.backends.rapl import open_rapl
+cpu.open_rapl = partial(open_rapl, Path(sys.argv[1]))
+from harness.__main__ import main
+sys.exit(main(sys.argv[2:]))
+"""
+SECONDS_BETWEEN_LOOKS = 5.0
+# What imports, first steps and caches take is no growth.
+SECONDS_TO_SETTLE = 60.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    overhead_parser = verbs.add_parser("overhead")
+    overhead_parser.add_argument("--pairs", type=int, default=10)
+    overhead_parser.add_argument("--steps", type=int, default=200)
+    soak_parser = verbs.add_parser("soak")
+    soak_parser.add_argument("--minutes", type=float, default=30.0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        _fake_counters(place / "powercap")
+        return (
+            overhead(place, options.pairs, options.steps)
+            if options.verb == "overhead"
+            else soak(place, options.minutes)
+        )
+
+
+def overhead(place: Path, pairs: int, steps: int) -> int:
+    """Print the step time of watched over unwatched runs, pair by pair, and the median with its interval."""
+    ratios = []
+    work = [*WORK, f"workload.steps={steps}"]
+    for pair in range(1, pairs + 1):
+        sides = {"watched": _watched(place), "unwatched": list(UNWATCHED)}
+        order = list(sides) if pair % 2 else list(reversed(sides))
+        seconds = {}
+        for side in order:
+            out = place / f"{side}-{pair}"
+            with _start(place, [*work, *sides[side], f"out={out}"]) as process:
+                if process.wait() != 0:
+                    print(f"error: the {side} run ended with code {process.returncode}", file=sys.stderr)
+                    return 1
+            seconds[side] = json.loads((out / "record.json").read_text())["timing"]["mean_step_seconds"]
+        ratios.append(seconds["watched"] / seconds["unwatched"])
+        print(f"pair {pair}: watched {1000 * seconds['watched']:.3f} ms, unwatched "
+              f"{1000 * seconds['unwatched']:.3f} ms, ratio {ratios[-1]:.4f}", flush=True)  # fmt: skip
+    low, high = _interval(np.log(ratios))
+    middle = float(np.exp(np.mean(np.log(ratios))))
+    print(f"watched over unwatched: median {statistics.median(ratios):.4f}, geometric mean {middle:.4f}, "
+          f"95 % interval {low:.4f} to {high:.4f} ({pairs} pairs)")  # fmt: skip
+    return 0
+
+
+def soak(place: Path, minutes: float) -> int:
+    """Train for so long with everything on, and print how resident memory and open files went."""
+    out = place / "run"
+    words = [*WORK, "workload.steps=100000000", *_watched(place), f"out={out}"]
+    looks: list[tuple[float, int, int]] = []
+    with _start(place, words) as process:
+        began = time.monotonic()
+        while time.monotonic() - began < 60 * minutes and process.poll() is None:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            looks.append((time.monotonic() - began, _resident_bytes(process.pid), _open_files(process.pid)))
+        process.terminate()
+        code = process.wait()
+    settled = [look for look in looks if look[0] >= min(SECONDS_TO_SETTLE, 30 * minutes)]
+    hours = np.array([seconds / 3600 for seconds, _, _ in settled])
+    mebibytes = np.array([size / 2**20 for _, size, _ in settled])
+    fit = stats.linregress(hours, mebibytes)
+    margin = fit.stderr * stats.t.ppf(0.975, len(settled) - 2)
+    files = [count for _, _, count in settled]
+    record = json.loads((out / "record.json").read_text())
+    print(f"{settled[-1][0] / 60:.1f} minutes, {record['timing']['measured_steps']:,} measured steps, ended {code} "
+          f"({record['status']}), {record['telemetry']['readings']} readings of the sensor")  # fmt: skip
+    print(f"resident memory: {mebibytes[0]:.1f} MiB at first, {mebibytes[-1]:.1f} at last, "
+          f"{mebibytes.min():.1f} to {mebibytes.max():.1f}; slope {fit.slope:+.2f} ± {margin:.2f} MiB an hour")  # fmt: skip
+    print(f"open files: {files[0]} at first, {files[-1]} at last, {min(files)} to {max(files)}")
+    return 0
+
+
+def _watched(place: Path) -> list[str]:
+    return ["log=json", "telemetry=true", f"metrics_file={place / 'harness.prom'}"]
+
+
+def _start(place: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", PROGRAM, str(place / "powercap"), *words]
+    with open(place / "output.log", "ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+def _interval(logarithms: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the geometric mean, by Student's t."""
+    if len(logarithms) < 2:
+        return float("nan"), float("nan")
+    half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
+    return float(np.exp(np.mean(logarithms) - half)), float(np.exp(np.mean(logarithms) + half))
+
+
+def _fake_counters(folder: Path) -> None:
+    for zone, name in (("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "dram")):
+        (folder / zone).mkdir(parents=True)
+        (folder / zone / "name").write_text(f"{name}\n")
+        (folder / zone / "energy_uj").write_text("1000000\n")
+        (folder / zone / "max_energy_range_uj").write_text("262143328850\n")
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _open_files(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

