@@ -106,7 +106,7 @@ def soak(place: Path, minutes: float) -> int:
     print(f"{settled[-1][0] / 60:.1f} minutes, {record['timing']['measured_steps']:,} measured steps, ended {code} "
           f"({record['status']}), {record['telemetry']['readings']} readings of the sensor")  # fmt: skip
     print(f"resident memory: {mebibytes[0]:.1f} MiB at first, {mebibytes[-1]:.1f} at last, "
-          f"{mebibytes.min():.1f} to {mebibytes.max():.1f}; slope {fit.slope:+.2f} ± {margin:.2f} MiB an hour")  # fmt: skip
+          f"{mebibytes.min():.1f} to {mebibytes.max():.1f}; slope {fit.slope:+.2f} ± {margin:.2f} MiB/h")  # fmt: skip
     print(f"open files: {files[0]} at first, {files[-1]} at last, {min(files)} to {max(files)}")
     return 0
 

@@ -32,9 +32,10 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 # The signals are the tasks' to act upon; this shell waits for them.
 trap ':' TERM
 # shellcheck disable=SC2016 # expanded on each node
-NODES=$SLURM_JOB_NUM_NODES HEAD=$head:$port srun --kill-on-bad-exit=1 bash -c \
-  'NODE_RANK=$SLURM_NODEID exec scripts/launch/torchrun.sh "$@"' task \
-  checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json "${settings[@]}" &
+srun --kill-on-bad-exit=1 bash -c 'exec "${PYTHON:-python}" -m harness torchrun --node-rank="$SLURM_NODEID" "$@"' node \
+  --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${PROCESSES:-2}" --master-addr="$head" --master-port="$port" \
+  parallel="${PARALLEL:-ddp}" checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json \
+  "${settings[@]}" &
 step=$!
 # `wait` returns early at a signal; the last one has the step's own exit code.
 while kill -0 "$step" 2>/dev/null; do
