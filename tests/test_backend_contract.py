@@ -19,6 +19,7 @@ import torch
 
 from harness import backends
 from harness.backends.base import Backend, Problem, StepOutput, TrainStep
+from harness.backends.sensors import Reading
 from harness.composition import group_options, load
 from harness.config import PRECISIONS, BackendConfig, Config
 from harness.errors import BackendUnavailable
@@ -306,7 +307,15 @@ class TestOnTheDevice:
         kernels = opened.backend.kernels()
         assert isinstance(kernels, Mapping)
         assert all(isinstance(key, str) for key in kernels)
-        opened.backend.telemetry()
+        sensor = opened.backend.telemetry()
+        if isinstance(sensor, str):
+            # Why there is none, in one line.
+            assert sensor.strip()
+            assert "\n" not in sensor
+        else:
+            assert sensor.period_seconds > 0
+            assert sensor.read() != Reading()
+            sensor.close()
         versions: dict[str, Any] = opened.backend.versions()
         assert versions["torch"] == torch.__version__
         assert set(opened.backend.distributions) <= set(versions)

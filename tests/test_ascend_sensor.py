@@ -1,0 +1,88 @@
+"""An Ascend chip's power and temperature, by a stand-in for npu-smi: which card is asked, and what gives no answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.backends.ascend.npu_smi import Place
+from harness.backends.ascend.sensor import NpuSmi, open_npu_smi
+from harness.backends.sensors import Reading
+
+MAPPING = """\
+NPU ID                         Chip ID                        Chip Logic ID                  Chip Name
+4                              0                              0                              Ascend xxx
+4                              1                              -                              Mcu
+6                              0                              1                              Ascend xxx
+"""
+COMMON = """\
+NPU ID                         : {npu}
+Chip Count                     : 1
+
+Chip ID                        : 0
+Aicore Usage Rate(%)           : 90
+Aicore Freq(MHZ)               : 1800
+Aicore curFreq(MHZ)            : 1650
+Temperature(C)                 : 55
+NPU Real-time Power(W)         : {watts}
+"""
+
+
+class TestNpuSmi:
+    def ask(self, *words: str) -> str:
+        if words == ("-m",):
+            return MAPPING
+        assert words[:3] == ("-t", "common", "-i")
+        return COMMON.format(npu=words[3], watts=100 + int(words[3]))
+
+    @pytest.mark.parametrize(("visible", "index", "watts"), [(None, 1, 106.0), ("1", 0, 106.0), ("0,1", 0, 104.0)])
+    def test_from_torchs_number_to_the_card(self, visible: str | None, index: int, watts: float) -> None:
+        variables = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
+        sensor = open_npu_smi(index, variables, self.ask)
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0)
+
+    def test_a_number_that_no_card_has(self) -> None:
+        assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
+        assert isinstance(open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": "0"}, self.ask), str)
+
+    def test_a_board_that_tells_nothing_there(self) -> None:
+        said = open_npu_smi(0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n")
+        assert said == "npu-smi info -t common -i 4 tells nothing of chip 0"
+
+    @pytest.fixture
+    def program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        return tmp_path / "npu-smi"
+
+    def test_the_program_itself(self, program: Path) -> None:
+        program.write_text(
+            f"#!/bin/sh\n[ $2 = -m ] && cat <<'E' && exit\n{MAPPING}E\ncat <<'E'\n{COMMON.format(npu=4, watts=91)}E\n"
+        )
+        program.chmod(0o755)
+        sensor = open_npu_smi(0, {})
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read().power_watts == 91.0
+
+    @pytest.mark.parametrize(
+        ("script", "said"),
+        [
+            (None, "npu-smi is not on the PATH; in a container pass -v /usr/local/bin/npu-smi"),
+            ("echo 'dcmi module initialize failed. ret is -8005'; exit 0", "another container holds it"),
+            ("echo 'dcmi model initialized failed, because the device is used. ret is -8020' >&2; exit 1", "-8020"),
+            ("echo broken >&2; exit 3", "npu-smi info -m ended with code 3: broken"),
+        ],
+    )
+    def test_refusals(self, script: str | None, said: str, program: Path) -> None:
+        if script is not None:
+            program.write_text(f"#!/bin/sh\n{script}\n")
+            program.chmod(0o755)
+        assert said in str(open_npu_smi(0, {}))
+
+    def test_a_program_that_does_not_answer(self, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("harness.backends.ascend.sensor.SECONDS_TO_ANSWER", 0.1)
+        program.write_text("#!/bin/sh\nexec sleep 60\n")
+        program.chmod(0o755)
+        with pytest.raises(OSError, match=r"did not answer within 0\.1 s"):
+            NpuSmi(Place(0, 0, 0)).read()
