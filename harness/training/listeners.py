@@ -34,20 +34,21 @@ def listeners_of(
     shows_speed = not facts.device.get("emulated")
     steps = config.workload.steps
     found: list[Listener] = []
+    labels = {
+        "run": str(folder),
+        "workload_id": workload_id(config),
+        "model": config.model.name,
+        "precision": config.precision,
+        "track": config.track.name,
+        "backend": config.backend.name,
+        "device": str(facts.device.get("name")),
+    }
     if log.is_json():
+        log.info("run began", **labels, steps=steps, from_step=done)
         found.append(LoggedProgress(steps, done=done, shows_speed=shows_speed))
     elif log.shows("info"):
         found.append(Progress(steps, done=done, shows_speed=shows_speed, stream=stream))
     if config.metrics_file is not None:
-        labels = {
-            "run": str(folder),
-            "workload_id": workload_id(config),
-            "model": config.model.name,
-            "precision": config.precision,
-            "track": config.track.name,
-            "backend": config.backend.name,
-            "device": str(facts.device.get("name")),
-        }
         path = Path(config.metrics_file).expanduser()
         found.append(MetricsFile(path, labels, shows_speed=shows_speed, reading=reading))
     if config.tensorboard:

@@ -59,6 +59,9 @@ class PulseWriter:
         """Say where the run lies, once it is known."""
         self._run_folder, self._phase = str(folder), "training"
         self.advanced()
+        if self._file is not None:
+            with suppress(OSError):
+                self._write()
 
     def advanced(self) -> None:
         """Note that a step or another stage is done. Cheap enough for every step."""
