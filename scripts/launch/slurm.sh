@@ -22,7 +22,7 @@ set -uo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?this file is started by sbatch}" || exit 2
 settings=("$@")
-[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke)
+[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke workload.micro_batch_size=2)
 run=runs/slurm-$SLURM_JOB_ID
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

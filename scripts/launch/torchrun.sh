@@ -14,7 +14,7 @@ set -euo pipefail
 nodes=${NODES:-1}
 processes=${PROCESSES:-2}
 settings=("$@")
-[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke)
+[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke workload.micro_batch_size=4)
 
 options=(--nproc-per-node="$processes")
 if [ "$nodes" = 1 ]; then
