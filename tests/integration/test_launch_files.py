@@ -129,6 +129,13 @@ class TestSlurm:
         shutil.copy(LAUNCH / "slurm.sh", copy)
         return start(["bash", str(copy), *words], folder, **cluster, **more)
 
+    def test_unedited_and_without_words(self, tmp_path: Path, cluster: dict[str, str]) -> None:
+        del cluster["PROCESSES"]
+        code, errors = ended(self.submit(tmp_path, cluster))
+        assert code == 0, errors
+        found = record(tmp_path / "runs" / f"slurm-{cluster['SLURM_JOB_ID']}")
+        assert (found["world_size"], found["config"]["experiment"]) == (4, "smoke")
+
     def test_two_nodes(self, tmp_path: Path, cluster: dict[str, str]) -> None:
         code, errors = ended(self.submit(tmp_path, cluster, *BRIEF))
         assert code == 0, errors
