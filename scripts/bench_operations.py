@@ -1,10 +1,10 @@
 """What watching a run costs, and whether a long run stays as small as it began.
 
-    python scripts/bench_operations.py overhead --pairs 10       watched and unwatched runs of `tiny`, in turn
+    python scripts/bench_operations.py overhead --pairs 300      blocks with and without a sensor that is read, in turn
     python scripts/bench_operations.py soak --minutes 30         one run with everything on; memory and files every 5 s
 
-Watched: log=json, a metrics file, telemetry from a sensor that is read every second. The sensor is RAPL's own code over
-a made-up /sys, since most machines hide theirs: the reading costs the same, its values mean nothing.
+Everything: log=json, a metrics file, telemetry from a sensor that is read every second. The sensor is RAPL's own code
+over a made-up /sys, since most machines hide theirs: the reading costs the same, its values mean nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,15 +22,31 @@ import numpy as np
 from scipy import stats
 
 WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0")
-UNWATCHED = ("telemetry=false", "log_level=error")
-# Runs the harness with a CPU whose energy counters lie in a folder of our own.
+# A block is about as long as the time between two readings.
+BLOCK_STEPS = 4
+# Runs the harness with a CPU whose energy counters lie in a folder of our own, and reads them in some blocks alone, if
+# read.json says in which.
 PROGRAM = """
-import sys
+import json, sys
 from functools import partial
 from pathlib import Path
+place = Path(sys.argv[1])
 import harness.backends.cpu as cpu
 from harness.backends.rapl import open_rapl
-cpu.open_rapl = partial(open_rapl, Path(sys.argv[1]))
+cpu.open_rapl = partial(open_rapl, place / "powercap")
+if (place / "read.json").exists():
+    from harness.training import session, telemetry
+    class Alternating(telemetry.Telemetry):
+        reads = iter(json.loads((place / "read.json").read_text()))
+        reading = False
+        def block_begins(self, phase):
+            self.reading = phase == "measured" and next(self.reads)
+            super().block_begins(phase)
+        def _read_on(self, sensor):
+            while not self._enough.wait(sensor.period_seconds):
+                if self.reading:
+                    self._look(sensor)
+    session.Telemetry = Alternating
 from harness.__main__ import main
 sys.exit(main(sys.argv[2:]))
 """
@@ -44,8 +59,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     overhead_parser = verbs.add_parser("overhead")
-    overhead_parser.add_argument("--pairs", type=int, default=10)
-    overhead_parser.add_argument("--steps", type=int, default=200)
+    overhead_parser.add_argument("--pairs", type=int, default=300)
     soak_parser = verbs.add_parser("soak")
     soak_parser.add_argument("--minutes", type=float, default=30.0)
     options = parser.parse_args()
@@ -59,28 +73,31 @@ def main() -> int:
         )
 
 
-def overhead(place: Path, pairs: int, steps: int) -> int:
-    """Print the step time of watched over unwatched runs, pair by pair, and the median with its interval."""
-    ratios = []
-    work = [*WORK, f"workload.steps={steps}"]
-    for pair in range(1, pairs + 1):
-        sides = {"watched": _watched(place), "unwatched": list(UNWATCHED)}
-        order = list(sides) if pair % 2 else list(reversed(sides))
-        seconds = {}
-        for side in order:
-            out = place / f"{side}-{pair}"
-            with _start(place, [*work, *sides[side], f"out={out}"]) as process:
-                if process.wait() != 0:
-                    print(f"error: the {side} run ended with code {process.returncode}", file=sys.stderr)
-                    return 1
-            seconds[side] = json.loads((out / "record.json").read_text())["timing"]["mean_step_seconds"]
-        ratios.append(seconds["watched"] / seconds["unwatched"])
-        print(f"pair {pair}: watched {1000 * seconds['watched']:.3f} ms, unwatched "
-              f"{1000 * seconds['unwatched']:.3f} ms, ratio {ratios[-1]:.4f}", flush=True)  # fmt: skip
-    low, high = _interval(np.log(ratios))
-    middle = float(np.exp(np.mean(np.log(ratios))))
-    print(f"watched over unwatched: median {statistics.median(ratios):.4f}, geometric mean {middle:.4f}, "
-          f"95 % interval {low:.4f} to {high:.4f} ({pairs} pairs)")  # fmt: skip
+def overhead(place: Path, pairs: int) -> int:
+    """Print the time of blocks in which the sensor is read over that of blocks in which it is not.
+
+    Within one process, block by block, in pairs of random order: processes that do the same differ by more than what
+    is sought. JSON lines and the metrics file are written between blocks, where no clock runs.
+    """
+    random = np.random.default_rng(1)
+    read = [bool(one) for first in random.integers(0, 2, pairs) for one in (first, 1 - first)]
+    (place / "read.json").write_text(json.dumps(read))
+    out = place / "run"
+    steps = 20 + 2 * pairs * BLOCK_STEPS
+    words = [*WORK, f"workload.steps={steps}", f"workload.block_steps={BLOCK_STEPS}", *_watched(place), f"out={out}"]
+    with _start(place, words) as process:
+        if process.wait() != 0:
+            print((place / "output.log").read_text()[-2000:], file=sys.stderr)
+            return 1
+    record = json.loads((out / "record.json").read_text())
+    seconds = np.array([block["seconds"] for block in record["timing"]["blocks"]]).reshape(pairs, 2)
+    order = np.array(read).reshape(pairs, 2)
+    logarithms = np.log(seconds[order] / seconds[~order])
+    low, high = _interval(logarithms)
+    print(f"{pairs} pairs of blocks of {1000 * np.median(seconds):.0f} ms, "
+          f"{record['telemetry']['readings']} readings in the window")  # fmt: skip
+    print(f"read over not read: geometric mean {np.exp(logarithms.mean()):.4f}, 95 % interval {low:.4f} to {high:.4f}; "
+          f"median {np.exp(np.median(logarithms)):.4f}")  # fmt: skip
     return 0
 
 
@@ -116,7 +133,7 @@ def _watched(place: Path) -> list[str]:
 
 
 def _start(place: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, str(place / "powercap"), *words]
+    command = [sys.executable, "-c", PROGRAM, str(place), *words]
     with open(place / "output.log", "ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "PYTHONUNBUFFERED": "1"})
 
