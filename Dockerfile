@@ -1,15 +1,14 @@
 # One image for each kind of device, by two arguments: what it is built on, and which of pyproject.toml's extras it gets.
 #
-#   CPU      docker build -t harness .
+#   CPU      docker build -t harness --secret id=pip.conf,src=pip.conf .
 #   CUDA     docker build -t harness:cuda --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 --build-arg EXTRA=ops,cuda .
-#            (or BASE=pytorch/pytorch:TAG-runtime, whose torch is then used)
-#   Ascend   docker build -t harness:npu --build-arg EXTRA=ops,npu \
+#            (or a PyTorch runtime image as BASE: if it has the torch that constraints.txt names, that one is used)
+#   Ascend   docker build -t harness:npu --secret id=pip.conf,src=pip.conf --build-arg EXTRA=ops,npu \
 #              --build-arg BASE=quay.io/ascend/cann:9.1.0-910b-ubuntu22.04-py3.11 .
 #
-# PyPI's torch for x86 carries CUDA's libraries, gigabytes of them. For the CPU and Ascend images name an index that has
-# CPU builds in a pip.conf, which is handed in as a secret and stays out of the image, as do certificates:
-#
-#   docker build --secret id=pip.conf,src=pip.conf --secret id=certificates,src=ca.pem ...
+# PyPI's torch for x86 carries CUDA's libraries, gigabytes of them, which the build of a CPU or Ascend image refuses: name
+# an index that has CPU builds in a pip.conf. It is handed in as a secret and stays out of the image, as do certificates
+# (--secret id=certificates,src=ca.pem).
 #
 # track=tuned compiles with g++ on a CPU, which no image has unless it is asked for: --build-arg PACKAGES=g++
 #
@@ -53,7 +52,6 @@ ENV PATH=/opt/harness/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp USER=harness LOGNAME=harness \
     MPLCONFIGDIR=/tmp/matplotlib \
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HARNESS_COMMIT=${COMMIT}
 WORKDIR /work
 # The number of HwHiAiUser, whose Ascend's device nodes are; group 0, so that any other number may write to /work.

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         log.set_up(words)
+        words = _with_metrics_file(words)
         verb: Callable[[list[str]], int] = train
         if words and words[0] in VERBS:
             verb = VERBS[words.pop(0)]
@@ -51,7 +52,6 @@ def train(words: list[str]) -> int:
     """The default verb: train and time one run, or several in fresh processes."""
     from harness import launch
 
-    words = _with_metrics_file(words)
     flags = [word for word in words if word.startswith("-")]
     overrides = [word for word in words if not word.startswith("-")]
     known = {"-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun"}

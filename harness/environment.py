@@ -28,7 +28,7 @@ COMMON_PREFIXES = (
     "MALLOC_",
     "SLURM_JOB_ID",
 )
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tqdm", "tokenizers")
 
 

@@ -117,6 +117,8 @@ def print_config(overrides: list[str]) -> int:
 def run_once_or_repeat(overrides: list[str]) -> int:
     with said_once():
         config = load(overrides)
+        # However they were set: by words in another form, or by an experiment's file.
+        log.set_up([f"log={config.log}", f"log_level={config.log_level}"])
         world = from_environment(config.parallel.name)
         if not config.autotune:
             check_shares(config, world.size)

@@ -1,6 +1,7 @@
 """What the harness says on standard error: plain lines for people, or one JSON object a line for machines. No torch.
 
-Results that were asked for (a summary, a table, a verdict) are no log and go to standard output.
+Results that were asked for (a summary, a table, a verdict) are no log and go to standard output. What C++ libraries
+write to the descriptor themselves is passed on as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -45,9 +47,21 @@ def set_up(words: Sequence[str], variables: Mapping[str, str] = os.environ) -> N
         root.setFormatter(_JsonLines(rank(variables)))
         logging.getLogger().handlers = [root]
         logging.captureWarnings(True)
+        logging.getLogger().setLevel(level.upper())
         sys.excepthook = _log_fault
+        threading.excepthook = lambda fault: _log_fault(fault.exc_type, fault.exc_value, fault.exc_traceback)
+        sys.unraisablehook = lambda fault: _log_fault(fault.exc_type, fault.exc_value, fault.exc_traceback)
     else:
         handler.setFormatter(_HumanLines())
+
+
+def adopt_libraries() -> None:
+    """Take over the lines of libraries that have been imported and write lines of their own form. Only with JSON."""
+    if not is_json():
+        return
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name != _LOGGER.name and logger.handlers:
+            logger.handlers, logger.propagate = [], True
 
 
 def is_json() -> bool:
@@ -90,6 +104,8 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
             sys.stderr.flush()
         except OSError:
             self.setLevel(logging.CRITICAL + 1)
+        except Exception:  # noqa: BLE001 (a library's line that cannot be formatted is the library's fault)
+            self.handleError(record)
 
 
 class _HumanLines(logging.Formatter):
@@ -112,6 +128,8 @@ class _JsonLines(logging.Formatter):
             line["logger"] = record.name
         line["message"] = " ".join(record.getMessage().split())
         line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
         # NaN and infinity, which JSON lacks, as their names.
         return json.dumps({key: _plain(value) for key, value in line.items()})
 
@@ -122,7 +140,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool, dict, list)) or value is None else str(value)
 
 
-def _log_fault(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+def _log_fault(kind: type[BaseException], fault: BaseException | None, trace: TracebackType | None) -> None:
     """Tell a fault of our own as one JSON line, traceback included."""
     shown = "".join(traceback.format_exception(kind, fault, trace))
     error(f"{kind.__name__}: {fault}", traceback=shown)

@@ -10,10 +10,12 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Callable, Mapping
 
 from harness.errors import ExitCode, UserError
 
+SECONDS_TO_SAVE = 600
 HELP = """\
 usage: python -m harness torchrun [--option=value ...] [peak] [key=value ...]
 
@@ -50,6 +52,8 @@ def main(words: list[str]) -> int:
     # warns is the backend's to set.
     for name in ("torch.distributed.run", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Its own patience after SIGTERM, 30 s, is less than a save may take; the scheduler's grace time is what counts.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
     try:
         run.run(_parsed([*options, "-m", "harness", *settings], run.parse_args))
     except SignalException as stopped:

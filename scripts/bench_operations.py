@@ -66,11 +66,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         _fake_counters(place / "powercap")
-        return (
-            overhead(place, options.pairs, options.steps)
-            if options.verb == "overhead"
-            else soak(place, options.minutes)
-        )
+        return overhead(place, options.pairs) if options.verb == "overhead" else soak(place, options.minutes)
 
 
 def overhead(place: Path, pairs: int) -> int:

@@ -18,6 +18,7 @@ from harness import log
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.record import write_atomically
+from harness.training.pulse import PulseWriter
 from harness.training.ranks import Ranks
 from harness.training.supervisor import RankFailure, Supervisor, take_seats
 from harness.world import World
@@ -36,13 +37,13 @@ SECONDS_AFTER_SUPERVISOR = 1900
 class Group:
     """The processes of one run. A run of one process has no supervisor and no collectives."""
 
-    def __init__(self, world: World, timeout_seconds: float, *, pulse: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, world: World, timeout_seconds: float, *, pulse: PulseWriter | None = None) -> None:
         """
         Args:
-            pulse: is to be called whenever this process has got further.
+            pulse: is to be told whenever this process has got further.
         """
         self.world = world
-        self._pulse = pulse
+        self.pulse = pulse or PulseWriter(patience_seconds=timeout_seconds)
         self.ranks = Ranks(world)
         self.supervisor: Supervisor | None = None
         self._timeout_seconds = timeout_seconds
@@ -99,7 +100,7 @@ class Group:
 
     def advanced(self) -> None:
         """Note that this process has got further."""
-        self._pulse()
+        self.pulse.advanced()
         if self.supervisor is not None:
             self.supervisor.advanced()
 

@@ -18,8 +18,8 @@ from harness import log
 from harness.health import PATIENCE, Pulse, pulse_folder, started
 
 SECONDS_BETWEEN_WRITES = 2.0
-# The first pauses hold imports and compilation: from so many on, the longest one says what is usual.
-FEWEST_ADVANCES = 3
+# Until the first step is done, which holds compilation, nothing tells how long anything takes here.
+SECONDS_TO_BEGIN = 3600.0
 
 
 class PulseWriter:
@@ -31,7 +31,7 @@ class PulseWriter:
         """
         Args:
             folder: where pulses lie; None for the host's own place.
-            patience_seconds: the shortest silence that counts as hung.
+            patience_seconds: the shortest silence that counts as hung, once the first step is done.
         """
         self._clock, self._patience_seconds = clock, patience_seconds
         self._folder, self._run_folder, self._phase = folder, "", "setting up"
@@ -55,9 +55,9 @@ class PulseWriter:
         self._thread = threading.Thread(target=self._write_on, name="pulse", daemon=True)
         self._thread.start()
 
-    def trains_in(self, folder: Path) -> None:
+    def runs_in(self, folder: Path) -> None:
         """Say where the run lies, once it is known."""
-        self._run_folder, self._phase = str(folder), "training"
+        self._run_folder = str(folder)
         self.advanced()
         if self._file is not None:
             with suppress(OSError):
@@ -70,9 +70,20 @@ class PulseWriter:
         self._advanced_at = now
         self._advances += 1
 
+    def block_begins(self, phase: str) -> None:
+        """Nothing has advanced by that."""
+
+    def block_ended(self) -> None:
+        """Note the end of the first step: from here on the longest pause says what is usual."""
+        if self._phase != "training":
+            self._phase, self._longest_pause = "training", self._clock() - self._advanced_at
+        self.advanced()
+
     def pulse(self) -> Pulse:
         """Return the state as it is now."""
-        usual = PATIENCE * self._longest_pause if self._advances >= FEWEST_ADVANCES else 0.0
+        allowed = max(self._patience_seconds, PATIENCE * self._longest_pause)
+        if self._phase != "training":
+            allowed = max(self._patience_seconds, SECONDS_TO_BEGIN)
         return Pulse(
             pid=os.getpid(),
             started=started(os.getpid()) or "",
@@ -80,7 +91,7 @@ class PulseWriter:
             phase=self._phase,
             advances=self._advances,
             advanced_at=self._advanced_at,
-            allowed_silence_seconds=max(self._patience_seconds, usual),
+            allowed_silence_seconds=allowed,
         )
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import environment
+from harness import environment, log
 from harness.analysis.scaling import smaller_world
 from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt
 from harness.backends.base import Backend
@@ -49,19 +49,20 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
     """
     world = world or World()
     with stop_on_signals(launched=world.grouped) as stop, pulse_of(config, world) as pulse:
-        group = Group(world, config.parallel.timeout_seconds, pulse=pulse.advanced)
+        group = Group(world, config.parallel.timeout_seconds, pulse=pulse)
         group.connect()
         facts = Facts()
         try:
             dataset = _open_data(config)
             backend.load()
+            log.adopt_libraries()
             try:
                 group.form(backend)
                 inspect_or_refuse(config, backend, dataset, facts)
                 claimed = group.from_leader(lambda: _claim(config, backend, group, facts))
                 if claimed.finished is not None:
                     return Outcome(claimed.folder, claimed.finished)
-                pulse.trains_in(claimed.folder)
+                pulse.runs_in(claimed.folder)
                 return _run_in(claimed, config, backend, dataset, facts, stop, group)
             finally:
                 backend.close()

@@ -28,7 +28,7 @@ from harness.training.results import describe_ranks, own_times
 from harness.training.signals import StopRequest
 from harness.training.spread import Spread
 from harness.training.stderr_watch import StderrWatch
-from harness.training.telemetry import Telemetry, combined
+from harness.training.telemetry import Telemetry, combined, sensor_of
 from harness.training.timing import StepClock
 from harness.training.tuning import Compilation, tune, watched_eagerly
 from harness.workload.data import Dataset
@@ -58,7 +58,7 @@ class Session:
             asynchronous=backend.asynchronous,
             advanced=group.advanced,
         )
-        self.telemetry = Telemetry(backend.telemetry() if config.telemetry else "telemetry=false")
+        self.telemetry = Telemetry(sensor_of(backend) if config.telemetry else "telemetry=false")
         self._from_step = from_step
         self.folder = folder
         self._writer: StepsWriter | NoWriter = NoWriter()
@@ -75,6 +75,7 @@ class Session:
         )
         self._loop: Loop | None = None
         self._trained: TrainStep | None = None
+        self._blocks_before = 0
 
     @property
     def result(self) -> Progressed | None:
@@ -163,8 +164,9 @@ class Session:
             save=keeper.save if keeper is not None else None,
             communication=self._meter.take,
             advanced=self.group.advanced,
-            watch=Watches(compilation, self.telemetry),
+            watch=Watches(compilation, self.telemetry, self.group.pulse),
         )
+        self._blocks_before = len(self._loop.result.blocks)
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:
             facts.effective["compilation"] = compiled
@@ -258,7 +260,9 @@ class Session:
         facts.memory = self.backend.memory()
         facts.skipped_steps = step.skipped_steps()
         facts.batch_digest = ranks.added_digest(self.prefetcher.digest)
-        measured = [block for phase, block in self._loop.result.blocks if phase == "measured"]
+        # Of this process alone: what an earlier attempt drew, nobody has read.
+        own = self._loop.result.blocks[self._blocks_before :]
+        measured = [block for phase, block in own if phase == "measured"]
         told = self.telemetry.facts(
             math.fsum(block.seconds for block in measured),
             sum(block.steps for block in measured)

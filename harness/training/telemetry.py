@@ -1,7 +1,9 @@
 """Power, temperature and energy of a device while it trains: read beside the loop, booked on the measured window.
 
 Energy is the difference of the device's own counter where it has one, else the readings of its power, joined by
-straight lines. Both are cut to the measured blocks: what evaluations, checkpoints and set-up draw is not in it.
+straight lines. Stretches between two readings of which a good part lay outside the measured blocks (an evaluation, a
+checkpoint, set-up) are left out, and so are those so long that readings must have failed; the mean power of the others
+is taken for that of the window.
 """
 
 from __future__ import annotations
@@ -14,11 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.backends.base import Backend
 from harness.backends.sensors import READ_BY_ANOTHER, Reading, Sensor
 
-# Energy needs so many stretches between two readings, and readings over so much of the measured window.
+# Energy needs so many stretches between two readings, and these over so much of the measured window.
 LEAST_STRETCHES = 3
-LEAST_COVERED = 0.9
+LEAST_COVERED = 0.8
+# Of a stretch that is booked, so much lies in measured blocks, ...
+LEAST_MEASURED = 0.8
+# ... and it is at most so many times as long as it should be. A counter that turns over twice would not be noticed.
+LONGEST_STRETCH = 10.0
 FAILURES_IN_A_ROW = 5
 # Of the power's course, as many points as a picture shows.
 MOST_SAMPLES = 600
@@ -49,6 +56,7 @@ class Figures:
 class Ledger:
     """What the readings say of the measured window. Arithmetic on times and readings that others took."""
 
+    longest_stretch_seconds: float = math.inf
     power_watts: Figures = field(default_factory=Figures)
     """Of the stretches between two readings."""
     temperature_celsius: Figures = field(default_factory=Figures)
@@ -93,12 +101,15 @@ class Ledger:
         if reading.throttle_reasons is not None:
             self.throttled = self.throttled or Counter()
             self.throttled.update(reading.throttle_reasons)
-        watts = self._mean_watts(now - then, before, reading)
+        part, seconds = measured - measured_then, now - then
+        if part < LEAST_MEASURED * seconds or seconds > self.longest_stretch_seconds:
+            return
+        watts = self._mean_watts(seconds, before, reading)
         if watts is not None:
             self.power_watts.add(watts)
             self._keep(now, watts)
-            self.joules += watts * (measured - measured_then)
-            self.covered_seconds += measured - measured_then
+            self.joules += watts * part
+            self.covered_seconds += part
 
     def _keep(self, now: float, watts: float) -> None:
         """Keep one of so many samples that a run of days has no more than MOST_SAMPLES."""
@@ -139,6 +150,8 @@ class Telemetry:
         self._reason = sensor if isinstance(sensor, str) else None
         self._clock = clock
         self._ledger = Ledger()
+        if self._sensor is not None:
+            self._ledger.longest_stretch_seconds = LONGEST_STRETCH * self._sensor.period_seconds
         self._lock = threading.Lock()
         self._enough = threading.Event()
         self._thread: threading.Thread | None = None
@@ -176,8 +189,8 @@ class Telemetry:
         """Return the record's part on telemetry.
 
         Args:
-            measured_seconds: length of the measured window.
-            tokens: trained on within it.
+            measured_seconds: length of the measured window, as far as this process trained it.
+            tokens: trained on within that.
         """
         ledger, sensor = self._ledger, self._sensor
         reason = self._reason if sensor is None else ledger.why_no_energy(measured_seconds)
@@ -226,6 +239,14 @@ class Telemetry:
         with self._lock:
             # A look may take a second, where it is a process of its own: its values are of the middle of it.
             self._ledger.take((began + self._clock()) / 2, reading)
+
+
+def sensor_of(backend: Backend) -> Sensor | str:
+    """Return the device's sensor, or why there is none: whatever a vendor's tool does must not cost the run."""
+    try:
+        return backend.telemetry()
+    except Exception as error:  # noqa: BLE001
+        return f"the sensor cannot be opened: {type(error).__name__}: {error}"
 
 
 def combined(told: Sequence[dict[str, Any]]) -> dict[str, Any]:

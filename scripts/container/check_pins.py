@@ -63,15 +63,15 @@ def main(words: list[str]) -> None:
         print("\n".join(requirements(Path(words[1]), words[2])))
         return
     [site_packages] = Path(words[1]).glob("lib/python3*/site-packages")
-    loose = unpinned(site_packages, pins(Path(words[2])))
-    if loose:
-        sys.exit(f"no pin for {', '.join(loose)}; run scripts/container/lock.sh and commit constraints.txt")
     built = (site_packages / "torch" / "version.py").read_text() if (site_packages / "torch").is_dir() else ""
     if "cuda" not in words[3].split(",") and re.search(r"^cuda\b.*= '", built, re.MULTILINE):
         sys.exit(
             f"EXTRA={words[3]}: the index gave a torch that was built for CUDA, gigabytes of which nothing here uses; "
             "name one with CPU builds in the secret pip.conf"
         )
+    loose = unpinned(site_packages, pins(Path(words[2])))
+    if loose:
+        sys.exit(f"no pin for {', '.join(loose)}; run scripts/container/lock.sh and commit constraints.txt")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,6 @@ fi
 # The driver is the host's, mounted; only its own installer tells the loader of it.
 driver=/usr/local/Ascend/driver/lib64
 if [ -d "$driver" ]; then
-  export LD_LIBRARY_PATH="$driver/driver:$driver/common:$driver:${LD_LIBRARY_PATH:-}"
+  export LD_LIBRARY_PATH="$driver/driver:$driver/common:$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
 exec python -m harness "$@"

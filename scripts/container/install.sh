@@ -17,7 +17,8 @@ export PIP_CONSTRAINT="$here/constraints.txt"
 
 if [ "$what" = dependencies ]; then
   python3 -m venv "$tools"
-  "$tools/bin/pip" install setuptools packaging
+  # Older releases of pip cannot install into another environment.
+  "$tools/bin/pip" install pip setuptools packaging
   # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
   python3 -m venv --system-site-packages --without-pip "$venv"
   # A package without modules has the same requirements.
@@ -30,5 +31,5 @@ fi
 
 "$tools/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir /build/wheels .
 "$tools/bin/pip" --python "$venv/bin/python" install --no-deps /build/wheels/*.whl
-"$tools/bin/pip" --python "$venv/bin/python" check
+"$venv/bin/python" -m harness --version
 "$tools/bin/python" "$here/check_pins.py" installed "$venv" "$here/constraints.txt" "$extra"

@@ -19,6 +19,6 @@ if [ -n "${wanted# }" ]; then
 fi
 python3 - <<'P'
 import sys
-if sys.version_info < (3, 10):
-  sys.exit(f"BASE: its Python is {sys.version.split()[0]}, expected 3.10 or later; choose another base image")
+if sys.version_info < (3, 11):
+  sys.exit(f"BASE: its Python is {sys.version.split()[0]}, expected 3.11 or later, which the pinned versions need")
 P

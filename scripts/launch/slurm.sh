@@ -32,7 +32,7 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 # The signals are the tasks' to act upon; this shell waits for them.
 trap ':' TERM
 # shellcheck disable=SC2016 # expanded on each node
-srun --kill-on-bad-exit=1 bash -c 'exec "${PYTHON:-python}" -m harness torchrun --node-rank="$SLURM_NODEID" "$@"' node \
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c 'exec "${PYTHON:-python}" -m harness torchrun --node-rank="$SLURM_NODEID" "$@"' node \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${PROCESSES:-2}" --master-addr="$head" --master-port="$port" \
   parallel="${PARALLEL:-ddp}" checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json \
   "${settings[@]}" &
@@ -44,8 +44,8 @@ done
 wait "$step"
 code=$?
 
-# Interrupted, and not by somebody's scancel, which takes the job away: there is work left.
-if [ "$code" = 143 ] && [ "${REQUEUE:-yes}" = yes ]; then
+# Interrupted, and not by somebody's scancel, after which the job no longer counts as running: there is work left.
+if [ "$code" = 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

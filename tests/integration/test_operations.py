@@ -79,7 +79,8 @@ class TestJsonLogs:
 class TestSecrets:
     def test_are_in_nothing_that_is_written_or_said(self, harness: Harness, tmp_path: Path) -> None:
         secret = "s3cr3t-0123456789"
-        names = ("HF_TOKEN", "TORCH_ACCESS_KEY", "PYTORCH_PASSWORD", "TORCH_API_KEY", "MALLOC_SECRET")
+        names = ("HF_TOKEN", "TORCH_ACCESS_KEY", "PYTORCH_PASSWORD", "TORCH_API_KEY", "TORCH_PRIVATE_KEY",
+                 "MALLOC_SECRET")  # fmt: skip
         done = harness(*TINY, "log=json", "--metrics-file", "harness.prom", "tensorboard=true", "out=run",
                        env=dict.fromkeys(names, secret))  # fmt: skip
         assert done.returncode == 0, done.stderr

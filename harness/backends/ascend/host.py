@@ -147,7 +147,7 @@ def driver_problems(folder: Path | None = None) -> list[Problem]:
         return [
             Problem(
                 f"the driver's {DRIVER_LIBRARY} is not on the loader's path",
-                f"export LD_LIBRARY_PATH={paths}:{folder}:$LD_LIBRARY_PATH",
+                f"export LD_LIBRARY_PATH={paths}:{folder}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}",
             )
         ]
     return [

@@ -137,7 +137,8 @@ def parse_reading(text: str, chip_id: int = 0) -> ChipReading:
     for group in _groups(text):
         if "mcu" in group.get("chip name", "").lower():
             continue
-        if int(group.get("chip id", chip_id)) == chip_id:
+        number_told = group.get("chip id", "")
+        if not number_told.isdigit() or int(number_told) == chip_id:
             values.update(group)
 
     def number(*names: str) -> float | None:
