@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness import log
 from harness.backends.ascend.host import on_loader_path
 
 # As the door does, and before any test imports torch: an installed plug-in must not break these tests.
@@ -85,6 +89,20 @@ def _one_thread() -> Iterator[None]:
     yield
     if before is not None and torch is not None:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_log() -> Iterator[None]:
+    """For tests that choose JSON lines: what the whole process then does is put back."""
+    root = logging.getLogger()
+    handlers, level, show = root.handlers[:], root.level, warnings.showwarning
+    hooks = (sys.excepthook, threading.excepthook, sys.unraisablehook)
+    yield
+    logging.captureWarnings(False)
+    root.handlers, warnings.showwarning = handlers, show
+    root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    log.set_up([], {})
 
 
 GOLDEN = PROJECT / "tests" / "golden"

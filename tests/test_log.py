@@ -7,21 +7,13 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from harness import log
 
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    root, hook, show = logging.getLogger().handlers[:], sys.excepthook, warnings.showwarning
-    yield
-    logging.captureWarnings(False)
-    logging.getLogger().handlers, sys.excepthook, warnings.showwarning = root, hook, show
-    log.set_up([], {})
+pytestmark = pytest.mark.usefixtures("own_log")
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -73,6 +65,35 @@ def test_what_libraries_say_is_json_too(capsys: pytest.CaptureFixture[str]) -> N
     found = lines(capsys)
     assert (found[0]["logger"], found[0]["message"]) == ("some.library", "a thing of note")
     assert "old call" in found[1]["message"]
+
+
+def test_libraries_that_write_lines_of_their_own_form_are_taken_over(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("own.form")
+    library.handlers, library.propagate = [logging.StreamHandler()], False
+    log.set_up(["log=json"], {})
+    log.adopt_libraries()
+    library.warning("slow path")
+    [line] = lines(capsys)
+    assert (line["logger"], line["message"]) == ("own.form", "slow path")
+
+
+def test_a_library_whose_line_cannot_be_formatted_ends_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log.set_up(["log=json"], {})
+    logging.getLogger("some.library").warning("no place for it", "this")  # noqa: PLE1205
+    assert lines(capsys) == []
+
+
+def test_a_thread_that_fails_is_one_line_too() -> None:
+    code = (
+        "import threading; from harness import log; log.set_up(['log=json'], {}); "
+        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert line["message"] == "ZeroDivisionError: division by zero"
 
 
 def test_a_fault_of_our_own_is_one_line_with_its_traceback() -> None:

@@ -83,6 +83,7 @@ def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> Non
     assert "40/100" in terminal.getvalue()
 
 
+@pytest.mark.usefixtures("own_log")
 def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
     progress = LoggedProgress(40, clock=map(float, count(0, 6)).__next__)
@@ -91,7 +92,6 @@ def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.Captu
     progress.evaluated(40, 0.2)
     progress.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    log.set_up([], {})
     assert [line.get("step") for line in lines] == [1, 20, 40, 40]
     assert {key: value for key, value in lines[1].items() if key != "time"} == {
         "level": "info", "message": "training", "step": 20, "steps": 40, "phase": "measured", "loss": 0.25,
@@ -102,11 +102,11 @@ def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.Captu
     assert lines[3]["loss"] == 0.2
 
 
+@pytest.mark.usefixtures("own_log")
 def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
     LoggedProgress(40, shows_speed=False).block_done(block(1, 5.0, 1000, 0.5))
     [line] = capsys.readouterr().err.splitlines()
-    log.set_up([], {})
     assert "tokens_per_second" not in line
     assert "step_seconds" not in line
 
