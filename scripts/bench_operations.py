@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -30,6 +31,7 @@ PROGRAM = """
 import json, sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 place = Path(sys.argv[1])
 import harness.backends.cpu as cpu
 from harness.backends.rapl import open_rapl
@@ -112,7 +114,7 @@ def soak(place: Path, minutes: float) -> int:
     settled = [look for look in looks if look[0] >= min(SECONDS_TO_SETTLE, 30 * minutes)]
     hours = np.array([seconds / 3600 for seconds, _, _ in settled])
     mebibytes = np.array([size / 2**20 for _, size, _ in settled])
-    fit = stats.linregress(hours, mebibytes)
+    fit: Any = stats.linregress(hours, mebibytes)
     margin = fit.stderr * stats.t.ppf(0.975, len(settled) - 2)
     files = [count for _, _, count in settled]
     record = json.loads((out / "record.json").read_text())
