@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness import log
 from harness.analysis.sides import record_files
 from harness.autotune import candidates, run_autotune
 from harness.composition import load
@@ -134,6 +135,7 @@ def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pyte
 
 
 def test_another_failure_is_the_searchs_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log.set_up([], {})
     runs = Scripted({1: 100.0, 2: -1.0})
     assert search(tmp_path, runs)[0] == 3
     assert runs.ran == [1, 2]

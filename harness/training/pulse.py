@@ -39,6 +39,7 @@ class PulseWriter:
         self._advanced_at = clock()
         self._longest_pause = 0.0
         self._enough = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._file: Path | None = None
 
@@ -59,9 +60,7 @@ class PulseWriter:
         """Say where the run lies, once it is known."""
         self._run_folder = str(folder)
         self.advanced()
-        if self._file is not None:
-            with suppress(OSError):
-                self._write()
+        self._write_now()
 
     def advanced(self) -> None:
         """Note that a step or another stage is done. Cheap enough for every step."""
@@ -75,9 +74,12 @@ class PulseWriter:
 
     def block_ended(self) -> None:
         """Note the end of the first step: from here on the longest pause says what is usual."""
-        if self._phase != "training":
-            self._phase, self._longest_pause = "training", self._clock() - self._advanced_at
+        first = self._phase != "training"
+        if first:
+            self._phase, self._longest_pause = "training", 0.0
         self.advanced()
+        if first:
+            self._write_now()
 
     def pulse(self) -> Pulse:
         """Return the state as it is now."""
@@ -106,8 +108,12 @@ class PulseWriter:
     def _write_on(self) -> None:
         while not self._enough.wait(SECONDS_BETWEEN_WRITES):
             if self._written != self._advances:
-                with suppress(OSError):
-                    self._write()
+                self._write_now()
+
+    def _write_now(self) -> None:
+        if self._file is not None:
+            with suppress(OSError), self._lock:
+                self._write()
 
     def _write(self) -> None:
         assert self._file is not None

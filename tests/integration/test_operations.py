@@ -134,7 +134,16 @@ class TestTelemetry:
             "from harness.__main__ import main\n"
             "sys.exit(main(sys.argv[2:]))\n"
         )
-        words = [*TINY, "workload.steps=300", "workload.block_steps=10", "out=run", "--metrics-file", "h.prom"]
+        # Long blocks: what is written between the short ones of this tiny model takes as long as they do.
+        words = [
+            *TINY,
+            "workload.steps=1000",
+            "workload.block_steps=500",
+            "workload.eval_every=0",
+            "out=run",
+            "--metrics-file",
+            "h.prom",
+        ]
         command = [sys.executable, "-c", program, str(tmp_path / "powercap"), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
