@@ -43,6 +43,10 @@ def main() -> int:
             run(options.out / name, [*COMMON, *words, *options.overrides])
     records = [json.loads(path.read_text()) for path in sorted(options.out.glob("*/record.json"))]
     finished = [record for record in records if record["status"] == "ok"]
+    without = [record for record in finished if not (record["utilization"] or {}).get("measured_peak_flops")]
+    if without:
+        print(f"no measured peak in {len(without)} of {len(finished)} records, and so no ceiling for them: run "
+              "python -m harness peak first, and delete the folders to run them again", file=sys.stderr)  # fmt: skip
     for name, picture in growth(finished).items():
         path = options.out / f"{name}.svg"
         path.write_text(standalone(picture), encoding="utf-8")
