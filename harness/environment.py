@@ -192,8 +192,11 @@ def container_kind() -> str | None:
         return "kubernetes"
     if Path("/.dockerenv").exists():
         return "docker"
+    # podman's file is missing where the root file system is read-only; like others, it says so in a variable too.
     if Path("/run/.containerenv").exists():
         return "podman"
+    if os.environ.get("container"):
+        return os.environ["container"]
     found = re.search(r"docker|containerd|kubepods|lxc", _read("/proc/1/cgroup") or "")
     return found.group(0) if found else None
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0")
+WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0", "workload.learning_rate_warmup_steps=2")
 # A block is about as long as the time between two readings.
 BLOCK_STEPS = 4
 # Runs the harness with a CPU whose energy counters lie in a folder of our own, and reads them in some blocks alone, if

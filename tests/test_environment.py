@@ -139,8 +139,19 @@ class TestGit:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert environment.git_state(tmp_path) is None
 
+    def test_an_image_says_what_it_was_built_of(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+        monkeypatch.setenv("HARNESS_COMMIT", "abc123")
+        assert environment.git_state(tmp_path) == {"commit": "abc123", "dirty": None}
+
 
 class TestContainer:
+    def test_an_engine_says_so_in_a_variable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.setattr(Path, "exists", lambda path: False)
+        monkeypatch.setenv("container", "podman")
+        assert environment.container_kind() == "podman"
+
     def test_kubernetes_says_so_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
         assert environment.container_kind() == "kubernetes"

@@ -111,13 +111,31 @@ record, commit = json.load(open(sys.argv[1])), sys.argv[2]
 assert os.getuid() or os.stat(sys.argv[1]).st_uid == 12345, os.stat(sys.argv[1]).st_uid
 assert record["status"] == "ok"
 assert not commit or record["environment"]["git"] == {"commit": commit, "dirty": None}, record["environment"]["git"]
-print(record["environment"]["container"], record["environment"]["memory_limit_bytes"])
+assert record["environment"]["container"] in ("podman", "docker"), record["environment"]["container"]
+assert record["environment"]["memory_limit_bytes"] == 2**30, record["environment"]["memory_limit_bytes"]
 ' "$records/one/1/record.json" "$commit"
 holds "doctor cpu" run --memory 1g "$image" doctor cpu --json
 holds "doctor npu names what is missing, with 3" ends_with 3 run "$image" doctor npu
 holds "compare" run -v "$records:/work/runs" "$image" compare /work/runs/one/1 /work/runs/one/2 --out /work/runs/report
 holds "report written" [ -s "$records/report/report.html" ]
 holds "a folder that may not be written to is refused with 2" ends_with 2 run "$image" "${tiny[@]}" out=/usr/no
+
+# ---- CANN's environment, as its own scripts set it: testing variables that are not set, returning what the last test said
+mkdir -p "$work/driver"
+cat >"$work/set_env.sh" <<'S'
+export ASCEND_HOME_PATH="/no where"
+export LD_LIBRARY_PATH=/cann/lib64:$LD_LIBRARY_PATH
+[ -n "$NOT_SET" ] && export NEVER=1
+S
+chmod -R a+rX "$work"
+holds "set_env.sh and the driver's folder reach the run" run -v "$records:/work/runs" \
+  -v "$work/set_env.sh:/usr/local/Ascend/cann/set_env.sh:ro" -v "$work/driver:/usr/local/Ascend/driver/lib64:ro" \
+  "$image" "${tiny[@]}" out=/work/runs/cann
+holds "... and are in its record" python3 -c '
+import json, sys
+path = json.load(open(sys.argv[1]))["environment"]["variables"]["LD_LIBRARY_PATH"]
+assert path.startswith("/usr/local/Ascend/driver/lib64/driver:") and "/cann/lib64" in path, path
+' "$records/cann/record.json"
 
 # ---- told to stop
 stopped=$(volume stopped)
