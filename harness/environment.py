@@ -195,8 +195,8 @@ def container_kind() -> str | None:
     # podman's file is missing where the root file system is read-only; like others, it says so in a variable too.
     if Path("/run/.containerenv").exists():
         return "podman"
-    if os.environ.get("container"):
-        return os.environ["container"]
+    if os.environ.get("container"):  # noqa: SIM112 (that is its name)
+        return os.environ["container"]  # noqa: SIM112
     found = re.search(r"docker|containerd|kubepods|lxc", _read("/proc/1/cgroup") or "")
     return found.group(0) if found else None
 
