@@ -47,6 +47,14 @@ class TestNpuSmi:
         assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
         assert isinstance(open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": "0"}, self.ask), str)
 
+    def test_a_card_that_lists_its_chip_and_then_does_not_answer(self) -> None:
+        def ask(*words: str) -> str:
+            if words == ("-m",):
+                return MAPPING
+            raise OSError("npu-smi did not answer within 10 s")
+
+        assert open_npu_smi(0, {}, ask) == "npu-smi did not answer within 10 s"
+
     def test_a_board_that_tells_nothing_there(self) -> None:
         said = open_npu_smi(0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n")
         assert said == "npu-smi info -t common -i 4 tells nothing of chip 0"

@@ -464,3 +464,9 @@ class TestOnAGpu:
         assert one["workload_id"] == two["workload_id"]
         assert one["digests"] == two["digests"]
         assert one["losses"]["train"] == pytest.approx(two["losses"]["train"], rel=0.02)
+
+
+@pytest.mark.parametrize(("triton", "problems"), [(None, 1), ("3.7.1", 0)])
+def test_compilation_needs_triton(triton: str | None, problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda name: triton if name == "triton" else None)
+    assert len(backend().compile_problems()) == problems

@@ -526,6 +526,21 @@ class TestPreflight:
         assert [problem.what for problem in backend().preflight()] == ["no driver"]
 
 
+class TestWhatItTellsOfItself:
+    def test_the_sensor_is_the_devices_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(emulation, "is_emulated", lambda: False)
+        monkeypatch.setattr("harness.backends.npu.open_npu_smi", lambda index: f"sensor of {index}")
+        assert backend(3).telemetry() == "sensor of 3"
+
+    def test_an_emulation_draws_no_power(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(emulation, "is_emulated", lambda: True)
+        assert "emulation" in str(backend().telemetry())
+
+    def test_no_compilation(self) -> None:
+        [problem] = backend().compile_problems()
+        assert "not supported on NPU" in problem.what
+
+
 class CpuInDisguise(NpuBackend):
     """The same backend with its tensors on the CPU: without the plug-in, torch knows no device of that name."""
 
