@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from harness.log import FORMS, LEVELS
+
 # Bump when the same settings begin to mean other work: another initialisation, language, or update rule.
 WORKLOAD_VERSION = 1
 
@@ -220,10 +222,10 @@ class Config:
     telemetry: bool = True
     """Read the device's power, temperature and clock beside the loop, where it tells them; the record then tells energy
     too."""
-    log: str = limited("human", choices=("human", "json"))
+    log: str = limited("human", choices=FORMS)
     """Form of what is said while a run goes on, on standard error: lines for people, or one JSON object a line. With
     json the summary at the end is such a line too."""
-    log_level: str = limited("info", choices=("info", "warning", "error"))
+    log_level: str = limited("info", choices=LEVELS)
     """The least of what is said there."""
     metrics_file: str | None = None
     """A file for node_exporter's textfile collector (Prometheus), rewritten after each block; its name ends in .prom.

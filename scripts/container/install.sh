@@ -21,10 +21,7 @@ if [ "$what" = dependencies ]; then
   "$tools/bin/pip" install pip setuptools packaging
   # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
   python3 -m venv --system-site-packages --without-pip "$venv"
-  # A package without modules has the same requirements.
-  mkdir -p /build/empty
-  cp pyproject.toml README.md LICENSE /build/empty/
-  "$tools/bin/python" "$here/check_pins.py" requirements /build/empty/pyproject.toml "$extra" >/build/requirements.txt
+  "$tools/bin/python" "$here/check_pins.py" requirements pyproject.toml "$extra" >/build/requirements.txt
   "$tools/bin/pip" --python "$venv/bin/python" install --requirement /build/requirements.txt
   # Packages' own tests, a sixth of it all; nothing imports them.
   find "$venv"/lib/python3*/site-packages -type d \( -name tests -o -path '*/torch/test' \) -prune -exec rm -rf {} +
