@@ -53,8 +53,12 @@ from harness.__main__ import main
 sys.exit(main(sys.argv[2:]))
 """
 SECONDS_BETWEEN_LOOKS = 5.0
-# What imports, first steps and caches take is no growth.
-SECONDS_TO_SETTLE = 60.0
+# What imports, first steps and caches take is no growth; nor are the few MiB by which malloc's arena grows in one or
+# two jumps in the first minutes, until it has met the largest hole it needs.
+SECONDS_TO_SETTLE = 300.0
+SECONDS_BETWEEN_FIGURES = 180.0
+# Three floats of 24 bytes, each with its place of 8 in a list.
+BYTES_KEPT_PER_STEP = 96
 
 
 def main() -> int:
@@ -111,7 +115,7 @@ def soak(place: Path, minutes: float) -> int:
             looks.append((time.monotonic() - began, _resident_bytes(process.pid), _open_files(process.pid)))
         process.terminate()
         code = process.wait()
-    settled = [look for look in looks if look[0] >= min(SECONDS_TO_SETTLE, 30 * minutes)]
+    settled = [look for look in looks if look[0] >= min(SECONDS_TO_SETTLE, 20 * minutes)]
     hours = np.array([seconds / 3600 for seconds, _, _ in settled])
     mebibytes = np.array([size / 2**20 for _, size, _ in settled])
     fit: Any = stats.linregress(hours, mebibytes)
@@ -120,8 +124,14 @@ def soak(place: Path, minutes: float) -> int:
     record = json.loads((out / "record.json").read_text())
     print(f"{settled[-1][0] / 60:.1f} minutes, {record['timing']['measured_steps']:,} measured steps, ended {code} "
           f"({record['status']}), {record['telemetry']['readings']} readings of the sensor")  # fmt: skip
-    print(f"resident memory: {mebibytes[0]:.1f} MiB at first, {mebibytes[-1]:.1f} at last, "
-          f"{mebibytes.min():.1f} to {mebibytes.max():.1f}; slope {fit.slope:+.2f} ± {margin:.2f} MiB/h")  # fmt: skip
+    every = max(1, round(SECONDS_BETWEEN_FIGURES / SECONDS_BETWEEN_LOOKS))
+    course = ", ".join(f"{size / 2**20:.2f} at {seconds / 60:.0f}" for seconds, size, _ in looks[every - 1 :: every])
+    print(f"resident memory in MiB, at minutes: {course}")
+    print(f"  after {settled[0][0] / 60:.0f} minutes: {mebibytes.min():.2f} to {mebibytes.max():.2f} MiB; "
+          f"slope {fit.slope:+.2f} ± {margin:.2f} MiB/h")  # fmt: skip
+    steps = len(record["losses"]["train"])
+    print(f"  the record keeps a loss, a norm and a time of each of {steps:,} steps: "
+          f"{BYTES_KEPT_PER_STEP * steps / 2**20:.2f} MiB at the end")  # fmt: skip
     print(f"open files: {files[0]} at first, {files[-1]} at last, {min(files)} to {max(files)}")
     return 0
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 from harness.backends.base import EventTimer
 
 
-@dataclass
+@dataclass(slots=True)
 class Block:
     """Steps between two synchronisations. Nothing is printed, read back or written inside."""
 
