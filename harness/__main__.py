@@ -116,6 +116,20 @@ def compare(words: list[str]) -> int:
     return compare_main(words)
 
 
+def claim(words: list[str]) -> int:
+    """Show published claims, what would test them, and what the published evidence says."""
+    from harness.claim import main as claim_main
+
+    return claim_main(words)
+
+
+def audit(words: list[str]) -> int:
+    """Check a published table of training speeds."""
+    from harness.audit import main as audit_main
+
+    return audit_main(words)
+
+
 def torchrun(words: list[str]) -> int:
     """Start the processes of one run with PyTorch's launcher."""
     from harness.torchrun import main as torchrun_main
@@ -131,6 +145,8 @@ def peak(words: list[str]) -> int:
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
+    "audit": audit,
+    "claim": claim,
     "compare": compare,
     "doctor": doctor,
     "health": health,

@@ -8,8 +8,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.sides import Side, load_sides
 from harness.analysis.verdict import (
     DEFAULT_MARGIN,
@@ -19,6 +19,7 @@ from harness.analysis.verdict import (
     exit_code,
     to_dict,
 )
+from harness.arguments import Parser
 from harness.errors import ExitCode, UserError
 
 FORMATS = ("table", "json", "mllog")
@@ -38,7 +39,9 @@ options:
                      (default for --run: runs/<UTC time>-comparison)
   --margin FRACTION  how far apart step times may be and still be the same (default 0.05)
   --label NAME       name of a side, in order; once for each
-  --expect WHAT      equivalent, faster or not-slower: exit 0 if the records show it, 1 if they do not
+  --claim NAME       a published claim to hold the records against, supported, refuted, cannot tell or not tested;
+                     python -m harness claim lists them
+  --expect WHAT      equivalent, faster, not-slower, or with --claim supported: exit 0 if the records show it, 1 if not
   --format FORMAT    table (default), json, or mllog (MLPerf log lines of every run)
 
 words: equivalent, faster, slower, cannot tell, not comparable, different computation, implausible, failed,
@@ -48,11 +51,6 @@ exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or record, 4 not compara
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"compare: {message}; python -m harness compare --help")
-
-
 def main(words: list[str]) -> int:
     """Compare, print, write the report, and return the exit code."""
     if {"-h", "--help"} & set(words):
@@ -60,6 +58,7 @@ def main(words: list[str]) -> int:
         return ExitCode.OK
     options = _parse(words)
     out = Path(options.out).expanduser() if options.out is not None else None
+    claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:
         # Here, because running needs torch and Hydra, and judging does not.
         from harness.side_by_side import run_side_by_side, side_folders
@@ -74,7 +73,7 @@ def main(words: list[str]) -> int:
         labels = options.label or None
         commands = []
     sides = load_sides(paths, labels)
-    comparison = compare(sides, options.margin)
+    comparison = compare(sides, options.margin, claim)
     commands = [*commands, *(reproduction(side) for side in sides)]
     if out is not None:
         from harness.report.write import write_report
@@ -87,13 +86,14 @@ def main(words: list[str]) -> int:
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser("compare")
     parser.add_argument("sides", nargs="*")
     parser.add_argument("--run", action="append", default=[])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out")
     parser.add_argument("--margin", type=float, default=DEFAULT_MARGIN)
     parser.add_argument("--label", action="append", default=[])
+    parser.add_argument("--claim")
     parser.add_argument("--expect", choices=EXPECTATIONS)
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
@@ -111,6 +111,8 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         raise UserError(
             f"compare: --margin: found {options.margin:g}, expected a fraction between 0 and 1, such as 0.05"
         )
+    if options.expect == SUPPORTED and options.claim is None:
+        raise UserError("compare: --expect supported: found no --claim, expected the claim that is meant")
     if options.repeats < 1:
         raise UserError(f"compare: --repeats: found {options.repeats}, expected at least 1")
     return options

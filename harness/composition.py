@@ -86,7 +86,10 @@ def _hydra() -> Iterator[ConfigLoaderImpl]:
 
 
 def _options(loader: Any, group: str) -> list[str]:
-    return sorted(loader.get_group_options(group, results_filter=ObjectType.CONFIG))
+    """Return what a group can be set to, folders' files included as FOLDER/NAME."""
+    own = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
+    folders = loader.get_group_options(group, results_filter=ObjectType.GROUP)
+    return sorted([*own, *(f"{folder}/{name}" for folder in folders for name in _options(loader, f"{group}/{folder}"))])
 
 
 def _parse(overrides: list[str], loader: Any = None) -> list[Override]:

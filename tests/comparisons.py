@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from harness.analysis.claims import find_claim
 from harness.analysis.sides import Side
 from harness.analysis.verdict import Comparison, compare
 from harness.report.plots import figures
@@ -105,6 +106,14 @@ def three_sides() -> Comparison:
     return compare([reference, ascend(step_seconds=0.3), make_side("emulated 910B", make_records(2, on=EMULATED))])
 
 
+def claimed() -> Comparison:
+    """Held against a published claim, which one side refutes and an emulated one does not test."""
+    big: dict[str, Any] = {"model": {"parameters": 1_557_611_200}}
+    sides = [a100(**big), ascend(step_seconds=0.3, **big),
+             make_side("emulated 910B", make_records(2, on=EMULATED, **big))]  # fmt: skip
+    return compare(sides, claim=find_claim("iflytek-ascend910-a100"))
+
+
 def hostile() -> Comparison:
     """Foreign text everywhere that a report shows text from records, in runs that all have a number."""
     strange = {
@@ -126,7 +135,7 @@ def hostile_failure() -> Comparison:
 CASES: dict[str, Callable[[], Comparison]] = {
     case.__name__: case
     for case in (equivalent, slower, faster, cannot_tell, weak, not_comparable, different, implausible, failed,
-                 emulated, three_sides, hostile, hostile_failure)
+                 emulated, three_sides, claimed, hostile, hostile_failure)
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def html(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["slower", "weak", "not_comparable", "different", "emulated", "three_sides", "hostile"]
+    "name", ["slower", "weak", "not_comparable", "different", "emulated", "three_sides", "claimed", "hostile"]
 )
 def test_golden(name: str) -> None:
     text = markdown(name).replace(f"Report of harness {harness.__version__}", "Report of harness <version>")

@@ -1,8 +1,12 @@
-"""The catalogue of chips (configs/chips.yaml): peaks with their sources, found by exact reported name only."""
+"""The catalogue of chips (configs/chips.yaml): figures with their sources.
+
+A run's device is found by its exact reported name only: a peak is never guessed from part of a name. What people write
+in tables and claims ("A100", "910B") may mean several chips, and is answered with all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,64 +17,177 @@ import yaml
 from harness.errors import ConfigError
 from harness.paths import config_directory
 
-CONFIDENCE_GRADES = ("A", "B", "C")
+GRADES = ("A", "B", "C")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
+# A figure's key in the file, and the factor to the unit that it has here.
+FIGURES = {"memory_gb": 1e9, "memory_tb_per_s": 1e12, "link_gb_per_s": 1e9, "power_watts": 1.0}
+WITH_SOURCE = ("dense_tflops", "reported_names", "lacks", *FIGURES)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure is from, and how far to trust it."""
+
+    text: str
+    grade: str
+    """A: the vendor's data sheet. B: several independent sources agree. C: one source, or sources disagree."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator. Figures are the vendor's dense peaks; None where nothing trustworthy is known."""
+    """One accelerator. Figures are the vendor's; None where nothing trustworthy is known."""
 
     name: str
+    vendor: str
     reported_names: tuple[str, ...]
     """What drivers call it, letter by letter."""
+    also_called: tuple[str, ...]
     peak_flops: Mapping[str, float | None]
-    """FLOP/s by precision: fp32 (no TF32 or HF32), tf32, bf16, fp16."""
+    """Dense FLOP/s by precision: fp32 (no TF32 or HF32), tf32, bf16, fp16, fp8."""
     lacks: tuple[str, ...]
     """Precisions that the chip does not have."""
     memory_bytes: float | None
-    source: str
-    confidence: str
-    """A: the vendor's data sheet. B: several independent sources agree. C: one source, or sources disagree."""
+    memory_bytes_per_second: float | None
+    link_bytes_per_second: float | None
+    """To others of its node, one direction, all links together."""
+    power_watts: float | None
+    measured_flops: Mapping[str, float]
+    """Best matrix products that somebody measured, FLOP/s by precision."""
+    measured_source: str | None
+    sources: Mapping[str, Source]
+    """Of every figure, by its key in the file."""
+
+    @property
+    def confidence(self) -> str:
+        """The grade of the chip's peaks."""
+        return self.sources["dense_tflops"].grade
+
+    @property
+    def source(self) -> str:
+        """The source of the chip's peaks."""
+        return self.sources["dense_tflops"].text
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All chips, by what drivers report and by what people write."""
+
+    chips: tuple[Chip, ...]
+    reported: Mapping[str, Chip]
+    written: Mapping[str, tuple[Chip, ...]]
+    """By `_folded` name, alias or family: the chips that may be meant."""
+    backends: Mapping[str, str]
+    """By vendor, the name of the backend that drives its chips."""
 
 
 @cache
-def catalogue(path: Path | None = None) -> dict[str, Chip]:
-    """Return every chip by each of its reported names.
+def catalogue(path: Path | None = None) -> Catalogue:
+    """Read the catalogue.
 
     Raises:
-        ConfigError: the file is malformed, or two chips claim one name.
+        ConfigError: the file is malformed, or one name leads to two things.
     """
     file = path or config_directory() / "chips.yaml"
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))["chips"]
-        chips = [_chip(name, entry) for name, entry in entries.items()]
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        chips = {name: _chip(name, entry) for name, entry in content["chips"].items()}
+        families = {
+            name: (tuple(chips[member] for member in entry["members"]), tuple(entry.get("also_called", ())))
+            for name, entry in (content.get("families") or {}).items()
+        }
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a catalogue of chips: {error!r}") from error
-    found: dict[str, Chip] = {}
-    for chip in chips:
+    reported: dict[str, Chip] = {}
+    written: dict[str, tuple[Chip, ...]] = {}
+    for chip in chips.values():
         for name in chip.reported_names:
-            if name in found:
-                raise ConfigError(f"{file}: {name!r} is a reported name of {found[name].name} and of {chip.name}")
-            found[name] = chip
-    return found
+            if name in reported:
+                raise ConfigError(f"{file}: {name!r} is a reported name of {reported[name].name} and of {chip.name}")
+            reported[name] = chip
+        for name in (chip.name, *chip.also_called):
+            _write(file, written, name, (chip,))
+    for name, (members, aliases) in families.items():
+        for alias in (name, *aliases):
+            _write(file, written, alias, members)
+    for name, chip in reported.items():
+        # What a driver calls one chip may be what people call its family: GAUDI.
+        written.setdefault(_folded(name), (chip,))
+    return Catalogue(tuple(chips.values()), reported, written, content.get("backends", {}))
 
 
 def find_chip(reported_name: str | None) -> Chip | None:
     """Return the chip with exactly this reported name, or None: a peak is never guessed from part of a name."""
-    return None if reported_name is None else catalogue().get(reported_name)
+    return None if reported_name is None else catalogue().reported.get(reported_name)
+
+
+def chips_meant(written: str) -> tuple[Chip, ...]:
+    """Return the chips that somebody may mean who writes this: one, a family's, or none.
+
+    Names count whole; only upper case, spaces and hyphens are taken loosely.
+    """
+    return catalogue().written.get(_folded(written), ())
+
+
+def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
+    """Return the FLOP/s that none of the chips exceeds; None where one of them has no known peak, or there is none."""
+    peaks = [chip.peak_flops.get(precision) for chip in chips if precision not in chip.lacks]
+    known = [peak for peak in peaks if peak is not None]
+    return max(known) if known and len(known) == len(peaks) else None
+
+
+def ambiguity(written: str | None) -> str | None:
+    """Return the words that say which chips a name may mean, or None if it means one or none."""
+    meant = () if written is None else chips_meant(written)
+    return None if len(meant) < 2 else f"{written!r} may be {', '.join(chip.name for chip in meant)}"
+
+
+def _write(file: Path, written: dict[str, tuple[Chip, ...]], name: str, chips: tuple[Chip, ...]) -> None:
+    folded = _folded(name)
+    if written.get(folded, chips) != chips:
+        others = ", ".join(chip.name for chip in written[folded])
+        raise ConfigError(f"{file}: {name!r} means {others} and {', '.join(chip.name for chip in chips)}")
+    written[folded] = chips
+
+
+def _folded(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in " -_\t")
 
 
 def _chip(name: str, entry: dict[str, Any]) -> Chip:
-    if entry["confidence"] not in CONFIDENCE_GRADES:
-        raise ValueError(f"{name}: confidence {entry['confidence']!r} is not one of {CONFIDENCE_GRADES}")
-    peaks = {key: None if value is None else value * 1e12 for key, value in entry["dense_tflops"].items()}
-    memory = entry["memory_gb"]
+    exceptions = entry.get("but", {})
+    if unknown := sorted(exceptions.keys() - set(WITH_SOURCE)):
+        raise ValueError(f"{name}: but: {unknown[0]!r} is not one of {', '.join(WITH_SOURCE)}")
+    sources = {key: _source(name, exceptions.get(key, entry)) for key in WITH_SOURCE}
+    peaks = {precision: _scaled(entry["dense_tflops"][precision], 1e12) for precision in PRECISIONS}
+    lacks = tuple(entry.get("lacks", ()))
+    for precision in lacks:
+        if peaks[precision] is not None:
+            raise ValueError(f"{name}: lacks {precision}, yet has a peak of it")
+    measured = dict(entry.get("measured", {}))
+    measured_source = measured.pop("source") if measured else None
+    figures = {key: _scaled(entry[key], factor) for key, factor in FIGURES.items()}
     return Chip(
         name=name,
+        vendor=entry["vendor"],
         reported_names=tuple(entry["reported_names"]),
+        also_called=tuple(entry.get("also_called", ())),
         peak_flops=peaks,
-        lacks=tuple(entry.get("lacks", ())),
-        memory_bytes=None if memory is None else memory * 1e9,
-        source=entry["source"],
-        confidence=entry["confidence"],
+        lacks=lacks,
+        memory_bytes=figures["memory_gb"],
+        memory_bytes_per_second=figures["memory_tb_per_s"],
+        link_bytes_per_second=figures["link_gb_per_s"],
+        power_watts=figures["power_watts"],
+        measured_flops={precision: value * 1e12 for precision, value in measured.items()},
+        measured_source=measured_source,
+        sources=sources,
     )
+
+
+def _source(name: str, entry: Mapping[str, Any]) -> Source:
+    if entry["grade"] not in GRADES:
+        raise ValueError(f"{name}: grade {entry['grade']!r} is not one of {', '.join(GRADES)}")
+    return Source(entry["source"], entry["grade"])
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

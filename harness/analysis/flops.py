@@ -9,6 +9,17 @@ from typing import Any
 PASSES = 3
 
 
+def matrix_weights(model: Mapping[str, Any]) -> int:
+    """Return the weights of the linear layers and of the output projection, tied or not."""
+    width, layers, heads = model["width"], model["layers"], model["heads"]
+    kv_heads = model["kv_heads"] if model["kv_heads"] is not None else heads
+    hidden = model["hidden"] if model["hidden"] is not None else 4 * width
+    head_size = width // heads
+    attention = width * (heads + 2 * kv_heads) * head_size + width * width
+    feed_forward = width * hidden * (3 if model["activation"] == "swiglu" else 2)
+    return layers * (attention + feed_forward) + width * model["vocab_size"]
+
+
 def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
     """Return the model FLOPs of forward and backward per token, a multiply-add counted as two.
 
@@ -17,20 +28,12 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
 
         3 x (2 x matrix weights + layers x 2 products x 2 x width x (seq_len + 1) / 2)
 
-    Matrix weights are those of the linear layers and of the output projection, tied or not; the embedding is a
-    look-up. Norms, activations, softmax, the optimizer and whatever activation checkpointing recomputes are left
-    out: they are not what peak figures are about.
+    Matrix weights are `matrix_weights`; the embedding is a look-up. Norms, activations, softmax, the optimizer and
+    whatever activation checkpointing recomputes are left out: they are not what peak figures are about.
 
     Args:
         model: the `model` part of a record's config.
         seq_len: tokens in a training sequence.
     """
-    width, layers, heads = model["width"], model["layers"], model["heads"]
-    kv_heads = model["kv_heads"] if model["kv_heads"] is not None else heads
-    hidden = model["hidden"] if model["hidden"] is not None else 4 * width
-    head_size = width // heads
-    attention = width * (heads + 2 * kv_heads) * head_size + width * width
-    feed_forward = width * hidden * (3 if model["activation"] == "swiglu" else 2)
-    matrix_weights = layers * (attention + feed_forward) + width * model["vocab_size"]
-    attended = layers * 2 * 2 * width * (seq_len + 1) / 2
-    return PASSES * (2 * matrix_weights + attended)
+    attended = model["layers"] * 2 * 2 * model["width"] * (seq_len + 1) / 2
+    return PASSES * (2 * matrix_weights(model) + attended)

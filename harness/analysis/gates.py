@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.analysis.chips import Chip, find_chip
+from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.parity import Finding, compare_computation
 from harness.analysis.sides import Run, Side, look_up
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
@@ -181,7 +181,9 @@ def possible(side: Side) -> Gate:
         return Gate("possible", False, problems[0], tuple(problems))
     if not limits:
         name = side.first["device"].get("name")
-        return Gate("possible", None, f"{said}; no peak is known for {name!r}, so this could not be checked")
+        unclear = ambiguity(name)
+        why = f"; {unclear}" if unclear else ""
+        return Gate("possible", None, f"{said}; no peak is known for {name!r}, so this could not be checked{why}")
     return Gate(
         "possible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak, _ in limits)
     )

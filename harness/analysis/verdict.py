@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.analysis import gates
 from harness.analysis.cautions import Caution, block_step_seconds, cautions_about
+from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict, judge
 from harness.analysis.gates import Gate
 from harness.analysis.parity import Finding
 from harness.analysis.sides import Side, look_up
@@ -27,7 +28,7 @@ SAME_COMPUTATION = "same computation"
 WORDS = (
     EQUIVALENT, FASTER, SLOWER, CANNOT_TELL, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
 )  # fmt: skip
-EXPECTATIONS = ("equivalent", "faster", "not-slower")
+EXPECTATIONS = ("equivalent", "faster", "not-slower", SUPPORTED)
 CLAIM_DOES_NOT_HOLD = 1
 
 
@@ -55,6 +56,8 @@ class Pair:
     quantities: tuple[Quantity, ...]
     word: str
     sentence: str
+    claim: ClaimVerdict | None = None
+    """What these records say of the claim that was asked about, if one was."""
 
     @property
     def headline(self) -> Quantity | None:
@@ -69,16 +72,21 @@ class Comparison:
     reference: Side
     pairs: tuple[Pair, ...]
     margin: float
+    claim: Claim | None = None
 
 
-def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison:
+def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN, claim: Claim | None = None) -> Comparison:
     """Judge every side after the first against the first.
 
     Args:
         sides: two or more.
         margin: how far apart step times may be and still be called the same, as a fraction.
+        claim: a published claim to hold every pair against, which may name either side as its subject.
     """
-    return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
+    pairs = [_judge(sides[0], other, margin) for other in sides[1:]]
+    if claim is not None:
+        pairs = [replace(pair, claim=judge(claim, pair)) for pair in pairs]
+    return Comparison(sides[0], tuple(pairs), margin, claim)
 
 
 def _judge(reference: Side, other: Side, margin: float) -> Pair:
@@ -198,6 +206,8 @@ def _capital(text: str) -> str:
 
 def holds(pair: Pair, expectation: str) -> bool:
     """Return whether what was expected of a side is shown by its records; "cannot tell" shows nothing."""
+    if expectation == SUPPORTED:
+        return pair.claim is not None and pair.claim.word == SUPPORTED
     ratio = pair.headline.ratio if pair.headline is not None else None
     if ratio is None or ratio.weak:
         return expectation == "faster" and pair.word == FASTER
@@ -225,12 +235,14 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": VERDICT_SCHEMA_VERSION,
         "margin": comparison.margin,
+        "claim": None if comparison.claim is None else _claim(comparison.claim),
         "reference": _side(comparison.reference),
         "pairs": [
             {
                 "other": _side(pair.other),
                 "word": pair.word,
                 "sentence": pair.sentence,
+                "claim": None if pair.claim is None else asdict(pair.claim),
                 "gates": [
                     {"name": gate.name, "passed": gate.passed, "summary": gate.summary, "details": list(gate.details)}
                     for gate in pair.gates
@@ -248,6 +260,11 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             for pair in comparison.pairs
         ],
     }  # fmt: skip
+
+
+def _claim(claim: Claim) -> dict[str, Any]:
+    keys = ("name", "statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high")
+    return {key: getattr(claim, key) for key in keys}
 
 
 def _side(side: Side) -> dict[str, Any]:

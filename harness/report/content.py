@@ -116,6 +116,19 @@ def work(comparison: Comparison) -> str:
     )
 
 
+def claim_sentence(comparison: Comparison, pair: Pair) -> str | None:
+    """Return what the pair's records say of the claim, or None if none was asked about."""
+    if comparison.claim is None or pair.claim is None:
+        return None
+    return printable(f"Claim {comparison.claim.name}: {pair.claim.word}. {pair.claim.sentence}")
+
+
+def claim_statement(comparison: Comparison) -> str | None:
+    """Return what is claimed and by whom, or None if no claim was asked about."""
+    claim = comparison.claim
+    return None if claim is None else printable(f"The claim: {claim.statement} ({claim.source}; {claim.date}.)")
+
+
 def gate_rows(pair: Pair) -> list[GateRow]:
     """Return the gates that were looked at."""
     return [

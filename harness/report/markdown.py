@@ -26,7 +26,10 @@ def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: I
         pictures: names of those that lie beside the file as NAME.svg; by default all that `figures` draws.
     """
     names = list(figures(comparison) if pictures is None else pictures)
-    parts = [f"# {escape(content.title(comparison))}", *(f"**{escape(pair.sentence)}**" for pair in comparison.pairs)]
+    parts = [f"# {escape(content.title(comparison))}"]
+    for pair in comparison.pairs:
+        parts += [f"**{escape(said)}**" for said in (pair.sentence, content.claim_sentence(comparison, pair)) if said]
+    parts += [escape(said) for said in (content.claim_statement(comparison),) if said]
     parts.append(_sides(comparison))
     several = len(comparison.pairs) > 1
     if several:

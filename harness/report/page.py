@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 import harness
-from harness.analysis import verdict
+from harness.analysis import claims, verdict
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content, provenance
 from harness.report.format import printable
@@ -24,6 +24,12 @@ TONES = {
     verdict.FASTER: "news",
     verdict.SLOWER: "news",
     verdict.CANNOT_TELL: "care",
+}
+CLAIM_TONES = {
+    claims.SUPPORTED: "good",
+    claims.REFUTED: "bad",
+    claims.CANNOT_TELL: "care",
+    claims.NOT_TESTED: "care",
 }
 STATE_TONES = {content.PASS: "good", content.FAIL: "bad", content.NOT_CHECKED: "care"}
 
@@ -40,17 +46,14 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         pictures: what `figures` drew, if it was asked already.
     """
     drawn = figures(comparison) if pictures is None else pictures
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string(files("harness.report").joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    return template(TEMPLATE).render(
         title=content.title(comparison),
         reference=printable(comparison.reference.label),
         sides=[(printable(side.label), content.describe(side)) for side in content.all_sides(comparison)],
         work=content.work(comparison),
+        claim_statement=content.claim_statement(comparison),
         summary=content.side_rows(comparison) if len(comparison.pairs) > 1 else [],
-        pairs=[_pair(pair, comparison.margin) for pair in comparison.pairs],
+        pairs=[_pair(comparison, pair) for pair in comparison.pairs],
         pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in drawn.items()],
         cautions=content.cautions(comparison),
         commands=[printable(command) for command in commands],
@@ -64,18 +67,34 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
     )
 
 
-def _pair(pair: Pair, margin: float) -> dict[str, Any]:
+def template(name: str) -> Template:
+    """Return a template of this folder; whatever it is given is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(lambda file: files("harness.report").joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
     """Return what the template shows of one verdict."""
     rows = content.gate_rows(pair)
     return {
         "word": pair.word,
         "tone": TONES.get(pair.word, "bad"),
         "sentence": printable(pair.sentence),
+        "claim": content.claim_sentence(comparison, pair),
+        "claim_word": pair.claim.word if pair.claim else "",
+        "claim_tone": CLAIM_TONES[pair.claim.word] if pair.claim else "",
         "label": printable(pair.other.label),
         "gates": [(row, content.details_beyond_tests(pair, row)) for row in rows],
         "failed": any(row.state == content.FAIL for row in rows),
         "tests": content.tests(pair),
         "numbers": content.number_rows(pair),
-        "notes": content.notes(pair, margin),
+        "notes": content.notes(pair, comparison.margin),
         "processes": [content.processes(side) for side in (pair.reference, pair.other)],
     }

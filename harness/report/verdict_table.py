@@ -34,6 +34,10 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     console = console or PlainConsole(WIDTH)
     for pair in comparison.pairs:
         console.print(Text(printable(pair.sentence), style="bold"))
+        if claim := content.claim_sentence(comparison, pair):
+            console.print(Text(claim, style="bold"))
+    if statement := content.claim_statement(comparison):
+        console.print(Text(statement))
     several = len(comparison.pairs) > 1
     if several:
         _heading(console, "summary")

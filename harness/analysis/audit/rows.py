@@ -1,0 +1,258 @@
+"""Rows of a published comparison: what somebody printed, as data. Read from YAML or CSV, most columns optional."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.analysis.flops import matrix_weights, training_flops_per_token
+from harness.errors import UserError
+from harness.paths import config_directory
+
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+MODEL_DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
+
+TEXTS = {
+    "id": "name of the row in what is said of it (default: its number)",
+    "source": "where it is printed",
+    "subject": "chip that is looked at, or a family of chips",
+    "reference": "chip that it is held against",
+    "stack": "software, if rows differ by it",
+    "model": "name; one of configs/model/ brings its shape along",
+    "precision": "fp32, tf32, bf16, fp16 or fp8",
+    "ratio_of": "time or speed: what `ratio` is of",
+    "note": "anything else",
+}
+NUMBERS = {
+    "parameters": "of the model, such as 7B",
+    "layers": "of the model; with width and seq_len its attention is counted too",
+    "width": "of the model",
+    "seq_len": "tokens in a sequence",
+    "global_batch_size": "sequences a step, over all devices",
+    "micro_batch_size": "sequences a device takes at once",
+    "accumulation": "micro-batches a step",
+    "devices": "how many, on each side",
+    "ratio": "that is stated, subject over reference",
+    "evaluation_samples": "that accuracies are means over",
+}
+MEASURED = {
+    "tokens_per_second": "over all devices",
+    "tokens_per_second_per_device": "",
+    "samples_per_second": "over all devices; a sample is a sequence",
+    "samples_per_second_per_device": "",
+    "step_seconds": "of one optimizer step",
+    "total_seconds": "of the whole training",
+    "mfu": "share of the chip's peak, as a fraction or in %",
+    "final_loss": "",
+    "accuracy": "as a fraction or in %",
+}
+SIDES = ("subject", "reference")
+COLUMNS = {
+    **TEXTS,
+    **NUMBERS,
+    **{f"{side}_{name}": text for side in SIDES for name, text in MEASURED.items()},
+}
+PERCENT = ("mfu", "accuracy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Numbers are floats in the column's unit, None where nothing is printed."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    def text(self, column: str) -> str | None:
+        return self.values.get(column)
+
+    def number(self, column: str) -> float | None:
+        return self.values.get(column)
+
+    def of(self, side: str, what: str) -> float | None:
+        """Return what one side measured."""
+        return self.values.get(f"{side}_{what}")
+
+    def has(self, side: str) -> bool:
+        """Return whether anything was measured on a side."""
+        return any(self.of(side, what) is not None for what in MEASURED)
+
+    @property
+    def sequences_per_step(self) -> float | None:
+        """The global batch size, as printed or from its parts."""
+        return self.number("global_batch_size") or self.batch_from_parts
+
+    @property
+    def batch_from_parts(self) -> float | None:
+        parts = [self.number(name) for name in ("micro_batch_size", "accumulation", "devices")]
+        return None if any(part is None for part in parts) else math.prod(part for part in parts if part is not None)
+
+    def speeds(self, side: str) -> dict[str, float]:
+        """Return every way in which the row tells a side's tokens/s over all devices, by the column it comes from."""
+        seq_len, devices = self.number("seq_len"), self.number("devices")
+        found = {
+            "tokens_per_second": self.of(side, "tokens_per_second"),
+            "tokens_per_second_per_device": _times(self.of(side, "tokens_per_second_per_device"), devices),
+            "samples_per_second": _times(self.of(side, "samples_per_second"), seq_len),
+            "samples_per_second_per_device": _times(
+                self.of(side, "samples_per_second_per_device"), _times(seq_len, devices)
+            ),
+            "step_seconds": _over(_times(self.sequences_per_step, seq_len), self.of(side, "step_seconds")),
+        }
+        return {column: value for column, value in found.items() if value is not None}
+
+    def speed_per_device(self, side: str) -> float | None:
+        """Return tokens/s of one device, the smallest of what the row tells: an excess that it shows is one by any."""
+        seq_len, devices = self.number("seq_len"), self.number("devices")
+        told = [
+            self.of(side, "tokens_per_second_per_device"),
+            _times(self.of(side, "samples_per_second_per_device"), seq_len),
+            *(_over(speed, devices) for speed in self.speeds(side).values()),
+        ]
+        return min((value for value in told if value is not None), default=None)
+
+    @property
+    def flops_per_token(self) -> float | None:
+        """Model FLOPs of a token, forward and backward, causal attention counted as far as the row tells the shape.
+
+        Six times the parameters (Kaplan et al. 2020) where no shape is known, which leaves attention out.
+        """
+        seq_len = self.number("seq_len")
+        shape = named_model(self.text("model"))
+        if shape is not None and seq_len is not None:
+            return training_flops_per_token(shape, int(seq_len))
+        parameters = self.number("parameters")
+        if parameters is None:
+            return None
+        layers, width = self.number("layers"), self.number("width")
+        attention = 0.0
+        if layers is not None and width is not None and seq_len is not None:
+            attention = 3 * layers * 2 * 2 * width * (seq_len + 1) / 2
+        return 6 * parameters + attention
+
+    @property
+    def size(self) -> float | None:
+        """The model's parameters, as printed or of the named model."""
+        shape = named_model(self.text("model"))
+        return self.number("parameters") if shape is None else matrix_weights(shape)
+
+    def flops_per_device(self, side: str) -> float | None:
+        """Return the model FLOP/s of one device that the row implies."""
+        return _times(self.flops_per_token, self.speed_per_device(side))
+
+    @property
+    def time_ratio(self) -> float | None:
+        """The subject's time over the reference's for the same work, from what both sides print alike."""
+        for column in ("tokens_per_second", "tokens_per_second_per_device", "samples_per_second",
+                       "samples_per_second_per_device"):  # fmt: skip
+            subject, reference = (self.of(side, column) for side in SIDES)
+            if subject is not None and reference is not None:
+                return reference / subject
+        for column in ("step_seconds", "total_seconds"):
+            subject, reference = (self.of(side, column) for side in SIDES)
+            if subject is not None and reference is not None:
+                return subject / reference
+        return None
+
+
+def named_model(name: str | None) -> dict[str, Any] | None:
+    """Return the shape of a model of configs/model/, or None if the name is none of them."""
+    if name is None or not all(letter.isalnum() or letter in "-._" for letter in name):
+        return None
+    file = config_directory() / "model" / f"{name}.yaml"
+    return {**MODEL_DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))} if file.is_file() else None
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Read a table.
+
+    Args:
+        file: *.csv with a head line, or YAML: a list of mappings, or a mapping with that list under `rows`.
+
+    Raises:
+        UserError: it cannot be read, or holds a column or a value that is not understood.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{file}: cannot be read: {reason}; give a YAML or CSV file of published rows") from error
+    entries = list(_csv(file, text) if file.suffix.lower() == ".csv" else _yaml(file, text))
+    if not entries:
+        raise UserError(f"{file}: found no rows, expected at least one; python -m harness audit --help")
+    rows = [_row(file, number, entry) for number, entry in enumerate(entries, 1)]
+    names = [row.name for row in rows]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{file}: two rows have the id {twice!r}; an id names one row")
+    return rows
+
+
+def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        for entry in reader:
+            if None in entry or None in entry.values():
+                heads = len(reader.fieldnames or ())
+                raise UserError(f"{file}: line {reader.line_num} has not as many cells as the head line's {heads}")
+            yield {(key or "").strip(): value.strip() or None for key, value in entry.items()}
+    except csv.Error as error:
+        raise UserError(f"{file}: line {reader.line_num} cannot be read as CSV: {error}") from error
+
+
+def _yaml(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file}: found no list of rows, expected one, each row a mapping of columns to values")
+    yield from rows
+
+
+def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
+    where = f"{file}: row {number}"
+    values: dict[str, Any] = {}
+    for column, value in entry.items():
+        if column not in COLUMNS:
+            near = difflib.get_close_matches(str(column), COLUMNS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; python -m harness audit --help lists the columns"
+            raise UserError(f"{where}: {column}: no such column{hint}")
+        if value is None or value == "":
+            continue
+        values[column] = str(value) if column in TEXTS else _number(where, column, value)
+    if values.get("ratio_of") not in (None, "time", "speed"):
+        raise UserError(f"{where}: ratio_of: found {values['ratio_of']!r}, expected time or speed")
+    if "ratio" in values and "ratio_of" not in values:
+        raise UserError(f"{where}: ratio: found no ratio_of, expected time or speed beside it")
+    return Row(values.get("id", f"row {number}"), values)
+
+
+def _number(where: str, column: str, value: Any) -> float:
+    text = str(value).strip().replace("_", "")
+    try:
+        if column == "parameters" and (scale := SUFFIXES.get(text[-1:].upper())):
+            number = float(text[:-1]) * scale
+        elif column.endswith(PERCENT) and text.endswith("%"):
+            number = float(text[:-1]) / 100
+        else:
+            number = float(text)
+    except ValueError:
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
+        raise UserError(f"{where}: {column}: found {value!r}, expected a number above 0, without thousands separators")
+    return number
+
+
+def _times(one: float | None, two: float | None) -> float | None:
+    return None if one is None or two is None else one * two
+
+
+def _over(one: float | None, two: float | None) -> float | None:
+    return None if one is None or two is None else one / two

@@ -1,0 +1,222 @@
+"""Claims that somebody published (configs/claim/*.yaml), and what the records of two sides say of one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from harness.analysis.chips import Chip, chips_meant, find_chip
+from harness.analysis.sides import Side, look_up
+from harness.errors import ConfigError
+from harness.paths import config_directory
+
+if TYPE_CHECKING:
+    from harness.analysis.verdict import Pair
+
+SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED = "supported", "refuted", "cannot tell", "not tested"
+CLAIM_WORDS = (SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED)
+TIME, SPEED = "time", "speed"
+ANY = "any"
+REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "allowance",
+            "workload", "experiment")  # fmt: skip
+OPTIONAL = ("precision", "minimum_parameters", "minimum_parameters_reason", "minimum_devices", "note")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published sentence as data: whose time or speed is how many times whose."""
+
+    name: str
+    statement: str
+    source: str
+    date: str
+    subject: str
+    """Chip or family of chips as the source writes it; `any` for a rehearsal."""
+    reference: str
+    quantity: str
+    """`time` or `speed`: the ratio is the subject's over the reference's."""
+    stated: float | None
+    """The ratio that is stated, if a figure is."""
+    low: float | None
+    """The smallest ratio that the words allow; None if they set no lower limit."""
+    high: float | None
+    allowance: str
+    """Why the words allow just that."""
+    workload: str
+    experiment: tuple[str, ...]
+    """Which experiments would test it."""
+    precision: str | None = None
+    minimum_parameters: float | None = None
+    minimum_parameters_reason: str | None = None
+    minimum_devices: int | None = None
+    note: str | None = None
+
+    @property
+    def allowed(self) -> str:
+        """The allowed ratios in words."""
+        if self.low is None:
+            return f"at most {self.high:.4g}"
+        return f"at least {self.low:.4g}" if self.high is None else f"{self.low:.4g} to {self.high:.4g}"
+
+
+@dataclass(frozen=True)
+class ClaimVerdict:
+    """What is said of a claim: one of CLAIM_WORDS, with the reason."""
+
+    word: str
+    reason: str
+    ratio: float | None = None
+    """The subject's time or speed over the reference's, as the claim counts."""
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The reason as a sentence."""
+        return f"{self.reason[:1].upper()}{self.reason[1:]}."
+
+
+@cache
+def load_claims(folder: Path | None = None) -> dict[str, Claim]:
+    """Return every claim by its name, which is its file's.
+
+    Raises:
+        ConfigError: a file is malformed.
+    """
+    folder = folder or config_directory() / "claim"
+    return {file.stem: _read(file) for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_claim(name: str) -> Claim:
+    """Return a claim by its name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    claims = load_claims()
+    if name not in claims:
+        near = [each for each in claims if name and each.startswith(name)] or difflib.get_close_matches(
+            name, claims, n=1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"claim: found {name!r}, expected one of: {', '.join(claims)}{hint}")
+    return claims[name]
+
+
+def judge(claim: Claim, pair: Pair) -> ClaimVerdict:
+    """Return what a pair's records say of the claim. Which of the two sides is the subject is found by their chips."""
+    if obstacle := _not_tested(claim, pair):
+        return ClaimVerdict(NOT_TESTED, obstacle)
+    assert pair.headline is not None
+    ratio = pair.headline.ratio
+    if ratio.low is None or ratio.high is None or ratio.weak:
+        return ClaimVerdict(CANNOT_TELL, "one process on a side tells nothing of the difference between processes")
+    # The pair's ratio is one of step times, other over reference.
+    if (_subject(claim, pair) is pair.other) == (claim.quantity == TIME):
+        return within(claim, ratio.estimate, ratio.low, ratio.high)
+    return within(claim, 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
+
+
+def _not_tested(claim: Claim, pair: Pair) -> str | None:
+    """Return why the pair's records do not test the claim at all, or None if they do."""
+    sides = (pair.other, pair.reference)
+    if emulated := [side.label for side in sides if side.emulated]:
+        return f"emulated device: {' and '.join(emulated)} computes, but has no speed"
+    if _subject(claim, pair) is None:
+        found = " and ".join(f"{_device(side)} ({side.label})" for side in sides)
+        return f"wrong chips: the claim is of {claim.subject} against {claim.reference}, the records of {found}"
+    if obstacle := _other_conditions(claim, sides):
+        return obstacle
+    if pair.headline is None:
+        return f"{pair.word}: {next((gate.summary for gate in pair.gates if gate.passed is False), pair.sentence)}"
+    return None
+
+
+def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
+    """Hold a ratio with its 95 % interval against what the claim allows."""
+    found = f"{claim.quantity} ratio {estimate:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+    said = f"{found}; the claim allows {claim.allowed}"
+    floor = float("-inf") if claim.low is None else claim.low
+    ceiling = float("inf") if claim.high is None else claim.high
+    if floor <= low and high <= ceiling:
+        word = SUPPORTED
+    elif high < floor or low > ceiling:
+        word = REFUTED
+    else:
+        word, said = CANNOT_TELL, f"{said}, and the interval reaches across its border"
+    return ClaimVerdict(word, said, estimate, low, high)
+
+
+def _subject(claim: Claim, pair: Pair) -> Side | None:
+    """Return the side that is the claim's subject, if the other one is its reference."""
+    for subject, reference in ((pair.other, pair.reference), (pair.reference, pair.other)):
+        if _is_of(subject, claim.subject) and _is_of(reference, claim.reference):
+            return subject
+    return None
+
+
+def _is_of(side: Side, written: str) -> bool:
+    return written == ANY or (
+        (chip := find_chip(look_up(side.first, "device", "name"))) is not None and (chip in chips_meant(written))
+    )
+
+
+def _device(side: Side) -> str:
+    return str(look_up(side.first, "device", "name") or f"an unnamed {look_up(side.first, 'device', 'kind')}")
+
+
+def _other_conditions(claim: Claim, sides: tuple[Side, Side]) -> str | None:
+    """Return in what the records miss the claim's conditions: precision, size, scale."""
+    for side in sides:
+        first = side.first
+        if claim.precision is not None and first["config"]["precision"] != claim.precision:
+            return f"other precision: the claim is of {claim.precision}, {side.label} of {first['config']['precision']}"
+        size = look_up(first, "model", "parameters")
+        if claim.minimum_parameters is not None and (size is None or size < claim.minimum_parameters):
+            found = "of unknown size" if size is None else f"of {size / 1e9:.3g} billion"
+            return (
+                f"other scale: the claim is of models from {claim.minimum_parameters / 1e9:.3g} billion parameters on "
+                f"({claim.minimum_parameters_reason}), {side.label} trained one {found}"
+            )
+        devices = first["world_size"]
+        if claim.minimum_devices is not None and devices < claim.minimum_devices:
+            return f"other scale: the claim is of {claim.minimum_devices} devices, {side.label} ran on {devices}"
+    return None
+
+
+def chips_of(written: str) -> tuple[Chip, ...]:
+    """Return the chips that a claim's subject or reference may be; none for `any`."""
+    return () if written == ANY else chips_meant(written)
+
+
+def _read(file: Path) -> Claim:
+    try:
+        entry = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return _claim(file.stem, entry)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as a claim: {' '.join(str(error).split())}") from error
+
+
+def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
+    if missing := [key for key in REQUIRED if key not in entry]:
+        raise ValueError(f"{missing[0]} is missing")
+    if unknown := sorted(entry.keys() - {*REQUIRED, *OPTIONAL}):
+        raise ValueError(f"{unknown[0]}: no such key, expected {', '.join((*REQUIRED, *OPTIONAL))}")
+    if entry["quantity"] not in (TIME, SPEED):
+        raise ValueError(f"quantity: found {entry['quantity']!r}, expected time or speed")
+    for key in ("subject", "reference"):
+        if entry[key] != ANY and not chips_meant(str(entry[key])):
+            raise ValueError(f"{key}: {entry[key]!r} is no chip or family of chips.yaml")
+    low, high, stated = entry["low"], entry["high"], entry["stated"]
+    if low is None and high is None:
+        raise ValueError("low, high: both are null, so that nothing could refute it")
+    if stated is not None and not (low or 0) <= stated <= (high or float("inf")):
+        raise ValueError(f"stated: {stated} is not between low and high")
+    values = {**entry, "date": str(entry["date"]), "experiment": tuple(entry["experiment"])}
+    return Claim(name=name, **values)

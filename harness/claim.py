@@ -1,0 +1,156 @@
+"""`python -m harness claim`: published claims, what would test them, and what the published evidence says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from harness.analysis.audit.rows import read_rows
+from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
+from harness.analysis.chips import catalogue
+from harness.analysis.claims import ANY, Claim, chips_of, find_claim, load_claims
+from harness.arguments import Parser
+from harness.errors import ExitCode
+from harness.paths import config_directory
+from harness.report.audit_table import grade
+from harness.report.console import WIDTH, PlainConsole
+from harness.report.format import printable
+
+FORMATS = ("table", "json")
+DEVICES_OF_A_NODE = 8
+HELP = """\
+usage: python -m harness claim [NAME] [--evidence FILE] [--format FORMAT]
+
+Without NAME: every claim of configs/claim/ with the ratio that its words allow and what the published rows say of it.
+With one: the claim, the commands that would test it, and the rows.
+
+options:
+  --evidence FILE    published rows to hold it against (default: configs/published.yaml), as for audit
+  --format FORMAT    table (default) or json
+
+exit codes: 0 ok, 2 bad usage or file\
+"""
+
+
+def main(words: list[str]) -> int:
+    """Print the claims, or one of them, and return the exit code."""
+    if {"-h", "--help"} & set(words):
+        print(HELP)
+        return ExitCode.OK
+    parser = Parser("claim")
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--evidence", default=str(config_directory() / "published.yaml"))
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    options = parser.parse_args(words)
+    evidence = audit(read_rows(Path(options.evidence).expanduser()))
+    claims = list(load_claims().values()) if options.name is None else [find_claim(options.name)]
+    if options.format == "json":
+        print(json.dumps([_to_dict(claim, evidence) for claim in claims], indent=1))
+    elif options.name is None:
+        _print_list(claims, evidence)
+    else:
+        _print_one(claims[0], evidence)
+    return ExitCode.OK
+
+
+def how_to_test(claim: Claim) -> dict[str, list[str]]:
+    """Return, by experiment, the commands that would test a claim: the reference's, the subject's, the comparison."""
+    return {experiment: list(_commands(claim, experiment)) for experiment in claim.experiment}
+
+
+def _commands(claim: Claim, experiment: str) -> Iterator[str]:
+    for side, written in (("reference", claim.reference), ("subject", claim.subject)):
+        backend = _backend(written)
+        if backend is None:
+            yield f'{written}: no backend of this harness drives it yet; README.md, "Add an accelerator", says how'
+            continue
+        settings = f"experiment={experiment} backend={backend}"
+        if _needs_launcher(experiment):
+            run = f"python -m harness torchrun --nproc-per-node={DEVICES_OF_A_NODE} {settings} out=runs/{side}/$n"
+            yield f"for n in 1 2 3 4 5; do {run}; done"
+        else:
+            yield f"python -m harness {settings} out=runs/{side}"
+    yield f"python -m harness compare runs/reference runs/subject --claim {claim.name} --out runs/{claim.name}"
+
+
+def _backend(written: str) -> str | None:
+    """Return the backend of the chips that a claim names; a rehearsal's runs on any, the CPU among them."""
+    if written == ANY:
+        return "cpu"
+    vendors = {chip.vendor for chip in chips_of(written)}
+    found = {catalogue().backends.get(vendor) for vendor in vendors}
+    return found.pop() if len(found) == 1 else None
+
+
+def _needs_launcher(experiment: str) -> bool:
+    file = config_directory() / "experiment" / f"{experiment}.yaml"
+    overrides = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
+    return any("override /parallel" in each for each in overrides)
+
+
+def _to_dict(claim: Claim, evidence: Audit) -> dict[str, object]:
+    return {
+        **asdict(claim),
+        "how_to_test": how_to_test(claim),
+        "evidence": {
+            **asdict(judge_by_rows(claim, evidence)),
+            "rows": [row.row.name for row in rows_about(claim, evidence)],
+        },
+    }
+
+
+def _print_list(claims: list[Claim], evidence: Audit) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("claim", "of", "allowed", "published rows say"):
+        table.add_column(column, overflow="fold", no_wrap=column == "claim")
+    for claim in claims:
+        verdict = judge_by_rows(claim, evidence)
+        table.add_row(
+            Text(claim.name),
+            Text(f"{claim.subject} against {claim.reference}"),
+            Text(f"{claim.quantity} ratio {claim.allowed}"),
+            Text(verdict.word),
+        )
+    console = PlainConsole(WIDTH)
+    console.print(table)
+    console.print(Text("\npython -m harness claim NAME: what would test it, and why the rows say so"))
+
+
+def _print_one(claim: Claim, evidence: Audit) -> None:
+    console = PlainConsole(WIDTH)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    stated = "" if claim.stated is None else f"{claim.stated:.4g}; "
+    verdict = judge_by_rows(claim, evidence)
+    for name, text in (
+        ("claim", claim.statement),
+        ("source", f"{claim.source} ({claim.date})"),
+        ("subject", _chips(claim.subject)),
+        ("reference", _chips(claim.reference)),
+        ("stated", f"{claim.quantity} ratio, subject over reference: {stated}the words allow {claim.allowed}"),
+        ("why", claim.allowance),
+        ("workload", claim.workload),
+        ("note", claim.note),
+        ("evidence", f"{verdict.word}: {verdict.reason}"),
+        *(("", f"{row.row.name}: time ratio {row.ratio:.3f}, {grade(row)}") for row in rows_about(claim, evidence)),
+    ):
+        if text is not None:
+            table.add_row(name, Text(printable(text)))
+    console.print(table)
+    for experiment, commands in how_to_test(claim).items():
+        # Not through the table: a command is copied whole.
+        print(f"\nwould test it, experiment={experiment}:")
+        for command in commands:
+            print(f"  {command}")
+
+
+def _chips(written: str) -> str:
+    chips = chips_of(written)
+    return "any device" if written == ANY else f"{written}: {', '.join(chip.name for chip in chips)}"

@@ -1,0 +1,49 @@
+"""An audit as one page: HTML that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import harness
+from harness.analysis.audit import checks
+from harness.analysis.audit.summary import Audit, AuditedRow, judge_by_rows
+from harness.analysis.claims import Claim
+from harness.report.audit_table import conclusion, grade
+from harness.report.format import printable
+from harness.report.page import CLAIM_TONES, template
+
+TEMPLATE = "audit.html.j2"
+TONES = {checks.IMPOSSIBLE: "bad", checks.INCONSISTENT: "bad", checks.SUSPICIOUS: "care", checks.UNPROVEN: "news"}
+
+
+def render_audit(table: Audit, claim: Claim | None) -> str:
+    """Return the page. Everything that comes from the file is escaped by the template."""
+    verdict = None if claim is None else judge_by_rows(claim, table)
+    return template(TEMPLATE).render(
+        title=f"Audit of {len(table.rows)} published rows",
+        conclusion=[printable(line) for line in conclusion(table, claim)],
+        statement=None if claim is None else f"The claim: {claim.statement} ({claim.source}; {claim.date}.)",
+        claim_word=None if verdict is None else verdict.word,
+        claim_tone=None if verdict is None else CLAIM_TONES[verdict.word],
+        rows=[_row(row) for row in table.rows],
+        version=harness.__version__,
+    )
+
+
+def _row(row: AuditedRow) -> dict[str, Any]:
+    printed = row.row
+    return {
+        "name": printable(printed.name),
+        "chips": printable(" against ".join(filter(None, (printed.text("subject"), printed.text("reference"))))),
+        "grade": grade(row),
+        "tone": "good" if row.sound else TONES[row.findings[0].sure],
+        "ratio": "" if row.ratio is None else f"{row.ratio:.3f}",
+        "subject": _tera(printed.flops_per_device("subject")),
+        "reference": _tera(printed.flops_per_device("reference")),
+        "findings": [(finding, TONES[finding.sure]) for finding in row.findings],
+        "source": printable(printed.text("source") or ""),
+    }
+
+
+def _tera(flops: float | None) -> str:
+    return "" if flops is None else f"{flops / 1e12:,.0f}"

@@ -1,0 +1,81 @@
+"""The screen that `audit` and `claim` print. Fits 100 columns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.analysis.audit import checks
+from harness.analysis.audit.summary import Audit, AuditedRow, Mean, judge_by_rows, rows_about
+from harness.analysis.claims import Claim
+from harness.report.console import WIDTH, PlainConsole
+from harness.report.format import printable
+
+STYLES = {checks.IMPOSSIBLE: "bold red", checks.INCONSISTENT: "bold red", checks.SUSPICIOUS: "yellow"}
+SOUND = "sound"
+NO_MEAN = "No sound row has a ratio: the table shows nothing."
+
+
+def print_audit(table: Audit, claim: Claim | None = None, console: Console | None = None) -> None:
+    """Print every row with its findings, then what the sound ones say."""
+    console = console or PlainConsole(WIDTH)
+    for row in table.rows:
+        console.print(
+            Text.assemble((printable(heading(row)), "bold"), "  ", (grade(row), STYLES.get(row.grade or "", "green")))
+        )
+        console.print(_findings(row))
+        console.print()
+    for line in conclusion(table, claim):
+        console.print(Text(printable(line)))
+
+
+def heading(row: AuditedRow) -> str:
+    """Return a row's name, what it compares, and the ratio of times."""
+    chips = " against ".join(text for side in ("subject", "reference") if (text := row.row.text(side)) is not None)
+    ratio = "" if row.ratio is None else f"time ratio {row.ratio:.3f}"
+    return ", ".join(part for part in (row.row.name, chips, ratio) if part)
+
+
+def grade(row: AuditedRow) -> str:
+    """Return the word on a row; a sound one may still be short of proofs."""
+    if not row.sound:
+        return str(row.grade)
+    return SOUND if row.grade is None else f"{SOUND}, {row.grade}"
+
+
+def conclusion(table: Audit, claim: Claim | None) -> list[str]:
+    """Return what the table says as a whole, and of the claim."""
+    sound = sum(row.sound for row in table.rows)
+    lines = [f"{sound} of {len(table.rows)} rows are sound."]
+    lines.append(NO_MEAN if table.mean is None else f"Sound rows with a ratio: {mean_text(table.mean)}.")
+    if claim is not None:
+        about = rows_about(claim, table)
+        verdict = judge_by_rows(claim, table)
+        named = f" (of {', '.join(row.row.name for row in about)})" if about else ""
+        lines.append(f"Claim {claim.name}, by these rows{named}: {verdict.word}. {verdict.sentence}")
+    return lines
+
+
+def mean_text(mean: Mean) -> str:
+    """Return a mean with its interval and spread, in words."""
+    interval = "" if mean.low is None else f", 95 % interval {mean.low:.3f} to {mean.high:.3f}"
+    rows = f"{mean.count} row" + ("" if mean.count == 1 else "s, taken for independent trials")
+    return (
+        f"geometric mean of the time ratios {mean.estimate:.3f}{interval} ({rows}), "
+        f"from {mean.smallest:.3f} to {mean.largest:.3f}"
+    )
+
+
+def _findings(row: AuditedRow) -> Table:
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for finding in row.findings:
+        grid.add_row(
+            Text(f"  {finding.sure}", style=STYLES.get(finding.sure, "")),
+            Text(finding.check),
+            Text(printable(f"{finding.what}: {finding.why}")),
+        )
+    return grid

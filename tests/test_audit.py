@@ -1,0 +1,339 @@
+"""The auditor: each kind of wrong row is caught with its reason, sound rows pass, and the mean is the sound ones'."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.__main__ import main
+from harness.analysis.audit.checks import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, Finding
+from harness.analysis.audit.rows import COLUMNS, Row, read_rows
+from harness.analysis.audit.summary import Audit, AuditedRow, audit, judge_by_rows
+from harness.analysis.claims import CANNOT_TELL, NOT_TESTED, REFUTED, SUPPORTED, find_claim
+from harness.analysis.flops import training_flops_per_token
+from harness.errors import UserError
+from harness.report.audit_page import render_audit
+from tests.comparisons import HOSTILE
+
+PUBLISHED = Path("configs/published.yaml")
+# A row that nothing is to be said of: 7B on 8 devices at a third of the peak, with losses.
+SOUND: dict[str, Any] = {
+    "subject": "Ascend910B2",
+    "reference": "NVIDIA A100-SXM4-80GB",
+    "model": "Seven",
+    "parameters": 7e9,
+    "seq_len": 2048.0,
+    "devices": 8.0,
+    "precision": "bf16",
+    "global_batch_size": 64.0,
+    "subject_tokens_per_second": 20_000.0,
+    "reference_tokens_per_second": 21_000.0,
+    "subject_final_loss": 2.31,
+    "reference_final_loss": 2.30,
+}
+
+
+def rows(*changes: dict[str, Any]) -> Audit:
+    entries = [{**SOUND, **change} for change in changes]
+    return audit([
+        Row(str(number), {key: value for key, value in entry.items() if value is not None})
+        for number, entry in enumerate(entries)
+    ])  # fmt: skip
+
+
+def found(*changes: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return how sure and by which check, of every finding about the first row."""
+    return [(finding.sure, finding.check) for finding in rows(*changes).rows[0].findings]
+
+
+def only(*changes: dict[str, Any]) -> Finding:
+    [finding] = rows(*changes).rows[0].findings
+    return finding
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, AuditedRow]:
+    return {row.row.name: row for row in audit(read_rows(PUBLISHED)).rows}
+
+
+class TestPublishedRows:
+    """The rows of the project's own file: what is known to be wrong is found, with the reason that is known."""
+
+    def said(self, row: AuditedRow, sure: str, check: str) -> str:
+        return " ".join(f"{finding.what}: {finding.why}" for finding in row.findings
+                        if (finding.sure, finding.check) == (sure, check))  # fmt: skip
+
+    def test_llama_65b_is_bloom_s_row_and_beyond_both_chips(self, published: dict[str, AuditedRow]) -> None:
+        row = published["modellink-llama-65b"]
+        said = self.said(row, IMPOSSIBLE, "peak")
+        assert "subject: 991 TFLOP/s" in said
+        assert "reference: 1,009 TFLOP/s" in said
+        assert "modellink-bloom-7b1" in self.said(row, SUSPICIOUS, "identical")
+
+    def test_internlm2_is_beyond_both_chips(self, published: dict[str, AuditedRow]) -> None:
+        said = self.said(published["modellink-internlm2-20b"], IMPOSSIBLE, "peak")
+        assert "subject: 887" in said
+        assert "reference: 975" in said
+
+    def test_an_mfu_of_104_percent_was_divided_by_the_a100_s_peak(self, published: dict[str, AuditedRow]) -> None:
+        said = self.said(published["nanogpt-464"], IMPOSSIBLE, "MFU")
+        assert "MFU of 104%" in said
+        assert "divided by the A100's 312 TFLOP/s" in said
+        assert "33% of the peak of H100" in said
+
+    def test_an_mfu_of_563_percent_has_no_chip(self, published: dict[str, AuditedRow]) -> None:
+        said = self.said(published["primus-772"], IMPOSSIBLE, "MFU")
+        assert "MFU of 563%" in said
+        assert "no chip is named, and if the A100's 312 TFLOP/s were taken for it" in said
+
+    def test_telechat_12b_has_a_weaker_baseline(self, published: dict[str, AuditedRow]) -> None:
+        said = self.said(published["telechat-12b-mindspore"], SUSPICIOUS, "baseline")
+        assert "telechat-12b-a100 has 97 TFLOP/s" in said
+        assert "the speed ratio is 0.78, not 1.20" in said
+
+    def test_no_other_row_is_worse_than_unproven(self, published: dict[str, AuditedRow]) -> None:
+        wrong = {name for name, row in published.items() if not row.sound}
+        assert wrong == {"modellink-llama-65b", "modellink-internlm2-20b", "nanogpt-464", "primus-772",
+                         "telechat-12b-mindspore"}  # fmt: skip
+
+    def test_their_mean_leaves_the_wrong_ones_out(self) -> None:
+        mean = audit(read_rows(PUBLISHED)).mean
+        assert mean is not None
+        ratios = [8.86 / 7.98, 10 / 8.99, 67 / 55, 2588.03 / 2540.23]
+        assert mean.count == 4
+        assert mean.estimate == pytest.approx(math.prod(ratios) ** 0.25)
+        assert (mean.smallest, mean.largest) == (pytest.approx(min(ratios)), pytest.approx(max(ratios)))
+        assert mean.low is not None
+        assert mean.high is not None
+        assert mean.low < mean.estimate < mean.high
+
+
+class TestChecks:
+    def test_a_sound_row_has_no_finding(self) -> None:
+        assert found({}) == []
+
+    def test_beyond_the_peak(self) -> None:
+        # 8 x 312 TFLOP/s over 42 GFLOP a token are 59,400 tokens/s; "7B" may be 10 % less.
+        finding = only({"reference_tokens_per_second": 66_000.0})
+        assert (finding.sure, finding.check) == (IMPOSSIBLE, "peak")
+        assert only({"reference_tokens_per_second": 64_000.0}).sure == SUSPICIOUS
+
+    def test_beyond_every_known_training(self) -> None:
+        assert "no dense training is known at 81%" in only({"reference_tokens_per_second": 48_000.0}).why
+        assert found({"reference_tokens_per_second": 44_000.0}) == []
+
+    def test_attention_counts_where_the_shape_is_known(self) -> None:
+        row = rows({"layers": 32.0, "width": 4096.0, "seq_len": 32768.0}).rows[0].row
+        assert row.flops_per_token == 6 * 7e9 + 3 * 4 * 32 * 4096 * 32769 / 2
+        flat = rows({"seq_len": 32768.0}).rows[0].row
+        assert flat.flops_per_token == 6 * 7e9
+
+    def test_a_named_model_is_counted_exactly(self) -> None:
+        row = rows({"model": "llama2-7b", "parameters": None}).rows[0].row
+        shape = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "hidden": 11008, "activation": "swiglu",
+                 "vocab_size": 32000}  # fmt: skip
+        assert row.flops_per_token == training_flops_per_token(shape, 2048)
+
+    @pytest.mark.parametrize("name", ["../config", "llama2-7b.yaml", "/etc/passwd", "Seven"])
+    def test_other_names_bring_no_shape(self, name: str) -> None:
+        assert rows({"model": name, "parameters": None}).rows[0].row.flops_per_token is None
+
+    def test_a_precision_that_the_chip_lacks(self) -> None:
+        finding = only({"subject": "Ascend 910A"})
+        assert (finding.sure, finding.check) == (IMPOSSIBLE, "precision")
+        assert found({"subject": "Ascend 910A", "precision": "fp16"}) == []
+
+    def test_figures_that_contradict_each_other(self) -> None:
+        finding = only({"subject_samples_per_second": 12.0})
+        assert (finding.sure, finding.check) == (INCONSISTENT, "speed")
+        assert "samples_per_second says 24,576 tokens/s" in finding.what
+        assert found({"subject_samples_per_second": 20_000 / 2048}) == []
+        assert found({"subject_step_seconds": 64 * 2048 / 20_000}) == []
+        assert found({"subject_step_seconds": 5.0}) == [(INCONSISTENT, "speed")]
+        assert found({"subject_tokens_per_second_per_device": 2_500.0}) == []
+
+    def test_a_batch_that_is_not_its_parts(self) -> None:
+        assert found({"micro_batch_size": 2.0, "accumulation": 4.0}) == []
+        assert found({"micro_batch_size": 2.0, "accumulation": 2.0}) == [(INCONSISTENT, "batch")]
+
+    def test_a_ratio_that_the_columns_do_not_give(self) -> None:
+        assert found({"ratio": 1.05, "ratio_of": "time"}) == []
+        assert found({"ratio": 0.952, "ratio_of": "speed"}) == []
+        assert "which is its inverse" in only({"ratio": 1.05, "ratio_of": "speed"}).why
+        assert found({"ratio": 1.2, "ratio_of": "time"}) == [(INCONSISTENT, "ratio")]
+
+    def test_an_mfu_that_the_speed_does_not_give(self) -> None:
+        assert found({"reference_mfu": 0.353}) == []
+        assert found({"reference_mfu": 0.55}) == [(INCONSISTENT, "MFU")]
+
+    def test_identical_figures_on_different_work(self) -> None:
+        other = {"model": "Eight", "parameters": 8e9}
+        assert found({}, other) == [(SUSPICIOUS, "identical")]
+        assert found({}, {"subject_tokens_per_second": 20_001.0, **other}) == []
+        assert found({}, {}) == []
+
+    def test_of_two_alike_the_possible_one_is_the_original(self) -> None:
+        other = {"model": "Sixty", "parameters": 65e9}
+        assert found({}, other) == []
+        assert (SUSPICIOUS, "identical") in found(other, {})
+
+    def test_outcomes_that_differ(self) -> None:
+        assert found({"reference_final_loss": 2.5}) == [(SUSPICIOUS, "outcome")]
+        accuracies = {"subject_final_loss": None, "reference_final_loss": None, "subject_accuracy": 0.777}
+        assert found({**accuracies, "reference_accuracy": 0.76}) == []
+        assert found({**accuracies, "reference_accuracy": 0.74}) == [(SUSPICIOUS, "outcome")]
+        # Of 100 samples chance explains more.
+        assert found({**accuracies, "reference_accuracy": 0.74, "evaluation_samples": 100.0}) == []
+
+    def test_a_weaker_baseline(self) -> None:
+        better = {"subject": None, "subject_tokens_per_second": None, "subject_final_loss": None,
+                  "reference_tokens_per_second": 30_000.0}  # fmt: skip
+        assert found({}, better) == [(SUSPICIOUS, "baseline")]
+        assert "0.67, not 0.95" in rows({}, better).rows[0].findings[0].why
+        for other in (
+            {"model": "Eight"},
+            {"devices": 16.0},
+            {"reference": "H100"},
+            {"reference_tokens_per_second": 25_000.0},
+        ):
+            assert found({}, {**better, **other}) == [], other
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"precision": None}, "the precision"),
+            ({"parameters": None}, "the model's size"),
+            ({"seq_len": None}, "the sequence length"),
+            ({"devices": None}, "devices, batch, sequence length"),
+            ({"subject_tokens_per_second": None, "subject_final_loss": None}, "the subject's speed"),
+        ],
+    )
+    def test_what_is_missing_is_said(self, change: dict[str, Any], said: str) -> None:
+        findings = rows(change).rows[0].findings
+        assert {finding.sure for finding in findings} == {UNPROVEN}
+        assert said in findings[0].what
+
+    def test_unknown_and_ambiguous_chips_are_said(self) -> None:
+        assert "no chip of the catalogue" in only({"subject": "Atlas 9000"}).why
+        assert "'910B' may be Ascend 910B1" in only({"subject": "910B"}).what
+
+
+class TestSummary:
+    def test_unsound_rows_do_not_count(self) -> None:
+        table = rows({}, {"subject_tokens_per_second": 70_000.0})
+        assert [row.sound for row in table.rows] == [True, False]
+        assert table.mean is not None
+        assert (table.mean.count, table.mean.estimate, table.mean.low) == (1, pytest.approx(1.05), None)
+
+    @pytest.mark.parametrize(
+        ("speeds", "word"),
+        [
+            ((20_000, 20_100, 19_900), SUPPORTED),
+            ((15_000, 15_100, 14_900), REFUTED),
+            ((20_000, 15_000, 25_000), CANNOT_TELL),
+            ((20_000,), CANNOT_TELL),
+        ],
+    )
+    def test_says_what_the_sound_rows_say_of_a_claim(self, speeds: tuple[float, ...], word: str) -> None:
+        table = rows(*({"subject_tokens_per_second": float(speed)} for speed in speeds))
+        assert judge_by_rows(find_claim("iflytek-ascend910-a100"), table).word == word
+
+    def test_rows_of_other_chips_or_sizes_say_nothing(self) -> None:
+        claim = find_claim("iflytek-ascend910-a100")
+        for change in ({"reference": "H100"}, {"parameters": 1e8}, {"parameters": None}):
+            found = judge_by_rows(claim, rows(change, {**change, "subject_tokens_per_second": 19_000.0}))
+            assert (found.word, found.reason[:17]) == (NOT_TESTED, "no published row ")
+
+    def test_rows_that_cannot_be_trusted_say_nothing(self) -> None:
+        found = judge_by_rows(find_claim("telechat-12b-mindspore"), audit(read_rows(PUBLISHED)))
+        assert (found.word, found.reason) == (NOT_TESTED, "none of the 1 rows about it can be trusted")
+
+
+class TestFiles:
+    def test_csv_and_yaml_say_the_same(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text(
+            "id,subject,parameters,subject_mfu,subject_tokens_per_second\none, H100 ,6.5B,41%,\n"
+        )
+        (tmp_path / "t.yaml").write_text("- {id: one, subject: H100, parameters: 6500000000, subject_mfu: 0.41}\n")
+        one, two = (read_rows(tmp_path / name) for name in ("t.csv", "t.yaml"))
+        assert one == two
+        assert one[0].values == {"id": "one", "subject": "H100", "parameters": 6.5e9, "subject_mfu": 0.41}
+
+    @pytest.mark.parametrize(
+        ("name", "text", "said"),
+        [
+            ("t.csv", "", "found no rows"),
+            ("t.csv", "id,sbject\n1,H100\n", "row 1: sbject: no such column; did you mean subject?"),
+            ("t.csv", "id,subject\n1\n", "line 2 has not as many cells as the head line's 2"),
+            ("t.csv", "id,subject\n1,H100,3\n", "line 2 has not as many cells as the head line's 2"),
+            ("t.csv", 'id,seq_len\n1,"2,048"\n', "row 1: seq_len: found '2,048', expected a number above 0"),
+            ("t.csv", "id,seq_len\n1,-4\n", "row 1: seq_len: found '-4'"),
+            ("t.csv", "id,seq_len\n1,nan\n", "row 1: seq_len: found 'nan'"),
+            ("t.csv", 'id,note\n1,"open\n', "cannot be read as CSV"),
+            ("t.yaml", "a: [", "cannot be read as YAML"),
+            ("t.yaml", "rows: 3", "found no list of rows"),
+            ("t.yaml", "- 3", "found no list of rows"),
+            ("t.yaml", "- {devices: true}", "devices: found True"),
+            ("t.yaml", "- {ratio: 2}", "ratio: found no ratio_of"),
+            ("t.yaml", "- {ratio: 2, ratio_of: power}", "ratio_of: found 'power'"),
+            ("t.yaml", "[{id: a}, {id: a}]", "two rows have the id 'a'"),
+            ("t.yaml", "- !!python/object/apply:os.system [id]", "cannot be read as YAML"),
+        ],
+    )
+    def test_mistakes_are_one_line_with_file_and_place(self, name: str, text: str, said: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError) as caught:
+            read_rows(tmp_path / name)
+        assert said in str(caught.value)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+class TestCommand:
+    def test_help_documents_every_column(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["audit", "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert [column for column in COLUMNS if column not in printed] == []
+
+    def test_prints_writes_and_returns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["audit", str(PUBLISHED), "--claim", "iflytek-ascend910-a100", "--out", str(tmp_path / "a")]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "6 of 11 rows are sound." in printed
+        assert "cannot tell. Time ratio 1.080, 95 % interval 0.953 to 1.223" in printed
+        page = (tmp_path / "a" / "audit.html").read_text()
+        assert "cannot tell" in page
+        assert "://" not in page
+        found = json.loads((tmp_path / "a" / "audit.json").read_text())
+        assert (found["claim"]["word"], found["mean_time_ratio"]["count"], len(found["rows"])) == ("cannot tell", 4, 11)
+
+    def test_expect_sound(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["audit", str(PUBLISHED), "--expect", "sound"]) == 1
+        (tmp_path / "t.yaml").write_text("- {subject: 910B3, reference: A100-80G, subject_step_seconds: 2}")
+        assert main(["audit", str(tmp_path / "t.yaml"), "--expect", "sound", "--format", "json"]) == 0
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["audit"], "the following arguments are required: file"),
+            (["audit", "nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
+            (["audit", str(PUBLISHED), "--frmat", "json"], "unrecognized arguments"),
+            (["audit", str(PUBLISHED), "--claim", "x"], "claim: found 'x'"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(words) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
+
+    def test_the_page_escapes_what_strangers_wrote(self) -> None:
+        table = rows({"subject": HOSTILE, "model": HOSTILE, "source": HOSTILE})
+        page = render_audit(
+            Audit((AuditedRow(Row(HOSTILE, table.rows[0].row.values), table.rows[0].findings),), None), None
+        )
+        assert "<script>" not in page
+        assert "&lt;script&gt;" in page
+        page.encode()
