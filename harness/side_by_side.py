@@ -43,9 +43,10 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
         RunFailed: a run ended badly; its record says why.
     """
     words = [_words(text) for text in settings]
-    configs = [load(own) for own in words]
-    for own, config in zip(settings, configs, strict=True):
-        _check(own, config)
+    # An experiment's file may ask for repeats of its own; here each run is one of ours.
+    configs = [load([*own, "repeats=1"]) for own in words]
+    for text, own, config in zip(settings, words, configs, strict=True):
+        _check(text, own, config)
     _refuse_different_work(settings, configs)
     folder = _folder(out)
     plan = _plan(folder, settings, repeats)
@@ -78,9 +79,10 @@ def _words(text: str) -> list[str]:
         raise ConfigError(f"--run {text!r}: cannot be read as words of a command line: {error}") from error
 
 
-def _check(text: str, config: Config) -> None:
-    for key, value, default in (("out", config.out, None), ("repeats", config.repeats, 1)):
-        if value != default:
+def _check(text: str, words: Sequence[str], config: Config) -> None:
+    own = {word.lstrip("+").split("=", 1)[0] for word in words}
+    for key in ("out", "repeats"):
+        if key in own or (key == "out" and config.out is not None):
             raise ConfigError(f"--run {text!r}: sets {key}, which compare decides; use --{key}")
     if config.autotune:
         raise ConfigError(
@@ -165,7 +167,7 @@ def _run(words: Sequence[str], target: Path, text: str) -> None:
         shutil.rmtree(target)  # cut off or interrupted: nothing in it is evidence
     target.parent.mkdir(parents=True, exist_ok=True)
     log = target.parent / f"{target.name}.{LOG_FILE}"
-    command = [sys.executable, "-m", "harness", *words, f"out={quoted(target)}"]
+    command = [sys.executable, "-m", "harness", *words, "repeats=1", f"out={quoted(target)}"]
     with open(log, "w", encoding="utf-8") as output:
         code = run_process(command, output)
     if code != ExitCode.OK:
