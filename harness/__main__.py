@@ -130,6 +130,13 @@ def audit(words: list[str]) -> int:
     return audit_main(words)
 
 
+def project(words: list[str]) -> int:
+    """Reckon a training that does not fit here."""
+    from harness.project import main as project_main
+
+    return project_main(words)
+
+
 def torchrun(words: list[str]) -> int:
     """Start the processes of one run with PyTorch's launcher."""
     from harness.torchrun import main as torchrun_main
@@ -151,6 +158,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "doctor": doctor,
     "health": health,
     "peak": peak,
+    "project": project,
     "torchrun": torchrun,
 }
 

@@ -20,6 +20,16 @@ def matrix_weights(model: Mapping[str, Any]) -> int:
     return layers * (attention + feed_forward) + width * model["vocab_size"]
 
 
+def flops_per_token_of_size(parameters: float, layers: float | None, width: float | None, seq_len: float) -> float:
+    """Return model FLOPs per token where no more than a model's size is known: 6 x parameters (Kaplan et al. 2020).
+
+    Causal attention is counted where layers and width are known. Six times all parameters counts an embedding as if
+    it were a product, which for a small model is some percent too much.
+    """
+    attended = 0.0 if layers is None or width is None else layers * 2 * 2 * width * (seq_len + 1) / 2
+    return PASSES * (2 * parameters + attended)
+
+
 def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
     """Return the model FLOPs of forward and backward per token, a multiply-add counted as two.
 

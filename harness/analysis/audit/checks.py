@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.audit.rows import SIDES, Row, named_model
+from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
+from harness.analysis.named_models import named_model
 
 IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN = "impossible", "inconsistent", "suspicious", "unproven"
 GRADES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)

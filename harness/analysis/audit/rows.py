@@ -12,12 +12,11 @@ from typing import Any
 
 import yaml
 
-from harness.analysis.flops import matrix_weights, training_flops_per_token
+from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
+from harness.analysis.named_models import named_model
 from harness.errors import UserError
-from harness.paths import config_directory
 
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-MODEL_DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
 
 TEXTS = {
     "id": "name of the row in what is said of it (default: its number)",
@@ -130,11 +129,9 @@ class Row:
         parameters = self.number("parameters")
         if parameters is None:
             return None
-        layers, width = self.number("layers"), self.number("width")
-        attention = 0.0
-        if layers is not None and width is not None and seq_len is not None:
-            attention = 3 * layers * 2 * 2 * width * (seq_len + 1) / 2
-        return 6 * parameters + attention
+        if seq_len is None:
+            return 6 * parameters
+        return flops_per_token_of_size(parameters, self.number("layers"), self.number("width"), seq_len)
 
     @property
     def size(self) -> float | None:
@@ -159,14 +156,6 @@ class Row:
             if subject is not None and reference is not None:
                 return subject / reference
         return None
-
-
-def named_model(name: str | None) -> dict[str, Any] | None:
-    """Return the shape of a model of configs/model/, or None if the name is none of them."""
-    if name is None or not all(letter.isalnum() or letter in "-._" for letter in name):
-        return None
-    file = config_directory() / "model" / f"{name}.yaml"
-    return {**MODEL_DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))} if file.is_file() else None
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -1,0 +1,382 @@
+"""From the speed of one device to a training that does not fit here: days, device-hours and energy, with an interval.
+
+Arithmetic on a plan and on assumptions. Every assumption is a range; the interval of the outcome comes from drawing all
+of them at once, many times. What measured records say takes the place of the assumption that it replaces.
+
+A step takes
+
+    compute + tensor-parallel collectives + pipeline bubble + exposed data-parallel collectives + optimizer
+
+- compute: model FLOPs (`flops`), a third more with full recomputation, over devices x efficiency x peak;
+- tensor parallelism: four all-reduces of the activations a layer and micro-batch (Shoeybi et al. 2019), six with
+  recomputation, none of them hidden;
+- bubble: (stages - 1) / (micro-batches x virtual stages) of the two above (Narayanan et al. 2021);
+- data parallelism: an all-reduce of the gradients, or with sharding all-gathers of the weights and a reduce-scatter
+  (Rajbhandari et al. 2020), as far as it takes longer than the compute that it can hide behind. Sharded weights are
+  gathered once a step if whole weights and gradients leave room for activations, else twice a micro-batch;
+- collectives: the faster of ring and tree, by bandwidth and latency (Thakur et al. 2005);
+- optimizer: 30 bytes a parameter through memory.
+
+On top come checkpoints, and interruptions, each of which costs a restart and half the time between two checkpoints,
+which is the best one by Young (1974): sqrt(2 x time of a checkpoint x time between interruptions).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.analysis.chips import Chip
+from harness.errors import UserError
+
+DRAWS = 20_000
+SEED = 1
+INTERVAL = (5.0, 50.0, 95.0)
+# Weights, gradients and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020).
+STATE_BYTES_PER_PARAMETER = 16
+# Of a device's memory, what whole weights and gradients may take and leave room for activations.
+MEMORY_FOR_WHOLE_WEIGHTS = 0.6
+# The optimizer reads gradient, master weight and two moments, and writes the last three and the working copy.
+OPTIMIZER_BYTES_PER_PARAMETER = 30
+ACTIVATION_BYTES = GRADIENT_BYTES = WEIGHT_BYTES = 2
+SECONDS_PER_DAY = 86_400
+FULL_RECOMPUTATION = 4 / 3
+
+Draws = np.ndarray
+
+
+@dataclass(frozen=True)
+class Range:
+    """What is assumed of a quantity: never below `low`, never above `high`, most likely `likely`."""
+
+    low: float
+    likely: float
+    high: float
+
+    def draw(self, random: np.random.Generator) -> Draws:
+        """Return DRAWS values of the triangular distribution."""
+        if self.low == self.high:
+            return np.full(DRAWS, self.low)
+        return random.triangular(self.low, self.likely, self.high, DRAWS)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What neither the plan nor records tell.
+
+    The defaults were set by somebody who knew the published trainings of configs/trainings.yaml; interruptions are
+    those of two of them, and `efficiency_of_products` was raised once, from 0.45 to 0.75, after a first comparison.
+    """
+
+    efficiency_of_products: Range = Range(0.45, 0.65, 0.80)
+    """Model FLOP/s of a device by itself over its best matrix product: attention, norms and the rest are slower."""
+    product_share_of_peak: Range = Range(0.65, 0.80, 0.90)
+    """Best matrix product over the sheet's peak, where nobody measured it."""
+    link_efficiency: Range = Range(0.6, 0.75, 0.9)
+    """Bandwidth of large collectives over the sheet's."""
+    latency_seconds: Range = Range(5e-6, 10e-6, 30e-6)
+    """Of one hop of a collective."""
+    hiding_compute: Range = Range(0.3, 0.7, 0.95)
+    """Share of the compute behind which data-parallel collectives can hide."""
+    checkpoint_seconds: Range = Range(10, 60, 300)
+    device_hours_between_interruptions: Range = Range(20_000, 45_000, 100_000)
+    """OPT-175B: 54 in 56 days of 992 devices; Llama 3 405B: 466 in 54 days of 16 384."""
+    restart_hours: Range = Range(0.05, 0.1, 0.5)
+    """Llama 3 405B: more than 90 % of the time was of use, so that an interruption cost 0.28 h with the work lost."""
+    power_share: Range = Range(0.7, 0.85, 1.0)
+    """Mean power of a device in training over the sheet's."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training: what, with how many devices, laid out how."""
+
+    parameters: float
+    tokens: float
+    flops_per_token: float
+    """Model FLOPs, forward and backward."""
+    devices: int
+    seq_len: int
+    global_batch_size: int
+    """Sequences a step."""
+    layers: int | None = None
+    width: int | None = None
+    micro_batch_size: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_stages: int = 1
+    sharded: bool = False
+    recompute: bool = False
+    devices_per_node: int = 8
+    network_bytes_per_second: float = 25e9
+    """Of one device to other nodes, one direction."""
+
+    def __post_init__(self) -> None:
+        """Refuse layouts that cannot be.
+
+        Raises:
+            UserError: naming the option.
+        """
+        split = self.tensor * self.pipeline
+        if self.devices % split:
+            raise UserError(
+                f"devices: found {self.devices}, expected a multiple of tensor x pipeline = {split}, or no whole copy "
+                "of the model is left over"
+            )
+        share = self.data * self.micro_batch_size
+        if self.global_batch_size % share:
+            raise UserError(
+                f"global-batch-size: found {self.global_batch_size}, expected a multiple of {share} (data-parallel "
+                f"copies x micro-batch size = {self.data} x {self.micro_batch_size})"
+            )
+        if split > 1 and (self.layers is None or self.width is None):
+            raise UserError(
+                "tensor, pipeline: need the model's layers and width; give --model, or --layers and --width"
+            )
+        if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
+            raise UserError(
+                f"pipeline: found {self.pipeline} stages of {self.virtual_stages}, expected no more than the model's "
+                f"{self.layers} layers"
+            )
+
+    @property
+    def data(self) -> int:
+        """Copies of the model that train on different sequences."""
+        return self.devices // (self.tensor * self.pipeline)
+
+    @property
+    def micro_batches(self) -> int:
+        return self.global_batch_size // (self.data * self.micro_batch_size)
+
+    @property
+    def parameters_per_copy(self) -> float:
+        """Of a model-parallel part: what one device's collectives are about."""
+        return self.parameters / (self.tensor * self.pipeline)
+
+    @property
+    def state_bytes(self) -> float:
+        """Weights, gradients and moments on a device; activations come on top."""
+        return STATE_BYTES_PER_PARAMETER * self.parameters_per_copy / (self.data if self.sharded else 1)
+
+    def keeps_weights_gathered(self, chip: Chip) -> bool:
+        """Return whether whole weights and gradients fit beside a device's share of the rest."""
+        whole = (WEIGHT_BYTES + GRADIENT_BYTES) * self.parameters_per_copy
+        return chip.memory_bytes is None or whole + self.state_bytes <= MEMORY_FOR_WHOLE_WEIGHTS * chip.memory_bytes
+
+    @property
+    def steps(self) -> float:
+        return self.tokens / (self.global_batch_size * self.seq_len)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Model FLOP/s of one device by itself: measured by records, or drawn from a catalogue's peak."""
+
+    flops: tuple[float, ...]
+    """A value a process."""
+    source: str
+    watts: float | None = None
+    """Mean power of the device in those runs, if it was measured."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The median and the 90 % interval of a quantity."""
+
+    low: float
+    middle: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a plan comes to."""
+
+    days: Estimate
+    uninterrupted_days: Estimate
+    """Of its steps alone, as those reckon who multiply a measured step."""
+    device_hours: Estimate
+    megawatt_hours: Estimate | None
+    """Of the devices alone, without hosts, network and cooling; None where their power is unknown."""
+    mfu: Estimate | None
+    """Of the whole training, interruptions included; None where the peak is unknown."""
+    step_seconds: Estimate
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Of the whole time, by what takes it, at the medians."""
+    source: str = ""
+    unused: frozenset[str] = frozenset()
+    """Assumptions that took no part, since it was measured or is not known."""
+
+
+def project(
+    plan: Plan, chip: Chip, precision: str, speed: Speed | None = None, assumed: Assumptions | None = None
+) -> Projection:
+    """Return what the plan comes to.
+
+    Args:
+        plan: the training.
+        chip: of every device: its links, memory and power, and its peak where no speed was measured.
+        precision: of the matrix products.
+        speed: what records measured of one device; None to go by the catalogue.
+        assumed: all else.
+
+    Raises:
+        UserError: the chip lacks the precision or has no known peak or link, or the plan does not fit into its memory.
+    """
+    assumed = assumed or Assumptions()
+    random = np.random.default_rng(SEED)
+    _refuse(plan, chip, precision)
+    rate, source = _rate(chip, precision, speed, assumed, random)
+    parts = _step_parts(plan, chip, rate, assumed, random)
+    step = np.sum(list(parts.values()), axis=0)
+    hours = step * plan.steps / 3600
+    checkpoint = assumed.checkpoint_seconds.draw(random) / 3600
+    per_hour = plan.devices / assumed.device_hours_between_interruptions.draw(random)
+    between = np.sqrt(2 * checkpoint / per_hour)
+    saving = hours * checkpoint / between
+    each = assumed.restart_hours.draw(random) + between / 2
+    # Time lost is trained again, and can be lost again.
+    lost_share = np.minimum(per_hour * each, 0.95)
+    whole = (hours + saving) / (1 - lost_share)
+    times = {**{name: part * plan.steps / 3600 for name, part in parts.items()}, "checkpoints": saving,
+             "interruptions": whole - hours - saving}  # fmt: skip
+    peak = chip.peak_flops.get(precision)
+    useful = plan.flops_per_token * plan.tokens
+    energy = None
+    if speed is not None and speed.watts is not None:
+        energy = _estimate(whole * plan.devices * speed.watts / 1e6)
+    elif chip.power_watts is not None:
+        energy = _estimate(whole * plan.devices * chip.power_watts * assumed.power_share.draw(random) / 1e6)
+    return Projection(
+        days=_estimate(whole / 24),
+        uninterrupted_days=_estimate(hours / 24),
+        device_hours=_estimate(whole * plan.devices),
+        megawatt_hours=energy,
+        mfu=None if peak is None else _estimate(useful / (whole * 3600 * plan.devices * peak)),
+        step_seconds=_estimate(step),
+        shares={name: float(np.median(part / whole)) for name, part in times.items()},
+        source=source,
+        unused=_unused(chip, precision, speed),
+    )
+
+
+def _unused(chip: Chip, precision: str, speed: Speed | None) -> frozenset[str]:
+    found = set()
+    if speed is not None:
+        found |= {"efficiency_of_products", "product_share_of_peak"}
+    elif precision in chip.measured_flops:
+        found.add("product_share_of_peak")
+    if chip.power_watts is None or (speed is not None and speed.watts is not None):
+        found.add("power_share")
+    return frozenset(found)
+
+
+def all_reduce_seconds(count: int, size_bytes: float, bytes_per_second: Draws, latency_seconds: Draws) -> Draws:
+    """Return the time of an all-reduce over `count` devices: ring or tree, whichever is faster (Thakur et al. 2005)."""
+    if count < 2:
+        return np.zeros(np.broadcast(bytes_per_second, latency_seconds).shape)
+    ring = 2 * (count - 1) / count * size_bytes / bytes_per_second + 2 * (count - 1) * latency_seconds
+    hops = math.ceil(math.log2(count))
+    tree = 2 * size_bytes / bytes_per_second + 2 * hops * latency_seconds
+    return np.minimum(ring, tree)
+
+
+def all_gather_seconds(count: int, size_bytes: float, bytes_per_second: Draws, latency_seconds: Draws) -> Draws:
+    """Return the time of an all-gather to `size_bytes`, or of a reduce-scatter from them."""
+    if count < 2:
+        return np.zeros(np.broadcast(bytes_per_second, latency_seconds).shape)
+    return (count - 1) / count * size_bytes / bytes_per_second + math.ceil(math.log2(count)) * latency_seconds
+
+
+def _refuse(plan: Plan, chip: Chip, precision: str) -> None:
+    if precision in chip.lacks:
+        raise UserError(f"precision: {chip.name} has no {precision} arithmetic; choose another")
+    if chip.memory_bytes is not None and plan.state_bytes > chip.memory_bytes:
+        raise UserError(
+            f"does not fit: weights, gradients and moments take {plan.state_bytes / 1e9:,.0f} GB a device, {chip.name} "
+            f"has {chip.memory_bytes / 1e9:,.0f}; use --sharded, or more --tensor or --pipeline"
+        )
+    if plan.devices > 1 and min(plan.devices, plan.devices_per_node) > 1 and chip.link_bytes_per_second is None:
+        raise UserError(
+            f"chip: no link bandwidth of {chip.name} is known, so that no more than one device can be reckoned"
+        )
+
+
+def _rate(
+    chip: Chip, precision: str, speed: Speed | None, assumed: Assumptions, random: np.random.Generator
+) -> tuple[Draws, str]:
+    """Return the model FLOP/s of one device by itself, and where they are from."""
+    if speed is not None:
+        logarithms = np.log(speed.flops)
+        spread = float(np.std(logarithms, ddof=1)) if len(logarithms) > 1 else 0.0
+        return np.exp(random.normal(float(np.mean(logarithms)), spread, DRAWS)), speed.source
+    peak = chip.peak_flops.get(precision)
+    if peak is None:
+        raise UserError(f"chip: no {precision} peak of {chip.name} is known; give --records of runs on it")
+    product = chip.measured_flops.get(precision)
+    best = np.full(DRAWS, product) if product is not None else peak * assumed.product_share_of_peak.draw(random)
+    known = "a measured matrix product" if product is not None else "an assumed share of its peak"
+    source = f"catalogue (grade {chip.confidence}): no run was measured; {known} and an assumed efficiency"
+    return best * assumed.efficiency_of_products.draw(random), source
+
+
+def _step_parts(
+    plan: Plan, chip: Chip, rate: Draws, assumed: Assumptions, random: np.random.Generator
+) -> dict[str, Draws]:
+    """Return the seconds of a step by what takes them."""
+    efficiency, latency = assumed.link_efficiency.draw(random), assumed.latency_seconds.draw(random)
+    link = efficiency * (chip.link_bytes_per_second or math.inf)
+    network = efficiency * plan.network_bytes_per_second
+    across = network if plan.devices > plan.devices_per_node else link
+    flops = plan.flops_per_token * plan.global_batch_size * plan.seq_len
+    compute = flops * (FULL_RECOMPUTATION if plan.recompute else 1.0) / (plan.devices * rate)
+    tensor = np.zeros(DRAWS)
+    if plan.tensor > 1:
+        assert plan.layers is not None
+        assert plan.width is not None
+        size = plan.micro_batch_size * plan.seq_len * plan.width * ACTIVATION_BYTES
+        way = link if plan.tensor <= plan.devices_per_node else network
+        count = plan.micro_batches * plan.layers / plan.pipeline * (6 if plan.recompute else 4)
+        tensor = count * all_reduce_seconds(plan.tensor, size, way, latency)
+    bubble = (plan.pipeline - 1) / (plan.micro_batches * plan.virtual_stages) * (compute + tensor)
+    if plan.sharded:
+        gather = all_gather_seconds(plan.data, WEIGHT_BYTES * plan.parameters_per_copy, across, latency)
+        scatter = all_gather_seconds(plan.data, GRADIENT_BYTES * plan.parameters_per_copy, across, latency)
+        data = (1 if plan.keeps_weights_gathered(chip) else 2 * plan.micro_batches) * gather + scatter
+    else:
+        data = all_reduce_seconds(plan.data, GRADIENT_BYTES * plan.parameters_per_copy, across, latency)
+    owned = plan.parameters_per_copy / (plan.data if plan.sharded else 1)
+    memory = chip.memory_bytes_per_second or math.inf
+    return {
+        "compute": compute,
+        "tensor-parallel collectives": tensor,
+        "pipeline bubble": bubble,
+        "data-parallel collectives": np.maximum(data - assumed.hiding_compute.draw(random) * compute, 0.0),
+        "optimizer": np.full(DRAWS, OPTIMIZER_BYTES_PER_PARAMETER * owned / memory),
+    }
+
+
+def _estimate(values: Draws) -> Estimate:
+    return Estimate(*(float(value) for value in np.percentile(values, INTERVAL)))
+
+
+def assumptions_text(assumed: Assumptions, unused: frozenset[str]) -> list[tuple[str, str]]:
+    """Return every assumption that took part with its range, for a report."""
+    return [
+        (name.replace("_", " "), f"{found.low:g} to {found.high:g}, most likely {found.likely:g}")
+        for name, found in vars(assumed).items()
+        if name not in unused
+    ]
+
+
+def to_dict(projection: Projection) -> dict[str, Any]:
+    """Return the projection as JSON values."""
+    values: dict[str, Any] = {"source": projection.source, "shares": dict(projection.shares)}
+    for name in ("days", "uninterrupted_days", "device_hours", "megawatt_hours", "mfu", "step_seconds"):
+        found: Estimate | None = getattr(projection, name)
+        values[name] = None if found is None else {"low": found.low, "median": found.middle, "high": found.high}
+    return values

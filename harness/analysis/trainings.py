@@ -1,0 +1,156 @@
+"""Trainings of which size, devices and time were published (configs/trainings.yaml): how well `project` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
+from harness.analysis.named_models import named_model
+from harness.analysis.projection import Assumptions, Estimate, Plan, Projection, project
+from harness.errors import ConfigError, UserError
+from harness.paths import config_directory
+
+PRECISION = "bf16"
+FASTEST, TENSOR_CHOICES = "fastest", (1, 2, 4, 8)
+LAYOUT = ("seq_len", "global_batch_size", "devices", "micro_batch_size", "tensor", "pipeline", "virtual_stages",
+          "sharded", "recompute")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """One published training."""
+
+    name: str
+    source: str
+    chip: Chip
+    plan: Plan
+    hours: float
+    """Device-hours, as stated or by the MFU that is stated."""
+    assumed: tuple[str, ...]
+    """What of the plan the source does not print."""
+    of_steps: bool
+    """The time is a measured step's times the number of steps: without interruptions and checkpoints."""
+    miss: str | None
+    """A reason, known from the source, for which the projection may miss it."""
+
+    @property
+    def days(self) -> float:
+        return self.hours / self.plan.devices / 24
+
+
+@dataclass(frozen=True)
+class Check:
+    """A projection held against what was published."""
+
+    training: Training
+    projection: Projection
+
+    @property
+    def days(self) -> Estimate:
+        """What is projected of what is stated: the whole time, or that of the steps."""
+        return self.projection.uninterrupted_days if self.training.of_steps else self.projection.days
+
+    @property
+    def error(self) -> float:
+        """The projected median over the stated days, less one."""
+        return self.days.middle / self.training.days - 1
+
+    @property
+    def hit(self) -> bool:
+        """The stated days lie within the 90 % interval."""
+        return self.days.low <= self.training.days <= self.days.high
+
+
+def check_all(assumed: Assumptions | None = None) -> list[Check]:
+    """Project every published training from the catalogue alone."""
+    return [Check(each, project(each.plan, each.chip, PRECISION, assumed=assumed)) for each in load_trainings()]
+
+
+def load_trainings(file: Path | None = None) -> list[Training]:
+    """Read the published trainings.
+
+    Raises:
+        ConfigError: the file is malformed.
+    """
+    file = file or config_directory() / "trainings.yaml"
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))["trainings"]
+        return [_training(name, entry) for name, entry in entries.items()]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read as trainings: {' '.join(str(error).split())}") from error
+
+
+def _training(name: str, entry: Mapping[str, Any]) -> Training:
+    (chip,) = chips_meant(entry["chip"])
+    plan = _plan(entry, chip)
+    if "hours" in entry:
+        hours = float(entry["hours"])
+    else:
+        peak = chip.peak_flops[PRECISION]
+        assert peak is not None
+        hours = plan.flops_per_token * plan.tokens / (entry["mfu"] * peak) / 3600
+    return Training(
+        name=name,
+        source=entry["source"],
+        chip=chip,
+        plan=plan,
+        hours=hours,
+        assumed=tuple(entry.get("assumed", ())),
+        of_steps=entry.get("of_steps", False),
+        miss=entry.get("miss"),
+    )
+
+
+def _plan(entry: Mapping[str, Any], chip: Chip) -> Plan:
+    """Return the plan of a training; where the source tells no tensor parallelism, the fastest one there is."""
+    layout = {key: entry[key] for key in LAYOUT if key in entry}
+    choices = TENSOR_CHOICES if layout.get("tensor") == FASTEST else (layout.get("tensor", 1),)
+    found: list[tuple[float, Plan]] = []
+    for tensor in choices:
+        try:
+            plan = plan_of(
+                tokens=float(entry["tokens"]),
+                parameters=float(entry["parameters"]) if "parameters" in entry else None,
+                model=entry.get("model"),
+                layers=entry.get("layers"),
+                width=entry.get("width"),
+                network_bytes_per_second=1e9 * entry.get("network_gb_per_s", 25.0),
+                **{**layout, "tensor": tensor},
+            )
+            found.append((project(plan, chip, PRECISION).days.middle, plan))
+        except UserError:
+            if len(choices) == 1:
+                raise
+    return min(found, key=lambda each: each[0])[1]
+
+
+def plan_of(
+    *, tokens: float, seq_len: int, parameters: float | None = None, model: str | None = None,
+    layers: int | None = None, width: int | None = None, **layout: Any,
+) -> Plan:  # fmt: skip
+    """Return a plan for a model of configs/model/, or for one of a size.
+
+    Raises:
+        ValueError: neither is given, or the name is unknown.
+        UserError: the layout cannot be.
+    """
+    shape = named_model(model)
+    if shape is not None:
+        flops = training_flops_per_token(shape, seq_len)
+        # Norms, biases and position embeddings are left out: below a percent.
+        size = float(matrix_weights(shape))
+        size += 0 if shape.get("tied_embeddings", True) else shape["width"] * shape["vocab_size"]
+        layers, width = shape["layers"], shape["width"]
+    elif parameters is not None and model is None:
+        flops, size = flops_per_token_of_size(parameters, layers, width, seq_len), parameters
+    else:
+        raise ValueError(f"model: found {model!r}, expected a name of configs/model or a number of parameters")
+    return Plan(
+        parameters=size, tokens=tokens, flops_per_token=flops, seq_len=seq_len, layers=layers, width=width, **layout
+    )

@@ -1,0 +1,192 @@
+"""`python -m harness project`: a training that does not fit here, from the speed of one device to days and energy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from harness.analysis.chips import PRECISIONS, Chip, Source, chips_meant, find_chip
+from harness.analysis.named_models import model_names, named_model
+from harness.analysis.projection import Assumptions, Plan, Speed, project, to_dict
+from harness.analysis.sides import Run, load_runs, look_up
+from harness.analysis.trainings import check_all, plan_of
+from harness.analysis.utilization import achieved_flops
+from harness.arguments import Parser
+from harness.errors import ExitCode, RecordError, UserError
+
+FORMATS = ("table", "json")
+SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+HELP = """\
+usage: python -m harness project (--model NAME | --parameters N) --tokens D --devices M (--records PATH | --chip NAME)
+       python -m harness project --check
+
+Reckons how long a training takes, from the measured speed of one device (--records: a run's folder, or a folder of
+repeats, each on one device) or, labelled so, from the catalogue (--chip): days, device-hours, energy, each as a median
+with a 90 % interval that comes from the spread of the records and from the stated assumptions. --check does it for
+trainings that were published, and prints the errors.
+
+options:
+  --model NAME                a model of configs/model/
+  --parameters N              or a size, such as 70B; --layers and --width add its attention and allow layouts
+  --tokens D                  such as 2T
+  --devices M
+  --seq-len N                 tokens in a sequence (default 4096)
+  --global-batch-size N       sequences a step (default 1024)
+  --micro-batch-size N        sequences at once (default 1)
+  --tensor N, --pipeline N    parallel parts of a layer, stages of layers (default 1)
+  --virtual-stages N          parts of a stage, interleaved (default 1)
+  --sharded                   weights, gradients and moments are split over the data-parallel copies
+  --recompute                 activations are computed twice instead of kept
+  --precision NAME            fp32, tf32, bf16, fp16 or fp8 (default bf16; with --records theirs)
+  --devices-per-node N        (default 8)
+  --network-gb-per-s X        10^9 bytes/s of a device to other nodes, one way (default 25)
+  --link-gb-per-s X           the same within a node (default: the catalogue's)
+  --format FORMAT             table (default) or json
+
+exit codes: 0 ok, 2 bad usage, records, or a layout that cannot be\
+"""
+
+
+def main(words: list[str]) -> int:
+    """Project, print, and return the exit code."""
+    if {"-h", "--help"} & set(words):
+        print(HELP)
+        return ExitCode.OK
+    options = _parse(words)
+    # Here, since rich is for the screen alone.
+    from harness.report.projection_table import check_to_dict, print_check, print_projection
+
+    if options.check:
+        checks = check_all()
+        if options.format == "json":
+            print(json.dumps(check_to_dict(checks), indent=1))
+        else:
+            print_check(checks)
+        return ExitCode.OK
+    runs = load_runs(Path(options.records).expanduser()) if options.records is not None else ()
+    precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
+    chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
+    if options.link_gb_per_s is not None:
+        chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s)
+    plan = _plan(options)
+    assumed = Assumptions()
+    found = project(plan, chip, precision, speed, assumed)
+    if options.format == "json":
+        print(json.dumps(to_dict(found), indent=1))
+    else:
+        print_projection(plan, chip, precision, found, assumed, _size_caution(runs, plan))
+    return ExitCode.OK
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = Parser("project")
+    parser.add_argument("--check", action="store_true")
+    for name in ("model", "chip", "records"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--parameters", type=_size)
+    parser.add_argument("--tokens", type=_size)
+    for name, default in (("devices", None), ("layers", None), ("width", None), ("seq-len", 4096),
+                          ("global-batch-size", 1024), ("micro-batch-size", 1), ("tensor", 1), ("pipeline", 1),
+                          ("virtual-stages", 1), ("devices-per-node", 8)):  # fmt: skip
+        parser.add_argument(f"--{name}", type=_count, default=default)
+    for name in ("sharded", "recompute"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--network-gb-per-s", type=_size, default=25.0)
+    parser.add_argument("--link-gb-per-s", type=_size)
+    parser.add_argument("--precision", choices=PRECISIONS)
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    options = parser.parse_args(words)
+    if options.check:
+        return options
+    for one, other in (("model", "parameters"), ("records", "chip")):
+        if (getattr(options, one) is None) == (getattr(options, other) is None):
+            raise UserError(f"project: expected either --{one} or --{other}; python -m harness project --help")
+    for name in ("tokens", "devices"):
+        if getattr(options, name) is None:
+            raise UserError(f"project: --{name} is missing; python -m harness project --help")
+    if options.model is not None and named_model(options.model) is None:
+        raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}")
+    return options
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    keys = ("tokens", "parameters", "model", "layers", "width", "devices", "seq_len", "global_batch_size",
+            "micro_batch_size", "tensor", "pipeline", "virtual_stages", "sharded", "recompute",
+            "devices_per_node")  # fmt: skip
+    values = {key: getattr(options, key) for key in keys}
+    return plan_of(**values, network_bytes_per_second=1e9 * options.network_gb_per_s)
+
+
+def _catalogued(written: str) -> Chip:
+    found = chips_meant(written)
+    if len(found) != 1:
+        which = f"it may be {', '.join(chip.name for chip in found)}" if found else "configs/chips.yaml has none"
+        raise UserError(f"project: --chip: found {written!r}, expected one chip of the catalogue; {which}")
+    return found[0]
+
+
+def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
+    """Return the chip of the records, and its speed."""
+    speeds, watts = [], []
+    for run in runs:
+        record = run.record
+        problem = None
+        if record["status"] != "ok":
+            problem = f"the run ended {record['status']}"
+        elif look_up(record, "device", "emulated"):
+            problem = "its device is emulated and has no speed"
+        elif record["world_size"] != 1:
+            problem = f"it ran on {record['world_size']} devices: give runs on one, collectives are reckoned"
+        elif record["config"]["precision"] != precision:
+            problem = f"it ran in {record['config']['precision']}, expected {precision}"
+        elif record["device"]["name"] != runs[0].record["device"]["name"]:
+            problem = f"it ran on {record['device']['name']}, others on {runs[0].record['device']['name']}"
+        speed = achieved_flops(record)
+        if problem is None and speed is None:
+            problem = "it has no speed"
+        if problem is not None or speed is None:
+            raise RecordError(f"{run.path}: {problem}")
+        speeds.append(speed)
+        watts.append(look_up(record, "telemetry", "mean_power_watts"))
+    first = runs[0].record
+    name = first["device"]["name"] or first["device"]["kind"]
+    source = f"{len(runs)} measured run{'' if len(runs) == 1 else 's'} on {name}"
+    mean_watts = statistics.fmean(watts) if None not in watts else None
+    return find_chip(name) or _unknown(name), Speed(tuple(speeds), source, mean_watts)
+
+
+def _unknown(name: str) -> Chip:
+    nowhere = Source("not in the catalogue", "C")
+    return Chip(name, "", (), (), {}, (), None, None, None, None, {}, None, {"dense_tflops": nowhere})
+
+
+def _size_caution(runs: tuple[Run, ...], plan: Plan) -> str | None:
+    """Say when the runs trained a model of another size: larger ones use a device better, and another way."""
+    sizes = [size for run in runs if (size := look_up(run.record, "model", "parameters"))]
+    if not sizes or 1 / 3 <= sizes[0] / plan.parameters <= 3:
+        return None
+    return (
+        f"the runs trained {sizes[0] / 1e9:.3g} B parameters, the plan is of {plan.parameters / 1e9:.3g} B: a model of "
+        "another size uses the device otherwise; measure one whose layers are as wide"
+    )
+
+
+def _size(text: str) -> float:
+    scale = SUFFIXES.get(text[-1:].upper(), 1.0)
+    try:
+        value = float(text[:-1] if scale > 1 else text) * scale
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0, such as 70B")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+    return value

@@ -1,0 +1,117 @@
+"""The screen that `project` prints. Fits 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from harness.analysis.chips import Chip
+from harness.analysis.projection import Assumptions, Estimate, Plan, Projection, assumptions_text, to_dict
+from harness.analysis.trainings import Check
+from harness.report.console import WIDTH, PlainConsole
+from harness.report.format import printable
+
+# Shares below this are left out of the picture.
+SMALLEST_SHARE = 0.005
+
+
+def print_projection(
+    plan: Plan, chip: Chip, precision: str, found: Projection, assumed: Assumptions, caution: str | None
+) -> None:
+    """Print what the plan comes to, what takes the time, and what was assumed."""
+    console = PlainConsole(WIDTH)
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = [
+        ("training", f"{_scaled(plan.parameters)} parameters, {_scaled(plan.tokens)} tokens, "
+                     f"{plan.steps:,.0f} steps of {plan.global_batch_size} x {plan.seq_len}"),
+        ("devices", f"{plan.devices:,} {chip.name}, {precision}: data {plan.data} x tensor {plan.tensor} x pipeline "
+                    f"{plan.pipeline}{', sharded' if plan.sharded else ''}{', recomputing' if plan.recompute else ''}"),
+        ("speed from", found.source),
+        ("days", _text(found.days)),
+        ("device-hours", _text(found.device_hours)),
+        ("energy, MWh", "unknown" if found.megawatt_hours is None else f"{_text(found.megawatt_hours)}, devices alone"),
+        ("MFU", "unknown" if found.mfu is None else _text(found.mfu, percent=True)),
+        ("step, s", _text(found.step_seconds)),
+        ("memory", f"{plan.state_bytes / 1e9:.3g} GB a device for weights, gradients and moments; activations on top"),
+        ("time goes to", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
+                                   if share >= SMALLEST_SHARE)),
+    ]  # fmt: skip
+    if caution is not None:
+        rows.append(("caution", caution))
+    for name, text in rows:
+        grid.add_row(name, Text(printable(text)))
+    console.print(grid)
+    console.print(Text("\nMedians with 90 % intervals, over these assumptions at once:"))
+    for name, text in assumptions_text(assumed, found.unused):
+        console.print(Text(f"  {name}: {text}"))
+
+
+def print_check(checks: Sequence[Check]) -> None:
+    """Print every published training with what is projected of it, and the misses with their reasons."""
+    console = PlainConsole(WIDTH)
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (("training", "left"), ("devices", "right"), ("days stated", "right"),
+                             ("projected", "right"), ("90 % interval", "right"), ("error", "right"),
+                             ("", "left")):  # fmt: skip
+        table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
+    for check in checks:
+        table.add_row(
+            check.training.name,
+            f"{check.training.plan.devices:,}",
+            f"{check.training.days:.4g}",
+            f"{check.days.middle:.4g}",
+            f"{check.days.low:.4g} to {check.days.high:.4g}",
+            f"{check.error:+.0%}",
+            "within" if check.hit else "MISSED",
+        )
+    console.print(table)
+    hits = sum(check.hit for check in checks)
+    console.print(Text(f"\n{hits} of {len(checks)} within the interval, which is to hold nine of ten."))
+    console.print(Text("From the catalogue and the assumptions alone: no run was measured."))
+    for check in checks:
+        if not check.hit:
+            console.print(Text(f"- {check.training.name}: {check.training.miss or 'no reason is known'}."))
+    filled = [
+        f"{check.training.name} ({', '.join(check.training.assumed)})" for check in checks if check.training.assumed
+    ]
+    console.print(Text(f"Not printed by the source, and filled in: {'; '.join(filled)}."))
+
+
+def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
+    """Return the checks as JSON values."""
+    return [
+        {
+            "name": check.training.name,
+            "source": check.training.source,
+            "stated_days": check.training.days,
+            "of_steps": check.training.of_steps,
+            "error": check.error,
+            "within": check.hit,
+            "miss": None if check.hit else check.training.miss,
+            "assumed": list(check.training.assumed),
+            "projection": to_dict(check.projection),
+        }
+        for check in checks
+    ]
+
+
+def _text(found: Estimate, *, percent: bool = False) -> str:
+    if percent:
+        return f"{found.middle:.1%} ({found.low:.1%} to {found.high:.1%})"
+    return f"{_number(found.middle)} ({_number(found.low)} to {_number(found.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _scaled(value: float) -> str:
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}"

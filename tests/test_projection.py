@@ -1,0 +1,301 @@
+"""Projections: a step's arithmetic by hand, what the interval comes from, refusals, the published trainings."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.__main__ import main
+from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.projection import (
+    Assumptions,
+    Plan,
+    Range,
+    Speed,
+    all_gather_seconds,
+    all_reduce_seconds,
+    project,
+)
+from harness.analysis.trainings import check_all, load_trainings, plan_of
+from harness.errors import ConfigError, UserError
+from tests.comparisons import EMULATED
+from tests.records import A100, CPU, make_record, make_records, merged, write_runs
+
+HOUR = 3600.0
+# Nothing left to chance: every range is a point, and everything that can be is free.
+FIXED = Assumptions(
+    efficiency_of_products=Range(0.5, 0.5, 0.5),
+    product_share_of_peak=Range(1, 1, 1),
+    link_efficiency=Range(1, 1, 1),
+    latency_seconds=Range(0, 0, 0),
+    hiding_compute=Range(0, 0, 0),
+    checkpoint_seconds=Range(1e-12, 1e-12, 1e-12),
+    device_hours_between_interruptions=Range(1e30, 1e30, 1e30),
+    restart_hours=Range(0, 0, 0),
+    power_share=Range(1, 1, 1),
+)
+
+
+@pytest.fixture
+def chip() -> Chip:
+    """An A100 with round numbers: 100 TFLOP/s, 100 GB/s to its neighbours, 400 W."""
+    [a100] = chips_meant("A100-80G")
+    return replace(
+        a100,
+        peak_flops={"bf16": 200e12},
+        measured_flops={},
+        link_bytes_per_second=100e9,
+        memory_bytes_per_second=1e30,
+        power_watts=400.0,
+    )
+
+
+def plan(**changes: Any) -> Plan:
+    """Of 1e9 parameters, 1e10 FLOPs a token, 1e3 steps of 1e6 tokens."""
+    values: dict[str, Any] = {
+        "parameters": 1e9, "tokens": 1e9, "flops_per_token": 1e10, "devices": 1, "seq_len": 1000,
+        "global_batch_size": 1000, "layers": 10, "width": 1000,
+    }  # fmt: skip
+    return Plan(**{**values, **changes})
+
+
+def step(chip: Chip, assumed: Assumptions = FIXED, **changes: Any) -> float:
+    return project(plan(**changes), chip, "bf16", assumed=assumed).step_seconds.middle
+
+
+class TestByHand:
+    def test_one_device(self, chip: Chip) -> None:
+        # 1e10 x 1e6 FLOPs at 1e14: 100 s a step, 1e5 s in all.
+        found = project(plan(), chip, "bf16", assumed=FIXED)
+        assert found.step_seconds.middle == pytest.approx(100)
+        assert found.days.middle == pytest.approx(1e5 / 86_400)
+        assert found.device_hours.middle == pytest.approx(1e5 / HOUR)
+        assert found.mfu is not None
+        assert found.mfu.middle == pytest.approx(0.5)
+        assert found.megawatt_hours is not None
+        assert found.megawatt_hours.middle == pytest.approx(1e5 / HOUR * 400 / 1e6)
+        assert found.shares["compute"] == pytest.approx(1)
+
+    def test_recomputation_costs_a_third(self, chip: Chip) -> None:
+        assert step(chip, recompute=True) == pytest.approx(400 / 3)
+
+    def test_data_parallel_gradients_within_a_node(self, chip: Chip) -> None:
+        # 25 s of compute; 2 x 3/4 x 2e9 bytes at 100 GB/s: 0.03 s.
+        assert step(chip, devices=4) == pytest.approx(25 + 0.03)
+
+    def test_data_parallel_gradients_across_nodes(self, chip: Chip) -> None:
+        # 2 x 9/10 x 2e9 bytes at 10 GB/s: 0.36 s; and all of it hidden if it can be.
+        assert step(chip, devices=10, network_bytes_per_second=10e9) == pytest.approx(10 + 0.36)
+        hidden = replace(FIXED, hiding_compute=Range(0.5, 0.5, 0.5))
+        assert step(chip, hidden, devices=10, network_bytes_per_second=10e9) == pytest.approx(10)
+
+    def test_sharded_weights_are_gathered_once_where_they_fit(self, chip: Chip) -> None:
+        # A gather and a scatter of 3/4 x 2e9 bytes: as much as the all-reduce.
+        assert step(chip, devices=4, sharded=True) == pytest.approx(25 + 0.03)
+        # 4 GB of weights and gradients in 5 GB are too much: two gathers for each of 250 micro-batches.
+        small = replace(chip, memory_bytes=5e9)
+        assert step(small, devices=4, sharded=True) == pytest.approx(25 + 501 * 0.015)
+        assert step(small, devices=4, sharded=True, micro_batch_size=125) == pytest.approx(25 + 5 * 0.015)
+
+    def test_tensor_parallel_activations(self, chip: Chip) -> None:
+        # 1000 micro-batches x 10 layers x 4 all-reduces of 2e6 bytes over two: 2 x 1/2 x 2e6 / 1e11 s each.
+        assert step(chip, devices=2, tensor=2) == pytest.approx(50 + 40_000 * 2e-5)
+        assert step(chip, devices=2, tensor=2, recompute=True) == pytest.approx(200 / 3 + 60_000 * 2e-5)
+
+    def test_pipeline_bubble(self, chip: Chip) -> None:
+        # Two stages, four micro-batches of 250: a quarter on top; halved by two virtual stages.
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50 * 1.25)
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50 * 1.125)
+
+    def test_the_optimizer_goes_through_memory(self, chip: Chip) -> None:
+        assert step(replace(chip, memory_bytes_per_second=3e9)) == pytest.approx(100 + 10)
+
+    def test_interruptions_and_checkpoints(self, chip: Chip) -> None:
+        # One interruption in 100 hours, checkpoints of 0.02 h: every sqrt(2 x 0.02 x 100) = 2 h by Young.
+        assumed = replace(FIXED, checkpoint_seconds=Range(72, 72, 72), restart_hours=Range(1, 1, 1),
+                          device_hours_between_interruptions=Range(100, 100, 100))  # fmt: skip
+        found = project(plan(), chip, "bf16", assumed=assumed)
+        hours = 1e5 / HOUR
+        assert found.uninterrupted_days.middle == pytest.approx(hours / 24)
+        assert found.days.middle == pytest.approx(hours * 1.01 / (1 - 2 / 100) / 24)
+
+    def test_collectives(self) -> None:
+        ones = np.ones(1)
+        # Ring: 2 x 7/8 x 8 bytes at 1 byte/s and 14 hops of a second; the tree has six hops, and sends all twice.
+        assert all_reduce_seconds(8, 8.0, ones, 0 * ones) == pytest.approx(14)
+        assert all_reduce_seconds(8, 8.0, ones, ones) == pytest.approx(22)
+        assert all_reduce_seconds(2, 8.0, ones, ones) == pytest.approx(10)
+        assert all_gather_seconds(8, 8.0, ones, ones) == pytest.approx(7 + 3)
+        assert all_reduce_seconds(1, 8.0, ones, ones) == pytest.approx(0)
+        assert all_gather_seconds(1, 8.0, ones, ones) == pytest.approx(0)
+
+
+class TestInterval:
+    def test_comes_from_the_spread_of_records(self, chip: Chip) -> None:
+        flops = (0.9e14, 1.0e14, 1.1e14)
+        found = project(plan(), chip, "bf16", Speed(flops, "three runs"), FIXED)
+        spread = float(np.std(np.log(flops), ddof=1))
+        assert found.step_seconds.middle == pytest.approx(100 / np.exp(np.mean(np.log(flops))) * 1e14, rel=0.01)
+        assert math.log(found.step_seconds.high / found.step_seconds.low) == pytest.approx(2 * 1.645 * spread, rel=0.05)
+        assert found.source == "three runs"
+
+    def test_is_a_point_if_nothing_is_left_to_chance(self, chip: Chip) -> None:
+        found = project(plan(devices=4), chip, "bf16", assumed=FIXED).days
+        assert found.low == pytest.approx(found.high)
+
+    @pytest.mark.parametrize("name", [name for name in vars(Assumptions()) if name != "power_share"])
+    def test_every_assumption_takes_part(self, name: str, chip: Chip) -> None:
+        base = replace(Assumptions(), **{key: Range(value.likely, value.likely, value.likely)
+                                         for key, value in vars(Assumptions()).items()})  # fmt: skip
+        wide = replace(base, **{name: getattr(Assumptions(), name)})
+        work = plan(devices=2048, tensor=8, global_batch_size=2048, sharded=True, network_bytes_per_second=1e9)
+        chip = replace(chip, memory_bytes=1e9)
+        found = project(work, chip, "bf16", assumed=wide).days
+        assert found.low < found.high * 0.9999
+
+    def test_is_the_same_every_time(self, chip: Chip) -> None:
+        assert project(plan(), chip, "bf16") == project(plan(), chip, "bf16")
+
+    def test_measured_power_takes_the_place_of_the_sheet_s(self, chip: Chip) -> None:
+        speed = Speed((1e14,), "a run", watts=100.0)
+        found = project(plan(), chip, "bf16", speed, FIXED)
+        assert found.megawatt_hours is not None
+        assert found.megawatt_hours.middle == pytest.approx(1e5 / HOUR * 100 / 1e6)
+        assert {"power_share", "efficiency_of_products"} <= found.unused
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"devices": 12, "tensor": 8}, "devices: found 12, expected a multiple of tensor x pipeline = 8"),
+            ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
+            ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
+            ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
+        ],
+    )
+    def test_layouts_that_cannot_be(self, changes: dict[str, Any], said: str) -> None:
+        with pytest.raises(UserError, match=said):
+            plan(**changes)
+
+    def test_what_does_not_fit(self, chip: Chip) -> None:
+        with pytest.raises(UserError, match=r"does not fit: .* take 160 GB a device"):
+            project(plan(parameters=1e10), chip, "bf16")
+        project(plan(parameters=1e10, devices=4, sharded=True), chip, "bf16")
+
+    def test_precisions_and_peaks_that_there_are_not(self, chip: Chip) -> None:
+        [old] = chips_meant("910A")
+        with pytest.raises(UserError, match="has no bf16 arithmetic"):
+            project(plan(), old, "bf16")
+        with pytest.raises(UserError, match=r"no fp16 peak of .* is known; give --records"):
+            project(plan(), chip, "fp16")
+        with pytest.raises(UserError, match="no link bandwidth"):
+            project(plan(devices=8), replace(chip, link_bytes_per_second=None), "bf16")
+
+
+class TestPublishedTrainings:
+    def test_are_within_the_interval_or_the_miss_is_explained(self) -> None:
+        checks = check_all()
+        assert len(checks) >= 10
+        assert sum(check.hit for check in checks) >= len(checks) / 2
+        for check in checks:
+            assert check.hit or check.training.miss, check.training.name
+
+    def test_of_those_whose_layout_is_known_the_error_is_below_a_fifth(self) -> None:
+        errors = {check.training.name: check.error for check in check_all() if check.training.miss is None}
+        assert len(errors) >= 7
+        assert max(abs(error) for error in errors.values()) < 0.2
+
+    @pytest.mark.parametrize("training", load_trainings(), ids=lambda training: training.name)
+    def test_stated_hours_are_possible(self, training: Any) -> None:
+        peak = training.chip.peak_flops["bf16"]
+        mfu = training.plan.flops_per_token * training.plan.tokens / (training.hours * HOUR * peak)
+        assert 0.1 < mfu < 0.65
+
+    def test_a_malformed_file_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "t.yaml").write_text("trainings: {x: {chip: A100}}")
+        with pytest.raises(ConfigError, match=r"t\.yaml: cannot be read as trainings"):
+            load_trainings(tmp_path / "t.yaml")
+
+    def test_a_named_model_has_its_own_size(self) -> None:
+        found = plan_of(tokens=1.0, seq_len=1, model="llama2-7b", devices=1, global_batch_size=1)
+        assert found.parameters == pytest.approx(6_738_415_616, rel=0.001)
+        found = plan_of(tokens=1.0, seq_len=1, model="gpt2-124m", devices=1, global_batch_size=1)
+        assert found.parameters == pytest.approx(124_439_808, rel=0.01)
+
+
+class TestCommand:
+    PLAN = ("--model", "gpt2-124m", "--tokens", "1B", "--devices", "1", "--seq-len", "1024")
+
+    def test_from_the_catalogue_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["project", *self.PLAN, "--chip", "A100-80G"]) == 0
+        printed = capsys.readouterr().out
+        assert "no run was measured" in printed
+        assert "efficiency of products: 0.45 to 0.8" in printed
+
+    def test_from_records(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = write_runs(tmp_path / "a", make_records(5, on=A100, step_seconds=0.25))
+        assert main(["project", *self.PLAN, "--records", str(folder), "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        # 32 x 1024 tokens in 0.25 s: 1e9 take 7,629 s, less the checkpoints on top.
+        assert found["uninterrupted_days"]["median"] == pytest.approx(1e9 / (32 * 1024 / 0.25) / 86_400, rel=0.01)
+        assert found["source"] == "5 measured runs on NVIDIA A100-SXM4-80GB"
+
+    def test_records_of_another_size_are_cautioned_about(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2, on=A100, model={"parameters": 124_439_808}))
+        words = ["project", "--model", "llama2-7b", "--tokens", "1T", "--devices", "64", "--sharded"]
+        assert main([*words, "--records", str(folder)]) == 0
+        assert "the runs trained 0.124 B parameters, the plan is of 6.74 B" in " ".join(capsys.readouterr().out.split())
+
+    @pytest.mark.parametrize(
+        ("on", "changes", "said"),
+        [
+            (EMULATED, {}, "its device is emulated and has no speed"),
+            (A100, {"world_size": 8}, "it ran on 8 devices"),
+            (A100, {"status": "oom", "error": "no memory", "finished_steps": 40}, "the run ended oom"),
+        ],
+    )
+    def test_records_without_a_device_s_own_speed_are_refused(
+        self, on: Any, changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = write_runs(tmp_path / "a", [make_record(on=on, **changes)])
+        assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
+        assert said in capsys.readouterr().err
+
+    def test_records_of_two_chips_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = merged(CPU, {"device": {"name": "another"}})
+        folder = write_runs(tmp_path / "a", [make_record(on=A100), make_record(on=other, process=2)])
+        assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
+        assert "it ran on another, others on NVIDIA A100-SXM4-80GB" in capsys.readouterr().err
+
+    def test_check_prints_every_training(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["project", "--check"]) == 0
+        printed = capsys.readouterr().out
+        assert all(training.name in printed for training in load_trainings())
+        assert main(["project", "--check", "--format", "json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == len(load_trainings())
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--tokens", "1B", "--devices", "1", "--chip", "H200"], "either --model or --parameters"),
+            (["--model", "tiny", "--devices", "1", "--chip", "H200"], "--tokens is missing"),
+            (["--model", "tiny", "--tokens", "1B", "--devices", "1"], "either --records or --chip"),
+            (["--model", "x", "--tokens", "1B", "--devices", "1", "--chip", "H200"], "--model: found 'x'"),
+            (["--model", "tiny", "--tokens", "1B", "--devices", "1", "--chip", "910B"], "it may be Ascend 910B1"),
+            (["--model", "tiny", "--tokens", "7Q", "--devices", "1", "--chip", "H200"], "found '7Q'"),
+            (["--model", "tiny", "--tokens", "7B", "--devices", "1.5", "--chip", "H200"], "found '1.5'"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["project", *words]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert said in line
