@@ -35,6 +35,7 @@ MODULES = {
 # (a new verb's module, say) is at the door: it may import everything below, and nothing below may import it.
 FLOORS = {
     "harness": 0,
+    "harness.arguments": 1,
     "harness.errors": 0,
     "harness.log": 0,
     "harness.health": 1,
@@ -86,7 +87,7 @@ ALLOWED_IMPORTS = {
     ("harness.training.parallel", "harness.backends.eager"),
 }
 
-DEVICE_WORDS = {"cuda", "npu", "nccl", "hccl"}
+DEVICE_WORDS = {"cuda", "npu", "xpu", "hpu", "mps", "nccl", "hccl", "xccl"}
 # Device words outside backends/, as (file, line of the constant that holds it), with the reason.
 ALLOWED_WORDS = {
     # --help shows a user what to type.

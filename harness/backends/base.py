@@ -106,6 +106,24 @@ class TrainStep(Protocol):
         ...
 
 
+class WholeStep:
+    """What a step has to say that is one piece and keeps nothing beside model and optimizer: a TrainStep lacks only
+    `__call__` and `evaluate`.
+    """
+
+    def skipped_steps(self) -> int:
+        return 0
+
+    def watch_parts(self, part: Part | None) -> bool:
+        return False
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to go on from."""
+
+
 class EventTimer(Protocol):
     """Device-side time stamps, read after the window. Extra columns beside the host clock, never the headline."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,6 +12,10 @@ import torch
 from harness.backends.base import ALONE, GradientExchange, Part, StepOutput
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _nothing() -> None:
+    return None
 
 
 def _unwatched(name: str) -> AbstractContextManager[None]:
@@ -34,7 +38,13 @@ class EagerStep:
         gradient_clip_norm: float,
         exchange: GradientExchange = ALONE,
         skip_nonfinite: bool = False,
+        boundary: Callable[[], None] | None = None,
     ) -> None:
+        """
+        Args:
+            boundary: what hands over the operations that a lazy device has recorded: called after each backward pass
+                and after the update.
+        """
         self._model = model
         self._optimizer = optimizer
         self._device = device
@@ -47,6 +57,7 @@ class EagerStep:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
         self._part: Part = _unwatched
+        self._boundary = boundary or _nothing
 
     def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
         self._attempted_steps += 1
@@ -61,11 +72,13 @@ class EagerStep:
                 own = share if self._exchange.devices == 1 else share / self._exchange.devices
                 with self._part("backward"):
                     (own if self._scaler is None else self._scaler.scale(own)).backward()
+                    self._boundary()
             loss += share.detach()
         with self._part("communication"):
             self._exchange.exchanged()
         with self._part("optimizer"):
             norm = self._update()
+            self._boundary()
         return StepOutput(loss, norm)
 
     def _update(self) -> torch.Tensor:

@@ -19,18 +19,18 @@ SUBCLASS = """\
 from harness.backends.cpu import CpuBackend
 
 
-class Xpu(CpuBackend):
+class Zpu(CpuBackend):
     \"\"\"The CPU under another name.\"\"\"
 
     name = "{name}"
 """
-BROKEN = 'raise OSError("libxpu.so.1: cannot open [/opt/xpu/lib]")\n'
+BROKEN = 'raise OSError("libzpu.so.1: cannot open [/opt/zpu/lib]")\n'
 
 
 class PlugIn:
     """A package as pip would have installed it, in a folder that goes on PYTHONPATH."""
 
-    def __init__(self, folder: Path, name: str, source: str, *, init: str = "", kind: str = "Xpu") -> None:
+    def __init__(self, folder: Path, name: str, source: str, *, init: str = "", kind: str = "Zpu") -> None:
         self.name = name
         self.env = {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
         package = folder / f"harness_{name}"
@@ -77,12 +77,12 @@ def examined(harness: Harness, plug_in: PlugIn) -> dict[str, Any]:
 
 class TestAWorkingOne:
     def test_trains_and_does_the_same_work(self, site: Path, harness: Harness, tmp_path: Path) -> None:
-        plug_in = PlugIn(site, "xpu", SUBCLASS)
-        for name in ("xpu", "cpu"):
+        plug_in = PlugIn(site, "zpu", SUBCLASS)
+        for name in ("zpu", "cpu"):
             done = harness(*TINY, f"backend={name}", f"out={name}", env=plug_in.env)
             assert done.returncode == 0, done.stderr
-        own, reference = record(tmp_path / "xpu"), record(tmp_path / "cpu")
-        assert own["backend"]["name"] == own["device"]["kind"] == own["config"]["backend"]["name"] == "xpu"
+        own, reference = record(tmp_path / "zpu"), record(tmp_path / "cpu")
+        assert own["backend"]["name"] == own["device"]["kind"] == own["config"]["backend"]["name"] == "zpu"
         assert reference["backend"]["name"] == "cpu"
         for key in ("workload_id", "digests", "losses"):
             assert own[key] == reference[key], key
@@ -91,44 +91,44 @@ class TestAWorkingOne:
         ]
 
     def test_is_offered_everywhere(self, site: Path, harness: Harness) -> None:
-        plug_in = PlugIn(site, "xpu", SUBCLASS)
+        plug_in = PlugIn(site, "zpu", SUBCLASS)
         listed = harness("--help", env=plug_in.env)
-        assert "backend=cpu | cuda | npu | xpu" in listed.stdout
-        composed = harness("backend=xpu", "--cfg", env=plug_in.env)
+        assert "backend=cpu | cuda | hpu | mps | npu | xpu | zpu" in listed.stdout
+        composed = harness("backend=zpu", "--cfg", env=plug_in.env)
         assert composed.returncode == 0, composed.stderr
-        assert "name: xpu" in composed.stdout
-        assert "cpu, cuda, npu, xpu" in one_line(harness("backend=tpu", env=plug_in.env), 2)
+        assert "name: zpu" in composed.stdout
+        assert "cpu, cuda, hpu, mps, npu, xpu, zpu" in one_line(harness("backend=tpu", env=plug_in.env), 2)
         assert examined(harness, plug_in)["ready"] is True
-        assert "xpu" not in harness("--help").stdout, "it is gone with its package"
+        assert "zpu" not in harness("--help").stdout, "it is gone with its package"
 
     def test_without_a_yaml_file_is_reached_by_its_name(self, site: Path, harness: Harness) -> None:
-        plug_in = PlugIn(site, "xpu", SUBCLASS)
-        (site / "harness_xpu" / "configs" / "backend" / "xpu.yaml").unlink()
-        composed = harness("backend.name=xpu", "--cfg", env=plug_in.env)
+        plug_in = PlugIn(site, "zpu", SUBCLASS)
+        (site / "harness_zpu" / "configs" / "backend" / "zpu.yaml").unlink()
+        composed = harness("backend.name=zpu", "--cfg", env=plug_in.env)
         assert composed.returncode == 0, composed.stderr
-        assert "name: xpu" in composed.stdout
+        assert "name: zpu" in composed.stdout
 
     def test_may_lack_the_packaging_of_its_configs_folder(self, site: Path, harness: Harness) -> None:
         """The __init__.py that makes a folder of YAML a package is easily forgotten."""
-        plug_in = PlugIn(site, "xpu", SUBCLASS)
-        (site / "harness_xpu" / "configs" / "__init__.py").unlink()
-        composed = harness("backend=xpu", "--cfg", env=plug_in.env)
+        plug_in = PlugIn(site, "zpu", SUBCLASS)
+        (site / "harness_zpu" / "configs" / "__init__.py").unlink()
+        composed = harness("backend=zpu", "--cfg", env=plug_in.env)
         assert composed.returncode == 0, composed.stderr
 
     def test_its_own_failures_are_told_in_its_words(self, site: Path, harness: Harness, tmp_path: Path) -> None:
         source = SUBCLASS + (
             "\n"
             "    def synchronize(self):\n"
-            '        raise RuntimeError("XPU fell over")\n'
+            '        raise RuntimeError("ZPU fell over")\n'
             "\n"
             "    def classify(self, error):\n"
             "        from harness.backends.base import Failure\n"
             "\n"
             '        return Failure("device_fault", str(error), "pick it up again")\n'
         )
-        plug_in = PlugIn(site, "xpu", source)
-        line = one_line(harness(*TINY, "backend=xpu", "out=run", env=plug_in.env), 5)
-        assert "XPU fell over; pick it up again" in line
+        plug_in = PlugIn(site, "zpu", source)
+        line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env), 5)
+        assert "ZPU fell over; pick it up again" in line
         assert record(tmp_path / "run")["status"] == "device_fault"
 
     def test_that_is_missing_something_says_so_before_torch_is_loaded(self, site: Path, harness: Harness) -> None:
@@ -138,30 +138,30 @@ class TestAWorkingOne:
             "        import sys\n"
             "        from harness.backends.base import Problem\n"
             "\n"
-            '        return [Problem(f"no XPU, torch loaded: {{\'torch\' in sys.modules}}", "buy one")]\n'
+            '        return [Problem(f"no ZPU, torch loaded: {{\'torch\' in sys.modules}}", "buy one")]\n'
         )
-        plug_in = PlugIn(site, "xpu", source)
-        line = one_line(harness(*TINY, "backend=xpu", "out=run", env=plug_in.env), 3)
-        assert "backend xpu is not available here: no XPU, torch loaded: False. First remedy: buy one" in line
+        plug_in = PlugIn(site, "zpu", source)
+        line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env), 3)
+        assert "backend zpu is not available here: no ZPU, torch loaded: False. First remedy: buy one" in line
 
 
 # Where a plug-in can be broken, as (code of its package, code of its module, name of its class).
 WAYS_TO_BE_BROKEN = {
-    "its module raises": ("", BROKEN, "Xpu"),
-    "its package raises": (BROKEN, SUBCLASS, "Xpu"),
+    "its module raises": ("", BROKEN, "Zpu"),
+    "its package raises": (BROKEN, SUBCLASS, "Zpu"),
     "its class is not there": ("", SUBCLASS, "Ypu"),
-    "its class is no backend": ("", "class Xpu: pass\n", "Xpu"),
+    "its class is no backend": ("", "class Zpu: pass\n", "Zpu"),
     "its class lacks members": (
         "",
-        "from harness.backends.base import Backend\n\n\nclass Xpu(Backend):\n    name = 'xpu'\n",
-        "Xpu",
+        "from harness.backends.base import Backend\n\n\nclass Zpu(Backend):\n    name = 'zpu'\n",
+        "Zpu",
     ),
 }
 REASONS = {
-    "its module raises": "libxpu.so.1: cannot open [/opt/xpu/lib]",
-    "its package raises": "libxpu.so.1: cannot open [/opt/xpu/lib]",
+    "its module raises": "libzpu.so.1: cannot open [/opt/zpu/lib]",
+    "its package raises": "libzpu.so.1: cannot open [/opt/zpu/lib]",
     "its class is not there": "Ypu",
-    "its class is no backend": "Xpu",
+    "its class is no backend": "Zpu",
     "its class lacks members": "synchronize",
 }
 
@@ -171,7 +171,7 @@ class TestABrokenOne:
     @pytest.fixture
     def plug_in(self, way: str, site: Path) -> PlugIn:
         init, source, kind = WAYS_TO_BE_BROKEN[way]
-        return PlugIn(site, "xpu", source, init=init, kind=kind)
+        return PlugIn(site, "zpu", source, init=init, kind=kind)
 
     def test_does_not_break_the_others(self, way: str, plug_in: PlugIn, harness: Harness) -> None:
         for words in (("--help",), ("backend=cpu", "--cfg")):
@@ -188,18 +188,18 @@ class TestABrokenOne:
 
     def test_is_shown_in_doctors_table_as_well(self, way: str, plug_in: PlugIn, harness: Harness) -> None:
         """A reason may hold brackets, which the library that draws the table would take for markup."""
-        done = harness("doctor", "xpu", env=plug_in.env)
+        done = harness("doctor", "zpu", env=plug_in.env)
         assert done.returncode == 3, done.stderr
         assert done.stderr == ""
         text = "".join(line.split("│")[3].strip() for line in done.stdout.splitlines() if line.startswith("│"))
         assert REASONS[way].replace(" ", "") in text.replace(" ", "")
 
-    @pytest.mark.parametrize("word", ["backend=xpu", "backend.name=xpu"])
+    @pytest.mark.parametrize("word", ["backend=zpu", "backend.name=zpu"])
     def test_is_refused_in_one_line_when_named(
         self, way: str, word: str, plug_in: PlugIn, harness: Harness, tmp_path: Path
     ) -> None:
         line = one_line(harness(*TINY, word, "out=run", env=plug_in.env), 3)
-        assert "backend xpu" in line
+        assert "backend zpu" in line
         assert REASONS[way] in line
         assert not (tmp_path / "run").exists()
 
@@ -207,7 +207,7 @@ class TestABrokenOne:
 class TestTheCpuBesideABrokenOne:
     @pytest.fixture
     def plug_in(self, site: Path) -> PlugIn:
-        return PlugIn(site, "xpu", SUBCLASS, init=BROKEN)
+        return PlugIn(site, "zpu", SUBCLASS, init=BROKEN)
 
     def test_trains(self, plug_in: PlugIn, harness: Harness, tmp_path: Path) -> None:
         done = harness(*TINY, "backend=cpu", "out=run", env=plug_in.env)
@@ -219,7 +219,7 @@ class TestTheCpuBesideABrokenOne:
         assert done.returncode == 0, done.stderr
         states = {report["name"]: report["ready"] for report in json.loads(done.stdout)["backends"]}
         assert states["cpu"] is True
-        assert states["xpu"] is False
+        assert states["zpu"] is False
 
 
 class TestOneThatMisbehavesWhenAsked:
@@ -228,7 +228,7 @@ class TestOneThatMisbehavesWhenAsked:
     @pytest.mark.parametrize("member", ["preflight", "versions"])
     def test_in_doctors_own_process(self, member: str, site: Path, harness: Harness) -> None:
         source = SUBCLASS + f'\n    def {member}(self):\n        raise OSError("no such register")\n'
-        report = examined(harness, PlugIn(site, "xpu", source))
+        report = examined(harness, PlugIn(site, "zpu", source))
         assert report["ready"] is False
         assert "no such register" in report["problems"][0]["what"]
 
@@ -244,36 +244,36 @@ class TestOneThatMisbehavesWhenAsked:
     )
     def test_in_a_process_of_its_own(self, body: str, reason: str | None, site: Path, harness: Harness) -> None:
         source = SUBCLASS + f"\n    def load(self):\n        {body}\n"
-        report = examined(harness, PlugIn(site, "xpu", source))
+        report = examined(harness, PlugIn(site, "zpu", source))
         assert report["ready"] is (reason is None)
         if reason is not None:
             [problem] = report["problems"]
             assert reason in problem["what"]
-            assert "harness.doctor xpu" in problem["remedy"]
+            assert "harness.doctor zpu" in problem["remedy"]
 
     def test_a_description_of_the_promised_keys_is_enough(self, site: Path, harness: Harness) -> None:
         """base.py promises kind, name, index and memory_bytes; doctor's table may not ask for more."""
         source = SUBCLASS + (
             "\n"
             "    def describe(self):\n"
-            '        return {{"kind": "xpu", "name": "XPU 1", "index": 0, "memory_bytes": None}}\n'
+            '        return {{"kind": "zpu", "name": "ZPU 1", "index": 0, "memory_bytes": None}}\n'
         )
-        done = harness("doctor", "xpu", env=PlugIn(site, "xpu", source).env)
+        done = harness("doctor", "zpu", env=PlugIn(site, "zpu", source).env)
         assert done.returncode == 0, done.stderr
-        assert "XPU 1" in done.stdout
+        assert "ZPU 1" in done.stdout
 
 
 def test_a_name_that_two_packages_claim_is_refused(site: Path, harness: Harness, tmp_path: Path) -> None:
     """Whichever came last would run under the other's name, and the record would not show it."""
-    PlugIn(site, "xpu", SUBCLASS)
+    PlugIn(site, "zpu", SUBCLASS)
     other = tmp_path / "other"
     other.mkdir()
     plug_in = PlugIn(other, "ypu", SUBCLASS)
     (other / "harness_ypu-0.1.dist-info" / "entry_points.txt").write_text(
-        "[harness.backends]\nxpu = harness_ypu.device:Xpu\n"
+        "[harness.backends]\nzpu = harness_ypu.device:Zpu\n"
     )
     plug_in.env["PYTHONPATH"] = f"{site}{os.pathsep}{plug_in.env['PYTHONPATH']}"
-    line = one_line(harness(*TINY, "backend=xpu", "out=run", env=plug_in.env), 3)
-    assert "harness_xpu.device" in line
+    line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env), 3)
+    assert "harness_zpu.device" in line
     assert "harness_ypu.device" in line
     assert harness("backend=cpu", "--cfg", env=plug_in.env).returncode == 0

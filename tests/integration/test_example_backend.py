@@ -1,0 +1,87 @@
+"""An accelerator added out of tree in under 60 lines: it passes the contract, and computes what the CPU does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomllib
+
+from tests.conftest import PROJECT, TINY, Harness
+
+EXAMPLE = PROJECT / "tests" / "example_backend"
+CODE = EXAMPLE / "harness_graphchip" / "backend.py"
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """The package as pip installs it: its own folder on the path, and what its pyproject.toml declares."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    info = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    [(group, points)] = project["entry-points"].items()
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+    old = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(info.parent), str(EXAMPLE), old]))}
+
+
+def test_has_under_60_lines() -> None:
+    code = [line for line in CODE.read_text().splitlines() if line.strip()]
+    settings = [path for path in EXAMPLE.rglob("*.yaml") if path.read_text().strip()]
+    assert len(code) + sum(len(path.read_text().splitlines()) for path in settings) < 60
+
+
+def test_passes_the_contract(installed: dict[str, str]) -> None:
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", "tests/test_backend_contract.py",
+             "-k", "graphchip"]  # fmt: skip
+    done = subprocess.run(
+        words, cwd=PROJECT, env={**os.environ, **installed}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    counted = re.search(r"(\d+) passed, (\d+) skipped", done.stdout)
+    assert counted is not None
+    # What is skipped is fp16, which this chip refuses.
+    assert (int(counted[1]) >= 25, int(counted[2]) <= 5) == (True, True)
+
+
+def test_trains_and_computes_what_the_cpu_does(installed: dict[str, str], harness: Harness, tmp_path: Path) -> None:
+    for name in ("cpu", "graphchip"):
+        done = harness(*TINY, f"backend={name}", "workload.micro_batch_size=1", f"out={name}", env=installed)
+        assert done.returncode == 0, done.stderr
+    done = harness("compare", "cpu", "graphchip", env=installed)
+    assert done.returncode == 0, done.stderr
+    assert "graphchip computes the same as cpu; graphchip is emulated, so no speed is stated." in " ".join(
+        done.stdout.split()
+    )
+
+
+def test_a_precision_that_it_lacks_is_refused(installed: dict[str, str], harness: Harness) -> None:
+    done = harness(*TINY, "backend=graphchip", "precision=fp16", env=installed)
+    assert done.returncode == 3
+    assert "this chip has no loss scaling" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_compiles_once_for_each_shape() -> None:
+    script = (
+        "import torch\n"
+        "from harness_graphchip.backend import GraphStep\n"
+        "class Loss(torch.nn.Linear):\n"
+        "    def forward(self, batch): return super().forward(batch.float()).square().mean()\n"
+        "model = Loss(3, 1)\n"
+        "step = GraphStep(model, torch.optim.SGD(model.parameters(), lr=0.1), False, 1.0)\n"
+        "batches = [torch.ones(2, 3), torch.ones(2, 3)]\n"
+        "losses = [float(step(batches, 0.1).loss) for _ in range(5)]\n"
+        "step.evaluate(torch.ones(2, 3)); step.evaluate(torch.ones(4, 3)); step.evaluate(torch.ones(4, 3))\n"
+        "assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0], losses\n"
+        "assert len(step.graphs) == 3, step.graphs.keys()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLE)}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
