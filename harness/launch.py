@@ -30,6 +30,9 @@ HELP = """\
 usage: python -m harness [key=value ...]          train and time one run
        python -m harness -m key=value1,value2     a run for each combination, one after another
        python -m harness compare REF OTHER ...    what the records of two or more runs allow to be said
+       python -m harness claim [NAME]             what was claimed of chips, and what would test it
+       python -m harness audit FILE               is a published table of training speeds possible?
+       python -m harness project ...              a training that does not fit here: days, device-hours, energy
        python -m harness doctor [BACKEND] [--json]   what can run here, and what is missing
        python -m harness peak backend=...         what this device can do at most, measured
        python -m harness health                   does what runs here still get further? (for health checks)

@@ -253,6 +253,49 @@ class TestPossible:
         assert used["mfu_of_measured_peak"] == pytest.approx(used["mfu_of_catalogued_peak"] * 312 / 250)
 
 
+class TestMfuAboveOne:
+    """Two that were published: 104 % on an H100 (nanoGPT#464) and 563 % on an unknown chip (Primus#772)."""
+
+    def running(self, flops: float, on: dict[str, Any]) -> dict[str, Any]:
+        """Return a record whose device does so many model FLOP/s."""
+        record = make_record(on=on, step_seconds=1.0, noise=0, process_noise=0)
+        used = utilization(record)
+        assert used is not None
+        return make_record(on=on, step_seconds=used["achieved_flops"] / flops, noise=0, process_noise=0)
+
+    def test_104_percent_of_an_a100_is_33_percent_of_the_h100_that_it_ran_on(self) -> None:
+        name = "NVIDIA H100 80GB HBM3"
+        h100 = merged(A100, {"device": {"name": name}, "backend": {"peak_lookup_key": name}})
+        used = utilization(self.running(1.04 * 312e12, h100))
+        assert used is not None
+        assert used["catalogued_peak_flops"] == 989e12
+        assert used["mfu_of_catalogued_peak"] == pytest.approx(0.328, rel=0.01)
+
+    def test_563_percent_on_an_unknown_chip_is_no_percentage(self) -> None:
+        unknown = merged(A100, {"device": {"name": "A Chip 9000"}, "backend": {"peak_lookup_key": "A Chip 9000"}})
+        used = utilization(self.running(5.63 * 312e12, unknown))
+        assert used is not None
+        assert used["catalogued_peak_flops"] is used["mfu_of_catalogued_peak"] is None
+
+    @pytest.mark.parametrize("excess", [1.04, 5.63])
+    def test_a_speed_above_the_peak_has_none_and_is_implausible(self, excess: float) -> None:
+        record = self.running(excess * 312e12, A100)
+        used = utilization(record)
+        assert used is not None
+        assert used["achieved_flops"] == pytest.approx(excess * 312e12, rel=0.01)
+        assert used["mfu_of_catalogued_peak"] is None
+        assert judge(make_side("other", [record]), reference(on=ASCEND)).word == verdict.IMPLAUSIBLE
+
+    @pytest.mark.parametrize("excess", [1.04, 5.63])
+    def test_nor_of_a_measured_peak(self, excess: float) -> None:
+        record = make_record(on=A100, step_seconds=0.25)
+        used = utilization(record)
+        assert used is not None
+        used = utilization({**record, "measured_peak": {"flops": {"bf16": used["achieved_flops"] / excess}}})
+        assert used is not None
+        assert used["mfu_of_measured_peak"] is None
+
+
 class TestSound:
     def cautions(self, **arguments: Any) -> set[str]:
         return {caution.name for caution in judge(side(**arguments)).cautions if caution.side == "other"}

@@ -14,7 +14,8 @@ def utilization(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record's part on utilization, or None for a run that measured no speed or ran on an emulation.
 
     Keys: `flops_per_token`, `achieved_flops` a second and device, `catalogued_peak_flops`, `measured_peak_flops`, and
-    the achieved as a share of each, `mfu_of_catalogued_peak` and `mfu_of_measured_peak`. None where no peak is known.
+    the achieved as a share of each, `mfu_of_catalogued_peak` and `mfu_of_measured_peak`. A share is None where no peak
+    is known, and where it would be above one: then the peak is not the device's, or the speed is none.
     """
     achieved = achieved_flops(record)
     if achieved is None or look_up(record, "device", "emulated"):
@@ -26,9 +27,13 @@ def utilization(record: Mapping[str, Any]) -> dict[str, Any] | None:
         "achieved_flops": achieved,
         "catalogued_peak_flops": catalogued,
         "measured_peak_flops": measured,
-        "mfu_of_catalogued_peak": None if catalogued is None else achieved / catalogued,
-        "mfu_of_measured_peak": None if measured is None else achieved / measured,
+        "mfu_of_catalogued_peak": _share(achieved, catalogued),
+        "mfu_of_measured_peak": _share(achieved, measured),
     }
+
+
+def _share(achieved: float, peak: float | None) -> float | None:
+    return None if peak is None or achieved > peak else achieved / peak
 
 
 def achieved_flops(record: Mapping[str, Any]) -> float | None:

@@ -222,6 +222,8 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
     for share, peak in (("mfu_of_catalogued_peak", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
             said += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
+        elif (known := used[f"{peak}_peak_flops"]) is not None:
+            said += f"; above the {peak} {precision} peak of {known / 1e12:,.3f}: no MFU, peak or speed is wrong"
     return [("arithmetic", said)]
 
 
