@@ -52,8 +52,11 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
     if claim is not None:
         about = rows_about(claim, table)
         verdict = judge_by_rows(claim, table)
-        named = f" (of {', '.join(row.row.name for row in about)})" if about else ""
-        lines.append(f"Claim {claim.name}, by these rows{named}: {verdict.word}. {verdict.sentence}")
+        sound_about = sum(row.sound for row in about)
+        lines.append(
+            f"Claim {claim.name}, by the {sound_about} sound of {len(about)} rows about it: {verdict.word}. "
+            f"{verdict.sentence}"
+        )
     return lines
 
 

@@ -97,3 +97,18 @@ def test_fused_adamw_applies_steps_that_the_loss_scaler_skips(emulated: Emulated
     name = "gpt2-fp16-fused"
     found = emulated.program("curves", "3", name)["curves"][name]
     assert math.isnan(found["losses"][-1])
+
+
+def test_the_rehearsed_comparison_does_not_test_a_claim(emulated: Emulated) -> None:
+    """experiment=iflytek/smoke on CPU and emulated NPU: the same computation, and no word on whose time it took."""
+    short = ("experiment=iflytek/smoke", "workload.steps=12", "workload.eval_every=0", "repeats=1")
+    for name in ("cpu", "npu"):
+        done = emulated.harness(*short, f"backend={name}", f"out={name}")
+        assert done.returncode == 0, done.stderr
+    compared = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal")
+    assert compared.returncode == 0, compared.stderr
+    said = " ".join(compared.stdout.split())
+    assert "npu computes the same as cpu" in said
+    assert "Claim rehearsal: not tested. Emulated device: npu computes, but has no speed." in said
+    expecting = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal", "--expect", "supported")
+    assert expecting.returncode == 1

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The whole way from runs to a verdict on a claim, on a CPU of two cores, in about four minutes: one thread against two
+# refutes "almost the same time", one against itself supports it, an emulated Ascend NPU does not test it. Ends with 1 if
+# a word is another one. Leave the machine alone meanwhile.
+set -euo pipefail
+. "$(dirname "$0")/_env.sh"
+make_environment ""
+out=${1:-$(mktemp -d)}
+one='experiment=iflytek/smoke backend.threads=1'
+two='experiment=iflytek/smoke backend.threads=2'
+
+word() { # word FOLDER: what verdict.json says of the claim
+  python - "$1/verdict.json" <<'PYTHON'
+import json, sys
+[pair] = json.load(open(sys.argv[1]))["pairs"]
+print(pair["claim"]["word"])
+PYTHON
+}
+
+expect() { # expect WORD FOLDER WHAT
+  local found
+  found=$(word "$2")
+  printf '%-13s %s\n' "$found" "$3"
+  if [ "$found" != "$1" ]; then
+    echo "rehearse_claim: found $found, expected $1; $2/report.html says why" >&2
+    failed=1
+  fi
+}
+
+failed=0
+python -m harness compare --run "$one" --run "$two" --claim rehearsal --out "$out/two" > /dev/null
+expect refuted "$out/two" "one thread against two"
+python -m harness compare --run "$one" --run "$one" --claim rehearsal --out "$out/itself" > /dev/null
+expect supported "$out/itself" "one thread against itself"
+if python -c "from importlib.metadata import version; version('torch-npu')" 2> /dev/null; then
+  "$project/scripts/emulated_npu.sh" python -m harness experiment=iflytek/smoke backend=npu repeats=1 \
+    out="$out/npu" > /dev/null
+  python -m harness compare "$out/two/reference" "$out/npu" --claim rehearsal --out "$out/emulated" > /dev/null
+  expect "not tested" "$out/emulated" "one thread against an emulated NPU"
+else
+  echo "not checked   an emulated NPU: torch-npu is not installed"
+fi
+exit "$failed"
