@@ -24,6 +24,7 @@ from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
 from harness.training.run import run
 from tests.conftest import PROJECT, TINY, Harness
+from tests.fake_events import FakeEvent
 
 SCHEMA = PROJECT / "harness" / "schemas" / "record.schema.json"
 
@@ -347,22 +348,6 @@ class TestOpening:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert backend().describe()["mig"] is True
         assert backend().peak_lookup_key() is None
-
-
-class FakeEvent:
-    """Events a quarter of a second apart; elapsed_time is in milliseconds."""
-
-    made = 0
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        FakeEvent.made += 1
-        self.recorded_at = 250.0 * FakeEvent.made
-
-    def elapsed_time(self, later: FakeEvent) -> float:
-        return later.recorded_at - self.recorded_at
 
 
 class OnTheCpu(CudaBackend):

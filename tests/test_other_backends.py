@@ -28,24 +28,9 @@ from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
 from harness.training.run import run
 from tests.conftest import PROJECT, TINY
+from tests.fake_events import FakeEvent
 
 XPU_BUILD = {"version": "2.13.0+xpu", "xpu": "20250301"}
-
-
-class FakeEvent:
-    """Events a quarter of a second apart; elapsed_time is in milliseconds."""
-
-    made = 0
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        FakeEvent.made += 1
-        self.recorded_at = 250.0 * FakeEvent.made
-
-    def elapsed_time(self, later: FakeEvent) -> float:
-        return later.recorded_at - self.recorded_at
 
 
 def settings(name: str, **changes: Any) -> BackendConfig:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from tests.conftest import PROJECT, TINY, Harness
 
@@ -20,13 +19,16 @@ CODE = EXAMPLE / "harness_graphchip" / "backend.py"
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
     """The package as pip installs it: its own folder on the path, and what its pyproject.toml declares."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    declared = (EXAMPLE / "pyproject.toml").read_text()
+    name, version = (re.search(rf'^{key} = "(.+)"$', declared, re.MULTILINE) for key in ("name", "version"))
+    points = re.search(r'\[project\.entry-points\."(.+)"\]\n(\w+) = "(.+)"', declared)
+    assert name is not None
+    assert version is not None
+    assert points is not None
+    info = tmp_path / "site" / f"{name[1].replace('-', '_')}-{version[1]}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    [(group, points)] = project["entry-points"].items()
-    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name[1]}\nVersion: {version[1]}\n")
+    (info / "entry_points.txt").write_text(f"[{points[1]}]\n{points[2]} = {points[3]}\n")
     old = os.environ.get("PYTHONPATH", "")
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(info.parent), str(EXAMPLE), old]))}
 
