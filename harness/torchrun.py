@@ -79,7 +79,9 @@ def _parsed(words: list[str], parse: Callable[[list[str]], argparse.Namespace]) 
 def code_of(codes: Mapping[int, int]) -> int:
     """Return the exit code of a run from those of the processes that did not end well, by rank.
 
-    The lowest rank that ended by itself knows why; one that a signal killed says nothing.
+    The lowest rank that ended by itself knows why. One that a signal killed says nothing, and one that was told to stop
+    says no more than that: the launcher tells all others as soon as one has failed.
     """
     own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
-    return own[0] if own else 128 - codes[min(codes)]
+    reasons = [code for code in own if code not in (ExitCode.SIGINT, ExitCode.SIGTERM)]
+    return (reasons or own or [128 - codes[min(codes)]])[0]

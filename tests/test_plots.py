@@ -289,7 +289,7 @@ class TestColours:
     @pytest.mark.parametrize("colour", COLOURS)
     def test_stand_out_from_both_papers(self, colour: str, paper: str) -> None:
         assert contrast(colour, paper) >= 3
-        assert paper in (PROJECT / "harness" / "report" / "page.html.j2").read_text()
+        assert paper in (PROJECT / "harness" / "report" / "style.css").read_text()
 
     @pytest.mark.parametrize("vision", VISION)
     def test_stay_apart_for_every_vision(self, vision: str) -> None:

@@ -15,6 +15,9 @@ from harness.torchrun import code_of, main
         ({1: 2}, 2),
         # Rank 1 was killed; rank 0 says that it was lost.
         ({0: 5, 1: -9}, 5),
+        # Rank 1 refused its settings; rank 0 had not come so far when it was told to stop.
+        ({0: 143, 1: 2}, 2),
+        ({0: 143, 1: 143}, 143),
         # Nobody is left to say anything.
         ({0: -9, 1: -9}, 137),
         ({1: -11}, 139),

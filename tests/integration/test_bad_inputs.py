@@ -167,7 +167,9 @@ def test_bad_input_is_answered_with_one_line(
     words: str, code: int, named: list[str], data: Path, forked_harness: Harness, tmp_path: Path
 ) -> None:
     typed = [word.format(data=data) for word in words.split(" ")]
-    is_verb = typed[0] in ("trian", "compare", "project", "doctor") or typed[0].startswith("--")
+    is_verb = typed[0] in ("trian", "prject", "compare", "project", "audit", "claim", "doctor") or typed[0].startswith(
+        "--"
+    )
     done = forked_harness(*typed) if is_verb else forked_harness(*TINY, *typed)
     assert done.returncode == code, done.stderr
     if code == 0:
