@@ -271,6 +271,8 @@ class TestFiles:
             ("t.csv", "id,subject\n1\n", "line 2 has not as many cells as the head line's 2"),
             ("t.csv", "id,subject\n1,H100,3\n", "line 2 has not as many cells as the head line's 2"),
             ("t.csv", 'id,seq_len\n1,"2,048"\n', "row 1: seq_len: found '2,048', expected a number above 0"),
+            ("t.csv", "id,note,note\n1,a,b\n", "the column 'note' is there twice"),
+            ("t.csv", "id,subject_accuracy\n1,150%\n", "subject_accuracy: found '150%', expected a fraction"),
             ("t.csv", "id,seq_len\n1,-4\n", "row 1: seq_len: found '-4'"),
             ("t.csv", "id,seq_len\n1,nan\n", "row 1: seq_len: found 'nan'"),
             ("t.csv", 'id,note\n1,"open\n', "cannot be read as CSV"),

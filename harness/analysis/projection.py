@@ -297,8 +297,8 @@ def _refuse(plan: Plan, chip: Chip, precision: str) -> None:
         raise UserError(f"precision: {chip.name} has no {precision} arithmetic; choose another")
     if chip.memory_bytes is not None and plan.state_bytes > chip.memory_bytes:
         raise UserError(
-            f"does not fit: weights, gradients and moments take {plan.state_bytes / 1e9:,.0f} GB a device, {chip.name} "
-            f"has {chip.memory_bytes / 1e9:,.0f}; use --sharded, or more --tensor or --pipeline"
+            f"does not fit: weights, gradients and moments take {plan.state_bytes / 1e9:.3g} GB a device, {chip.name} "
+            f"has {chip.memory_bytes / 1e9:.3g}; use --sharded, or more --tensor or --pipeline"
         )
     if plan.devices > 1 and min(plan.devices, plan.devices_per_node) > 1 and chip.link_bytes_per_second is None:
         raise UserError(

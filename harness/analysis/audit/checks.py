@@ -265,7 +265,7 @@ def _outcome(row: Row) -> Iterator[Finding]:
         )
     accuracies = [row.of(side, "accuracy") for side in SIDES]
     if accuracies[0] is not None and accuracies[1] is not None:
-        one, two = (value if value <= 1 else value / 100 for value in accuracies if value is not None)
+        one, two = (value for value in accuracies if value is not None)
         chance = _chance(one, two, row.number("evaluation_samples"))
         if abs(one - two) > chance:
             yield Finding(

@@ -185,10 +185,12 @@ def read_rows(file: Path) -> list[Row]:
 def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
     reader = csv.DictReader(text.splitlines(), strict=True)
     try:
+        heads = [head.strip() for head in reader.fieldnames or ()]
+        if twice := next((head for head in heads if heads.count(head) > 1), None):
+            raise UserError(f"{file}: the column {twice!r} is there twice; which one counts?")
         for entry in reader:
             if None in entry or None in entry.values():
-                heads = len(reader.fieldnames or ())
-                raise UserError(f"{file}: line {reader.line_num} has not as many cells as the head line's {heads}")
+                raise UserError(f"{file}: line {reader.line_num} has not as many cells as the head line's {len(heads)}")
             yield {(key or "").strip(): value.strip() or None for key, value in entry.items()}
     except csv.Error as error:
         raise UserError(f"{file}: line {reader.line_num} cannot be read as CSV: {error}") from error
@@ -234,6 +236,10 @@ def _number(where: str, column: str, value: Any) -> float:
             number = float(text)
     except ValueError:
         number = math.nan
+    if column.endswith("accuracy") and not text.endswith("%") and number > 1:
+        number /= 100
+    if column.endswith("accuracy") and number > 1:
+        raise UserError(f"{where}: {column}: found {value!r}, expected a fraction of at most 1, or at most 100 %")
     if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
         raise UserError(f"{where}: {column}: found {value!r}, expected a number above 0, without thousands separators")
     return number
