@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from harness.errors import UserError
@@ -17,3 +18,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self._verb}: {message}; python -m harness {self._verb} --help")
+
+
+def path_of(written: str) -> Path:
+    """Return a path in which ~ stands for a home.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    try:
+        return Path(written).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{written}: no home is known for that user; write the path out") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS, read_rows
 from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
-from harness.arguments import Parser
+from harness.arguments import Parser, path_of
 from harness.errors import ExitCode, RunFailed
 from harness.record import write_atomically
 
@@ -49,9 +49,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, default="table")
     options: argparse.Namespace = parser.parse_args(words)
     claim = None if options.claim is None else find_claim(options.claim)
-    table = audit(read_rows(Path(options.file).expanduser()))
+    table = audit(read_rows(path_of(options.file)))
     if options.out is not None:
-        _write(table, claim, Path(options.out).expanduser())
+        _write(table, claim, path_of(options.out))
     if options.format == "json":
         print(json.dumps(to_dict(table, claim), indent=1))
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import yaml
 from rich.table import Table
@@ -15,7 +14,7 @@ from harness.analysis.audit.rows import read_rows
 from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
 from harness.analysis.chips import catalogue
 from harness.analysis.claims import ANY, Claim, chips_of, find_claim, load_claims
-from harness.arguments import Parser
+from harness.arguments import Parser, path_of
 from harness.errors import ExitCode
 from harness.paths import config_directory
 from harness.report.audit_table import grade
@@ -24,6 +23,7 @@ from harness.report.format import printable
 
 FORMATS = ("table", "json")
 DEVICES_OF_A_NODE = 8
+MANY_HOSTS = "/cluster"
 HELP = """\
 usage: python -m harness claim [NAME] [--evidence FILE] [--format FORMAT]
 
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--evidence", default=str(config_directory() / "published.yaml"))
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
-    evidence = audit(read_rows(Path(options.evidence).expanduser()))
+    evidence = audit(read_rows(path_of(options.evidence)))
     claims = list(load_claims().values()) if options.name is None else [find_claim(options.name)]
     if options.format == "json":
         print(json.dumps([_to_dict(claim, evidence) for claim in claims], indent=1))
@@ -65,18 +65,27 @@ def how_to_test(claim: Claim) -> dict[str, list[str]]:
 
 
 def _commands(claim: Claim, experiment: str) -> Iterator[str]:
+    folder = f"runs/{claim.name}/{experiment.rsplit('/', 1)[-1]}"
     for side, written in (("reference", claim.reference), ("subject", claim.subject)):
         backend = _backend(written)
         if backend is None:
             yield f'{written}: no backend of this harness drives it yet; README.md, "Add an accelerator", says how'
             continue
-        settings = f"experiment={experiment} backend={backend}"
+        settings = " ".join([f"experiment={experiment} backend={backend}", *changes(claim)])
+        launcher = f"python -m harness torchrun --nproc-per-node={DEVICES_OF_A_NODE}"
+        if experiment.endswith(MANY_HOSTS):
+            # On every host alike, HEAD being one of them.
+            launcher += " --nnodes=$NODES --rdzv-backend=c10d --rdzv-endpoint=$HEAD:29500 --rdzv-id=$n"
         if _needs_launcher(experiment):
-            run = f"python -m harness torchrun --nproc-per-node={DEVICES_OF_A_NODE} {settings} out=runs/{side}/$n"
-            yield f"for n in 1 2 3 4 5; do {run}; done"
+            yield f"for n in 1 2 3 4 5; do {launcher} {settings} out={folder}/{side}/$n; done"
         else:
-            yield f"python -m harness {settings} out=runs/{side}"
-    yield f"python -m harness compare runs/reference runs/subject --claim {claim.name} --out runs/{claim.name}"
+            yield f"python -m harness {settings} out={folder}/{side}"
+    yield f"python -m harness compare {folder}/reference {folder}/subject --claim {claim.name} --out {folder}/verdict"
+
+
+def changes(claim: Claim) -> list[str]:
+    """Return the settings by which an experiment becomes one of the claim's size and precision."""
+    return [*claim.settings, *([f"precision={claim.precision}"] if claim.precision is not None else [])]
 
 
 def _backend(written: str) -> str | None:

@@ -7,7 +7,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.sides import Side, load_sides
@@ -19,7 +18,7 @@ from harness.analysis.verdict import (
     exit_code,
     to_dict,
 )
-from harness.arguments import Parser
+from harness.arguments import Parser, path_of
 from harness.errors import ExitCode, UserError
 
 FORMATS = ("table", "json", "mllog")
@@ -57,7 +56,7 @@ def main(words: list[str]) -> int:
         print(HELP)
         return ExitCode.OK
     options = _parse(words)
-    out = Path(options.out).expanduser() if options.out is not None else None
+    out = path_of(options.out) if options.out is not None else None
     claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:
         # Here, because running needs torch and Hydra, and judging does not.
@@ -69,7 +68,7 @@ def main(words: list[str]) -> int:
         labels = options.label or options.run
         commands = [f"python -m harness compare {shlex.join(words)}"]
     else:
-        paths = [Path(word).expanduser() for word in options.sides]
+        paths = [path_of(word) for word in options.sides]
         labels = options.label or None
         commands = []
     sides = load_sides(paths, labels)

@@ -6,18 +6,19 @@ import argparse
 import json
 import statistics
 from dataclasses import replace
-from pathlib import Path
 
 from harness.analysis.chips import PRECISIONS, Chip, Source, chips_meant, find_chip
 from harness.analysis.named_models import model_names, named_model
 from harness.analysis.projection import Assumptions, Plan, Speed, project, to_dict
 from harness.analysis.sides import Run, load_runs, look_up
 from harness.analysis.trainings import check_all, plan_of
-from harness.analysis.utilization import achieved_flops
-from harness.arguments import Parser
+from harness.analysis.utilization import achieved_flops, catalogued_peak
+from harness.arguments import Parser, path_of
 from harness.errors import ExitCode, RecordError, UserError
 
 FORMATS = ("table", "json")
+LARGEST_NUMBER = 1e18
+MOST_DIGITS = 12
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 HELP = """\
 usage: python -m harness project (--model NAME | --parameters N) --tokens D --devices M (--records PATH | --chip NAME)
@@ -66,7 +67,7 @@ def main(words: list[str]) -> int:
         else:
             print_check(checks)
         return ExitCode.OK
-    runs = load_runs(Path(options.records).expanduser()) if options.records is not None else ()
+    runs = load_runs(path_of(options.records)) if options.records is not None else ()
     precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
     chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
@@ -107,6 +108,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     for name in ("tokens", "devices"):
         if getattr(options, name) is None:
             raise UserError(f"project: --{name} is missing; python -m harness project --help")
+    if options.model is not None and (options.layers is not None or options.width is not None):
+        raise UserError("project: --layers, --width: belong to --parameters; a model of configs/model has its own")
     if options.model is not None and named_model(options.model) is None:
         raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}")
     return options
@@ -144,9 +147,11 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
             problem = f"it ran in {record['config']['precision']}, expected {precision}"
         elif record["device"]["name"] != runs[0].record["device"]["name"]:
             problem = f"it ran on {record['device']['name']}, others on {runs[0].record['device']['name']}"
-        speed = achieved_flops(record)
-        if problem is None and speed is None:
+        speed, peak = achieved_flops(record), catalogued_peak(record)
+        if problem is None and (speed is None or not 0 < speed < float("inf")):
             problem = "it has no speed"
+        if problem is None and speed is not None and peak is not None and speed > peak:
+            problem = f"{speed / 1e12:,.0f} TFLOP/s are above the chip's peak of {peak / 1e12:,.0f}: one is wrong"
         if problem is not None or speed is None:
             raise RecordError(f"{run.path}: {problem}")
         speeds.append(speed)
@@ -165,6 +170,8 @@ def _unknown(name: str) -> Chip:
 
 def _size_caution(runs: tuple[Run, ...], plan: Plan) -> str | None:
     """Say when the runs trained a model of another size: larger ones use a device better, and another way."""
+    if len(runs) == 1:
+        return "one run was measured: the interval has no spread between runs in it; repeat it"
     sizes = [size for run in runs if (size := look_up(run.record, "model", "parameters"))]
     if not sizes or 1 / 3 <= sizes[0] / plan.parameters <= 3:
         return None
@@ -180,13 +187,15 @@ def _size(text: str) -> float:
         value = float(text[:-1] if scale > 1 else text) * scale
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0, such as 70B")
+    if not 0 < value <= LARGEST_NUMBER:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected a number above 0 and up to {LARGEST_NUMBER:g}, such as 70B"
+        )
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() else 0
+    value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"found {text[:20]!r}, expected a whole number from 1 on")
     return value

@@ -147,6 +147,22 @@ class TestChecks:
         assert (finding.sure, finding.check) == (IMPOSSIBLE, "precision")
         assert found({"subject": "Ascend 910A", "precision": "fp16"}) == []
 
+    def test_precisions_may_be_written_as_tables_do(self, tmp_path: Path) -> None:
+        for written, name in (("BF16", "bf16"), ("bfloat16", "bf16"), ("FP16", "fp16"), ("half", "fp16")):
+            (tmp_path / "t.yaml").write_text(f"- {{precision: {written}, subject_mfu: 10%}}")
+            assert read_rows(tmp_path / "t.yaml")[0].text("precision") == name
+
+    def test_a_peak_that_is_unknown_is_said_to_be(self) -> None:
+        assert (UNPROVEN, "peak") in found({"subject": "CS-2"})
+        assert (UNPROVEN, "peak") not in found({})
+
+    def test_without_a_precision_fp8_is_possible(self) -> None:
+        # 1,200 TFLOP/s on an H100: above its bf16 peak, below its fp8 one, above any product that was measured.
+        h100 = {"subject": "H100 SXM", "precision": None, "subject_tokens_per_second": 8 * 1.2e15 / 42e9,
+                "reference_tokens_per_second": None, "reference_final_loss": None}  # fmt: skip
+        assert (SUSPICIOUS, "peak") in found(h100)
+        assert (IMPOSSIBLE, "peak") not in found(h100)
+
     def test_figures_that_contradict_each_other(self) -> None:
         finding = only({"subject_samples_per_second": 12.0})
         assert (finding.sure, finding.check) == (INCONSISTENT, "speed")
@@ -249,8 +265,22 @@ class TestSummary:
             assert (found.word, found.reason[:17]) == (NOT_TESTED, "no published row ")
 
     def test_rows_that_cannot_be_trusted_say_nothing(self) -> None:
+        impossible = {"subject_tokens_per_second": 70_000.0}
+        found = judge_by_rows(find_claim("iflytek-ascend910-a100"), rows(impossible, impossible))
+        assert (found.word, found.reason) == (NOT_TESTED, "none of the 2 other rows about it can be trusted")
+
+    def test_a_claim_is_no_evidence_of_itself(self) -> None:
         found = judge_by_rows(find_claim("telechat-12b-mindspore"), audit(read_rows(PUBLISHED)))
-        assert (found.word, found.reason) == (NOT_TESTED, "none of the 1 rows about it can be trusted")
+        assert found.word == NOT_TESTED
+        assert found.reason.startswith("the only row about it is the claim itself")
+        found = judge_by_rows(find_claim("telechat-7b-mindspore"), audit(read_rows(PUBLISHED)))
+        assert found.word == CANNOT_TELL
+        assert found.reason.startswith("1 sound rows beside the claim's own")
+
+    def test_two_rows_that_happen_to_agree_have_no_interval(self) -> None:
+        mean = rows({}, {"subject_final_loss": 2.32}).mean
+        assert mean is not None
+        assert (mean.count, mean.low) == (2, None)
 
 
 class TestFiles:
@@ -282,7 +312,16 @@ class TestFiles:
             ("t.yaml", "- {devices: true}", "devices: found True"),
             ("t.yaml", "- {ratio: 2}", "ratio: found no ratio_of"),
             ("t.yaml", "- {ratio: 2, ratio_of: power}", "ratio_of: found 'power'"),
-            ("t.yaml", "[{id: a}, {id: a}]", "two rows have the id 'a'"),
+            ("t.yaml", "[{id: a, subject_mfu: 1%}, {id: a, subject_mfu: 1%}]", "two rows have the id 'a'"),
+            ("t.yaml", "- {id: a}", "row 1: nothing was measured"),
+            ("t.yaml", "- {id: {a: 1}, subject_mfu: 1%}", "id: found a list or a mapping"),
+            ("t.yaml", "- {note: 1, note: 2}", "'note' is there twice"),
+            ("t.yaml", "- {note: 2023-13-45}", "cannot be read as YAML"),
+            ("t.yaml", "- {parameters: !!int abc}", "cannot be read as YAML"),
+            ("t.yaml", "[" * 5000, "cannot be read as YAML"),
+            ("t.yaml", "- {precision: int8, subject_mfu: 1%}", "precision: found 'int8', expected one of: fp32"),
+            ("t.yaml", "- {subject_mfu: 38.5}", "expected a fraction, or a percentage such as 38.5%"),
+            ("t.yaml", "- {subject_step_seconds: 1e-308}", "of a possible size"),
             ("t.yaml", "- !!python/object/apply:os.system [id]", "cannot be read as YAML"),
         ],
     )

@@ -22,9 +22,11 @@ from harness.analysis.claims import (
     load_claims,
     within,
 )
+from harness.analysis.flops import matrix_weights
+from harness.analysis.named_models import named_model
 from harness.analysis.sides import Side
 from harness.analysis.verdict import compare, exit_code
-from harness.claim import how_to_test
+from harness.claim import changes, how_to_test
 from harness.composition import load
 from harness.errors import ConfigError
 from tests.comparisons import EMULATED
@@ -162,11 +164,22 @@ class TestFiles:
 
     def test_an_experiment_over_many_devices_is_launched(self) -> None:
         commands = how_to_test(find_claim(IFLYTEK))
-        assert (
-            commands["iflytek/card"][0] == "python -m harness experiment=iflytek/card backend=cuda out=runs/reference"
+        assert commands["iflytek/card"][0] == (
+            f"python -m harness experiment=iflytek/card backend=cuda out=runs/{IFLYTEK}/card/reference"
         )
+        assert "--nnodes=$NODES" in commands["iflytek/cluster"][1]
         assert "backend=npu" in commands["iflytek/card"][1]
         assert "torchrun --nproc-per-node=8 experiment=iflytek/node backend=npu" in commands["iflytek/node"][1]
+
+    @pytest.mark.parametrize("claim", load_claims().values(), ids=lambda claim: claim.name)
+    def test_its_own_experiments_meet_its_conditions(self, claim: Claim) -> None:
+        for experiment in claim.experiment:
+            config = load([f"experiment={experiment}", *changes(claim)])
+            assert claim.precision in (None, config.precision)
+            shape = named_model(config.model.name)
+            assert shape is not None
+            assert matrix_weights(shape) >= (claim.minimum_parameters or 0)
+            assert config.parallel.name == "fsdp" or (claim.minimum_devices or 1) == 1
 
     def test_a_chip_without_a_backend_is_said(self) -> None:
         assert "no backend" in how_to_test(find_claim("cerebras-a100-level"))["iflytek/card"][1]

@@ -189,6 +189,10 @@ class TestRefusals:
             project(plan(parameters=1e10), chip, "bf16")
         project(plan(parameters=1e10, devices=4, sharded=True), chip, "bf16")
 
+    def test_more_devices_than_can_be_kept_running(self, chip: Chip) -> None:
+        with pytest.raises(UserError, match="interrupted faster than a training gets on"):
+            project(plan(devices=1_048_576, global_batch_size=1_048_576), chip, "bf16")
+
     def test_precisions_and_peaks_that_there_are_not(self, chip: Chip) -> None:
         [old] = chips_meant("910A")
         with pytest.raises(UserError, match="has no bf16 arithmetic"):
@@ -260,6 +264,7 @@ class TestCommand:
         [
             (EMULATED, {}, "its device is emulated and has no speed"),
             (A100, {"world_size": 8}, "it ran on 8 devices"),
+            (A100, {"step_seconds": 0.01}, "above the chip's peak of 312: one is wrong"),
             (A100, {"status": "oom", "error": "no memory", "finished_steps": 40}, "the run ended oom"),
         ],
     )

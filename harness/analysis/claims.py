@@ -25,7 +25,7 @@ TIME, SPEED = "time", "speed"
 ANY = "any"
 REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "allowance",
             "workload", "experiment")  # fmt: skip
-OPTIONAL = ("precision", "minimum_parameters", "minimum_parameters_reason", "minimum_devices", "note")
+OPTIONAL = ("settings", "precision", "minimum_parameters", "minimum_parameters_reason", "minimum_devices", "note")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Claim:
     workload: str
     experiment: tuple[str, ...]
     """Which experiments would test it."""
+    settings: tuple[str, ...] = ()
+    """What the experiments are changed by, to be of the claim's size."""
     precision: str | None = None
     minimum_parameters: float | None = None
     minimum_parameters_reason: str | None = None
@@ -162,9 +164,9 @@ def _subject(claim: Claim, pair: Pair) -> Side | None:
 
 
 def _is_of(side: Side, written: str) -> bool:
-    return written == ANY or (
-        (chip := find_chip(look_up(side.first, "device", "name"))) is not None and (chip in chips_meant(written))
-    )
+    # By the name under which its peak is looked up: a slice of a chip has none.
+    chip = find_chip(look_up(side.first, "backend", "peak_lookup_key"))
+    return written == ANY or (chip is not None and chip in chips_meant(written))
 
 
 def _device(side: Side) -> str:
@@ -218,5 +220,10 @@ def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
         raise ValueError("low, high: both are null, so that nothing could refute it")
     if stated is not None and not (low or 0) <= stated <= (high or float("inf")):
         raise ValueError(f"stated: {stated} is not between low and high")
-    values = {**entry, "date": str(entry["date"]), "experiment": tuple(entry["experiment"])}
+    values = {
+        **entry,
+        "date": str(entry["date"]),
+        "experiment": tuple(entry["experiment"]),
+        "settings": tuple(entry.get("settings", ())),
+    }
     return Claim(name=name, **values)

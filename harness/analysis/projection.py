@@ -34,6 +34,7 @@ from harness.analysis.chips import Chip
 from harness.errors import UserError
 
 DRAWS = 20_000
+MOST_TIME_LOST = 0.95
 SEED = 1
 INTERVAL = (5.0, 50.0, 95.0)
 # Weights, gradients and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020).
@@ -240,7 +241,12 @@ def project(
     saving = hours * checkpoint / between
     each = assumed.restart_hours.draw(random) + between / 2
     # Time lost is trained again, and can be lost again.
-    lost_share = np.minimum(per_hour * each, 0.95)
+    lost_share = np.minimum(per_hour * each, MOST_TIME_LOST)
+    if np.median(lost_share) >= MOST_TIME_LOST:
+        raise UserError(
+            f"devices: {plan.devices:,} are interrupted faster than a training gets on, by the assumed "
+            f"{assumed.device_hours_between_interruptions.likely:,.0f} device-hours between two interruptions"
+        )
     whole = (hours + saving) / (1 - lost_share)
     times = {**{name: part * plan.steps / 3600 for name, part in parts.items()}, "checkpoints": saving,
              "interruptions": whole - hours - saving}  # fmt: skip

@@ -40,7 +40,13 @@ def _row(row: AuditedRow) -> dict[str, Any]:
         "ratio": "" if row.ratio is None else f"{row.ratio:.3f}",
         "subject": _tera(printed.flops_per_device("subject")),
         "reference": _tera(printed.flops_per_device("reference")),
-        "findings": [(finding, TONES[finding.sure]) for finding in row.findings],
+        "findings": [
+            (
+                {"sure": finding.sure, "what": printable(finding.what), "why": printable(finding.why)},
+                TONES[finding.sure],
+            )
+            for finding in row.findings
+        ],
         "source": printable(printed.text("source") or ""),
     }
 

@@ -68,7 +68,7 @@ def peak(row: Row, side: str) -> tuple[float | None, str]:
     precision = row.text("precision")
     if precision is not None:
         return largest_peak(chips, precision), precision
-    peaks = [(value, name) for name in PRECISIONS if name != "fp8" and (value := largest_peak(chips, name)) is not None]
+    peaks = [(value, name) for name in PRECISIONS if (value := largest_peak(chips, name)) is not None]
     best = max(peaks, default=None)
     return (None, "any precision") if best is None else (best[0], f"{best[1]}, as no precision is printed")
 
@@ -150,7 +150,8 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
     assert default is not None
     divisor = default.peak_flops["bf16"]
     assert divisor is not None
-    real, (own, _) = stated * divisor, peak(row, side)
+    precision = row.text("precision") or "bf16"
+    real, own = stated * divisor, largest_peak(chips_meant(row.text(side) or ""), precision)
     said = "no chip does more than its peak"
     if own is None:
         chip = row.text(side)
@@ -167,6 +168,15 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
 def _implied_flops(row: Row) -> Iterator[Finding]:
     for side in SIDES:
         flops, (most, what) = row.flops_per_device(side), peak(row, side)
+        chips = chips_meant(row.text(side) or "")
+        lacking = [chip for chip in chips if row.text("precision") in chip.lacks]
+        if flops is not None and most is None and len(lacking) < len(chips):
+            yield Finding(
+                UNPROVEN,
+                "peak",
+                f"{side}: {_tera(flops)} a device",
+                f"the {what} peak of {row.text(side)} is unknown: whether that is possible was not checked",
+            )
         if flops is None or most is None:
             continue
         slack = 1.0 if named_model(row.text("model")) else PARAMETER_SLACK
@@ -224,7 +234,14 @@ def _weaker_baseline(row: Row, table: Sequence[Row]) -> Iterator[Finding]:
         return
     rivals = []
     for other in table:
-        same = other is not row and _model(other) == _model(row) and other.number("devices") == row.number("devices")
+        precisions = {each.text("precision") for each in (row, other)} - {None}
+        same = (
+            other is not row
+            and _model(other) == _model(row)
+            and other.number("devices") == row.number("devices")
+            and len(precisions) < 2
+            and not _beyond_peak(other)
+        )
         for side in SIDES:
             flops = other.flops_per_device(side)
             if same and flops is not None and _same_chip(other.text(side), row.text("reference")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from harness.analysis.chips import PRECISIONS
 from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
 from harness.analysis.named_models import named_model
 from harness.errors import UserError
@@ -59,6 +61,12 @@ COLUMNS = {
     **{f"{side}_{name}": text for side in SIDES for name, text in MEASURED.items()},
 }
 PERCENT = ("mfu", "accuracy")
+# Names of precisions that tables print, and ours.
+PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+# Nothing that is printed of a training lies beyond.
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-12, 1e18
+# A share of the peak beyond this was meant in percent.
+LARGEST_BARE_MFU = 10.0
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,18 @@ def read_rows(file: Path) -> list[Row]:
     return rows
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which PyYAML would take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
         if twice := next((head for head in heads if heads.count(head) > 1), None):
@@ -198,8 +216,9 @@ def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
 
 def _yaml(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)
+    # What is no date or number after all, and nesting without end, come as errors of Python's own.
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     rows = content.get("rows") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -217,12 +236,27 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
             raise UserError(f"{where}: {column}: no such column{hint}")
         if value is None or value == "":
             continue
+        if isinstance(value, (dict, list)):
+            raise UserError(f"{where}: {column}: found a list or a mapping, expected one value")
         values[column] = str(value) if column in TEXTS else _number(where, column, value)
     if values.get("ratio_of") not in (None, "time", "speed"):
         raise UserError(f"{where}: ratio_of: found {values['ratio_of']!r}, expected time or speed")
     if "ratio" in values and "ratio_of" not in values:
         raise UserError(f"{where}: ratio: found no ratio_of, expected time or speed beside it")
-    return Row(values.get("id", f"row {number}"), values)
+    if "precision" in values:
+        values["precision"] = _precision(where, values["precision"])
+    row = Row(values.get("id", f"row {number}"), values)
+    if not any(row.has(side) for side in SIDES):
+        raise UserError(f"{where}: nothing was measured; expected a column such as subject_tokens_per_second")
+    return row
+
+
+def _precision(where: str, written: str) -> str:
+    folded = written.casefold()
+    found = PRECISION_NAMES.get(folded, folded)
+    if found not in PRECISIONS:
+        raise UserError(f"{where}: precision: found {written!r}, expected one of: {', '.join(PRECISIONS)}")
+    return found
 
 
 def _number(where: str, column: str, value: Any) -> float:
@@ -236,12 +270,17 @@ def _number(where: str, column: str, value: Any) -> float:
             number = float(text)
     except ValueError:
         number = math.nan
+    if isinstance(value, bool) or not SMALLEST_NUMBER <= number <= LARGEST_NUMBER:
+        raise UserError(
+            f"{where}: {column}: found {value!r}, expected a number above 0 and of a possible size, without thousands "
+            "separators"
+        )
+    if column.endswith("mfu") and not text.endswith("%") and number > LARGEST_BARE_MFU:
+        raise UserError(f"{where}: {column}: found {value!r}, expected a fraction, or a percentage such as 38.5%")
     if column.endswith("accuracy") and not text.endswith("%") and number > 1:
         number /= 100
     if column.endswith("accuracy") and number > 1:
         raise UserError(f"{where}: {column}: found {value!r}, expected a fraction of at most 1, or at most 100 %")
-    if isinstance(value, bool) or not math.isfinite(number) or number <= 0:
-        raise UserError(f"{where}: {column}: found {value!r}, expected a number above 0, without thousands separators")
     return number
 
 

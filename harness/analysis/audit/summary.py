@@ -13,9 +13,11 @@ from scipy import stats
 from harness.analysis.audit.checks import UNPROVEN, Finding, audit_row
 from harness.analysis.audit.rows import Row
 from harness.analysis.chips import chips_meant
-from harness.analysis.claims import CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
+from harness.analysis.claims import ANY, CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
 
 AUDIT_SCHEMA_VERSION = 1
+# Two rows that happen to agree have next to no spread, and say next to nothing of other trainings.
+FEWEST_ROWS_FOR_AN_INTERVAL = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Mean:
     count: int
     estimate: float
     low: float | None
-    """Of the 95 % interval by Student's t on logarithms; None for one row."""
+    """Of the 95 % interval by Student's t on logarithms; None for fewer rows than FEWEST_ROWS_FOR_AN_INTERVAL."""
     high: float | None
     smallest: float
     largest: float
@@ -76,7 +78,7 @@ def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
         return None
     logarithms = [math.log(ratio) for ratio in ratios]
     middle, low, high = statistics.fmean(logarithms), None, None
-    if len(logarithms) > 1:
+    if len(logarithms) >= FEWEST_ROWS_FOR_AN_INTERVAL:
         half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
         low, high = math.exp(middle - half), math.exp(middle + half)
     return Mean(len(ratios), math.exp(middle), low, high, min(ratios), max(ratios))
@@ -85,6 +87,11 @@ def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
 def rows_about(claim: Claim, table: Audit) -> list[AuditedRow]:
     """Return the rows that have a ratio of just the claim's chips, and that its conditions do not rule out."""
     return [row for row in table.rows if row.ratio is not None and _is_about(row.row, claim)]
+
+
+def _other_than_its_own(rows: Sequence[AuditedRow], claim: Claim) -> list[AuditedRow]:
+    """Return the rows that are not the claim itself: what is claimed is no evidence of it."""
+    return [row for row in rows if row.row.name != claim.name]
 
 
 def _is_about(row: Row, claim: Claim) -> bool:
@@ -103,16 +110,29 @@ def _is_about(row: Row, claim: Claim) -> bool:
 def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
     """Return what the sound rows about the claim's chips say of it."""
     about = rows_about(claim, table)
-    mean = mean_of(about)
+    others = _other_than_its_own(about, claim)
+    mean = mean_of(others)
     if mean is None:
-        if not about:
-            return ClaimVerdict(NOT_TESTED, f"no published row compares {claim.subject} with {claim.reference}")
-        return ClaimVerdict(NOT_TESTED, f"none of the {len(about)} rows about it can be trusted")
+        return ClaimVerdict(NOT_TESTED, _why_no_evidence(claim, about, others))
     if mean.low is None or mean.high is None:
-        return ClaimVerdict(CANNOT_TELL, "one row tells nothing of the difference between trainings")
+        return ClaimVerdict(
+            CANNOT_TELL,
+            f"{mean.count} sound rows beside the claim's own, expected {FEWEST_ROWS_FOR_AN_INTERVAL} or more to tell "
+            "how trainings differ",
+        )
     if claim.quantity == TIME:
         return within(claim, mean.estimate, mean.low, mean.high)
     return within(claim, 1 / mean.estimate, 1 / mean.high, 1 / mean.low)
+
+
+def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence[AuditedRow]) -> str:
+    if claim.subject == ANY:
+        return "a rehearsal, not a published claim"
+    if not about:
+        return f"no published row compares {claim.subject} with {claim.reference}"
+    if not others:
+        return "the only row about it is the claim itself, which is no evidence of it"
+    return f"none of the {len(others)} other rows about it can be trusted"
 
 
 def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
