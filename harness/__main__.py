@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (Interrupted, KeyboardInterrupt) as interrupted:
         code = int(getattr(interrupted, "exit_code", ExitCode.SIGINT))
-        log.info("interrupted", exit_code=code)
+        if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
+            # Of the processes of a host, one speaks.
+            log.info("interrupted", exit_code=code)
         return code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "harness":

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +27,8 @@ from harness.errors import BackendUnavailable, EndedWithAll, ExitCode, Interrupt
 from harness.record import claim_folder, refuse_existing_run
 from harness.world import RankError, World, from_environment
 
+# How long the processes of a host that say nothing wait for the one that speaks for them.
+SECONDS_FOR_THE_FIRST_TO_SPEAK = 5.0
 HELP = """\
 usage: python -m harness [key=value ...]          train and time one run
        python -m harness -m key=value1,value2     a run for each combination, one after another
@@ -144,6 +147,9 @@ def said_once() -> Iterator[None]:
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
             raise
+        # The launcher stops all others as soon as one has gone: the one that says it is to come first.
+        with suppress(Interrupted, KeyboardInterrupt):
+            time.sleep(SECONDS_FOR_THE_FIRST_TO_SPEAK)
         raise EndedWithAll(str(error), error.exit_code) from error
 
 
