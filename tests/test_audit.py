@@ -215,6 +215,9 @@ class TestChecks:
             {"devices": 16.0},
             {"reference": "H100"},
             {"reference_tokens_per_second": 25_000.0},
+            # Another precision is other work, and a row that cannot be is no baseline.
+            {"precision": "fp16"},
+            {"reference_tokens_per_second": 90_000.0},
         ):
             assert found({}, {**better, **other}) == [], other
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from harness import launch
-from harness.errors import ConfigError, EndedWithAll, Interrupted
+from harness import __main__ as door
+from harness import launch, side_by_side
+from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
 
 
 def refused() -> None:
@@ -37,3 +41,35 @@ def test_the_others_wait_for_it_and_say_nothing(told_to_stop: bool, monkeypatch:
         refused()
     assert ended.value.exit_code == 2
     assert waited == [launch.SECONDS_FOR_THE_FIRST_TO_SPEAK]
+
+
+@pytest.mark.parametrize(("own", "lines"), [("", 1), ("0", 1), ("1", 0)])
+def test_of_the_interrupted_one_says_so(
+    own: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(words: list[str]) -> int:
+        raise Interrupted(15)
+
+    monkeypatch.setenv("LOCAL_RANK", own)
+    monkeypatch.setitem(door.VERBS, "health", interrupted)
+    assert door.main(["health"]) == 143
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def run_process(command: list[str], output: Any) -> int:
+        started.append(command)
+        return 5
+
+    monkeypatch.setattr(side_by_side, "run_process", run_process)
+    settings = "experiment=iflytek/smoke backend.threads=1"
+    with pytest.raises(RunFailed):
+        side_by_side.run_side_by_side([settings, settings], 5, tmp_path / "out")
+    [command] = started
+    assert "repeats=1" in command
+    with pytest.raises(ConfigError, match="sets repeats, which compare decides"):
+        side_by_side.run_side_by_side([settings, f"{settings} repeats=2"], 5, tmp_path / "other")
