@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from harness.analysis.chips import PRECISIONS, Chip, Source, chips_meant, find_chip
 from harness.analysis.named_models import model_names, named_model
-from harness.analysis.projection import Assumptions, Plan, Speed, project, to_dict
+from harness.analysis.plan import Assumptions, Plan
+from harness.analysis.projection import Speed, project, to_dict
 from harness.analysis.sides import Run, load_runs, look_up
 from harness.analysis.trainings import check_all, plan_of
 from harness.analysis.utilization import achieved_flops, catalogued_peak

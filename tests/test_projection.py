@@ -13,10 +13,8 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.plan import Assumptions, Plan, Range
 from harness.analysis.projection import (
-    Assumptions,
-    Plan,
-    Range,
     Speed,
     all_gather_seconds,
     all_reduce_seconds,

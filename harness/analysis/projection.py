@@ -31,146 +31,17 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.chips import Chip
+from harness.analysis.plan import DRAWS, GRADIENT_BYTES, WEIGHT_BYTES, Assumptions, Draws, Plan
 from harness.errors import UserError
 
-DRAWS = 20_000
 MOST_TIME_LOST = 0.95
 SEED = 1
 INTERVAL = (5.0, 50.0, 95.0)
-# Weights, gradients and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020).
-STATE_BYTES_PER_PARAMETER = 16
-# Of a device's memory, what whole weights and gradients may take and leave room for activations.
-MEMORY_FOR_WHOLE_WEIGHTS = 0.6
 # The optimizer reads gradient, master weight and two moments, and writes the last three and the working copy.
 OPTIMIZER_BYTES_PER_PARAMETER = 30
-ACTIVATION_BYTES = GRADIENT_BYTES = WEIGHT_BYTES = 2
+ACTIVATION_BYTES = 2
 SECONDS_PER_DAY = 86_400
 FULL_RECOMPUTATION = 4 / 3
-
-Draws = np.ndarray
-
-
-@dataclass(frozen=True)
-class Range:
-    """What is assumed of a quantity: never below `low`, never above `high`, most likely `likely`."""
-
-    low: float
-    likely: float
-    high: float
-
-    def draw(self, random: np.random.Generator) -> Draws:
-        """Return DRAWS values of the triangular distribution."""
-        if self.low == self.high:
-            return np.full(DRAWS, self.low)
-        return random.triangular(self.low, self.likely, self.high, DRAWS)
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What neither the plan nor records tell.
-
-    The defaults were set by somebody who knew the published trainings of configs/trainings.yaml; interruptions are
-    those of two of them, and `efficiency_of_products` was raised once, from 0.45 to 0.75, after a first comparison.
-    """
-
-    efficiency_of_products: Range = Range(0.45, 0.65, 0.80)
-    """Model FLOP/s of a device by itself over its best matrix product: attention, norms and the rest are slower."""
-    product_share_of_peak: Range = Range(0.65, 0.80, 0.90)
-    """Best matrix product over the sheet's peak, where nobody measured it."""
-    link_efficiency: Range = Range(0.6, 0.75, 0.9)
-    """Bandwidth of large collectives over the sheet's."""
-    latency_seconds: Range = Range(5e-6, 10e-6, 30e-6)
-    """Of one hop of a collective."""
-    hiding_compute: Range = Range(0.3, 0.7, 0.95)
-    """Share of the compute behind which data-parallel collectives can hide."""
-    checkpoint_seconds: Range = Range(10, 60, 300)
-    device_hours_between_interruptions: Range = Range(20_000, 45_000, 100_000)
-    """OPT-175B: 54 in 56 days of 992 devices; Llama 3 405B: 466 in 54 days of 16 384."""
-    restart_hours: Range = Range(0.05, 0.1, 0.5)
-    """Llama 3 405B: more than 90 % of the time was of use, so that an interruption cost 0.28 h with the work lost."""
-    power_share: Range = Range(0.7, 0.85, 1.0)
-    """Mean power of a device in training over the sheet's."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A training: what, with how many devices, laid out how."""
-
-    parameters: float
-    tokens: float
-    flops_per_token: float
-    """Model FLOPs, forward and backward."""
-    devices: int
-    seq_len: int
-    global_batch_size: int
-    """Sequences a step."""
-    layers: int | None = None
-    width: int | None = None
-    micro_batch_size: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    virtual_stages: int = 1
-    sharded: bool = False
-    recompute: bool = False
-    devices_per_node: int = 8
-    network_bytes_per_second: float = 25e9
-    """Of one device to other nodes, one direction."""
-
-    def __post_init__(self) -> None:
-        """Refuse layouts that cannot be.
-
-        Raises:
-            UserError: naming the option.
-        """
-        split = self.tensor * self.pipeline
-        if self.devices % split:
-            raise UserError(
-                f"devices: found {self.devices}, expected a multiple of tensor x pipeline = {split}, or no whole copy "
-                "of the model is left over"
-            )
-        share = self.data * self.micro_batch_size
-        if self.global_batch_size % share:
-            raise UserError(
-                f"global-batch-size: found {self.global_batch_size}, expected a multiple of {share} (data-parallel "
-                f"copies x micro-batch size = {self.data} x {self.micro_batch_size})"
-            )
-        if split > 1 and (self.layers is None or self.width is None):
-            raise UserError(
-                "tensor, pipeline: need the model's layers and width; give --model, or --layers and --width"
-            )
-        if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
-            raise UserError(
-                f"pipeline: found {self.pipeline} stages of {self.virtual_stages}, expected no more than the model's "
-                f"{self.layers} layers"
-            )
-
-    @property
-    def data(self) -> int:
-        """Copies of the model that train on different sequences."""
-        return self.devices // (self.tensor * self.pipeline)
-
-    @property
-    def micro_batches(self) -> int:
-        return self.global_batch_size // (self.data * self.micro_batch_size)
-
-    @property
-    def parameters_per_copy(self) -> float:
-        """Of a model-parallel part: what one device's collectives are about."""
-        return self.parameters / (self.tensor * self.pipeline)
-
-    @property
-    def state_bytes(self) -> float:
-        """Weights, gradients and moments on a device; activations come on top."""
-        return STATE_BYTES_PER_PARAMETER * self.parameters_per_copy / (self.data if self.sharded else 1)
-
-    def keeps_weights_gathered(self, chip: Chip) -> bool:
-        """Return whether whole weights and gradients fit beside a device's share of the rest."""
-        whole = (WEIGHT_BYTES + GRADIENT_BYTES) * self.parameters_per_copy
-        return chip.memory_bytes is None or whole + self.state_bytes <= MEMORY_FOR_WHOLE_WEIGHTS * chip.memory_bytes
-
-    @property
-    def steps(self) -> float:
-        return self.tokens / (self.global_batch_size * self.seq_len)
 
 
 @dataclass(frozen=True)
@@ -235,19 +106,7 @@ def project(
     parts = _step_parts(plan, chip, rate, assumed, random)
     step = np.sum(list(parts.values()), axis=0)
     hours = step * plan.steps / 3600
-    checkpoint = assumed.checkpoint_seconds.draw(random) / 3600
-    per_hour = plan.devices / assumed.device_hours_between_interruptions.draw(random)
-    between = np.sqrt(2 * checkpoint / per_hour)
-    saving = hours * checkpoint / between
-    each = assumed.restart_hours.draw(random) + between / 2
-    # Time lost is trained again, and can be lost again.
-    lost_share = np.minimum(per_hour * each, MOST_TIME_LOST)
-    if np.median(lost_share) >= MOST_TIME_LOST:
-        raise UserError(
-            f"devices: {plan.devices:,} are interrupted faster than a training gets on, by the assumed "
-            f"{assumed.device_hours_between_interruptions.likely:,.0f} device-hours between two interruptions"
-        )
-    whole = (hours + saving) / (1 - lost_share)
+    whole, saving = _with_interruptions(plan, hours, assumed, random)
     times = {**{name: part * plan.steps / 3600 for name, part in parts.items()}, "checkpoints": saving,
              "interruptions": whole - hours - saving}  # fmt: skip
     peak = chip.peak_flops.get(precision)
@@ -268,6 +127,25 @@ def project(
         source=source,
         unused=_unused(chip, precision, speed),
     )
+
+
+def _with_interruptions(
+    plan: Plan, hours: Draws, assumed: Assumptions, random: np.random.Generator
+) -> tuple[Draws, Draws]:
+    """Return the hours of the whole training, and those of its checkpoints."""
+    checkpoint = assumed.checkpoint_seconds.draw(random) / 3600
+    per_hour = plan.devices / assumed.device_hours_between_interruptions.draw(random)
+    between = np.sqrt(2 * checkpoint / per_hour)
+    saving = hours * checkpoint / between
+    each = assumed.restart_hours.draw(random) + between / 2
+    # Time lost is trained again, and can be lost again.
+    lost_share = np.minimum(per_hour * each, MOST_TIME_LOST)
+    if np.median(lost_share) >= MOST_TIME_LOST:
+        raise UserError(
+            f"devices: {plan.devices:,} are interrupted faster than a training gets on, by the assumed "
+            f"{assumed.device_hours_between_interruptions.likely:,.0f} device-hours between two interruptions"
+        )
+    return (hours + saving) / (1 - lost_share), saving
 
 
 def _unused(chip: Chip, precision: str, speed: Speed | None) -> frozenset[str]:

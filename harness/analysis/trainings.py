@@ -12,7 +12,8 @@ import yaml
 from harness.analysis.chips import Chip, chips_meant
 from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
 from harness.analysis.named_models import named_model
-from harness.analysis.projection import Assumptions, Estimate, Plan, Projection, project
+from harness.analysis.plan import Assumptions, Plan
+from harness.analysis.projection import Estimate, Projection, project
 from harness.errors import ConfigError, UserError
 from harness.paths import config_directory
 

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.chips import Chip
-from harness.analysis.projection import Assumptions, Estimate, Plan, Projection, assumptions_text, to_dict
+from harness.analysis.plan import Assumptions, Plan
+from harness.analysis.projection import Estimate, Projection, assumptions_text, to_dict
 from harness.analysis.trainings import Check
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import printable
