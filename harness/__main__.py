@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A broken device plug-in must not break the import of torch for another backend; each backend imports its own.
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # A letter that the terminal's encoding lacks is shown as an escape, as on standard error; it ends no command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         log.set_up(words)
         words = _with_metrics_file(words)

@@ -19,7 +19,7 @@ from harness.errors import ExitCode
 from harness.paths import config_directory
 from harness.report.audit_table import grade
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import printable
+from harness.text import printable
 
 FORMATS = ("table", "json")
 DEVICES_OF_A_NODE = 8

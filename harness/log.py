@@ -17,6 +17,8 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
+from harness.text import printable
+
 LEVELS = ("info", "warning", "error")
 FORMS = ("human", "json")
 _LOGGER = logging.getLogger("harness")
@@ -111,7 +113,8 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
 class _HumanLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         before = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return before + record.getMessage()
+        # Names of files and keys are quoted from files of strangers, whose control characters a terminal would obey.
+        return before + "\n".join(printable(line) for line in record.getMessage().split("\n"))
 
 
 class _JsonLines(logging.Formatter):

@@ -24,6 +24,9 @@ RECORD_FILE = "record.json"
 STEPS_FILE = "steps.jsonl"
 CONFIG_FILE = "config.yaml"
 AUTOTUNE_FILE = "autotune.json"
+# Of whole numbers in a record: a seed has 64 bits. Of others: losses that blow up come from 32 bits.
+MOST_DIGITS = 20
+LARGEST_NUMBER = 1e100
 STATUSES = (
     "ok",
     "diverged",
@@ -223,7 +226,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path / RECORD_FILE if path.is_dir() else path
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = strict_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         unfinished = path.is_dir() and (path / STEPS_FILE).exists()
         why = "the run is under way or was cut off" if unfinished else "there is no run"
@@ -232,6 +235,8 @@ def read_record(path: Path) -> dict[str, Any]:
         raise RecordError(f"{file}: cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise RecordError(f"{file}: not whole JSON (line {error.lineno}); copy it again") from error
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{file}: {error}; it was not written by this harness, or was edited") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise RecordError(f"{file}: not a record of this harness: it has no schema_version")
@@ -240,6 +245,29 @@ def read_record(path: Path) -> dict[str, Any]:
             f"{file}: schema_version {version} is newer than this harness reads ({SCHEMA_VERSION}); upgrade it"
         )
     return record
+
+
+def strict_json(text: str) -> Any:
+    """Return JSON values, of which every number is one that arithmetic can use.
+
+    Raises:
+        ValueError: it is not JSON (then a JSONDecodeError), or has a number that is beyond all measure.
+    """
+    return json.loads(text, parse_int=_whole_number, parse_float=_number, parse_constant=_number)
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"holds a number of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    # NaN is below nothing.
+    if not abs(value) < LARGEST_NUMBER:
+        raise ValueError(f"holds the number {text[:MOST_DIGITS]}")
+    return value
 
 
 def _finite(value: Any) -> Any:

@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 
 import harness
 from harness.report.content import all_sides
-from harness.report.format import printable
 from harness.report.markdown import escape, render_markdown
+from harness.text import printable
 from tests.comparisons import CASES, HOSTILE, case, masked, pictures_of
 from tests.conftest import assert_golden
 from tests.test_page import Parsed, spaced

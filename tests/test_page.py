@@ -19,10 +19,10 @@ import harness
 from harness.analysis.verdict import to_dict
 from harness.errors import RunFailed
 from harness.report.content import all_sides
-from harness.report.format import printable
 from harness.report.page import render_page
 from harness.report.plots import CAPTIONS
 from harness.report.write import write_report
+from harness.text import printable
 from tests.comparisons import CASES, HOSTILE, case, masked, pictures_of
 from tests.conftest import PROJECT, assert_golden
 from tests.test_plots import contrast

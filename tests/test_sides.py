@@ -62,7 +62,12 @@ class TestRefusals:
         [
             ({"schema_version": 2}, "schema_version 2 is newer"),
             ({"losses": {"train": None}}, "has no usable losses.train"),
-            ({"config": None}, "has no usable config.model"),
+            ({"config": None}, "has no usable config: found null, expected an object"),
+            ({"config": {"model": {"heads": 0}}}, "has no usable config.model.heads: found 0, expected at least 1"),
+            ({"world_size": 0}, "has no usable world_size: found 0, expected at least 1"),
+            ({"device": {"kind": 7}}, "has no usable device.kind: found 7, expected text"),
+            ({"model": {"parameters": "1 B"}}, 'has no usable model.parameters: found "1 B", expected a whole number'),
+            ({"telemetry": {}}, "has no usable telemetry.method; it was not written by this harness"),
             ({"timing": {"mean_step_seconds": 0.1}}, "does not follow from its own blocks"),
             ({"timing": {"tokens_per_second": 1e9}}, "does not follow from its own blocks"),
             ({"timing": {"measured_seconds": float(10**9)}}, "does not follow from its own blocks"),

@@ -12,8 +12,9 @@ from rich.console import Console
 from harness.analysis.verdict import Comparison, compare
 from harness.report import content, provenance
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import amount, interval, printable, scaled
+from harness.report.format import amount, interval, scaled
 from harness.report.verdict_table import print_comparison
+from harness.text import printable
 from tests.comparisons import CASES, HOSTILE, case, masked
 from tests.conftest import assert_golden
 from tests.records import A100, ASCEND, CPU, make_records, make_side

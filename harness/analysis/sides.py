@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.record_shape import shape_complaint
 from harness.errors import RecordError
 from harness.record import AUTOTUNE_FILE, CONFIG_FILE, RECORD_FILE, STEPS_FILE, content_digest, read_record
 
@@ -122,34 +123,14 @@ def _checked(file: Path) -> dict[str, Any]:
     return record
 
 
-# What every part of the analysis reads without asking: key path, type.
-REQUIRED: tuple[tuple[tuple[str, ...], type | tuple[type, ...]], ...] = (
-    (("status",), str),
-    (("workload_id",), str),
-    (("digests",), dict),
-    (("world_size",), int),
-    (("config", "model"), dict),
-    (("config", "workload", "seq_len"), int),
-    (("config", "workload", "global_batch_size"), int),
-    (("config", "precision"), str),
-    (("config", "track", "name"), str),
-    (("device", "name"), (str, type(None))),
-    (("effective",), dict),
-    (("environment",), dict),
-    (("timing", "blocks"), list),
-    (("losses", "train"), list),
-    (("eval", "points"), list),
-)
-
-
 def complaints(record: dict[str, Any]) -> Iterable[str]:
     """Yield what is wrong with a record that was read whole: edited, incomplete, or at odds with itself."""
-    for keys, kind in REQUIRED:
-        if not isinstance(look_up(record, *keys), kind):
-            yield f"has no usable {'.'.join(keys)}; it was not written by this harness, or was edited"
-    if record.get("content_sha256") != content_digest(record):
+    stated = record.get("content_sha256")
+    if stated is not None and stated != content_digest(record):
         yield "was changed after the run had written it (content_sha256 does not fit); use the file that the run wrote"
-    if record["status"] == "ok":
+    if (complaint := shape_complaint(record)) is not None:
+        yield complaint
+    elif record["status"] == "ok":
         yield from _arithmetic_complaints(record)
 
 

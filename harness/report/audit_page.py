@@ -9,8 +9,8 @@ from harness.analysis.audit import checks
 from harness.analysis.audit.summary import Audit, AuditedRow, judge_by_rows
 from harness.analysis.claims import Claim
 from harness.report.audit_table import conclusion, grade
-from harness.report.format import printable
 from harness.report.page import CLAIM_TONES, template
+from harness.text import printable
 
 TEMPLATE = "audit.html.j2"
 TONES = {checks.IMPOSSIBLE: "bad", checks.INCONSISTENT: "bad", checks.SUSPICIOUS: "care", checks.UNPROVEN: "news"}

@@ -10,7 +10,7 @@ from harness.analysis.audit import checks
 from harness.analysis.audit.summary import Audit, AuditedRow, Mean, judge_by_rows, rows_about
 from harness.analysis.claims import Claim
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import printable
+from harness.text import printable
 
 STYLES = {checks.IMPOSSIBLE: "bold red", checks.INCONSISTENT: "bold red", checks.SUSPICIOUS: "yellow"}
 SOUND = "sound"

@@ -9,7 +9,8 @@ from harness.analysis.cautions import Caution
 from harness.analysis.sides import Side, look_up
 from harness.analysis.statistics import Ratio, outliers
 from harness.analysis.verdict import Comparison, Pair, Quantity
-from harness.report.format import interval, percent, printable, ratio, scaled
+from harness.report.format import interval, percent, ratio, scaled
+from harness.text import printable
 
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
 REFERENCE, OTHER = "reference", "other"

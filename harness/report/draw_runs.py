@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.sides import Run, Side, look_up
 from harness.analysis.verdict import Comparison
 from harness.report.content import all_sides
-from harness.report.format import amount, gibibytes, printable, scale
+from harness.report.format import amount, gibibytes, scale
 from harness.report.svg import COLOURS, INK, colour, dashes, legend, points_per_line, short, thinned
+from harness.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

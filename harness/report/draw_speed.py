@@ -11,8 +11,9 @@ from harness.analysis.sides import Side
 from harness.analysis.statistics import Ratio
 from harness.analysis.verdict import Comparison, Pair
 from harness.report.content import measured_sides
-from harness.report.format import amount, interval, printable, ratio, scale, scaled
+from harness.report.format import amount, interval, ratio, scale, scaled
 from harness.report.svg import INK, colour, dashes, marker, short, thinned
+from harness.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import harness
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content, provenance
-from harness.report.format import printable
 from harness.report.plots import CAPTIONS, figures
+from harness.text import printable
 
 # What Markdown, and GitHub beyond it, would take for markup. An entity is never markup; a backslash reads better.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}

@@ -13,8 +13,8 @@ import harness
 from harness.analysis import claims, verdict
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content, provenance
-from harness.report.format import printable
 from harness.report.plots import CAPTIONS, figures
+from harness.text import printable
 
 TEMPLATE = "page.html.j2"
 # The colour of a verdict says how to take it: as good news, as news, with care, or as a refusal.

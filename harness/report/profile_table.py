@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.report.format import UNKNOWN, printable
+from harness.report.format import UNKNOWN
+from harness.text import printable
 
 PART_NAMES = {
     "host_to_device": "host to device",

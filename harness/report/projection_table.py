@@ -13,7 +13,7 @@ from harness.analysis.plan import Assumptions, Plan
 from harness.analysis.projection import Estimate, Projection, assumptions_text, to_dict
 from harness.analysis.trainings import Check
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import printable
+from harness.text import printable
 
 # Shares below this are left out of the picture.
 SMALLEST_SHARE = 0.005

@@ -9,7 +9,8 @@ from typing import Any
 from harness.analysis.sides import Side, look_up
 from harness.analysis.verdict import Comparison
 from harness.report.content import all_sides
-from harness.report.format import UNKNOWN, printable
+from harness.report.format import UNKNOWN
+from harness.text import printable
 
 ABSENT = "none"  # not unknown: a side of another kind has no such thing
 # Title of a fact, path of its keys in the record.

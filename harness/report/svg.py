@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
-from harness.report.format import printable
+from harness.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from rich.text import Text
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import printable
+from harness.text import printable
 
 STYLES = {content.PASS: "green", content.FAIL: "bold red", content.NOT_CHECKED: "yellow"}
 # A heading, and whether its column holds numbers.

@@ -1,0 +1,55 @@
+"""Whether a record has the shape that harness/schemas/record.schema.json describes. Records may come from strangers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import fastjsonschema
+
+LONGEST_SHOWN = 40
+WORDS = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
+         "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
+
+RULES = {"enum": "one of", "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most",
+         "pattern": "text of the form", "const": "just"}  # fmt: skip
+
+
+def shape_complaint(record: dict[str, Any]) -> str | None:
+    """Return the first part of a record that is missing or not what it has to be, or None."""
+    try:
+        _check()(record)
+    except fastjsonschema.JsonSchemaValueException as error:
+        return f"has no usable {_explained(error)}; it was not written by this harness, or was edited"
+    return None
+
+
+def _explained(error: fastjsonschema.JsonSchemaValueException) -> str:
+    """Return which part it is, what it is and what it should be."""
+    path = ".".join(str(part) for part in error.path[1:])
+    if error.rule == "required":
+        missing = next(name for name in error.rule_definition if name not in error.value)
+        return f"{path}.{missing}".lstrip(".")
+    found = f"{path}: found {json.dumps(error.value)[:LONGEST_SHOWN]}"
+    if error.rule == "type":
+        kinds = error.rule_definition if isinstance(error.rule_definition, list) else [error.rule_definition]
+        return f"{found}, expected {' or '.join(WORDS[kind] for kind in kinds)}"
+    rule = RULES.get(error.rule)
+    return found if rule is None else f"{found}, expected {rule} {error.rule_definition}"
+
+
+@cache
+def _check() -> Callable[[Any], Any]:
+    schema = json.loads((files("harness") / "schemas" / "record.schema.json").read_text(encoding="utf-8"))
+    return fastjsonschema.compile(_open(schema))
+
+
+def _open(schema: Any) -> Any:
+    """Return the schema with room for keys that it does not name: a later harness may write more than this one."""
+    if isinstance(schema, dict):
+        return {key: _open(value) for key, value in schema.items()
+                if not (key == "additionalProperties" and value is False)}  # fmt: skip
+    return [_open(value) for value in schema] if isinstance(schema, list) else schema
