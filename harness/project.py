@@ -6,11 +6,12 @@ import argparse
 import json
 import statistics
 from dataclasses import replace
+from typing import Any
 
 from harness.analysis.chips import PRECISIONS, Chip, Source, chips_meant, find_chip
 from harness.analysis.named_models import model_names, named_model
 from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import Speed, project, to_dict
+from harness.analysis.projection import FULL_RECOMPUTATION, Speed, project
 from harness.analysis.sides import Run, load_runs, look_up
 from harness.analysis.trainings import check_all, plan_of
 from harness.analysis.utilization import achieved_flops, catalogued_peak
@@ -20,6 +21,8 @@ from harness.errors import ExitCode, RecordError, UserError
 FORMATS = ("table", "json")
 LARGEST_NUMBER = 1e18
 MOST_DIGITS = 12
+# Between the measured model and the planned one, beyond which it is said.
+LARGEST_SIZE_RATIO = 3
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 HELP = """\
 usage: python -m harness project (--model NAME | --parameters N) --tokens D --devices M (--records PATH | --chip NAME)
@@ -59,7 +62,7 @@ def main(words: list[str]) -> int:
         return ExitCode.OK
     options = _parse(words)
     # Here, since rich is for the screen alone.
-    from harness.report.projection_table import check_to_dict, print_check, print_projection
+    from harness.report.projection_table import check_to_dict, print_check, print_projection, projection_to_dict
 
     if options.check:
         checks = check_all()
@@ -72,14 +75,15 @@ def main(words: list[str]) -> int:
     precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
     chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
-        chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s)
-    plan = _plan(options)
+        chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
+    plan = _plan(options, precision)
     assumed = Assumptions()
-    found = project(plan, chip, precision, speed, assumed)
+    found = project(plan, chip, speed, assumed)
+    cautions = _cautions(runs, plan)
     if options.format == "json":
-        print(json.dumps(to_dict(found), indent=1))
+        print(json.dumps(projection_to_dict(plan, chip, found, assumed, cautions), indent=1))
     else:
-        print_projection(plan, chip, precision, found, assumed, _size_caution(runs, plan))
+        print_projection(plan, chip, found, assumed, cautions)
     return ExitCode.OK
 
 
@@ -102,6 +106,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
     if options.check:
+        for name, value in vars(options).items():
+            if name not in ("check", "format") and value != parser.get_default(name):
+                raise UserError(
+                    f"project: --{name.replace('_', '-')}: found beside --check, which takes its trainings from "
+                    "configs/trainings.yaml; leave out one of them"
+                )
         return options
     for one, other in (("model", "parameters"), ("records", "chip")):
         if (getattr(options, one) is None) == (getattr(options, other) is None):
@@ -116,12 +126,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return options
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace, precision: str) -> Plan:
     keys = ("tokens", "parameters", "model", "layers", "width", "devices", "seq_len", "global_batch_size",
             "micro_batch_size", "tensor", "pipeline", "virtual_stages", "sharded", "recompute",
             "devices_per_node")  # fmt: skip
     values = {key: getattr(options, key) for key in keys}
-    return plan_of(**values, network_bytes_per_second=1e9 * options.network_gb_per_s)
+    return plan_of(**values, precision=precision, network_bytes_per_second=1e9 * options.network_gb_per_s)
 
 
 def _catalogued(written: str) -> Chip:
@@ -155,7 +165,8 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
             problem = f"{speed / 1e12:,.0f} TFLOP/s are above the chip's peak of {peak / 1e12:,.0f}: one is wrong"
         if problem is not None or speed is None:
             raise RecordError(f"{run.path}: {problem}")
-        speeds.append(speed)
+        # What is computed twice is work of the device, though not of the model.
+        speeds.append(speed * (FULL_RECOMPUTATION if _recomputes(record) else 1.0))
         watts.append(look_up(record, "telemetry", "mean_power_watts"))
     first = runs[0].record
     name = first["device"]["name"] or first["device"]["kind"]
@@ -166,20 +177,27 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
 
 def _unknown(name: str) -> Chip:
     nowhere = Source("not in the catalogue", "C")
-    return Chip(name, "", (), (), {}, (), None, None, None, None, {}, None, {"dense_tflops": nowhere})
+    return Chip(name, "", (), (), {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
 
 
-def _size_caution(runs: tuple[Run, ...], plan: Plan) -> str | None:
-    """Say when the runs trained a model of another size: larger ones use a device better, and another way."""
+def _recomputes(record: dict[str, Any]) -> bool:
+    return bool(look_up(record, "config", "model", "activation_checkpointing"))
+
+
+def _cautions(runs: tuple[Run, ...], plan: Plan) -> list[str]:
+    """Say where the runs are a poor guide to the plan: larger models use a device better, and another way."""
+    cautions = []
     if len(runs) == 1:
-        return "one run was measured: the interval has no spread between runs in it; repeat it"
-    sizes = [size for run in runs if (size := look_up(run.record, "model", "parameters"))]
-    if not sizes or 1 / 3 <= sizes[0] / plan.parameters <= 3:
-        return None
-    return (
-        f"the runs trained {sizes[0] / 1e9:.3g} B parameters, the plan is of {plan.parameters / 1e9:.3g} B: a model of "
-        "another size uses the device otherwise; measure one whose layers are as wide"
-    )
+        cautions.append("one run was measured: the interval has no spread between runs in it; repeat it")
+    if any((look_up(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
+        cautions.append("the runs computed some activations twice (track.activation_memory_budget), counted as none")
+    size = look_up(runs[0].record, "model", "parameters") if runs else plan.parameters
+    if not 1 / LARGEST_SIZE_RATIO <= size / plan.parameters <= LARGEST_SIZE_RATIO:
+        cautions.append(
+            f"the runs trained {size / 1e9:.3g} B parameters, the plan is of {plan.parameters / 1e9:.3g} B: a model of "
+            "another size uses the device otherwise; measure one whose layers are as wide"
+        )
+    return cautions
 
 
 def _size(text: str) -> float:

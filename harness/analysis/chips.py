@@ -50,6 +50,8 @@ class Chip:
     memory_bytes_per_second: float | None
     link_bytes_per_second: float | None
     """To others of its node, one direction, all links together."""
+    link_devices: int | None
+    """How many devices the link joins; None for all of a node."""
     power_watts: float | None
     measured_flops: Mapping[str, float]
     """Best matrix products that somebody measured, FLOP/s by precision."""
@@ -176,6 +178,7 @@ def _chip(name: str, entry: dict[str, Any]) -> Chip:
         memory_bytes=figures["memory_gb"],
         memory_bytes_per_second=figures["memory_tb_per_s"],
         link_bytes_per_second=figures["link_gb_per_s"],
+        link_devices=entry.get("link_devices"),
         power_watts=figures["power_watts"],
         measured_flops={precision: value * 1e12 for precision, value in measured.items()},
         measured_source=measured_source,

@@ -10,11 +10,13 @@ from harness.analysis.chips import Chip
 from harness.errors import UserError
 
 DRAWS = 20_000
-# Weights, gradients and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020).
+# Weights, gradients, master weights and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020); in fp32
+# 4 + 4 + 4 + 4, without masters.
 STATE_BYTES_PER_PARAMETER = 16
 # Of a device's memory, what whole weights and gradients may take and leave room for activations.
 MEMORY_FOR_WHOLE_WEIGHTS = 0.6
-GRADIENT_BYTES = WEIGHT_BYTES = 2
+# Of what goes over links and between layers. With fp8 products, tensors are kept and sent in 16 bits.
+NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
 Draws = np.ndarray
 
@@ -73,6 +75,8 @@ class Plan:
     seq_len: int
     global_batch_size: int
     """Sequences a step."""
+    precision: str = "bf16"
+    """Of the matrix products: fp32, tf32, bf16, fp16 or fp8."""
     layers: int | None = None
     width: int | None = None
     micro_batch_size: int = 1
@@ -123,6 +127,11 @@ class Plan:
         return self.global_batch_size // (self.data * self.micro_batch_size)
 
     @property
+    def number_bytes(self) -> int:
+        """Bytes of a weight, gradient or activation."""
+        return NUMBER_BYTES[self.precision]
+
+    @property
     def parameters_per_copy(self) -> float:
         """Of a model-parallel part: what one device's collectives are about."""
         return self.parameters / (self.tensor * self.pipeline)
@@ -134,7 +143,7 @@ class Plan:
 
     def keeps_weights_gathered(self, chip: Chip) -> bool:
         """Return whether whole weights and gradients fit beside a device's share of the rest."""
-        whole = (WEIGHT_BYTES + GRADIENT_BYTES) * self.parameters_per_copy
+        whole = 2 * self.number_bytes * self.parameters_per_copy
         return chip.memory_bytes is None or whole + self.state_bytes <= MEMORY_FOR_WHOLE_WEIGHTS * chip.memory_bytes
 
     @property

@@ -15,7 +15,8 @@ A step takes
   (Rajbhandari et al. 2020), as far as it takes longer than the compute that it can hide behind. Sharded weights are
   gathered once a step if whole weights and gradients leave room for activations, else twice a micro-batch;
 - collectives: the faster of ring and tree, by bandwidth and latency (Thakur et al. 2005);
-- optimizer: 30 bytes a parameter through memory.
+- optimizer: 28 bytes a parameter through memory. A measured speed has that of its own model in it, which is counted
+  twice.
 
 On top come checkpoints, and interruptions, each of which costs a restart and half the time between two checkpoints,
 which is the best one by Young (1974): sqrt(2 x time of a checkpoint x time between interruptions).
@@ -31,25 +32,27 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.chips import Chip
-from harness.analysis.plan import DRAWS, GRADIENT_BYTES, WEIGHT_BYTES, Assumptions, Draws, Plan
+from harness.analysis.plan import DRAWS, Assumptions, Draws, Plan, Range
 from harness.errors import UserError
 
 MOST_TIME_LOST = 0.95
 SEED = 1
 INTERVAL = (5.0, 50.0, 95.0)
-# The optimizer reads gradient, master weight and two moments, and writes the last three and the working copy.
-OPTIMIZER_BYTES_PER_PARAMETER = 30
-ACTIVATION_BYTES = 2
+# The optimizer reads gradient, weight and two moments, and writes the last three: 7 x 4 bytes in fp32. With a gradient
+# and a working copy of 2 bytes beside a master weight it is 2 + 12 + 12 + 2, as much.
+OPTIMIZER_BYTES_PER_PARAMETER = 28
+# Of a logarithm, where draws of Student's t are cut: far outside every interval, and before an exponential overflows.
+LARGEST_DEVIATION = 50.0
 SECONDS_PER_DAY = 86_400
 FULL_RECOMPUTATION = 4 / 3
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Model FLOP/s of one device by itself: measured by records, or drawn from a catalogue's peak."""
+    """FLOP/s of one device by itself, as records measured it."""
 
     flops: tuple[float, ...]
-    """A value a process."""
+    """A value a process. Where the process computed activations twice, both times are counted."""
     source: str
     watts: float | None = None
     """Mean power of the device in those runs, if it was measured."""
@@ -84,15 +87,12 @@ class Projection:
     """Assumptions that took no part, since it was measured or is not known."""
 
 
-def project(
-    plan: Plan, chip: Chip, precision: str, speed: Speed | None = None, assumed: Assumptions | None = None
-) -> Projection:
+def project(plan: Plan, chip: Chip, speed: Speed | None = None, assumed: Assumptions | None = None) -> Projection:
     """Return what the plan comes to.
 
     Args:
         plan: the training.
         chip: of every device: its links, memory and power, and its peak where no speed was measured.
-        precision: of the matrix products.
         speed: what records measured of one device; None to go by the catalogue.
         assumed: all else.
 
@@ -101,15 +101,15 @@ def project(
     """
     assumed = assumed or Assumptions()
     random = np.random.default_rng(SEED)
-    _refuse(plan, chip, precision)
-    rate, source = _rate(chip, precision, speed, assumed, random)
+    _refuse(plan, chip)
+    rate, source = _rate(chip, plan.precision, speed, assumed, random)
     parts = _step_parts(plan, chip, rate, assumed, random)
     step = np.sum(list(parts.values()), axis=0)
     hours = step * plan.steps / 3600
     whole, saving = _with_interruptions(plan, hours, assumed, random)
     times = {**{name: part * plan.steps / 3600 for name, part in parts.items()}, "checkpoints": saving,
              "interruptions": whole - hours - saving}  # fmt: skip
-    peak = chip.peak_flops.get(precision)
+    peak = chip.peak_flops.get(plan.precision)
     useful = plan.flops_per_token * plan.tokens
     energy = None
     if speed is not None and speed.watts is not None:
@@ -125,7 +125,7 @@ def project(
         step_seconds=_estimate(step),
         shares={name: float(np.median(part / whole)) for name, part in times.items()},
         source=source,
-        unused=_unused(chip, precision, speed),
+        unused=_unused(chip, plan.precision, speed),
     )
 
 
@@ -176,28 +176,43 @@ def all_gather_seconds(count: int, size_bytes: float, bytes_per_second: Draws, l
     return (count - 1) / count * size_bytes / bytes_per_second + math.ceil(math.log2(count)) * latency_seconds
 
 
-def _refuse(plan: Plan, chip: Chip, precision: str) -> None:
-    if precision in chip.lacks:
-        raise UserError(f"precision: {chip.name} has no {precision} arithmetic; choose another")
+def _refuse(plan: Plan, chip: Chip) -> None:
+    if plan.precision in chip.lacks:
+        raise UserError(f"precision: {chip.name} has no {plan.precision} arithmetic; choose another")
     if chip.memory_bytes is not None and plan.state_bytes > chip.memory_bytes:
+        remedy = "more --tensor or --pipeline" if plan.sharded else "--sharded, or more --tensor or --pipeline"
         raise UserError(
             f"does not fit: weights, gradients and moments take {plan.state_bytes / 1e9:.3g} GB a device, {chip.name} "
-            f"has {chip.memory_bytes / 1e9:.3g}; use --sharded, or more --tensor or --pipeline"
+            f"has {chip.memory_bytes / 1e9:.3g}; use {remedy}"
         )
-    if plan.devices > 1 and min(plan.devices, plan.devices_per_node) > 1 and chip.link_bytes_per_second is None:
+    within_node = min(plan.devices, plan.devices_per_node)
+    if within_node == 1:
+        return
+    if chip.link_bytes_per_second is None:
+        raise UserError(f"chip: no link bandwidth of {chip.name} is known; give --link-gb-per-s")
+    if chip.link_devices is not None and within_node > chip.link_devices:
         raise UserError(
-            f"chip: no link bandwidth of {chip.name} is known, so that no more than one device can be reckoned"
+            f"chip: the link of {chip.name} joins {chip.link_devices} devices, and the plan has {within_node} in a "
+            "node; give --link-gb-per-s of what joins them all, or --devices-per-node"
         )
 
 
 def _rate(
     chip: Chip, precision: str, speed: Speed | None, assumed: Assumptions, random: np.random.Generator
 ) -> tuple[Draws, str]:
-    """Return the model FLOP/s of one device by itself, and where they are from."""
+    """Return the FLOP/s of one device by itself, and where they are from.
+
+    Of measured runs: those of one more, whose logarithm is the mean plus Student's t with n - 1 degrees of freedom
+    times s sqrt(1 + 1/n) (the prediction interval of a normal sample).
+    """
     if speed is not None:
         logarithms = np.log(speed.flops)
-        spread = float(np.std(logarithms, ddof=1)) if len(logarithms) > 1 else 0.0
-        return np.exp(random.normal(float(np.mean(logarithms)), spread, DRAWS)), speed.source
+        mean, count = float(np.mean(logarithms)), len(logarithms)
+        if count == 1:
+            return np.full(DRAWS, math.exp(mean)), speed.source
+        spread = float(np.std(logarithms, ddof=1)) * math.sqrt(1 + 1 / count)
+        deviation = spread * random.standard_t(count - 1, DRAWS)
+        return np.exp(mean + np.clip(deviation, -LARGEST_DEVIATION, LARGEST_DEVIATION)), speed.source
     peak = chip.peak_flops.get(precision)
     if peak is None:
         raise UserError(f"chip: no {precision} peak of {chip.name} is known; give --records of runs on it")
@@ -222,17 +237,18 @@ def _step_parts(
     if plan.tensor > 1:
         assert plan.layers is not None
         assert plan.width is not None
-        size = plan.micro_batch_size * plan.seq_len * plan.width * ACTIVATION_BYTES
+        size = plan.micro_batch_size * plan.seq_len * plan.width * plan.number_bytes
         way = link if plan.tensor <= plan.devices_per_node else network
         count = plan.micro_batches * plan.layers / plan.pipeline * (6 if plan.recompute else 4)
         tensor = count * all_reduce_seconds(plan.tensor, size, way, latency)
     bubble = (plan.pipeline - 1) / (plan.micro_batches * plan.virtual_stages) * (compute + tensor)
+    copy_bytes = plan.number_bytes * plan.parameters_per_copy
     if plan.sharded:
-        gather = all_gather_seconds(plan.data, WEIGHT_BYTES * plan.parameters_per_copy, across, latency)
-        scatter = all_gather_seconds(plan.data, GRADIENT_BYTES * plan.parameters_per_copy, across, latency)
-        data = (1 if plan.keeps_weights_gathered(chip) else 2 * plan.micro_batches) * gather + scatter
+        gather_or_scatter = all_gather_seconds(plan.data, copy_bytes, across, latency)
+        gathers = 1 if plan.keeps_weights_gathered(chip) else 2 * plan.micro_batches
+        data = (gathers + 1) * gather_or_scatter
     else:
-        data = all_reduce_seconds(plan.data, GRADIENT_BYTES * plan.parameters_per_copy, across, latency)
+        data = all_reduce_seconds(plan.data, copy_bytes, across, latency)
     owned = plan.parameters_per_copy / (plan.data if plan.sharded else 1)
     memory = chip.memory_bytes_per_second or math.inf
     return {
@@ -248,13 +264,9 @@ def _estimate(values: Draws) -> Estimate:
     return Estimate(*(float(value) for value in np.percentile(values, INTERVAL)))
 
 
-def assumptions_text(assumed: Assumptions, unused: frozenset[str]) -> list[tuple[str, str]]:
-    """Return every assumption that took part with its range, for a report."""
-    return [
-        (name.replace("_", " "), f"{found.low:g} to {found.high:g}, most likely {found.likely:g}")
-        for name, found in vars(assumed).items()
-        if name not in unused
-    ]
+def assumptions_of(projection: Projection, assumed: Assumptions) -> dict[str, Range]:
+    """Return every assumption that took part, by its name."""
+    return {name: found for name, found in vars(assumed).items() if name not in projection.unused}
 
 
 def to_dict(projection: Projection) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def _explained(error: fastjsonschema.JsonSchemaValueException) -> str:
     if error.rule == "type":
         kinds = error.rule_definition if isinstance(error.rule_definition, list) else [error.rule_definition]
         return f"{found}, expected {' or '.join(WORDS[kind] for kind in kinds)}"
-    rule = RULES.get(error.rule)
+    rule = RULES.get(error.rule or "")
     return found if rule is None else f"{found}, expected {rule} {error.rule_definition}"
 
 

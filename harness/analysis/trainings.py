@@ -44,6 +44,13 @@ class Training:
     def days(self) -> float:
         return self.hours / self.plan.devices / 24
 
+    @property
+    def mfu(self) -> float:
+        """What the hours come to."""
+        peak = self.chip.peak_flops[PRECISION]
+        assert peak is not None
+        return self.plan.flops_per_token * self.plan.tokens / (3600 * self.hours * peak)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -70,7 +77,7 @@ class Check:
 
 def check_all(assumed: Assumptions | None = None) -> list[Check]:
     """Project every published training from the catalogue alone."""
-    return [Check(each, project(each.plan, each.chip, PRECISION, assumed=assumed)) for each in load_trainings()]
+    return [Check(each, project(each.plan, each.chip, assumed=assumed)) for each in load_trainings()]
 
 
 def load_trainings(file: Path | None = None) -> list[Training]:
@@ -124,7 +131,7 @@ def _plan(entry: Mapping[str, Any], chip: Chip) -> Plan:
                 network_bytes_per_second=1e9 * entry.get("network_gb_per_s", 25.0),
                 **{**layout, "tensor": tensor},
             )
-            found.append((project(plan, chip, PRECISION).days.middle, plan))
+            found.append((project(plan, chip).days.middle, plan))
         except UserError:
             if len(choices) == 1:
                 raise

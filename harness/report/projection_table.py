@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from harness.analysis.chips import Chip
 from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import Estimate, Projection, assumptions_text, to_dict
+from harness.analysis.projection import Estimate, Projection, assumptions_of, to_dict
 from harness.analysis.trainings import Check
 from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
@@ -19,9 +20,7 @@ from harness.text import printable
 SMALLEST_SHARE = 0.005
 
 
-def print_projection(
-    plan: Plan, chip: Chip, precision: str, found: Projection, assumed: Assumptions, caution: str | None
-) -> None:
+def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumptions, cautions: Sequence[str]) -> None:
     """Print what the plan comes to, what takes the time, and what was assumed."""
     console = PlainConsole(WIDTH)
     grid = Table(show_header=False, box=None, pad_edge=False)
@@ -30,8 +29,8 @@ def print_projection(
     rows = [
         ("training", f"{_scaled(plan.parameters)} parameters, {_scaled(plan.tokens)} tokens, "
                      f"{plan.steps:,.0f} steps of {plan.global_batch_size} x {plan.seq_len}"),
-        ("devices", f"{plan.devices:,} {chip.name}, {precision}: data {plan.data} x tensor {plan.tensor} x pipeline "
-                    f"{plan.pipeline}{', sharded' if plan.sharded else ''}{', recomputing' if plan.recompute else ''}"),
+        ("devices", f"{plan.devices:,} {chip.name}, {plan.precision}: data {plan.data} x tensor {plan.tensor} x "
+                    f"pipeline {plan.pipeline}{', sharded' * plan.sharded}{', recomputing' * plan.recompute}"),
         ("speed from", found.source),
         ("days", _text(found.days)),
         ("device-hours", _text(found.device_hours)),
@@ -42,21 +41,34 @@ def print_projection(
         ("time goes to", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
                                    if share >= SMALLEST_SHARE)),
     ]  # fmt: skip
-    if caution is not None:
-        rows.append(("caution", caution))
+    rows += [("caution", caution) for caution in cautions]
     for name, text in rows:
         grid.add_row(name, Text(printable(text)))
     console.print(grid)
     console.print(Text("\nMedians with 90 % intervals, over these assumptions at once:"))
-    for name, text in assumptions_text(assumed, found.unused):
-        console.print(Text(f"  {name}: {text}"))
+    for name, each in assumptions_of(found, assumed).items():
+        text = f"{each.low:g} to {each.high:g}, most likely {each.likely:g}"
+        console.print(Text(f"  {name.replace('_', ' ')}: {text}"))
+
+
+def projection_to_dict(
+    plan: Plan, chip: Chip, found: Projection, assumed: Assumptions, cautions: Sequence[str]
+) -> dict[str, Any]:
+    """Return a plan and what it comes to as JSON values."""
+    return {
+        "plan": {**asdict(plan), "data": plan.data, "steps": plan.steps, "state_bytes_per_device": plan.state_bytes},
+        "chip": {"name": chip.name, "source": chip.source, "grade": chip.confidence},
+        "cautions": list(cautions),
+        **to_dict(found),
+        "assumptions": {name: asdict(each) for name, each in assumptions_of(found, assumed).items()},
+    }
 
 
 def print_check(checks: Sequence[Check]) -> None:
     """Print every published training with what is projected of it, and the misses with their reasons."""
     console = PlainConsole(WIDTH)
     table = Table(box=None, pad_edge=False)
-    for heading, justify in (("training", "left"), ("devices", "right"), ("days stated", "right"),
+    for heading, justify in (("training", "left"), ("devices", "right"), ("days stated", "right"), ("MFU", "right"),
                              ("projected", "right"), ("90 % interval", "right"), ("error", "right"),
                              ("", "left")):  # fmt: skip
         table.add_column(heading, justify="right" if justify == "right" else "left", no_wrap=True)
@@ -65,6 +77,7 @@ def print_check(checks: Sequence[Check]) -> None:
             check.training.name,
             f"{check.training.plan.devices:,}",
             f"{check.training.days:.4g}",
+            f"{check.training.mfu:.0%}",
             f"{check.days.middle:.4g}",
             f"{check.days.low:.4g} to {check.days.high:.4g}",
             f"{check.error:+.0%}",
@@ -90,6 +103,7 @@ def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
             "name": check.training.name,
             "source": check.training.source,
             "stated_days": check.training.days,
+            "stated_mfu": check.training.mfu,
             "of_steps": check.training.of_steps,
             "error": check.error,
             "within": check.hit,
