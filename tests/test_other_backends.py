@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,19 @@ class TestXpu:
         with pytest.raises(BackendUnavailable, match="precision=bf16: this GPU has no bf16"):
             XpuBackend(settings("xpu")).apply("bf16")
         XpuBackend(settings("xpu")).apply("fp16")
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "[W1 Fallback.cpp:26] Warning: Aten Op fallback from XPU to CPU happends. This may have performance",
+            "[W1 Fallback.cpp:31] Warning: The operator 'aten::x on the XPU backend is falling back to run on the CPU.",
+            "Warning: The operator 'aten::x' is not currently supported on the XPU backend and will fall back "
+            "to run on the CPU.",
+        ],
+    )
+    def test_an_operation_that_ran_on_the_host_is_noticed(self, line: str) -> None:
+        assert XpuBackend.fallback_pattern is not None
+        assert re.search(XpuBackend.fallback_pattern, line)
 
     @pytest.mark.parametrize(
         ("error", "status"),
@@ -239,6 +253,9 @@ class LazyGaudi:
 class TestHpu:
     @pytest.fixture
     def gaudi(self, nodes: Path, monkeypatch: pytest.MonkeyPatch) -> LazyGaudi:
+        # Set and taken away, so that what the backend sets is taken back with it.
+        monkeypatch.setenv("PT_HPU_LAZY_MODE", "")
+        monkeypatch.delenv("PT_HPU_LAZY_MODE")
         return LazyGaudi(monkeypatch)
 
     def test_a_fit_host_has_no_problem(self, gaudi: LazyGaudi) -> None:
@@ -273,10 +290,14 @@ class TestHpu:
         failure = HpuBackend(settings("hpu")).classify(RuntimeError(text))
         assert (None if failure is None else failure.status) == status
 
-    @pytest.mark.parametrize("lazy", [False, True])
-    def test_a_whole_run(self, lazy: bool, gaudi: LazyGaudi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("asked", [None, "0", "1"])
+    def test_a_whole_run(
+        self, asked: str | None, gaudi: LazyGaudi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """In lazy mode each backward pass and each update is handed over: two micro-batches a step, and 6 steps."""
-        monkeypatch.setenv("PT_HPU_LAZY_MODE", "1" if lazy else "0")
+        if asked is not None:
+            monkeypatch.setenv("PT_HPU_LAZY_MODE", asked)
+        lazy = asked == "1"
         monkeypatch.setattr(HpuBackend, "device", lambda self: torch.device("cpu"))
         record = trained(HpuBackend(settings("hpu")), tmp_path, "workload.micro_batch_size=2")
         steps = len(record["losses"]["train"])
@@ -284,6 +305,8 @@ class TestHpu:
         assert micro_batches > 1
         assert gaudi.boundaries == (steps * (micro_batches + 1) if lazy else 0)
         assert record["effective"]["lazy_mode"] is lazy
+        # The libraries read it on import, and what they take for unset differs between releases.
+        assert record["environment"]["variables"]["PT_HPU_LAZY_MODE"] == ("1" if lazy else "0")
         # What is recorded lazily has no place in the device's queue: no event could be told apart.
         assert record["timing"]["step_seconds_method"] == ("block_mean" if lazy else "device_event")
         assert record["device"]["name"] == record["backend"]["peak_lookup_key"] == "GAUDI2"

@@ -1,7 +1,7 @@
 """Intel Gaudi through habana_frameworks, which needs Intel's own build of torch. Never run on one: tested with a fake.
 
-Gaudi runs eagerly, or in lazy mode (PT_HPU_LAZY_MODE=1), where operations are recorded and run as a graph when a step
-boundary is marked: after each backward pass and after the update.
+Gaudi runs eagerly, which is the default here whatever the release's own is, or in lazy mode (PT_HPU_LAZY_MODE=1), where
+operations are recorded and run as a graph when a step boundary is marked: after each backward pass and each update.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ class HpuBackend(Backend):
         return problems
 
     def load(self) -> None:
+        # Whether lazy mode is the default depends on the release, so that the default is always said.
+        os.environ.setdefault(LAZY, "0")
         try:
             import habana_frameworks.torch.core  # pyright: ignore[reportMissingImports]
             from habana_frameworks.torch import hpu  # pyright: ignore[reportMissingImports]

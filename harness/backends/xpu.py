@@ -24,6 +24,7 @@ RENDER_NODES = "/dev/dri/renderD*"
 HOSTILE_VARIABLES = {
     "PYTORCH_ENABLE_XPU_FALLBACK": (("", "0"), "lets operations that the device lacks run on the host"),
     "SYCL_PI_TRACE": (("", "0"), "prints every call of the driver, so timings are worthless"),
+    "SYCL_UR_TRACE": (("", "0"), "prints every call of the driver, so timings are worthless"),
 }
 FAULTS = ("UR_RESULT_ERROR_DEVICE_LOST", "UR_RESULT_ERROR_UNKNOWN", "level_zero backend failed", "Native API failed")
 
@@ -34,7 +35,10 @@ class XpuBackend(Backend):
     name = "xpu"
     collective = "xccl"
     environment_prefixes: ClassVar[tuple[str, ...]] = ("ZE_", "SYCL_", "UR_", "CCL_", "ONEAPI_", "NEOReadDebugKeys")
-    fallback_pattern = "Aten Op fallback from XPU to CPU"
+    # The second is what PYTORCH_DEBUG_XPU_FALLBACK=1 makes of it, in the words of one release or another.
+    fallback_pattern = (
+        r"Aten Op fallback from XPU to CPU|on the XPU backend (and will fall|is falling) back to run on the CPU"
+    )
     pins_host_memory = True
 
     def preflight(self) -> list[Problem]:
