@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -52,3 +53,51 @@ def test_what_goes_to_its_own_stream_is_not_read() -> None:
         print("a progress bar", file=watch.stream)
     assert watch.found is None
     assert os.fstat(2).st_ino == before.st_ino
+
+
+ABORTED = """
+import ctypes, os
+from harness.training.stderr_watch import StderrWatch
+with StderrWatch("x"):
+    os.write(2, b"the library's last words\\n")
+    ctypes.CDLL(None).abort()
+"""
+ABANDONED = """
+import os, sys, threading, time
+from harness.training.stderr_watch import StderrWatch
+def abandon():
+    os.write(2, b"early\\n")
+    StderrWatch.stop_active()
+    print("our last words", file=sys.stderr)
+    os._exit(5)
+with StderrWatch("x"):
+    threading.Thread(target=abandon).start()
+    time.sleep(60)
+"""
+
+
+def test_what_a_library_says_before_it_aborts_is_passed_on() -> None:
+    """Ten times, since a reader within the process loses it now and then."""
+    for _ in range(10):
+        done = subprocess.run([sys.executable, "-c", ABORTED], capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGABRT
+        assert done.stderr == "the library's last words\n"
+
+
+def test_a_process_that_is_ended_from_another_thread_has_said_all() -> None:
+    done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr == "early\nour last words\n"
+
+
+def test_a_reader_that_has_gone_away_holds_nobody_up() -> None:
+    script = 'import os\nfrom harness.training.stderr_watch import StderrWatch\nwith StderrWatch("last") as watch:\n'
+    script += '    for _ in range(1000):\n        os.write(2, b"x" * 1000 + b"\\n")\n    os.write(2, b"the last\\n")\n'
+    script += "print(watch.found)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=writing, text=True, timeout=60, check=False
+    )
+    os.close(writing)
+    assert done.stdout == "the last\n"

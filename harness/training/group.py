@@ -20,6 +20,7 @@ from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCo
 from harness.record import write_atomically
 from harness.training.pulse import PulseWriter
 from harness.training.ranks import Ranks
+from harness.training.stderr_watch import StderrWatch
 from harness.training.supervisor import RankFailure, Supervisor, take_seats
 from harness.world import World
 
@@ -220,6 +221,7 @@ class Group:
 
     def _abandon(self, failure: RankFailure) -> NoReturn:
         """End this process from the supervisor's thread: its main thread waits for what will never come."""
+        StderrWatch.stop_active()
         if self.world.leads:
             if self.write_last_words is not None:
                 self.write_last_words(failure)
