@@ -49,6 +49,8 @@ options:
   --devices-per-node N        (default 8)
   --network-gb-per-s X        10^9 bytes/s of a device to other nodes, one way (default 25)
   --link-gb-per-s X           the same within a node (default: the catalogue's)
+  --assume NAME=RANGE         in the place of an assumption, such as device-hours-between-interruptions=30000 or
+                              link-efficiency=0.5:0.6:0.8 (lowest:likeliest:highest); once for each
   --format FORMAT             table (default) or json
 
 exit codes: 0 ok, 2 bad usage, records, or a layout that cannot be\
@@ -61,11 +63,12 @@ def main(words: list[str]) -> int:
         print(HELP)
         return ExitCode.OK
     options = _parse(words)
+    assumed = Assumptions().replaced(options.assume)
     # Here, since rich is for the screen alone.
     from harness.report.projection_table import check_to_dict, print_check, print_projection, projection_to_dict
 
     if options.check:
-        checks = check_all()
+        checks = check_all(assumed)
         if options.format == "json":
             print(json.dumps(check_to_dict(checks), indent=1))
         else:
@@ -77,7 +80,6 @@ def main(words: list[str]) -> int:
     if options.link_gb_per_s is not None:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
     plan = _plan(options, precision)
-    assumed = Assumptions()
     found = project(plan, chip, speed, assumed)
     cautions = _cautions(runs, plan)
     if options.format == "json":
@@ -102,12 +104,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--network-gb-per-s", type=_size, default=25.0)
     parser.add_argument("--link-gb-per-s", type=_size)
+    parser.add_argument("--assume", action="append", default=[], metavar="NAME=RANGE")
     parser.add_argument("--precision", choices=PRECISIONS)
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
     if options.check:
         for name, value in vars(options).items():
-            if name not in ("check", "format") and value != parser.get_default(name):
+            if name not in ("check", "format", "assume") and value != parser.get_default(name):
                 raise UserError(
                     f"project: --{name.replace('_', '-')}: found beside --check, which takes its trainings from "
                     "configs/trainings.yaml; leave out one of them"

@@ -299,6 +299,22 @@ class TestCommand:
         assert again == pytest.approx(32 * 0.25, rel=0.01)
         assert once == pytest.approx(again * 3 / 4, rel=0.01)
 
+    def test_assumptions_can_be_one_s_own(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["project", *self.PLAN, "--chip", "A100-80G", "--format", "json"]
+        assert main([*words, "--assume", "device-hours-between-interruptions=1000", "--assume",
+                     "link-efficiency=0.5:0.5:0.8"]) == 0  # fmt: skip
+        often = json.loads(capsys.readouterr().out)
+        assert often["assumptions"]["device_hours_between_interruptions"] == {"low": 1000, "likely": 1000, "high": 1000}
+        assert often["assumptions"]["link_efficiency"] == {"low": 0.5, "likely": 0.5, "high": 0.8}
+        assert main(words) == 0
+        seldom = json.loads(capsys.readouterr().out)
+        assert often["shares"]["interruptions"] > 3 * seldom["shares"]["interruptions"]
+
+    def test_published_trainings_under_other_assumptions(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["project", "--check", "--assume", "efficiency-of-products=0.3", "--format", "json"]) == 0
+        assert all(check["error"] > 0.2 for check in json.loads(capsys.readouterr().out)
+                   if check["name"].startswith("llama2"))  # fmt: skip
+
     def test_a_link_that_is_given_takes_the_place_of_a_bridge(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["project", "--model", "gpt2-124m", "--tokens", "1B", "--devices", "8", "--chip", "NVIDIA H100 PCIe"]
         assert main(words) == 2
@@ -348,6 +364,12 @@ class TestCommand:
             (["--tokens", "1B", "--devices", "1", "--chip", "H200"], "either --model or --parameters"),
             (["--model", "tiny", "--devices", "1", "--chip", "H200"], "--tokens is missing"),
             (["--model", "tiny", "--tokens", "1B", "--devices", "1"], "either --records or --chip"),
+            (["--check", "--assume", "luck=1"], "assume: found 'luck', expected one of: efficiency-of-products, "),
+            (["--check", "--assume", "power-share=1.5"], "found '1.5', expected a number between 0 and 1"),
+            (["--check", "--assume", "checkpoint-seconds=0"], "found '0', expected a number above 0"),
+            (["--check", "--assume", "restart-hours=3:2:1"], "found '3:2:1', expected a number of at least 0"),
+            (["--check", "--assume", "restart-hours=x:1"], "found 'x:1'"),
+            (["--check", "--assume", "restart-hours=inf"], "found 'inf'"),
             (["--check", "--devices", "8"], "--devices: found beside --check"),
             (["--check", "--records", "runs"], "--records: found beside --check"),
             (["--model", "x", "--tokens", "1B", "--devices", "1", "--chip", "H200"], "--model: found 'x'"),

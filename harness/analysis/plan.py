@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +19,12 @@ STATE_BYTES_PER_PARAMETER = 16
 MEMORY_FOR_WHOLE_WEIGHTS = 0.6
 # Of what goes over links and between layers. With fp8 products, tensors are kept and sent in 16 bits.
 NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
+
+# Assumptions that are shares of something, and those of which there may be none.
+SHARES = frozenset(
+    {"efficiency_of_products", "product_share_of_peak", "link_efficiency", "hiding_compute", "power_share"}
+)
+MAY_BE_NOTHING = frozenset({"latency_seconds", "hiding_compute", "restart_hours"})
 
 Draws = np.ndarray
 
@@ -34,6 +42,19 @@ class Range:
         if self.low == self.high:
             return np.full(DRAWS, self.low)
         return random.triangular(self.low, self.likely, self.high, DRAWS)
+
+    @classmethod
+    def parse(cls, text: str) -> Range:
+        """Return what `0.5` or `0.4:0.5:0.7` (lowest, likeliest, highest) says.
+
+        Raises:
+            ValueError: it is neither, or out of order.
+        """
+        numbers = [float(part) for part in text.split(":")]
+        low, likely, high = numbers * 3 if len(numbers) == 1 else numbers
+        if not 0 <= low <= likely <= high < math.inf:
+            raise ValueError(text)
+        return cls(low, likely, high)
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,32 @@ class Assumptions:
     """Llama 3 405B: more than 90 % of the time was of use, so that an interruption cost 0.28 h with the work lost."""
     power_share: Range = Range(0.7, 0.85, 1.0)
     """Mean power of a device in training over the sheet's."""
+
+    def replaced(self, words: Sequence[str]) -> Assumptions:
+        """Return the assumptions with others in the place of some, each as NAME=RANGE (`Range.parse`).
+
+        Raises:
+            UserError: a name is unknown, or a range is none or cannot be.
+        """
+        given: dict[str, Range] = {}
+        for word in words:
+            name, _, text = word.partition("=")
+            key = name.replace("-", "_")
+            if key not in vars(self):
+                known = ", ".join(each.replace("_", "-") for each in vars(self))
+                raise UserError(f"assume: found {name!r}, expected one of: {known}")
+            most = 1.0 if key in SHARES else math.inf
+            try:
+                found = Range.parse(text)
+            except ValueError:
+                found = None
+            if found is None or found.high > most or (found.low == 0 and key not in MAY_BE_NOTHING):
+                limit = "between 0 and 1" if key in SHARES else "of at least 0" if key in MAY_BE_NOTHING else "above 0"
+                raise UserError(
+                    f"assume: {name}: found {text!r}, expected a number {limit}, or three as lowest:likeliest:highest"
+                )
+            given[key] = found
+        return replace(self, **given)
 
 
 @dataclass(frozen=True)
