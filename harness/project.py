@@ -81,7 +81,7 @@ def main(words: list[str]) -> int:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
     plan = _plan(options, precision)
     found = project(plan, chip, speed, assumed)
-    cautions = _cautions(runs, plan)
+    cautions = _cautions(runs, plan, chip)
     if options.format == "json":
         print(json.dumps(projection_to_dict(plan, chip, found, assumed, cautions), indent=1))
     else:
@@ -148,6 +148,7 @@ def _catalogued(written: str) -> Chip:
 def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
     """Return the chip of the records, and its speed."""
     speeds, watts = [], []
+    first = runs[0].record
     for run in runs:
         record = run.record
         problem = None
@@ -159,8 +160,10 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
             problem = f"it ran on {record['world_size']} devices: give runs on one, collectives are reckoned"
         elif record["config"]["precision"] != precision:
             problem = f"it ran in {record['config']['precision']}, expected {precision}"
-        elif record["device"]["name"] != runs[0].record["device"]["name"]:
-            problem = f"it ran on {record['device']['name']}, others on {runs[0].record['device']['name']}"
+        elif record["device"]["name"] != first["device"]["name"]:
+            problem = f"it ran on {record['device']['name']}, others on {first['device']['name']}"
+        elif _work(record) != _work(first):
+            problem = f"it is of other work than {runs[0].path}; give repeats of one run"
         speed, peak = achieved_flops(record), catalogued_peak(record)
         if problem is None and (speed is None or not 0 < speed < float("inf")):
             problem = "it has no speed"
@@ -171,11 +174,12 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
         # What is computed twice is work of the device, though not of the model.
         speeds.append(speed * (FULL_RECOMPUTATION if _recomputes(record) else 1.0))
         watts.append(look_up(record, "telemetry", "mean_power_watts"))
-    first = runs[0].record
     name = first["device"]["name"] or first["device"]["kind"]
     source = f"{len(runs)} measured run{'' if len(runs) == 1 else 's'} on {name}"
     mean_watts = statistics.fmean(watts) if None not in watts else None
-    return find_chip(name) or _unknown(name), Speed(tuple(speeds), source, mean_watts)
+    # By the name under which its peak is looked up: a slice of a chip has none.
+    chip = find_chip(look_up(first, "backend", "peak_lookup_key"))
+    return chip or _unknown(name), Speed(tuple(speeds), source, mean_watts)
 
 
 def _unknown(name: str) -> Chip:
@@ -183,17 +187,30 @@ def _unknown(name: str) -> Chip:
     return Chip(name, "", (), (), {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
 
 
+def _work(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what repeats of one run have in common: the work, and how it is done."""
+    config = record["config"]
+    return record["workload_id"], config["track"], config["workload"].get("micro_batch_size")
+
+
 def _recomputes(record: dict[str, Any]) -> bool:
     return bool(look_up(record, "config", "model", "activation_checkpointing"))
 
 
-def _cautions(runs: tuple[Run, ...], plan: Plan) -> list[str]:
-    """Say where the runs are a poor guide to the plan: larger models use a device better, and another way."""
+def _cautions(runs: tuple[Run, ...], plan: Plan, chip: Chip) -> list[str]:
+    """Say where the runs are a poor guide to the plan, and what was left out since nothing is known of the chip."""
     cautions = []
+    if chip.memory_bytes is None:
+        cautions.append(f"the memory of {chip.name} is unknown: whether the plan fits was not looked at")
+    if chip.memory_bytes_per_second is None:
+        cautions.append(f"the memory bandwidth of {chip.name} is unknown: the optimizer was taken for free")
     if len(runs) == 1:
         cautions.append("one run was measured: the interval has no spread between runs in it; repeat it")
     if any((look_up(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
         cautions.append("the runs computed some activations twice (track.activation_memory_budget), counted as none")
+    seq_lens = sorted({run.record["config"]["workload"]["seq_len"] for run in runs} - {plan.seq_len})
+    if seq_lens:
+        cautions.append(f"the runs had {seq_lens[0]} tokens in a sequence, the plan has {plan.seq_len}")
     size = look_up(runs[0].record, "model", "parameters") if runs else plan.parameters
     if not 1 / LARGEST_SIZE_RATIO <= size / plan.parameters <= LARGEST_SIZE_RATIO:
         cautions.append(

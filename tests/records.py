@@ -81,6 +81,15 @@ ASCEND: dict[str, Any] = {
     "contention": {"device_processes": []},
 }  # fmt: skip
 
+# What a device with sensors adds.
+SENSOR = {"mean": 300.0, "min": 200.0, "max": 400.0}
+TELEMETRY = {
+    "method": "sampled", "reason": None, "source": "NVML", "scope": "board", "period_seconds": 1.0, "readings": 9,
+    "failed_readings": 0, "measured_joules": 900.0, "mean_power_watts": 300.0, "joules_per_token": 0.001,
+    "power_watts": SENSOR, "temperature_celsius": SENSOR, "clock_mhz": SENSOR, "utilization_percent": SENSOR,
+    "throttled": {"thermal": 0.5}, "samples": [[0.0, 300.0]],
+}  # fmt: skip
+
 
 def make_record(
     *,

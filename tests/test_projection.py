@@ -23,7 +23,7 @@ from harness.analysis.projection import (
 from harness.analysis.trainings import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
 from tests.comparisons import EMULATED
-from tests.records import A100, CPU, make_record, make_records, merged, write_runs
+from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
 
 HOUR = 3600.0
 # Nothing left to chance: every range is a point, and everything that can be is free.
@@ -96,10 +96,10 @@ class TestByHand:
     def test_sharded_weights_are_gathered_once_where_they_fit(self, chip: Chip) -> None:
         # A gather and a scatter of 3/4 x 2e9 bytes: as much as the all-reduce.
         assert step(chip, devices=4, sharded=True) == pytest.approx(25 + 0.03)
-        # 4 GB of weights and gradients in 5 GB are too much: two gathers for each of 250 micro-batches.
+        # 4 GB of weights and gradients in 5 GB are too much: two gathers and a scatter for each of 250 micro-batches.
         small = replace(chip, memory_bytes=5e9)
-        assert step(small, devices=4, sharded=True) == pytest.approx(25 + 501 * 0.015)
-        assert step(small, devices=4, sharded=True, micro_batch_size=125) == pytest.approx(25 + 5 * 0.015)
+        assert step(small, devices=4, sharded=True) == pytest.approx(25 + 750 * 0.015)
+        assert step(small, devices=4, sharded=True, micro_batch_size=125) == pytest.approx(25 + 6 * 0.015)
 
     def test_numbers_of_four_bytes_take_twice_as_long_on_links(self, chip: Chip) -> None:
         chip = replace(chip, peak_flops={"fp32": 200e12, "fp8": 200e12}, lacks=())
@@ -117,6 +117,14 @@ class TestByHand:
         # Two stages, four micro-batches of 250: a quarter on top; halved by two virtual stages.
         assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50 * 1.25)
         assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50 * 1.125)
+        # The bubble holds the tensor-parallel collectives too: 1000/250 micro-batches x 5 layers x 4 of 5e8 bytes.
+        both = step(chip, devices=4, tensor=2, pipeline=2, micro_batch_size=250)
+        assert both == pytest.approx((25 + 80 * 5e8 / 1e11) * 1.25)
+
+    def test_tensor_parallelism_across_nodes_goes_over_the_network(self, chip: Chip) -> None:
+        within = step(chip, devices=8, tensor=8)
+        across = step(chip, devices=8, tensor=8, devices_per_node=4, network_bytes_per_second=10e9)
+        assert across - 12.5 == pytest.approx(10 * (within - 12.5))
 
     def test_the_optimizer_goes_through_memory(self, chip: Chip) -> None:
         assert step(replace(chip, memory_bytes_per_second=2.8e9)) == pytest.approx(100 + 10)
@@ -186,6 +194,21 @@ class TestInterval:
         assert found.megawatt_hours.middle == pytest.approx(1e5 / HOUR * 100 / 1e6)
         assert {"power_share", "efficiency_of_products"} <= found.unused
 
+    def test_no_draw_is_faster_than_the_chip(self, chip: Chip) -> None:
+        """Two runs far apart say little, and yet no MFU above one comes of them."""
+        found = project(plan(), chip, Speed((0.5e14, 1.9e14), "two runs"), FIXED)
+        assert found.mfu is not None
+        assert found.mfu.high == pytest.approx(1)
+        assert found.mfu.low < 0.1
+
+    def test_power_of_the_sheet_is_a_range_of_devices(self, chip: Chip) -> None:
+        assumed = replace(FIXED, power_share=Range(0.5, 0.75, 1.0))
+        found = project(plan(devices=4), chip, assumed=assumed)
+        assert found.megawatt_hours is not None
+        hours = found.device_hours.middle
+        assert found.megawatt_hours.middle == pytest.approx(hours * 0.75 * 400 / 1e6, rel=0.01)
+        assert found.megawatt_hours.low < 0.9 * found.megawatt_hours.middle
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -195,6 +218,7 @@ class TestRefusals:
             ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
             ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
             ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
+            ({"devices": 4, "pipeline": 4, "virtual_stages": 3}, "found 4 stages of 3, expected no more than"),
         ],
     )
     def test_layouts_that_cannot_be(self, changes: dict[str, Any], said: str) -> None:
@@ -237,7 +261,7 @@ class TestPublishedTrainings:
         for check in checks:
             assert check.hit or check.training.miss, check.training.name
 
-    def test_of_those_whose_layout_is_known_the_error_is_below_a_fifth(self) -> None:
+    def test_of_those_without_a_reason_to_miss_the_error_is_below_a_fifth(self) -> None:
         errors = {check.training.name: check.error for check in check_all() if check.training.miss is None}
         assert len(errors) >= 7
         assert max(abs(error) for error in errors.values()) < 0.2
@@ -350,6 +374,43 @@ class TestCommand:
         folder = write_runs(tmp_path / "a", [make_record(on=A100), make_record(on=other, process=2)])
         assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
         assert "it ran on another, others on NVIDIA A100-SXM4-80GB" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"config": {"workload": {"learning_rate": 1e-3}}},
+            {"config": {"workload": {"micro_batch_size": 4}}},
+            {"config": {"track": {"name": "tuned", "compile": "model"}}},
+        ],
+        ids=str,
+    )
+    def test_records_of_different_work_are_no_repeats(
+        self, changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = write_runs(tmp_path / "a", [make_record(on=A100), make_record(on=A100, process=2, **changes)])
+        assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
+        assert "it is of other work than" in capsys.readouterr().err
+
+    def test_a_precision_that_was_not_run_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2, on=A100))
+        assert main(["project", *self.PLAN, "--records", str(folder), "--precision", "fp16"]) == 2
+        assert "it ran in bf16, expected fp16" in capsys.readouterr().err
+
+    def test_watts_of_the_records_count(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = write_runs(tmp_path / "a", make_records(2, on=merged(A100, {"telemetry": TELEMETRY})))
+        assert main(["project", *self.PLAN, "--records", str(folder), "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        expected = found["device_hours"]["median"] * TELEMETRY["mean_power_watts"] / 1e6
+        assert found["megawatt_hours"]["median"] == pytest.approx(expected)
+
+    def test_a_slice_of_a_chip_has_not_its_peak(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        sliced = merged(A100, {"backend": {"peak_lookup_key": None}})
+        folder = write_runs(tmp_path / "a", make_records(2, on=sliced))
+        assert main(["project", *self.PLAN, "--records", str(folder), "--seq-len", "2048", "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["mfu"] is None
+        assert any("memory bandwidth of NVIDIA A100-SXM4-80GB is unknown" in caution for caution in found["cautions"])
+        assert "the runs had 1024 tokens in a sequence, the plan has 2048" in found["cautions"]
 
     def test_check_prints_every_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check"]) == 0

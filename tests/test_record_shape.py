@@ -13,15 +13,8 @@ import pytest
 from harness.__main__ import main
 from harness.analysis.record_shape import shape_complaint
 from harness.errors import ExitCode
-from tests.records import A100, make_record, merged, sealed, write_runs
+from tests.records import A100, TELEMETRY, make_record, merged, sealed, write_runs
 
-SENSOR = {"mean": 300.0, "min": 200.0, "max": 400.0}
-TELEMETRY = {
-    "method": "sampled", "reason": None, "source": "NVML", "scope": "board", "period_seconds": 1.0, "readings": 9,
-    "failed_readings": 0, "measured_joules": 900.0, "mean_power_watts": 300.0, "joules_per_token": 0.001,
-    "power_watts": SENSOR, "temperature_celsius": SENSOR, "clock_mhz": SENSOR, "utilization_percent": SENSOR,
-    "throttled": {"thermal": 0.5}, "samples": [[0.0, 300.0]],
-}  # fmt: skip
 STRANGE = (None, "x\x1b[31m\u202e", -1, 0, 10**400, float("nan"), {}, [])
 PROJECT = ("--model", "gpt2-124m", "--tokens", "1B", "--devices", "1", "--precision", "bf16")
 

@@ -62,7 +62,7 @@ class Assumptions:
     """What neither the plan nor records tell.
 
     The defaults were set by somebody who knew the published trainings of configs/trainings.yaml; interruptions are
-    those of two of them, and `efficiency_of_products` was raised once, from 0.45 to 0.75, after a first comparison.
+    those of two of them, and `efficiency_of_products` was raised once, from a likeliest 0.45, after a first comparison.
     """
 
     efficiency_of_products: Range = Range(0.45, 0.65, 0.80)

@@ -13,8 +13,10 @@ A step takes
 - bubble: (stages - 1) / (micro-batches x virtual stages) of the two above (Narayanan et al. 2021);
 - data parallelism: an all-reduce of the gradients, or with sharding all-gathers of the weights and a reduce-scatter
   (Rajbhandari et al. 2020), as far as it takes longer than the compute that it can hide behind. Sharded weights are
-  gathered once a step if whole weights and gradients leave room for activations, else twice a micro-batch;
-- collectives: the faster of ring and tree, by bandwidth and latency (Thakur et al. 2005);
+  gathered and gradients scattered once a step if both leave room for activations when whole; else weights are gathered
+  twice a micro-batch, and gradients scattered once;
+- collectives: the faster of a ring (Thakur et al. 2005) and of two pipelined trees (Sanders et al. 2009), by bandwidth
+  and latency. What stages of a pipeline send each other is small and left out;
 - optimizer: 28 bytes a parameter through memory. A measured speed has that of its own model in it, which is counted
   twice.
 
@@ -160,7 +162,7 @@ def _unused(chip: Chip, precision: str, speed: Speed | None) -> frozenset[str]:
 
 
 def all_reduce_seconds(count: int, size_bytes: float, bytes_per_second: Draws, latency_seconds: Draws) -> Draws:
-    """Return the time of an all-reduce over `count` devices: ring or tree, whichever is faster (Thakur et al. 2005)."""
+    """Return the time of an all-reduce over `count` devices: the faster of a ring and of two trees."""
     if count < 2:
         return np.zeros(np.broadcast(bytes_per_second, latency_seconds).shape)
     ring = 2 * (count - 1) / count * size_bytes / bytes_per_second + 2 * (count - 1) * latency_seconds
@@ -205,6 +207,7 @@ def _rate(
     Of measured runs: those of one more, whose logarithm is the mean plus Student's t with n - 1 degrees of freedom
     times s sqrt(1 + 1/n) (the prediction interval of a normal sample).
     """
+    peak = chip.peak_flops.get(precision)
     if speed is not None:
         logarithms = np.log(speed.flops)
         mean, count = float(np.mean(logarithms)), len(logarithms)
@@ -212,8 +215,9 @@ def _rate(
             return np.full(DRAWS, math.exp(mean)), speed.source
         spread = float(np.std(logarithms, ddof=1)) * math.sqrt(1 + 1 / count)
         deviation = spread * random.standard_t(count - 1, DRAWS)
-        return np.exp(mean + np.clip(deviation, -LARGEST_DEVIATION, LARGEST_DEVIATION)), speed.source
-    peak = chip.peak_flops.get(precision)
+        drawn = np.exp(mean + np.clip(deviation, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+        # However far the runs lie apart, none is faster than the chip.
+        return drawn if peak is None else np.minimum(drawn, peak), speed.source
     if peak is None:
         raise UserError(f"chip: no {precision} peak of {chip.name} is known; give --records of runs on it")
     product = chip.measured_flops.get(precision)
@@ -245,8 +249,7 @@ def _step_parts(
     copy_bytes = plan.number_bytes * plan.parameters_per_copy
     if plan.sharded:
         gather_or_scatter = all_gather_seconds(plan.data, copy_bytes, across, latency)
-        gathers = 1 if plan.keeps_weights_gathered(chip) else 2 * plan.micro_batches
-        data = (gathers + 1) * gather_or_scatter
+        data = (2 if plan.keeps_weights_gathered(chip) else 3 * plan.micro_batches) * gather_or_scatter
     else:
         data = all_reduce_seconds(plan.data, copy_bytes, across, latency)
     owned = plan.parameters_per_copy / (plan.data if plan.sharded else 1)
