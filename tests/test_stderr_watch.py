@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from typing import Any
+
+import pytest
 
 from harness.training.stderr_watch import StderrWatch
 
@@ -101,3 +107,84 @@ def test_a_reader_that_has_gone_away_holds_nobody_up() -> None:
     )
     os.close(writing)
     assert done.stdout == "the last\n"
+
+
+def run_script(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    script = f"import os, signal, subprocess, sys\nfrom harness.training.stderr_watch import StderrWatch\n{body}"
+    return subprocess.run(
+        [sys.executable, "-c", script], text=True, timeout=60, check=False,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )  # fmt: skip
+
+
+def test_a_reader_that_was_killed_is_told_and_holds_nobody_up() -> None:
+    done = run_script("""
+with StderrWatch("last") as watch:
+    watch._reader.kill(); watch._reader.wait()
+    try:
+        os.write(2, b"the last\\n")
+    except BrokenPipeError:
+        pass
+print(watch.complete, watch.found)
+print("after", file=sys.stderr)
+""")
+    assert (done.stdout, done.stderr) == ("False None\n", "after\n")
+
+
+def test_a_pattern_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(re.error):
+        StderrWatch("(")
+
+
+def test_signals_to_all_processes_of_a_command_leave_the_reader_alone() -> None:
+    """What a terminal or a scheduler sends: the harness ends by itself, and what it says then is read."""
+    done = run_script("""
+signal.signal(signal.SIGTERM, lambda *_: os.write(2, b"ending\\n"))
+with StderrWatch("ending") as watch:
+    os.write(2, b"begun\\n")
+    reader = watch._reader.pid
+    import time
+    time.sleep(0.5)
+    assert os.getsid(reader) != os.getsid(0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(reader, number)
+    os.kill(os.getpid(), signal.SIGTERM)
+print(watch.complete, watch.found)
+""")
+    assert (done.stdout, done.stderr) == ("True ending\n", "begun\nending\n")
+
+
+def test_a_slow_reader_that_does_not_block_gets_everything() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    got: list[bytes] = []
+    taker = threading.Thread(
+        target=lambda: got.extend(iter(lambda: (time.sleep(0.001), os.read(reading, 4096))[1], b""))
+    )
+    taker.start()
+    done = run_script("""
+with StderrWatch("last") as watch:
+    for number in range(500):
+        os.write(2, b"x" * 999 + b"\\n")
+print(watch.complete)
+""", stderr=writing)  # fmt: skip
+    os.close(writing)
+    taker.join()
+    os.close(reading)
+    assert done.stdout == "True\n"
+    assert b"".join(got) == (b"x" * 999 + b"\n") * 500
+
+
+def test_a_process_that_keeps_standard_error_open_is_not_waited_for_without_end() -> None:
+    began = time.monotonic()
+    done = run_script("""
+import harness.training.stderr_watch as module
+module.SECONDS_FOR_THE_REST = 0.5
+with StderrWatch("last") as watch:
+    child = subprocess.Popen(["sleep", "20"])
+    os.write(2, b"the last\\n")
+child.kill()
+print(watch.complete, watch.found)
+""")
+    assert time.monotonic() - began < 15
+    assert done.stdout == "True the last\n"

@@ -25,7 +25,28 @@ TIME, SPEED = "time", "speed"
 ANY = "any"
 REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "allowance",
             "workload", "experiment")  # fmt: skip
-OPTIONAL = ("settings", "precision", "minimum_parameters", "minimum_parameters_reason", "minimum_devices", "note")
+OPTIONAL = ("settings", "precision", "parameters", "parameters_reason", "devices", "seq_len", "note")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How small and how large something may be; None for no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, value: float | None) -> bool:
+        """Return whether a value lies within. One that is unknown lies within nothing but no limits."""
+        if value is None:
+            return self.low is None and self.high is None
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
+
+    def text(self, unit: float = 1.0) -> str:
+        """Return the limits in words, in multiples of a unit."""
+        low, high = (None if each is None else f"{each / unit:.3g}" for each in (self.low, self.high))
+        if low == high:
+            return str(low)
+        return f"at most {high}" if low is None else f"at least {low}" if high is None else f"{low} to {high}"
 
 
 @dataclass(frozen=True)
@@ -54,9 +75,12 @@ class Claim:
     settings: tuple[str, ...] = ()
     """What the experiments are changed by, to be of the claim's size."""
     precision: str | None = None
-    minimum_parameters: float | None = None
-    minimum_parameters_reason: str | None = None
-    minimum_devices: int | None = None
+    parameters: Limits = Limits()
+    """Of the models that the claim is of."""
+    parameters_reason: str | None = None
+    devices: Limits = Limits()
+    seq_len: int | None = None
+    """Tokens in a sequence, if the claim says how many."""
     note: str | None = None
 
     @property
@@ -174,21 +198,24 @@ def _device(side: Side) -> str:
 
 
 def _other_conditions(claim: Claim, sides: tuple[Side, Side]) -> str | None:
-    """Return in what the records miss the claim's conditions: precision, size, scale."""
+    """Return in what the records miss the claim's conditions: precision, size, scale, length."""
     for side in sides:
         first = side.first
         if claim.precision is not None and first["config"]["precision"] != claim.precision:
             return f"other precision: the claim is of {claim.precision}, {side.label} of {first['config']['precision']}"
         size = look_up(first, "model", "parameters")
-        if claim.minimum_parameters is not None and (size is None or size < claim.minimum_parameters):
+        if not claim.parameters.holds(size):
             found = "of unknown size" if size is None else f"of {size / 1e9:.3g} billion"
             return (
-                f"other scale: the claim is of models from {claim.minimum_parameters / 1e9:.3g} billion parameters on "
-                f"({claim.minimum_parameters_reason}), {side.label} trained one {found}"
+                f"other scale: the claim is of models of {claim.parameters.text(1e9)} billion parameters "
+                f"({claim.parameters_reason}), {side.label} trained one {found}"
             )
         devices = first["world_size"]
-        if claim.minimum_devices is not None and devices < claim.minimum_devices:
-            return f"other scale: the claim is of {claim.minimum_devices} devices, {side.label} ran on {devices}"
+        if not claim.devices.holds(devices):
+            return f"other scale: the claim is of {claim.devices.text()} devices, {side.label} ran on {devices}"
+        seq_len = first["config"]["workload"]["seq_len"]
+        if claim.seq_len not in (None, seq_len):
+            return f"other workload: the claim is of {claim.seq_len} tokens a sequence, {side.label} trained {seq_len}"
     return None
 
 
@@ -220,8 +247,18 @@ def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
         raise ValueError("low, high: both are null, so that nothing could refute it")
     if stated is not None and not (low or 0) <= stated <= (high or float("inf")):
         raise ValueError(f"stated: {stated} is not between low and high")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"low, high: {low} is more than {high}")
+    for key in ("experiment", "settings"):
+        words = entry.get(key, [])
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{key}: found {words!r}, expected a list of words")
+    if ("parameters" in entry) != ("parameters_reason" in entry):
+        raise ValueError("parameters: stands beside parameters_reason, which says why it is so")
     values = {
         **entry,
+        "parameters": Limits(*entry.get("parameters", ())),
+        "devices": Limits(*entry.get("devices", ())),
         "date": str(entry["date"]),
         "experiment": tuple(entry["experiment"]),
         "settings": tuple(entry.get("settings", ())),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -11,7 +13,8 @@ from harness.paths import config_directory
 DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
 
 
-def named_model(name: str | None) -> dict[str, Any] | None:
+@cache
+def named_model(name: str | None) -> Mapping[str, Any] | None:
     """Return the shape of a model by its name, or None if there is none of that name."""
     if name is None or not all(letter.isalnum() or letter in "-._" for letter in name):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import harness
-from harness.analysis.audit import checks
+from harness.analysis.audit.finding import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN
 from harness.analysis.audit.summary import Audit, AuditedRow, judge_by_rows
 from harness.analysis.claims import Claim
 from harness.report.audit_table import conclusion, grade
@@ -13,7 +13,7 @@ from harness.report.page import CLAIM_TONES, template
 from harness.text import printable
 
 TEMPLATE = "audit.html.j2"
-TONES = {checks.IMPOSSIBLE: "bad", checks.INCONSISTENT: "bad", checks.SUSPICIOUS: "care", checks.UNPROVEN: "news"}
+TONES = {IMPOSSIBLE: "bad", INCONSISTENT: "bad", SUSPICIOUS: "care", UNPROVEN: "news"}
 
 
 def render_audit(table: Audit, claim: Claim | None) -> str:

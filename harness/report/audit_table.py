@@ -6,13 +6,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.analysis.audit import checks
+from harness.analysis.audit.finding import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS
 from harness.analysis.audit.summary import Audit, AuditedRow, Mean, judge_by_rows, rows_about
 from harness.analysis.claims import Claim
 from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
 
-STYLES = {checks.IMPOSSIBLE: "bold red", checks.INCONSISTENT: "bold red", checks.SUSPICIOUS: "yellow"}
+STYLES = {IMPOSSIBLE: "bold red", INCONSISTENT: "bold red", SUSPICIOUS: "yellow"}
 SOUND = "sound"
 NO_MEAN = "No sound row has a ratio: the table shows nothing."
 
@@ -48,13 +48,15 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
     """Return what the table says as a whole, and of the claim."""
     sound = sum(row.sound for row in table.rows)
     lines = [f"{sound} of {len(table.rows)} rows are sound."]
-    lines.append(NO_MEAN if table.mean is None else f"Sound rows with a ratio: {mean_text(table.mean)}.")
+    lines += [f"Sound rows of {pair.subject} against {pair.reference}: {mean_text(pair.mean)}." for pair in table.means]
+    if not table.means:
+        lines.append(NO_MEAN)
     if claim is not None:
         about = rows_about(claim, table)
         verdict = judge_by_rows(claim, table)
         sound_about = sum(row.sound for row in about)
         lines.append(
-            f"Claim {claim.name}, by the {sound_about} sound of {len(about)} rows about it: {verdict.word}. "
+            f"Claim {claim.name} ({len(about)} rows are about it, {sound_about} of them sound): {verdict.word}. "
             f"{verdict.sentence}"
         )
     return lines
@@ -63,7 +65,9 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
 def mean_text(mean: Mean) -> str:
     """Return a mean with its interval and spread, in words."""
     interval = "" if mean.low is None else f", 95 % interval {mean.low:.3f} to {mean.high:.3f}"
-    rows = f"{mean.count} row" + ("" if mean.count == 1 else "s, taken for independent trials")
+    if mean.count == 1:
+        return f"time ratio {mean.estimate:.3f} (one row)"
+    rows = f"{mean.count} rows, taken for independent trials"
     return (
         f"geometric mean of the time ratios {mean.estimate:.3f}{interval} ({rows}), "
         f"from {mean.smallest:.3f} to {mean.largest:.3f}"

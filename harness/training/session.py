@@ -100,6 +100,11 @@ class Session:
                 self._train(progress)
             finally:
                 progress.close()
+        if not watch.complete:
+            raise RunFailed(
+                "the process that read standard error was ended from outside: whether part of the work ran on the host "
+                "is not known, so this is no run; start it again"
+            )
         found = self.ranks.gather(watch.found)
         if self.backend.fallback_pattern is not None:
             self.facts.effective["cpu_fallback"] = any(words is not None for words in found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import sys
 
@@ -33,12 +34,14 @@ def main(pattern: str) -> None:
 
 
 def _pass_on(chunk: bytes) -> None:
-    try:
-        while chunk:
+    while chunk:
+        try:
             chunk = chunk[os.write(2, chunk) :]
-    except OSError:
-        # Nobody reads it any more. Whoever writes must not be held up for that.
-        return
+        except BlockingIOError:
+            select.select([], [2], [])
+        except OSError:
+            # Nobody reads it any more. Whoever writes must not be held up for that.
+            return
 
 
 if __name__ == "__main__":

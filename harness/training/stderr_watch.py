@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +30,13 @@ class StderrWatch:
     _active: StderrWatch | None = None
 
     def __init__(self, pattern: str | None) -> None:
-        self._pattern = pattern
+        self._pattern = pattern if pattern is None else re.compile(pattern).pattern
+        self._lock = threading.Lock()
         self._reader: subprocess.Popen[bytes] | None = None
         self.found: str | None = None
         """The first line that matched; known when the watch is over."""
+        self.complete = True
+        """Whether everything that was written has been looked at; known when the watch is over."""
         self.stream: TextIO = sys.stderr
 
     def __enter__(self) -> StderrWatch:
@@ -65,22 +70,27 @@ class StderrWatch:
             self.stream = sys.stderr
 
     def stop(self) -> None:
-        """End the watch, and wait until all that was written has been passed on."""
-        reader, self._reader = self._reader, None
-        if reader is None:
-            return
-        StderrWatch._active = None
-        sys.stderr.flush()
-        # Closes this process's only writing end of the pipe, which ends the reader.
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        with suppress(subprocess.TimeoutExpired):
-            reader.wait(timeout=SECONDS_FOR_THE_REST)
-        assert reader.stdout is not None
-        os.set_blocking(reader.stdout.fileno(), False)
-        if line := reader.stdout.read():
-            self.found = line.decode(errors="replace").strip()
-        reader.stdout.close()
+        """End the watch, and wait until all that was written has been passed on. From any thread."""
+        with self._lock:
+            reader, self._reader = self._reader, None
+            if reader is None:
+                return
+            StderrWatch._active = None
+            with suppress(OSError):
+                # What a reader that was killed does not take any more.
+                sys.stderr.flush()
+            # Closes this process's only writing end of the pipe, which ends the reader.
+            os.dup2(self._saved, 2)
+            os.close(self._saved)
+            assert reader.stdout is not None
+            try:
+                self.complete = reader.wait(timeout=SECONDS_FOR_THE_REST) == 0
+            except subprocess.TimeoutExpired:
+                # A process that was started meanwhile writes on, and may go on doing so. This one's part is read.
+                os.set_blocking(reader.stdout.fileno(), False)
+            if line := reader.stdout.read():
+                self.found = line.decode(errors="replace").strip()
+            reader.stdout.close()
 
     @classmethod
     def stop_active(cls) -> None:

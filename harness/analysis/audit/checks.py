@@ -1,17 +1,23 @@
-"""What is wrong with a published row: each finding with its reason and how sure it is."""
+"""What is wrong with a published row, by itself: each finding with its reason and how sure it is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
+from harness.analysis.audit.finding import (
+    IMPOSSIBLE,
+    INCONSISTENT,
+    SUSPICIOUS,
+    UNPROVEN,
+    Finding,
+    number,
+    tera,
+)
 from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
 from harness.analysis.named_models import named_model
 
-IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN = "impossible", "inconsistent", "suspicious", "unproven"
-GRADES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
 # "7B" is printed of models of 6.7 to 7.3 billion parameters.
 PARAMETER_SLACK = 1.10
 # Figures of three digits that belong together differ by rounding alone.
@@ -20,8 +26,8 @@ ROUNDING = 0.02
 COUNTING = 0.15
 # Beyond this share of the sheet's peak no published dense training went.
 HIGHEST_CREDIBLE_MFU = 0.75
-# Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
-WEAKER_BASELINE = 1.25
+# How far a peak may be off about which sources disagree (grade C): public figures of one Ascend part span as much.
+DISPUTED_PEAK = 1.10
 # A final loss or an accuracy that differs by more is of another computation, or of another evaluation.
 LOSS_TOLERANCE = 0.02
 ACCURACY_TOLERANCE = 0.02
@@ -29,48 +35,44 @@ ACCURACY_TOLERANCE = 0.02
 DEFAULT_CHIP = "NVIDIA A100-SXM4-80GB"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing found."""
-
-    sure: str
-    """One of GRADES: how sure it is that the row is wrong."""
-    check: str
-    what: str
-    why: str
-
-
-def audit_row(row: Row, table: Sequence[Row]) -> list[Finding]:
-    """Return everything found about a row, the gravest first.
-
-    Args:
-        row: the row.
-        table: all rows of the file, this one included.
-    """
-    found = [
+def own_findings(row: Row) -> list[Finding]:
+    """Return everything that a row shows by itself."""
+    return [
         *_precision(row),
         *_batch(row),
         *_speeds(row),
-        *_stated_ratio(row),
+        *_ratios(row),
         *_utilization(row),
         *_implied_flops(row),
-        *_identical(row, table),
-        *_weaker_baseline(row, table),
         *_outcome(row),
         *_missing(row),
     ]
-    return sorted(found, key=lambda finding: GRADES.index(finding.sure))
 
 
-def peak(row: Row, side: str) -> tuple[float | None, str]:
-    """Return the largest peak FLOP/s that a side's chip may have, and of which precision: of any if none is printed."""
+def _peaks(row: Row, side: str) -> list[tuple[float, str, Chip]]:
+    """Return every peak FLOP/s that a side's chip may have, with precision and chip: of all if none is printed."""
+    precision = row.text("precision")
+    return [
+        (value, name, chip)
+        for chip in chips_meant(row.text(side) or "")
+        for name in ((precision,) if precision is not None else PRECISIONS)
+        if (value := chip.peak_flops.get(name)) is not None
+    ]
+
+
+def _largest_peak(row: Row, side: str) -> tuple[float | None, str, float]:
+    """Return the largest peak FLOP/s that a side's chip may have, what it is, and by how much it may be off."""
     chips = chips_meant(row.text(side) or "")
     precision = row.text("precision")
     if precision is not None:
-        return largest_peak(chips, precision), precision
-    peaks = [(value, name) for name in PRECISIONS if (value := largest_peak(chips, name)) is not None]
-    best = max(peaks, default=None)
-    return (None, "any precision") if best is None else (best[0], f"{best[1]}, as no precision is printed")
+        best, which = largest_peak(chips, precision), precision
+    else:
+        peaks = [(value, name) for name in PRECISIONS if (value := largest_peak(chips, name)) is not None]
+        best, name = max(peaks, default=(None, ""))
+        which = f"{name}, as no precision is printed" if best is not None else "any precision"
+    grades = sorted({chip.confidence for chip in chips})
+    disputed = "C" in grades
+    return best, f"{which}; grade {grades[-1]}" if grades else which, DISPUTED_PEAK if disputed else 1.0
 
 
 def _precision(row: Row) -> Iterator[Finding]:
@@ -87,38 +89,50 @@ def _precision(row: Row) -> Iterator[Finding]:
 
 
 def _batch(row: Row) -> Iterator[Finding]:
-    stated, parts = row.number("global_batch_size"), row.batch_from_parts
-    if stated is not None and parts is not None and stated != parts:
-        yield Finding(
-            INCONSISTENT,
-            "batch",
-            f"a global batch of {stated:g}",
-            f"micro-batch x accumulation x devices is {parts:g}",
-        )
+    stated, most = row.number("global_batch_size"), row.largest_batch_from_parts
+    if stated is None or most is None or stated == most:
+        return
+    what, why = f"a global batch of {stated:g}", f"micro-batch x accumulation x devices is {most:g}"
+    shared, devices = most / stated, row.number("devices") or 1
+    if not row.copies_are_known and shared.is_integer() and (devices / shared).is_integer():
+        yield Finding(UNPROVEN, "batch", what, f"{why}: right if {shared:g} devices share a copy of the model")
+    else:
+        yield Finding(INCONSISTENT, "batch", what, why)
 
 
 def _speeds(row: Row) -> Iterator[Finding]:
     for side in SIDES:
-        told = row.speeds(side)
-        if len(told) < 2:
-            continue
-        slowest, fastest = min(told, key=lambda key: told[key]), max(told, key=lambda key: told[key])
-        if told[fastest] > (1 + ROUNDING) * told[slowest]:
+        for unknown, told in row.speeds_by_what_is_unknown(side).items():
+            slowest, fastest = min(told, key=lambda key: told[key]), max(told, key=lambda key: told[key])
+            if told[fastest] <= (1 + ROUNDING) * told[slowest]:
+                continue
+            # Without a sequence length both are samples/s, without the number of devices a device's.
+            unit = f"{'samples' if 'seq_len' in unknown else 'tokens'}/s{' a device' if 'devices' in unknown else ''}"
             yield Finding(
                 INCONSISTENT,
                 "speed",
-                f"{side}: {fastest} says {_number(told[fastest])} tokens/s, {slowest} says {_number(told[slowest])}",
+                f"{side}: {fastest} says {number(told[fastest])} {unit}, {slowest} says {number(told[slowest])}",
                 f"both are one speed, and differ by {told[fastest] / told[slowest] - 1:.0%}",
             )
 
 
-def _stated_ratio(row: Row) -> Iterator[Finding]:
+def _ratios(row: Row) -> Iterator[Finding]:
+    by_column = {column: ratio for column, ratio in row.time_ratios.items() if column != "total_seconds"}
+    if by_column:
+        low, high = min(by_column, key=lambda key: by_column[key]), max(by_column, key=lambda key: by_column[key])
+        if by_column[high] > (1 + 2 * ROUNDING) * by_column[low]:
+            yield Finding(
+                INCONSISTENT,
+                "ratio",
+                f"a time ratio of {by_column[high]:.4g} by {high}",
+                f"{by_column[low]:.4g} by {low}: both are of one training",
+            )
     stated, time = row.number("ratio"), row.time_ratio
     if stated is None or time is None:
         return
     found = time if row.text("ratio_of") == "time" else 1 / time
-    if abs(math.log(stated / found)) > ROUNDING:
-        turned = ", which is its inverse" if abs(math.log(stated * found)) <= ROUNDING else ""
+    if not _rounds_to(found, stated):
+        turned = ", which is its inverse" if _rounds_to(1 / found, stated) else ""
         yield Finding(
             INCONSISTENT,
             "ratio",
@@ -127,21 +141,31 @@ def _stated_ratio(row: Row) -> Iterator[Finding]:
         )
 
 
+def _rounds_to(found: float, stated: float) -> bool:
+    """Return whether a ratio may be printed as `stated`: to within the rounding of its columns or of its last digit."""
+    decimals = len(f"{stated:.12g}".partition(".")[2])
+    return abs(found - stated) <= max(ROUNDING * stated, 0.5 * 10.0**-decimals) * (1 + 1e-9)
+
+
 def _utilization(row: Row) -> Iterator[Finding]:
     for side in SIDES:
         stated = row.of(side, "mfu")
         if stated is None:
             continue
-        flops, (most, what) = row.flops_per_device(side), peak(row, side)
+        flops, peaks = row.flops_per_device(side), _peaks(row, side)
         if stated > 1:
             yield Finding(IMPOSSIBLE, "MFU", f"{side}: MFU of {stated:.0%}", _why_above_one(row, side, stated))
-        elif flops is not None and most is not None and abs(math.log(stated / (flops / most))) > COUNTING:
-            yield Finding(
-                INCONSISTENT,
-                "MFU",
-                f"{side}: MFU of {stated:.0%}",
-                f"the printed speed is {_tera(flops)}, {flops / most:.0%} of the peak of {row.text(side)} ({what})",
-            )
+        elif flops is not None and peaks:
+            # By whichever peak comes nearest: the writer knew which chip and precision it was.
+            expected = flops / stated
+            most, precision, chip = min(peaks, key=lambda each: abs(math.log(each[0] / expected)))
+            if abs(math.log(most / expected)) > COUNTING:
+                yield Finding(
+                    INCONSISTENT,
+                    "MFU",
+                    f"{side}: MFU of {stated:.0%}",
+                    f"the printed speed is {tera(flops)}, {flops / most:.0%} of the {precision} peak of {chip.name}",
+                )
 
 
 def _why_above_one(row: Row, side: str, stated: float) -> str:
@@ -156,10 +180,10 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
     if own is None:
         chip = row.text(side)
         known = f"the peak of {chip!r} is unknown" if chip else "no chip is named"
-        return f"{said}; {known}, and if the A100's {_tera(divisor)} were taken for it, the speed was {_tera(real)}"
+        return f"{said}; {known}, and if the A100's {tera(divisor)} were taken for it, the speed was {tera(real)}"
     if own > divisor:
         return (
-            f"{said}; divided by the A100's {_tera(divisor)}, as tools do by default, the speed was {_tera(real)}, "
+            f"{said}; divided by the A100's {tera(divisor)}, as tools do by default, the speed was {tera(real)}, "
             f"which is {real / own:.0%} of the peak of {row.text(side)}"
         )
     return said
@@ -167,108 +191,36 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
 
 def _implied_flops(row: Row) -> Iterator[Finding]:
     for side in SIDES:
-        flops, (most, what) = row.flops_per_device(side), peak(row, side)
+        flops, (most, what, dispute) = row.flops_per_device(side), _largest_peak(row, side)
         chips = chips_meant(row.text(side) or "")
         lacking = [chip for chip in chips if row.text("precision") in chip.lacks]
         if flops is not None and most is None and len(lacking) < len(chips):
             yield Finding(
                 UNPROVEN,
                 "peak",
-                f"{side}: {_tera(flops)} a device",
-                f"the {what} peak of {row.text(side)} is unknown: whether that is possible was not checked",
+                f"{side}: {tera(flops)} a device",
+                f"the {row.text('precision') or 'largest'} peak of {row.text(side)} is unknown: whether that is "
+                "possible was not checked",
             )
         if flops is None or most is None:
             continue
-        slack = 1.0 if named_model(row.text("model")) else PARAMETER_SLACK
-        said = f"{side}: {_tera(flops)} a device"
-        of = f"the largest peak of {row.text(side)} is {_tera(most)} ({what})"
-        measured = _best_product(chips_meant(row.text(side) or ""), row.text("precision"))
+        slack = dispute * (1.0 if named_model(row.text("model")) else PARAMETER_SLACK)
+        said = f"{side}: {tera(flops)} a device"
+        of = f"the largest peak of {row.text(side)} is {tera(most)} ({what})"
+        measured = _best_product(chips, row.text("precision"))
         if flops > slack * most:
             yield Finding(IMPOSSIBLE, "peak", said, f"{of}: {flops / most:.1f} times as much as the chip can do")
         elif flops > HIGHEST_CREDIBLE_MFU * most:
             yield Finding(SUSPICIOUS, "peak", said, f"{of}; no dense training is known at {flops / most:.0%} of it")
         elif measured is not None and flops > measured:
             yield Finding(
-                SUSPICIOUS, "peak", said, f"bare matrix products on {row.text(side)} were measured at {_tera(measured)}"
+                SUSPICIOUS, "peak", said, f"bare matrix products on {row.text(side)} were measured at {tera(measured)}"
             )
 
 
 def _best_product(chips: Sequence[Chip], precision: str | None) -> float | None:
     found = [chip.measured_flops.get(precision or "bf16") for chip in chips]
     return None if not found or None in found else max(value for value in found if value is not None)
-
-
-def _identical(row: Row, table: Sequence[Row]) -> Iterator[Finding]:
-    own = _figures(row)
-    if len(own) < 2:
-        return
-    for other in table:
-        # Of two that are alike, one may be the original: where the other one alone cannot be, this is the original.
-        if _beyond_peak(other) and not _beyond_peak(row):
-            continue
-        if other is not row and _figures(other) == own and _work(other) != _work(row):
-            yield Finding(
-                SUSPICIOUS,
-                "identical",
-                f"the same figures as {other.name}, to the last digit",
-                "two different trainings do not measure alike: one row was copied",
-            )
-
-
-def _beyond_peak(row: Row) -> bool:
-    return any(finding.sure == IMPOSSIBLE for finding in _implied_flops(row))
-
-
-def _figures(row: Row) -> dict[str, float]:
-    return {column: value for column, value in row.values.items() if column.startswith(("subject_", "reference_"))}
-
-
-def _work(row: Row) -> tuple[object, ...]:
-    return tuple(row.values.get(column) for column in ("model", "parameters", "seq_len", "devices", "precision"))
-
-
-def _weaker_baseline(row: Row, table: Sequence[Row]) -> Iterator[Finding]:
-    """Another row of the table has the same model on the same reference chip, and that runs it faster."""
-    own = row.flops_per_device("reference")
-    if own is None or row.time_ratio is None:
-        return
-    rivals = []
-    for other in table:
-        precisions = {each.text("precision") for each in (row, other)} - {None}
-        same = (
-            other is not row
-            and _model(other) == _model(row)
-            and other.number("devices") == row.number("devices")
-            and len(precisions) < 2
-            and not _beyond_peak(other)
-        )
-        for side in SIDES:
-            flops = other.flops_per_device(side)
-            if same and flops is not None and _same_chip(other.text(side), row.text("reference")):
-                rivals.append((flops, other.name))
-    best = max(rivals, default=None)
-    if best is None or best[0] <= WEAKER_BASELINE * own:
-        return
-    subject = row.flops_per_device("subject")
-    against = ""
-    if subject is not None:
-        against = f"; against that one the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
-    yield Finding(
-        SUSPICIOUS,
-        "baseline",
-        f"reference: {_tera(own)} a device",
-        f"{best[1]} has {_tera(best[0])} of the same model on the same chip{against}",
-    )
-
-
-def _model(row: Row) -> tuple[object, ...] | None:
-    key = (row.text("model"), row.number("parameters"))
-    return None if key == (None, None) else key
-
-
-def _same_chip(one: str | None, two: str | None) -> bool:
-    meant = chips_meant(one or "")
-    return bool(meant) and meant == chips_meant(two or "")
 
 
 def _outcome(row: Row) -> Iterator[Finding]:
@@ -283,22 +235,23 @@ def _outcome(row: Row) -> Iterator[Finding]:
     accuracies = [row.of(side, "accuracy") for side in SIDES]
     if accuracies[0] is not None and accuracies[1] is not None:
         one, two = (value for value in accuracies if value is not None)
-        chance = _chance(one, two, row.number("evaluation_samples"))
-        if abs(one - two) > chance:
+        samples = row.number("evaluation_samples")
+        allowed, why = ACCURACY_TOLERANCE, "a tolerance, since it is not printed how many samples they are of"
+        if samples is not None:
+            allowed, why = _chance(one, two, samples), f"which is what chance explains of {samples:,.0f} samples"
+        if abs(one - two) > allowed:
             yield Finding(
                 SUSPICIOUS,
                 "outcome",
                 f"accuracies {one:.2%} and {two:.2%}",
-                f"they differ by more than {chance:.1%}, which chance explains: the two did not compute the same",
+                f"they differ by more than {allowed:.2%}, {why}: the two did not compute the same",
             )
 
 
-def _chance(one: float, two: float, samples: float | None) -> float:
-    """Return how far two accuracies of one model may lie apart: two standard errors of the difference, if known."""
-    if samples is None:
-        return ACCURACY_TOLERANCE
+def _chance(one: float, two: float, samples: float) -> float:
+    """Return how far two accuracies of one model may lie apart: 1.96 standard errors of the difference."""
     mean = (one + two) / 2
-    return max(ACCURACY_TOLERANCE, 1.96 * math.sqrt(2 * mean * (1 - mean) / samples))
+    return 1.96 * math.sqrt(2 * mean * (1 - mean) / samples)
 
 
 def _missing(row: Row) -> Iterator[Finding]:
@@ -316,6 +269,13 @@ def _missing(row: Row) -> Iterator[Finding]:
         missing.append("what makes tokens/s a device of the figures (devices, batch, sequence length)")
     if missing:
         yield Finding(UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "without it the row cannot be tested")
+    if row.assumed:
+        yield Finding(
+            UNPROVEN,
+            "assumed",
+            f"not printed, and filled in by whoever made the table: {', '.join(row.assumed)}",
+            "the row is no evidence of a claim",
+        )
     for side in SIDES:
         written = row.text(side)
         if written is not None and not chips_meant(written):
@@ -333,11 +293,3 @@ def _missing(row: Row) -> Iterator[Finding]:
             "neither losses nor accuracies of both sides",
             "nothing shows that they computed the same",
         )
-
-
-def _tera(flops: float) -> str:
-    return f"{flops / 1e12:,.0f} TFLOP/s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

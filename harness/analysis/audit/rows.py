@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ TEXTS = {
     "model": "name; one of configs/model/ brings its shape along",
     "precision": "fp32, tf32, bf16, fp16 or fp8",
     "ratio_of": "time or speed: what `ratio` is of",
+    "assumed": "columns that the source does not print and the table's author filled in, such as: reference, devices",
     "note": "anything else",
 }
 NUMBERS = {
@@ -40,6 +42,8 @@ NUMBERS = {
     "micro_batch_size": "sequences a device takes at once",
     "accumulation": "micro-batches a step",
     "devices": "how many, on each side",
+    "tensor": "devices that share a layer",
+    "pipeline": "stages that the layers are spread over",
     "ratio": "that is stated, subject over reference",
     "evaluation_samples": "that accuracies are means over",
 }
@@ -61,6 +65,9 @@ COLUMNS = {
     **{f"{side}_{name}": text for side in SIDES for name, text in MEASURED.items()},
 }
 PERCENT = ("mfu", "accuracy")
+# In order of preference. What a whole training took may have more in it than steps.
+RATIO_COLUMNS = ("tokens_per_second", "tokens_per_second_per_device", "samples_per_second",
+                 "samples_per_second_per_device", "step_seconds", "total_seconds")  # fmt: skip
 # Names of precisions that tables print, and ours.
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 # Nothing that is printed of a training lies beyond.
@@ -96,23 +103,54 @@ class Row:
         return self.number("global_batch_size") or self.batch_from_parts
 
     @property
-    def batch_from_parts(self) -> float | None:
+    def largest_batch_from_parts(self) -> float | None:
+        """The global batch size if every device, or every group that the row tells of, has a copy of the model."""
         parts = [self.number(name) for name in ("micro_batch_size", "accumulation", "devices")]
-        return None if any(part is None for part in parts) else math.prod(part for part in parts if part is not None)
+        if any(part is None for part in parts):
+            return None
+        shared = (self.number("tensor") or 1) * (self.number("pipeline") or 1)
+        return math.prod(part for part in parts if part is not None) / shared
+
+    @property
+    def copies_are_known(self) -> bool:
+        """Whether the row tells how many devices share one copy of the model."""
+        return self.number("devices") == 1 or any(self.number(name) is not None for name in ("tensor", "pipeline"))
+
+    @property
+    def batch_from_parts(self) -> float | None:
+        return self.largest_batch_from_parts if self.copies_are_known else None
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Columns that the source does not print."""
+        return tuple(part.strip() for part in (self.text("assumed") or "").split(",") if part.strip())
 
     def speeds(self, side: str) -> dict[str, float]:
         """Return every way in which the row tells a side's tokens/s over all devices, by the column it comes from."""
-        seq_len, devices = self.number("seq_len"), self.number("devices")
-        found = {
-            "tokens_per_second": self.of(side, "tokens_per_second"),
-            "tokens_per_second_per_device": _times(self.of(side, "tokens_per_second_per_device"), devices),
-            "samples_per_second": _times(self.of(side, "samples_per_second"), seq_len),
-            "samples_per_second_per_device": _times(
-                self.of(side, "samples_per_second_per_device"), _times(seq_len, devices)
-            ),
-            "step_seconds": _over(_times(self.sequences_per_step, seq_len), self.of(side, "step_seconds")),
+        told = self.speeds_by_what_is_unknown(side)
+        return told.get(frozenset(), {})
+
+    def speeds_by_what_is_unknown(self, side: str) -> dict[frozenset[str], dict[str, float]]:
+        """Return a side's speeds by column, in tokens/s over all devices but for factors that the row does not print.
+
+        Those with the same unknown factors can be compared with one another, those without any are tokens/s.
+        """
+        batch, step = self.sequences_per_step, self.of(side, "step_seconds")
+        given = {
+            "tokens_per_second": (self.of(side, "tokens_per_second"), ()),
+            "tokens_per_second_per_device": (self.of(side, "tokens_per_second_per_device"), ("devices",)),
+            "samples_per_second": (self.of(side, "samples_per_second"), ("seq_len",)),
+            "samples_per_second_per_device": (self.of(side, "samples_per_second_per_device"), ("seq_len", "devices")),
+            "step_seconds": (_over(batch, step), ("seq_len",)),
         }
-        return {column: value for column, value in found.items() if value is not None}
+        found: dict[frozenset[str], dict[str, float]] = {}
+        for column, (value, factors) in given.items():
+            if value is None:
+                continue
+            known = [number for factor in factors if (number := self.number(factor)) is not None]
+            unknown = frozenset(factor for factor in factors if self.number(factor) is None)
+            found.setdefault(unknown, {})[column] = value * math.prod(known)
+        return found
 
     def speed_per_device(self, side: str) -> float | None:
         """Return tokens/s of one device, the smallest of what the row tells: an excess that it shows is one by any."""
@@ -152,18 +190,19 @@ class Row:
         return _times(self.flops_per_token, self.speed_per_device(side))
 
     @property
+    def time_ratios(self) -> dict[str, float]:
+        """The subject's time over the reference's for the same work, by the column that both sides print alike."""
+        found = {}
+        for column in RATIO_COLUMNS:
+            subject, reference = (self.of(side, column) for side in SIDES)
+            if subject is not None and reference is not None:
+                found[column] = subject / reference if column.endswith("_seconds") else reference / subject
+        return found
+
+    @property
     def time_ratio(self) -> float | None:
-        """The subject's time over the reference's for the same work, from what both sides print alike."""
-        for column in ("tokens_per_second", "tokens_per_second_per_device", "samples_per_second",
-                       "samples_per_second_per_device"):  # fmt: skip
-            subject, reference = (self.of(side, column) for side in SIDES)
-            if subject is not None and reference is not None:
-                return reference / subject
-        for column in ("step_seconds", "total_seconds"):
-            subject, reference = (self.of(side, column) for side in SIDES)
-            if subject is not None and reference is not None:
-                return subject / reference
-        return None
+        """The subject's time over the reference's, by the first of the columns that tell it."""
+        return next(iter(self.time_ratios.values()), None)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -184,8 +223,7 @@ def read_rows(file: Path) -> list[Row]:
     if not entries:
         raise UserError(f"{file}: found no rows, expected at least one; python -m harness audit --help")
     rows = [_row(file, number, entry) for number, entry in enumerate(entries, 1)]
-    names = [row.name for row in rows]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, count in Counter(row.name for row in rows).items() if count > 1), None):
         raise UserError(f"{file}: two rows have the id {twice!r}; an id names one row")
     return rows
 
@@ -243,9 +281,11 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
         raise UserError(f"{where}: ratio_of: found {values['ratio_of']!r}, expected time or speed")
     if "ratio" in values and "ratio_of" not in values:
         raise UserError(f"{where}: ratio: found no ratio_of, expected time or speed beside it")
+    row = Row(values.get("id", f"row {number}"), values)
+    if odd := next((column for column in row.assumed if column not in values), None):
+        raise UserError(f"{where}: assumed: found {odd!r}, expected columns of this row, such as reference")
     if "precision" in values:
         values["precision"] = _precision(where, values["precision"])
-    row = Row(values.get("id", f"row {number}"), values)
     if not any(row.has(side) for side in SIDES):
         raise UserError(f"{where}: nothing was measured; expected a column such as subject_tokens_per_second")
     return row

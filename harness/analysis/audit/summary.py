@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from scipy import stats
 
-from harness.analysis.audit.checks import UNPROVEN, Finding, audit_row
-from harness.analysis.audit.rows import Row
+from harness.analysis.audit.finding import UNPROVEN, Finding
+from harness.analysis.audit.rows import SIDES, Row
+from harness.analysis.audit.table import Table
 from harness.analysis.chips import chips_meant
 from harness.analysis.claims import ANY, CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
 
@@ -57,18 +58,41 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class PairMean:
+    """The mean over the sound rows of one pair of chips, as the first of them writes it."""
+
+    subject: str
+    reference: str
+    mean: Mean
+
+
+@dataclass(frozen=True)
 class Audit:
     """A table of rows, audited."""
 
     rows: tuple[AuditedRow, ...]
-    mean: Mean | None
-    """Of all sound rows that have a ratio; None if none has."""
+    means: tuple[PairMean, ...]
+    """Of the sound rows that have a ratio, by pair of chips: ratios of other chips have no common mean."""
 
 
 def audit(rows: Sequence[Row]) -> Audit:
     """Audit every row of a table, and average the sound ones."""
-    audited = tuple(AuditedRow(row, tuple(audit_row(row, rows))) for row in rows)
-    return Audit(audited, mean_of(audited))
+    audited = tuple(AuditedRow(row, tuple(found)) for row, found in zip(rows, Table(rows).findings(), strict=True))
+    return Audit(audited, tuple(_means(audited)))
+
+
+def _means(rows: Sequence[AuditedRow]) -> Iterator[PairMean]:
+    pairs: dict[tuple[object, object], list[AuditedRow]] = {}
+    for row in rows:
+        written = [row.row.text(side) for side in SIDES]
+        if None not in written:
+            # By what is meant, however it is written.
+            subject, reference = (tuple(chip.name for chip in chips_meant(text or "")) or text for text in written)
+            pairs.setdefault((subject, reference), []).append(row)
+    for group in pairs.values():
+        if (mean := mean_of(group)) is not None:
+            subject, reference = (str(group[0].row.text(side)) for side in SIDES)
+            yield PairMean(subject, reference, mean)
 
 
 def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
@@ -78,7 +102,8 @@ def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
         return None
     logarithms = [math.log(ratio) for ratio in ratios]
     middle, low, high = statistics.fmean(logarithms), None, None
-    if len(logarithms) >= FEWEST_ROWS_FOR_AN_INTERVAL:
+    # Rows that agree to the last digit are no trials of one another.
+    if len(logarithms) >= FEWEST_ROWS_FOR_AN_INTERVAL and max(logarithms) > min(logarithms):
         half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
         low, high = math.exp(middle - half), math.exp(middle + half)
     return Mean(len(ratios), math.exp(middle), low, high, min(ratios), max(ratios))
@@ -90,8 +115,21 @@ def rows_about(claim: Claim, table: Audit) -> list[AuditedRow]:
 
 
 def _other_than_its_own(rows: Sequence[AuditedRow], claim: Claim) -> list[AuditedRow]:
-    """Return the rows that are not the claim itself: what is claimed is no evidence of it."""
-    return [row for row in rows if row.row.name != claim.name]
+    """Return the rows that are not the claim itself: what is claimed is no evidence of it.
+
+    Nor are rows of which the table's author had to guess something.
+    """
+    return [row for row in rows if not _is_the_claim(row, claim) and not row.row.assumed]
+
+
+def _is_the_claim(row: AuditedRow, claim: Claim) -> bool:
+    """Return whether a row is the claim's own: by its name, or because it has the very ratio, to four digits."""
+    if row.row.name == claim.name:
+        return True
+    if row.ratio is None or claim.stated is None or claim.stated == 1:
+        return False
+    own = row.ratio if claim.quantity == TIME else 1 / row.ratio
+    return f"{own:.4g}" == f"{claim.stated:.4g}"
 
 
 def _is_about(row: Row, claim: Claim) -> bool:
@@ -99,12 +137,13 @@ def _is_about(row: Row, claim: Claim) -> bool:
         meant = {chip.name for chip in chips_meant(written or "")}
         if not meant or not meant <= {chip.name for chip in chips_of(claimed)}:
             return False
-    if claim.minimum_parameters is not None and (row.size or 0) < claim.minimum_parameters:
-        # As with records: a model of unknown size is not shown to be one that the claim is of.
-        return False
-    if claim.minimum_devices is not None and (row.number("devices") or claim.minimum_devices) < claim.minimum_devices:
-        return False
-    return claim.precision is None or row.text("precision") in (None, claim.precision)
+    # As with records: what is not printed is not shown to be what the claim is of.
+    return (
+        claim.parameters.holds(row.size)
+        and claim.devices.holds(row.number("devices"))
+        and claim.seq_len in (None, row.number("seq_len"))
+        and claim.precision in (None, row.text("precision"))
+    )
 
 
 def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
@@ -117,8 +156,9 @@ def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
     if mean.low is None or mean.high is None:
         return ClaimVerdict(
             CANNOT_TELL,
-            f"{mean.count} sound rows beside the claim's own, expected {FEWEST_ROWS_FOR_AN_INTERVAL} or more to tell "
-            "how trainings differ",
+            f"{_rows(mean.count)} (beside the claim's own and any with something guessed), where "
+            f"{FEWEST_ROWS_FOR_AN_INTERVAL} or more could tell how trainings differ; geometric mean of the time ratios "
+            f"{mean.estimate:.3f}",
         )
     if claim.quantity == TIME:
         return within(claim, mean.estimate, mean.low, mean.high)
@@ -131,8 +171,12 @@ def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence
     if not about:
         return f"no published row compares {claim.subject} with {claim.reference}"
     if not others:
-        return "the only row about it is the claim itself, which is no evidence of it"
+        return "the only rows about it are the claim itself, which is no evidence, or have something that was guessed"
     return f"none of the {len(others)} other rows about it can be trusted"
+
+
+def _rows(count: int) -> str:
+    return "one sound row" if count == 1 else f"{count} sound rows"
 
 
 def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
@@ -153,6 +197,6 @@ def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
             }
             for row in table.rows
         ],
-        "mean_time_ratio": None if table.mean is None else asdict(table.mean),
+        "mean_time_ratios": [asdict(pair) for pair in table.means],
         "claim": None if claim is None or verdict is None else {"name": claim.name, **asdict(verdict)},
     }

@@ -1,0 +1,132 @@
+"""What only the other rows of a table show of a row: that it was copied, or held against a weaker baseline."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from harness.analysis.audit.checks import own_findings
+from harness.analysis.audit.finding import GRADES, IMPOSSIBLE, SUSPICIOUS, UNPROVEN, Finding, tera
+from harness.analysis.audit.rows import MEASURED, SIDES, Row
+from harness.analysis.chips import PRECISIONS, Chip, chips_meant
+
+# Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
+WEAKER_BASELINE = 1.25
+# Figures that other trainings have too, being of a few values.
+COMMON = ("mfu", "accuracy", "final_loss")
+# So many figures that are alike, or one of so many digits, are no accident.
+FEWEST_ALIKE, DIGITS_ALIKE = 2, 5
+
+
+class Table:
+    """All rows of a file with what was found about each by itself."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        self._found = [own_findings(row) for row in rows]
+        self._impossible = {number for number, found in enumerate(self._found)
+                            if any(finding.sure == IMPOSSIBLE for finding in found)}  # fmt: skip
+        self._by_figure: dict[tuple[str, float], list[int]] = defaultdict(list)
+        self._by_model: dict[tuple[object, ...], list[tuple[int, float, tuple[Chip, ...]]]] = defaultdict(list)
+        for number, row in enumerate(rows):
+            for figure in _figures(row).items():
+                self._by_figure[figure].append(number)
+            for side in SIDES:
+                flops, chips = row.flops_per_device(side), chips_meant(row.text(side) or "")
+                # What cannot be trusted by itself shows nothing of another row.
+                trusted = all(finding.sure == UNPROVEN for finding in self._found[number])
+                if trusted and flops is not None and chips and _model(row) is not None:
+                    self._by_model[_same_work(row)].append((number, flops, chips))
+
+    def findings(self) -> list[list[Finding]]:
+        """Return everything found about every row, the gravest first."""
+        return [
+            sorted(
+                [*own, *self._copied(number), *self._weaker_baseline(number)],
+                key=lambda finding: GRADES.index(finding.sure),
+            )
+            for number, own in enumerate(self._found)
+        ]
+
+    def _copied(self, number: int) -> Iterator[Finding]:
+        """Another row, of other work, has the same figures."""
+        row, own = self.rows[number], _figures(self.rows[number])
+        for other in sorted({each for figure in own.items() for each in self._by_figure[figure]} - {number}):
+            # Of two that are alike, one may be the original: where the other one alone cannot be, this is the original.
+            if other in self._impossible and number not in self._impossible:
+                continue
+            theirs = _figures(self.rows[other])
+            shared = own.keys() & theirs.keys()
+            alike = [column for column in shared if own[column] == theirs[column]]
+            telling = len(alike) >= FEWEST_ALIKE or any(_digits(own[column]) >= DIGITS_ALIKE for column in alike)
+            if telling and _whole_sides(shared, alike) and _work(self.rows[other]) != _work(row):
+                yield Finding(
+                    SUSPICIOUS,
+                    "identical",
+                    f"the same figures as {self.rows[other].name}, to the last digit",
+                    "two different trainings do not measure alike: one row was copied",
+                )
+
+    def _weaker_baseline(self, number: int) -> Iterator[Finding]:
+        """Another row has the same model on the same reference chip, and that runs it faster."""
+        row = self.rows[number]
+        own, chips = row.flops_per_device("reference"), chips_meant(row.text("reference") or "")
+        if own is None or row.time_ratio is None or not chips or _model(row) is None:
+            return
+        rivals = [
+            (flops, self.rows[other].name)
+            for key in _same_work_or_unknown(row)
+            for other, flops, theirs in self._by_model.get(key, ())
+            if other != number and theirs == chips
+        ]
+        best = max(rivals, default=None)
+        if best is None or best[0] <= WEAKER_BASELINE * own:
+            return
+        subject = row.flops_per_device("subject")
+        against = ""
+        if subject is not None:
+            against = f"; against that one the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
+        yield Finding(
+            SUSPICIOUS,
+            "baseline",
+            f"reference: {tera(own)} a device",
+            f"{best[1]} has {tera(best[0])} of the same model on the same chip{against}",
+        )
+
+
+def _figures(row: Row) -> dict[str, float]:
+    """Return what was measured of speed and time, by column."""
+    columns = (f"{side}_{name}" for side in SIDES for name in MEASURED if name not in COMMON)
+    return {column: value for column in columns if (value := row.number(column)) is not None}
+
+
+def _whole_sides(shared: set[str], alike: Sequence[str]) -> bool:
+    """Return whether no side has a figure that is alike and another one that is not."""
+    return all(
+        len({column in alike for column in shared if column.startswith(side)}) < 2 for side in SIDES
+    )  # fmt: skip
+
+
+def _digits(value: float) -> int:
+    return len(f"{value:.12g}".replace(".", "").strip("0"))
+
+
+def _work(row: Row) -> tuple[object, ...]:
+    columns = ("subject", "reference", "stack", "model", "parameters", "seq_len", "devices", "precision")
+    return tuple(row.values.get(column) for column in columns)
+
+
+def _model(row: Row) -> tuple[object, ...] | None:
+    key = (row.text("model"), row.number("parameters"))
+    return None if key == (None, None) else key
+
+
+def _same_work(row: Row) -> tuple[object, ...]:
+    return _model(row), row.number("devices"), row.text("precision")
+
+
+def _same_work_or_unknown(row: Row) -> list[tuple[object, ...]]:
+    """Return the keys of rows that may be of the same work: precisions that are not printed may be any."""
+    model, devices, precision = _same_work(row)
+    precisions = {None, *PRECISIONS} if precision is None else {None, precision}
+    return [(model, devices, each) for each in precisions]
