@@ -77,9 +77,10 @@ def _commands(claim: Claim, experiment: str) -> Iterator[str]:
             # On every host alike, HEAD being one of them.
             launcher += " --nnodes=$NODES --rdzv-backend=c10d --rdzv-endpoint=$HEAD:29500 --rdzv-id=$n"
         if _needs_launcher(experiment):
-            yield f"for n in 1 2 3 4 5; do {launcher} {settings} out={folder}/{side}/$n; done"
+            command = f"for n in 1 2 3 4 5; do {launcher} {settings} out={folder}/{side}/$n; done"
         else:
-            yield f"python -m harness {settings} out={folder}/{side}"
+            command = f"python -m harness {settings} out={folder}/{side}"
+        yield command if written == ANY else f"{command}  # on {written}"
     yield f"python -m harness compare {folder}/reference {folder}/subject --claim {claim.name} --out {folder}/verdict"
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import statistics
 from dataclasses import replace
 from typing import Any
 
-from harness.analysis.chips import PRECISIONS, Chip, Source, chips_meant, find_chip
+from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, chips_meant, find_chip
 from harness.analysis.named_models import model_names, named_model
 from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import FULL_RECOMPUTATION, Speed, project
+from harness.analysis.projection import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.sides import Run, load_runs, look_up
 from harness.analysis.trainings import check_all, plan_of
 from harness.analysis.utilization import achieved_flops, catalogued_peak
@@ -81,6 +82,7 @@ def main(words: list[str]) -> int:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
     plan = _plan(options, precision)
     found = project(plan, chip, speed, assumed)
+    _refuse_unused(options.assume, found)
     cautions = _cautions(runs, plan, chip)
     if options.format == "json":
         print(json.dumps(projection_to_dict(plan, chip, found, assumed, cautions), indent=1))
@@ -109,24 +111,52 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
     if options.check:
-        for name, value in vars(options).items():
-            if name not in ("check", "format", "assume") and value != parser.get_default(name):
-                raise UserError(
-                    f"project: --{name.replace('_', '-')}: found beside --check, which takes its trainings from "
-                    "configs/trainings.yaml; leave out one of them"
-                )
-        return options
+        _refuse_beside_check(options, parser)
+    else:
+        _refuse_contradictions(options)
+        _refuse_odd_shape(options)
+    return options
+
+
+def _refuse_beside_check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    for name, value in vars(options).items():
+        if name not in ("check", "format", "assume") and value != parser.get_default(name):
+            raise UserError(
+                f"project: --{name.replace('_', '-')}: found beside --check, which takes its trainings from "
+                "configs/trainings.yaml; leave out one of them"
+            )
+
+
+def _refuse_contradictions(options: argparse.Namespace) -> None:
     for one, other in (("model", "parameters"), ("records", "chip")):
         if (getattr(options, one) is None) == (getattr(options, other) is None):
             raise UserError(f"project: expected either --{one} or --{other}; python -m harness project --help")
     for name in ("tokens", "devices"):
         if getattr(options, name) is None:
             raise UserError(f"project: --{name} is missing; python -m harness project --help")
+
+
+def _refuse_odd_shape(options: argparse.Namespace) -> None:
     if options.model is not None and (options.layers is not None or options.width is not None):
         raise UserError("project: --layers, --width: belong to --parameters; a model of configs/model has its own")
     if options.model is not None and named_model(options.model) is None:
-        raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}")
-    return options
+        near = difflib.get_close_matches(options.model.casefold(), model_names(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}{hint}")
+    if (options.layers is None) != (options.width is None):
+        raise UserError("project: --layers, --width: found one of them, expected both or none")
+    if options.virtual_stages > 1 and options.pipeline == 1:
+        raise UserError("project: --virtual-stages: found without --pipeline, of whose stages it makes parts")
+
+
+def _refuse_unused(words: list[str], found: Projection) -> None:
+    """Refuse an assumption that changes nothing: its owner thinks that it does."""
+    for name in (word.partition("=")[0] for word in words):
+        if name.replace("-", "_") in found.unused:
+            raise UserError(
+                f"assume: {name}: takes no part, since it was measured (by the records, or a matrix product that the "
+                "catalogue has); leave it out"
+            )
 
 
 def _plan(options: argparse.Namespace, precision: str) -> Plan:
@@ -140,7 +170,11 @@ def _plan(options: argparse.Namespace, precision: str) -> Plan:
 def _catalogued(written: str) -> Chip:
     found = chips_meant(written)
     if len(found) != 1:
-        which = f"it may be {', '.join(chip.name for chip in found)}" if found else "configs/chips.yaml has none"
+        names = [name for chip in catalogue().chips for name in (*chip.also_called, chip.name)]
+        near = difflib.get_close_matches(written, names, n=1)
+        which = f"configs/chips.yaml has none{f'; did you mean {near[0]!r}?' if near else ''}"
+        if found:
+            which = f"it may be {', '.join(chip.name for chip in found)}"
         raise UserError(f"project: --chip: found {written!r}, expected one chip of the catalogue; {which}")
     return found[0]
 
@@ -202,6 +236,12 @@ def _cautions(runs: tuple[Run, ...], plan: Plan, chip: Chip) -> list[str]:
     cautions = []
     if chip.memory_bytes is None:
         cautions.append(f"the memory of {chip.name} is unknown: whether the plan fits was not looked at")
+    elif (activations := plan.activation_bytes) is not None and activations + plan.state_bytes > chip.memory_bytes:
+        cautions.append(
+            f"activations come to some {activations / 1e9:.3g} GB a device beside {plan.state_bytes / 1e9:.3g} GB of "
+            f"state, and {chip.name} has {chip.memory_bytes / 1e9:.3g}: "
+            + ("more --tensor" if plan.recompute else "--recompute, or more --tensor")
+        )
     if chip.memory_bytes_per_second is None:
         cautions.append(f"the memory bandwidth of {chip.name} is unknown: the optimizer was taken for free")
     if len(runs) == 1:

@@ -161,6 +161,41 @@ class TestChecks:
                  "vocab_size": 32000}  # fmt: skip
         assert row.flops_per_token == training_flops_per_token(shape, 2048)
 
+    def test_a_named_model_of_unknown_length_is_counted_without_attention(self) -> None:
+        row = rows({"model": "LLaMA2 7B", "parameters": None, "seq_len": None}).rows[0].row
+        assert row.flops_per_token == pytest.approx(6 * 6.607e9, rel=1e-3)
+        # 70 billion parameters at 10,000 tokens/s are 4,100 TFLOP/s.
+        change = {"model": "llama2-70b", "parameters": None, "seq_len": None, "devices": 1.0}
+        assert (IMPOSSIBLE, "peak") in found({**change, "reference_tokens_per_second": 10_000.0})
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"model": "llama2-7b", "parameters": 70e9}, {"model": "llama2-70b", "parameters": 7e9},
+         {"layers": 96.0, "width": 12288.0, "parameters": 7e9}],
+    )  # fmt: skip
+    def test_a_size_that_the_shape_has_not(self, change: dict[str, Any]) -> None:
+        assert (INCONSISTENT, "size") in found({**change, "reference_tokens_per_second": 1_000.0,
+                                                "subject_tokens_per_second": 1_000.0})  # fmt: skip
+        assert found({"layers": 32.0, "width": 4096.0}) == []
+        assert found({"model": "llama2-7b", "parameters": 6.7e9}) == []
+
+    def test_a_model_is_the_same_however_it_is_written(self) -> None:
+        better = {"model": "SEVEN", "subject": None, "subject_tokens_per_second": None, "subject_final_loss": None,
+                  "reference_tokens_per_second": 30_000.0}  # fmt: skip
+        assert found({}, better) == [(SUSPICIOUS, "baseline")]
+
+    def test_a_ratio_alone_is_a_row_without_a_measurement(self, tmp_path: Path) -> None:
+        (tmp_path / "t.yaml").write_text("- {subject: 910B3, reference: H100, ratio: 0.9, ratio_of: speed}")
+        [row] = audit(read_rows(tmp_path / "t.yaml")).rows
+        assert {finding.sure for finding in row.findings} == {UNPROVEN}
+        assert (row.ratio, row.tested) == (None, False)
+
+    def test_a_chip_of_a_lower_peak_than_the_default_was_not_divided_by_it(self) -> None:
+        for chip, said in (("H100 SXM", True), ("910B4", False)):
+            row = rows({"subject": chip, "subject_mfu": 1.04}).rows[0]
+            why = next(finding.why for finding in row.findings if finding.check == "MFU")
+            assert ("as tools do by default" in why) is said
+
     @pytest.mark.parametrize("name", ["../config", "llama2-7b.yaml", "/etc/passwd", "Seven"])
     def test_other_names_bring_no_shape(self, name: str) -> None:
         assert rows({"model": name, "parameters": None}).rows[0].row.flops_per_token is None
@@ -217,8 +252,9 @@ class TestChecks:
         change = {"seq_len": None, "subject_samples_per_second": 20.0, "reference_samples_per_second": 10.0}
         assert (INCONSISTENT, "ratio") in found(change)
         assert (INCONSISTENT, "ratio") not in found({**change, "reference_samples_per_second": 21.0})
-        # The whole training may have more in it than steps.
-        assert found({"subject_total_seconds": 200.0, "reference_total_seconds": 100.0}) == []
+        # The whole training may have more in it than steps, though not as much again.
+        assert found({"subject_total_seconds": 140.0, "reference_total_seconds": 100.0}) == []
+        assert found({"subject_total_seconds": 200.0, "reference_total_seconds": 100.0}) == [(SUSPICIOUS, "ratio")]
 
     def test_a_batch_that_is_not_its_parts(self) -> None:
         assert found({"micro_batch_size": 2.0, "accumulation": 4.0}) == []
@@ -361,8 +397,21 @@ class TestSummary:
         assert pair.mean.high == pytest.approx(math.exp(middle + half))
 
     def test_rows_that_agree_to_the_last_digit_have_no_interval(self) -> None:
-        [pair] = rows(*({"subject_final_loss": loss} for loss in (2.31, 2.30, 2.32))).means
-        assert (pair.mean.count, pair.mean.low) == (3, None)
+        table = rows(*({"subject_tokens_per_second": 20_000.0 * scale, "reference_tokens_per_second": 21_000.0 * scale,
+                        "devices": 8.0 * scale} for scale in (1, 2, 4)))  # fmt: skip
+        assert (table.means[0].mean.count, table.means[0].mean.low) == (3, None)
+        found = judge_by_rows(find_claim("iflytek-ascend910-a100"), table)
+        assert (found.word, found.reason[:27]) == (CANNOT_TELL, "all 3 sound rows have the v")
+
+    def test_a_row_that_is_there_twice_counts_once(self) -> None:
+        table = rows({}, {"subject_final_loss": 2.305}, {"subject_final_loss": 2.305})
+        assert [row.sound for row in table.rows] == [True, False, False]
+        assert "the same row as 0 and 1 more" in table.rows[2].findings[0].what
+
+    def test_many_copies_are_one_finding(self) -> None:
+        table = rows(*({"model": f"M{number}", "parameters": 7e9 + number} for number in range(300)))
+        assert [len(row.findings) for row in table.rows] == [1] * 300
+        assert "the same figures as 1 and 298 more" in table.rows[0].findings[0].what
 
     @pytest.mark.parametrize(
         ("speeds", "word"),
@@ -424,8 +473,18 @@ class TestSummary:
         assert judge_by_rows(claim, rows(of_it)).word == CANNOT_TELL
         assert judge_by_rows(claim, rows({**of_it, **change})).word == NOT_TESTED
 
+    def test_rows_of_another_length_say_nothing_of_a_claim_that_has_one(self) -> None:
+        of_it = {"reference": "A100-40G", "subject_tokens_per_second": 19_000.0}
+        claim = find_claim("telechat-7b-pytorch")
+        assert judge_by_rows(claim, rows(of_it)).word == CANNOT_TELL
+        assert judge_by_rows(claim, rows({**of_it, "seq_len": 4096.0})).word == NOT_TESTED
+
+    def test_a_claim_whose_own_row_is_impossible_is_said_to_be(self) -> None:
+        found = judge_by_rows(find_claim("modellink-llama-65b"), audit(read_rows(PUBLISHED)))
+        assert found.reason.endswith("; and that row is impossible")
+
     def test_two_rows_that_happen_to_agree_have_no_interval(self) -> None:
-        [pair] = rows({}, {"subject_final_loss": 2.32}).means
+        [pair] = rows({}, {"subject_tokens_per_second": 20_001.0}).means
         assert (pair.mean.count, pair.mean.low) == (2, None)
 
 
@@ -498,7 +557,7 @@ class TestCommand:
     def test_prints_writes_and_returns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["audit", str(PUBLISHED), "--claim", "iflytek-ascend910-a100", "--out", str(tmp_path / "a")]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert "6 of 11 rows are sound." in printed
+        assert "6 of 11 rows are sound, 2 of them for want of a test." in printed
         assert "cannot tell. 2 sound rows (beside the claim's own" in printed
         assert (
             "Sound rows of Atlas 800T A2 against A100-40G: geometric mean of the time ratios 1.111 (2 rows" in printed

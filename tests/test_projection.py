@@ -43,7 +43,7 @@ FIXED = Assumptions(
 @pytest.fixture
 def chip() -> Chip:
     """An A100 with round numbers: 100 TFLOP/s, 100 GB/s to its neighbours, 400 W."""
-    [a100] = chips_meant("A100-80G")
+    [a100] = chips_meant("A100 80GB SXM")
     return replace(
         a100,
         peak_flops={"bf16": 200e12},
@@ -217,6 +217,8 @@ class TestRefusals:
             ({"devices": 12, "tensor": 8}, "devices: found 12, expected a multiple of tensor x pipeline = 8"),
             ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
             ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
+            ({"devices": 8, "tensor": 8, "heads": 12}, "found 8, expected a divisor of the model's 12 heads"),
+            ({"layers": 96, "width": 12288}, "found 1 B, expected more: 96 layers of width 12288 have some 174 B"),
             ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
             ({"devices": 4, "pipeline": 4, "virtual_stages": 3}, "found 4 stages of 3, expected no more than"),
         ],
@@ -286,7 +288,7 @@ class TestCommand:
     PLAN = ("--model", "gpt2-124m", "--tokens", "1B", "--devices", "1", "--seq-len", "1024")
 
     def test_from_the_catalogue_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["project", *self.PLAN, "--chip", "A100-80G"]) == 0
+        assert main(["project", *self.PLAN, "--chip", "A100 80GB SXM"]) == 0
         printed = capsys.readouterr().out
         assert "no run was measured" in printed
         assert "efficiency of products: 0.45 to 0.8" in printed
@@ -300,7 +302,7 @@ class TestCommand:
         assert found["source"] == "5 measured runs on NVIDIA A100-SXM4-80GB"
 
     def test_json_has_all_that_it_was_reckoned_from(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["project", *self.PLAN, "--chip", "A100-80G", "--format", "json"]) == 0
+        assert main(["project", *self.PLAN, "--chip", "A100 80GB SXM", "--format", "json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["plan"]["tokens"] == 1e9
         assert found["plan"]["precision"] == "bf16"
@@ -324,7 +326,7 @@ class TestCommand:
         assert once == pytest.approx(again * 3 / 4, rel=0.01)
 
     def test_assumptions_can_be_one_s_own(self, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ["project", *self.PLAN, "--chip", "A100-80G", "--format", "json"]
+        words = ["project", *self.PLAN, "--chip", "A100 80GB SXM", "--format", "json"]
         assert main([*words, "--assume", "device-hours-between-interruptions=1000", "--assume",
                      "link-efficiency=0.5:0.5:0.8"]) == 0  # fmt: skip
         often = json.loads(capsys.readouterr().out)
@@ -333,6 +335,18 @@ class TestCommand:
         assert main(words) == 0
         seldom = json.loads(capsys.readouterr().out)
         assert often["shares"]["interruptions"] > 3 * seldom["shares"]["interruptions"]
+
+    def test_activations_that_do_not_fit_are_cautioned_about(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["project", "--model", "llama2-7b", "--tokens", "1B", "--devices", "8", "--chip", "A100 80GB SXM",
+                 "--sharded", "--global-batch-size", "8", "--format", "json"]  # fmt: skip
+        assert main([*words, "--seq-len", "4096"]) == 0
+        assert json.loads(capsys.readouterr().out)["cautions"] == []
+        # 34 bytes x 65,536 tokens x 4096 x 32 layers.
+        assert main([*words, "--seq-len", "65536"]) == 0
+        [caution] = json.loads(capsys.readouterr().out)["cautions"]
+        assert caution.startswith("activations come to some 292 GB a device")
+        assert main([*words, "--seq-len", "65536", "--recompute"]) == 0
+        assert json.loads(capsys.readouterr().out)["cautions"] == []
 
     def test_published_trainings_under_other_assumptions(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check", "--assume", "efficiency-of-products=0.3", "--format", "json"]) == 0
@@ -425,6 +439,32 @@ class TestCommand:
             (["--tokens", "1B", "--devices", "1", "--chip", "H200"], "either --model or --parameters"),
             (["--model", "tiny", "--devices", "1", "--chip", "H200"], "--tokens is missing"),
             (["--model", "tiny", "--tokens", "1B", "--devices", "1"], "either --records or --chip"),
+            (
+                ["--parameters", "7B", "--layers", "32", "--tokens", "1B", "--devices", "1", "--chip", "H200"],
+                "both or none",
+            ),
+            (["--model", "tiny", "--tokens", "1B", "--devices", "1", "--chip", "H20O"], "did you mean 'H20'?"),
+            (
+                ["--model", "tiny", "--virtual-stages", "2", "--tokens", "1B", "--devices", "1", "--chip", "H200"],
+                "found without --pipeline",
+            ),
+            (
+                [
+                    "--model",
+                    "tiny",
+                    "--tokens",
+                    "1B",
+                    "--devices",
+                    "1",
+                    "--chip",
+                    "A100 80GB SXM",
+                    "--assume",
+                    "product-share-of-peak=0.5",
+                ],
+                "product-share-of-peak: takes no part",
+            ),
+            (["--check", "--assume", "restart-hours=1", "--assume", "restart-hours=2"], "restart-hours: found twice"),
+            (["--check", "--assume", "restart-hors=1"], "did you mean restart-hours?"),
             (["--check", "--assume", "luck=1"], "assume: found 'luck', expected one of: efficiency-of-products, "),
             (["--check", "--assume", "power-share=1.5"], "found '1.5', expected a number between 0 and 1"),
             (["--check", "--assume", "checkpoint-seconds=0"], "found '0', expected a number above 0"),

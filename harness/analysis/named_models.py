@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,11 +16,22 @@ DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
 
 @cache
 def named_model(name: str | None) -> Mapping[str, Any] | None:
-    """Return the shape of a model by its name, or None if there is none of that name."""
-    if name is None or not all(letter.isalnum() or letter in "-._" for letter in name):
-        return None
-    file = config_directory() / "model" / f"{name}.yaml"
-    return {**DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))} if file.is_file() else None
+    """Return the shape of a model by its name, or None if there is none of that name.
+
+    Tables write LLaMA2-70B or Llama 2 70B: upper case, spaces and hyphens are taken loosely.
+    """
+    file = _files().get(folded(name)) if name is not None else None
+    return None if file is None else {**DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))}
+
+
+def folded(name: str) -> str:
+    """Return a name without what different writers write differently."""
+    return "".join(letter for letter in name.casefold() if letter not in " -_")
+
+
+@cache
+def _files() -> dict[str, Path]:
+    return {folded(file.stem): file for file in (config_directory() / "model").glob("*.yaml")}
 
 
 def model_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,9 +94,13 @@ class Assumptions:
         for word in words:
             name, _, text = word.partition("=")
             key = name.replace("-", "_")
+            if key in given:
+                raise UserError(f"assume: {name}: found twice, expected once")
             if key not in vars(self):
-                known = ", ".join(each.replace("_", "-") for each in vars(self))
-                raise UserError(f"assume: found {name!r}, expected one of: {known}")
+                known = [each.replace("_", "-") for each in vars(self)]
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"assume: found {name!r}, expected one of: {', '.join(known)}{hint}")
             most = 1.0 if key in SHARES else math.inf
             try:
                 found = Range.parse(text)
@@ -126,6 +131,8 @@ class Plan:
     """Of the matrix products: fp32, tf32, bf16, fp16 or fp8."""
     layers: int | None = None
     width: int | None = None
+    heads: int | None = None
+    """Of attention; tensor parallelism spreads them over devices."""
     micro_batch_size: int = 1
     tensor: int = 1
     pipeline: int = 1
@@ -157,6 +164,13 @@ class Plan:
         if split > 1 and (self.layers is None or self.width is None):
             raise UserError(
                 "tensor, pipeline: need the model's layers and width; give --model, or --layers and --width"
+            )
+        if self.heads is not None and self.heads % self.tensor:
+            raise UserError(f"tensor: found {self.tensor}, expected a divisor of the model's {self.heads} heads")
+        if self.layers is not None and self.width is not None and self.parameters < 6 * self.layers * self.width**2:
+            raise UserError(
+                f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "
+                f"{self.width} have some {12 * self.layers * self.width**2 / 1e9:.3g} B"
             )
         if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
             raise UserError(
@@ -192,6 +206,18 @@ class Plan:
         """Return whether whole weights and gradients fit beside a device's share of the rest."""
         whole = 2 * self.number_bytes * self.parameters_per_copy
         return chip.memory_bytes is None or whole + self.state_bytes <= MEMORY_FOR_WHOLE_WEIGHTS * chip.memory_bytes
+
+    @property
+    def activation_bytes(self) -> float | None:
+        """What a device keeps for the backward pass (Korthikanti et al. 2022, without attention's scores).
+
+        34 bytes a token and unit of width in 16 bits, 2 if all but a layer's input is computed again. The first stage
+        of a pipeline holds as many micro-batches as there are stages. None where the shape is unknown.
+        """
+        if self.layers is None or self.width is None:
+            return None
+        a_layer = self.micro_batch_size * self.seq_len * self.width * self.number_bytes / 2 / self.tensor
+        return a_layer * (2 * self.layers + 34 if self.recompute else 34 * self.layers)
 
     @property
     def steps(self) -> float:

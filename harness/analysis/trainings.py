@@ -155,6 +155,7 @@ def plan_of(
         size = float(matrix_weights(shape))
         size += 0 if shape.get("tied_embeddings", True) else shape["width"] * shape["vocab_size"]
         layers, width = shape["layers"], shape["width"]
+        layout["heads"] = shape["heads"]
     elif parameters is not None and model is None:
         flops, size = flops_per_token_of_size(parameters, layers, width, seq_len), parameters
     else:

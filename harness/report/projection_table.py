@@ -35,7 +35,7 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
         ("days", _text(found.days)),
         ("device-hours", _text(found.device_hours)),
         ("energy, MWh", "unknown" if found.megawatt_hours is None else f"{_text(found.megawatt_hours)}, devices alone"),
-        ("MFU", "unknown" if found.mfu is None else _text(found.mfu, percent=True)),
+        ("MFU, all in", "unknown" if found.mfu is None else _text(found.mfu, percent=True)),
         ("step, s", _text(found.step_seconds)),
         ("memory", f"{plan.state_bytes / 1e9:.3g} GB a device for weights, gradients and moments; activations on top"),
         ("time goes to", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
@@ -47,7 +47,9 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
     console.print(grid)
     console.print(Text("\nMedians with 90 % intervals, over these assumptions at once:"))
     for name, each in assumptions_of(found, assumed).items():
-        text = f"{each.low:g} to {each.high:g}, most likely {each.likely:g}"
+        text = (
+            f"{each.low:g} to {each.high:g}, most likely {each.likely:g}" if each.low < each.high else f"{each.low:g}"
+        )
         console.print(Text(f"  {name.replace('_', ' ')}: {text}"))
 
 

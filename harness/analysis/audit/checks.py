@@ -16,6 +16,7 @@ from harness.analysis.audit.finding import (
 )
 from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
+from harness.analysis.flops import matrix_weights
 from harness.analysis.named_models import named_model
 
 # "7B" is printed of models of 6.7 to 7.3 billion parameters.
@@ -26,6 +27,10 @@ ROUNDING = 0.02
 COUNTING = 0.15
 # Beyond this share of the sheet's peak no published dense training went.
 HIGHEST_CREDIBLE_MFU = 0.75
+# A layer has 12 width² weights, fewer with grouped queries and a narrow feed-forward block.
+FEWEST_WEIGHTS = 6
+# What a whole training takes beside its steps is less than this.
+OVERHEAD = 1.5
 # How far a peak may be off about which sources disagree (grade C): public figures of one Ascend part span as much.
 DISPUTED_PEAK = 1.10
 # A final loss or an accuracy that differs by more is of another computation, or of another evaluation.
@@ -39,6 +44,7 @@ def own_findings(row: Row) -> list[Finding]:
     """Return everything that a row shows by itself."""
     return [
         *_precision(row),
+        *_size(row),
         *_batch(row),
         *_speeds(row),
         *_ratios(row),
@@ -47,6 +53,11 @@ def own_findings(row: Row) -> list[Finding]:
         *_outcome(row),
         *_missing(row),
     ]
+
+
+def has_peak(row: Row, side: str) -> bool:
+    """Return whether a side's speed can be held against a peak."""
+    return _largest_peak(row, side)[0] is not None
 
 
 def _peaks(row: Row, side: str) -> list[tuple[float, str, Chip]]:
@@ -88,6 +99,20 @@ def _precision(row: Row) -> Iterator[Finding]:
             )
 
 
+def _size(row: Row) -> Iterator[Finding]:
+    stated, shape = row.number("parameters"), named_model(row.text("model"))
+    if stated is None:
+        return
+    layers, width = row.number("layers"), row.number("width")
+    if shape is not None and abs(math.log(stated / matrix_weights(shape))) > COUNTING:
+        why = f"{row.text('model')} has {matrix_weights(shape) / 1e9:.3g} billion"
+    elif layers is not None and width is not None and stated < FEWEST_WEIGHTS * layers * width**2:
+        why = f"{layers:g} layers of width {width:g} alone have some {12 * layers * width**2 / 1e9:.3g} billion"
+    else:
+        return
+    yield Finding(INCONSISTENT, "size", f"{stated / 1e9:.3g} billion parameters", why)
+
+
 def _batch(row: Row) -> Iterator[Finding]:
     stated, most = row.number("global_batch_size"), row.largest_batch_from_parts
     if stated is None or most is None or stated == most:
@@ -118,6 +143,7 @@ def _speeds(row: Row) -> Iterator[Finding]:
 
 def _ratios(row: Row) -> Iterator[Finding]:
     by_column = {column: ratio for column, ratio in row.time_ratios.items() if column != "total_seconds"}
+    low = ""
     if by_column:
         low, high = min(by_column, key=lambda key: by_column[key]), max(by_column, key=lambda key: by_column[key])
         if by_column[high] > (1 + 2 * ROUNDING) * by_column[low]:
@@ -127,6 +153,14 @@ def _ratios(row: Row) -> Iterator[Finding]:
                 f"a time ratio of {by_column[high]:.4g} by {high}",
                 f"{by_column[low]:.4g} by {low}: both are of one training",
             )
+    total = row.time_ratios.get("total_seconds")
+    if by_column and total is not None and abs(math.log(total / by_column[low])) > math.log(OVERHEAD):
+        yield Finding(
+            SUSPICIOUS,
+            "ratio",
+            f"a time ratio of {total:.4g} by total_seconds",
+            f"{by_column[low]:.4g} by {low}: what there is beside steps does not take so long",
+        )
     stated, time = row.number("ratio"), row.time_ratio
     if stated is None or time is None:
         return

@@ -72,6 +72,10 @@ RATIO_COLUMNS = ("tokens_per_second", "tokens_per_second_per_device", "samples_p
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 # Nothing that is printed of a training lies beyond.
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-12, 1e18
+WHOLE = ("layers", "width", "seq_len", "global_batch_size", "micro_batch_size", "accumulation", "devices", "tensor",
+         "pipeline", "evaluation_samples")  # fmt: skip
+# Below this the unit was forgotten.
+SMALLEST_MODEL = 1e5
 # A share of the peak beyond this was meant in percent.
 LARGEST_BARE_MFU = 10.0
 
@@ -170,8 +174,8 @@ class Row:
         """
         seq_len = self.number("seq_len")
         shape = named_model(self.text("model"))
-        if shape is not None and seq_len is not None:
-            return training_flops_per_token(shape, int(seq_len))
+        if shape is not None:
+            return 6 * matrix_weights(shape) if seq_len is None else training_flops_per_token(shape, int(seq_len))
         parameters = self.number("parameters")
         if parameters is None:
             return None
@@ -219,7 +223,10 @@ def read_rows(file: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{file}: cannot be read: {reason}; give a YAML or CSV file of published rows") from error
-    entries = list(_csv(file, text) if file.suffix.lower() == ".csv" else _yaml(file, text))
+    ending = file.suffix.lower()
+    if ending not in (".csv", ".yaml", ".yml"):
+        raise UserError(f"{file}: found a name that ends in {ending or 'nothing'!r}, expected .yaml, .yml or .csv")
+    entries = list(_csv(file, text) if ending == ".csv" else _yaml(file, text))
     if not entries:
         raise UserError(f"{file}: found no rows, expected at least one; python -m harness audit --help")
     rows = [_row(file, number, entry) for number, entry in enumerate(entries, 1)]
@@ -242,6 +249,8 @@ def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
+        if len(heads) < 2 and any(";" in head for head in heads):
+            raise UserError(f"{file}: its columns are separated by semicolons, expected commas; save it again so")
         if twice := next((head for head in heads if heads.count(head) > 1), None):
             raise UserError(f"{file}: the column {twice!r} is there twice; which one counts?")
         for entry in reader:
@@ -267,11 +276,14 @@ def _yaml(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
 def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
     where = f"{file}: row {number}"
     values: dict[str, Any] = {}
-    for column, value in entry.items():
+    for head, value in entry.items():
+        column = str(head).strip().lower().replace(" ", "_")
         if column not in COLUMNS:
-            near = difflib.get_close_matches(str(column), COLUMNS, n=1)
+            near = difflib.get_close_matches(column, COLUMNS, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; python -m harness audit --help lists the columns"
-            raise UserError(f"{where}: {column}: no such column{hint}")
+            raise UserError(f"{where}: {head}: no such column{hint}")
+        if column in values:
+            raise UserError(f"{where}: {column}: is there twice, as {head!r} too")
         if value is None or value == "":
             continue
         if isinstance(value, (dict, list)):
@@ -286,8 +298,8 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
         raise UserError(f"{where}: assumed: found {odd!r}, expected columns of this row, such as reference")
     if "precision" in values:
         values["precision"] = _precision(where, values["precision"])
-    if not any(row.has(side) for side in SIDES):
-        raise UserError(f"{where}: nothing was measured; expected a column such as subject_tokens_per_second")
+    if not any(row.has(side) for side in SIDES) and row.number("ratio") is None:
+        raise UserError(f"{where}: nothing was measured; expected a column such as subject_tokens_per_second, or ratio")
     return row
 
 
@@ -315,12 +327,18 @@ def _number(where: str, column: str, value: Any) -> float:
             f"{where}: {column}: found {value!r}, expected a number above 0 and of a possible size, without thousands "
             "separators"
         )
-    if column.endswith("mfu") and not text.endswith("%") and number > LARGEST_BARE_MFU:
+    # An MFU above one is what somebody printed, an accuracy above one is what nobody means.
+    most = LARGEST_BARE_MFU if column.endswith("mfu") else 1.0
+    if column.endswith("mfu") and not text.endswith("%") and number > most:
         raise UserError(f"{where}: {column}: found {value!r}, expected a fraction, or a percentage such as 38.5%")
-    if column.endswith("accuracy") and not text.endswith("%") and number > 1:
-        number /= 100
-    if column.endswith("accuracy") and number > 1:
-        raise UserError(f"{where}: {column}: found {value!r}, expected a fraction of at most 1, or at most 100 %")
+    if column.endswith("accuracy") and number > most:
+        raise UserError(
+            f"{where}: {column}: found {value!r}, expected a fraction of at most 1, or a percentage such as 77.7%"
+        )
+    if column in WHOLE and not number.is_integer():
+        raise UserError(f"{where}: {column}: found {value!r}, expected a whole number")
+    if column == "parameters" and number < SMALLEST_MODEL:
+        raise UserError(f"{where}: parameters: found {value!r}, expected a number of parameters, such as 7B")
     return number
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import stats
 
+from harness.analysis.audit.checks import has_peak
 from harness.analysis.audit.finding import UNPROVEN, Finding
 from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.audit.table import Table
@@ -37,6 +38,15 @@ class AuditedRow:
     def sound(self) -> bool:
         """Nothing was found but what is unproven."""
         return self.grade in (None, UNPROVEN)
+
+    @property
+    def tested(self) -> bool:
+        """A speed or an MFU could be held against a peak."""
+        return any(
+            self.row.of(side, "mfu") is not None
+            or (self.row.flops_per_device(side) is not None and has_peak(self.row, side))
+            for side in SIDES
+        )
 
     @property
     def ratio(self) -> float | None:
@@ -152,7 +162,9 @@ def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
     others = _other_than_its_own(about, claim)
     mean = mean_of(others)
     if mean is None:
-        return ClaimVerdict(NOT_TESTED, _why_no_evidence(claim, about, others))
+        return ClaimVerdict(NOT_TESTED, _why_no_evidence(claim, about, others) + _own_grade(claim, table))
+    if mean.count >= FEWEST_ROWS_FOR_AN_INTERVAL and mean.low is None:
+        return ClaimVerdict(CANNOT_TELL, f"all {mean.count} sound rows have the very same ratio: they are no trials")
     if mean.low is None or mean.high is None:
         return ClaimVerdict(
             CANNOT_TELL,
@@ -175,6 +187,12 @@ def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence
     return f"none of the {len(others)} other rows about it can be trusted"
 
 
+def _own_grade(claim: Claim, table: Audit) -> str:
+    """Return what is wrong with the row that states the claim, if something is."""
+    own = next((row for row in table.rows if row.row.name == claim.name and not row.sound), None)
+    return "" if own is None else f"; and that row is {own.grade}"
+
+
 def _rows(count: int) -> str:
     return "one sound row" if count == 1 else f"{count} sound rows"
 
@@ -189,6 +207,7 @@ def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
                 "id": row.row.name,
                 "grade": row.grade,
                 "sound": row.sound,
+                "tested": row.tested,
                 "time_ratio": row.ratio,
                 "subject_flops_per_device": row.row.flops_per_device("subject"),
                 "reference_flops_per_device": row.row.flops_per_device("reference"),

@@ -9,6 +9,7 @@ from harness.analysis.audit.checks import own_findings
 from harness.analysis.audit.finding import GRADES, IMPOSSIBLE, SUSPICIOUS, UNPROVEN, Finding, tera
 from harness.analysis.audit.rows import MEASURED, SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, chips_meant
+from harness.analysis.named_models import folded
 
 # Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
 WEAKER_BASELINE = 1.25
@@ -49,23 +50,35 @@ class Table:
         ]
 
     def _copied(self, number: int) -> Iterator[Finding]:
-        """Another row, of other work, has the same figures."""
+        """Other rows have the same figures."""
         row, own = self.rows[number], _figures(self.rows[number])
+        same, copies = [], []
         for other in sorted({each for figure in own.items() for each in self._by_figure[figure]} - {number}):
-            # Of two that are alike, one may be the original: where the other one alone cannot be, this is the original.
-            if other in self._impossible and number not in self._impossible:
-                continue
             theirs = _figures(self.rows[other])
             shared = own.keys() & theirs.keys()
             alike = [column for column in shared if own[column] == theirs[column]]
             telling = len(alike) >= FEWEST_ALIKE or any(_digits(own[column]) >= DIGITS_ALIKE for column in alike)
-            if telling and _whole_sides(shared, alike) and _work(self.rows[other]) != _work(row):
-                yield Finding(
-                    SUSPICIOUS,
-                    "identical",
-                    f"the same figures as {self.rows[other].name}, to the last digit",
-                    "two different trainings do not measure alike: one row was copied",
-                )
+            if not telling or not _whole_sides(shared, alike):
+                continue
+            if _work(self.rows[other]) == _work(row):
+                same.append(other)
+            # Of two that are alike, one may be the original: where the other one alone cannot be, this is the original.
+            elif other not in self._impossible or number in self._impossible:
+                copies.append(other)
+        if copies:
+            yield Finding(
+                SUSPICIOUS,
+                "identical",
+                f"the same figures as {self._names(copies)}, to the last digit",
+                "two different trainings do not measure alike: one row was copied",
+            )
+        # The first of them counts.
+        if same and same[0] < number:
+            yield Finding(SUSPICIOUS, "identical", f"the same row as {self._names(same)}", "a trial counts once")
+
+    def _names(self, numbers: Sequence[int]) -> str:
+        more = "" if len(numbers) == 1 else f" and {len(numbers) - 1} more"
+        return f"{self.rows[numbers[0]].name}{more}"
 
     def _weaker_baseline(self, number: int) -> Iterator[Finding]:
         """Another row has the same model on the same reference chip, and that runs it faster."""
@@ -113,11 +126,12 @@ def _digits(value: float) -> int:
 
 def _work(row: Row) -> tuple[object, ...]:
     columns = ("subject", "reference", "stack", "model", "parameters", "seq_len", "devices", "precision")
-    return tuple(row.values.get(column) for column in columns)
+    return tuple(folded(str(row.values[column])) if column in row.values else None for column in columns)
 
 
 def _model(row: Row) -> tuple[object, ...] | None:
-    key = (row.text("model"), row.number("parameters"))
+    name = row.text("model")
+    key = (None if name is None else folded(name), row.number("parameters"))
     return None if key == (None, None) else key
 
 
