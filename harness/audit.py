@@ -32,7 +32,7 @@ options:
 columns, each of them optional; numbers without thousands separators:
 {columns}
 
-exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or file\
+exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or file, 5 the report cannot be written\
 """
 
 

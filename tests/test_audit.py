@@ -500,7 +500,7 @@ def test_a_long_table_takes_no_long_time() -> None:
 class TestFiles:
     def test_csv_and_yaml_say_the_same(self, tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text(
-            "id,subject,parameters,subject_mfu,subject_tokens_per_second\none, H100 ,6.5B,41%,\n"
+            "\ufeff\n ID,Subject,parameters,subject mfu,subject_tokens_per_second\none, H100 ,6.5B,41%,\n"
         )
         (tmp_path / "t.yaml").write_text("- {id: one, subject: H100, parameters: 6500000000, subject_mfu: 0.41}\n")
         one, two = (read_rows(tmp_path / name) for name in ("t.csv", "t.yaml"))
@@ -511,6 +511,14 @@ class TestFiles:
         ("name", "text", "said"),
         [
             ("t.csv", "", "found no rows"),
+            ("t.txt", "id,subject\n1,H100\n", "found a name that ends in '.txt', expected .yaml, .yml or .csv"),
+            ("t.csv", "id;subject\n1;H100\n", "separated by semicolons, expected commas"),
+            ("t.csv", "ID,id\n1,2\n", "id: is there twice, as 'id' too"),
+            ("t.csv", "id,devices\n1,8.5\n", "devices: found '8.5', expected a whole number"),
+            ("t.csv", "id,parameters\n1,175\n", "found '175', expected a number of parameters, such as 7B"),
+            ("t.csv", "id,subject_accuracy\n1,77.7\n", "found '77.7', expected a fraction of at most 1, or a percent"),
+            ("t.yaml", "- {subject_total_seconds: 1:30}", "found 1:30, expected seconds as a number"),
+            ("t.yaml", "- {subject_mfu: 10%, assumed: reference}", "assumed: found 'reference', expected columns of"),
             ("t.csv", "id,sbject\n1,H100\n", "row 1: sbject: no such column; did you mean subject?"),
             ("t.csv", "id,subject\n1\n", "line 2 has not as many cells as the head line's 2"),
             ("t.csv", "id,subject\n1,H100,3\n", "line 2 has not as many cells as the head line's 2"),

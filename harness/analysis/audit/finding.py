@@ -21,7 +21,8 @@ class Finding:
 
 def tera(flops: float) -> str:
     """Return FLOP/s in words."""
-    return f"{flops / 1e12:,.0f} TFLOP/s"
+    value = flops / 1e12
+    return f"{value:,.0f} TFLOP/s" if value >= 10 else f"{value:.2g} TFLOP/s"
 
 
 def number(value: float) -> str:

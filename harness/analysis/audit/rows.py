@@ -72,6 +72,7 @@ RATIO_COLUMNS = ("tokens_per_second", "tokens_per_second_per_device", "samples_p
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 # Nothing that is printed of a training lies beyond.
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-12, 1e18
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 WHOLE = ("layers", "width", "seq_len", "global_batch_size", "micro_batch_size", "accumulation", "devices", "tensor",
          "pipeline", "evaluation_samples")  # fmt: skip
 # Below this the unit was forgotten.
@@ -242,11 +243,16 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+        for key, value in node.value:
+            # YAML 1.1 reads 1:30 as ninety.
+            if isinstance(value, yaml.ScalarNode) and value.tag in NUMBER_TAGS and ":" in value.value:
+                what = f"{key.value}: found {value.value}, expected seconds as a number, or quotes around a text"
+                raise yaml.constructor.ConstructorError(None, None, what, value.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text.lstrip(), newline=""), strict=True)
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
         if len(heads) < 2 and any(";" in head for head in heads):
