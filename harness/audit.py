@@ -21,7 +21,8 @@ usage: python -m harness audit FILE [options]
 
 Checks the rows of a published comparison, a YAML or CSV file: model FLOP/s against the chip's peak, the row's figures
 against each other and against the other rows, what it leaves out. Each finding is impossible, inconsistent, suspicious
-or unproven; a row with nothing worse than unproven is sound. Then the mean over the sound rows of each pair of chips.
+or unproven; a row with nothing worse than unproven is sound, or untested where no speed could be held against a peak.
+Then the mean over the sound rows of each pair of chips.
 
 options:
   --claim NAME       a claim to hold the sound rows against; python -m harness claim lists them

@@ -565,7 +565,7 @@ class TestCommand:
     def test_prints_writes_and_returns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["audit", str(PUBLISHED), "--claim", "iflytek-ascend910-a100", "--out", str(tmp_path / "a")]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert "6 of 11 rows are sound, 2 of them for want of a test." in printed
+        assert "6 of 11 rows are sound, 2 of them untested." in printed
         assert "cannot tell. 2 sound rows (beside the claim's own" in printed
         assert (
             "Sound rows of Atlas 800T A2 against A100-40G: geometric mean of the time ratios 1.111 (2 rows" in printed

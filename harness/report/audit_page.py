@@ -36,7 +36,7 @@ def _row(row: AuditedRow) -> dict[str, Any]:
         "name": printable(printed.name),
         "chips": printable(" against ".join(filter(None, (printed.text("subject"), printed.text("reference"))))),
         "grade": grade(row),
-        "tone": "good" if row.sound else TONES[row.findings[0].sure],
+        "tone": ("good" if row.tested else TONES[UNPROVEN]) if row.sound else TONES[row.findings[0].sure],
         "ratio": "" if row.ratio is None else f"{row.ratio:.3f}",
         "subject": _tera(printed.flops_per_device("subject")),
         "reference": _tera(printed.flops_per_device("reference")),

@@ -14,7 +14,7 @@ from harness.text import printable
 
 STYLES = {IMPOSSIBLE: "bold red", INCONSISTENT: "bold red", SUSPICIOUS: "yellow"}
 SOUND = "sound"
-UNTESTED = "nothing against it, and nothing to test it by"
+UNTESTED = "untested"
 NO_MEAN = "No sound row has a ratio: the table shows nothing."
 
 
@@ -51,9 +51,7 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
     """Return what the table says as a whole, and of the claim."""
     sound = sum(row.sound for row in table.rows)
     untested = sum(row.sound and not row.tested for row in table.rows)
-    lines = [
-        f"{sound} of {len(table.rows)} rows are sound{f', {untested} of them for want of a test' * (untested > 0)}."
-    ]
+    lines = [f"{sound} of {len(table.rows)} rows are sound{f', {untested} of them untested' * (untested > 0)}."]
     lines += [f"Sound rows of {pair.subject} against {pair.reference}: {mean_text(pair.mean)}." for pair in table.means]
     if not table.means:
         lines.append(NO_MEAN)

@@ -302,7 +302,7 @@ def _missing(row: Row) -> Iterator[Finding]:
     if row.flops_per_token is not None and all(row.speed_per_device(side) is None for side in SIDES):
         missing.append("what makes tokens/s a device of the figures (devices, batch, sequence length)")
     if missing:
-        yield Finding(UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "without it the row cannot be tested")
+        yield Finding(UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "what hangs on it was not checked")
     if row.assumed:
         yield Finding(
             UNPROVEN,
