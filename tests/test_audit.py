@@ -91,6 +91,12 @@ class TestPublishedRows:
         assert "MFU of 563%" in said
         assert "no chip is named, and if the A100's 312 TFLOP/s were taken for it" in said
 
+    def test_figures_are_as_printed(self, published: dict[str, AuditedRow]) -> None:
+        steps = [7.52, 7.66, 7.65, 7.71, 7.76]
+        assert published["libai-gpt2"].row.of("subject", "step_seconds") == pytest.approx(sum(steps) / 5, abs=0.005)
+        mrpc = published["accelerate-mrpc"].row
+        assert [mrpc.of(side, "accuracy") for side in ("subject", "reference")] == [0.777, 0.7574]
+
     def test_telechat_12b_has_a_weaker_baseline(self, published: dict[str, AuditedRow]) -> None:
         said = self.said(published["telechat-12b-mindspore"], SUSPICIOUS, "baseline")
         assert "telechat-12b-a100 has 97 TFLOP/s" in said
@@ -316,6 +322,11 @@ class TestChecks:
         assert (SUSPICIOUS, "identical") in found(
             {"subject_tokens_per_second": 20_123.4},
             {**other, "subject_tokens_per_second": 20_123.4, "subject_samples_per_second": 20_123.4 / 2048},
+        )
+        # With other figures on the same side one that is alike is an accident.
+        accident = {"subject_samples_per_second": 20_123.4 / 2048, "subject_tokens_per_second": 20_123.4}
+        assert (SUSPICIOUS, "identical") not in found(
+            {**accident, "subject_total_seconds": 100.5}, {**other, **accident, "subject_total_seconds": 101.5}
         )
         # The same training on another chip.
         assert found({}, {"subject": "Ascend 910B3"}) == [(SUSPICIOUS, "identical")]

@@ -463,6 +463,10 @@ class TestCommand:
                 ],
                 "product-share-of-peak: takes no part",
             ),
+            (
+                ["--model", "llama2-7b", "--tensor", "5", "--tokens", "1B", "--devices", "5", "--chip", "H200"],
+                "tensor: found 5, expected a divisor of the model's 32 heads",
+            ),
             (["--check", "--assume", "restart-hours=1", "--assume", "restart-hours=2"], "restart-hours: found twice"),
             (["--check", "--assume", "restart-hors=1"], "did you mean restart-hours?"),
             (["--check", "--assume", "luck=1"], "assume: found 'luck', expected one of: efficiency-of-products, "),

@@ -30,6 +30,7 @@ from harness.training import loop as loop_module
 from harness.training import session as session_module
 from harness.training.prefetch import Prefetcher
 from harness.training.run import run
+from harness.training.stderr_watch import StderrWatch
 from harness.workload import initialisation
 from harness.workload import model as model_module
 from harness.workload.model import Transformer
@@ -211,6 +212,21 @@ def fallback_on_the_host(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EagerStep, "__call__", step)
 
 
+def watcher_killed(patch: pytest.MonkeyPatch) -> None:
+    """Whoever reads along on descriptor 2 is killed: whether work ran on the host is not known any more."""
+    patch.setattr(CpuBackend, "fallback_pattern", NpuBackend.fallback_pattern)
+    real = EagerStep.__call__
+
+    def step(self: EagerStep, micro_batches: Sequence[torch.Tensor], rate: float) -> Any:
+        watch = StderrWatch._active
+        assert watch is not None
+        assert watch._reader is not None
+        watch._reader.kill()
+        return real(self, micro_batches, rate)
+
+    patch.setattr(EagerStep, "__call__", step)
+
+
 SABOTAGE: dict[str, tuple[str, Patch, str]] = {
     "learning rate off by 2 %": ("fp32", learning_rate_off, "same computation"),
     "a skipped batch": ("fp32", skipped_batch, "comparable"),
@@ -229,6 +245,7 @@ SABOTAGE: dict[str, tuple[str, Patch, str]] = {
     "an unscaled initialisation": ("fp32", unscaled_initialisation, "comparable"),
     "gradients zero": ("fp32", zero_gradients, "same computation"),
     "a fallback on the host": ("fp32", fallback_on_the_host, "finished"),
+    "the watch for fallbacks ended from outside": ("fp32", watcher_killed, "finished"),
     "fp16 in place of bf16": ("bf16", half_precision_of_another_kind, "finished"),
 }
 
