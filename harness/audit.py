@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS, read_rows
+from harness.analysis.audit.reading import read_rows
+from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS
 from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
 from harness.arguments import Parser, path_of

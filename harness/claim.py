@@ -10,7 +10,7 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from harness.analysis.audit.rows import read_rows
+from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
 from harness.analysis.chips import catalogue
 from harness.analysis.claims import ANY, Claim, chips_of, find_claim, load_claims

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from harness.__main__ import main
-from harness.analysis.audit.rows import read_rows
+from harness.analysis.audit.reading import read_rows
 from harness.analysis.claims import (
     CANNOT_TELL,
     CLAIM_WORDS,
