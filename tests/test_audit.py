@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -607,6 +610,15 @@ class TestCommand:
         assert main(words) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert said in line
+
+    def test_a_terminal_without_the_letters_gets_escapes(self, tmp_path: Path) -> None:
+        (tmp_path / "t.yaml").write_text("- {id: Müller→, subject: H100, subject_mfu: 10%}", encoding="utf-8")
+        words = [sys.executable, "-m", "harness", "audit", str(tmp_path / "t.yaml")]
+        done = subprocess.run(
+            words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "M\\xfcller\\u2192" in done.stdout
 
     def test_the_page_escapes_what_strangers_wrote(self) -> None:
         table = rows({"subject": HOSTILE, "model": HOSTILE, "source": HOSTILE})

@@ -83,3 +83,11 @@ def test_half_a_record_of_deep_nesting(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "record.json").write_text("[" * 100_000)
     assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", ["1e308", "NaN", "Infinity", "9" * 400])
+def test_numbers_beyond_all_measure_are_told(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = json.dumps(full_record()).replace('"setup_seconds": ', f'"setup_seconds": {number}, "was": ', 1)
+    (tmp_path / "record.json").write_text(text)
+    assert main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert "record.json: holds " in capsys.readouterr().err
