@@ -70,6 +70,7 @@ def main(words: list[str]) -> int:
 
     if options.check:
         checks = check_all(assumed)
+        _refuse_unused(options.assume, [check.projection for check in checks])
         if options.format == "json":
             print(json.dumps(check_to_dict(checks), indent=1))
         else:
@@ -82,7 +83,7 @@ def main(words: list[str]) -> int:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
     plan = _plan(options, precision)
     found = project(plan, chip, speed, assumed)
-    _refuse_unused(options.assume, found)
+    _refuse_unused(options.assume, [found])
     cautions = _cautions(runs, plan, chip)
     if options.format == "json":
         print(json.dumps(projection_to_dict(plan, chip, found, assumed, cautions), indent=1))
@@ -149,13 +150,14 @@ def _refuse_odd_shape(options: argparse.Namespace) -> None:
         raise UserError("project: --virtual-stages: found without --pipeline, of whose stages it makes parts")
 
 
-def _refuse_unused(words: list[str], found: Projection) -> None:
+def _refuse_unused(words: list[str], projections: list[Projection]) -> None:
     """Refuse an assumption that changes nothing: its owner thinks that it does."""
+    unused = frozenset.intersection(*(each.unused for each in projections))
     for name in (word.partition("=")[0] for word in words):
-        if name.replace("-", "_") in found.unused:
+        if name.replace("-", "_") in unused:
             raise UserError(
-                f"assume: {name}: takes no part, since it was measured (by the records, or a matrix product that the "
-                "catalogue has); leave it out"
+                f"assume: {name}: takes no part, since records or the catalogue have a measurement in its place, or "
+                "what it is a share of is unknown; leave it out"
             )
 
 
@@ -199,14 +201,16 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
         elif _work(record) != _work(first):
             problem = f"it is of other work than {runs[0].path}; give repeats of one run"
         speed, peak = achieved_flops(record), catalogued_peak(record)
+        if speed is not None and _recomputes(record):
+            # What is computed twice is work of the device, though not of the model.
+            speed *= FULL_RECOMPUTATION
         if problem is None and (speed is None or not 0 < speed < float("inf")):
             problem = "it has no speed"
         if problem is None and speed is not None and peak is not None and speed > peak:
             problem = f"{speed / 1e12:,.0f} TFLOP/s are above the chip's peak of {peak / 1e12:,.0f}: one is wrong"
         if problem is not None or speed is None:
             raise RecordError(f"{run.path}: {problem}")
-        # What is computed twice is work of the device, though not of the model.
-        speeds.append(speed * (FULL_RECOMPUTATION if _recomputes(record) else 1.0))
+        speeds.append(speed)
         watts.append(look_up(record, "telemetry", "mean_power_watts"))
     name = first["device"]["name"] or first["device"]["kind"]
     source = f"{len(runs)} measured run{'' if len(runs) == 1 else 's'} on {name}"

@@ -1,4 +1,4 @@
-"""Foreign text, made harmless for whatever shows it."""
+"""Foreign text, made harmless for whatever shows it, or comparable."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def _printable(character: str) -> str:
         return character.encode("unicode_escape").decode("ascii")
     # XML forbids these two although Unicode only calls them unassigned.
     return "\ufffd" if character in "\ufffe\uffff" else character
+
+
+def folded(name: str) -> str:
+    """Return a name without what different writers write differently: upper case, spaces and hyphens."""
+    return "".join(letter for letter in name.casefold() if letter not in " -_\t")

@@ -37,6 +37,7 @@ FLOORS = {
     "harness": 0,
     "harness.arguments": 1,
     "harness.errors": 0,
+    # Below the log, which escapes by it.
     "harness.text": -1,
     "harness.log": 0,
     "harness.health": 1,

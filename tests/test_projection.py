@@ -373,6 +373,8 @@ class TestCommand:
             (EMULATED, {}, "its device is emulated and has no speed"),
             (A100, {"world_size": 8}, "it ran on 8 devices"),
             (A100, {"step_seconds": 0.01}, "above the chip's peak of 312: one is wrong"),
+            # 0.09 s are 290 TFLOP/s of the model, and with activations computed twice 387 of the device.
+            (A100, {"step_seconds": 0.09, "config": {"model": {"activation_checkpointing": True}}}, "above the chip's"),
             (A100, {"status": "oom", "error": "no memory", "finished_steps": 40}, "the run ended oom"),
         ],
     )
@@ -475,6 +477,7 @@ class TestCommand:
             (["--check", "--assume", "restart-hours=3:2:1"], "found '3:2:1', expected a number of at least 0"),
             (["--check", "--assume", "restart-hours=x:1"], "found 'x:1'"),
             (["--check", "--assume", "restart-hours=inf"], "found 'inf'"),
+            (["--check", "--assume", "product-share-of-peak=0.5"], "product-share-of-peak: takes no part"),
             (["--check", "--devices", "8"], "--devices: found beside --check"),
             (["--check", "--records", "runs"], "--records: found beside --check"),
             (["--model", "x", "--tokens", "1B", "--devices", "1", "--chip", "H200"], "--model: found 'x'"),

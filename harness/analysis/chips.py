@@ -16,6 +16,7 @@ import yaml
 
 from harness.errors import ConfigError
 from harness.paths import config_directory
+from harness.text import folded
 
 GRADES = ("A", "B", "C")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
@@ -77,7 +78,7 @@ class Catalogue:
     chips: tuple[Chip, ...]
     reported: Mapping[str, Chip]
     written: Mapping[str, tuple[Chip, ...]]
-    """By `_folded` name, alias or family: the chips that may be meant."""
+    """By `folded` name, alias or family: the chips that may be meant."""
     backends: Mapping[str, str]
     """By vendor, the name of the backend that drives its chips."""
 
@@ -113,7 +114,7 @@ def catalogue(path: Path | None = None) -> Catalogue:
             _write(file, written, alias, members)
     for name, chip in reported.items():
         # What a driver calls one chip may be what people call its family: GAUDI.
-        written.setdefault(_folded(name), (chip,))
+        written.setdefault(folded(name), (chip,))
     return Catalogue(tuple(chips.values()), reported, written, content.get("backends", {}))
 
 
@@ -127,7 +128,7 @@ def chips_meant(written: str) -> tuple[Chip, ...]:
 
     Names count whole; only upper case, spaces and hyphens are taken loosely.
     """
-    return catalogue().written.get(_folded(written), ())
+    return catalogue().written.get(folded(written), ())
 
 
 def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
@@ -144,15 +145,11 @@ def ambiguity(written: str | None) -> str | None:
 
 
 def _write(file: Path, written: dict[str, tuple[Chip, ...]], name: str, chips: tuple[Chip, ...]) -> None:
-    folded = _folded(name)
-    if written.get(folded, chips) != chips:
-        others = ", ".join(chip.name for chip in written[folded])
+    key = folded(name)
+    if written.get(key, chips) != chips:
+        others = ", ".join(chip.name for chip in written[key])
         raise ConfigError(f"{file}: {name!r} means {others} and {', '.join(chip.name for chip in chips)}")
-    written[folded] = chips
-
-
-def _folded(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter not in " -_\t")
+    written[key] = chips
 
 
 def _chip(name: str, entry: dict[str, Any]) -> Chip:

@@ -7,6 +7,8 @@ from typing import Any
 
 # The backward pass computes two products (for the input and for the weight) where the forward pass computes one.
 PASSES = 3
+# Of a layer, in units of width²; fewest with grouped queries and a narrow feed-forward block.
+USUAL_WEIGHTS, FEWEST_WEIGHTS = 12, 6
 
 
 def matrix_weights(model: Mapping[str, Any]) -> int:
@@ -18,6 +20,17 @@ def matrix_weights(model: Mapping[str, Any]) -> int:
     attention = width * (heads + 2 * kv_heads) * head_size + width * width
     feed_forward = width * hidden * (3 if model["activation"] == "swiglu" else 2)
     return layers * (attention + feed_forward) + width * model["vocab_size"]
+
+
+def parameters_of(model: Mapping[str, Any]) -> int:
+    """Return a model's size by its shape, without norms, biases and position embeddings: below a percent."""
+    untied = not model.get("tied_embeddings", True)
+    return matrix_weights(model) + untied * model["width"] * model["vocab_size"]
+
+
+def parameters_of_layers(layers: float, width: float, weights: int = USUAL_WEIGHTS) -> float:
+    """Return roughly the size of so many layers, at `weights` x width² each."""
+    return weights * layers * width**2
 
 
 def flops_per_token_of_size(parameters: float, layers: float | None, width: float | None, seq_len: float) -> float:

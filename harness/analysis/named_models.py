@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from harness.paths import config_directory
+from harness.text import folded
 
 DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
 
@@ -22,11 +23,6 @@ def named_model(name: str | None) -> Mapping[str, Any] | None:
     """
     file = _files().get(folded(name)) if name is not None else None
     return None if file is None else {**DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))}
-
-
-def folded(name: str) -> str:
-    """Return a name without what different writers write differently."""
-    return "".join(letter for letter in name.casefold() if letter not in " -_")
 
 
 @cache

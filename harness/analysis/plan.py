@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.analysis.chips import Chip
+from harness.analysis.flops import FEWEST_WEIGHTS, parameters_of_layers
 from harness.errors import UserError
 
 DRAWS = 20_000
@@ -167,10 +168,14 @@ class Plan:
             )
         if self.heads is not None and self.heads % self.tensor:
             raise UserError(f"tensor: found {self.tensor}, expected a divisor of the model's {self.heads} heads")
-        if self.layers is not None and self.width is not None and self.parameters < 6 * self.layers * self.width**2:
+        if (
+            self.layers is not None
+            and self.width is not None
+            and self.parameters < (parameters_of_layers(self.layers, self.width, FEWEST_WEIGHTS))
+        ):
             raise UserError(
                 f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "
-                f"{self.width} have some {12 * self.layers * self.width**2 / 1e9:.3g} B"
+                f"{self.width} have some {parameters_of_layers(self.layers, self.width) / 1e9:.3g} B"
             )
         if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
             raise UserError(

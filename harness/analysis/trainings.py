@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from harness.analysis.chips import Chip, chips_meant
-from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
+from harness.analysis.flops import flops_per_token_of_size, parameters_of, training_flops_per_token
 from harness.analysis.named_models import named_model
 from harness.analysis.plan import Assumptions, Plan
 from harness.analysis.projection import Estimate, Projection, project
@@ -151,9 +151,7 @@ def plan_of(
     shape = named_model(model)
     if shape is not None:
         flops = training_flops_per_token(shape, seq_len)
-        # Norms, biases and position embeddings are left out: below a percent.
-        size = float(matrix_weights(shape))
-        size += 0 if shape.get("tied_embeddings", True) else shape["width"] * shape["vocab_size"]
+        size = float(parameters_of(shape))
         layers, width = shape["layers"], shape["width"]
         layout["heads"] = shape["heads"]
     elif parameters is not None and model is None:

@@ -16,7 +16,7 @@ from harness.analysis.audit.finding import (
 )
 from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
-from harness.analysis.flops import matrix_weights
+from harness.analysis.flops import FEWEST_WEIGHTS, parameters_of, parameters_of_layers
 from harness.analysis.named_models import named_model
 
 # "7B" is printed of models of 6.7 to 7.3 billion parameters.
@@ -27,8 +27,6 @@ ROUNDING = 0.02
 COUNTING = 0.15
 # Beyond this share of the sheet's peak no published dense training went.
 HIGHEST_CREDIBLE_MFU = 0.75
-# A layer has 12 width² weights, fewer with grouped queries and a narrow feed-forward block.
-FEWEST_WEIGHTS = 6
 # What a whole training takes beside its steps is less than this.
 OVERHEAD = 1.5
 # How far a peak may be off about which sources disagree (grade C): public figures of one Ascend part span as much.
@@ -81,9 +79,10 @@ def _largest_peak(row: Row, side: str) -> tuple[float | None, str, float]:
         peaks = [(value, name) for name in PRECISIONS if (value := largest_peak(chips, name)) is not None]
         best, name = max(peaks, default=(None, ""))
         which = f"{name}, as no precision is printed" if best is not None else "any precision"
-    grades = sorted({chip.confidence for chip in chips})
-    disputed = "C" in grades
-    return best, f"{which}; grade {grades[-1]}" if grades else which, DISPUTED_PEAK if disputed else 1.0
+    grade = max((chip.confidence for chip in chips), default=None)
+    if grade is not None:
+        which = f"{which}; grade {grade}"
+    return best, which, DISPUTED_PEAK if grade == "C" else 1.0
 
 
 def _precision(row: Row) -> Iterator[Finding]:
@@ -104,10 +103,11 @@ def _size(row: Row) -> Iterator[Finding]:
     if stated is None:
         return
     layers, width = row.number("layers"), row.number("width")
-    if shape is not None and abs(math.log(stated / matrix_weights(shape))) > COUNTING:
-        why = f"{row.text('model')} has {matrix_weights(shape) / 1e9:.3g} billion"
-    elif layers is not None and width is not None and stated < FEWEST_WEIGHTS * layers * width**2:
-        why = f"{layers:g} layers of width {width:g} alone have some {12 * layers * width**2 / 1e9:.3g} billion"
+    if shape is not None and abs(math.log(stated / parameters_of(shape))) > COUNTING:
+        why = f"{row.text('model')} has {parameters_of(shape) / 1e9:.3g} billion"
+    elif layers is not None and width is not None and stated < parameters_of_layers(layers, width, FEWEST_WEIGHTS):
+        usual = parameters_of_layers(layers, width)
+        why = f"{layers:g} layers of width {width:g} alone have some {usual / 1e9:.3g} billion"
     else:
         return
     yield Finding(INCONSISTENT, "size", f"{stated / 1e9:.3g} billion parameters", why)

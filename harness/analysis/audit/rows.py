@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis.flops import flops_per_token_of_size, matrix_weights, training_flops_per_token
+from harness.analysis.flops import (
+    flops_per_token_of_size,
+    matrix_weights,
+    parameters_of,
+    training_flops_per_token,
+)
 from harness.analysis.named_models import named_model
 
 TEXTS = {
@@ -19,6 +24,7 @@ TEXTS = {
     "model": "name; one of configs/model/ brings its shape along",
     "precision": "fp32, tf32, bf16, fp16 or fp8",
     "ratio_of": "time or speed: what `ratio` is of",
+    "states": "claim that the row is the source of, and so no evidence of (default: the one that its id names)",
     "assumed": "columns that the source does not print and the table's author filled in, such as: reference, devices",
     "note": "anything else",
 }
@@ -165,7 +171,7 @@ class Row:
     def size(self) -> float | None:
         """The model's parameters, as printed or of the named model."""
         shape = named_model(self.text("model"))
-        return self.number("parameters") if shape is None else matrix_weights(shape)
+        return self.number("parameters") if shape is None else float(parameters_of(shape))
 
     def flops_per_device(self, side: str) -> float | None:
         """Return the model FLOP/s of one device that the row implies."""

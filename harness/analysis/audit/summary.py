@@ -129,17 +129,12 @@ def _other_than_its_own(rows: Sequence[AuditedRow], claim: Claim) -> list[Audite
 
     Nor are rows of which the table's author had to guess something.
     """
-    return [row for row in rows if not _is_the_claim(row, claim) and not row.row.assumed]
+    return [row for row in rows if not _states(row.row, claim) and not row.row.assumed]
 
 
-def _is_the_claim(row: AuditedRow, claim: Claim) -> bool:
-    """Return whether a row is the claim's own: by its name, or because it has the very ratio, to four digits."""
-    if row.row.name == claim.name:
-        return True
-    if row.ratio is None or claim.stated is None or claim.stated == 1:
-        return False
-    own = row.ratio if claim.quantity == TIME else 1 / row.ratio
-    return f"{own:.4g}" == f"{claim.stated:.4g}"
+def _states(row: Row, claim: Claim) -> bool:
+    """Return whether a row is the claim's own source."""
+    return (row.text("states") or row.name) == claim.name
 
 
 def _is_about(row: Row, claim: Claim) -> bool:
@@ -189,7 +184,7 @@ def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence
 
 def _own_grade(claim: Claim, table: Audit) -> str:
     """Return what is wrong with the row that states the claim, if something is."""
-    own = next((row for row in table.rows if row.row.name == claim.name and not row.sound), None)
+    own = next((row for row in table.rows if _states(row.row, claim) and not row.sound), None)
     return "" if own is None else f"; and that row is {own.grade}"
 
 

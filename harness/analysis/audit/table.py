@@ -9,7 +9,7 @@ from harness.analysis.audit.checks import own_findings
 from harness.analysis.audit.finding import GRADES, IMPOSSIBLE, SUSPICIOUS, UNPROVEN, Finding, tera
 from harness.analysis.audit.rows import MEASURED, SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, chips_meant
-from harness.analysis.named_models import folded
+from harness.text import folded
 
 # Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
 WEAKER_BASELINE = 1.25
