@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.analysis.flops import training_flops_per_token
+from harness.analysis.flops import parameters_of, training_flops_per_token
+from harness.analysis.named_models import model_names, named_model
 from harness.composition import load
 from harness.workload import model as model_module
 from harness.workload.model import Transformer, parameter_count
@@ -23,6 +24,14 @@ def test_by_hand() -> None:
     # Matrix weights: qkv 2 x 6, out 2 x 2, up 2 x 8, down 8 x 2, head 2 x 5. A token attends to 2 of 3 on average.
     weights, attention = 12 + 4 + 16 + 16 + 10, 2 * 2 * 2 * 2
     assert training_flops_per_token(model, 3) == 3 * (2 * weights + attention)
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_size_by_shape_is_the_model_s_to_a_percent(name: str) -> None:
+    """The input embedding is left out where it is the output's, and counts where it is not: 6 % of llama-1b."""
+    shape = named_model(name)
+    assert shape is not None
+    assert parameters_of(shape) == pytest.approx(parameter_count(load([f"model={name}"]).model), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["gpt2-124m", "llama2-7b", "llama2-70b"])
