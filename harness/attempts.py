@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -19,10 +20,20 @@ import yaml
 
 from harness.config import Config, flat, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError
-from harness.record import CONFIG_FILE, RECORD_FILE, claim_folder, read_record, write_atomically, write_config
+from harness.record import (
+    ATTEMPTS_FILE,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    RECORD_FILE,
+    claim_folder,
+    read_record,
+    set_aside,
+    write_atomically,
+    write_config,
+)
 
-ATTEMPTS_FILE = "attempts.json"
-CHECKPOINTS = "checkpoints"
+# What a checkpoint is named from the moment that it is whole.
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -44,6 +55,8 @@ def claim(config: Config, label: str) -> Claim:
         ConfigError: the folder holds another run, or a process that is still at work on this one.
     """
     folder = Path(config.out).expanduser() if config.out is not None else None
+    if config.checkpoint.every and folder is not None:
+        _refuse_broken_link(folder / CHECKPOINT_FOLDER)
     if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
         lock = _lock(folder)
         _refuse_other_work(folder, config)
@@ -51,7 +64,8 @@ def claim(config: Config, label: str) -> Claim:
             record = read_record(folder)
             if record["status"] == "ok":
                 return Claim(folder, finished=record, lock=lock)
-            _set_aside(folder)
+            # The record of an attempt that did not end well is kept under another name.
+            set_aside(folder / RECORD_FILE)
         return Claim(folder, again=True, lock=lock)
     folder = claim_folder(config.out, label)
     write_config(folder, to_yaml(config))
@@ -61,8 +75,10 @@ def claim(config: Config, label: str) -> Claim:
 def checkpoint_steps(folder: Path) -> list[int]:
     """Return the steps of the whole checkpoints in a run's folder, oldest first."""
     with suppress(FileNotFoundError):
-        names = (path.name for path in (folder / CHECKPOINTS).iterdir())
-        return sorted(int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdigit())
+        entries = (folder / CHECKPOINT_FOLDER).iterdir()
+        return sorted(
+            int(found[1]) for path in entries if (found := STEP_FOLDER.fullmatch(path.name)) and path.is_dir()
+        )
     return []
 
 
@@ -127,12 +143,13 @@ def _refuse_other_work(folder: Path, config: Config) -> None:
         )
 
 
-def _set_aside(folder: Path) -> None:
-    """Keep the record of an attempt that did not end well under another name."""
-    number = 1
-    while (folder / f"record-{number}.json").exists():
-        number += 1
-    os.replace(folder / RECORD_FILE, folder / f"record-{number}.json")
+def _refuse_broken_link(folder: Path) -> None:
+    """Raise ConfigError if checkpoints are to lie behind a link whose target is missing: a disk not mounted, say."""
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(
+            f"out: {folder} is a link to {os.readlink(folder)}, which does not exist; mount or create it, or remove "
+            "the link"
+        )
 
 
 def _lock(folder: Path) -> IO[str] | None:

@@ -13,7 +13,7 @@ from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
 from harness.arguments import Parser, path_of
 from harness.errors import ExitCode, RunFailed
-from harness.record import write_atomically
+from harness.record import refuse_foreign_report, write_atomically
 
 FORMATS = ("table", "json")
 NOT_SOUND = 1
@@ -70,6 +70,7 @@ def _write(table: Audit, claim: Claim | None, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
+    refuse_foreign_report(folder, ("audit.json", "audit.html"), marker="audit.json", key="rows")
     write_atomically(folder / "audit.json", json.dumps(to_dict(table, claim), indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "audit.html", render_audit(table, claim))
     print(f"report: {folder / 'audit.html'}", file=sys.stderr)

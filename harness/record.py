@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -24,6 +25,11 @@ RECORD_FILE = "record.json"
 STEPS_FILE = "steps.jsonl"
 CONFIG_FILE = "config.yaml"
 AUTOTUNE_FILE = "autotune.json"
+ATTEMPTS_FILE = "attempts.json"
+STACKS_FILE = "hung.txt"
+CHECKPOINT_FOLDER = "checkpoints"
+PROFILE_FOLDER = "profile"
+TENSORBOARD_FOLDER = "tensorboard"
 # Of whole numbers in a record: a seed has 64 bits. Of others: losses that blow up come from 32 bits.
 MOST_DIGITS = 20
 LARGEST_NUMBER = 1e100
@@ -79,6 +85,14 @@ def refuse_existing_run(folder: Path) -> None:
     with suppress(FileNotFoundError):
         if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
+    # What a run writes under a fixed name: one of that name is somebody else's, or an earlier run's.
+    for name in (ATTEMPTS_FILE, STACKS_FILE, PROFILE_FOLDER, TENSORBOARD_FOLDER):
+        if os.path.lexists(folder / name):
+            raise ConfigError(f"out: {folder} holds {name}, which a run would overwrite; choose another out=DIR")
+    if any((folder / CHECKPOINT_FOLDER).glob("step-*")):
+        raise ConfigError(
+            f"out: {folder / CHECKPOINT_FOLDER} holds checkpoints of another run; choose another out=DIR, or move them"
+        )
 
 
 def _fresh_default_folder(label: str, parent: Path) -> Path:
@@ -101,16 +115,21 @@ def write_config(folder: Path, text: str) -> None:
         ConfigError: another process claimed the folder first.
         RunFailed: the disk is full or not writable.
     """
+    path = folder / CONFIG_FILE
     try:
-        with open(folder / CONFIG_FILE, "x", encoding="utf-8") as file:
-            file.write(text)
-            _flush_to_disk(file.fileno())
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
     except FileExistsError as error:
         raise ConfigError(f"out: {folder} was taken by another run just now; choose another out=DIR") from error
     except OSError as error:
+        raise _write_failure(path, error) from error
+    try:
+        with file:
+            file.write(text)
+            _flush_to_disk(file.fileno())
+    except OSError as error:
         with suppress(OSError):
-            (folder / CONFIG_FILE).unlink()
-        raise _write_failure(folder / CONFIG_FILE, error) from error
+            path.unlink()
+        raise _write_failure(path, error) from error
 
 
 class StepsWriter:
@@ -188,14 +207,18 @@ def write_record(folder: Path, record: dict[str, Any], name: str = RECORD_FILE) 
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all. The file under another name until then is new: no link is followed.
 
     Raises:
         RunFailed: the disk is full or not writable; no partial file is left behind.
     """
-    partial = path.parent / f".{path.name}.partial"
+    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        file = open(partial, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _write_failure(path, error) from error
+    try:
+        with file:
             file.write(text)
             file.flush()
             _flush_to_disk(file.fileno())
@@ -206,6 +229,39 @@ def write_atomically(path: Path, text: str) -> Path:
             partial.unlink()
         raise _write_failure(path, error) from error
     return path
+
+
+def refuse_foreign_report(folder: Path, names: Iterable[str], *, marker: str, key: str) -> None:
+    """Refuse to write a report over files that are not an earlier report's.
+
+    Args:
+        names: of the files that the report consists of.
+        marker: name of the JSON file among them that is written first, and so tells whose they are.
+        key: of an object in it, which no other program's file of that name has.
+
+    Raises:
+        ConfigError: one of the files exists and the marker does not vouch for it.
+    """
+    existing = [name for name in names if os.path.lexists(folder / name)]
+    if not existing:
+        return
+    try:
+        found = json.loads((folder / marker).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or key not in found:
+        raise ConfigError(
+            f"--out: {folder} holds {existing[0]}, which is not from an earlier report; choose another folder"
+        )
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file to the first free name of NAME-1.SUFFIX, NAME-2.SUFFIX, ..., and return that."""
+    number = 1
+    while os.path.lexists(kept := path.with_name(f"{path.stem}-{number}{path.suffix}")):
+        number += 1
+    os.rename(path, kept)
+    return kept
 
 
 def content_digest(record: dict[str, Any]) -> str:

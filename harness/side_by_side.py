@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ from harness.record import RECORD_FILE, read_record, write_atomically
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"
+INTERRUPTED_FOLDER = "interrupted"
 
 
 def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) -> Path:
@@ -110,7 +111,7 @@ def _folder(out: Path | None) -> Path:
     folder = out or Path("runs") / f"{stamp}-comparison"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = [child.name for child in folder.iterdir() if child.name != PLAN_FILE]
+        foreign = [child.name for child in folder.iterdir() if not child.name.startswith(".")]
     except OSError as error:
         raise ConfigError(f"--out: cannot make the folder {folder}: {error.strerror}; choose another --out") from error
     if foreign and not (folder / PLAN_FILE).is_file():
@@ -163,17 +164,28 @@ def _is_to_run(target: Path) -> bool:
 
 
 def _run(words: Sequence[str], target: Path, text: str) -> None:
-    if target.exists():
-        shutil.rmtree(target)  # cut off or interrupted: nothing in it is evidence
-    target.parent.mkdir(parents=True, exist_ok=True)
     log = target.parent / f"{target.name}.{LOG_FILE}"
+    for path in (target, log):
+        _keep_interrupted(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "harness", *words, "repeats=1", f"out={quoted(target)}"]
-    with open(log, "w", encoding="utf-8") as output:
+    with open(log, "x", encoding="utf-8") as output:
         code = run_process(command, output)
     if code != ExitCode.OK:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise RunFailed(f"a run of {text!r} ended with exit code {code}: {said[-1] if said else 'no message'}")
     log.unlink()
+
+
+def _keep_interrupted(path: Path) -> None:
+    """Move what a run that was cut off or failed left to where no comparison reads it: it is no evidence, but data."""
+    if os.path.lexists(path):
+        kept = path.parent.parent / INTERRUPTED_FOLDER
+        kept.mkdir(exist_ok=True)
+        number = 1
+        while os.path.lexists(moved := kept / f"{path.parent.name}-{path.name}-{number}"):
+            number += 1
+        os.rename(path, moved)
 
 
 def _say(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence[float]) -> None:

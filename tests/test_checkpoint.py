@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.attempts import CHECKPOINTS, checkpoint_steps
+from harness.attempts import checkpoint_steps
 from harness.errors import CheckpointError, RunFailed
+from harness.record import CHECKPOINT_FOLDER
 from harness.training import checkpoint
 from harness.training.checkpoint import FORMAT_VERSION, MANIFEST, Checkpoints, TrainingState
 from harness.training.ranks import Ranks
@@ -30,7 +31,7 @@ def keeper(tmp_path: Path) -> Checkpoints:
 
 
 def folder(tmp_path: Path, step: int) -> Path:
-    return tmp_path / CHECKPOINTS / f"step-{step:08d}"
+    return tmp_path / CHECKPOINT_FOLDER / f"step-{step:08d}"
 
 
 class TestSave:
@@ -48,7 +49,10 @@ class TestSave:
         for step in (5, 10, 15):
             keeper.save(step, tensors(step), PROGRESS)
         assert checkpoint_steps(tmp_path) == [10, 15]
-        assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000010", "step-00000015"]
+        assert sorted(path.name for path in (tmp_path / CHECKPOINT_FOLDER).iterdir()) == [
+            "step-00000010",
+            "step-00000015",
+        ]
 
     def test_one_made_again_replaces_the_old_one(self, keeper: Checkpoints) -> None:
         keeper.save(5, tensors(1.0), PROGRESS)
@@ -72,7 +76,7 @@ class TestSave:
             elif moment == "manifest":
                 patch.setattr(checkpoint, "write_atomically", full)
             else:
-                patch.setattr(checkpoint.os, "replace", full)
+                patch.setattr(checkpoint.os, "rename", full)
             with pytest.raises(RunFailed, match=r"No space left on device.*the one of step 5 is kept") as failed:
                 keeper.save(10, tensors(2.0), PROGRESS)
         assert failed.value.shared
@@ -82,7 +86,10 @@ class TestSave:
         assert found["model.weight"][0, 0].item() == 1.0
         # What lies half written is cleared away by the next one.
         keeper.save(10, tensors(2.0), PROGRESS)
-        assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000005", "step-00000010"]
+        assert sorted(path.name for path in (tmp_path / CHECKPOINT_FOLDER).iterdir()) == [
+            "step-00000005",
+            "step-00000010",
+        ]
 
     def test_without_one_before_it_says_so(self, keeper: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any, **__: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.analysis.verdict import Comparison, to_dict
 from harness.errors import RunFailed
-from harness.record import write_atomically
+from harness.record import refuse_foreign_report, write_atomically
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from harness.report.plots import figures
@@ -23,6 +23,7 @@ def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) 
     An older report in the folder is replaced file by file.
 
     Raises:
+        ConfigError: the folder holds somebody else's files of the same names.
         RunFailed: the folder cannot be made, or the disk is full or not writable.
     """
     try:
@@ -30,8 +31,10 @@ def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) 
     except OSError as error:
         raise RunFailed(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
     pictures = figures(comparison)
-    texts = {f"{name}.svg": standalone(svg) for name, svg in pictures.items()}
-    texts[VERDICT_FILE] = json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"
+    # First, since a later report knows by it that the other files are ours.
+    texts = {VERDICT_FILE: json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"}
+    texts |= {f"{name}.svg": standalone(svg) for name, svg in pictures.items()}
     texts[MARKDOWN_FILE] = render_markdown(comparison, commands, pictures)
     texts[PAGE_FILE] = render_page(comparison, commands, pictures)
+    refuse_foreign_report(folder, texts, marker=VERDICT_FILE, key="pairs")
     return [write_atomically(folder / name, text) for name, text in texts.items()]

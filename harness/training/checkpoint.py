@@ -2,7 +2,8 @@
 
 Tensors are written by torch.distributed.checkpoint, so that a run can go on with another number of ranks; whatever is
 no tensor lies in manifest.json. A checkpoint is made under another name and renamed when all of it is on disk, with
-the checksums of its files.
+the checksums of its files. Whatever else lies in the folder of checkpoints is left alone: only what has the name and
+the content of a checkpoint is ever deleted, file by file, and no link is followed to do so.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
+import re
+import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -26,21 +28,28 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from harness.attempts import CHECKPOINTS, checkpoint_steps
+from harness.attempts import STEP_FOLDER, checkpoint_steps
 from harness.errors import CheckpointError, RunFailed
-from harness.record import sync_folder, write_atomically
+from harness.record import CHECKPOINT_FOLDER, sync_folder, write_atomically
 from harness.training.ranks import Ranks
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _HASH_BYTES = 1 << 22
+# What is being written or deleted: a step, and a random part so that no two processes ever mean the same one.
+_UNFINISHED = re.compile(r"\.(partial|removed)-\d{8,}-[0-9a-f]{8}")
+# What PyTorch and this module write into a checkpoint's folder.
+_CHECKPOINT_FILE = re.compile(
+    r"__\d+_\d+\.distcp|\.metadata|\.metadata\.tmp|manifest\.json|\.manifest\.json\.\d+-[0-9a-f]{8}\.partial"
+)
+T = TypeVar("T")
 
 
 class Checkpoints:
     """The checkpoints of one run, in its folder. Every method that says so is a collective of all ranks."""
 
     def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int) -> None:
-        self._folder = folder / CHECKPOINTS
+        self._folder = folder / CHECKPOINT_FOLDER
         self._ranks, self._workload_id, self._keep = ranks, workload_id, keep
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
@@ -52,8 +61,8 @@ class Checkpoints:
         Raises:
             RunFailed: the disk is full or not writable. Earlier checkpoints are kept.
         """
-        partial, final = self._folder / f".partial-{step:08d}", self._path(step)
-        self._on_leader(lambda: _make_empty(partial), final)
+        final = self._path(step)
+        partial = self._on_leader(lambda: self._make_partial(step), final)
         try:
             with _alone_is_meant():
                 save_tensors(
@@ -69,7 +78,7 @@ class Checkpoints:
         for _, why in told:
             if why is not None:
                 with suppress(OSError):
-                    shutil.rmtree(partial)
+                    _delete(partial)
                 raise self._unwritten(final, why)
         files = {name: facts for part, _ in told for name, facts in (part or {}).items()}
         manifest = {
@@ -134,12 +143,34 @@ class Checkpoints:
     def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
         write_atomically(partial / MANIFEST, json.dumps(manifest) + "\n")
         # A run that went on from an earlier checkpoint makes this one once more.
-        if final.exists():
+        if os.path.lexists(final):
+            if not self._is_own(final):
+                raise RunFailed(f"{final.name} exists already and is not a checkpoint of this run: move it elsewhere")
             _remove(final)
-        os.replace(partial, final)
+        os.rename(partial, final)
         sync_folder(self._folder)
-        for step in checkpoint_steps(self._folder.parent)[: -self._keep]:
-            _remove(self._path(step))
+        own = [path for step in checkpoint_steps(self._folder.parent) if self._is_own(path := self._path(step))]
+        for path in own[: -self._keep]:
+            _remove(path)
+
+    def _make_partial(self, step: int) -> Path:
+        """Make the empty folder that a checkpoint is written into, and delete what a crash left of earlier ones."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if _UNFINISHED.fullmatch(path.name) and _holds_only_checkpoint_files(path):
+                _delete(path)
+        partial = self._folder / f".partial-{step:08d}-{secrets.token_hex(4)}"
+        partial.mkdir()
+        return partial
+
+    def _is_own(self, path: Path) -> bool:
+        """Return whether a folder is a whole checkpoint of this run's work, by its name and its manifest."""
+        if path.is_symlink() or not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
+            return False
+        try:
+            return self._read_manifest(path)["step"] == int(path.name.removeprefix("step-"))
+        except (CheckpointError, KeyError):
+            return False
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}"
@@ -149,21 +180,21 @@ class Checkpoints:
         mine = sorted(folder.glob(f"__{self._ranks.rank}_*.distcp"))
         return [*mine, *([folder / ".metadata"] if self._ranks.leads else [])]
 
-    def _on_leader(self, act: Callable[[], None], final: Path) -> None:
-        """Do something on rank 0 while the others wait, and fail on all if it fails there."""
+    def _on_leader(self, act: Callable[[], T], final: Path) -> T:
+        """Return on all ranks what `act` returns on rank 0, the only one to call it; fail on all if it fails there."""
 
-        def attempt() -> str | None:
+        def attempt() -> tuple[T | None, str | None]:
             try:
-                act()
+                return act(), None
             except OSError as error:
-                return str(error.strerror or error)
+                return None, str(error.strerror or error)
             except RunFailed as error:
-                return str(error)
-            return None
+                return None, str(error)
 
-        why = self._ranks.from_leader(attempt)
+        result, why = self._ranks.from_leader(attempt)
         if why is not None:
             raise self._unwritten(final, why)
+        return result  # pyright: ignore[reportReturnType]
 
     def _unwritten(self, final: Path, why: str) -> RunFailed:
         kept = checkpoint_steps(self._folder.parent)
@@ -258,17 +289,34 @@ def _alone_is_meant() -> Iterator[None]:
         yield
 
 
-def _make_empty(folder: Path) -> None:
-    for stale in folder.parent.glob(".*") if folder.parent.exists() else ():
-        shutil.rmtree(stale)
-    folder.mkdir(parents=True)
+def _holds_only_checkpoint_files(folder: Path) -> bool:
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return all(entry.is_file(follow_symlinks=False) and _CHECKPOINT_FILE.fullmatch(entry.name) for entry in entries)
 
 
 def _remove(folder: Path) -> None:
-    # Under another name first: one that is half removed must not be taken for a checkpoint.
-    doomed = folder.with_name(f".removed-{folder.name}")
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed)
+    """Delete a checkpoint, under another name first: one that is half deleted must not be taken for a checkpoint."""
+    step = folder.name.removeprefix("step-")
+    doomed = folder.with_name(f".removed-{step}-{secrets.token_hex(4)}")
+    os.rename(folder, doomed)
+    _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """Delete the files of a checkpoint, and the folder if nothing else lies in it."""
+    with os.scandir(folder) as entries:
+        own = [
+            entry
+            for entry in entries
+            if entry.is_file(follow_symlinks=False) and _CHECKPOINT_FILE.fullmatch(entry.name)
+        ]
+    for entry in own:
+        os.unlink(entry.path)
+    # Anybody may have put a file there meanwhile.
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from harness import log
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
-from harness.record import write_atomically
+from harness.record import STACKS_FILE, set_aside, write_atomically
 from harness.training.pulse import PulseWriter
 from harness.training.ranks import Ranks
 from harness.training.stderr_watch import StderrWatch
@@ -169,7 +169,10 @@ class Group:
             f"rank {rank}\n{told.get(rank, 'gave no answer: its process is stopped or gone')}"
             for rank in range(self.world.size)
         ]
-        write_atomically(folder / "hung.txt", "\n\n".join(parts) + "\n")
+        file = folder / STACKS_FILE
+        if file.exists():
+            set_aside(file)
+        write_atomically(file, "\n\n".join(parts) + "\n")
 
     def close(self) -> None:
         """Leave the group."""

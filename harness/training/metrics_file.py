@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -126,13 +127,15 @@ def check_metrics_file(path: Path | None) -> None:
         raise ConfigError(f"metrics_file: found {path}, expected a name ending in .prom: node_exporter reads no other")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        probe = path.parent / f".{path.name}.probe"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise ConfigError(
             f"metrics_file: {path} cannot be written: {error.strerror}; choose a folder that is yours"
         ) from error
+    if before.strip() and "harness_run_info" not in before:
+        raise ConfigError(f"metrics_file: {path} exists and was not written by this harness; choose another name")
 
 
 def _library() -> Any:

@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from harness.backends.base import PARTS, Backend, TrainStep
 from harness.errors import RunFailed
+from harness.record import PROFILE_FOLDER
 
 STEPS = 3
 LISTED_OPERATIONS = 12
-FOLDER = "profile"
 Run = Callable[[Sequence[torch.Tensor]], None]
 
 
@@ -65,7 +65,9 @@ def profile_steps(
             raise _Stopped
 
     try:
-        return _looks(step, run, batches, backend, folder / FOLDER / f"trace-rank{rank}.json.gz", waited, uncompiled)
+        return _looks(
+            step, run, batches, backend, folder / PROFILE_FOLDER / f"trace-rank{rank}.json.gz", waited, uncompiled
+        )
     except _Stopped:
         return None
 
@@ -79,7 +81,7 @@ def _looks(step: TrainStep, run: Run, batches: Sequence[Sequence[torch.Tensor]],
            ) -> dict[str, Any]:  # fmt: skip
     found: dict[str, Any] = {"steps": len(batches), **in_parts(step, run, batches, backend.synchronize, waited)}
     found |= traced(run, batches, backend, trace)
-    found["trace"] = f"{FOLDER}/{trace.name}"
+    found["trace"] = f"{PROFILE_FOLDER}/{trace.name}"
     with uncompiled(), OperandBytes() as counted:
         run(batches[0])
     return {**found, "operand_bytes": counted.total}

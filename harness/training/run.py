@@ -14,7 +14,7 @@ from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt
 from harness.backends.base import Backend
 from harness.config import Config, to_yaml
 from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
-from harness.record import STEPS_FILE, write_record
+from harness.record import STEPS_FILE, set_aside, write_record
 from harness.training.facts import Facts, inspect_or_refuse
 from harness.training.group import Group
 from harness.training.pulse import PulseWriter
@@ -106,9 +106,9 @@ def _claim(config: Config, backend: Backend, group: Group, facts: Facts) -> _Cla
     from_step = 0
     if taken.finished is None and taken.again:
         from_step = (checkpoint_steps(taken.folder) or [0])[-1]
-        if not from_step:
-            # Cut off before its first checkpoint: it begins anew.
-            (taken.folder / STEPS_FILE).unlink(missing_ok=True)
+        if not from_step and (taken.folder / STEPS_FILE).exists():
+            # Cut off before its first checkpoint: it begins again, and the steps that were done are kept.
+            set_aside(taken.folder / STEPS_FILE)
     if taken.finished is None and config.checkpoint.every:
         begin_attempt(taken.folder, from_step=from_step, world_size=group.world.size, host=environment.host_name())
     return _Claimed(taken.folder, from_step, taken.finished)

@@ -8,6 +8,7 @@ from typing import Any
 
 from harness import log
 from harness.errors import ConfigError
+from harness.record import TENSORBOARD_FOLDER
 from harness.training.progress import BlockReport
 
 
@@ -31,7 +32,7 @@ class TensorBoard:
         # Here, since importing it takes a second that most runs need not spend.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
         self._shows_speed = shows_speed
         self._broken = False
 
