@@ -27,10 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
-from harness.checks import validate
-from harness.config import BackendConfig, Config, settings
+from harness.config import BackendConfig, Config, config_directory, settings
 from harness.errors import ConfigError
-from harness.paths import config_directory
+from harness.validation import validate
 
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
 

@@ -10,10 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from harness.errors import ConfigError
 from harness.log import FORMS, LEVELS
 
 # Bump when the same settings begin to mean other work: another initialisation, language, or update rule.
@@ -351,3 +353,12 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """Return the whole config as YAML: what config.yaml holds."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def config_directory() -> Path:
+    """Return the folder of YAML files: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "configs", package.parent / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"the configs folder is missing beside {package}; install the package again")

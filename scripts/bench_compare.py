@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.record import content_digest
+from harness.records.files import content_digest
 
 # Runs a command and prints the peak resident set of it alone, in kilobytes.
 MEASURE = (

@@ -57,8 +57,8 @@ def build(dtype_name: str, overrides: list[str]) -> None:
     import torch.distributed as dist
 
     from harness.composition import load
-    from harness.training.parallel import build_sharded
-    from harness.training.ranks import Ranks
+    from harness.training.distributed.collectives import Ranks
+    from harness.training.distributed.parallel import build_sharded
     from harness.world import from_environment
 
     config = load(["parallel=fsdp", *overrides])

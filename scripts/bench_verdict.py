@@ -24,7 +24,7 @@ import numpy as np
 from scipy import stats
 
 from harness.analysis.cautions import block_step_seconds
-from harness.analysis.statistics import Ratio, ratio_of, weak_ratio_of
+from harness.analysis.ratio_statistics import Ratio, ratio_of, weak_ratio_of
 
 MARGIN = 0.05
 REPEATS = (3, 5, 10)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import find_claim
-from harness.analysis.sides import Side
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import Comparison, compare
 from harness.report.plots import figures
 from tests.records import A100, ASCEND, make_record, make_records, make_side, merged
@@ -111,7 +112,7 @@ def claimed() -> Comparison:
     big: dict[str, Any] = {"model": {"parameters": 1_557_611_200}}
     sides = [a100(**big), ascend(step_seconds=0.3, **big),
              make_side("emulated 910B", make_records(2, on=EMULATED, **big))]  # fmt: skip
-    return compare(sides, claim=find_claim("iflytek-ascend910-a100"))
+    return judge_claim(compare(sides), find_claim("iflytek-ascend910-a100"))
 
 
 def hostile() -> Comparison:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.attempts import checkpoint_steps
+from harness.records.run_folder import checkpoint_steps
 from tests.cann_emulator.build import build, environment
 from tests.conftest import TINY
 from tests.emulated.failures import CASES

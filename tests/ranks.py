@@ -184,7 +184,7 @@ def have_other_data() -> None:
 
 def have_other_weights() -> None:
     if os.environ["RANK"] == "1":
-        from harness.training import parallel
+        from harness.training.distributed import parallel
 
         build = parallel.build_model
         parallel.build_model = lambda model, seed, device, **more: build(model, seed + 1, device, **more)
@@ -193,7 +193,7 @@ def have_other_weights() -> None:
 def find_its_disk_full() -> None:
     if os.environ["RANK"] == "0":
         from harness.errors import RunFailed
-        from harness.record import StepsWriter
+        from harness.records.steps import StepsWriter
 
         append = StepsWriter.append
 
@@ -294,7 +294,7 @@ def be_slow_in_the_backward_pass_of_rank_1() -> None:
 
 def measure_in_no_time() -> None:
     """No fault: small operands and short stretches, for `peak` where its figures do not matter."""
-    from harness.training import ceilings
+    from harness.training import microbenchmarks as ceilings
 
     ceilings.SIZES, ceilings.STRETCH_SECONDS, ceilings.LAUNCHES = (64, 128), 0.001, 10
     ceilings.COPY_BYTES, ceilings.FLUSH_BYTES, ceilings.ALL_REDUCE_BYTES = 1 << 20, 1 << 12, (1 << 12,)

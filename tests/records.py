@@ -23,9 +23,11 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from harness.analysis.sides import Run, Side
+from harness.analysis.run_group import Side
 from harness.config import Config, to_dict, workload_id
-from harness.record import SCHEMA_VERSION, content_digest, write_record
+from harness.records.files import content_digest
+from harness.records.load import Run
+from harness.records.record import SCHEMA_VERSION, write_record
 from tests.record_curves import EVALUATION_SECONDS, SETUP_SECONDS, LossCurve, Speed, batch_digest, digest, make_timing
 
 BEGAN = datetime(2026, 11, 24, 10, 0, 0, tzinfo=timezone.utc)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from harness import doctor
 from harness.backends import base
 from harness.backends.ascend import host
+from harness.commands import doctor
 
 
 class AscendHost:

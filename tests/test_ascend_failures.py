@@ -11,8 +11,8 @@ from itertools import pairwise
 import pytest
 
 from harness.backends.ascend.failures import FAULT_CODES, classify_message, explain_import_failure
-from harness.backends.base import Failure
-from harness.record import STATUSES
+from harness.backends.failures import Failure
+from harness.records.record import STATUSES
 
 STAMP = "[ERROR] 2026-11-23-21:26:59 (PID:12582, Device:0, RankID:-1)"
 ASCEND_LOG = "Rectify the fault based on the error information in the ascend log."

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.backends import base
+from harness.backends import host_checks
 from harness.backends.ascend import host
-from harness.backends.base import Problem
+from harness.backends.host_checks import Problem
 
 # $ASCEND_HOME_PATH/<arch>-linux/ascend_toolkit_install.info of a CANN 8.0.0
 CANN_INSTALL_INFO = """\
@@ -441,9 +441,9 @@ class TestPluginCommit:
     def test_is_read_without_importing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "torch_npu").mkdir()
         (tmp_path / "torch_npu" / "version.py").write_text("__version__ = '2.13.0'\ngit_version = 'c798c653'\n")
-        monkeypatch.setattr(base.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        monkeypatch.setattr(host_checks.metadata, "distribution", lambda name: self.Distribution(tmp_path))
         assert host.plugin_git_hash() == "c798c653"
 
     def test_unknown_is_null(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(base.metadata, "distribution", lambda name: self.Distribution(tmp_path))
+        monkeypatch.setattr(host_checks.metadata, "distribution", lambda name: self.Distribution(tmp_path))
         assert host.plugin_git_hash() is None

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from harness.__main__ import main
-from harness.analysis.audit.finding import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, Finding
 from harness.analysis.audit.reading import read_rows
-from harness.analysis.audit.rows import COLUMNS, Row
+from harness.analysis.audit.rows import COLUMNS, IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, Finding, Row
 from harness.analysis.audit.summary import Audit, AuditedRow, audit, judge_by_rows
 from harness.analysis.claims import CANNOT_TELL, NOT_TESTED, REFUTED, SUPPORTED, find_claim
 from harness.analysis.flops import training_flops_per_token

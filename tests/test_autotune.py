@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from harness import log
-from harness.analysis.sides import record_files
-from harness.autotune import candidates, run_autotune
+from harness.commands.autotune import candidates, run_autotune
 from harness.composition import load
 from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
-from harness.record import claim_folder
+from harness.records.load import record_files
+from harness.records.run_folder import claim_folder
 from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]

@@ -18,14 +18,16 @@ import pytest
 import torch
 
 from harness import backends
-from harness.backends.base import Backend, Problem, StepOutput, TrainStep
+from harness.backends.base import Backend
+from harness.backends.host_checks import Problem
 from harness.backends.sensors import Reading
+from harness.backends.step import StepOutput, TrainStep
 from harness.composition import group_options, load
 from harness.config import PRECISIONS, BackendConfig, Config
 from harness.errors import BackendUnavailable
 from harness.training.probe import probe
 from harness.workload.data import open_dataset
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import PROJECT, TINY
 

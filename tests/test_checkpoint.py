@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness.attempts import checkpoint_steps
 from harness.errors import CheckpointError, RunFailed
-from harness.record import CHECKPOINT_FOLDER
-from harness.training import checkpoint
-from harness.training.checkpoint import FORMAT_VERSION, MANIFEST, Checkpoints, TrainingState
-from harness.training.ranks import Ranks
+from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
+from harness.training import checkpoint, checkpoint_files
+from harness.training.checkpoint import FORMAT_VERSION, Checkpoints, TrainingState
+from harness.training.checkpoint_files import MANIFEST
+from harness.training.distributed.collectives import Ranks
 
 PROGRESS = {"loop": {"losses": [1.5, float("nan")]}, "batches": "ab"}
 
@@ -192,7 +192,7 @@ class TestEnemy:
     def test_only_types_are_found(self, name: str) -> None:
         module, function = name.rsplit(".", 1)
         with pytest.raises(pickle.UnpicklingError):
-            checkpoint._ListUnpickler(open(os.devnull, "rb")).find_class(module, function)  # noqa: SIM115
+            checkpoint_files._ListUnpickler(open(os.devnull, "rb")).find_class(module, function)  # noqa: SIM115
 
     def test_values_that_are_no_tensors_are_refused(self, keeper: Checkpoints, tmp_path: Path) -> None:
         # PyTorch would unpickle them freely.

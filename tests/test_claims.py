@@ -12,6 +12,7 @@ import yaml
 
 from harness.__main__ import main
 from harness.analysis.audit.reading import read_rows
+from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import (
     CANNOT_TELL,
     CLAIM_WORDS,
@@ -26,9 +27,9 @@ from harness.analysis.claims import (
     within,
 )
 from harness.analysis.flops import matrix_weights
-from harness.analysis.sides import Side
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import compare, exit_code
-from harness.claim import changes, how_to_test
+from harness.commands.claim import changes, how_to_test
 from harness.composition import load
 from harness.errors import ConfigError
 from tests.comparisons import EMULATED
@@ -50,7 +51,7 @@ def side(on: dict[str, Any], label: str, step_seconds: float = 1.0, *, count: in
 
 
 def verdict(claim: str, *sides: Side) -> ClaimVerdict:
-    found = compare(sides, claim=find_claim(claim)).pairs[0].claim
+    found = judge_claim(compare(sides), find_claim(claim)).pairs[0].claim
     assert found is not None
     return found
 
@@ -145,8 +146,8 @@ class TestRecords:
 
     def test_expecting_support(self) -> None:
         claim = find_claim(IFLYTEK)
-        assert exit_code(compare([side(A100, "a"), side(ASCEND, "b")], claim=claim), SUPPORTED) == 0
-        assert exit_code(compare([side(A100, "a"), side(ASCEND, "b", 1.2)], claim=claim), SUPPORTED) == 1
+        assert exit_code(judge_claim(compare([side(A100, "a"), side(ASCEND, "b")]), claim), SUPPORTED) == 0
+        assert exit_code(judge_claim(compare([side(A100, "a"), side(ASCEND, "b", 1.2)]), claim), SUPPORTED) == 1
 
 
 class TestWithin:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
-from harness.backends.base import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, classify_common
+from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, classify_common
 
 GLOO = (
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4218. This may "

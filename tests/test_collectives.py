@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.training.ranks import Ranks, StopAgreement
-from harness.training.signals import StopRequest
+from harness.signals import StopRequest
+from harness.training.distributed.collectives import Ranks, StopAgreement
 from harness.workload.digest import BatchDigest
 from harness.world import World
 

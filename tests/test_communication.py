@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from harness.training.communication import CommunicationMeter, MeteredAllGather
+from harness.training.distributed.communication import CommunicationMeter, MeteredAllGather
 
 
 class Ticks:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import __main__ as door
-from harness import compare as compare_module
 from harness.__main__ import main
-from harness.side_by_side import balanced_order
+from harness.commands import compare as compare_module
+from harness.commands.interleaved_runs import balanced_order
 from tests.records import make_record, make_records, write_runs
 
 
@@ -156,7 +155,7 @@ def test_a_missing_package_is_named_in_one_line(
     def lacking(*_: object) -> int:
         raise ModuleNotFoundError("No module named 'hydra'", name="hydra.core")
 
-    monkeypatch.setitem(door.VERBS, "compare", lacking)
+    monkeypatch.setattr(compare_module, "main", lacking)
     assert main(["compare"]) == 2
     assert "the package hydra.core is not installed" in capsys.readouterr().err
 

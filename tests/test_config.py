@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.commands.child_process import quoted
+from harness.commands.help import setting_meanings
 from harness.composition import expand_sweep, group_options, load
 from harness.config import NOT_PART_OF_THE_WORK, OPERATIONS, Config, settings, to_yaml, workload_id, workload_settings
 from harness.errors import ConfigError
-from harness.launch import quoted, setting_meanings
 
 # Another legal value for every setting. A setting added later fails test_every_setting_is_known until it is here.
 OTHER_VALUE: dict[str, str] = {

@@ -17,8 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from harness.backends import cuda, nvml
-from harness.backends.base import Problem
 from harness.backends.cuda import CudaBackend, driver_version
+from harness.backends.host_checks import Problem
 from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable

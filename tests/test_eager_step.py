@@ -15,7 +15,7 @@ from harness.backends.eager import EagerStep
 from harness.composition import load
 from harness.config import Config
 from harness.workload.data import open_dataset
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
 

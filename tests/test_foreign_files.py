@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.attempts import claim
+from harness.commands.interleaved_runs import INTERRUPTED_FOLDER, _keep_interrupted
 from harness.composition import load
 from harness.errors import ConfigError, RunFailed
-from harness.record import refuse_foreign_report, set_aside, write_atomically
-from harness.side_by_side import INTERRUPTED_FOLDER, _keep_interrupted
+from harness.records.files import refuse_foreign_report, set_aside, write_atomically
+from harness.records.run_folder import claim
 from harness.training import checkpoint
-from harness.training.checkpoint import MANIFEST, Checkpoints
-from harness.training.metrics_file import check_metrics_file
-from harness.training.ranks import Ranks
+from harness.training.checkpoint import Checkpoints
+from harness.training.checkpoint_files import MANIFEST
+from harness.training.distributed.collectives import Ranks
+from harness.training.monitoring.prometheus import check_metrics_file
 from tests.conftest import TINY, Harness
 
 TENSORS = {"model.weight": torch.ones(2)}

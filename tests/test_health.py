@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from harness import health, log
+from harness import log
+from harness.commands import health
+from harness.commands.health import HUNG
 from harness.errors import UserError
-from harness.health import HUNG, Pulse, living_pulses, pulse_folder, started
-from harness.training import pulse as pulse_module
-from harness.training.pulse import SECONDS_TO_BEGIN, PulseWriter
+from harness.training.monitoring import heartbeat as pulse_module
+from harness.training.monitoring.heartbeat import (
+    SECONDS_TO_BEGIN,
+    Pulse,
+    PulseWriter,
+    living_pulses,
+    pulse_folder,
+    started,
+)
 
 
 @pytest.fixture

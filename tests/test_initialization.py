@@ -14,7 +14,7 @@ import torch
 
 from harness.config import ModelConfig
 from harness.workload.digest import init_digest
-from harness.workload.initialisation import build_model, initial_value
+from harness.workload.initialization import build_model, initial_value
 
 CPU = torch.device("cpu")
 GPT2_LIKE = ModelConfig(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.sides import load_runs, load_sides
+from harness.analysis.run_group import load_sides
 from harness.errors import RecordError
+from harness.records.load import load_runs
 from tests.records import make_record, make_records, merged, sealed, write_runs
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness.backends.base import Part, StepOutput
+from harness.backends.step import Part, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
-from harness.training.loop import SPIKE_WINDOW, Loop, Progressed, plan_blocks
-from harness.training.progress import BlockReport
+from harness.training.history import Progressed
+from harness.training.loop import SPIKE_WINDOW, Loop, plan_blocks
+from harness.training.monitoring.progress import BlockReport
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
@@ -134,7 +135,7 @@ class Scene:
             self,  # type: ignore[arg-type]
             stop_requested=lambda: self._stop_after_step is not None and self.steps >= self._stop_after_step,
             done=done,
-            save=self.saved.append,
+            save=lambda step, _: self.saved.append(step),
             clock=self._ticks.__next__,
         )
 

@@ -8,8 +8,8 @@ import torch
 from harness import backends
 from harness.backends.base import Backend
 from harness.config import BackendConfig
-from harness.training import ceilings
-from harness.training.ceilings import Ceilings
+from harness.training import microbenchmarks as ceilings
+from harness.training.microbenchmarks import Ceilings
 
 
 @pytest.fixture

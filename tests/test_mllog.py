@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.sides import Run
 from harness.errors import RecordError
+from harness.records.load import Run
 from harness.report.mllog import PREFIX, mllog_lines
 from tests.comparisons import EMULATED
 from tests.conftest import assert_golden

@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from harness.composition import config_directory, load
 from harness.config import ModelConfig, hidden_size, kv_heads
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.model import Transformer, causal_attention, parameter_count, rotary_tables, rotate
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from harness.backends.ascend import emulation, host
-from harness.backends.base import Problem
+from harness.backends.host_checks import Problem
 from harness.backends.npu import NpuBackend
 from harness.composition import load
 from harness.config import BackendConfig

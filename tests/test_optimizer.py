@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.composition import load
 from harness.config import ModelConfig, TrackConfig, WorkloadConfig
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.model import Transformer, parameter_count
 from harness.workload.optimizer import build_optimizer, learning_rate
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.errors import RecordError
-from harness.peaks import PEAK_FILE, find_peak, read_peak
-from harness.record import write_record
+from harness.records.peak import PEAK_FILE, find_peak, read_peak
+from harness.records.record import write_record
 
 RUN: dict[str, Any] = {
     "backend": {"name": "cpu", "versions": {"torch": "2.13.0+cpu"}},

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.workload import random
-from harness.workload.random import approximately_normal, stream_key, words
+from harness.workload import philox as random
+from harness.workload.philox import approximately_normal, stream_key, words
 
 KEY = (15735837036945950450, 9401574212422512990)  # of (1, "weights", "embedding.weight")
 GOLDEN_WORDS = [

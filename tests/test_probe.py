@@ -17,7 +17,7 @@ from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, RunFailed
 from harness.training import probe as probe_module
 from harness.training.probe import LARGEST_FP32_ERROR, observe_step, probe
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
 

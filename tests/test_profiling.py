@@ -13,7 +13,7 @@ import torch
 from torch.profiler import DeviceType
 
 from harness.analysis.roofline import roofline
-from harness.backends.base import Part
+from harness.backends.step import Part
 from harness.training import profiling
 from harness.training.profiling import OperandBytes, idle_fraction, in_parts
 

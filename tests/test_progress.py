@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from harness import log
-from harness.training.progress import BlockReport, Listeners, LoggedProgress, Progress
+from harness.training.monitoring.progress import BlockReport, Listeners, LoggedProgress, Progress
 
 
 def block(last: int, loss: float, tokens: int, seconds: float, steps: int = 1) -> BlockReport:

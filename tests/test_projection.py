@@ -13,14 +13,9 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, chips_meant
-from harness.analysis.plan import Assumptions, Plan, Range
-from harness.analysis.projection import (
-    Speed,
-    all_gather_seconds,
-    all_reduce_seconds,
-    project,
-)
-from harness.analysis.trainings import check_all, load_trainings, plan_of
+from harness.analysis.projection.model import Speed, all_gather_seconds, all_reduce_seconds, project
+from harness.analysis.projection.plan import Assumptions, Plan, Range
+from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
 from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs

@@ -9,9 +9,9 @@ import pytest
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
-from harness.training import metrics_file
-from harness.training.metrics_file import MetricsFile, check_metrics_file
-from harness.training.progress import BlockReport
+from harness.training.monitoring import prometheus as metrics_file
+from harness.training.monitoring.progress import BlockReport
+from harness.training.monitoring.prometheus import MetricsFile, check_metrics_file
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client")
 

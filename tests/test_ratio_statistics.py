@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.analysis.statistics import (
+from harness.analysis.ratio_statistics import (
     Ratio,
     decision_power,
     inverse,

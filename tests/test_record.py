@@ -10,17 +10,12 @@ from typing import Any
 
 import pytest
 
-from harness import record
 from harness.errors import ConfigError, RecordError, RunFailed
-from harness.record import (
-    StepsWriter,
-    claim_folder,
-    content_digest,
-    read_record,
-    refuse_existing_run,
-    write_config,
-    write_record,
-)
+from harness.records import record
+from harness.records.files import content_digest
+from harness.records.record import read_record, write_record
+from harness.records.run_folder import claim_folder, refuse_existing_run, write_config
+from harness.records.steps import StepsWriter
 
 
 class TestWriting:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from harness.__main__ import main
-from harness.analysis.record_shape import shape_complaint
 from harness.errors import ExitCode
+from harness.records.schema import shape_complaint
 from tests.records import A100, TELEMETRY, make_record, merged, sealed, write_runs
 
 STRANGE = (None, "x\x1b[31m\u202e", -1, 0, 10**400, float("nan"), {}, [])

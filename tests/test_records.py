@@ -9,7 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.analysis.sides import complaints, load_runs
+from harness.records.load import load_runs
+from harness.records.schema import complaints
 from tests.conftest import PROJECT
 from tests.records import A100, ASCEND, CPU, make_record, make_records, merged, sealed, write_runs
 

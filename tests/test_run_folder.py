@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt, read_attempts
 from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError
-from harness.record import read_record, write_record
+from harness.records.record import read_record, write_record
+from harness.records.run_folder import begin_attempt, checkpoint_steps, claim, end_attempt, read_attempts
 from tests.conftest import TINY
 from tests.records import make_record
 

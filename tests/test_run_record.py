@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.composition import load
-from harness.training.loop import Progressed
-from harness.training.results import describe_ranks, own_times, target, timing
+from harness.training.history import Progressed
+from harness.training.run_record import describe_ranks, own_times, target, timing
 from harness.training.timing import Block
 from tests.conftest import TINY
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from harness import backends
 from harness.analysis import verdict
-from harness.analysis.sides import load_sides
+from harness.analysis.run_group import load_sides
 from harness.backends import eager
 from harness.backends.cpu import CpuBackend
 from harness.backends.eager import EagerStep
@@ -25,13 +25,13 @@ from harness.backends.npu import NpuBackend
 from harness.composition import load
 from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
-from harness.record import content_digest
+from harness.records.files import content_digest
 from harness.training import loop as loop_module
-from harness.training import session as session_module
+from harness.training import trainer as session_module
+from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.training.prefetch import Prefetcher
 from harness.training.run import run
-from harness.training.stderr_watch import StderrWatch
-from harness.workload import initialisation
+from harness.workload import initialization as initialisation
 from harness.workload import model as model_module
 from harness.workload.model import Transformer
 

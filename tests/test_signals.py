@@ -11,7 +11,7 @@ import time
 import pytest
 
 from harness.errors import Interrupted
-from harness.training.signals import stop_on_signals
+from harness.signals import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -44,14 +44,15 @@ def test_is_no_exception_that_a_broad_except_would_swallow() -> None:
 DOOR = """
 import os, signal, sys
 import harness.__main__ as door
-door.VERBS["doctor"] = lambda words: os.kill(os.getpid(), getattr(signal, words[0]))
+import harness.commands.doctor as doctor
+doctor.main = lambda words: os.kill(os.getpid(), getattr(signal, words[0]))
 sys.exit(door.main(["doctor", sys.argv[1]]))
 """
 
 STARTING = """
 import os, signal, subprocess, sys
 from harness.errors import Interrupted
-from harness.launch import run_process
+from harness.commands.child_process import run_process
 start = subprocess.Popen.__init__
 def interrupted_start(*arguments, **named):
     os.kill(os.getpid(), signal.SIGTERM)

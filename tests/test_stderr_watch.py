@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from harness.training.stderr_watch import StderrWatch
+from harness.training.monitoring.stderr_watch import StderrWatch
 
 SCRIPT = """
 import os, sys
-from harness.training.stderr_watch import StderrWatch
+from harness.training.monitoring.stderr_watch import StderrWatch
 with StderrWatch({pattern!r}) as watch:
     print("aside", file=watch.stream)
     os.write(2, b"one\\nwill fall ")
@@ -63,14 +63,14 @@ def test_what_goes_to_its_own_stream_is_not_read() -> None:
 
 ABORTED = """
 import ctypes, os
-from harness.training.stderr_watch import StderrWatch
+from harness.training.monitoring.stderr_watch import StderrWatch
 with StderrWatch("x"):
     os.write(2, b"the library's last words\\n")
     ctypes.CDLL(None).abort()
 """
 ABANDONED = """
 import os, sys, threading, time
-from harness.training.stderr_watch import StderrWatch
+from harness.training.monitoring.stderr_watch import StderrWatch
 def abandon():
     os.write(2, b"early\\n")
     StderrWatch.stop_active()
@@ -97,7 +97,8 @@ def test_a_process_that_is_ended_from_another_thread_has_said_all() -> None:
 
 
 def test_a_reader_that_has_gone_away_holds_nobody_up() -> None:
-    script = 'import os\nfrom harness.training.stderr_watch import StderrWatch\nwith StderrWatch("last") as watch:\n'
+    script = "import os\nfrom harness.training.monitoring.stderr_watch import StderrWatch\n"
+    script += 'with StderrWatch("last") as watch:\n'
     script += '    for _ in range(1000):\n        os.write(2, b"x" * 1000 + b"\\n")\n    os.write(2, b"the last\\n")\n'
     script += "print(watch.found)"
     reading, writing = os.pipe()
@@ -110,7 +111,9 @@ def test_a_reader_that_has_gone_away_holds_nobody_up() -> None:
 
 
 def run_script(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    script = f"import os, signal, subprocess, sys\nfrom harness.training.stderr_watch import StderrWatch\n{body}"
+    script = (
+        f"import os, signal, subprocess, sys\nfrom harness.training.monitoring.stderr_watch import StderrWatch\n{body}"
+    )
     return subprocess.run(
         [sys.executable, "-c", script], text=True, timeout=60, check=False,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
@@ -178,7 +181,7 @@ print(watch.complete)
 def test_a_process_that_keeps_standard_error_open_is_not_waited_for_without_end() -> None:
     began = time.monotonic()
     done = run_script("""
-import harness.training.stderr_watch as module
+import harness.training.monitoring.stderr_watch as module
 module.SECONDS_FOR_THE_REST = 0.5
 with StderrWatch("last") as watch:
     child = subprocess.Popen(["sleep", "20"])

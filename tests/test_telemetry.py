@@ -11,7 +11,7 @@ import pytest
 
 from harness.backends.rapl import Rapl, open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Reading
-from harness.training.telemetry import FAILURES_IN_A_ROW, MOST_SAMPLES, Ledger, Telemetry, combined
+from harness.training.monitoring.telemetry import FAILURES_IN_A_ROW, MOST_SAMPLES, Ledger, Telemetry, combined
 
 
 class TestLedger:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.commands.torchrun import code_of, main
 from harness.errors import UserError
-from harness.torchrun import code_of, main
 
 
 @pytest.mark.parametrize(

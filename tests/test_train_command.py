@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from harness import __main__ as door
-from harness import launch, side_by_side
+from harness.commands import health, interleaved_runs, preflight
 from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
 
 
 def refused() -> None:
-    with launch.said_once():
+    with preflight.said_once():
         raise ConfigError("model.layers: found 0")
 
 
 def test_the_first_one_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch.time, "sleep", lambda seconds: pytest.fail("it has nobody to wait for"))
+    monkeypatch.setattr(preflight.time, "sleep", lambda seconds: pytest.fail("it has nobody to wait for"))
     for own in ("", "0"):
         monkeypatch.setenv("LOCAL_RANK", own)
         with pytest.raises(ConfigError, match="found 0"):
@@ -35,12 +35,12 @@ def test_the_others_wait_for_it_and_say_nothing(told_to_stop: bool, monkeypatch:
         if told_to_stop:
             raise Interrupted(15)
 
-    monkeypatch.setattr(launch.time, "sleep", sleep)
+    monkeypatch.setattr(preflight.time, "sleep", sleep)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(EndedWithAll) as ended:
         refused()
     assert ended.value.exit_code == 2
-    assert waited == [launch.SECONDS_FOR_THE_FIRST_TO_SPEAK]
+    assert waited == [preflight.SECONDS_FOR_THE_FIRST_TO_SPEAK]
 
 
 @pytest.mark.parametrize(("own", "lines"), [("", 1), ("0", 1), ("1", 0)])
@@ -51,7 +51,7 @@ def test_of_the_interrupted_one_says_so(
         raise Interrupted(15)
 
     monkeypatch.setenv("LOCAL_RANK", own)
-    monkeypatch.setitem(door.VERBS, "health", interrupted)
+    monkeypatch.setattr(health, "main", interrupted)
     assert door.main(["health"]) == 143
     assert len(capsys.readouterr().err.splitlines()) == lines
 
@@ -65,11 +65,11 @@ def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
         started.append(command)
         return 5
 
-    monkeypatch.setattr(side_by_side, "run_process", run_process)
+    monkeypatch.setattr(interleaved_runs, "run_process", run_process)
     settings = "experiment=iflytek/smoke backend.threads=1"
     with pytest.raises(RunFailed):
-        side_by_side.run_side_by_side([settings, settings], 5, tmp_path / "out")
+        interleaved_runs.run_side_by_side([settings, settings], 5, tmp_path / "out")
     [command] = started
     assert "repeats=1" in command
     with pytest.raises(ConfigError, match="sets repeats, which compare decides"):
-        side_by_side.run_side_by_side([settings, f"{settings} repeats=2"], 5, tmp_path / "other")
+        interleaved_runs.run_side_by_side([settings, f"{settings} repeats=2"], 5, tmp_path / "other")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.analysis import verdict
-from harness.analysis.sides import Side
+from harness.analysis.run_group import Side
 from harness.analysis.utilization import utilization
 from harness.analysis.verdict import Pair, compare, exit_code, holds
 from tests.records import A100, ASCEND, CPU, make_record, make_records, make_side, merged, sealed

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from harness.errors import ConfigError
-from harness.training.supervisor import (
+from harness.training.distributed.watchdog import (
     SECONDS_OF_SILENCE,
     SECONDS_OF_SILENCE_AFTER_BREAK,
     SECONDS_TO_END,

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis import statistics
-from harness.analysis.sides import Side, look_up
+from harness.analysis import ratio_statistics as statistics
+from harness.analysis.run_group import Side
+from harness.records.load import look_up
 
 # A drift of the step time beyond this share of it, and beyond its own 99 % interval, is worth a warning.
 DRIFT = 0.02

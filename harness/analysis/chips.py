@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from harness.config import config_directory
 from harness.errors import ConfigError
-from harness.paths import config_directory
 from harness.text import folded
 
 GRADES = ("A", "B", "C")

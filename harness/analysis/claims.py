@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from harness.analysis.chips import Chip, chips_meant, find_chip
-from harness.analysis.sides import Side, look_up
+from harness.analysis.chips import Chip, chips_meant
+from harness.config import config_directory
 from harness.errors import ConfigError
-from harness.paths import config_directory
 
 if TYPE_CHECKING:
-    from harness.analysis.verdict import Pair
+    pass
 
 SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED = "supported", "refuted", "cannot tell", "not tested"
 CLAIM_WORDS = (SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED)
@@ -135,35 +134,6 @@ def find_claim(name: str) -> Claim:
     return claims[name]
 
 
-def judge(claim: Claim, pair: Pair) -> ClaimVerdict:
-    """Return what a pair's records say of the claim. Which of the two sides is the subject is found by their chips."""
-    if obstacle := _not_tested(claim, pair):
-        return ClaimVerdict(NOT_TESTED, obstacle)
-    assert pair.headline is not None
-    ratio = pair.headline.ratio
-    if ratio.low is None or ratio.high is None or ratio.weak:
-        return ClaimVerdict(CANNOT_TELL, "one process on a side tells nothing of the difference between processes")
-    # The pair's ratio is one of step times, other over reference.
-    if (_subject(claim, pair) is pair.other) == (claim.quantity == TIME):
-        return within(claim, ratio.estimate, ratio.low, ratio.high)
-    return within(claim, 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
-
-
-def _not_tested(claim: Claim, pair: Pair) -> str | None:
-    """Return why the pair's records do not test the claim at all, or None if they do."""
-    sides = (pair.other, pair.reference)
-    if emulated := [side.label for side in sides if side.emulated]:
-        return f"emulated device: {' and '.join(emulated)} computes, but has no speed"
-    if _subject(claim, pair) is None:
-        found = " and ".join(f"{_device(side)} ({side.label})" for side in sides)
-        return f"wrong chips: the claim is of {claim.subject} against {claim.reference}, the records of {found}"
-    if obstacle := _other_conditions(claim, sides):
-        return obstacle
-    if pair.headline is None:
-        return f"{pair.word}: {next((gate.summary for gate in pair.gates if gate.passed is False), pair.sentence)}"
-    return None
-
-
 def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
     """Hold a ratio with its 95 % interval against what the claim allows."""
     found = f"{claim.quantity} ratio {estimate:.3f}, 95 % interval {low:.3f} to {high:.3f}"
@@ -177,46 +147,6 @@ def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdi
     else:
         word, said = CANNOT_TELL, f"{said}, and the interval reaches across its border"
     return ClaimVerdict(word, said, estimate, low, high)
-
-
-def _subject(claim: Claim, pair: Pair) -> Side | None:
-    """Return the side that is the claim's subject, if the other one is its reference."""
-    for subject, reference in ((pair.other, pair.reference), (pair.reference, pair.other)):
-        if _is_of(subject, claim.subject) and _is_of(reference, claim.reference):
-            return subject
-    return None
-
-
-def _is_of(side: Side, written: str) -> bool:
-    # By the name under which its peak is looked up: a slice of a chip has none.
-    chip = find_chip(look_up(side.first, "backend", "peak_lookup_key"))
-    return written == ANY or (chip is not None and chip in chips_meant(written))
-
-
-def _device(side: Side) -> str:
-    return str(look_up(side.first, "device", "name") or f"an unnamed {look_up(side.first, 'device', 'kind')}")
-
-
-def _other_conditions(claim: Claim, sides: tuple[Side, Side]) -> str | None:
-    """Return in what the records miss the claim's conditions: precision, size, scale, length."""
-    for side in sides:
-        first = side.first
-        if claim.precision is not None and first["config"]["precision"] != claim.precision:
-            return f"other precision: the claim is of {claim.precision}, {side.label} of {first['config']['precision']}"
-        size = look_up(first, "model", "parameters")
-        if not claim.parameters.holds(size):
-            found = "of unknown size" if size is None else f"of {size / 1e9:.3g} billion"
-            return (
-                f"other scale: the claim is of models of {claim.parameters.text(1e9)} billion parameters "
-                f"({claim.parameters_reason}), {side.label} trained one {found}"
-            )
-        devices = first["world_size"]
-        if not claim.devices.holds(devices):
-            return f"other scale: the claim is of {claim.devices.text()} devices, {side.label} ran on {devices}"
-        seq_len = first["config"]["workload"]["seq_len"]
-        if claim.seq_len not in (None, seq_len):
-            return f"other workload: the claim is of {claim.seq_len} tokens a sequence, {side.label} trained {seq_len}"
-    return None
 
 
 def chips_of(written: str) -> tuple[Chip, ...]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.parity import Finding, compare_computation
-from harness.analysis.sides import Run, Side, look_up
+from harness.analysis.run_group import Side
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
 from harness.config import flat, is_part_of_the_work
+from harness.records.load import Run, look_up
 
 # Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from harness.paths import config_directory
+from harness.config import config_directory
 from harness.text import folded
 
 DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.sides import Run, look_up
+from harness.records.load import Run, look_up
 
 # Up to here rounding has had little time to grow: the curves of two devices still lie on each other, and a wrong
 # learning rate, mask or target shows itself far above rounding. Afterwards training amplifies every difference.

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.sides import load_runs, look_up
 from harness.config import Config, flat, is_part_of_the_work, to_dict
 from harness.errors import ConfigError
+from harness.records.load import load_runs, look_up
 
 KEY = "parallel.scaling_reference"
 BATCH = "workload.global_batch_size"

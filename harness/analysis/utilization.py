@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.analysis.chips import find_chip
 from harness.analysis.flops import training_flops_per_token
-from harness.analysis.sides import look_up
+from harness.records.load import look_up
 
 
 def utilization(record: Mapping[str, Any]) -> dict[str, Any] | None:

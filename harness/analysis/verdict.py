@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.analysis import gates
 from harness.analysis.cautions import Caution, block_step_seconds, cautions_about
-from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict, judge
+from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.gates import Gate
 from harness.analysis.parity import Finding
-from harness.analysis.sides import Side, look_up
-from harness.analysis.statistics import Ratio, inverse, ratio_of, weak_ratio_of
+from harness.analysis.ratio_statistics import Ratio, inverse, ratio_of, weak_ratio_of
+from harness.analysis.run_group import Side
 from harness.errors import ExitCode
+from harness.records.load import look_up
 
 VERDICT_SCHEMA_VERSION = 1
 DEFAULT_MARGIN = 0.05
@@ -75,18 +76,14 @@ class Comparison:
     claim: Claim | None = None
 
 
-def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN, claim: Claim | None = None) -> Comparison:
+def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison:
     """Judge every side after the first against the first.
 
     Args:
         sides: two or more.
         margin: how far apart step times may be and still be called the same, as a fraction.
-        claim: a published claim to hold every pair against, which may name either side as its subject.
     """
-    pairs = [_judge(sides[0], other, margin) for other in sides[1:]]
-    if claim is not None:
-        pairs = [replace(pair, claim=judge(claim, pair)) for pair in pairs]
-    return Comparison(sides[0], tuple(pairs), margin, claim)
+    return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
 
 
 def _judge(reference: Side, other: Side, margin: float) -> Pair:

@@ -6,16 +6,15 @@ that `preflight` can say what is missing on a machine where importing it would f
 
 from __future__ import annotations
 
-import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.backends.failures import Failure, classify_common
+from harness.backends.host_checks import Problem, installed_version
 from harness.backends.sensors import Sensor
+from harness.backends.step import ALONE, EventTimer, GradientExchange, TrainStep
 from harness.config import BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
@@ -23,117 +22,6 @@ from harness.world import World
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that stands between the user and this backend, and the command or change that mends it."""
-
-    what: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What an exception from the device means. `status` goes into the record."""
-
-    status: str
-    cause: str
-    remedy: str
-    echo: bool = False
-    """Whether it may only tell of what befell another process of the same run."""
-
-
-class StepOutput(NamedTuple):
-    """Scalars that stay on the device until the timed window is over."""
-
-    loss: torch.Tensor
-    """Mean cross-entropy over the global batch, in nats per token, before the update."""
-    gradient_norm: torch.Tensor
-    """Global 2-norm of the gradients before clipping."""
-
-
-@dataclass(frozen=True)
-class GradientExchange:
-    """What a training step does for gradients that are added up over several devices, beside calling the model."""
-
-    devices: int = 1
-    """How many devices' gradients are added up: each divides its loss by that before the backward pass, so that they
-    are of the size that one device would have, which fp16 needs."""
-    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext
-    """A context in which forward and backward keep their gradients to this device."""
-    exchanged: Callable[[], None] = lambda: None
-    """To be called when the last backward pass of a step has returned."""
-    evaluated: Callable[[], None] = lambda: None
-    """To be called after a forward pass that no backward pass follows."""
-
-
-ALONE = GradientExchange()
-
-PARTS = ("host_to_device", "forward", "backward", "communication", "optimizer")
-Part = Callable[[str], AbstractContextManager[None]]
-"""Given the name of a part of the step, what it runs within."""
-
-
-class TrainStep(Protocol):
-    """One optimizer step as the device performs it. Devices that compile or own the step bring their own."""
-
-    def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
-        """Train on one global batch: host int64 tensors of shape [micro_batch_size, seq_len + 1]."""
-        ...
-
-    def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss (a device scalar) over host int64 sequences [count, seq_len + 1], no update."""
-        ...
-
-    def skipped_steps(self) -> int:
-        """Return how many updates a loss scaler has dropped so far. May synchronise."""
-        ...
-
-    def watch_parts(self, part: Part | None) -> bool:
-        """Run every part of the next steps (PARTS) within what `part` returns for it; None ends that.
-
-        Returns False where the step is one piece, in which no parts can be told from each other.
-        """
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """Return what the step keeps beside model and optimizer (a loss scale), for a checkpoint: JSON values."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        ...
-
-
-class WholeStep:
-    """What a step has to say that is one piece and keeps nothing beside model and optimizer: a TrainStep lacks only
-    `__call__` and `evaluate`.
-    """
-
-    def skipped_steps(self) -> int:
-        return 0
-
-    def watch_parts(self, part: Part | None) -> bool:
-        return False
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to go on from."""
-
-
-class EventTimer(Protocol):
-    """Device-side time stamps, read after the window. Extra columns beside the host clock, never the headline."""
-
-    def mark(self) -> None:
-        """Put one time stamp into the device's queue without waiting."""
-        ...
-
-    def intervals_seconds(self) -> list[float]:
-        """Return the times between successive marks and forget them. Call after a synchronise."""
-        ...
 
 
 class Backend(ABC):
@@ -346,80 +234,3 @@ class Backend(ABC):
                 )
             ]
         return []
-
-
-def installed_version(distribution: str) -> str | None:
-    """Return an installed package's version without importing it, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def torch_build() -> dict[str, str | None]:
-    """Return what the installed torch was built for. Keys `version`, `cuda`, `hip`, ...; empty without torch."""
-    return version_file("torch", "torch/version.py")
-
-
-def version_file(distribution: str, file_name: str) -> dict[str, str | None]:
-    """Return the names that a package's version.py sets, read without importing it; empty if there is none."""
-    try:
-        path = metadata.distribution(distribution).locate_file(file_name)
-        with open(os.fspath(str(path)), encoding="utf-8") as file:
-            text = file.read()
-    except (metadata.PackageNotFoundError, OSError):
-        return {}
-    found = re.findall(r"^(\w+)\s*(?::[^=]+)?=\s*(None|'[^']*'|\"[^\"]*\")\s*$", text, re.MULTILINE)
-    return {name.strip("_"): None if value == "None" else value[1:-1] for name, value in found}
-
-
-def hostile_variable_problems(
-    hostile: Mapping[str, tuple[tuple[str, ...], str]], variables: Mapping[str, str] = os.environ
-) -> list[Problem]:
-    """Return the variables that would make a run something else than it says.
-
-    Args:
-        hostile: by name, the values that do no harm, and why the others do.
-    """
-    return [
-        Problem(f"{name}={variables[name]} {why}", f"unset {name}")
-        for name, (harmless, why) in hostile.items()
-        if variables.get(name, "").strip() not in harmless
-    ]
-
-
-def torch_problems() -> list[Problem]:
-    """Return the problem that torch is not installed, if so."""
-    if installed_version("torch") is None:
-        return [Problem("the package torch is not installed", "pip install torch")]
-    return []
-
-
-OUT_OF_MEMORY_REMEDY = (
-    "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten "
-    "workload.seq_len or choose a smaller model"
-)
-
-
-PEER_REMEDY = "look for the first error in the other ranks' output, or the rank that is missing"
-# PyTorch's own errors of torch.distributed, and gloo's, which come as plain RuntimeErrors.
-_COLLECTIVE_FAILURE = re.compile(
-    r"^Dist\w*Error: |gloo/|Connection closed by peer|Connection reset by peer|Application timeout caused pair closure"
-)
-
-
-def classify_common(error: BaseException) -> Failure | None:
-    """Recognise the failures that look alike on every device."""
-    import torch
-
-    text = str(error)
-    cause = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError)
-        and any(phrase in text for phrase in ("out of memory", "can't allocate memory", "not enough memory"))
-    )
-    if out_of_memory:
-        return Failure("oom", cause, OUT_OF_MEMORY_REMEDY)
-    if _COLLECTIVE_FAILURE.search(f"{type(error).__name__}: {text}"):
-        return Failure("rank_lost", f"the connection to another process of the run broke: {cause}", PEER_REMEDY, True)
-    return None

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.backends.base import Backend, Problem, torch_problems
+from harness.backends.base import Backend
+from harness.backends.host_checks import Problem, torch_problems
 from harness.backends.rapl import open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Sensor
 from harness.environment import allowed_cores, cpu_model, memory_limit_bytes, peak_resident_bytes

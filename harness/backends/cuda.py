@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends import nvml
-from harness.backends.base import (
-    OUT_OF_MEMORY_REMEDY,
-    Backend,
-    EventTimer,
-    Failure,
+from harness.backends.base import Backend
+from harness.backends.failures import OUT_OF_MEMORY_REMEDY, Failure
+from harness.backends.host_checks import (
     Problem,
     hostile_variable_problems,
     installed_version,
@@ -21,6 +19,7 @@ from harness.backends.base import (
     torch_problems,
 )
 from harness.backends.sensors import Sensor
+from harness.backends.step import EventTimer
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class CudaBackend(Backend):
     def event_timer(self) -> EventTimer | None:
         import torch
 
-        from harness.backends.events import TorchEvents
+        from harness.backends.step import TorchEvents
 
         return TorchEvents(lambda: torch.cuda.Event(enable_timing=True))
 

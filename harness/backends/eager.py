@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.backends.base import ALONE, GradientExchange, Part, StepOutput
+from harness.backends.step import ALONE, GradientExchange, Part, StepOutput
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

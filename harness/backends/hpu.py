@@ -11,16 +11,10 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.backends.base import (
-    ALONE,
-    Backend,
-    EventTimer,
-    Failure,
-    GradientExchange,
-    Problem,
-    TrainStep,
-    torch_problems,
-)
+from harness.backends.base import Backend
+from harness.backends.failures import Failure
+from harness.backends.host_checks import Problem, torch_problems
+from harness.backends.step import ALONE, EventTimer, GradientExchange, TrainStep
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -125,7 +119,7 @@ class HpuBackend(Backend):
         self._hpu.synchronize()
 
     def event_timer(self) -> EventTimer | None:
-        from harness.backends.events import TorchEvents
+        from harness.backends.step import TorchEvents
 
         # What is recorded lazily has no place in the device's queue until the boundary.
         return None if lazy() else TorchEvents(lambda: self._hpu.Event(enable_timing=True))

@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.backends.base import (
-    Backend,
-    EventTimer,
-    Failure,
-    Problem,
-    hostile_variable_problems,
-    torch_problems,
-)
+from harness.backends.base import Backend
+from harness.backends.failures import Failure
+from harness.backends.host_checks import Problem, hostile_variable_problems, torch_problems
+from harness.backends.step import EventTimer
 from harness.environment import cpu_model
 from harness.errors import BackendUnavailable
 
@@ -75,7 +71,7 @@ class MpsBackend(Backend):
     def event_timer(self) -> EventTimer | None:
         import torch
 
-        from harness.backends.events import TorchEvents
+        from harness.backends.step import TorchEvents
 
         return TorchEvents(lambda: torch.mps.Event(enable_timing=True))
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.ascend import emulation, host
 from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
 from harness.backends.ascend.sensor import open_npu_smi
-from harness.backends.base import Backend, EventTimer, Failure, Problem, torch_problems
+from harness.backends.base import Backend
+from harness.backends.failures import Failure
+from harness.backends.host_checks import Problem, torch_problems
 from harness.backends.sensors import Sensor
+from harness.backends.step import EventTimer
 from harness.config import Config
 from harness.errors import BackendUnavailable
 
@@ -145,7 +148,7 @@ class NpuBackend(Backend):
         _npu().synchronize(self.settings.device_index)
 
     def event_timer(self) -> EventTimer | None:
-        from harness.backends.events import TorchEvents
+        from harness.backends.step import TorchEvents
 
         return TorchEvents(lambda: _npu().Event(enable_timing=True))
 

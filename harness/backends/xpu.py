@@ -6,15 +6,10 @@ import glob
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.backends.base import (
-    Backend,
-    EventTimer,
-    Failure,
-    Problem,
-    hostile_variable_problems,
-    torch_build,
-    torch_problems,
-)
+from harness.backends.base import Backend
+from harness.backends.failures import Failure
+from harness.backends.host_checks import Problem, hostile_variable_problems, torch_build, torch_problems
+from harness.backends.step import EventTimer
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -110,7 +105,7 @@ class XpuBackend(Backend):
     def event_timer(self) -> EventTimer | None:
         import torch
 
-        from harness.backends.events import TorchEvents
+        from harness.backends.step import TorchEvents
 
         return TorchEvents(lambda: torch.xpu.Event(enable_timing=True))
 

@@ -11,9 +11,9 @@ from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS
 from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
-from harness.arguments import Parser, path_of
+from harness.commands.arguments import Parser, path_of
 from harness.errors import ExitCode, RunFailed
-from harness.record import refuse_foreign_report, write_atomically
+from harness.records.files import refuse_foreign_report, write_atomically
 
 FORMATS = ("table", "json")
 NOT_SOUND = 1

@@ -17,7 +17,8 @@ from rich.table import Table
 from harness import log
 from harness.config import Config
 from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
-from harness.record import AUTOTUNE_FILE, RECORD_FILE, SCHEMA_VERSION, claim_folder, write_record
+from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
+from harness.records.run_folder import AUTOTUNE_FILE, claim_folder
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import gibibytes, tokens_per_second
 

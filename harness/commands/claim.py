@@ -14,9 +14,9 @@ from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
 from harness.analysis.chips import catalogue
 from harness.analysis.claims import ANY, Claim, chips_of, find_claim, load_claims
-from harness.arguments import Parser, path_of
+from harness.commands.arguments import Parser, path_of
+from harness.config import config_directory
 from harness.errors import ExitCode
-from harness.paths import config_directory
 from harness.report.audit_table import grade
 from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable

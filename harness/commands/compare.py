@@ -8,17 +8,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import SUPPORTED, find_claim
-from harness.analysis.sides import Side, load_sides
-from harness.analysis.verdict import (
-    DEFAULT_MARGIN,
-    EXPECTATIONS,
-    Comparison,
-    compare,
-    exit_code,
-    to_dict,
-)
-from harness.arguments import Parser, path_of
+from harness.analysis.run_group import Side, load_sides
+from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, compare, exit_code, to_dict
+from harness.commands.arguments import Parser, path_of
 from harness.errors import ExitCode, UserError
 
 FORMATS = ("table", "json", "mllog")
@@ -60,7 +54,7 @@ def main(words: list[str]) -> int:
     claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:
         # Here, because running needs torch and Hydra, and judging does not.
-        from harness.side_by_side import run_side_by_side, side_folders
+        from harness.commands.interleaved_runs import run_side_by_side, side_folders
 
         folder = run_side_by_side(options.run, options.repeats, out)
         out = folder
@@ -72,7 +66,9 @@ def main(words: list[str]) -> int:
         labels = options.label or None
         commands = []
     sides = load_sides(paths, labels)
-    comparison = compare(sides, options.margin, claim)
+    comparison = compare(sides, options.margin)
+    if claim is not None:
+        comparison = judge_claim(comparison, claim)
     commands = [*commands, *(reproduction(side) for side in sides)]
     if out is not None:
         from harness.report.write import write_report

@@ -92,7 +92,7 @@ def examine(name: str) -> dict[str, Any]:
 
 
 def _probe_in_fresh_process(name: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "harness.doctor", name]
+    command = [sys.executable, "-m", "harness.commands.doctor", name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:

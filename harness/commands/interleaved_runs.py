@@ -16,11 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import backends, log
+from harness.commands.child_process import quoted, run_process
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
-from harness.launch import quoted, run_process
-from harness.record import RECORD_FILE, read_record, write_atomically
+from harness.records.files import write_atomically
+from harness.records.record import RECORD_FILE, read_record
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"

@@ -7,11 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from harness.commands.preflight import ready_backend, said_once
 from harness.composition import load
 from harness.errors import ConfigError, ExitCode
-from harness.launch import ready_backend, said_once
-from harness.peaks import PEAK_FILE
-from harness.record import claim_folder, refuse_existing_run, write_record
+from harness.records.peak import PEAK_FILE
+from harness.records.record import write_record
+from harness.records.run_folder import claim_folder, refuse_existing_run
 from harness.report.console import WIDTH, PlainConsole
 from harness.world import from_environment
 

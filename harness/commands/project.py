@@ -11,13 +11,13 @@ from typing import Any
 
 from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, chips_meant, find_chip
 from harness.analysis.named_models import model_names, named_model
-from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import FULL_RECOMPUTATION, Projection, Speed, project
-from harness.analysis.sides import Run, load_runs, look_up
-from harness.analysis.trainings import check_all, plan_of
+from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
+from harness.analysis.projection.plan import Assumptions, Plan
+from harness.analysis.projection.published import check_all, plan_of
 from harness.analysis.utilization import achieved_flops, catalogued_peak
-from harness.arguments import Parser, path_of
+from harness.commands.arguments import Parser, path_of
 from harness.errors import ExitCode, RecordError, UserError
+from harness.records.load import Run, load_runs, look_up
 
 FORMATS = ("table", "json")
 LARGEST_NUMBER = 1e18

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.record import SCHEMA_VERSION, content_digest
+from harness.records.files import content_digest
+from harness.records.record import SCHEMA_VERSION
 
 PEAK_FILE = "peak.json"
 

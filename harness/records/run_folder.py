@@ -20,17 +20,9 @@ import yaml
 
 from harness.config import Config, flat, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError
-from harness.record import (
-    ATTEMPTS_FILE,
-    CHECKPOINT_FOLDER,
-    CONFIG_FILE,
-    RECORD_FILE,
-    claim_folder,
-    read_record,
-    set_aside,
-    write_atomically,
-    write_config,
-)
+from harness.records.files import _flush_to_disk, _write_failure, set_aside, write_atomically
+from harness.records.record import RECORD_FILE, read_record
+from harness.records.steps import STEPS_FILE
 
 # What a checkpoint is named from the moment that it is whole.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -175,3 +167,108 @@ def _write(folder: Path, attempts: list[dict[str, Any]]) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+CONFIG_FILE = "config.yaml"
+
+
+AUTOTUNE_FILE = "autotune.json"
+
+
+ATTEMPTS_FILE = "attempts.json"
+
+
+STACKS_FILE = "hung.txt"
+
+
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+PROFILE_FOLDER = "profile"
+
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def claim_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
+    """Make the run's folder and return it. Nothing that exists is ever overwritten.
+
+    Args:
+        out: the folder asked for, or None for parent/<UTC time>-<label>.
+
+    Raises:
+        ConfigError: the folder holds a run already, or cannot be made.
+    """
+    try:
+        if out is None:
+            return _fresh_default_folder(label, parent)
+        folder = Path(out).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_existing_run(folder)
+        return folder
+    except OSError as error:
+        raise ConfigError(
+            f"out: cannot make the folder {error.filename or out}: {error.strerror}; choose another out=DIR"
+        ) from error
+
+
+def refuse_existing_run(folder: Path) -> None:
+    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over sizes."""
+    remedy = "choose another out=DIR, or delete that folder first"
+    if (folder / RECORD_FILE).exists():
+        raise ConfigError(f"out: {folder} holds a finished run; {remedy}")
+    if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
+        raise ConfigError(
+            f"out: {folder} holds a run that is under way or was cut off (no {RECORD_FILE}); its finished "
+            f"steps are in {STEPS_FILE}; {remedy}"
+        )
+    if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
+        raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
+    with suppress(FileNotFoundError):
+        if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
+            raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
+    # What a run writes under a fixed name: one of that name is somebody else's, or an earlier run's.
+    for name in (ATTEMPTS_FILE, STACKS_FILE, PROFILE_FOLDER, TENSORBOARD_FOLDER):
+        if os.path.lexists(folder / name):
+            raise ConfigError(f"out: {folder} holds {name}, which a run would overwrite; choose another out=DIR")
+    if any((folder / CHECKPOINT_FOLDER).glob("step-*")):
+        raise ConfigError(
+            f"out: {folder / CHECKPOINT_FOLDER} holds checkpoints of another run; choose another out=DIR, or move them"
+        )
+
+
+def _fresh_default_folder(label: str, parent: Path) -> Path:
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        folder = parent / (f"{stamp}-{label}" if number == 1 else f"{stamp}-{label}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"out: a thousand runs named {stamp}-{label} exist already; give out=DIR")
+
+
+def write_config(folder: Path, text: str) -> None:
+    """Write config.yaml: the first file of a run, and what claims the folder.
+
+    Raises:
+        ConfigError: another process claimed the folder first.
+        RunFailed: the disk is full or not writable.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except FileExistsError as error:
+        raise ConfigError(f"out: {folder} was taken by another run just now; choose another out=DIR") from error
+    except OSError as error:
+        raise _write_failure(path, error) from error
+    try:
+        with file:
+            file.write(text)
+            _flush_to_disk(file.fileno())
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise _write_failure(path, error) from error

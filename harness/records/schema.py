@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import fastjsonschema
+
+from harness.records.files import content_digest
 
 LONGEST_SHOWN = 40
 WORDS = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
@@ -53,3 +56,35 @@ def _open(schema: Any) -> Any:
         return {key: _open(value) for key, value in schema.items()
                 if not (key == "additionalProperties" and value is False)}  # fmt: skip
     return [_open(value) for value in schema] if isinstance(schema, list) else schema
+
+
+def complaints(record: dict[str, Any]) -> Iterable[str]:
+    """Yield what is wrong with a record that was read whole: edited, incomplete, or at odds with itself."""
+    stated = record.get("content_sha256")
+    if stated is not None and stated != content_digest(record):
+        yield "was changed after the run had written it (content_sha256 does not fit); use the file that the run wrote"
+    if (complaint := shape_complaint(record)) is not None:
+        yield complaint
+    elif record["status"] == "ok":
+        yield from _arithmetic_complaints(record)
+
+
+def _arithmetic_complaints(record: dict[str, Any]) -> Iterable[str]:
+    timing, work = record["timing"], record["config"]["workload"]
+    blocks = timing["blocks"]
+    if not blocks:
+        yield "is of a finished run, yet has no measured block; it was edited"
+        return
+    seconds = math.fsum(block["seconds"] for block in blocks)
+    steps = sum(block["last_step"] - block["first_step"] + 1 for block in blocks)
+    tokens = steps * work["global_batch_size"] * work["seq_len"]
+    stated = (timing["measured_seconds"], timing["mean_step_seconds"], timing["tokens_per_second"])
+    if not seconds > 0:
+        yield f"has a measured window of {seconds} s; a clock cannot have run so"
+    elif not all(
+        isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)
+        for value, expected in zip(stated, (seconds, seconds / steps, tokens / seconds), strict=True)
+    ):
+        yield "states a step time or speed that does not follow from its own blocks; it was edited"
+    if len(record["losses"]["train"]) != blocks[-1]["last_step"]:
+        yield f"has {len(record['losses']['train'])} losses for {blocks[-1]['last_step']} steps; it was edited"

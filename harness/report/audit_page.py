@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import harness
-from harness.analysis.audit.finding import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN
+from harness.analysis.audit.rows import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN
 from harness.analysis.audit.summary import Audit, AuditedRow, judge_by_rows
 from harness.analysis.claims import Claim
 from harness.report.audit_table import conclusion, grade

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.analysis.audit.finding import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS
+from harness.analysis.audit.rows import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS
 from harness.analysis.audit.summary import Audit, AuditedRow, Mean, judge_by_rows, rows_about
 from harness.analysis.claims import Claim
 from harness.report.console import WIDTH, PlainConsole

@@ -6,9 +6,10 @@ import statistics
 from dataclasses import dataclass
 
 from harness.analysis.cautions import Caution
-from harness.analysis.sides import Side, look_up
-from harness.analysis.statistics import Ratio, outliers
+from harness.analysis.ratio_statistics import Ratio, outliers
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import Comparison, Pair, Quantity
+from harness.records.load import look_up
 from harness.report.format import interval, percent, ratio, scaled
 from harness.text import printable
 

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.sides import Run, Side, look_up
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import Comparison
+from harness.records.load import Run, look_up
 from harness.report.content import all_sides
 from harness.report.format import amount, gibibytes, scale
 from harness.report.svg import COLOURS, INK, colour, dashes, legend, points_per_line, short, thinned

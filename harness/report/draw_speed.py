@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.analysis.cautions import block_step_seconds
-from harness.analysis.sides import Side
-from harness.analysis.statistics import Ratio
+from harness.analysis.ratio_statistics import Ratio
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import Comparison, Pair
 from harness.report.content import measured_sides
 from harness.report.format import amount, interval, ratio, scale, scaled

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from harness.analysis.sides import Run, look_up
 from harness.errors import RecordError
+from harness.records.load import Run, look_up
 
 PREFIX = ":::MLLOG"
 START, END, POINT = "INTERVAL_START", "INTERVAL_END", "POINT_IN_TIME"

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
-from harness.analysis.sides import look_up
 from harness.analysis.verdict import Comparison
+from harness.records.load import look_up
 from harness.report import draw_runs, draw_speed
 from harness.report.content import all_sides, measured_sides
 from harness.report.svg import Draw, drawn, legend_columns

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.chips import Chip
-from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import Estimate, Projection, assumptions_of, to_dict
-from harness.analysis.trainings import Check
+from harness.analysis.projection.model import Estimate, Projection, assumptions_of, to_dict
+from harness.analysis.projection.plan import Assumptions, Plan
+from harness.analysis.projection.published import Check
 from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
 

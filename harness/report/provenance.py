@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.analysis.sides import Side, look_up
+from harness.analysis.run_group import Side
 from harness.analysis.verdict import Comparison
+from harness.records.load import look_up
 from harness.report.content import all_sides
 from harness.report.format import UNKNOWN
 from harness.text import printable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.analysis.verdict import Comparison, to_dict
 from harness.errors import RunFailed
-from harness.record import refuse_foreign_report, write_atomically
+from harness.records.files import refuse_foreign_report, write_atomically
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from harness.report.plots import figures

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from harness.backends.base import TrainStep
-from harness.config import workload_id
+from harness.backends.step import TrainStep
 from harness.errors import CheckpointError
 from harness.training.checkpoint import Checkpoints, TrainingState
-from harness.training.loop import Progressed
+from harness.training.distributed.collectives import Ranks
+from harness.training.history import Progressed
+from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
 
-if TYPE_CHECKING:
-    from harness.training.session import Session
 
-
+@dataclass(frozen=True)
 class Keeper:
-    """The checkpoints of a session. Nothing in a training draws random numbers from a state: weights and batches are
-    functions of seed, name and number, so model, optimizer, loss scale and step are all there is to keep.
+    """Saves and restores everything that a run needs to go on.
+
+    Nothing in a training draws random numbers from a state: weights and batches are functions of seed, name and number,
+    so model, optimizer, loss scale and step are all there is.
     """
 
-    def __init__(
-        self, session: Session, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: TrainStep
-    ) -> None:
-        self._session, self._step = session, step
-        self._state = TrainingState(model, optimizer)
-        config = session.config
-        self._checkpoints = Checkpoints(
-            session.folder, session.ranks, workload_id=workload_id(config), keep=config.checkpoint.keep
-        )
+    checkpoints: Checkpoints
+    state: TrainingState
+    step: TrainStep
+    dataset: Dataset
+    batch_digest: BatchDigest
+    """Of the batches that this rank has trained on; what is saved is that of all ranks."""
+    ranks: Ranks
+    global_batch_size: int
+    fixed: dict[str, Any]
+    """What has to be the same when the run goes on: `init`, the digest of the initial weights, and `data`."""
 
-    def save(self, at_step: int) -> None:
+    def save(self, at_step: int, done: Progressed) -> None:
         """Write the checkpoint of the step that has just been done. Collective.
 
         Raises:
             RunFailed: the disk is full or not writable.
         """
-        session = self._session
-        assert session.result is not None
-        session.dataset.refuse_changes()
+        self.dataset.refuse_changes()
         progress = {
-            "loop": session.result.to_json(),
-            "batches": session.ranks.added_digest(session.prefetcher.digest),
-            "step": self._step.state(),
-            "init": session.facts.init_digest,
-            "data": session.facts.data,
+            "loop": done.to_json(),
+            "batches": self.ranks.added_digest(self.batch_digest),
+            "step": self.step.state(),
+            **self.fixed,
             "samples": self._samples(at_step),
         }
-        self._checkpoints.save(at_step, self._state.tensors(), progress)
+        self.checkpoints.save(at_step, self.state.tensors(), progress)
 
     def resume(self, from_step: int) -> Progressed:
         """Put model, optimizer and step where the checkpoint left them, and return what had been measured. Collective.
@@ -57,12 +55,11 @@ class Keeper:
         Raises:
             CheckpointError: the checkpoint cannot be used, or weights or data are others now.
         """
-        session = self._session
-        self._state.make_moments()
-        progress = self._checkpoints.load(from_step, self._state.tensors())
+        self.state.make_moments()
+        progress = self.checkpoints.load(from_step, self.state.tensors())
         for what, before, now in (
-            ("the initial weights", progress["init"], session.facts.init_digest),
-            ("the data", progress["data"], session.facts.data),
+            ("the initial weights", progress["init"], self.fixed["init"]),
+            ("the data", progress["data"], self.fixed["data"]),
             ("samples of the data", progress["samples"], self._samples(from_step)),
         ):
             if before != now:
@@ -70,15 +67,15 @@ class Keeper:
                     f"resume: {what} are not what the run began with: found {now}, expected {before}; bring that back, "
                     "or begin anew in another out=DIR"
                 )
-        self._step.restore(progress["step"])
-        if session.ranks.leads:
+        self.step.restore(progress["step"])
+        if self.ranks.leads:
             # What all ranks had seen together, however many they were.
-            session.prefetcher.digest.merge(progress["batches"])
+            self.batch_digest.merge(progress["batches"])
         return Progressed.from_json(progress["loop"])
 
     def _samples(self, step: int) -> str:
         """Return a digest of the first sequence and of the first one of a step: large data are not read as a whole."""
         digest = BatchDigest()
-        for sample in (0, (step - 1) * self._session.config.workload.global_batch_size):
-            digest.add("train", sample, self._session.dataset.train(sample, 1))
+        for sample in (0, (step - 1) * self.global_batch_size):
+            digest.add("train", sample, self.dataset.train(sample, 1))
         return digest.hexdigest()

@@ -6,18 +6,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from harness.backends.base import StepOutput, TrainStep
+from harness.backends.step import StepOutput, TrainStep
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
-from harness.record import NoWriter, StepsWriter
+from harness.records.steps import NoWriter, StepsWriter
+from harness.training.distributed.collectives import Ranks
+from harness.training.history import Progressed
+from harness.training.monitoring.progress import BlockReport, Listener
 from harness.training.prefetch import Prefetcher
-from harness.training.progress import BlockReport, Listener
-from harness.training.ranks import Ranks
 from harness.training.timing import Block, StepClock
 from harness.workload.data import Dataset
 from harness.workload.optimizer import learning_rate
@@ -25,46 +25,6 @@ from harness.workload.optimizer import learning_rate
 PHASES = ("first", "warmup", "measured", "resumed")
 # Steps whose median a spike is measured against.
 SPIKE_WINDOW = 50
-
-
-@dataclass
-class Progressed:
-    """Everything that a run has measured so far. Lists are in step order and complete up to the last block."""
-
-    losses: list[float] = field(default_factory=list)
-    gradient_norms: list[float] = field(default_factory=list)
-    blocks: list[tuple[str, Block]] = field(default_factory=list)
-    exchanges: list[tuple[int, float | None]] = field(default_factory=list)
-    """Of each block, the bytes that this rank handed to collectives and the seconds it stood still for them."""
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    nonfinite: list[dict[str, Any]] = field(default_factory=list)
-    """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
-    target_step: int | None = None
-    target_training_seconds: float | None = None
-    target_wall_seconds: float | None = None
-    evaluation_seconds: float = 0.0
-
-    checkpoint_seconds: float = 0.0
-
-    @property
-    def steps_done(self) -> int:
-        return len(self.losses)
-
-    @property
-    def training_seconds(self) -> float:
-        return sum(block.seconds for _, block in self.blocks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values, for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progressed:
-        """Return what `to_json` was made of."""
-        done = cls(**values)
-        done.blocks = [(phase, Block(**block)) for phase, block in values["blocks"]]
-        done.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
-        return done
 
 
 def plan_blocks(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
@@ -131,7 +91,7 @@ class Loop:
         stop_requested: Callable[[], bool],
         ranks: Ranks | None = None,
         done: Progressed | None = None,
-        save: Callable[[int], None] | None = None,
+        save: Callable[[int, Progressed], None] | None = None,
         communication: Callable[[], tuple[int, float | None]] | None = None,
         advanced: Callable[[], None] = lambda: None,
         watch: BlockWatch | None = None,
@@ -190,7 +150,7 @@ class Loop:
         if not self._checkpoint_every or self._save_checkpoint is None:
             return
         began = self._clock()
-        self._save_checkpoint(step)
+        self._save_checkpoint(step, self.result)
         self._advanced()
         self.result.checkpoint_seconds += self._clock() - began
 

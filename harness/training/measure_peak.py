@@ -11,9 +11,9 @@ from harness import environment, log
 from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
-from harness.record import SCHEMA_VERSION
-from harness.training.ceilings import Ceilings
-from harness.training.group import Group
+from harness.records.record import SCHEMA_VERSION
+from harness.training.distributed.process_group import Group
+from harness.training.microbenchmarks import Ceilings
 from harness.world import World
 
 

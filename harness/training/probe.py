@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from harness.backends.base import Backend, TrainStep
+from harness.backends.base import Backend
 from harness.backends.eager import AUTOCAST_DTYPES
+from harness.backends.step import TrainStep
 from harness.config import OPERATIONS, Config, kv_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import activate, causal_attention
-from harness.workload.random import approximately_normal, stream_key
+from harness.workload.philox import approximately_normal, stream_key
 
 EXPECTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MATMUL_SIZE = 256

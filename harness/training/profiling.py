@@ -22,9 +22,10 @@ from torch.profiler import DeviceType, profile, schedule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.backends.base import PARTS, Backend, TrainStep
+from harness.backends.base import Backend
+from harness.backends.step import PARTS, TrainStep
 from harness.errors import RunFailed
-from harness.record import PROFILE_FOLDER
+from harness.records.run_folder import PROFILE_FOLDER
 
 STEPS = 3
 LISTED_OPERATIONS = 12

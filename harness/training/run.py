@@ -10,17 +10,20 @@ from typing import Any
 
 from harness import environment, log
 from harness.analysis.scaling import smaller_world
-from harness.attempts import begin_attempt, checkpoint_steps, claim, end_attempt
 from harness.backends.base import Backend
 from harness.config import Config, to_yaml
 from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
-from harness.record import STEPS_FILE, set_aside, write_record
-from harness.training.facts import Facts, inspect_or_refuse
-from harness.training.group import Group
-from harness.training.pulse import PulseWriter
-from harness.training.results import assemble
-from harness.training.session import Session, same_on_all
-from harness.training.signals import StopRequest, stop_on_signals
+from harness.records.files import set_aside
+from harness.records.record import write_record
+from harness.records.run_folder import begin_attempt, checkpoint_steps, claim, end_attempt
+from harness.records.steps import STEPS_FILE
+from harness.signals import StopRequest, stop_on_signals
+from harness.training.distributed.collectives import same_on_all
+from harness.training.distributed.process_group import Group
+from harness.training.monitoring.heartbeat import PulseWriter
+from harness.training.run_record import assemble
+from harness.training.setup import Facts, inspect_or_refuse
+from harness.training.trainer import Session
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.digest import BatchDigest
 from harness.world import World

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from harness.analysis.roofline import roofline
 from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
-from harness.record import SCHEMA_VERSION
-from harness.training.loop import PHASES, Progressed
+from harness.records.record import SCHEMA_VERSION
+from harness.training.history import Progressed
+from harness.training.loop import PHASES
 from harness.training.timing import Block
 
 if TYPE_CHECKING:
-    from harness.training.facts import Facts
+    from harness.training.setup import Facts
 
 # Ranks on one kind of device differ by a few per cent; what a shared host adds stays below this on an idle one.
 STRAGGLER = 1.15

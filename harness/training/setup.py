@@ -14,7 +14,7 @@ from harness.backends.base import Backend
 from harness.config import Config, TrackConfig
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
-from harness.peaks import find_peak
+from harness.records.peak import find_peak
 from harness.training.probe import probe
 from harness.training.tuning import resolve
 from harness.workload.data import Dataset

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from harness.backends.base import ALONE, GradientExchange
+from harness.backends.step import ALONE, GradientExchange
 from harness.workload.model import Transformer
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from harness.backends.base import EventTimer
+from harness.backends.step import EventTimer
 
 
 @dataclass(slots=True)

@@ -4,40 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
 from harness import environment
-from harness.backends.base import Backend, TrainStep
-from harness.config import Config
+from harness.backends.base import Backend
+from harness.backends.step import TrainStep
+from harness.config import Config, workload_id
 from harness.errors import RunFailed
-from harness.record import NoWriter, StepsWriter
-from harness.training.communication import CommunicationMeter
-from harness.training.facts import Facts
-from harness.training.group import Group
-from harness.training.listeners import listeners_of
-from harness.training.loop import Loop, Progressed, Watches
+from harness.records.steps import NoWriter, StepsWriter
+from harness.signals import StopRequest
+from harness.training.distributed.collectives import StopAgreement, all_of_this_host, same_on_all
+from harness.training.distributed.communication import CommunicationMeter
+from harness.training.distributed.process_group import Group
+from harness.training.history import Progressed
+from harness.training.loop import Loop, Watches
+from harness.training.monitoring.loggers import listeners_of
+from harness.training.monitoring.progress import Listeners
+from harness.training.monitoring.stderr_watch import StderrWatch
+from harness.training.monitoring.telemetry import Telemetry, combined, sensor_of
 from harness.training.prefetch import Prefetcher
 from harness.training.probe import observe_step
-from harness.training.progress import Listeners
-from harness.training.ranks import Ranks, StopAgreement
-from harness.training.results import describe_ranks, own_times
-from harness.training.signals import StopRequest
+from harness.training.run_record import describe_ranks, own_times
+from harness.training.setup import Facts
 from harness.training.spread import Spread
-from harness.training.stderr_watch import StderrWatch
-from harness.training.telemetry import Telemetry, combined, sensor_of
 from harness.training.timing import StepClock
 from harness.training.tuning import Compilation, tune, watched_eagerly
 from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
-    from harness.training.keeper import Keeper
+    from harness.training.checkpoint_manager import Keeper
 
 
 class Session:
@@ -217,7 +218,7 @@ class Session:
             model = build_model(config.model, config.seed, self.backend.device())
             return Spread(model, model)
         # Here, since importing PyTorch's engines takes a second that a run on one device need not spend.
-        from harness.training.parallel import spread_model
+        from harness.training.distributed.parallel import spread_model
 
         return spread_model(config, self.backend, self.ranks, self._meter, self.group.advanced)
 
@@ -254,9 +255,22 @@ class Session:
         if not self.config.checkpoint.every:
             return None
         # Here, since importing PyTorch's checkpoints takes a while that most runs need not spend.
-        from harness.training.keeper import Keeper
+        from harness.training.checkpoint import Checkpoints, TrainingState
+        from harness.training.checkpoint_manager import Keeper
 
-        return Keeper(self, model, optimizer, step)
+        config, facts = self.config, self.facts
+        return Keeper(
+            checkpoints=Checkpoints(
+                self.folder, self.ranks, workload_id=workload_id(config), keep=config.checkpoint.keep
+            ),
+            state=TrainingState(model, optimizer),
+            step=step,
+            dataset=self.dataset,
+            batch_digest=self.prefetcher.digest,
+            ranks=self.ranks,
+            global_batch_size=config.workload.global_batch_size,
+            fixed={"init": facts.init_digest, "data": facts.data},
+        )
 
     def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
         facts, ranks = self.facts, self.ranks
@@ -297,29 +311,3 @@ class Session:
             return total_digest({name: digest for part in parts for name, digest in part.items()})
         same_on_all(ranks, "the initial weights", digest := init_digest(model))
         return digest
-
-
-def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the same software on every host") -> None:
-    """Refuse to go on unless every rank has the same value. Collective.
-
-    Raises:
-        RunFailed: naming the first rank that differs, on every rank.
-    """
-    values = ranks.gather(value)
-    for rank, other in enumerate(values):
-        if other != values[0]:
-            raise RunFailed(
-                f"rank {rank} differs from rank 0 in {what}: found {other}, expected {values[0]}; {remedy}",
-                status="ranks_differ",
-                shared=True,
-            )
-
-
-def all_of_this_host(ranks: Ranks) -> Callable[[float], float]:
-    """Return what adds a figure up over the ranks that run on the same host. Collective."""
-
-    def total(own: float) -> float:
-        host = environment.host_name()
-        return math.fsum(value for name, value in ranks.gather((host, own)) if name == host)
-
-    return total

@@ -11,7 +11,7 @@ import torch
 
 from harness.config import ModelConfig
 from harness.workload.model import Transformer
-from harness.workload.random import approximately_normal, stream_key
+from harness.workload.philox import approximately_normal, stream_key
 
 RESIDUAL_OUTPUTS = ("attention.out.weight", "feed_forward.down.weight")
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from harness.compare import main as compare
+from harness.commands.compare import main as compare
 from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
@@ -42,10 +42,10 @@ def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
 FALLING_BACK = """
 import sys
 import torch
-import harness.training.session
+import harness.training.trainer
 from harness.__main__ import main
 
-harness.training.session.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
+harness.training.trainer.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
 sys.exit(main())
 """
 

@@ -15,7 +15,7 @@ from harness.composition import load
 from harness.training.probe import probe
 from harness.workload.data import open_dataset
 from harness.workload.digest import init_digest, parameter_norms
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer, learning_rate
 
 SHAPES = {

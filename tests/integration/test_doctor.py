@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from harness.backends.ascend.host import DEVICE_FOLDER, REQUIRED_LIBRARIES, device_nodes, on_loader_path
-from harness.backends.base import installed_version
 from harness.backends.cuda import CudaBackend
+from harness.backends.host_checks import installed_version
 from harness.config import BackendConfig
 from tests.conftest import TINY, Harness
 

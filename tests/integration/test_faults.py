@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare import main as compare
+from harness.commands.compare import main as compare
 from tests.cann_emulator.build import Missing
 from tests.faults import FAILED, FAULTS, REFUSED
 from tests.ranks import record

@@ -20,7 +20,7 @@ import torch
 from harness.composition import load
 from harness.config import Config
 from harness.workload.data import open_dataset
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from tests.conftest import Harness
 from tests.test_model import gpt2_reference, llama_reference
 

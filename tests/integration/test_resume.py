@@ -16,7 +16,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness.attempts import checkpoint_steps
+from harness.records.run_folder import checkpoint_steps
 from tests.conftest import PROJECT, TINY, Harness
 from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from harness.analysis.parity import compare_computation
-from harness.analysis.sides import load_runs
+from harness.records.load import load_runs
 from tests.conftest import PROJECT, TINY, Harness
 from tests.ranks import record, run_harness, run_ranks
 

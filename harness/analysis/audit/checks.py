@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.analysis.audit.finding import (
+from harness.analysis.audit.rows import (
     IMPOSSIBLE,
     INCONSISTENT,
+    SIDES,
     SUSPICIOUS,
     UNPROVEN,
     Finding,
+    Row,
     number,
     tera,
 )
-from harness.analysis.audit.rows import SIDES, Row
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
 from harness.analysis.flops import FEWEST_WEIGHTS, parameters_of, parameters_of_layers
 from harness.analysis.named_models import named_model

@@ -7,12 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis.flops import (
-    flops_per_token_of_size,
-    matrix_weights,
-    parameters_of,
-    training_flops_per_token,
-)
+from harness.analysis.flops import flops_per_token_of_size, matrix_weights, parameters_of, training_flops_per_token
 from harness.analysis.named_models import named_model
 
 TEXTS = {
@@ -199,3 +194,31 @@ def _times(one: float | None, two: float | None) -> float | None:
 
 def _over(one: float | None, two: float | None) -> float | None:
     return None if one is None or two is None else one / two
+
+
+IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN = "impossible", "inconsistent", "suspicious", "unproven"
+
+
+GRADES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found."""
+
+    sure: str
+    """One of GRADES: how sure it is that the row is wrong."""
+    check: str
+    what: str
+    why: str
+
+
+def tera(flops: float) -> str:
+    """Return FLOP/s in words."""
+    value = flops / 1e12
+    return f"{value:,.0f} TFLOP/s" if value >= 10 else f"{value:.2g} TFLOP/s"
+
+
+def number(value: float) -> str:
+    """Return a speed in as many digits as say something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

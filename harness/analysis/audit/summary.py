@@ -11,8 +11,7 @@ from typing import Any
 from scipy import stats
 
 from harness.analysis.audit.checks import has_peak
-from harness.analysis.audit.finding import UNPROVEN, Finding
-from harness.analysis.audit.rows import SIDES, Row
+from harness.analysis.audit.rows import SIDES, UNPROVEN, Finding, Row
 from harness.analysis.audit.table import Table
 from harness.analysis.chips import chips_meant
 from harness.analysis.claims import ANY, CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within

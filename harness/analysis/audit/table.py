@@ -6,8 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from harness.analysis.audit.checks import own_findings
-from harness.analysis.audit.finding import GRADES, IMPOSSIBLE, SUSPICIOUS, UNPROVEN, Finding, tera
-from harness.analysis.audit.rows import MEASURED, SIDES, Row
+from harness.analysis.audit.rows import GRADES, IMPOSSIBLE, MEASURED, SIDES, SUSPICIOUS, UNPROVEN, Finding, Row, tera
 from harness.analysis.chips import PRECISIONS, Chip, chips_meant
 from harness.text import folded
 

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.chips import Chip
-from harness.analysis.plan import DRAWS, Assumptions, Draws, Plan, Range
+from harness.analysis.projection.plan import DRAWS, Assumptions, Draws, Plan, Range
 from harness.errors import UserError
 
 MOST_TIME_LOST = 0.95

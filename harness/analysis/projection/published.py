@@ -12,10 +12,10 @@ import yaml
 from harness.analysis.chips import Chip, chips_meant
 from harness.analysis.flops import flops_per_token_of_size, parameters_of, training_flops_per_token
 from harness.analysis.named_models import named_model
-from harness.analysis.plan import Assumptions, Plan
-from harness.analysis.projection import Estimate, Projection, project
+from harness.analysis.projection.model import Estimate, Projection, project
+from harness.analysis.projection.plan import Assumptions, Plan
+from harness.config import config_directory
 from harness.errors import ConfigError, UserError
-from harness.paths import config_directory
 
 PRECISION = "bf16"
 FASTEST, TENSOR_CHOICES = "fastest", (1, 2, 4, 8)

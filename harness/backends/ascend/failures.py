@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.backends.base import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure
+from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure
 
 ACL_CODE = re.compile(r"error code is (\d+)")
 PLUGIN_CODE = re.compile(r"\bERR(\d{2})(\d{3})\b")

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.backends.base import Problem, hostile_variable_problems, installed_version, version_file
+from harness.backends.host_checks import Problem, hostile_variable_problems, installed_version, version_file
 
 # What libtorch_npu.so is linked against: without any one of them its import fails.
 REQUIRED_LIBRARIES = (

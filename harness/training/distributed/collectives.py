@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from harness.training.signals import StopRequest
+from harness import environment
+from harness.errors import RunFailed
+from harness.signals import StopRequest
 from harness.workload.digest import BatchDigest
 from harness.world import World
 
@@ -111,3 +113,29 @@ class StopAgreement:
             self._agreed = True
             self._request.ask(number)
         return self._agreed
+
+
+def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the same software on every host") -> None:
+    """Refuse to go on unless every rank has the same value. Collective.
+
+    Raises:
+        RunFailed: naming the first rank that differs, on every rank.
+    """
+    values = ranks.gather(value)
+    for rank, other in enumerate(values):
+        if other != values[0]:
+            raise RunFailed(
+                f"rank {rank} differs from rank 0 in {what}: found {other}, expected {values[0]}; {remedy}",
+                status="ranks_differ",
+                shared=True,
+            )
+
+
+def all_of_this_host(ranks: Ranks) -> Callable[[float], float]:
+    """Return what adds a figure up over the ranks that run on the same host. Collective."""
+
+    def total(own: float) -> float:
+        host = environment.host_name()
+        return math.fsum(value for name, value in ranks.gather((host, own)) if name == host)
+
+    return total

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from harness.backends.base import EventTimer
+from harness.backends.step import EventTimer
 
 # torch 2.13 has given both new names; the old ones still work in it, with a warning.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -11,14 +11,20 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.backends.base import Backend, GradientExchange
+from harness.backends.base import Backend
 from harness.backends.eager import AUTOCAST_DTYPES
+from harness.backends.step import GradientExchange
 from harness.config import Config
 from harness.errors import ConfigError
-from harness.training.communication import CommunicationMeter, MeteredAllGather, MeteredReduceScatter, adding_hook
-from harness.training.ranks import Ranks
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.communication import (
+    CommunicationMeter,
+    MeteredAllGather,
+    MeteredReduceScatter,
+    adding_hook,
+)
 from harness.training.spread import Spread
-from harness.workload.initialisation import build_model
+from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
 
 

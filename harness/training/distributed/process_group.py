@@ -17,11 +17,12 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from harness import log
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
-from harness.record import STACKS_FILE, set_aside, write_atomically
-from harness.training.pulse import PulseWriter
-from harness.training.ranks import Ranks
-from harness.training.stderr_watch import StderrWatch
-from harness.training.supervisor import RankFailure, Supervisor, take_seats
+from harness.records.files import set_aside, write_atomically
+from harness.records.run_folder import STACKS_FILE
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.watchdog import RankFailure, Supervisor, take_seats
+from harness.training.monitoring.heartbeat import PulseWriter
+from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.world import World
 
 T = TypeVar("T")

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import log
-from harness.health import PATIENCE, Pulse, pulse_folder, started
 
 SECONDS_BETWEEN_WRITES = 2.0
 # Until the first step is done, which holds compilation, nothing tells how long anything takes here.
@@ -121,3 +121,71 @@ class PulseWriter:
         partial = self._file.with_suffix(".partial")
         partial.write_text(json.dumps(asdict(self.pulse())), encoding="utf-8")
         os.replace(partial, self._file)
+
+
+# Of the longest pause so far, how many times as long a silence may be.
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """The state of one process that trains, as it last said it."""
+
+    pid: int
+    started: str
+    """When the process began, as the kernel counts: numbers of processes are used again."""
+    folder: str
+    phase: str
+    advances: int
+    """Steps, evaluations and other stages that it has got through."""
+    advanced_at: float
+    """When it last did, seconds on the host's steady clock."""
+    allowed_silence_seconds: float
+
+    def silence(self, now: float) -> float:
+        """Return for how long nothing has been heard."""
+        return max(0.0, now - self.advanced_at)
+
+    def hung(self, now: float) -> bool:
+        return self.silence(now) > self.allowed_silence_seconds
+
+
+def pulse_folder() -> Path:
+    """Return where this user's runs leave their pulses, made if need be.
+
+    Raises:
+        OSError: it cannot be made, or is somebody else's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"training-harness-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # In a folder that all may write to, anybody could have been first.
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or folder.is_symlink() or found.st_mode & 0o022:
+        raise OSError(f"{folder} is not this user's own")
+    return folder
+
+
+def started(pid: int) -> str | None:
+    """Return when a process began, in the kernel's words, or None if there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name, in parentheses, may hold anything; the 22nd field is the time.
+    return text.rpartition(")")[2].split()[19]
+
+
+def living_pulses(folder: Path) -> list[Pulse]:
+    """Return the pulses of processes that are there still, by number."""
+    found = []
+    for file in folder.glob("*.json"):
+        try:
+            pulse = Pulse(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            continue
+        if started(pulse.pid) == pulse.started:
+            found.append(pulse)
+        else:
+            with suppress(OSError):
+                file.unlink()
+    return sorted(found, key=lambda pulse: pulse.pid)

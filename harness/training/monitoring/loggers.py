@@ -9,9 +9,9 @@ from typing import TextIO
 from harness import log
 from harness.backends.sensors import Reading
 from harness.config import Config, workload_id
-from harness.training.facts import Facts
-from harness.training.metrics_file import MetricsFile
-from harness.training.progress import Listener, Listeners, LoggedProgress, Progress
+from harness.training.monitoring.progress import Listener, Listeners, LoggedProgress, Progress
+from harness.training.monitoring.prometheus import MetricsFile
+from harness.training.setup import Facts
 
 
 def listeners_of(
@@ -52,7 +52,7 @@ def listeners_of(
         path = Path(config.metrics_file).expanduser()
         found.append(MetricsFile(path, labels, shows_speed=shows_speed, reading=reading))
     if config.tensorboard:
-        from harness.training.tensorboard import TensorBoard
+        from harness.training.monitoring.tensorboard import TensorBoard
 
         found.append(TensorBoard(folder, shows_speed=shows_speed))
     return Listeners(*found)

@@ -11,7 +11,7 @@ from typing import Any
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
-from harness.training.progress import BlockReport
+from harness.training.monitoring.progress import BlockReport
 
 # What is known after a block, and what it means; the units are in the names, as Prometheus has it.
 GAUGES = {

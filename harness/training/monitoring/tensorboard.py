@@ -8,8 +8,8 @@ from typing import Any
 
 from harness import log
 from harness.errors import ConfigError
-from harness.record import TENSORBOARD_FOLDER
-from harness.training.progress import BlockReport
+from harness.records.run_folder import TENSORBOARD_FOLDER
+from harness.training.monitoring.progress import BlockReport
 
 
 def check_tensorboard() -> None:

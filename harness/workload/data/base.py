@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.config import DataConfig
 from harness.errors import DataError
-from harness.workload.random import stream_key
+from harness.workload.philox import stream_key
 
 
 class Dataset(ABC):

@@ -24,7 +24,7 @@ import numpy as np
 
 from harness.errors import DataError
 from harness.workload.data.base import Dataset, unigram_entropy
-from harness.workload.random import WORDS_PER_COUNTER, stream_key, words
+from harness.workload.philox import WORDS_PER_COUNTER, stream_key, words
 
 LAG = 4
 # Samples made at a time and kept for the next call: a few at a time would be slow.

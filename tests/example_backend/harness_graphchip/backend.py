@@ -4,7 +4,8 @@ It stands for devices that compile before they compute, and is what harness/back
 imported where it is used: a device is asked whether it can run at all before torch is loaded.
 """
 
-from harness.backends.base import Backend, StepOutput, WholeStep
+from harness.backends.base import Backend
+from harness.backends.step import StepOutput, WholeStep
 from harness.errors import BackendUnavailable
 
 

@@ -1,0 +1,1 @@
+"""A large training run, estimated from the speed of one device."""

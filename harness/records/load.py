@@ -1,0 +1,80 @@
+"""Records from the paths that a user gives: files, runs' folders, folders of repeats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RecordError
+from harness.records.record import RECORD_FILE, read_record
+from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
+from harness.records.schema import complaints
+from harness.records.steps import STEPS_FILE
+
+DEEPEST_FOLDER = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process's record and the file that it came from."""
+
+    path: Path
+    record: dict[str, Any]
+
+
+def look_up(record: Any, *keys: str) -> Any:
+    """Return record[key1][key2]..., or None where it ends early."""
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def load_runs(path: Path) -> tuple[Run, ...]:
+    """Read every record of a path, in the natural order of the folders' names."""
+    return tuple(Run(file, _checked(file)) for file in record_files(path))
+
+
+def record_files(path: Path) -> list[Path]:
+    """Return the record files that a path stands for; a cut-off run among them is an error, never passed over."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise RecordError(f"{path}: no such file or folder; give a run's folder, a folder of runs, or a record.json")
+    found = list(_search(path, DEEPEST_FOLDER))
+    if not found:
+        raise RecordError(f"{path}: no run is in it or in its sub-folders; give the folder named by out=")
+    return found
+
+
+def _search(folder: Path, depth: int) -> Iterable[Path]:
+    if (folder / RECORD_FILE).is_file():
+        yield folder / RECORD_FILE
+        return
+    if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
+        raise RecordError(
+            f"{folder}: the run is under way or was cut off (no {RECORD_FILE}); wait for it, run it again, or move "
+            "the folder away"
+        )
+    if (folder / AUTOTUNE_FILE).exists():
+        raise RecordError(
+            f"{folder}: holds a search over micro-batch sizes, not repeats of one run; give one of its folders, the "
+            f"fastest is named in {AUTOTUNE_FILE}"
+        )
+    if depth > 0:
+        for child in sorted((item for item in folder.iterdir() if item.is_dir()), key=_natural):
+            yield from _search(child, depth - 1)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Order 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _checked(file: Path) -> dict[str, Any]:
+    record = read_record(file)
+    for complaint in complaints(record):
+        raise RecordError(f"{file}: {complaint}")
+    return record

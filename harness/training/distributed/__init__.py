@@ -1,0 +1,1 @@
+"""The processes of one run: how they meet, what they exchange, and how all of them end."""

@@ -1,0 +1,48 @@
+"""What a run has measured so far."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from harness.training.timing import Block
+
+
+@dataclass
+class Progressed:
+    """Everything that a run has measured so far. Lists are in step order and complete up to the last block."""
+
+    losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+    blocks: list[tuple[str, Block]] = field(default_factory=list)
+    exchanges: list[tuple[int, float | None]] = field(default_factory=list)
+    """Of each block, the bytes that this rank handed to collectives and the seconds it stood still for them."""
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    nonfinite: list[dict[str, Any]] = field(default_factory=list)
+    """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
+    target_step: int | None = None
+    target_training_seconds: float | None = None
+    target_wall_seconds: float | None = None
+    evaluation_seconds: float = 0.0
+
+    checkpoint_seconds: float = 0.0
+
+    @property
+    def steps_done(self) -> int:
+        return len(self.losses)
+
+    @property
+    def training_seconds(self) -> float:
+        return sum(block.seconds for _, block in self.blocks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as JSON values, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Progressed:
+        """Return what `to_json` was made of."""
+        done = cls(**values)
+        done.blocks = [(phase, Block(**block)) for phase, block in values["blocks"]]
+        done.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
+        return done

@@ -1,0 +1,1 @@
+"""What the outside learns of a run while it goes on."""
