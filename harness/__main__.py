@@ -66,9 +66,9 @@ def _with_metrics_file(words: list[str]) -> list[str]:
         path = path if equals else next(rest, "")
         if not path or path.startswith("-"):
             raise UserError("--metrics-file: found no path, expected --metrics-file PATH.prom")
-        from harness.commands.child_process import quoted
+        from harness.commands.child_process import hydra_quote
 
-        found.append(f"metrics_file={quoted(path)}")
+        found.append(f"metrics_file={hydra_quote(path)}")
     return found
 
 

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
-from harness.config import BackendConfig, Config, config_directory, settings
+from harness.config import BackendConfig, Config, config_directory, iter_settings
 from harness.errors import ConfigError
 from harness.validation import validate
 
@@ -107,7 +107,7 @@ def _parse(overrides: list[str], loader: Any = None) -> list[Override]:
 
 def _check_overrides(overrides: list[Override], loader: Any, *, sweeps_allowed: bool) -> None:
     """Refuse unknown keys and group options in words of our own; Hydra would take `+typo=1` silently."""
-    leaves = [key for key, _, _ in settings(Config)]
+    leaves = [key for key, _, _ in iter_settings(Config)]
     nodes = {key.rsplit(".", 1)[0] for key in leaves if "." in key}
     for override in overrides:
         key, word = override.key_or_group, override.input_line or ""
@@ -163,7 +163,7 @@ def _to_typed(composed: DictConfig) -> Config:
     # to_object drops keys that the schema lacks: a typo in a YAML file must not pass as a setting.
     unknown = _unknown_keys(given, asdict(config))
     if unknown:
-        leaves = [key for key, _, _ in settings(Config)]
+        leaves = [key for key, _, _ in iter_settings(Config)]
         raise ConfigError(f"{unknown[0]}: no such setting{_nearest(unknown[0], leaves)}")
     return config
 

@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 OPERATIONS = ("attention", "rotary", "rms_norm", "swiglu", "cross_entropy")
 
 
-def limited(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
+def bounded(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
             above: float | None = None, below: float | None = None,
             choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
     """Return a dataclass field with the limits that checks.py enforces."""
@@ -38,9 +38,9 @@ def limited(default: Any = MISSING, *, minimum: float | None = None, maximum: fl
 class BackendConfig:
     name: str = MISSING
     """The registered backend that runs the work. Named by the user, never detected."""
-    device_index: int = limited(0, minimum=0)
+    device_index: int = bounded(0, minimum=0)
     """Which device of this kind, counted as the vendor's runtime counts the visible ones."""
-    threads: int | None = limited(None, minimum=1)
+    threads: int | None = bounded(None, minimum=1)
     """Host threads for one operation; null takes every core that the process may use."""
 
 
@@ -48,38 +48,38 @@ class BackendConfig:
 class ModelConfig:
     name: str = MISSING
     """Label in records and folder names."""
-    vocab_size: int = limited(minimum=2)
+    vocab_size: int = bounded(minimum=2)
     """Number of distinct token ids."""
-    max_seq_len: int = limited(minimum=1)
+    max_position_embeddings: int = bounded(minimum=1)
     """Longest sequence the model takes: rows of the position table, or the published context length."""
-    layers: int = limited(minimum=1)
+    num_hidden_layers: int = bounded(minimum=1)
     """Transformer blocks."""
-    width: int = limited(minimum=1)
+    hidden_size: int = bounded(minimum=1)
     """Size of the residual stream."""
-    heads: int = limited(minimum=1)
+    num_attention_heads: int = bounded(minimum=1)
     """Query heads of attention."""
-    kv_heads: int | None = limited(None, minimum=1)
+    num_key_value_heads: int | None = bounded(None, minimum=1)
     """Key and value heads; null means as many as `heads`. Fewer is grouped-query attention."""
-    hidden: int | None = limited(None, minimum=1)
+    intermediate_size: int | None = bounded(None, minimum=1)
     """Inner size of the feed-forward block; null means 4 x width."""
-    norm: str = limited("layernorm", choices=("layernorm", "rmsnorm"))
+    norm: str = bounded("layernorm", choices=("layernorm", "rmsnorm"))
     """Normalisation before each block and at the end."""
-    norm_epsilon: float = limited(1e-5, above=0.0)
+    norm_eps: float = bounded(1e-5, above=0.0)
     """Added to the variance inside the norm."""
-    activation: str = limited("gelu_tanh", choices=("gelu", "gelu_tanh", "swiglu"))
+    activation: str = bounded("gelu_tanh", choices=("gelu", "gelu_tanh", "swiglu"))
     """Feed-forward non-linearity: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's).
 
     The presets use the approximation, since it is the one that every device has: Ascend's kernel computes it for
     either. Which one a device computes is found out before a run begins."""
-    positions: str = limited("rotary", choices=("learned", "rotary"))
+    position_embedding: str = bounded("rotary", choices=("learned", "rotary"))
     """A trained table added to the embedding, or rotation of queries and keys."""
-    rotary_base: float = limited(10000.0, above=0.0)
+    rope_theta: float = bounded(10000.0, above=0.0)
     """Base of the rotary frequencies; read only with positions=rotary."""
     bias: bool = False
     """Biases in the linear layers and norms."""
-    tied_embeddings: bool = True
+    tie_word_embeddings: bool = True
     """Whether the output projection shares the token embedding's weights."""
-    init_std: float = limited(0.02, above=0.0)
+    initializer_range: float = bounded(0.02, above=0.0)
     """Standard deviation of the initial weights."""
     scaled_residual_init: bool = True
     """Divide the initial weights of each block's two output projections by sqrt(2 x layers), as GPT-2 does."""
@@ -89,22 +89,22 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    name: str = limited(choices=("synthetic", "text", "tokens"))
+    name: str = bounded(choices=("synthetic", "text", "tokens"))
     """Where tokens come from."""
     path: str | None = None
     """File or folder to read (text, tokens)."""
     eval_path: str | None = None
     """A separate held-out file or folder; null holds out the last `eval_fraction` of `path`."""
-    eval_fraction: float = limited(0.05, above=0.0, below=1.0)
+    eval_fraction: float = bounded(0.05, above=0.0, below=1.0)
     """Share of the tokens of `path` that is held out for evaluation when there is no `eval_path`."""
     glob: str = "*"
     """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
-    invalid_files: str = limited("refuse", choices=("refuse", "skip"))
+    invalid_files: str = bounded("error", choices=("error", "skip"))
     """What to do with a file that is not UTF-8 (text); skipped files are counted in the record."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
     itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
-    dtype: str = limited("uint16", choices=("uint16", "uint32"))
+    dtype: str = bounded("uint16", choices=("uint16", "uint32"))
     """Element type of a raw .bin file (tokens); little-endian."""
 
 
@@ -112,52 +112,52 @@ class DataConfig:
 class WorkloadConfig:
     name: str = MISSING
     """Label in records."""
-    steps: int = limited(minimum=1)
+    steps: int = bounded(minimum=1)
     """Optimizer steps in all, the warm-up included."""
-    warmup_steps: int = limited(minimum=1)
+    timing_warmup_steps: int = bounded(minimum=1)
     """First steps of the same training that are left out of the timing; the very first is reported apart."""
-    block_steps: int = limited(10, minimum=1)
+    interval_steps: int = bounded(10, minimum=1)
     """Steps between two synchronisations in the measured window: the unit of raw timing."""
-    seq_len: int = limited(minimum=1)
+    seq_len: int = bounded(minimum=1)
     """Tokens in one training sequence."""
-    global_batch_size: int = limited(minimum=1)
+    global_batch_size: int = bounded(minimum=1)
     """Sequences per optimizer step, over all devices."""
-    micro_batch_size: int = limited(minimum=1)
+    micro_batch_size: int = bounded(minimum=1)
     """Sequences per forward pass on one device; the rest is gradient accumulation."""
-    eval_every: int = limited(0, minimum=0)
+    eval_every: int = bounded(0, minimum=0)
     """Evaluate on held-out data after every so many steps and at the end; 0 never does."""
-    eval_sequences: int = limited(64, minimum=1)
+    eval_sequences: int = bounded(64, minimum=1)
     """Held-out sequences per evaluation, always the same ones."""
-    learning_rate: float = limited(above=0.0)
+    learning_rate: float = bounded(above=0.0)
     """Peak learning rate."""
-    final_learning_rate_fraction: float = limited(0.1, minimum=0.0, maximum=1.0)
+    min_lr_ratio: float = bounded(0.1, minimum=0.0, maximum=1.0)
     """Where the cosine decay ends, as a fraction of the peak."""
-    learning_rate_warmup_steps: int = limited(0, minimum=0)
-    """Steps over which the learning rate rises linearly from zero; unlike warmup_steps, part of the work."""
-    weight_decay: float = limited(0.1, minimum=0.0)
+    lr_warmup_steps: int = bounded(0, minimum=0)
+    """Steps over which the learning rate rises linearly from zero; unlike timing_warmup_steps, part of the work."""
+    weight_decay: float = bounded(0.1, minimum=0.0)
     """AdamW's decoupled decay, on matrices only: biases and norm weights are not decayed."""
-    beta1: float = limited(0.9, minimum=0.0, below=1.0)
+    beta1: float = bounded(0.9, minimum=0.0, below=1.0)
     """AdamW's first-moment decay."""
-    beta2: float = limited(0.95, minimum=0.0, below=1.0)
+    beta2: float = bounded(0.95, minimum=0.0, below=1.0)
     """AdamW's second-moment decay."""
-    epsilon: float = limited(1e-8, above=0.0)
+    epsilon: float = bounded(1e-8, above=0.0)
     """AdamW's denominator term."""
-    gradient_clip_norm: float = limited(1.0, above=0.0)
+    max_grad_norm: float = bounded(1.0, above=0.0)
     """Gradients are scaled down to this global 2-norm when they exceed it."""
 
 
 @dataclass
 class ParallelConfig:
-    name: str = limited(choices=("single", "ddp", "fsdp"))
+    name: str = bounded(choices=("single", "ddp", "fsdp"))
     """How the work is spread over devices: not at all, by DDP (each holds the whole model), or by FSDP2 (each holds
     its shard). The last two are started by torchrun, one process for each device."""
-    timeout_seconds: float = limited(600.0, above=0.0)
+    timeout_seconds: float = bounded(600.0, above=0.0)
     """Give up when no process has got any further for so long, or did not come. Longer than the longest step."""
-    shard_within_host: bool = False
+    hybrid_shard: bool = False
     """With fsdp on several hosts: shard over the devices of each host and keep a copy on every host."""
     cpu_offload: bool = False
     """With fsdp: keep shards, gradients and AdamW's moments in the host's memory, and update them there."""
-    gather_in_compute_precision: bool = True
+    low_precision_all_gather: bool = True
     """With fsdp and bf16 or fp16: cast the blocks' weights before they are gathered, which halves the traffic."""
     scaling_reference: str | None = None
     """Folder of a finished run of the same work on fewer devices: the record then says how much of its speed per
@@ -166,12 +166,12 @@ class ParallelConfig:
 
 @dataclass
 class TrackConfig:
-    name: str = limited(choices=("portable", "tuned"))
+    name: str = bounded(choices=("portable", "tuned"))
     """Which rules the run keeps: portable is stock PyTorch, the same calls on every device; tuned is what is fastest on
     each, for the same mathematics. Runs of different tracks are never compared."""
-    adamw: str | None = limited("foreach", choices=("for_loop", "foreach", "fused"))
+    adamw: str | None = bounded("foreach", choices=("for_loop", "foreach", "fused"))
     """Which of PyTorch's AdamW implementations runs; null is the backend's own choice."""
-    compile: str | None = limited("no", choices=("no", "blocks", "model"))
+    compile: str | None = bounded("no", choices=("no", "blocks", "model"))
     """With tuned: torch.compile of each transformer block, or of the whole model; null is the backend's own choice."""
     attention: str | None = "stock"
     """With tuned: which of the backend's attention kernels runs; null is the backend's own choice."""
@@ -183,16 +183,16 @@ class TrackConfig:
     """With tuned: likewise, for SwiGLU."""
     cross_entropy: str | None = "stock"
     """With tuned: which of the backend's cross-entropies runs; null is the backend's own choice."""
-    activation_memory_budget: float | None = limited(1.0, above=0.0, maximum=1.0)
+    activation_memory_budget: float | None = bounded(1.0, above=0.0, maximum=1.0)
     """With tuned: share of the memory for activations that compiled parts may take; what does not fit is computed again
     in the backward pass, cheapest first. The same numbers; null is the backend's own choice."""
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = limited(0, minimum=0)
+    every: int = bounded(0, minimum=0)
     """Save after every so many steps, at the end and when interrupted; 0 never does."""
-    keep: int = limited(2, minimum=1)
+    keep: int = bounded(2, minimum=1)
     """How many checkpoints to keep; older ones are removed once a new one is whole."""
 
 
@@ -207,15 +207,15 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     experiment: str | None = None
     """The experiment file that was chosen, if any."""
-    precision: str = limited("fp32", choices=PRECISIONS)
+    precision: str = bounded("fp32", choices=PRECISIONS)
     """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights."""
-    seed: int = limited(1, minimum=0)
+    seed: int = bounded(1, minimum=0)
     """Seed of initial weights and of the order or content of the data."""
-    repeats: int = limited(1, minimum=1)
+    repeats: int = bounded(1, minimum=1)
     """How many times to run, each in a fresh process, into out/1, out/2, ..."""
     out: str | None = None
     """Folder of the run; null makes runs/<UTC time>-<backend>-<model>."""
-    peaks: str = "runs/peaks"
+    peak_dir: str = "runs/peaks"
     """Where `python -m harness peak` leaves its records, and where a run looks for the newest one of its device and
     software to be held against."""
     profile: bool = False
@@ -224,10 +224,10 @@ class Config:
     telemetry: bool = True
     """Read the device's power, temperature and clock beside the loop, where it tells them; the record then tells energy
     too."""
-    log: str = limited("human", choices=FORMS)
+    log: str = bounded("human", choices=FORMS)
     """Form of what is said while a run goes on, on standard error: lines for people, or one JSON object a line. With
     json the summary at the end is such a line too."""
-    log_level: str = limited("info", choices=LEVELS)
+    log_level: str = bounded("info", choices=LEVELS)
     """The least of what is said there."""
     metrics_file: str | None = None
     """A file for node_exporter's textfile collector (Prometheus), rewritten after each block; its name ends in .prom.
@@ -236,44 +236,44 @@ class Config:
     """Write curves for TensorBoard into the run's folder."""
     autotune: bool = False
     """Try the micro-batch sizes that the global batch allows, each in a short run of its own, and name the fastest."""
-    resume: str | None = limited(None, choices=("auto",))
+    resume: str | None = bounded(None, choices=("auto",))
     """auto: go on from the newest checkpoint in out=DIR, or begin there if there is none; null never does."""
-    on_nonfinite: str = limited("stop", choices=("stop", "skip"))
+    on_nonfinite: str = bounded("stop", choices=("stop", "skip"))
     """When loss or gradient is no longer finite: stop the run, or skip the update, which costs a wait for the device in
     every step. With fp16 the loss scaler skips overflowing gradients by itself."""
-    nonfinite_limit: int = limited(10, minimum=1)
+    nonfinite_limit: int = bounded(10, minimum=1)
     """With on_nonfinite=skip: how many updates may be skipped before the run is given up."""
-    loss_spike_factor: float | None = limited(None, above=1.0)
+    loss_spike_factor: float | None = bounded(None, above=1.0)
     """Stop when a step's loss is so many times the median of the 50 before it; null never does."""
-    target_loss: float | None = limited(None, above=0.0)
+    target_loss: float | None = bounded(None, above=0.0)
     """Stop when the evaluation loss has come down to this; the time it took is recorded."""
 
 
-def kv_heads(model: ModelConfig) -> int:
+def num_key_value_heads(model: ModelConfig) -> int:
     """Return the number of key and value heads."""
-    return model.heads if model.kv_heads is None else model.kv_heads
+    return model.num_attention_heads if model.num_key_value_heads is None else model.num_key_value_heads
 
 
-def hidden_size(model: ModelConfig) -> int:
+def intermediate_size(model: ModelConfig) -> int:
     """Return the inner size of the feed-forward block."""
-    return 4 * model.width if model.hidden is None else model.hidden
+    return 4 * model.hidden_size if model.intermediate_size is None else model.intermediate_size
 
 
-def settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted key, dataclass field, value) for every leaf of a config, or of a config class."""
     for item in fields(node):
         key = prefix + item.name
         value = getattr(node, item.name, MISSING)
         kind = globals().get(item.type, item.type) if isinstance(item.type, str) else item.type
         if isinstance(kind, type) and is_dataclass(kind):
-            yield from settings(value if is_dataclass(value) else kind, key + ".")
+            yield from iter_settings(value if is_dataclass(value) else kind, key + ".")
         else:
             yield key, item, value
 
 
 # Settings that decide how or where the work is done, not what is computed. Everything else is part of the
 # workload's identity, so a setting added later counts as work until somebody says otherwise here.
-NOT_PART_OF_THE_WORK = (
+EXCLUDED_FROM_WORKLOAD_ID = (
     "backend.*",
     "parallel.*",
     # Compared on its own: two tracks do the same work by different rules.
@@ -281,7 +281,7 @@ NOT_PART_OF_THE_WORK = (
     "experiment",
     "repeats",
     "out",
-    "peaks",
+    "peak_dir",
     "profile",
     "telemetry",
     "log",
@@ -306,23 +306,25 @@ NOT_PART_OF_THE_WORK = (
     "workload.micro_batch_size",
     "model.activation_checkpointing",
     # How the clock is read.
-    "workload.warmup_steps",
-    "workload.block_steps",
+    "workload.timing_warmup_steps",
+    "workload.interval_steps",
 )
 
 
 def is_part_of_the_work(key: str) -> bool:
     """Return whether a setting, by its dotted key, decides what is computed."""
-    return not any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in NOT_PART_OF_THE_WORK)
+    return not any(
+        key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in EXCLUDED_FROM_WORKLOAD_ID
+    )
 
 
 def workload_settings(config: Config) -> dict[str, Any]:
     """Return the settings that define the work, by dotted key, with defaults that mean the same made equal."""
-    work = {key: value for key, _, value in settings(config) if is_part_of_the_work(key)}
-    work["model.kv_heads"] = kv_heads(config.model)
-    work["model.hidden"] = hidden_size(config.model)
-    if config.model.positions != "rotary":
-        work["model.rotary_base"] = None
+    work = {key: value for key, _, value in iter_settings(config) if is_part_of_the_work(key)}
+    work["model.num_key_value_heads"] = num_key_value_heads(config.model)
+    work["model.intermediate_size"] = intermediate_size(config.model)
+    if config.model.position_embedding != "rotary":
+        work["model.rope_theta"] = None
     return work
 
 
@@ -342,11 +344,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested dictionaries as one, by dotted key."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 

@@ -113,7 +113,7 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
 class _HumanLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         before = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        # Names of files and keys are quoted from files of strangers, whose control characters a terminal would obey.
+        # Names of files and keys are quoted from strangers' files, whose control characters a terminal would obey.
         return before + "\n".join(printable(line) for line in record.getMessage().split("\n"))
 
 

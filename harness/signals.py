@@ -35,12 +35,12 @@ class StopRequest:
         finally:
             self._deferring = False
 
-    def ask(self, number: int) -> None:
+    def request(self, number: int) -> None:
         """Note the wish to stop, also one that another process of the run was told."""
         if self.signal_number is None:
             self.signal_number, self._first_at = number, self._clock()
 
-    def ending(self, *, launched: bool) -> None:
+    def begin_shutdown(self, *, launched: bool) -> None:
         """From here on the end is written down: a launcher, which stops all processes now, has to wait for it."""
         self._ending = launched
 
@@ -50,7 +50,7 @@ class StopRequest:
                             and now - self._first_at < SECONDS_OF_ONE_WISH):  # fmt: skip
             return
         if self._deferring and self.signal_number is None:
-            self.ask(number)
+            self.request(number)
             return
         raise Interrupted(number)
 

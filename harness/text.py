@@ -26,6 +26,6 @@ def _printable(character: str) -> str:
     return "\ufffd" if character in "\ufffe\uffff" else character
 
 
-def folded(name: str) -> str:
+def normalized_name(name: str) -> str:
     """Return a name without what different writers write differently: upper case, spaces and hyphens."""
     return "".join(letter for letter in name.casefold() if letter not in " -_\t")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.config import OPERATIONS, Config, DataConfig, ModelConfig, kv_heads, settings
+from harness.config import OPERATIONS, Config, DataConfig, ModelConfig, iter_settings, num_key_value_heads
 from harness.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: naming the key, what was found, what was expected, and what to do.
     """
-    for key, item, value in settings(config):
+    for key, item, value in iter_settings(config):
         _check_limits(key, value, **item.metadata)
     _check_model(config.model)
     _check_data(config.data)
@@ -48,20 +48,21 @@ def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: f
 
 
 def _check_model(model: ModelConfig) -> None:
-    if model.width % model.heads:
+    if model.hidden_size % model.num_attention_heads:
         raise ConfigError(
-            f"model.heads: found {model.heads}, which does not divide model.width ({model.width}); "
-            "choose a divisor of the width"
+            f"model.num_attention_heads: found {model.num_attention_heads}, which does not divide model.hidden_size "
+            f"({model.hidden_size}); choose a divisor of the hidden size"
         )
-    if model.heads % kv_heads(model):
+    if model.num_attention_heads % num_key_value_heads(model):
         raise ConfigError(
-            f"model.kv_heads: found {model.kv_heads}, which does not divide model.heads ({model.heads}); "
-            "choose a divisor of the heads, or null for as many as heads"
+            f"model.num_key_value_heads: found {model.num_key_value_heads}, which does not divide "
+            f"model.num_attention_heads ({model.num_attention_heads}); choose a divisor, or null for one for each"
         )
-    if model.positions == "rotary" and (model.width // model.heads) % 2:
+    if model.position_embedding == "rotary" and (model.hidden_size // model.num_attention_heads) % 2:
         raise ConfigError(
-            f"model.positions: rotary needs an even head size, found model.width / model.heads = "
-            f"{model.width // model.heads}; change either, or use positions=learned"
+            "model.position_embedding: rotary needs an even head size, found model.hidden_size / "
+            f"model.num_attention_heads = {model.hidden_size // model.num_attention_heads}; change either, or use "
+            "model.position_embedding=learned"
         )
 
 
@@ -81,20 +82,20 @@ def _check_data(data: DataConfig) -> None:
 
 def _check_workload(config: Config) -> None:
     work = config.workload
-    if work.warmup_steps >= work.steps:
+    if work.timing_warmup_steps >= work.steps:
         raise ConfigError(
-            f"workload.warmup_steps: found {work.warmup_steps}, expected fewer than workload.steps "
+            f"workload.timing_warmup_steps: found {work.timing_warmup_steps}, expected fewer than workload.steps "
             f"({work.steps}), so that something is left to time; lower it or raise workload.steps"
         )
-    if work.learning_rate_warmup_steps >= work.steps:
+    if work.lr_warmup_steps >= work.steps:
         raise ConfigError(
-            f"workload.learning_rate_warmup_steps: found {work.learning_rate_warmup_steps}, expected fewer "
+            f"workload.lr_warmup_steps: found {work.lr_warmup_steps}, expected fewer "
             f"than workload.steps ({work.steps}); lower it or raise workload.steps"
         )
-    if work.seq_len > config.model.max_seq_len:
+    if work.seq_len > config.model.max_position_embeddings:
         raise ConfigError(
-            f"workload.seq_len: found {work.seq_len}, but model.max_seq_len is {config.model.max_seq_len}; "
-            "shorten the sequence or choose a model with a longer context"
+            f"workload.seq_len: found {work.seq_len}, but model.max_position_embeddings is "
+            f"{config.model.max_position_embeddings}; shorten the sequence or choose a model with a longer context"
         )
     # A search brings micro-batch sizes of its own.
     if work.global_batch_size % work.micro_batch_size and not config.autotune:
@@ -120,7 +121,7 @@ def _check_track(config: Config) -> None:
             )
     model = config.model
     for operation, setting, wanted in (
-        ("rotary", "positions", "rotary"),
+        ("rotary", "position_embedding", "rotary"),
         ("rms_norm", "norm", "rmsnorm"),
         ("swiglu", "activation", "swiglu"),
     ):
@@ -151,7 +152,7 @@ def _check_resume(config: Config) -> None:
 
 def _check_parallel(config: Config) -> None:
     parallel = config.parallel
-    for key, default in (("shard_within_host", False), ("cpu_offload", False), ("gather_in_compute_precision", True)):
+    for key, default in (("hybrid_shard", False), ("cpu_offload", False), ("low_precision_all_gather", True)):
         if parallel.name != "fsdp" and getattr(parallel, key) is not default:
             raise ConfigError(f"parallel.{key}: only parallel=fsdp reads it; leave it {str(default).lower()}")
     if parallel.name == "single" and parallel.scaling_reference is not None:
@@ -176,7 +177,7 @@ def _check_autotune(config: Config) -> None:
         )
 
 
-def check_shares(config: Config, processes: int) -> None:
+def check_batch_divides(config: Config, processes: int) -> None:
     """Refuse a global batch that cannot be dealt out evenly to so many processes.
 
     Raises:

@@ -29,11 +29,11 @@ class World:
     local_size: int = 1
     restarts: int = 0
     """How often torchrun has started the processes of this run anew."""
-    grouped: bool = False
+    is_distributed: bool = False
     """Whether the processes form a group, even one of a single process."""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Return whether this process writes and speaks for all."""
         return self.rank == 0
 
@@ -78,7 +78,7 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
         local_rank=values["LOCAL_RANK"],
         local_size=values["LOCAL_WORLD_SIZE"],
         restarts=_whole_number(variables, "TORCHELASTIC_RESTART_COUNT", "0"),
-        grouped=True,
+        is_distributed=True,
     )
 
 

@@ -57,12 +57,12 @@ def write(folder: Path, record: dict[str, Any], count: int, shift: int) -> str:
     """Write `count` repeats that differ in their step times, and return the folder."""
     for number in range(count):
         changed = copy.deepcopy(record)
-        changed["ended_utc"] += f" {shift} {number}"
+        changed["finished_at"] += f" {shift} {number}"
         factor = 1 + 0.001 * ((7 * number + shift) % 11)
         timing = changed["timing"]
-        for block in timing["blocks"]:
+        for block in timing["intervals"]:
             block["seconds"] *= factor
-        timing["measured_seconds"] = sum(block["seconds"] for block in timing["blocks"])
+        timing["measured_seconds"] = sum(block["seconds"] for block in timing["intervals"])
         timing["mean_step_seconds"] = timing["measured_seconds"] / timing["measured_steps"]
         timing["tokens_per_second"] = timing["tokens_per_step"] / timing["mean_step_seconds"]
         changed["content_sha256"] = content_digest(changed)

@@ -36,7 +36,7 @@ def main() -> int:
         print(f"{'data':<28} {'generate or read':>17} {'with digest':>12}   million tokens/s, median of five")
         for name, overrides in cases.items():
             for seq_len in (256, 1024):
-                words = [*overrides, f"workload.seq_len={seq_len}", "model.max_seq_len=1024"]
+                words = [*overrides, f"workload.seq_len={seq_len}", "model.max_position_embeddings=1024"]
                 alone, digested = measure(words, options.seconds, False), measure(words, options.seconds, True)
                 print(
                     f"{name + f', {seq_len} a sequence':<28} {alone / 1e6:>17.1f} {digested / 1e6:>12.1f}", flush=True

@@ -23,8 +23,8 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 from harness.report.draw_growth import growth
 from harness.report.svg import standalone
 
-COMMON = ("workload=gpt2", "workload.steps=5", "workload.warmup_steps=2", "workload.eval_every=0",
-          "workload.learning_rate_warmup_steps=1", "precision=bf16")  # fmt: skip
+COMMON = ("workload=gpt2", "workload.steps=5", "workload.timing_warmup_steps=2", "workload.eval_every=0",
+          "workload.lr_warmup_steps=1", "precision=bf16")  # fmt: skip
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 MODELS = ("tiny", "small", "llama-30m", "gpt2-124m", "gpt2-355m")
 LENGTH = 512
@@ -65,7 +65,7 @@ def runs(tokens: int) -> Iterator[tuple[str, list[str]]]:
                 f"workload.global_batch_size={sequences}", f"workload.micro_batch_size={sequences}",
             ]  # fmt: skip
             if model == "llama-30m":
-                words.append(f"model.max_seq_len={max(LENGTHS)}")
+                words.append(f"model.max_position_embeddings={max(LENGTHS)}")
             yield f"{model}-{length}-{track}", words
 
 

@@ -24,7 +24,7 @@ import torch
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 WORDS = (
-    "model=tiny", "workload=smoke", "workload.steps=600", "workload.warmup_steps=2", "workload.block_steps=2",
+    "model=tiny", "workload=smoke", "workload.steps=600", "workload.timing_warmup_steps=2", "workload.interval_steps=2",
     "workload.seq_len=64", "workload.global_batch_size=4", "workload.micro_batch_size=2", "workload.eval_every=100",
     "workload.eval_sequences=4", "checkpoint.every=4", "resume=auto",
 )  # fmt: skip

@@ -40,7 +40,7 @@ def resident_bytes() -> int:
 
 
 class Peak(threading.Thread):
-    """Watches this process's resident memory."""
+    """LoopObservers this process's resident memory."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -78,7 +78,7 @@ def build(dtype_name: str, overrides: list[str]) -> None:
     largest = max(parameter.numel() for parameter in parameters) * 4
     told = (shard, largest, peak.bytes - before, before, seconds)
     for rank, (own, one, used, start, took) in enumerate(ranks.gather(told)):
-        if ranks.leads:
+        if ranks.is_main:
             print(
                 f"rank {rank}: shard {own / MIB:,.0f} MiB, largest parameter (float32) {one / MIB:,.0f} MiB, peak "
                 f"beyond the {start / MIB:,.0f} MiB of an empty process {used / MIB:,.0f} MiB = shard + "

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0", "workload.learning_rate_warmup_steps=2")
+WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0", "workload.lr_warmup_steps=2")
 # A block is about as long as the time between two readings.
 BLOCK_STEPS = 4
 # Runs the harness with a CPU whose energy counters lie in a folder of our own, and reads them in some blocks alone, if
@@ -41,9 +41,9 @@ if (place / "read.json").exists():
     class Alternating(telemetry.Telemetry):
         reads = iter(json.loads((place / "read.json").read_text()))
         reading = False
-        def block_begins(self, phase):
+        def interval_begins(self, phase):
             self.reading = phase == "measured" and next(self.reads)
-            super().block_begins(phase)
+            super().interval_begins(phase)
         def _read_on(self, sensor):
             while not self._enough.wait(sensor.period_seconds):
                 if self.reading:
@@ -86,13 +86,13 @@ def overhead(place: Path, pairs: int) -> int:
     (place / "read.json").write_text(json.dumps(read))
     out = place / "run"
     steps = 20 + 2 * pairs * BLOCK_STEPS
-    words = [*WORK, f"workload.steps={steps}", f"workload.block_steps={BLOCK_STEPS}", *_watched(place), f"out={out}"]
+    words = [*WORK, f"workload.steps={steps}", f"workload.interval_steps={BLOCK_STEPS}", *_watched(place), f"out={out}"]
     with _start(place, words) as process:
         if process.wait() != 0:
             print((place / "output.log").read_text()[-2000:], file=sys.stderr)
             return 1
     record = json.loads((out / "record.json").read_text())
-    seconds = np.array([block["seconds"] for block in record["timing"]["blocks"]]).reshape(pairs, 2)
+    seconds = np.array([block["seconds"] for block in record["timing"]["intervals"]]).reshape(pairs, 2)
     order = np.array(read).reshape(pairs, 2)
     logarithms = np.log(seconds[order] / seconds[~order])
     low, high = _interval(logarithms)

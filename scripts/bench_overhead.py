@@ -24,7 +24,7 @@ from pathlib import Path
 # As the door does: a plug-in that is installed beside torch must not break this.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-DEFAULTS = ("workload.steps=60", "workload.warmup_steps=10", "workload.eval_every=0")
+DEFAULTS = ("workload.steps=60", "workload.timing_warmup_steps=10", "workload.eval_every=0")
 
 
 def main() -> int:
@@ -111,19 +111,19 @@ def bare_loop(overrides: list[str]) -> dict[str, float]:
     for step in range(work.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step + 1, work)
-        if step == work.warmup_steps:
+        if step == work.timing_warmup_steps:
             backend.synchronize()
             began = time.perf_counter()
         for micro_batch in tokens[step]:
             with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 loss = model(micro_batch.to(device, non_blocking=True))
             (loss / accumulation).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), work.gradient_clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), work.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
     backend.synchronize()
     seconds = time.perf_counter() - began
-    measured = (work.steps - work.warmup_steps) * work.global_batch_size * work.seq_len
+    measured = (work.steps - work.timing_warmup_steps) * work.global_batch_size * work.seq_len
     return {"tokens_per_second": measured / seconds}
 
 

@@ -23,7 +23,7 @@ from scipy import stats
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-DEFAULTS = ("workload.steps=120", "workload.warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
+DEFAULTS = ("workload.steps=120", "workload.timing_warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plain": ((), ()),

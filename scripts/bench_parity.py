@@ -3,7 +3,7 @@
     python scripts/bench_parity.py          about three minutes on two cores
 
 The same work is computed with other rounding: another micro-batch size, another thread count, attention written out
-instead of fused. Printed is each test's quantity as a share of its limit (harness/analysis/parity.py). Limits are
+instead of fused. Printed is each test's quantity as a share of its limit (harness/analysis/parity.py). Bounds are
 chosen well above the largest share here and well below what the sabotage tests provoke.
 """
 
@@ -31,12 +31,23 @@ from harness.training.run import run
 from harness.workload import model as model_module
 
 WORK = (
-    "model=tiny", "model.layers=2", "model.width=64", "model.heads=4", "workload=smoke", "workload.seq_len=64",
-    "workload.global_batch_size=8", "workload.micro_batch_size=8",
-)  # fmt: skip
+    "model=tiny",
+    "model.num_hidden_layers=2",
+    "model.hidden_size=64",
+    "model.num_attention_heads=4",
+    "workload=smoke",
+    "workload.seq_len=64",
+    "workload.global_batch_size=8",
+    "workload.micro_batch_size=8",
+)
 SHAPES = {
     "GPT-2-like": ("model.bias=true",),
-    "Llama-like": ("model.kv_heads=2", "model.norm=rmsnorm", "model.activation=swiglu", "model.tied_embeddings=false"),
+    "Llama-like": (
+        "model.num_key_value_heads=2",
+        "model.norm=rmsnorm",
+        "model.activation=swiglu",
+        "model.tie_word_embeddings=false",
+    ),
 }
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 

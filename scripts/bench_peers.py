@@ -32,7 +32,7 @@ from scipy import stats
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness.composition import load
-from harness.config import Config, hidden_size
+from harness.config import Config, intermediate_size
 from harness.environment import allowed_cores
 from harness.workload.data import open_dataset
 
@@ -46,11 +46,11 @@ PEERS = {
     "bare PyTorch": ("bare_loop.py", ("sdpa",)),
 }
 WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
-        "workload.micro_batch_size=4", "workload.steps=7", "workload.warmup_steps=2", "workload.eval_every=0",
-        "workload.learning_rate_warmup_steps=2", "precision=bf16")  # fmt: skip
+        "workload.micro_batch_size=4", "workload.steps=7", "workload.timing_warmup_steps=2", "workload.eval_every=0",
+        "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
 OURS = "harness, track=tuned"
 # Of a run in a search: enough to tell the fastest, by a step that is compiled and warm.
-SEARCH_STEPS = {"steps": 4, "warmup_steps": 2}
+SEARCH_STEPS = {"steps": 4, "timing_warmup_steps": 2}
 
 
 def main() -> int:
@@ -111,12 +111,12 @@ def describe(config: Config, tokens: Path) -> dict[str, Any]:
     work = config.workload
     return {
         "tokens": str(tokens),
-        "model": {**asdict(config.model), "hidden": hidden_size(config.model)},
+        "model": {**asdict(config.model), "intermediate_size": intermediate_size(config.model)},
         "seq_len": work.seq_len,
         "global_batch_size": work.global_batch_size,
         "micro_batch_size": work.micro_batch_size,
         "steps": work.steps,
-        "warmup_steps": work.warmup_steps,
+        "timing_warmup_steps": work.timing_warmup_steps,
         "learning_rate": work.learning_rate,
         "threads": config.backend.threads or allowed_cores(),
         "device": config.backend.name,

@@ -27,9 +27,9 @@ from harness.composition import load
 WORK = (
     "precision=bf16",
     "workload.steps=3",
-    "workload.warmup_steps=1",
+    "workload.timing_warmup_steps=1",
     "workload.eval_every=0",
-    "workload.learning_rate_warmup_steps=1",
+    "workload.lr_warmup_steps=1",
 )
 
 

@@ -25,8 +25,8 @@ from typing import Any
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
-        "workload.micro_batch_size=4", "workload.steps=9", "workload.warmup_steps=3", "workload.eval_every=0",
-        "workload.learning_rate_warmup_steps=2", "precision=bf16")  # fmt: skip
+        "workload.micro_batch_size=4", "workload.steps=9", "workload.timing_warmup_steps=3", "workload.eval_every=0",
+        "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
 VARIANTS = {
     "portable": (),
     "tuned": ("track=tuned",),

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from harness.analysis.cautions import block_step_seconds
-from harness.analysis.ratio_statistics import Ratio, ratio_of, weak_ratio_of
+from harness.analysis.cautions import interval_step_seconds
+from harness.analysis.ratio_statistics import Ratio, ratio_of, single_run_ratio_of
 
 MARGIN = 0.05
 REPEATS = (3, 5, 10)
@@ -33,7 +33,7 @@ BLOCKS = 40
 STRETCH = 5
 # Standard deviation of a simulated process's blocks.
 WITHIN = 0.02
-SMOKE = ("experiment=smoke", "workload.steps=110", "workload.block_steps=2", "workload.eval_every=0")
+SMOKE = ("experiment=smoke", "workload.steps=110", "workload.interval_steps=2", "workload.eval_every=0")
 
 Levels = Callable[[np.random.Generator, int], np.ndarray]
 # How one process's level differs from the next one's, as a logarithm.
@@ -82,7 +82,7 @@ def real_deviations() -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         run([*SMOKE, f"out={folder}/run"])
         record = json.loads((Path(folder) / "run" / "record.json").read_text())
-    logs = np.log(block_step_seconds(record))
+    logs = np.log(interval_step_seconds(record))
     centred = logs - logs.mean()
     print(f"within a real process here: blocks' standard deviation {centred.std():.2%}, lag-1 autocorrelation "
           f"{np.corrcoef(centred[:-1], centred[1:])[0, 1]:+.2f}; scaled to {WITHIN:.0%}\n")  # fmt: skip
@@ -102,7 +102,7 @@ def pairs_of(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: flo
         reference = processes(levels, deviations, repeats, source)
         other = processes(levels, deviations, repeats, source) * (1 + slowdown)
         if repeats == 1:
-            yield weak_ratio_of(
+            yield single_run_ratio_of(
                 [list(row) for row in reference],
                 [list(row) for row in other],
                 MARGIN,
@@ -136,7 +136,7 @@ def real(tries: int) -> int:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         pair = json.loads(done.stdout)["pairs"][0]
         ratio = pair["quantities"][0]
-        words[pair["word"]] += 1
+        words[pair["verdict"]] += 1
         print(
             f"{number:>3} {pair['word']:<12} {ratio['ratio']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]", flush=True
         )

@@ -25,13 +25,21 @@ MODELS = {
     "llama-1b": ("model=llama-1b", "workload=llama2", "workload.seq_len=2048", "workload.global_batch_size=16"),
 }
 LARGER, WANTED = "llama-1b", 0.55
-STEPS = ("workload.steps=30", "workload.warmup_steps=10", "workload.eval_every=0",
-         "workload.learning_rate_warmup_steps=1", "precision=bf16")  # fmt: skip
+STEPS = ("workload.steps=30", "workload.timing_warmup_steps=10", "workload.eval_every=0",
+         "workload.lr_warmup_steps=1", "precision=bf16")  # fmt: skip
 # With --quick: next to no work, to try the script rather than the device.
 QUICK = (
-    "model.layers=1", "model.width=32", "model.heads=2", "model.kv_heads=2", "model.hidden=64", "model.vocab_size=256",
-    "workload.steps=4", "workload.warmup_steps=2", "workload.seq_len=32", "workload.global_batch_size=4",
-)  # fmt: skip
+    "model.num_hidden_layers=1",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=2",
+    "model.intermediate_size=64",
+    "model.vocab_size=256",
+    "workload.steps=4",
+    "workload.timing_warmup_steps=2",
+    "workload.seq_len=32",
+    "workload.global_batch_size=4",
+)
 KNOBS = {
     "portable": ("track=portable",),
     "tuned": ("track=tuned",),
@@ -56,7 +64,7 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     out = (options.out or Path("runs") / f"{stamp}-measured-{options.backend}").absolute()
-    common = [f"backend={options.backend}", f"peaks={out / 'peaks'}"]
+    common = [f"backend={options.backend}", f"peak_dir={out / 'peaks'}"]
     if harness(common, "peak") == UNAVAILABLE:
         return UNAVAILABLE
     lines = [

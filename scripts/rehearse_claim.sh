@@ -13,7 +13,7 @@ word() { # word FOLDER: what verdict.json says of the claim
   python - "$1/verdict.json" <<'PYTHON'
 import json, sys
 [pair] = json.load(open(sys.argv[1]))["pairs"]
-print(pair["claim"]["word"])
+print(pair["claim"]["verdict"])
 PYTHON
 }
 

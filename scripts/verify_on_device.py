@@ -25,11 +25,20 @@ TIMING_SETTINGS = ("model=gpt2-124m", "workload=gpt2", "workload.steps=60", "wor
 PARITY_SETTINGS = ("experiment=smoke",)
 # With --quick both are this: next to no work, to try the script rather than the device.
 QUICK_SETTINGS = (
-    "workload=smoke", "model.layers=1", "model.width=32", "model.heads=2", "workload.steps=6",
-    "workload.warmup_steps=2", "workload.block_steps=2", "workload.seq_len=32", "workload.global_batch_size=4",
-    "workload.micro_batch_size=2", "workload.eval_every=3", "workload.eval_sequences=4",
-    "workload.learning_rate_warmup_steps=2",
-)  # fmt: skip
+    "workload=smoke",
+    "model.num_hidden_layers=1",
+    "model.hidden_size=32",
+    "model.num_attention_heads=2",
+    "workload.steps=6",
+    "workload.timing_warmup_steps=2",
+    "workload.interval_steps=2",
+    "workload.seq_len=32",
+    "workload.global_batch_size=4",
+    "workload.micro_batch_size=2",
+    "workload.eval_every=3",
+    "workload.eval_sequences=4",
+    "workload.lr_warmup_steps=2",
+)
 # Events and the host's clock see the same work: between two synchronisations they may differ by a launch.
 EVENT_TOLERANCE = 0.01
 REPEATS = 3
@@ -175,7 +184,7 @@ def timing(bundle: Bundle, backend: str, settings: list[str]) -> None:
         said = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "a run failed")
         bundle.check("timing", False, said)
         return
-    blocks = [block for record in records for block in record["timing"]["blocks"]]
+    blocks = [block for record in records for block in record["timing"]["intervals"]]
     if records[0]["device"]["emulated"]:
         bundle.check("events", None, "the device is emulated: its times are of the host")
     elif any(block["device_seconds"] is None for block in blocks):

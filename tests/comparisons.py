@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import find_claim
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, compare
 from harness.report.plots import figures
 from tests.records import A100, ASCEND, make_record, make_records, make_side, merged
@@ -22,11 +22,11 @@ EMULATED = merged(ASCEND, {"device": {"emulated": True, "name": "Ascend910B2 (em
                            "backend": {"peak_lookup_key": None}})  # fmt: skip
 
 
-def a100(count: int = 5, **changes: Any) -> Side:
+def a100(count: int = 5, **changes: Any) -> RunGroup:
     return make_side("A100", make_records(count, on=A100, **changes))
 
 
-def ascend(count: int = 5, **changes: Any) -> Side:
+def ascend(count: int = 5, **changes: Any) -> RunGroup:
     return make_side("Ascend 910B", make_records(count, **{"on": ASCEND, **changes}))
 
 
@@ -48,7 +48,9 @@ def faster() -> Comparison:
     """With energy, power and phases, which a record may hold."""
     sides = []
     for side, watts in ((a100(step_seconds=0.250), 380.0), (ascend(step_seconds=0.225), 310.0)):
-        sides.append(Side(side.label, tuple(type(run)(run.path, _with_energy(run.record, watts)) for run in side.runs)))
+        sides.append(
+            RunGroup(side.label, tuple(type(run)(run.path, _with_energy(run.record, watts)) for run in side.runs))
+        )
     return compare(sides)
 
 
@@ -69,11 +71,11 @@ def _with_energy(record: dict[str, Any], watts: float) -> dict[str, Any]:
     return {**record, "telemetry": telemetry, "timing": {**timing, "phase_seconds": phases}}
 
 
-def cannot_tell() -> Comparison:
+def inconclusive() -> Comparison:
     return compare([a100(3, process_noise=0.08), ascend(3, process_noise=0.08)])
 
 
-def weak() -> Comparison:
+def single_run() -> Comparison:
     return compare([a100(1), ascend(1, step_seconds=0.3)])
 
 
@@ -135,7 +137,7 @@ def hostile_failure() -> Comparison:
 
 CASES: dict[str, Callable[[], Comparison]] = {
     case.__name__: case
-    for case in (equivalent, slower, faster, cannot_tell, weak, not_comparable, different, implausible, failed,
+    for case in (equivalent, slower, faster, inconclusive, single_run, not_comparable, different, implausible, failed,
                  emulated, three_sides, claimed, hostile, hostile_failure)
 }  # fmt: skip
 

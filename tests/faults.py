@@ -267,13 +267,13 @@ FAULTS: dict[str, Fault] = {
         ranks("our fault"), FAILED, "failed", "rank 1: ZeroDivisionError: a fault of our own", (1,)
     ),
     "rank 1 has other software": Fault(
-        ranks("other software"), FAILED, "ranks_differ", "rank 1 differs from rank 0 in its software"
+        ranks("other software"), FAILED, "rank_mismatch", "rank 1 differs from rank 0 in its software"
     ),
     "rank 1 has other data": Fault(
-        ranks("other data"), FAILED, "ranks_differ", "rank 1 differs from rank 0 in its data"
+        ranks("other data"), FAILED, "rank_mismatch", "rank 1 differs from rank 0 in its data"
     ),
     "rank 1 has other weights": Fault(
-        ranks("other weights"), FAILED, "ranks_differ", "rank 1 differs from rank 0 in the initial weights"
+        ranks("other weights"), FAILED, "rank_mismatch", "rank 1 differs from rank 0 in the initial weights"
     ),
     # The launcher's part
     "no launcher": Fault(alone(*WORDS, "out=run"), REFUSED, None, "torchrun --nproc-per-node=N -m harness"),

@@ -256,26 +256,26 @@ def run_out_of_memory_in_the_profile() -> None:
 
     from harness.training import profiling
 
-    enter = profiling.OperandBytes.__enter__
+    enter = profiling.BytesAccessed.__enter__
 
-    def fail(self: profiling.OperandBytes) -> Any:
+    def fail(self: profiling.BytesAccessed) -> Any:
         if os.environ.get("RANK", "0") == "0":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return enter(self)
 
-    profiling.OperandBytes.__enter__ = fail  # type: ignore[method-assign, assignment]
+    profiling.BytesAccessed.__enter__ = fail  # type: ignore[method-assign, assignment]
 
 
 def be_told_to_stop_in_the_profile() -> None:
     from harness.training import profiling
 
-    look = profiling.traced
+    look = profiling.trace_steps
 
     def told(*words: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return look(*words)
 
-    profiling.traced = told
+    profiling.trace_steps = told
 
 
 def be_slow_in_the_backward_pass_of_rank_1() -> None:
@@ -294,10 +294,10 @@ def be_slow_in_the_backward_pass_of_rank_1() -> None:
 
 def measure_in_no_time() -> None:
     """No fault: small operands and short stretches, for `peak` where its figures do not matter."""
-    from harness.training import microbenchmarks as ceilings
+    from harness.training import microbenchmarks as benchmarks
 
-    ceilings.SIZES, ceilings.STRETCH_SECONDS, ceilings.LAUNCHES = (64, 128), 0.001, 10
-    ceilings.COPY_BYTES, ceilings.FLUSH_BYTES, ceilings.ALL_REDUCE_BYTES = 1 << 20, 1 << 12, (1 << 12,)
+    benchmarks.SIZES, benchmarks.SAMPLE_SECONDS, benchmarks.LAUNCHES = (64, 128), 0.001, 10
+    benchmarks.COPY_BYTES, benchmarks.FLUSH_BYTES, benchmarks.ALL_REDUCE_BYTES = 1 << 20, 1 << 12, (1 << 12,)
 
 
 FAULTS: dict[str, Callable[[], object]] = {

@@ -44,11 +44,11 @@ def make_timing(config: Config, steps: int, speed: Speed, chance: random.Random)
     """Return the record's part `timing` of a run that finished so many steps."""
     work = config.workload
     mean = speed.step_seconds * math.exp(chance.gauss(0, speed.process_noise))
-    blocks, step_times = _blocks(config, steps, mean, speed, chance)
-    measured = math.fsum(block["seconds"] for block in blocks)
-    waited = math.fsum(block["data_wait_seconds"] for block in blocks)
+    intervals, step_times = _intervals(config, steps, mean, speed, chance)
+    measured = math.fsum(interval["seconds"] for interval in intervals)
+    waited = math.fsum(interval["data_wait_seconds"] for interval in intervals)
     tokens = work.global_batch_size * work.seq_len
-    warm = max(0, min(steps, work.warmup_steps) - 1)
+    warm = max(0, min(steps, work.timing_warmup_steps) - 1)
     first_step = FIRST_STEP * mean if steps else None
     return {
         "clock": "host, between two synchronisations",
@@ -59,27 +59,27 @@ def make_timing(config: Config, steps: int, speed: Speed, chance: random.Random)
         "measured_steps": len(step_times),
         "measured_seconds": measured,
         "tokens_per_step": tokens,
-        "mean_step_seconds": measured / len(step_times) if blocks else None,
-        "tokens_per_second": len(step_times) * tokens / measured if blocks else None,
+        "mean_step_seconds": measured / len(step_times) if intervals else None,
+        "tokens_per_second": len(step_times) * tokens / measured if intervals else None,
         "data_wait_seconds": waited,
-        "data_wait_fraction": waited / measured if blocks else None,
+        "data_wait_fraction": waited / measured if intervals else None,
         "evaluation_seconds": 0.0,
         "training_seconds": (first_step or 0.0) + warm * mean + measured,
-        "blocks": blocks,
+        "intervals": intervals,
         "step_seconds": step_times,
     }
 
 
-def _blocks(config: Config, steps: int, mean: float, speed: Speed,
+def _intervals(config: Config, steps: int, mean: float, speed: Speed,
             chance: random.Random) -> tuple[list[dict[str, Any]], list[float]]:  # fmt: skip
     work = config.workload
-    blocks, step_times = [], []
-    for first in range(work.warmup_steps + 1, steps + 1, work.block_steps):
-        last = min(first + work.block_steps - 1, steps)
+    intervals, step_times = [], []
+    for first in range(work.timing_warmup_steps + 1, steps + 1, work.interval_steps):
+        last = min(first + work.interval_steps - 1, steps)
         pace = mean * math.exp(chance.gauss(0, speed.noise))
         times = [pace * math.exp(chance.gauss(0, speed.noise)) for _ in range(first, last + 1)]
         seconds = math.fsum(times)
-        blocks.append(
+        intervals.append(
             {
                 "first_step": first,
                 "last_step": last,
@@ -89,7 +89,7 @@ def _blocks(config: Config, steps: int, mean: float, speed: Speed,
             }
         )
         step_times += times
-    return blocks, step_times
+    return intervals, step_times
 
 
 class LossCurve:
@@ -123,7 +123,7 @@ class LossCurve:
         """Return the evaluations up to a step, each with the time that training had taken by then."""
         start = (timing["first_step_seconds"] or 0.0) + timing["warmup"]["seconds"]
         seconds = list(itertools.accumulate(timing["step_seconds"], initial=start))
-        warmup = self._config.workload.warmup_steps
+        warmup = self._config.workload.timing_warmup_steps
         return [
             {
                 "step": step,
@@ -150,7 +150,7 @@ class LossCurve:
     def norms(self) -> dict[str, float]:
         """Return the final norms of a few parameters."""
         names = ["embedding.weight", "norm.weight"]
-        for layer in range(self._config.model.layers):
+        for layer in range(self._config.model.num_hidden_layers):
             names += [f"blocks.{layer}.attention.qkv.weight", f"blocks.{layer}.feed_forward.up.weight"]
         return {name: (20 + len(name)) * self._rounded(self.last_step) for name in names}
 

@@ -1,7 +1,7 @@
 """Records made to order: complete, consistent and valid, of runs that nobody had to wait for.
 
 `make_record` follows one story from its arguments: a configuration, the device that it ran on, the speed of that
-device with its scatter, and a loss curve. Everything else (blocks, digests, identity, checksum) is derived, the way
+device with its scatter, and a loss curve. Everything else (intervals, digests, identity, checksum) is derived, the way
 a run derives it, so that the readers of records find nothing to complain of. Chance comes from the arguments alone:
 the same call gives the same record on every machine.
 
@@ -23,10 +23,10 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.config import Config, to_dict, workload_id
 from harness.records.files import content_digest
-from harness.records.load import Run
+from harness.records.load import LoadedRecord
 from harness.records.record import SCHEMA_VERSION, write_record
 from tests.record_curves import EVALUATION_SECONDS, SETUP_SECONDS, LossCurve, Speed, batch_digest, digest, make_timing
 
@@ -36,16 +36,35 @@ HOST_MEMORY = 128 * 2**30
 
 CONFIG: dict[str, Any] = {
     "backend": {"name": "cpu"},
-    "model": {"name": "gpt2-124m", "vocab_size": 50257, "max_seq_len": 1024, "layers": 12, "width": 768, "heads": 12,
-              "activation": "gelu_tanh", "positions": "learned", "bias": True},
+    "model": {
+        "name": "gpt2-124m",
+        "vocab_size": 50257,
+        "max_position_embeddings": 1024,
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "activation": "gelu_tanh",
+        "position_embedding": "learned",
+        "bias": True,
+    },
     "data": {"name": "synthetic"},
-    "workload": {"name": "made-up", "steps": 200, "warmup_steps": 20, "block_steps": 10, "seq_len": 1024,
-                 "global_batch_size": 32, "micro_batch_size": 8, "eval_every": 50, "eval_sequences": 64,
-                 "learning_rate": 6e-4, "learning_rate_warmup_steps": 20},
+    "workload": {
+        "name": "made-up",
+        "steps": 200,
+        "timing_warmup_steps": 20,
+        "interval_steps": 10,
+        "seq_len": 1024,
+        "global_batch_size": 32,
+        "micro_batch_size": 8,
+        "eval_every": 50,
+        "eval_sequences": 64,
+        "learning_rate": 6e-4,
+        "lr_warmup_steps": 20,
+    },
     "parallel": {"name": "single"},
     "track": {"name": "portable"},
     "precision": "bf16",
-}  # fmt: skip
+}
 
 # Devices: what differs between records of the same work, as changes of a record.
 CPU: dict[str, Any] = {
@@ -53,7 +72,7 @@ CPU: dict[str, Any] = {
     "backend": {"name": "cpu", "versions": {"torch": "2.13.0+cpu"}, "peak_lookup_key": None},
     "device": {"kind": "cpu", "name": "AMD EPYC", "index": 0, "count": 1, "memory_bytes": HOST_MEMORY,
                "emulated": False, "cores": 32},
-    "effective": {"threads": 32, "attention_kernel": "ScaledDotProductFlashAttentionForCpuBackward0"},
+    "effective_settings": {"threads": 32, "attention_kernel": "ScaledDotProductFlashAttentionForCpuBackward0"},
     "environment": {"host": "bench-0", "packages": {"torch": "2.13.0+cpu"}},
     "memory": {"peak_allocated_bytes": 11_400_000_000, "peak_reserved_bytes": None, "total_bytes": HOST_MEMORY},
 }  # fmt: skip
@@ -63,7 +82,7 @@ A100: dict[str, Any] = {
                 "peak_lookup_key": "NVIDIA A100-SXM4-80GB"},
     "device": {"kind": "cuda", "name": "NVIDIA A100-SXM4-80GB", "index": 0, "count": 8,
                "memory_bytes": 85_100_000_000, "emulated": False},
-    "effective": {"threads": 16, "attention_kernel": "ScaledDotProductFlashAttentionBackward0"},
+    "effective_settings": {"threads": 16, "attention_kernel": "ScaledDotProductFlashAttentionBackward0"},
     "environment": {"host": "bench-1", "packages": {"torch": "2.13.0+cu128"}},
     "memory": {"peak_allocated_bytes": 14_200_000_000, "peak_reserved_bytes": 15_900_000_000,
                "total_bytes": 85_100_000_000},
@@ -76,7 +95,7 @@ ASCEND: dict[str, Any] = {
                 "peak_lookup_key": "Ascend910B2"},
     "device": {"kind": "npu", "name": "Ascend910B2", "index": 0, "count": 8, "memory_bytes": 65_500_000_000,
                "emulated": False},
-    "effective": {"threads": 16, "attention_kernel": "NpuFusionAttentionBackward0"},
+    "effective_settings": {"threads": 16, "attention_kernel": "NpuFusionAttentionBackward0"},
     "environment": {"host": "bench-2", "architecture": "aarch64", "packages": {"torch": "2.13.0+cpu"}},
     "memory": {"peak_allocated_bytes": 15_100_000_000, "peak_reserved_bytes": 17_000_000_000,
                "total_bytes": 65_500_000_000},
@@ -110,7 +129,7 @@ def make_record(
     Args:
         on: the device, as changes of a record: CPU, A100, ASCEND or your own.
         step_seconds: mean step time of the device.
-        noise: relative standard deviation of block means within a process, and of steps within a block.
+        noise: relative standard deviation of interval means within a process, and of steps within a interval.
         process_noise: relative standard deviation of a process's mean step time between processes.
         data_wait: share of the step that is spent waiting for data.
         loss_noise: relative rounding noise of losses and gradients; it grows tenfold over the run.
@@ -121,7 +140,7 @@ def make_record(
             record can also be made to contradict itself.
     """
     config = _config(on, changes)
-    identity = f"{workload_id(config)} {config.backend.name} {process}"
+    identity = f"{config.model.name} {config.precision} {config.seed} {config.backend.name} {process}"
     curve = LossCurve(config, loss_noise, random.Random(f"losses of {identity}"))
     steps = curve.last_step if finished_steps is None else finished_steps
     speed = Speed(step_seconds, noise, process_noise, data_wait)
@@ -137,12 +156,14 @@ def make_records(count: int, **arguments: Any) -> list[dict[str, Any]]:
     return [make_record(**{"process": number, **arguments}) for number in range(1, count + 1)]
 
 
-def make_side(label: str, records: Sequence[Mapping[str, Any]], folder: str | None = None) -> Side:
+def make_side(label: str, records: Sequence[Mapping[str, Any]], folder: str | None = None) -> RunGroup:
     """Return records as a side of a comparison, as if read from runs/LABEL/1, runs/LABEL/2, ..."""
     home = Path(folder or f"runs/{label}")
-    return Side(
+    return RunGroup(
         label,
-        tuple(Run(home / str(number) / "record.json", dict(record)) for number, record in enumerate(records, 1)),
+        tuple(
+            LoadedRecord(home / str(number) / "record.json", dict(record)) for number, record in enumerate(records, 1)
+        ),
     )
 
 
@@ -195,7 +216,7 @@ def _assembled(config: Config, curve: LossCurve, timing: dict[str, Any], steps: 
         "config": to_dict(config),
         "model": {"parameters": 124_439_808},
         "data": {"name": config.data.name, "entropy_floor_nats": 3.1, "unigram_entropy_nats": 9.6},
-        "effective": _EFFECTIVE | {"track": config.track.name, "adamw": config.track.adamw},
+        "effective_settings": _EFFECTIVE | {"track": config.track.name, "adamw": config.track.adamw},
         "environment": _ENVIRONMENT | {"command": ["python", "-m", "harness", f"backend={config.backend.name}"]},
         "timing": timing,
         "losses": curve.losses(steps),
@@ -207,14 +228,14 @@ def _assembled(config: Config, curve: LossCurve, timing: dict[str, Any], steps: 
         },
         "target": curve.target(points),
         "weights": {"final_norms": curve.norms() if steps == curve.last_step else None},
-        "contention": {"host_other_fraction": 0.01, "device_processes": None},
+        "contention": {"other_processes_cpu_fraction": 0.01, "device_processes": None},
     }
 
 
 def _dates(timing: Mapping[str, Any], process: int) -> dict[str, str]:
     began = BEGAN + (process - 1) * BETWEEN_REPEATS
     seconds = SETUP_SECONDS + timing["training_seconds"] + timing["evaluation_seconds"]
-    return {"began_utc": began.isoformat(), "ended_utc": (began + timedelta(seconds=math.ceil(seconds))).isoformat()}
+    return {"started_at": began.isoformat(), "finished_at": (began + timedelta(seconds=math.ceil(seconds))).isoformat()}
 
 
 _EFFECTIVE: dict[str, Any] = {

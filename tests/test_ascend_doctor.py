@@ -40,7 +40,7 @@ class AscendHost:
         monkeypatch.setattr(host, "DRIVER_LIBRARIES", self.driver)
         # What the machine that runs the tests may have of its own.
         monkeypatch.setattr(host, "_loader_cache", set)
-        for name in (host.VISIBLE_DEVICES, *host.HOSTILE_VARIABLES):
+        for name in (host.VISIBLE_DEVICES, *host.UNSAFE_ENV_VARS):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("LD_LIBRARY_PATH", f"{self.libraries}:{self.driver}")
         monkeypatch.setenv("ASCEND_HOME_PATH", str(self.cann))

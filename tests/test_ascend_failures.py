@@ -119,7 +119,7 @@ OF_THE_SET_UP = {
 
 @pytest.mark.parametrize("name", OF_SEVERAL_RANKS)
 def test_an_echo_is_known_as_one(name: str) -> None:
-    assert known(OF_SEVERAL_RANKS[name][0]).echo is (name in ECHOES)
+    assert known(OF_SEVERAL_RANKS[name][0]).secondary is (name in ECHOES)
 
 
 class TestFaults:

@@ -14,9 +14,9 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.audit.reading import read_rows
-from harness.analysis.audit.rows import COLUMNS, IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, Finding, Row
+from harness.analysis.audit.rows import COLUMNS, IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, AuditFinding, Row
 from harness.analysis.audit.summary import Audit, AuditedRow, audit, judge_by_rows
-from harness.analysis.claims import CANNOT_TELL, NOT_TESTED, REFUTED, SUPPORTED, find_claim
+from harness.analysis.claims import INCONCLUSIVE, NOT_TESTED, REFUTED, SUPPORTED, find_claim
 from harness.analysis.flops import training_flops_per_token
 from harness.errors import UserError
 from harness.report.audit_page import render_audit
@@ -53,7 +53,7 @@ def found(*changes: dict[str, Any]) -> list[tuple[str, str]]:
     return [(finding.sure, finding.check) for finding in rows(*changes).rows[0].findings]
 
 
-def only(*changes: dict[str, Any]) -> Finding:
+def only(*changes: dict[str, Any]) -> AuditFinding:
     [finding] = rows(*changes).rows[0].findings
     return finding
 
@@ -122,7 +122,7 @@ class TestPublishedRows:
         """ModelLink prints no more than NPU and reference: what was filled in is said, and shows nothing of a claim."""
         table = audit(read_rows(PUBLISHED))
         found = judge_by_rows(find_claim("iflytek-ascend910-a100"), table)
-        assert found.word == CANNOT_TELL
+        assert found.verdict == INCONCLUSIVE
         assert found.reason.startswith("2 sound rows (beside the claim's own and any with something guessed), where 3")
         bloom = next(row for row in table.rows if row.row.name == "modellink-bloom-7b1")
         assert "filled in by whoever made the table: subject, reference" in self.said(bloom, UNPROVEN, "assumed")
@@ -165,7 +165,7 @@ class TestChecks:
 
     def test_a_named_model_is_counted_exactly(self) -> None:
         row = rows({"model": "llama2-7b", "parameters": None}).rows[0].row
-        shape = {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "hidden": 11008, "activation": "swiglu",
+        shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008, "activation": "swiglu",
                  "vocab_size": 32000}  # fmt: skip
         assert row.flops_per_token == training_flops_per_token(shape, 2048)
 
@@ -414,7 +414,7 @@ class TestSummary:
                         "devices": 8.0 * scale} for scale in (1, 2, 4)))  # fmt: skip
         assert (table.means[0].mean.count, table.means[0].mean.low) == (3, None)
         found = judge_by_rows(find_claim("iflytek-ascend910-a100"), table)
-        assert (found.word, found.reason[:27]) == (CANNOT_TELL, "all 3 sound rows have the v")
+        assert (found.verdict, found.reason[:27]) == (INCONCLUSIVE, "all 3 sound rows have the v")
 
     def test_a_row_that_is_there_twice_counts_once(self) -> None:
         table = rows({}, {"subject_final_loss": 2.305}, {"subject_final_loss": 2.305})
@@ -431,31 +431,31 @@ class TestSummary:
         [
             ((20_000, 20_100, 19_900), SUPPORTED),
             ((15_000, 15_100, 14_900), REFUTED),
-            ((20_000, 15_000, 25_000), CANNOT_TELL),
-            ((20_000,), CANNOT_TELL),
+            ((20_000, 15_000, 25_000), INCONCLUSIVE),
+            ((20_000,), INCONCLUSIVE),
         ],
     )
     def test_says_what_the_sound_rows_say_of_a_claim(self, speeds: tuple[float, ...], word: str) -> None:
         table = rows(*({"subject_tokens_per_second": float(speed)} for speed in speeds))
-        assert judge_by_rows(find_claim("iflytek-ascend910-a100"), table).word == word
+        assert judge_by_rows(find_claim("iflytek-ascend910-a100"), table).verdict == word
 
     def test_rows_of_other_chips_or_sizes_say_nothing(self) -> None:
         claim = find_claim("iflytek-ascend910-a100")
         for change in ({"reference": "H100"}, {"parameters": 1e8}, {"parameters": None}):
             found = judge_by_rows(claim, rows(change, {**change, "subject_tokens_per_second": 19_000.0}))
-            assert (found.word, found.reason[:17]) == (NOT_TESTED, "no published row ")
+            assert (found.verdict, found.reason[:17]) == (NOT_TESTED, "no published row ")
 
     def test_rows_that_cannot_be_trusted_say_nothing(self) -> None:
         impossible = {"subject_tokens_per_second": 70_000.0}
         found = judge_by_rows(find_claim("iflytek-ascend910-a100"), rows(impossible, impossible))
-        assert (found.word, found.reason) == (NOT_TESTED, "none of the 2 other rows about it can be trusted")
+        assert (found.verdict, found.reason) == (NOT_TESTED, "none of the 2 other rows about it can be trusted")
 
     def test_a_claim_is_no_evidence_of_itself(self) -> None:
         found = judge_by_rows(find_claim("telechat-12b-mindspore"), audit(read_rows(PUBLISHED)))
-        assert found.word == NOT_TESTED
+        assert found.verdict == NOT_TESTED
         assert found.reason.startswith("the only rows about it are the claim itself")
         found = judge_by_rows(find_claim("telechat-7b-mindspore"), audit(read_rows(PUBLISHED)))
-        assert found.word == CANNOT_TELL
+        assert found.verdict == INCONCLUSIVE
         assert found.reason.startswith("one sound row (beside the claim's own")
 
     def test_a_row_can_say_which_claim_it_states(self) -> None:
@@ -465,9 +465,9 @@ class TestSummary:
             "reference_tokens_per_second": 10_000.0,
         }
         claim = find_claim("telechat-7b-pytorch")
-        assert judge_by_rows(claim, rows(change)).word == CANNOT_TELL
+        assert judge_by_rows(claim, rows(change)).verdict == INCONCLUSIVE
         found = judge_by_rows(claim, rows({**change, "states": "telechat-7b-pytorch"}))
-        assert (found.word, found.reason[:40]) == (NOT_TESTED, "the only rows about it are the claim its")
+        assert (found.verdict, found.reason[:40]) == (NOT_TESTED, "the only rows about it are the claim its")
 
     @pytest.mark.parametrize(("ratio", "word"), [(3.0, REFUTED), (9.0, SUPPORTED)])
     def test_a_claim_of_speed_counts_the_other_way_around(self, ratio: float, word: str) -> None:
@@ -475,7 +475,7 @@ class TestSummary:
         changes = [{"subject": "H100 SXM", "reference": "A100 80GB SXM", "reference_tokens_per_second": 5_000.0,
                     "subject_tokens_per_second": 5_000 * ratio * near} for near in (1.001, 1.0, 0.999)]  # fmt: skip
         found = judge_by_rows(find_claim("h100-nine-times-a100"), rows(*changes))
-        assert (found.word, found.ratio) == (word, pytest.approx(ratio, rel=0.01))
+        assert (found.verdict, found.ratio) == (word, pytest.approx(ratio, rel=0.01))
 
     @pytest.mark.parametrize(
         "change",
@@ -486,14 +486,14 @@ class TestSummary:
         claim = find_claim("accelerate-mrpc")
         of_it = {"reference": "A100 80GB SXM", "precision": "fp32", "parameters": 1.1e8,
                  "subject_tokens_per_second": 20_100.0}  # fmt: skip
-        assert judge_by_rows(claim, rows(of_it)).word == CANNOT_TELL
-        assert judge_by_rows(claim, rows({**of_it, **change})).word == NOT_TESTED
+        assert judge_by_rows(claim, rows(of_it)).verdict == INCONCLUSIVE
+        assert judge_by_rows(claim, rows({**of_it, **change})).verdict == NOT_TESTED
 
     def test_rows_of_another_length_say_nothing_of_a_claim_that_has_one(self) -> None:
         of_it = {"reference": "A100-40G", "subject_tokens_per_second": 19_000.0}
         claim = find_claim("telechat-7b-pytorch")
-        assert judge_by_rows(claim, rows(of_it)).word == CANNOT_TELL
-        assert judge_by_rows(claim, rows({**of_it, "seq_len": 4096.0})).word == NOT_TESTED
+        assert judge_by_rows(claim, rows(of_it)).verdict == INCONCLUSIVE
+        assert judge_by_rows(claim, rows({**of_it, "seq_len": 4096.0})).verdict == NOT_TESTED
 
     def test_a_claim_whose_own_row_is_impossible_is_said_to_be(self) -> None:
         found = judge_by_rows(find_claim("modellink-llama-65b"), audit(read_rows(PUBLISHED)))
@@ -593,15 +593,15 @@ class TestCommand:
         assert main(["audit", str(PUBLISHED), "--claim", "iflytek-ascend910-a100", "--out", str(tmp_path / "a")]) == 0
         printed = " ".join(capsys.readouterr().out.split())
         assert "6 of 11 rows are sound, 2 of them untested." in printed
-        assert "cannot tell. 2 sound rows (beside the claim's own" in printed
+        assert "inconclusive. 2 sound rows (beside the claim's own" in printed
         assert (
             "Sound rows of Atlas 800T A2 against A100-40G: geometric mean of the time ratios 1.111 (2 rows" in printed
         )
         page = (tmp_path / "a" / "audit.html").read_text()
-        assert "cannot tell" in page
+        assert "inconclusive" in page
         assert "://" not in page
         found = json.loads((tmp_path / "a" / "audit.json").read_text())
-        assert (found["claim"]["word"], len(found["rows"])) == ("cannot tell", 11)
+        assert (found["claim"]["verdict"], len(found["rows"])) == ("inconclusive", 11)
         assert [pair["mean"]["count"] for pair in found["mean_time_ratios"]] == [2, 1, 1]
 
     def test_expect_sound(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

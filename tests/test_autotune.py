@@ -16,7 +16,7 @@ from harness.composition import load
 from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
 from harness.records.load import record_files
-from harness.records.run_folder import claim_folder
+from harness.records.run_folder import create_run_folder
 from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]
@@ -170,7 +170,7 @@ def test_a_search_is_no_side_of_a_comparison(tmp_path: Path) -> None:
 
 def test_for_real(harness: Harness, tmp_path: Path) -> None:
     done = harness(*TINY, "experiment=autotune", "workload.global_batch_size=2", "workload.steps=4",
-                   "workload.warmup_steps=2", "profile=true", "out=a")  # fmt: skip
+                   "workload.timing_warmup_steps=2", "profile=true", "out=a")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"micro-batch-1", "micro-batch-2", "autotune.json"}
     assert result(tmp_path)["fastest"] in {1, 2}
@@ -189,7 +189,7 @@ def test_a_folder_is_searched_once(tmp_path: Path) -> None:
     runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
     search(tmp_path, runs)
     with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
-        claim_folder(str(tmp_path / "a"), "run")
+        create_run_folder(str(tmp_path / "a"), "run")
     with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
         search(tmp_path, runs)
 

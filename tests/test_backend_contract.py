@@ -113,7 +113,7 @@ class TestWithoutADevice:
         assert "backend.threads=" in problem.remedy
 
     def test_refusal_is_one_line_with_every_problem_and_the_first_remedy(self, name: str) -> None:
-        error = create(name).refuse([Problem("no driver", "install it"), Problem("no\nnode", "pass it")])
+        error = create(name).unavailable_error([Problem("no driver", "install it"), Problem("no\nnode", "pass it")])
         assert isinstance(error, BackendUnavailable)
         assert error.exit_code == 3
         text = str(error)
@@ -133,7 +133,7 @@ class TestWithoutADevice:
         ids=lambda error: str(error)[:20] or type(error).__name__,
     )
     def test_out_of_memory_is_told_apart(self, name: str, error: BaseException) -> None:
-        failure = create(name).classify(error)
+        failure = create(name).classify_error(error)
         assert failure is not None
         assert failure.status == "oom"
         assert failure.cause.strip()
@@ -152,7 +152,7 @@ class TestWithoutADevice:
         ids=lambda error: str(error)[:20],
     )
     def test_our_own_mistakes_are_not_the_devices(self, name: str, error: BaseException) -> None:
-        assert create(name).classify(error) is None
+        assert create(name).classify_error(error) is None
 
 
 @dataclass
@@ -174,7 +174,7 @@ class Opened:
             pytest.skip(str(error))
         model = build_model(config.model, config.seed, self.backend.device())
         optimizer = build_optimizer(model, config.workload, config.track)
-        step = self.backend.prepare(model, optimizer, precision=precision, gradient_clip_norm=1.0)
+        step = self.backend.prepare(model, optimizer, precision=precision, max_grad_norm=1.0)
         sequences = torch.from_numpy(open_dataset(config).train(0, 4))
         return model, step, sequences.split(2)
 
@@ -225,14 +225,14 @@ class TestOnTheDevice:
     @precisions
     def test_what_is_in_effect_can_be_recorded_and_agrees(self, name: str, opened: Opened, precision: str) -> None:
         opened.prepared(precision)
-        json.dumps(opened.backend.effective())
+        json.dumps(opened.backend.effective_settings())
         found = probe(opened.backend, opened.config(precision))
         json.dumps(found)
         assert found["matmul_dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
         assert found["threads"] == 1
         assert found["attention_kernel"].endswith("Backward0")
         assert 0 < found["matmul_relative_error"] < 0.01
-        for key, value in opened.backend.effective().items():
+        for key, value in opened.backend.effective_settings().items():
             assert found[key] == value
 
     @precisions

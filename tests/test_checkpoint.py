@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, refused when damaged or strange, and unable to run code."""
+"""CheckpointStore: whole or not there, refused when damaged or strange, and unable to run code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from harness.errors import CheckpointError, RunFailed
 from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
 from harness.training import checkpoint, checkpoint_files
-from harness.training.checkpoint import FORMAT_VERSION, Checkpoints, TrainingState
+from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore, TrainingState
 from harness.training.checkpoint_files import MANIFEST
 from harness.training.distributed.collectives import Ranks
 
@@ -26,8 +26,8 @@ def tensors(value: float) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def keeper(tmp_path: Path) -> Checkpoints:
-    return Checkpoints(tmp_path, Ranks(), workload_id="0123456789abcdef", keep=2)
+def keeper(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path, Ranks(), workload_id="0123456789abcdef", keep=2)
 
 
 def folder(tmp_path: Path, step: int) -> Path:
@@ -35,7 +35,7 @@ def folder(tmp_path: Path, step: int) -> Path:
 
 
 class TestSave:
-    def test_what_is_saved_is_read_in_place(self, keeper: Checkpoints) -> None:
+    def test_what_is_saved_is_read_in_place(self, keeper: CheckpointStore) -> None:
         keeper.save(5, tensors(2.5), PROGRESS)
         found = tensors(0.0)
         weight = found["model.weight"]
@@ -45,7 +45,7 @@ class TestSave:
         assert progress["batches"] == "ab"
         assert progress["loop"]["losses"][1] != progress["loop"]["losses"][1]  # NaN, as it was
 
-    def test_the_newest_two_are_kept(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_the_newest_two_are_kept(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         for step in (5, 10, 15):
             keeper.save(step, tensors(step), PROGRESS)
         assert checkpoint_steps(tmp_path) == [10, 15]
@@ -54,7 +54,7 @@ class TestSave:
             "step-00000015",
         ]
 
-    def test_one_made_again_replaces_the_old_one(self, keeper: Checkpoints) -> None:
+    def test_one_made_again_replaces_the_old_one(self, keeper: CheckpointStore) -> None:
         keeper.save(5, tensors(1.0), PROGRESS)
         keeper.save(5, tensors(2.0), PROGRESS)
         found = tensors(0.0)
@@ -63,7 +63,7 @@ class TestSave:
 
     @pytest.mark.parametrize("moment", ["tensors", "manifest", "rename"])
     def test_a_failure_leaves_the_one_before(
-        self, moment: str, keeper: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, moment: str, keeper: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         keeper.save(5, tensors(1.0), PROGRESS)
 
@@ -91,7 +91,7 @@ class TestSave:
             "step-00000010",
         ]
 
-    def test_without_one_before_it_says_so(self, keeper: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_one_before_it_says_so(self, keeper: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
@@ -102,16 +102,16 @@ class TestSave:
 
 class TestDamage:
     @pytest.fixture(autouse=True)
-    def _saved(self, keeper: Checkpoints) -> None:
+    def _saved(self, keeper: CheckpointStore) -> None:
         keeper.save(5, tensors(1.0), PROGRESS)
         keeper.save(10, tensors(2.0), PROGRESS)
 
-    def refusal(self, keeper: Checkpoints) -> str:
+    def refusal(self, keeper: CheckpointStore) -> str:
         with pytest.raises(CheckpointError) as refused:
             keeper.load(10, tensors(0.0))
         return str(refused.value)
 
-    def test_truncated(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_truncated(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         file = folder(tmp_path, 10) / "__0_0.distcp"
         os.truncate(file, file.stat().st_size - 7)
         said = self.refusal(keeper)
@@ -119,18 +119,18 @@ class TestDamage:
         assert "delete that folder to go on from step 5" in said
 
     @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata"])
-    def test_one_flipped_bit(self, name: str, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_one_flipped_bit(self, name: str, keeper: CheckpointStore, tmp_path: Path) -> None:
         file = folder(tmp_path, 10) / name
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
         assert f"{name} is damaged: its checksum" in self.refusal(keeper)
 
-    def test_a_file_that_is_gone(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_a_file_that_is_gone(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         (folder(tmp_path, 10) / "__0_0.distcp").unlink()
         assert "__0_0.distcp cannot be read: No such file" in self.refusal(keeper)
 
-    def test_the_only_one(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_the_only_one(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         checkpoint._remove(folder(tmp_path, 5))
         (folder(tmp_path, 10) / "__0_0.distcp").unlink()
         assert "there is no earlier one: begin anew in another out=DIR" in self.refusal(keeper)
@@ -143,17 +143,19 @@ class TestDamage:
             ({"format_version": None}, "not a checkpoint of this harness"),
         ],
     )
-    def test_a_strange_manifest(self, change: dict[str, Any], said: str, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_a_strange_manifest(
+        self, change: dict[str, Any], said: str, keeper: CheckpointStore, tmp_path: Path
+    ) -> None:
         file = folder(tmp_path, 10) / MANIFEST
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
         assert said in self.refusal(keeper)
 
     @pytest.mark.parametrize("text", ["", "{", '"x"', "[1]"])
-    def test_no_manifest(self, text: str, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_no_manifest(self, text: str, keeper: CheckpointStore, tmp_path: Path) -> None:
         (folder(tmp_path, 10) / MANIFEST).write_text(text)
         assert str(folder(tmp_path, 10)) in self.refusal(keeper)
 
-    def test_of_another_model(self, keeper: Checkpoints) -> None:
+    def test_of_another_model(self, keeper: CheckpointStore) -> None:
         with pytest.raises(CheckpointError, match="does not fit this model"):
             keeper.load(10, {"model.other": torch.zeros(2)})
         with pytest.raises(CheckpointError, match="does not fit this model"):
@@ -178,7 +180,7 @@ def reseal(path: Path, name: str) -> None:
 
 
 class TestEnemy:
-    def test_a_list_of_contents_runs_no_code(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_a_list_of_contents_runs_no_code(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         keeper.save(5, tensors(1.0), PROGRESS)
         (folder(tmp_path, 5) / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
         reseal(folder(tmp_path, 5), ".metadata")
@@ -194,7 +196,7 @@ class TestEnemy:
         with pytest.raises(pickle.UnpicklingError):
             checkpoint_files._ListUnpickler(open(os.devnull, "rb")).find_class(module, function)  # noqa: SIM115
 
-    def test_values_that_are_no_tensors_are_refused(self, keeper: Checkpoints, tmp_path: Path) -> None:
+    def test_values_that_are_no_tensors_are_refused(self, keeper: CheckpointStore, tmp_path: Path) -> None:
         # PyTorch would unpickle them freely.
         keeper.save(5, {**tensors(1.0), "extra": Bomb(tmp_path / "boom")}, PROGRESS)  # type: ignore[dict-item]
         with pytest.raises(CheckpointError, match="extra is no tensor"):
@@ -209,7 +211,7 @@ def test_making_the_optimizers_state_changes_nothing(implementation: dict[str, A
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5, **implementation)
     state = TrainingState(model, optimizer)
     assert set(state.tensors()) == {"model.weight", "model.bias"}
-    state.make_moments()
+    state.initialize_optimizer_state()
     assert all(torch.equal(now, was) for now, was in zip(model.parameters(), before, strict=True))
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [group["lr"] for group in optimizer.param_groups] == [0.1]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.analysis.chips import PRECISIONS, Chip, ambiguity, catalogue, chips_meant, find_chip, largest_peak
+from harness.analysis.chips import PRECISIONS, Chip, ambiguity, catalogue, find_chip, largest_peak, match_chips
 from harness.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ def test_a_measured_product_is_below_its_peak() -> None:
      "Cerebras WSE-2", "Cerebras WSE-3", "SambaNova SN10", "SambaNova SN30", "SambaNova SN40L"],
 )  # fmt: skip
 def test_the_article_s_chips_and_their_successors_are_in(name: str) -> None:
-    assert names(chips_meant(name)) == [name]
+    assert names(match_chips(name)) == [name]
 
 
 # What the data sheets say, written down a second time: TFLOP/s of fp32, tf32, bf16, fp16 and fp8, GB/s of the link one
@@ -123,12 +123,12 @@ def test_is_found_by_what_its_driver_reports_with_its_sheet_s_figures(name: str)
     ],
 )  # fmt: skip
 def test_everyday_names_mean_their_chip(written: str, name: str) -> None:
-    assert names(chips_meant(written)) == [name]
+    assert names(match_chips(written)) == [name]
 
 
 @pytest.mark.parametrize("written", ["A100-80G", "A100 80GB", "A100-40GB", "A100 PCIe", "H100", "GH200", "Gaudi"])
 def test_names_of_several_parts_mean_all_of_them(written: str) -> None:
-    assert len(chips_meant(written)) >= 2
+    assert len(match_chips(written)) >= 2
 
 
 @pytest.mark.parametrize("name", ["A100", "NVIDIA A100", "910B", "Ascend910B", "Ascend910B22", "ascend910b2", "", None])
@@ -144,7 +144,7 @@ def test_the_first_ascend_lacks_bf16() -> None:
 
 
 def test_gc200_and_gh200_are_two_vendors() -> None:
-    assert [chip.vendor for name in ("GC200", "GH200") for chip in chips_meant(name)] == [
+    assert [chip.vendor for name in ("GC200", "GH200") for chip in match_chips(name)] == [
         "Graphcore",
         "NVIDIA",
         "NVIDIA",
@@ -155,25 +155,25 @@ class TestWhatPeopleWrite:
     def test_a_910b_may_be_any_of_four(self) -> None:
         four = [f"Ascend 910B{number}" for number in "1234"]
         for written in ("910B", "Ascend910B", "ascend 910b", "Atlas 800T A2"):
-            assert names(chips_meant(written)) == four
+            assert names(match_chips(written)) == four
         assert ambiguity("Ascend910B") == "'Ascend910B' may be " + ", ".join(four)
 
     def test_one_chip_is_not_ambiguous(self) -> None:
-        assert names(chips_meant("910B3")) == ["Ascend 910B3"]
-        assert names(chips_meant("a100-80g sxm")) == ["NVIDIA A100 80GB SXM4"]
+        assert names(match_chips("910B3")) == ["Ascend 910B3"]
+        assert names(match_chips("a100-80g sxm")) == ["NVIDIA A100 80GB SXM4"]
         assert ambiguity("910B3") is None
 
     @pytest.mark.parametrize("written", ["", "910B7", "A10", "A1000", "a100 nvl", "RTX 4090"])
     def test_part_of_a_name_means_nothing(self, written: str) -> None:
-        assert chips_meant(written) == ()
+        assert match_chips(written) == ()
         assert ambiguity(written) is None
 
     def test_the_largest_peak_of_those_that_may_be_meant(self) -> None:
-        assert largest_peak(chips_meant("910B"), "bf16") == 378.88e12
+        assert largest_peak(match_chips("910B"), "bf16") == 378.88e12
         # The chip of 2019 has no bf16: whoever writes of bf16 means one of the others.
-        assert largest_peak(chips_meant("Ascend 910"), "bf16") == 378.88e12
+        assert largest_peak(match_chips("Ascend 910"), "bf16") == 378.88e12
         # An unknown peak among them: nothing can be called impossible.
-        assert largest_peak(chips_meant("Gaudi"), "bf16") is None
+        assert largest_peak(match_chips("Gaudi"), "bf16") is None
         assert largest_peak((), "bf16") is None
 
 

@@ -1,4 +1,4 @@
-"""Claims as data, and what records say of one: supported, refuted, cannot tell, not tested."""
+"""Claims as data, and what records say of one: supported, refuted, inconclusive, not tested."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from harness.__main__ import main
 from harness.analysis.audit.reading import read_rows
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import (
-    CANNOT_TELL,
     CLAIM_WORDS,
+    INCONCLUSIVE,
     NOT_TESTED,
     REFUTED,
     SUPPORTED,
@@ -27,7 +27,7 @@ from harness.analysis.claims import (
     within,
 )
 from harness.analysis.flops import matrix_weights
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import compare, exit_code
 from harness.commands.claim import changes, how_to_test
 from harness.composition import load
@@ -43,14 +43,14 @@ H100 = merged(
 )
 
 
-def side(on: dict[str, Any], label: str, step_seconds: float = 1.0, *, count: int = 5, **changes: Any) -> Side:
+def side(on: dict[str, Any], label: str, step_seconds: float = 1.0, *, count: int = 5, **changes: Any) -> RunGroup:
     first = changes.pop("process", 1)
     records = [make_record(on=on, step_seconds=step_seconds, **{**BIG, **changes, "process": first + number})
                for number in range(count)]  # fmt: skip
     return make_side(label, records)
 
 
-def verdict(claim: str, *sides: Side) -> ClaimVerdict:
+def verdict(claim: str, *sides: RunGroup) -> ClaimVerdict:
     found = judge_claim(compare(sides), find_claim(claim)).pairs[0].claim
     assert found is not None
     return found
@@ -58,11 +58,12 @@ def verdict(claim: str, *sides: Side) -> ClaimVerdict:
 
 class TestRecords:
     @pytest.mark.parametrize(
-        ("seconds", "word"), [(1.0, SUPPORTED), (1.06, SUPPORTED), (1.2, REFUTED), (0.8, REFUTED), (1.1, CANNOT_TELL)]
+        ("seconds", "word"),
+        [(1.0, SUPPORTED), (1.06, SUPPORTED), (1.2, REFUTED), (0.8, REFUTED), (1.1, INCONCLUSIVE)],
     )
     def test_support_or_refute_the_same_time(self, seconds: float, word: str) -> None:
         found = verdict(IFLYTEK, side(A100, "A100"), side(ASCEND, "Ascend", seconds))
-        assert found.word == word
+        assert found.verdict == word
         assert found.ratio == pytest.approx(seconds, rel=0.01)
         assert None not in (found.low, found.ratio, found.high)
         assert [found.low, found.ratio, found.high] == sorted([found.low or 0, found.ratio or 0, found.high or 0])
@@ -70,20 +71,20 @@ class TestRecords:
     def test_the_subject_is_found_by_its_chip_not_by_its_place(self) -> None:
         """The Ascend as reference: its time is still what is put over the A100's."""
         found = verdict(IFLYTEK, side(ASCEND, "Ascend", 1.2), side(A100, "A100"))
-        assert found.word == REFUTED
+        assert found.verdict == REFUTED
         assert found.ratio == pytest.approx(1.2, rel=0.01)
 
     def test_of_speed_is_the_inverse_of_time(self) -> None:
         found = verdict("h100-nine-times-a100", side(A100, "A100", 9.0), side(H100, "H100"))
-        assert (found.word, found.ratio) == (SUPPORTED, pytest.approx(9.0, rel=0.01))
+        assert (found.verdict, found.ratio) == (SUPPORTED, pytest.approx(9.0, rel=0.01))
         found = verdict("h100-nine-times-a100", side(H100, "H100"), side(A100, "A100", 3.0))
-        assert (found.word, found.ratio) == (REFUTED, pytest.approx(3.0, rel=0.01))
+        assert (found.verdict, found.ratio) == (REFUTED, pytest.approx(3.0, rel=0.01))
         assert None not in (found.low, found.ratio, found.high)
         assert [found.low, found.ratio, found.high] == sorted([found.low or 0, found.ratio or 0, found.high or 0])
 
     def test_of_other_chips_do_not_test_it(self) -> None:
         found = verdict(IFLYTEK, side(A100, "A100"), side(H100, "hopper"))
-        assert found.word == NOT_TESTED
+        assert found.verdict == NOT_TESTED
         assert "wrong chips" in found.reason
         assert "NVIDIA H100 80GB HBM3 (hopper)" in found.reason
 
@@ -92,13 +93,13 @@ class TestRecords:
 
     def test_of_an_emulated_device_do_not_test_it(self) -> None:
         found = verdict(IFLYTEK, side(A100, "A100"), side(EMULATED, "emulated"))
-        assert (found.word, found.ratio) == (NOT_TESTED, None)
+        assert (found.verdict, found.ratio) == (NOT_TESTED, None)
         assert found.reason.startswith("emulated device: emulated")
 
     def test_of_a_small_model_do_not_test_it(self) -> None:
         small: Any = {"model": {"parameters": 124_439_808}}
         found = verdict(IFLYTEK, side(A100, "A100", **small), side(ASCEND, "Ascend", **small))
-        assert found.word == NOT_TESTED
+        assert found.verdict == NOT_TESTED
         assert "other scale" in found.reason
         assert "0.124 billion" in found.reason
 
@@ -120,11 +121,11 @@ class TestRecords:
     def test_of_another_size_or_length_do_not_test_it(
         self, parameters: int | None, devices: int, seq_len: int, said: str
     ) -> None:
-        config = {"workload": {"seq_len": seq_len}, "model": {"max_seq_len": seq_len}}
+        config = {"workload": {"seq_len": seq_len}, "model": {"max_position_embeddings": seq_len}}
         sides = [side(on, label, model={"parameters": parameters}, world_size=devices, config=config)
                  for on, label in ((A100_40G, "A100"), (ASCEND, "Ascend"))]  # fmt: skip
         found = verdict("telechat-7b-pytorch", *sides)
-        assert found.word == NOT_TESTED
+        assert found.verdict == NOT_TESTED
         assert said in found.reason
 
     def test_of_another_precision_do_not_test_it(self) -> None:
@@ -133,16 +134,16 @@ class TestRecords:
 
     def test_that_may_not_be_compared_do_not_test_it(self) -> None:
         found = verdict(IFLYTEK, side(A100, "A100"), side(ASCEND, "Ascend", config={"seed": 2}))
-        assert found.word == NOT_TESTED
+        assert found.verdict == NOT_TESTED
         assert found.reason.startswith("not comparable: not the same work")
 
-    def test_of_one_process_a_side_cannot_tell(self) -> None:
+    def test_of_one_process_a_side_is_inconclusive(self) -> None:
         found = verdict(IFLYTEK, side(A100, "A100", count=1), side(ASCEND, "Ascend", count=1))
-        assert (found.word, found.ratio) == (CANNOT_TELL, None)
+        assert (found.verdict, found.ratio) == (INCONCLUSIVE, None)
 
     def test_of_any_device_rehearse(self) -> None:
-        assert verdict("rehearsal", side(CPU, "one"), side(CPU, "two", 1.5)).word == REFUTED
-        assert verdict("rehearsal", side(CPU, "one"), side(CPU, "again", process=11)).word == SUPPORTED
+        assert verdict("rehearsal", side(CPU, "one"), side(CPU, "two", 1.5)).verdict == REFUTED
+        assert verdict("rehearsal", side(CPU, "one"), side(CPU, "again", process=11)).verdict == SUPPORTED
 
     def test_expecting_support(self) -> None:
         claim = find_claim(IFLYTEK)
@@ -157,21 +158,21 @@ class TestWithin:
         ("low", "high", "word"),
         [
             (0.9, 1.1, SUPPORTED),
-            (0.899, 1.0, CANNOT_TELL),
-            (1.0, 1.101, CANNOT_TELL),
+            (0.899, 1.0, INCONCLUSIVE),
+            (1.0, 1.101, INCONCLUSIVE),
             (0.5, 0.899, REFUTED),
             (1.101, 1.2, REFUTED),
-            (0.5, 2.0, CANNOT_TELL),
+            (0.5, 2.0, INCONCLUSIVE),
         ],
     )
     def test_two_borders(self, low: float, high: float, word: str) -> None:
-        assert within(find_claim(IFLYTEK), (low + high) / 2, low, high).word == word
+        assert within(find_claim(IFLYTEK), (low + high) / 2, low, high).verdict == word
 
     @pytest.mark.parametrize(
-        ("low", "high", "word"), [(1.0, 50, SUPPORTED), (0.5, 0.8, REFUTED), (0.9, 1.5, CANNOT_TELL)]
+        ("low", "high", "word"), [(1.0, 50, SUPPORTED), (0.5, 0.8, REFUTED), (0.9, 1.5, INCONCLUSIVE)]
     )
     def test_one_border(self, low: float, high: float, word: str) -> None:
-        assert within(find_claim("gh200-above-h100"), (low + high) / 2, low, high).word == word
+        assert within(find_claim("gh200-above-h100"), (low + high) / 2, low, high).verdict == word
 
 
 class TestFiles:
@@ -198,7 +199,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("claim", load_claims().values(), ids=lambda claim: claim.name)
     def test_says_why_and_names_experiments_that_there_are(self, claim: Claim) -> None:
-        assert len(claim.allowance) > 10
+        assert len(claim.rationale) > 10
         for experiment, commands in how_to_test(claim).items():
             assert load([f"experiment={experiment}"]).experiment == experiment
             assert commands[-1].startswith("python -m harness compare")
@@ -220,7 +221,7 @@ class TestFiles:
             assert claim.precision in (None, config.precision)
             assert claim.parameters.holds(matrix_weights(asdict(config.model)))
             assert claim.seq_len in (None, config.workload.seq_len)
-            assert config.workload.seq_len <= config.model.max_seq_len
+            assert config.workload.seq_len <= config.model.max_position_embeddings
             assert config.parallel.name == "fsdp" or claim.devices.holds(1)
 
     def test_a_chip_without_a_backend_is_said(self) -> None:
@@ -302,7 +303,7 @@ class TestCommands:
         assert said in (out / "report.md").read_text()
         assert said in (out / "report.html").read_text()
         found = json.loads((out / "verdict.json").read_text())
-        assert (found["claim"]["name"], found["pairs"][0]["claim"]["word"]) == (IFLYTEK, "refuted")
+        assert (found["claim"]["name"], found["pairs"][0]["claim"]["verdict"]) == (IFLYTEK, "refuted")
 
     def test_without_a_claim_none_is_mentioned(self, folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", *folders]) == 0
@@ -339,5 +340,5 @@ class TestCommands:
     def test_for_programs(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["claim", IFLYTEK, "--format", "json"]) == 0
         [found] = json.loads(capsys.readouterr().out)
-        assert found["evidence"]["word"] == CANNOT_TELL
+        assert found["evidence"]["verdict"] == INCONCLUSIVE
         assert "telechat-7b-pytorch" in found["evidence"]["rows"]

@@ -26,7 +26,7 @@ GLOO = (
 def test_out_of_memory(error: Exception) -> None:
     failure = classify_common(error)
     assert failure is not None
-    assert (failure.status, failure.remedy, failure.echo) == ("oom", OUT_OF_MEMORY_REMEDY, False)
+    assert (failure.status, failure.remedy, failure.secondary) == ("oom", OUT_OF_MEMORY_REMEDY, False)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_out_of_memory(error: Exception) -> None:
 def test_a_broken_connection_may_be_the_echo_of_another_ranks_end(error: Exception) -> None:
     failure = classify_common(error)
     assert failure is not None
-    assert (failure.status, failure.remedy, failure.echo) == ("rank_lost", PEER_REMEDY, True)
+    assert (failure.status, failure.remedy, failure.secondary) == ("rank_lost", PEER_REMEDY, True)
 
 
 @pytest.mark.parametrize(

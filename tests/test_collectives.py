@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.signals import StopRequest
-from harness.training.distributed.collectives import Ranks, StopAgreement
+from harness.training.distributed.collectives import CoordinatedStop, Ranks
 from harness.workload.digest import BatchDigest
 from harness.world import World
 
@@ -18,32 +18,32 @@ def test_alone_everything_is_ones_own() -> None:
     digest.add_step(1, "ab")
     assert ranks.gather("x") == ["x"]
     assert ranks.mean([0.1, 0.2]) == [0.1, 0.2]
-    assert ranks.largest(3, 4) == [3, 4]
-    assert ranks.from_leader(lambda: 7) == 7
-    assert ranks.added_digest(digest) == digest.hexdigest()
+    assert ranks.all_max(3, 4) == [3, 4]
+    assert ranks.broadcast_from_main(lambda: 7) == 7
+    assert ranks.combined_digest(digest) == digest.hexdigest()
 
 
 class TwoRanks(Ranks):
     """Rank 0 of two, the other one being a script."""
 
     def __init__(self, others: list[int]) -> None:
-        super().__init__(World(0, 2, 0, 2, grouped=True))
+        super().__init__(World(0, 2, 0, 2, is_distributed=True))
         self.others, self.asked = others, 0
 
-    def largest(self, *values: int) -> list[int]:
+    def all_max(self, *values: int) -> list[int]:
         self.asked += 1
         other = self.others.pop(0) if self.others else 0
         return [max(values[0], other), values[1]]
 
 
 class TestStopAgreement:
-    def agreement(self, ranks: Any, step_seconds: float) -> tuple[StopAgreement, StopRequest]:
+    def agreement(self, ranks: Any, step_seconds: float) -> tuple[CoordinatedStop, StopRequest]:
         request, now = StopRequest(), [0.0]
 
         def clock() -> float:
             return now[0]
 
-        agreement = StopAgreement(ranks, request, clock=clock)
+        agreement = CoordinatedStop(ranks, request, clock=clock)
         ask = agreement.requested
 
         def step() -> bool:
@@ -55,9 +55,9 @@ class TestStopAgreement:
 
     def test_alone_a_request_is_seen_at_once(self) -> None:
         request = StopRequest()
-        agreement = StopAgreement(Ranks(), request)
+        agreement = CoordinatedStop(Ranks(), request)
         assert not agreement.requested()
-        request.ask(signal.SIGTERM)
+        request.request(signal.SIGTERM)
         assert agreement.requested()
 
     @pytest.mark.parametrize(("step_seconds", "expected"), [(0.01, 12), (0.1, 103), (2.0, 1000)])
@@ -75,7 +75,7 @@ class TestStopAgreement:
     def test_once_agreed_nobody_is_asked_again(self) -> None:
         ranks = TwoRanks([])
         agreement, request = self.agreement(ranks, 2.0)
-        request.ask(signal.SIGINT)
+        request.request(signal.SIGINT)
         assert agreement.requested()
         assert agreement.requested()
         assert ranks.asked == 1

@@ -39,15 +39,15 @@ def test_waits_from_the_last_bucket_to_the_end_of_the_backward_pass() -> None:
     meter = CommunicationMeter(events=None, asynchronous=False, clock=clock)
     for begin, end in ((1.0, 1.5), (3.0, 3.25)):
         clock.now = begin - 0.5
-        meter.sent(100)
+        meter.add_payload(100)
         meter.begin_wait()  # the first bucket: the backward pass still computes
         clock.now = begin
-        meter.sent(20)
+        meter.add_payload(20)
         meter.begin_wait()
         clock.now = end
         meter.end_wait()
-    assert meter.take() == (240, 0.75)
-    assert meter.take() == (0, 0.0)
+    assert meter.pop() == (240, 0.75)
+    assert meter.pop() == (0, 0.0)
 
 
 def test_an_end_without_a_begin_says_nothing() -> None:
@@ -55,7 +55,7 @@ def test_an_end_without_a_begin_says_nothing() -> None:
     meter = CommunicationMeter(events=None, asynchronous=False, clock=clock)
     clock.now = 9.0
     meter.end_wait()
-    assert meter.take() == (0, 0.0)
+    assert meter.pop() == (0, 0.0)
 
 
 def test_time_stamps_of_the_device_tell_where_work_is_queued() -> None:
@@ -65,25 +65,25 @@ def test_time_stamps_of_the_device_tell_where_work_is_queued() -> None:
         meter.begin_wait()
         meter.begin_wait()
         meter.end_wait()
-    assert meter.take() == (0, 0.75)
+    assert meter.pop() == (0, 0.75)
 
 
 def test_unknown_is_none() -> None:
     meter = CommunicationMeter(events=None, asynchronous=True)
-    meter.sent(5)
-    assert meter.take() == (5, None)
+    meter.add_payload(5)
+    assert meter.pop() == (5, None)
 
 
 def test_every_exchange_is_a_sign_of_life() -> None:
     signs = []
-    meter = CommunicationMeter(events=None, asynchronous=False, advanced=lambda: signs.append(1))
-    meter.sent(1)
-    meter.sent(1)
+    meter = CommunicationMeter(events=None, asynchronous=False, heartbeat=lambda: signs.append(1))
+    meter.add_payload(1)
+    meter.add_payload(1)
     assert len(signs) == 2
 
 
 def test_payload_is_what_this_rank_puts_in() -> None:
     meter = CommunicationMeter(events=None, asynchronous=False)
     gather = MeteredAllGather(meter, blocks=True)
-    gather._look_on(torch.zeros(10, dtype=torch.bfloat16), lambda: None)
-    assert meter.take()[0] == 20
+    gather._metered(torch.zeros(10, dtype=torch.bfloat16), lambda: None)
+    assert meter.pop()[0] == 20

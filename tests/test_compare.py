@@ -101,7 +101,7 @@ class TestFormats:
     def test_json_is_the_verdict(self, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
         compare(folders, "reference", "slow", "--format", "json", "--label", "A", "--label", "B")
         found = json.loads(capsys.readouterr().out)
-        assert found["pairs"][0]["word"] == "slower"
+        assert found["pairs"][0]["verdict"] == "slower"
         assert found["reference"]["label"] == "A"
         assert found["pairs"][0]["other"]["label"] == "B"
 
@@ -109,7 +109,7 @@ class TestFormats:
         compare(folders, "reference", "slow", "--out", str(tmp_path / "report"))
         names = {path.name for path in (tmp_path / "report").iterdir()}
         assert {"report.html", "report.md", "verdict.json"} <= names
-        assert json.loads((tmp_path / "report" / "verdict.json").read_text())["pairs"][0]["word"] == "slower"
+        assert json.loads((tmp_path / "report" / "verdict.json").read_text())["pairs"][0]["verdict"] == "slower"
 
     def test_help_fits_a_screen_and_names_every_option(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["compare", "--help"]) == 0

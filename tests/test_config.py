@@ -8,10 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.commands.child_process import quoted
+from harness.commands.child_process import hydra_quote
 from harness.commands.help import setting_meanings
 from harness.composition import expand_sweep, group_options, load
-from harness.config import NOT_PART_OF_THE_WORK, OPERATIONS, Config, settings, to_yaml, workload_id, workload_settings
+from harness.config import (
+    EXCLUDED_FROM_WORKLOAD_ID,
+    OPERATIONS,
+    Config,
+    iter_settings,
+    to_yaml,
+    workload_id,
+    workload_settings,
+)
 from harness.errors import ConfigError
 
 # Another legal value for every setting. A setting added later fails test_every_setting_is_known until it is here.
@@ -20,20 +28,20 @@ OTHER_VALUE: dict[str, str] = {
     "backend.threads": "1",
     "model.name": "other",
     "model.vocab_size": "300",
-    "model.max_seq_len": "600",
-    "model.layers": "3",
-    "model.width": "256",
-    "model.heads": "8",
-    "model.kv_heads": "2",
-    "model.hidden": "100",
+    "model.max_position_embeddings": "600",
+    "model.num_hidden_layers": "3",
+    "model.hidden_size": "256",
+    "model.num_attention_heads": "8",
+    "model.num_key_value_heads": "2",
+    "model.intermediate_size": "100",
     "model.norm": "rmsnorm",
-    "model.norm_epsilon": "1e-6",
+    "model.norm_eps": "1e-6",
     "model.activation": "swiglu",
-    "model.positions": "learned",
-    "model.rotary_base": "5e5",
+    "model.position_embedding": "learned",
+    "model.rope_theta": "5e5",
     "model.bias": "true",
-    "model.tied_embeddings": "false",
-    "model.init_std": "0.01",
+    "model.tie_word_embeddings": "false",
+    "model.initializer_range": "0.01",
     "model.scaled_residual_init": "false",
     "model.activation_checkpointing": "true",
     "data.path": "elsewhere",
@@ -45,21 +53,21 @@ OTHER_VALUE: dict[str, str] = {
     "data.dtype": "uint32",
     "workload.name": "other",
     "workload.steps": "601",
-    "workload.warmup_steps": "30",
-    "workload.block_steps": "5",
+    "workload.timing_warmup_steps": "30",
+    "workload.interval_steps": "5",
     "workload.seq_len": "128",
     "workload.global_batch_size": "32",
     "workload.micro_batch_size": "8",
     "workload.eval_every": "50",
     "workload.eval_sequences": "32",
     "workload.learning_rate": "1e-3",
-    "workload.final_learning_rate_fraction": "0.2",
-    "workload.learning_rate_warmup_steps": "10",
+    "workload.min_lr_ratio": "0.2",
+    "workload.lr_warmup_steps": "10",
     "workload.weight_decay": "0.2",
     "workload.beta1": "0.8",
     "workload.beta2": "0.99",
     "workload.epsilon": "1e-7",
-    "workload.gradient_clip_norm": "2.0",
+    "workload.max_grad_norm": "2.0",
     "track.adamw": "fused",
     "parallel.timeout_seconds": "60",
     "profile": "true",
@@ -86,21 +94,23 @@ FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment
 FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
 FIXED |= {
-    "parallel.shard_within_host",
+    "parallel.hybrid_shard",
     "parallel.cpu_offload",
-    "parallel.gather_in_compute_precision",
+    "parallel.low_precision_all_gather",
     "parallel.scaling_reference",
-    "peaks",
+    "peak_dir",
 }
 BASE = ("data=text", "data.path=somewhere")
 
 
 def all_keys() -> list[str]:
-    return [key for key, _, _ in settings(Config)]
+    return [key for key, _, _ in iter_settings(Config)]
 
 
 def belongs_to_the_work(key: str) -> bool:
-    return not any(key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in NOT_PART_OF_THE_WORK)
+    return not any(
+        key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in EXCLUDED_FROM_WORKLOAD_ID
+    )
 
 
 def test_every_setting_is_known_here() -> None:
@@ -117,7 +127,7 @@ def test_every_setting_is_documented() -> None:
 class TestWorkloadId:
     def test_golden(self) -> None:
         """The identity of the default work. It changes only together with the work (config.WORKLOAD_VERSION)."""
-        assert workload_id(load([])) == "e4f6792f5218fa8f"
+        assert workload_id(load([])) == "1949de43fc0fc0fb"
 
     @pytest.mark.parametrize("key", sorted(OTHER_VALUE))
     def test_changes_exactly_with_the_settings_that_are_work(self, key: str) -> None:
@@ -126,18 +136,20 @@ class TestWorkloadId:
         assert (before != after) is belongs_to_the_work(key)
 
     def test_what_a_backend_may_choose_is_not_work(self) -> None:
-        for key in ("backend.threads", "workload.micro_batch_size", "workload.block_steps", "data.path", "out"):
+        for key in ("backend.threads", "workload.micro_batch_size", "workload.interval_steps", "data.path", "out"):
             assert not belongs_to_the_work(key)
 
     def test_the_backend_is_not_work(self) -> None:
         assert len({workload_id(load([f"backend={name}"])) for name in ("cpu", "cuda", "npu")}) == 1
 
     def test_defaults_spelt_out_are_the_same_work(self) -> None:
-        assert workload_id(load([])) == workload_id(load(["model.kv_heads=4", "model.hidden=512"]))
+        assert workload_id(load([])) == workload_id(
+            load(["model.num_key_value_heads=4", "model.intermediate_size=512"])
+        )
 
     def test_a_rotary_base_that_nothing_reads_is_not_work(self) -> None:
-        learned = "model.positions=learned"
-        assert workload_id(load([learned])) == workload_id(load([learned, "model.rotary_base=5e5"]))
+        learned = "model.position_embedding=learned"
+        assert workload_id(load([learned])) == workload_id(load([learned, "model.rope_theta=5e5"]))
 
     def test_holds_no_path(self) -> None:
         assert "somewhere" not in str(workload_settings(load([*BASE])))
@@ -150,7 +162,7 @@ class TestComposition:
     def test_every_option_of_every_group_composes(self, group: str, option: str) -> None:
         extra = ["data.path=x"] if option in ("text", "tokens") else []
         if group == "workload":
-            extra += ["model=llama-1b", "model.max_seq_len=4096"]
+            extra += ["model=llama-1b", "model.max_position_embeddings=4096"]
         config = load([f"{group}={option}", *extra])
         part = getattr(config, group)
         assert (part if isinstance(part, str) else part.name) == option
@@ -196,4 +208,4 @@ class TestComposition:
         "name", ["plain", "with space", "it's", "a,b", "a=b", "(x)", "[1]", "{a}", "back\\slash", "a\\'b", "end\\"]
     )
     def test_any_folder_name_survives_the_override_grammar(self, name: str) -> None:
-        assert load([f"out={quoted(Path('/tmp') / name)}"]).out == f"/tmp/{name}"
+        assert load([f"out={hydra_quote(Path('/tmp') / name)}"]).out == f"/tmp/{name}"

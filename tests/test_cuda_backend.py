@@ -140,7 +140,7 @@ class TestPreflight:
         assert "--device /dev/kfd" in problem.remedy
 
     def test_problems_come_most_fundamental_first(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("harness.backends.base.installed_version", lambda name: None)
+        monkeypatch.setattr("harness.backends.host_checks.installed_version", lambda name: None)
         monkeypatch.setattr(cuda, "torch_build", dict)
         host.nvidia.unlink()
         host.visible_devices_are("")
@@ -216,7 +216,7 @@ FAULTS = (
 class TestClassify:
     @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:40])
     def test_out_of_memory(self, error: RuntimeError) -> None:
-        failure = backend().classify(error)
+        failure = backend().classify_error(error)
         assert failure is not None
         assert failure.status == "oom"
         assert failure.cause == str(error).splitlines()[0]
@@ -224,7 +224,7 @@ class TestClassify:
 
     @pytest.mark.parametrize("text", FAULTS, ids=lambda text: text.splitlines()[0][:40])
     def test_faults(self, text: str) -> None:
-        failure = backend().classify(RuntimeError(text))
+        failure = backend().classify_error(RuntimeError(text))
         assert failure is not None
         assert failure.status == "device_fault"
         assert failure.cause.startswith(text.splitlines()[0])
@@ -234,12 +234,12 @@ class TestClassify:
         assert "timings are worthless" in failure.remedy
 
     def test_the_line_that_says_it_is_the_cause(self) -> None:
-        failure = backend().classify(RuntimeError("while doing this\n  CUDA error: misaligned address\nand more"))
+        failure = backend().classify_error(RuntimeError("while doing this\n  CUDA error: misaligned address\nand more"))
         assert failure is not None
         assert failure.cause.startswith("CUDA error: misaligned address")
 
     def test_a_build_without_kernels_for_this_gpu_is_not_a_bug_to_hunt(self) -> None:
-        failure = backend().classify(
+        failure = backend().classify_error(
             RuntimeError("CUDA error: no kernel image is available for execution on the device" + LATE)
         )
         assert failure is not None
@@ -250,7 +250,7 @@ class TestClassify:
         "text", ["Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!", ""]
     )
     def test_mistakes_of_ours_are_not_the_devices(self, text: str) -> None:
-        assert backend().classify(RuntimeError(text)) is None
+        assert backend().classify_error(RuntimeError(text)) is None
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -397,7 +397,7 @@ class TestAWholeRun:
     """Every member of the seam as a run uses it."""
 
     def test_what_the_record_holds(self, gpu: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(nvml, "condition", lambda uuid: {"throttle_reasons": ["power cap"], "uuid": uuid})
+        monkeypatch.setattr(nvml, "clock_state", lambda uuid: {"throttle_reasons": ["power cap"], "uuid": uuid})
         monkeypatch.setattr(nvml, "other_processes", lambda uuid: ["python3 (4711)"])
         monkeypatch.setattr(nvml, "sharing", lambda uuid: {"mig": False, "mps": False})
         config = load([*TINY, "backend=cuda", f"out={tmp_path / 'run'}"])
@@ -409,8 +409,8 @@ class TestAWholeRun:
         assert device["name"] == "NVIDIA A100-SXM4-80GB" == record["backend"]["peak_lookup_key"]
         assert (device["kind"], device["emulated"], device["mig"], device["mps"]) == ("cuda", False, False, False)
         assert device["uuid"] == "5e8a1b34-0000-1111-2222-333344445555"
-        assert record["effective"]["tf32_matmul"] is record["effective"]["tf32_cudnn"] is False
-        assert record["effective"]["allocator"] == "native"
+        assert record["effective_settings"]["tf32_matmul"] is record["effective_settings"]["tf32_cudnn"] is False
+        assert record["effective_settings"]["allocator"] == "native"
         assert record["memory"] == {
             "peak_allocated_bytes": 1000,
             "peak_reserved_bytes": 2000,
@@ -422,7 +422,7 @@ class TestAWholeRun:
         assert record["contention"]["device_condition"] == {"before": condition, "after": condition}
         assert gpu["synchronize"] > 0
         assert gpu["reset"] == 1
-        assert all(block["device_seconds"] for block in record["timing"]["blocks"])
+        assert all(block["device_seconds"] for block in record["timing"]["intervals"])
 
 
 MISSING = CudaBackend(BackendConfig(name="cuda")).preflight()
@@ -436,7 +436,7 @@ class TestOnAGpu:
         record = json.loads((tmp_path / "run" / "record.json").read_text())
         assert record["status"] == "ok"
         assert record["backend"]["name"] == "cuda"
-        assert record["effective"]["tf32_matmul"] is record["effective"]["tf32_cudnn"] is False
+        assert record["effective_settings"]["tf32_matmul"] is record["effective_settings"]["tf32_cudnn"] is False
         assert record["memory"]["peak_allocated_bytes"] > 0
         losses = record["losses"]["train"]
         assert losses[-1] < losses[0]

@@ -1,7 +1,7 @@
 """The synthetic language: tokens that are a function of (seed, split, number) alone, for ever, and stated entropies.
 
 The oracle here learns the language from data by what the module's docstring says of it, and by none of its code: the
-ring from which symbols follow which, each symbol's class from what colour comes LAG later.
+ring from which symbols follow which, each symbol's class from what color comes LAG later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.errors import DataError
 from harness.workload.data import open_dataset
 from harness.workload.data.synthetic import CHUNK_SAMPLES, SyntheticDataset
 
-LAG, COLOURS, EXPECTED = 4, 4, 13 / 16
+LAG, COLORS, EXPECTED = 4, 4, 13 / 16
 GOLDEN_TRAIN = {
     4: [3, 0, 2, 1, 0, 1, 3, 2, 1, 3, 2, 2, 2],
     5: [4, 3, 2, 0, 4, 0, 4, 2, 0, 4, 0, 2, 2],
@@ -133,25 +133,25 @@ class Oracle:
         symbols = np.unique(rows)
         follows = np.zeros((vocab_size, vocab_size), dtype=bool)
         follows[rows[:, :-1], rows[:, 1:]] = True
-        assert (follows[symbols].sum(axis=1) == COLOURS).all(), "each symbol has four followers"
+        assert (follows[symbols].sum(axis=1) == COLORS).all(), "each symbol has four followers"
         place_of = np.full(vocab_size, -1)
         symbol, place = symbols[0], 0
         while place_of[symbol] < 0:
             place_of[symbol] = place
             # Of the four that follow, the next on the ring shares three followers with this one.
             followers = np.flatnonzero(follows[symbol])
-            (symbol,) = [s for s in followers if (follows[s] & follows[symbol]).sum() == COLOURS - 1]
+            (symbol,) = [s for s in followers if (follows[s] & follows[symbol]).sum() == COLORS - 1]
             place += 1
         assert place == len(symbols), "one ring of all symbols"
         places = place_of[rows]
-        counts = np.zeros((len(symbols), COLOURS), dtype=np.int64)
-        np.add.at(counts, (places[:, :-LAG], places[:, LAG:] % COLOURS), 1)
+        counts = np.zeros((len(symbols), COLORS), dtype=np.int64)
+        np.add.at(counts, (places[:, :-LAG], places[:, LAG:] % COLORS), 1)
         return cls(place_of, counts.argmax(axis=1))
 
-    def colours_off(self, rows: np.ndarray) -> np.ndarray:
-        """Return by how much each colour from token LAG on differs from the expected one: 0 where it was right."""
+    def colors_off(self, rows: np.ndarray) -> np.ndarray:
+        """Return by how much each color from token LAG on differs from the expected one: 0 where it was right."""
         places = self.place_of[rows]
-        return (places[:, LAG:] - self.class_of_place[places[:, :-LAG]]) % COLOURS
+        return (places[:, LAG:] - self.class_of_place[places[:, :-LAG]]) % COLORS
 
 
 SEQ_LEN, SAMPLES = 256, 4000  # a million tokens
@@ -174,7 +174,7 @@ def held_out(dataset: SyntheticDataset) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def off(train: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    return Oracle.learn(train, 300).colours_off(held_out)
+    return Oracle.learn(train, 300).colors_off(held_out)
 
 
 class TestEntropy:
@@ -268,7 +268,7 @@ def entropy(values: np.ndarray) -> float:
 
 
 def mutual_information(one: np.ndarray, two: np.ndarray) -> float:
-    return entropy(one) + entropy(two) - entropy(two.astype(np.int64) * COLOURS + one)
+    return entropy(one) + entropy(two) - entropy(two.astype(np.int64) * COLORS + one)
 
 
 def count_model_loss(context: np.ndarray, target: np.ndarray, new_context: np.ndarray, new_target: np.ndarray) -> float:

@@ -238,11 +238,11 @@ class TestEvaluation:
 
     def test_does_not_count_as_a_step(self, config: Config, batch: torch.Tensor) -> None:
         straight_model, straight = transformer_step(config)
-        evaluated_model, evaluated = transformer_step(config)
+        evaluated_model, after_eval = transformer_step(config)
         for _ in range(2):
             straight([batch], 0.01)
-            evaluated([batch], 0.01)
-            evaluated.evaluate(batch)
+            after_eval([batch], 0.01)
+            after_eval.evaluate(batch)
         for expected, found in zip(straight_model.parameters(), evaluated_model.parameters(), strict=True):
             assert torch.equal(found, expected)
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.analysis.flops import parameters_of, training_flops_per_token
-from harness.analysis.named_models import model_names, named_model
+from harness.analysis.named_models import model_names, model_preset
 from harness.composition import load
 from harness.workload import model as model_module
 from harness.workload.model import Transformer, parameter_count
@@ -20,7 +20,13 @@ def of(*overrides: str) -> dict[str, object]:
 
 
 def test_by_hand() -> None:
-    model = of("model=tiny", "model.layers=1", "model.width=2", "model.heads=1", "model.vocab_size=5")
+    model = of(
+        "model=tiny",
+        "model.num_hidden_layers=1",
+        "model.hidden_size=2",
+        "model.num_attention_heads=1",
+        "model.vocab_size=5",
+    )
     # Matrix weights: qkv 2 x 6, out 2 x 2, up 2 x 8, down 8 x 2, head 2 x 5. A token attends to 2 of 3 on average.
     weights, attention = 12 + 4 + 16 + 16 + 10, 2 * 2 * 2 * 2
     assert training_flops_per_token(model, 3) == 3 * (2 * weights + attention)
@@ -29,7 +35,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_a_size_by_shape_is_the_model_s_to_a_percent(name: str) -> None:
     """The input embedding is left out where it is the output's, and counts where it is not: 6 % of llama-1b."""
-    shape = named_model(name)
+    shape = model_preset(name)
     assert shape is not None
     assert parameters_of(shape) == pytest.approx(parameter_count(load([f"model={name}"]).model), rel=0.01)
 
@@ -45,8 +51,8 @@ def test_is_near_six_times_the_parameters_and_a_little_more(name: str) -> None:
     "words",
     [
         ("model.bias=true",),
-        ("model.kv_heads=2", "model.activation=swiglu", "model.norm=rmsnorm"),
-        ("model.tied_embeddings=false",),
+        ("model.num_key_value_heads=2", "model.activation=swiglu", "model.norm=rmsnorm"),
+        ("model.tie_word_embeddings=false",),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -58,7 +64,9 @@ def test_forward_and_backward_as_torch_counts_them(words: tuple[str, ...], monke
         return torch.softmax(q @ k.transpose(-1, -2), -1) @ v
 
     monkeypatch.setattr(model_module, "causal_attention", written_out)
-    config = load(["model=tiny", "model.layers=2", "model.width=64", "model.heads=4", *words]).model
+    config = load(
+        ["model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", *words]
+    ).model
     length, batch = 32, 2
     with torch.device("meta"):
         model = Transformer(config)
@@ -68,7 +76,7 @@ def test_forward_and_backward_as_torch_counts_them(words: tuple[str, ...], monke
     )
     with FlopCounterMode(display=False) as counter:
         model(tokens).backward()
-    full_attention = 3 * config.layers * 2 * 2 * config.width * length
+    full_attention = 3 * config.num_hidden_layers * 2 * 2 * config.hidden_size * length
     ours = training_flops_per_token(asdict(config), length)
     causal_attention = full_attention * (length + 1) / 2 / length
     assert counter.get_total_flops() == batch * length * (ours - causal_attention + full_attention)

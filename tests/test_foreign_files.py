@@ -12,13 +12,13 @@ import torch
 from harness.commands.interleaved_runs import INTERRUPTED_FOLDER, _keep_interrupted
 from harness.composition import load
 from harness.errors import ConfigError, RunFailed
-from harness.records.files import refuse_foreign_report, set_aside, write_atomically
-from harness.records.run_folder import claim
+from harness.records.files import archive_file, refuse_foreign_report, write_atomically
+from harness.records.run_folder import acquire_run_folder
 from harness.training import checkpoint
-from harness.training.checkpoint import Checkpoints
+from harness.training.checkpoint import CheckpointStore
 from harness.training.checkpoint_files import MANIFEST
 from harness.training.distributed.collectives import Ranks
-from harness.training.monitoring.prometheus import check_metrics_file
+from harness.training.monitoring.prometheus import check_prometheus_file
 from tests.conftest import TINY, Harness
 
 TENSORS = {"model.weight": torch.ones(2)}
@@ -39,8 +39,8 @@ STRANGERS = (
 )
 
 
-def checkpoints(folder: Path, workload_id: str = "0123456789abcdef", keep: int = 1) -> Checkpoints:
-    return Checkpoints(folder, Ranks(), workload_id=workload_id, keep=keep)
+def checkpoints(folder: Path, workload_id: str = "0123456789abcdef", keep: int = 1) -> CheckpointStore:
+    return CheckpointStore(folder, Ranks(), workload_id=workload_id, keep=keep)
 
 
 def plant(folder: Path) -> dict[Path, str]:
@@ -161,36 +161,36 @@ class TestRunFolder:
     def test_files_of_a_runs_names_are_refused(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text("precious")
         with pytest.raises(ConfigError, match=f"holds {name}, which a run would overwrite"):
-            claim(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
+            acquire_run_folder(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
         assert (tmp_path / name).read_text() == "precious"
 
     def test_checkpoints_without_their_run_are_refused(self, tmp_path: Path) -> None:
         checkpoints(tmp_path).save(10, TENSORS, {})
         with pytest.raises(ConfigError, match="holds checkpoints of another run"):
-            claim(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
+            acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
 
     def test_other_files_are_no_obstacle(self, tmp_path: Path) -> None:
         (tmp_path / "slurm-17.out").write_text("precious")
         (tmp_path / "checkpoints").mkdir()
-        assert claim(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny").folder == tmp_path
+        assert acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny").folder == tmp_path
         assert (tmp_path / "slurm-17.out").read_text() == "precious"
 
     def test_a_link_to_a_disk_that_is_not_mounted(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoints").symlink_to(tmp_path / "scratch" / "run")
         with pytest.raises(ConfigError, match=r"checkpoints is a link to .*scratch/run, which does not exist; mount"):
-            claim(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
+            acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
 
     def test_a_config_that_cannot_be_written_deletes_nobodys(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").symlink_to(tmp_path / "nowhere")
         with pytest.raises(ConfigError, match="was taken by another run"):
-            claim(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
+            acquire_run_folder(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
         assert (tmp_path / "config.yaml").is_symlink()
 
     def test_set_aside_takes_a_free_name(self, tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text("third")
         (tmp_path / "record-1.json").write_text("first")
         (tmp_path / "record-2.json").symlink_to(tmp_path / "nowhere")
-        assert set_aside(tmp_path / "record.json") == tmp_path / "record-3.json"
+        assert archive_file(tmp_path / "record.json") == tmp_path / "record-3.json"
         assert (tmp_path / "record-1.json").read_text() == "first"
 
     @pytest.mark.slow
@@ -240,14 +240,14 @@ class TestMetricsFile:
     def test_somebody_elses_metrics_are_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "node.prom").write_text("node_uptime 3\n")
         with pytest.raises(ConfigError, match="exists and was not written by this harness"):
-            check_metrics_file(tmp_path / "node.prom")
+            check_prometheus_file(tmp_path / "node.prom")
 
     @pytest.mark.parametrize("text", ["", 'harness_run_info{run="a"} 1.0\n'])
     def test_an_earlier_runs_are(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "run.prom").write_text(text)
-        check_metrics_file(tmp_path / "run.prom")
+        check_prometheus_file(tmp_path / "run.prom")
 
     def test_trying_to_write_leaves_and_deletes_nothing(self, tmp_path: Path) -> None:
         (tmp_path / ".run.prom.probe").write_text("precious")
-        check_metrics_file(tmp_path / "run.prom")
+        check_prometheus_file(tmp_path / "run.prom")
         assert contents(tmp_path) == {tmp_path / ".run.prom.probe": "precious"}

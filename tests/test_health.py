@@ -20,61 +20,61 @@ from harness.errors import UserError
 from harness.training.monitoring import heartbeat as pulse_module
 from harness.training.monitoring.heartbeat import (
     SECONDS_TO_BEGIN,
-    Pulse,
-    PulseWriter,
-    living_pulses,
-    pulse_folder,
+    Heartbeat,
+    HeartbeatWriter,
+    heartbeat_folder,
+    read_heartbeats,
     started,
 )
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place for temporary files of its own, and in it that of pulses."""
+    """A place for temporary files of its own, and in it that of heartbeats."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return pulse_folder()
+    return heartbeat_folder()
 
 
-def leave(place: Path, **changes: object) -> Pulse:
+def leave(place: Path, **changes: object) -> Heartbeat:
     own = os.getpid()
-    pulse = Pulse(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
-    pulse = replace(pulse, **changes)
-    (place / f"{pulse.pid}.json").write_text(json.dumps(vars(pulse)))
-    return pulse
+    heartbeat = Heartbeat(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
+    heartbeat = replace(heartbeat, **changes)
+    (place / f"{heartbeat.pid}.json").write_text(json.dumps(vars(heartbeat)))
+    return heartbeat
 
 
 class TestWriter:
     def test_silence_is_measured_against_the_longest_pause_so_far(self, tmp_path: Path) -> None:
         now = [100.0]
-        writer = PulseWriter(tmp_path, patience_seconds=60.0, clock=lambda: now[0])
+        writer = HeartbeatWriter(tmp_path, patience_seconds=60.0, clock=lambda: now[0])
         now[0] = 150.0
-        writer.runs_in(tmp_path / "run")
-        writer.block_begins("first")
+        writer.set_run_folder(tmp_path / "run")
+        writer.interval_begins("first")
         now[0] += 900.0
-        writer.advanced()
+        writer.beat()
         # Compilation may take as long, and is no measure of what comes after it.
-        assert writer.pulse().allowed_silence_seconds == SECONDS_TO_BEGIN
-        assert writer.pulse().phase == "setting up"
+        assert writer.heartbeat().allowed_silence_seconds == SECONDS_TO_BEGIN
+        assert writer.heartbeat().phase == "setting up"
         now[0] += 1.0
-        writer.block_ended()
-        assert writer.pulse().allowed_silence_seconds == 60.0
+        writer.interval_ended()
+        assert writer.heartbeat().allowed_silence_seconds == 60.0
         for _ in range(2):
             now[0] += 50.0
-            writer.advanced()
-        told = writer.pulse()
+            writer.beat()
+        told = writer.heartbeat()
         assert told.allowed_silence_seconds == 500.0
         assert (told.advances, told.advanced_at, told.phase) == (5, 1151.0, "training")
         # A slow run: every step takes five times the patience. Ten times the slowest is hung.
         now[0] += 300.0
-        writer.advanced()
-        assert not writer.pulse().hung(now[0] + 2999.0)
-        assert writer.pulse().hung(now[0] + 3001.0)
+        writer.beat()
+        assert not writer.heartbeat().hung(now[0] + 2999.0)
+        assert writer.heartbeat().hung(now[0] + 3001.0)
 
     def test_a_thread_writes_when_something_advanced_and_the_end_takes_it_away(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pulse_module, "SECONDS_BETWEEN_WRITES", 0.01)
-        writer = PulseWriter(tmp_path, patience_seconds=60.0)
+        writer = HeartbeatWriter(tmp_path, patience_seconds=60.0)
         writer.start()
         [file] = tmp_path.glob("*.json")
         first = json.loads(file.read_text())
@@ -82,7 +82,7 @@ class TestWriter:
         written = file.stat().st_mtime_ns
         time.sleep(0.1)
         assert file.stat().st_mtime_ns == written
-        writer.runs_in(tmp_path / "run")
+        writer.set_run_folder(tmp_path / "run")
         deadline = time.monotonic() + 10
         while json.loads(file.read_text())["advances"] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -92,9 +92,9 @@ class TestWriter:
 
     def test_where_none_can_be_left_the_run_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log.set_up([], {})
-        writer = PulseWriter(tmp_path / "missing", patience_seconds=60.0)
+        writer = HeartbeatWriter(tmp_path / "missing", patience_seconds=60.0)
         writer.start()
-        writer.advanced()
+        writer.beat()
         writer.stop()
         assert "harness health" in capsys.readouterr().err
 
@@ -132,7 +132,7 @@ class TestVerb:
     def test_what_a_process_that_is_gone_left_behind_is_swept_up(self, change: dict[str, object], folder: Path) -> None:
         # A container that is started again has a process of the same number.
         leave(folder, advanced_at=time.monotonic() - 10_000.0, **change)
-        assert living_pulses(folder) == []
+        assert read_heartbeats(folder) == []
         assert list(folder.iterdir()) == []
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])

@@ -18,13 +18,30 @@ from harness.workload.initialization import build_model, initial_value
 
 CPU = torch.device("cpu")
 GPT2_LIKE = ModelConfig(
-    name="gpt2-like", vocab_size=512, max_seq_len=128, layers=2, width=64, heads=4,
-    activation="gelu_tanh", positions="learned", bias=True,
-)  # fmt: skip
+    name="gpt2-like",
+    vocab_size=512,
+    max_position_embeddings=128,
+    num_hidden_layers=2,
+    hidden_size=64,
+    num_attention_heads=4,
+    activation="gelu_tanh",
+    position_embedding="learned",
+    bias=True,
+)
 LLAMA_LIKE = ModelConfig(
-    name="llama-like", vocab_size=512, max_seq_len=128, layers=2, width=64, heads=4, kv_heads=2, hidden=96,
-    norm="rmsnorm", activation="swiglu", tied_embeddings=False, scaled_residual_init=False,
-)  # fmt: skip
+    name="llama-like",
+    vocab_size=512,
+    max_position_embeddings=128,
+    num_hidden_layers=2,
+    hidden_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=96,
+    norm="rmsnorm",
+    activation="swiglu",
+    tie_word_embeddings=False,
+    scaled_residual_init=False,
+)
 GOLDEN = {
     "gpt2-like": "d296db3cb68ba2ff491762946adf1839aaa7b29c55f54138d6a38530e7c3792e",
     "llama-like": "75991981db9035c3e75859aa16f257d29b4cd3b4d63188612588a17e43231e51",
@@ -63,10 +80,10 @@ class TestSameness:
 
     def test_other_parameters_change_nothing(self) -> None:
         config = replace(GPT2_LIKE, scaled_residual_init=False)
-        larger = replace(config, layers=5, vocab_size=999, hidden=128, tied_embeddings=False)
+        larger = replace(config, num_hidden_layers=5, vocab_size=999, intermediate_size=128, tie_word_embeddings=False)
         one, two = weights(config), weights(larger)
         shared = [name for name in one if two[name].shape == one[name].shape]
-        assert len(shared) == len(one) - 1 - 3 * config.layers  # all but the embedding and the feed-forward
+        assert len(shared) == len(one) - 1 - 3 * config.num_hidden_layers  # all but the embedding and the feed-forward
         assert all(torch.equal(one[name], two[name]) for name in shared)
 
     def test_torch_seeds_have_no_influence(self) -> None:
@@ -87,7 +104,7 @@ class TestSameness:
             assert torch.equal(one[name], two[name]) == (one[name].dim() == 1), name
 
     def test_no_two_parameters_share_their_values(self) -> None:
-        values = weights(replace(GPT2_LIKE, layers=3, scaled_residual_init=False, tied_embeddings=False))
+        values = weights(replace(GPT2_LIKE, num_hidden_layers=3, scaled_residual_init=False, tie_word_embeddings=False))
         first_values = {tuple(value.flatten()[:8].tolist()) for value in values.values() if value.dim() == 2}
         assert len(first_values) == sum(value.dim() == 2 for value in values.values())
 
@@ -132,14 +149,14 @@ class TestValues:
 
     def test_residual_projections_are_drawn_smaller(self) -> None:
         # Widened, so that the estimates are good to about a hundredth.
-        config = replace(GPT2_LIKE, layers=8, width=128, init_std=0.05)
+        config = replace(GPT2_LIKE, num_hidden_layers=8, hidden_size=128, initializer_range=0.05)
         for name, value in weights(config).items():
             if value.dim() == 2:
                 is_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 assert_spread(value, 0.05 / 4 if is_residual else 0.05)  # sqrt(2 x 8) = 4
 
     def test_scaling_can_be_left_out(self) -> None:
-        for value in weights(replace(GPT2_LIKE, layers=8, scaled_residual_init=False)).values():
+        for value in weights(replace(GPT2_LIKE, num_hidden_layers=8, scaled_residual_init=False)).values():
             if value.dim() == 2:
                 assert_spread(value, 0.02)
 

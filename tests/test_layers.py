@@ -21,7 +21,7 @@ import pytest
 from harness import config as config_module
 from harness.commands.help import setting_meanings
 from harness.composition import GROUPS, group_options, load
-from harness.config import Config, settings
+from harness.config import Config, iter_settings
 from harness.errors import ConfigError
 from tests.conftest import PROJECT
 
@@ -131,7 +131,7 @@ def is_in(module: str, package: str) -> bool:
 def layer_violations(found: Import) -> list[str]:
     """Return what is wrong with one import, in words."""
     importer, imported = found.importer, found.imported
-    complaints = [
+    record_problems = [
         f"{found}: {package} never does"
         for package, forbidden in FORBIDDEN.items()
         if is_in(importer, package) and any(is_in(imported, name) for name in forbidden)
@@ -141,15 +141,15 @@ def layer_violations(found: Import) -> list[str]:
         or part_of(importer) == part_of(imported)
         or (importer, imported) in ALLOWED_IMPORTS
     ):
-        return complaints
+        return record_problems
     if importer == "harness":
-        complaints.append(f"{found}: the package itself imports nothing")
+        record_problems.append(f"{found}: the package itself imports nothing")
     elif floor(imported) >= floor(importer):
-        complaints.append(f"{found}: imports run downward only")
+        record_problems.append(f"{found}: imports run downward only")
     knows_a_backend = is_in(importer, "harness.training") and is_in(imported, "harness.backends")
     if knows_a_backend and imported not in SEAM:
-        complaints.append(f"{found}: of backends/, training knows the seam alone")
-    return complaints
+        record_problems.append(f"{found}: of backends/, training knows the seam alone")
+    return record_problems
 
 
 ALL_IMPORTS = [found for module, path in MODULES.items() for found in imports_of(module, path.read_text())]
@@ -172,7 +172,7 @@ class TestImportsRunDownward:
             ("harness.backends.cpu", "from harness.workload.philox import words"),
             ("harness.backends.base", "from harness.report.summary import print_summary"),
             ("harness.training.loop", "from harness.backends.cpu import CpuBackend"),
-            ("harness.training.loop", "from harness.commands.child_process import quoted"),
+            ("harness.training.loop", "from harness.commands.child_process import hydra_quote"),
             ("harness.training.loop", "from harness.report import summary"),
             ("harness.report.summary", "import torch.nn"),
             ("harness.report.summary", "def f():\n    from torch import nn"),
@@ -324,7 +324,7 @@ class TestDeviceWords:
 class TestSettings:
     def test_every_field_has_a_docstring_below_it(self) -> None:
         meanings = setting_meanings()
-        leaves = [key for key, _, _ in settings(Config)]
+        leaves = [key for key, _, _ in iter_settings(Config)]
         bare = {key for key in leaves if not meanings.get(key, "").strip()}
         assert bare == set(), "no docstring below"
         assert set(meanings) == set(leaves)
@@ -355,7 +355,7 @@ class TestConfigs:
     def test_every_option_composes(self, word: str) -> None:
         group, option = word.split("=")
         # A workload may need a longer context than the default model has, and data from files needs a path.
-        companions = ["model.max_seq_len=1000000"] if group == "workload" else []
+        companions = ["model.max_position_embeddings=1000000"] if group == "workload" else []
         try:
             config = load([word, *companions])
         except ConfigError as error:

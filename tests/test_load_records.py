@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.run_group import load_sides
+from harness.analysis.run_group import load_run_groups
 from harness.errors import RecordError
 from harness.records.load import load_runs
 from tests.records import make_record, make_records, merged, sealed, write_runs
@@ -35,8 +35,8 @@ class TestReading:
 
     def test_labels_are_the_paths_or_what_is_given(self, tmp_path: Path) -> None:
         paths = [write_runs(tmp_path / name, make_records(1, process=number)) for number, name in enumerate("ab")]
-        assert [side.label for side in load_sides(paths)] == [str(path) for path in paths]
-        assert [side.label for side in load_sides(paths, ["one", "two"])] == ["one", "two"]
+        assert [side.label for side in load_run_groups(paths)] == [str(path) for path in paths]
+        assert [side.label for side in load_run_groups(paths, ["one", "two"])] == ["one", "two"]
 
 
 class TestRefusals:
@@ -56,23 +56,27 @@ class TestRefusals:
     def test_the_same_run_twice(self, tmp_path: Path) -> None:
         folder = write_runs(tmp_path / "a", make_records(2))
         with pytest.raises(RecordError, match="is the same run as"):
-            load_sides([folder, folder / "1"])
+            load_run_groups([folder, folder / "1"])
 
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"schema_version": 2}, "schema_version 2 is newer"),
+            ({"schema_version": 3}, "schema_version 3 is newer"),
+            ({"schema_version": 1}, "schema_version 1 is older than this harness reads"),
             ({"losses": {"train": None}}, "has no usable losses.train"),
             ({"config": None}, "has no usable config: found null, expected an object"),
-            ({"config": {"model": {"heads": 0}}}, "has no usable config.model.heads: found 0, expected at least 1"),
+            (
+                {"config": {"model": {"num_attention_heads": 0}}},
+                "has no usable config.model.num_attention_heads: found 0, expected at least 1",
+            ),
             ({"world_size": 0}, "has no usable world_size: found 0, expected at least 1"),
             ({"device": {"kind": 7}}, "has no usable device.kind: found 7, expected text"),
             ({"model": {"parameters": "1 B"}}, 'has no usable model.parameters: found "1 B", expected a whole number'),
             ({"telemetry": {}}, "has no usable telemetry.method; it was not written by this harness"),
-            ({"timing": {"mean_step_seconds": 0.1}}, "does not follow from its own blocks"),
-            ({"timing": {"tokens_per_second": 1e9}}, "does not follow from its own blocks"),
-            ({"timing": {"measured_seconds": float(10**9)}}, "does not follow from its own blocks"),
-            ({"timing": {"blocks": []}}, "no measured block"),
+            ({"timing": {"mean_step_seconds": 0.1}}, "does not follow from its own intervals"),
+            ({"timing": {"tokens_per_second": 1e9}}, "does not follow from its own intervals"),
+            ({"timing": {"measured_seconds": float(10**9)}}, "does not follow from its own intervals"),
+            ({"timing": {"intervals": []}}, "no measured interval"),
             ({"losses": {"train": [5.0]}}, "has 1 losses for 200 steps"),
         ],
         ids=str,
@@ -84,8 +88,8 @@ class TestRefusals:
 
     def test_a_window_of_no_time(self, tmp_path: Path) -> None:
         record = make_record()
-        for block in record["timing"]["blocks"]:
-            block["seconds"] = 0.0
+        for interval in record["timing"]["intervals"]:
+            interval["seconds"] = 0.0
         put(tmp_path, sealed(record))
         with pytest.raises(RecordError, match="a clock cannot have run so"):
             load_runs(tmp_path)
@@ -98,7 +102,7 @@ class TestRefusals:
         with pytest.raises(RecordError, match="was changed after the run had written it"):
             load_runs(tmp_path)
 
-    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"schema_version": 1}'])
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"schema_version": 2}'])
     def test_no_record_at_all(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text(text)
         with pytest.raises(RecordError, match=r"record\.json: "):

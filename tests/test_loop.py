@@ -1,4 +1,4 @@
-"""The loop: where it synchronises, what it does inside a timed block (nothing but work), and when it stops."""
+"""The loop: where it synchronises, what it does inside a timed interval (nothing but work), and when it stops."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness.backends.step import Part, StepOutput
+from harness.backends.step import PhaseContext, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
-from harness.training.history import Progressed
-from harness.training.loop import SPIKE_WINDOW, Loop, plan_blocks
-from harness.training.monitoring.progress import BlockReport
+from harness.training.history import TrainingHistory
+from harness.training.loop import SPIKE_WINDOW, Loop, plan_intervals
+from harness.training.monitoring.progress import IntervalReport
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
@@ -32,9 +32,9 @@ def config_of(*overrides: str) -> Config:
 class TestPlan:
     def test_example(self) -> None:
         work = config_of(
-            "workload.steps=25", "workload.warmup_steps=6", "workload.block_steps=5", "workload.eval_every=8"
+            "workload.steps=25", "workload.timing_warmup_steps=6", "workload.interval_steps=5", "workload.eval_every=8"
         ).workload
-        assert list(plan_blocks(work)) == [
+        assert list(plan_intervals(work)) == [
             ("first", 1, 1),
             ("warmup", 2, 6),
             ("measured", 7, 8),
@@ -46,40 +46,40 @@ class TestPlan:
         ]
 
     @pytest.mark.parametrize("steps", [2, 7, 30])
-    @pytest.mark.parametrize("warmup_steps", [1, 6])
-    @pytest.mark.parametrize("block_steps", [1, 4, 100])
+    @pytest.mark.parametrize("timing_warmup_steps", [1, 6])
+    @pytest.mark.parametrize("interval_steps", [1, 4, 100])
     @pytest.mark.parametrize("eval_every", [0, 1, 3, 50])
     def test_every_step_once_and_no_block_holds_an_evaluation(
-        self, steps: int, warmup_steps: int, block_steps: int, eval_every: int
+        self, steps: int, timing_warmup_steps: int, interval_steps: int, eval_every: int
     ) -> None:
-        warmup_steps = min(warmup_steps, steps - 1)
+        timing_warmup_steps = min(timing_warmup_steps, steps - 1)
         work = WorkloadConfig(
-            steps=steps, warmup_steps=warmup_steps, block_steps=block_steps, eval_every=eval_every,
+            steps=steps, timing_warmup_steps=timing_warmup_steps, interval_steps=interval_steps, eval_every=eval_every,
             seq_len=1, global_batch_size=1, micro_batch_size=1, learning_rate=1.0,
         )  # fmt: skip
-        blocks = list(plan_blocks(work))
-        covered = [step for _, first, last in blocks for step in range(first, last + 1)]
+        intervals = list(plan_intervals(work))
+        covered = [step for _, first, last in intervals for step in range(first, last + 1)]
         assert covered == list(range(1, steps + 1))
-        for phase, first, last in blocks:
-            assert last - first + 1 <= block_steps
-            assert phase == ("first" if first == 1 else "warmup" if last <= warmup_steps else "measured")
+        for phase, first, last in intervals:
+            assert last - first + 1 <= interval_steps
+            assert phase == ("first" if first == 1 else "warmup" if last <= timing_warmup_steps else "measured")
             if eval_every:
                 assert not any(step % eval_every == 0 for step in range(first, last))
 
     def test_a_resumed_run_warms_up_again_and_saves_between_blocks(self) -> None:
-        work = config_of("workload.steps=20", "workload.warmup_steps=3", "workload.block_steps=4",
+        work = config_of("workload.steps=20", "workload.timing_warmup_steps=3", "workload.interval_steps=4",
                          "workload.eval_every=0").workload  # fmt: skip
-        assert list(plan_blocks(work, 0, 5)) == [
+        assert list(plan_intervals(work, 0, 5)) == [
             ("first", 1, 1), ("warmup", 2, 3), ("measured", 4, 5), ("measured", 6, 9), ("measured", 10, 10),
             ("measured", 11, 14), ("measured", 15, 15), ("measured", 16, 19), ("measured", 20, 20),
         ]  # fmt: skip
-        assert list(plan_blocks(work, 10, 5)) == [
+        assert list(plan_intervals(work, 10, 5)) == [
             ("resumed", 11, 13), ("measured", 14, 15), ("measured", 16, 19), ("measured", 20, 20),
         ]  # fmt: skip
         # Cut off in its warm-up, it warms up as a whole once more.
-        assert list(plan_blocks(work, 2, 5))[:2] == [("resumed", 3, 5), ("measured", 6, 9)]
-        assert list(plan_blocks(work, 19, 5)) == [("resumed", 20, 20)]
-        assert list(plan_blocks(work, 20, 5)) == []
+        assert list(plan_intervals(work, 2, 5))[:2] == [("resumed", 3, 5), ("measured", 6, 9)]
+        assert list(plan_intervals(work, 19, 5)) == [("resumed", 20, 20)]
+        assert list(plan_intervals(work, 20, 5)) == []
 
 
 class FakeDataset(Dataset):
@@ -117,7 +117,7 @@ class Scene:
     """A loop among fakes that write down, in order, everything it does."""
 
     def __init__(self, config: Config, losses: Sequence[float] = (), norms: Sequence[float] = (),
-                 stop_after_step: int | None = None, done: Progressed | None = None) -> None:  # fmt: skip
+                 stop_after_step: int | None = None, done: TrainingHistory | None = None) -> None:  # fmt: skip
         self.saved: list[int] = []
         self.log: list[str] = []
         self.rows: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ class Scene:
     def skipped_steps(self) -> int:
         return 0
 
-    def watch_parts(self, part: Part | None) -> bool:
+    def record_phases(self, phase: PhaseContext | None) -> bool:
         return False
 
     def state(self) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class Scene:
         self.log.append("write")
         self.rows += rows
 
-    # Listener
-    def block_done(self, block: BlockReport) -> None:
+    # MetricsLogger
+    def interval_done(self, interval: IntervalReport) -> None:
         self.log.append("show")
 
     def evaluated(self, step: int, loss: float) -> None:
@@ -195,7 +195,7 @@ class TestLoop:
             elif opened:
                 inside.append(event)
             else:
-                assert event in {"read", "write", "show", "evaluate"}, f"{event} outside a timed block"
+                assert event in {"read", "write", "show", "evaluate"}, f"{event} outside a timed interval"
         assert set(inside) == {"data", "step"}
         assert scene.log.count("read") >= 6
         assert inside.count("step") == inside.count("data") == 6
@@ -219,9 +219,9 @@ class TestLoop:
         with_it, without = Scene(config_of()), Scene(config_of("workload.eval_every=0"))
         with_it.loop.run()
         without.loop.run()
-        blocks = {"first": 1, "warmup": 1, "measured": 3}
-        assert len(with_it.loop.result.blocks) == sum(blocks.values())
-        # A tick of the scripted clock at each of its readings: two around each step's data, one to end the block.
+        intervals = {"first": 1, "warmup": 1, "measured": 3}
+        assert len(with_it.loop.result.intervals) == sum(intervals.values())
+        # A tick of the scripted clock at each of its readings: two around each step's data, one to end the interval.
         assert with_it.loop.result.training_seconds == 6 * 2 + 5 * 1
         assert with_it.loop.result.evaluation_seconds == 2
         assert without.loop.result.evaluation_seconds == 0
@@ -234,7 +234,7 @@ class TestLoop:
         assert scene.loop.result.target_training_seconds == scene.loop.result.training_seconds
 
     def test_a_stop_request_finishes_the_step_and_keeps_it(self) -> None:
-        scene = Scene(config_of("workload.steps=100", "workload.block_steps=50"), stop_after_step=7)
+        scene = Scene(config_of("workload.steps=100", "workload.interval_steps=50"), stop_after_step=7)
         scene.loop.run()
         assert scene.steps == 7
         assert [row["step"] for row in scene.rows] == list(range(1, 8))
@@ -297,9 +297,11 @@ class TestCheckpoints:
         without.loop.run()
         assert with_them.loop.result.checkpoint_seconds == 3  # a tick each
         assert without.loop.result.checkpoint_seconds == 0
-        # One block more, since a save ends one: a tick more.
-        blocks = [len(scene.loop.result.blocks) for scene in (with_them, without)]
-        assert with_them.loop.result.training_seconds - without.loop.result.training_seconds == blocks[0] - blocks[1]
+        # One interval more, since a save ends one: a tick more.
+        intervals = [len(scene.loop.result.intervals) for scene in (with_them, without)]
+        assert (
+            with_them.loop.result.training_seconds - without.loop.result.training_seconds == intervals[0] - intervals[1]
+        )
 
     def test_a_stop_saves_where_it_stops(self) -> None:
         scene = Scene(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)
@@ -314,7 +316,7 @@ class TestCheckpoints:
     def test_a_resumed_loop_goes_on(self) -> None:
         scene = Scene(config_of("checkpoint.every=4"), stop_after_step=3)
         scene.loop.run()
-        done = Progressed.from_json(json.loads(json.dumps(scene.loop.result.to_json())))
+        done = TrainingHistory.from_json(json.loads(json.dumps(scene.loop.result.to_json())))
         assert done == scene.loop.result
         again = Scene(config_of("checkpoint.every=4"), done=done)
         again.loop.run()

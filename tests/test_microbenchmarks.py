@@ -1,4 +1,4 @@
-"""The ceilings of a device: arithmetic of rates by a scripted clock, and that what is measured is what is said."""
+"""The benchmarks of a device: arithmetic of rates by a scripted clock, and that what is measured is what is said."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from harness import backends
 from harness.backends.base import Backend
 from harness.config import BackendConfig
-from harness.training import microbenchmarks as ceilings
-from harness.training.microbenchmarks import Ceilings
+from harness.training import microbenchmarks as benchmarks
+from harness.training.microbenchmarks import Microbenchmarks
 
 
 @pytest.fixture
@@ -36,18 +36,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small operands and short stretches: what is tested is not the speed."""
     for name, value in {
         "SIZES": (16, 32, 64),
-        "STRETCH_SECONDS": 0.001,
+        "SAMPLE_SECONDS": 0.001,
         "COPY_BYTES": 1 << 16,
         "FLUSH_BYTES": 1 << 12,
         "LAUNCHES": 10,
         "ALL_REDUCE_BYTES": (1 << 10,),
     }.items():
-        monkeypatch.setattr(ceilings, name, value)
+        monkeypatch.setattr(benchmarks, name, value)
 
 
 def test_a_rate_is_amount_over_seconds(backend: Backend, small: None) -> None:
     scripted = Scripted(0.002)
-    measure = Ceilings(backend, None, scripted.clock)
+    measure = Microbenchmarks(backend, None, scripted.clock)
     rate, seconds = measure._rate(scripted.act, 10.0)
     assert (rate.best, rate.median) == (pytest.approx(10.0 / 0.002), pytest.approx(10.0 / 0.002))
     assert seconds == pytest.approx(0.002)
@@ -56,16 +56,16 @@ def test_a_rate_is_amount_over_seconds(backend: Backend, small: None) -> None:
 def test_short_operations_are_called_often_enough_for_the_clock(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "FLUSH_BYTES", 1 << 12)
+    monkeypatch.setattr(benchmarks, "FLUSH_BYTES", 1 << 12)
     scripted = Scripted(0.0005)
     stretches: list[int] = []
-    measure = Ceilings(backend, None, scripted.clock)
-    stretch = measure._stretch
-    monkeypatch.setattr(measure, "_stretch", lambda act, calls: (stretches.append(calls), stretch(act, calls))[1])
+    measure = Microbenchmarks(backend, None, scripted.clock)
+    stretch = measure._sample
+    monkeypatch.setattr(measure, "_sample", lambda act, calls: (stretches.append(calls), stretch(act, calls))[1])
     measure._rate(scripted.act, 1.0)
     assert stretches[0] == 1
-    assert all(calls * 0.0005 == pytest.approx(ceilings.STRETCH_SECONDS, rel=0.02) for calls in stretches[1:])
-    assert len(stretches) >= ceilings.STRETCHES
+    assert all(calls * 0.0005 == pytest.approx(benchmarks.SAMPLE_SECONDS, rel=0.02) for calls in stretches[1:])
+    assert len(stretches) >= benchmarks.SAMPLES
 
 
 def test_the_device_is_warm_before_anything_counts(backend: Backend, small: None) -> None:
@@ -76,7 +76,7 @@ def test_the_device_is_warm_before_anything_counts(backend: Backend, small: None
         scripted.act()
         scripted.seconds = max(0.001, scripted.seconds * 0.9)
 
-    rate, _ = Ceilings(backend, None, scripted.clock)._rate(act, 1.0)
+    rate, _ = Microbenchmarks(backend, None, scripted.clock)._rate(act, 1.0)
     assert rate.median == pytest.approx(1000.0)
 
 
@@ -84,13 +84,13 @@ def test_waits_are_inside_every_stretch(backend: Backend, small: None, monkeypat
     """On a device that queues its work, that is where the time is."""
     scripted = Scripted(0.0)
     monkeypatch.setattr(backend, "synchronize", lambda: setattr(scripted, "now", scripted.now + 0.004))
-    rate, _ = Ceilings(backend, None, scripted.clock)._rate(scripted.act, 8.0)
+    rate, _ = Microbenchmarks(backend, None, scripted.clock)._rate(scripted.act, 8.0)
     assert rate.best == pytest.approx(8.0 / 0.004)
 
 
 def test_matrix_products(backend: Backend, small: None) -> None:
     told: list[None] = []
-    found = Ceilings(backend, None).matrix_products("fp32", lambda: told.append(None))
+    found = Microbenchmarks(backend, None).matrix_products("fp32", lambda: told.append(None))
     assert [entry["size"] for entry in found["sweep"]] == [16, 32, 64]
     assert len(told) == 3
     best = max(found["sweep"], key=lambda entry: entry["best_flops"])
@@ -100,42 +100,42 @@ def test_matrix_products(backend: Backend, small: None) -> None:
 
 def test_flops_are_two_a_multiply_add(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     amounts: list[float] = []
-    measure = Ceilings(backend, None)
+    measure = Microbenchmarks(backend, None)
     monkeypatch.setattr(
-        measure, "_rate", lambda act, amount: (amounts.append(amount), (ceilings.Rate(amount, amount), 0.0))[1]
+        measure, "_rate", lambda act, amount: (amounts.append(amount), (benchmarks.Rate(amount, amount), 0.0))[1]
     )
     measure.matrix_products("fp32")
     assert amounts == [2.0 * size**3 for size in (16, 32, 64)]
 
 
 def test_no_operand_that_does_not_fit(backend: Backend, small: None) -> None:
-    found = Ceilings(backend, 4 * 3 * 4 * 32 * 32).matrix_products("fp32")
+    found = Microbenchmarks(backend, 4 * 3 * 4 * 32 * 32).matrix_products("fp32")
     assert [entry["size"] for entry in found["sweep"]] == [16, 32]
 
 
 def test_a_size_that_takes_long_is_the_last(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "LONGEST_PRODUCT_SECONDS", 0.0)
-    assert len(Ceilings(backend, None).matrix_products("fp32")["sweep"]) == 1
+    monkeypatch.setattr(benchmarks, "MAX_PRODUCT_SECONDS", 0.0)
+    assert len(Microbenchmarks(backend, None).matrix_products("fp32")["sweep"]) == 1
 
 
 def test_a_copy_reads_and_writes(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = Ceilings(backend, None)
-    monkeypatch.setattr(measure, "_rate", lambda act, amount: (ceilings.Rate(amount, amount), 0.0))
+    measure = Microbenchmarks(backend, None)
+    monkeypatch.setattr(measure, "_rate", lambda act, amount: (benchmarks.Rate(amount, amount), 0.0))
     assert measure.memory_bandwidth()["best_bytes_per_second"] == 2 * (1 << 16)
 
 
 def test_the_host_has_no_copies_to_itself(backend: Backend, small: None) -> None:
-    assert Ceilings(backend, None).host_copies() is None
+    assert Microbenchmarks(backend, None).host_copies() is None
 
 
 def test_launches(backend: Backend, small: None) -> None:
-    found = Ceilings(backend, None).launch_latency()
+    found = Microbenchmarks(backend, None).launch_latency()
     assert 0 < found["queued_seconds"] < 1e-3
     assert 0 < found["round_trip_seconds"] < 1e-3
 
 
 def test_one_process_reduces_nothing(backend: Backend, small: None) -> None:
-    assert Ceilings(backend, None).all_reduce(1) is None
+    assert Microbenchmarks(backend, None).all_reduce(1) is None
 
 
 def test_bus_bandwidth_counts_what_a_link_carries(
@@ -143,7 +143,7 @@ def test_bus_bandwidth_counts_what_a_link_carries(
 ) -> None:
     scripted = Scripted(0.001)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda buffer: scripted.act())
-    found = Ceilings(backend, None, scripted.clock).all_reduce(4)
+    found = Microbenchmarks(backend, None, scripted.clock).all_reduce(4)
     assert found is not None
     # 2 x 3 / 4 of 1 KiB in a millisecond.
     assert found["best_bytes_per_second"] == pytest.approx(1.5 * 1024 / 0.001)

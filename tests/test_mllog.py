@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import RecordError
-from harness.records.load import Run
+from harness.records.load import LoadedRecord
 from harness.report.mllog import PREFIX, mllog_lines
 from tests.comparisons import EMULATED
 from tests.conftest import assert_golden
@@ -20,7 +20,7 @@ REACHED: dict[str, Any] = {"on": A100, "config": {"target_loss": 4.0}}
 
 
 def lines(**arguments: Any) -> str:
-    return mllog_lines(Run(Path("runs/a/1/record.json"), make_record(**arguments)))
+    return mllog_lines(LoadedRecord(Path("runs/a/1/record.json"), make_record(**arguments)))
 
 
 def events(**arguments: Any) -> list[dict[str, Any]]:
@@ -109,9 +109,9 @@ class TestTruth:
         assert ran == pytest.approx(1000 * record["target"]["wall_seconds"], abs=1)
 
     def test_a_time_without_zone_is_utc(self) -> None:
-        assert lines(began_utc="2026-11-24T10:00:00") == lines(began_utc="2026-11-24T10:00:00+00:00")
-        with pytest.raises(RecordError, match=r"runs/a/1/record\.json: began_utc is 'yesterday', expected a date"):
-            lines(began_utc="yesterday")
+        assert lines(started_at="2026-11-24T10:00:00") == lines(started_at="2026-11-24T10:00:00+00:00")
+        with pytest.raises(RecordError, match=r"runs/a/1/record\.json: started_at is 'yesterday', expected a date"):
+            lines(started_at="yesterday")
 
     def test_evaluations_are_the_record_s(self) -> None:
         record = make_record(**REACHED)

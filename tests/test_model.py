@@ -19,21 +19,46 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from harness.composition import config_directory, load
-from harness.config import ModelConfig, hidden_size, kv_heads
+from harness.config import ModelConfig, intermediate_size, num_key_value_heads
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer, causal_attention, parameter_count, rotary_tables, rotate
 
 CPU = torch.device("cpu")
 LENGTH = 24
 GPT2 = ModelConfig(
-    name="gpt2", vocab_size=101, max_seq_len=LENGTH + 8, layers=3, width=48, heads=4,
-    activation="gelu_tanh", positions="learned", bias=True,
-)  # fmt: skip
+    name="gpt2",
+    vocab_size=101,
+    max_position_embeddings=LENGTH + 8,
+    num_hidden_layers=3,
+    hidden_size=48,
+    num_attention_heads=4,
+    activation="gelu_tanh",
+    position_embedding="learned",
+    bias=True,
+)
 LLAMA = ModelConfig(
-    name="llama-gqa", vocab_size=101, max_seq_len=LENGTH + 8, layers=3, width=48, heads=6, kv_heads=2, hidden=80,
-    norm="rmsnorm", activation="swiglu", tied_embeddings=False, scaled_residual_init=False,
-)  # fmt: skip
-MIXED = ModelConfig(name="mixed", vocab_size=101, max_seq_len=LENGTH, layers=2, width=48, heads=4, kv_heads=1)
+    name="llama-gqa",
+    vocab_size=101,
+    max_position_embeddings=LENGTH + 8,
+    num_hidden_layers=3,
+    hidden_size=48,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    intermediate_size=80,
+    norm="rmsnorm",
+    activation="swiglu",
+    tie_word_embeddings=False,
+    scaled_residual_init=False,
+)
+MIXED = ModelConfig(
+    name="mixed",
+    vocab_size=101,
+    max_position_embeddings=LENGTH,
+    num_hidden_layers=2,
+    hidden_size=48,
+    num_attention_heads=4,
+    num_key_value_heads=1,
+)
 ALL = pytest.mark.parametrize("config", [GPT2, LLAMA, MIXED], ids=lambda config: config.name)
 
 PARAMETERS = {
@@ -75,7 +100,7 @@ def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[st
         "transformer.ln_f.weight": weights["norm.weight"],
         "transformer.ln_f.bias": weights["norm.bias"],
     }
-    for layer in range(config.layers):
+    for layer in range(config.num_hidden_layers):
         for ours, theirs in blocks.items():
             value = weights[f"blocks.{layer}.{ours}"]
             named[f"transformer.h.{layer}.{theirs}"] = value.t() if value.dim() == 2 else value
@@ -85,15 +110,19 @@ def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[st
 
 def as_llama(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Name our weights (or their gradients) as LlamaForCausalLM does; it keeps apart what we fuse."""
-    head_size = config.width // config.heads
-    qkv = [config.heads * head_size, kv_heads(config) * head_size, kv_heads(config) * head_size]
+    head_size = config.hidden_size // config.num_attention_heads
+    qkv = [
+        config.num_attention_heads * head_size,
+        num_key_value_heads(config) * head_size,
+        num_key_value_heads(config) * head_size,
+    ]
     named = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
-    if not config.tied_embeddings:
+    if not config.tie_word_embeddings:
         named["lm_head.weight"] = weights["head.weight"]
-    for layer in range(config.layers):
+    for layer in range(config.num_hidden_layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
         q, k, v = weights[ours + "attention.qkv.weight"].split(qkv)
-        gate, up = weights[ours + "feed_forward.up.weight"].split(hidden_size(config))
+        gate, up = weights[ours + "feed_forward.up.weight"].split(intermediate_size(config))
         parts = {
             "self_attn.q_proj": q,
             "self_attn.k_proj": k,
@@ -113,14 +142,14 @@ def gpt2_reference(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> 
     """Return transformers' GPT-2 of this shape with these weights."""
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
-        "n_positions": config.max_seq_len,
-        "n_embd": config.width,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_inner": config.hidden,
+        "n_positions": config.max_position_embeddings,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "n_head": config.num_attention_heads,
+        "n_inner": config.intermediate_size,
         "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation],
-        "layer_norm_epsilon": config.norm_epsilon,
-        "tie_word_embeddings": config.tied_embeddings,
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_word_embeddings,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **dict.fromkeys(("bos_token_id", "eos_token_id")),
         "attn_implementation": "eager",
@@ -132,15 +161,15 @@ def llama_reference(config: ModelConfig, weights: Mapping[str, torch.Tensor]) ->
     """Return transformers' Llama of this shape with these weights."""
     settings: dict[str, Any] = {
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_seq_len,
-        "hidden_size": config.width,
-        "intermediate_size": hidden_size(config),
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": kv_heads(config),
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rotary_base,
-        "tie_word_embeddings": config.tied_embeddings,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": intermediate_size(config),
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": num_key_value_heads(config),
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tie_word_embeddings,
         "attn_implementation": "eager",
     }
     return _filled(LlamaForCausalLM(LlamaConfig(**settings)), as_llama(config, weights))
@@ -201,10 +230,13 @@ BY_GPT2: Reference = (gpt2_reference, as_gpt2)
 BY_LLAMA: Reference = (llama_reference, as_llama)
 SHAPES: dict[str, tuple[ModelConfig, Reference]] = {
     "gpt2": (GPT2, BY_GPT2),
-    "gpt2, exact gelu, own hidden": (replace(GPT2, activation="gelu", hidden=60, norm_epsilon=1e-2), BY_GPT2),
+    "gpt2, exact gelu, own hidden": (replace(GPT2, activation="gelu", intermediate_size=60, norm_eps=1e-2), BY_GPT2),
     "llama, grouped": (LLAMA, BY_LLAMA),
-    "llama, one kv head": (replace(LLAMA, kv_heads=1, rotary_base=50.0, norm_epsilon=1e-2), BY_LLAMA),
-    "llama, ungrouped, tied": (replace(LLAMA, kv_heads=None, hidden=None, tied_embeddings=True), BY_LLAMA),
+    "llama, one kv head": (replace(LLAMA, num_key_value_heads=1, rope_theta=50.0, norm_eps=1e-2), BY_LLAMA),
+    "llama, ungrouped, tied": (
+        replace(LLAMA, num_key_value_heads=None, intermediate_size=None, tie_word_embeddings=True),
+        BY_LLAMA,
+    ),
 }
 
 
@@ -320,14 +352,17 @@ class TestAttention:
 
     def test_a_grouped_model_is_one_with_repeated_kv_weights(self) -> None:
         grouped = random_model(LLAMA)
-        whole = build_model(replace(LLAMA, kv_heads=LLAMA.heads), 1, CPU)
-        head_size, group = LLAMA.width // LLAMA.heads, LLAMA.heads // kv_heads(LLAMA)
+        whole = build_model(replace(LLAMA, num_key_value_heads=LLAMA.num_attention_heads), 1, CPU)
+        head_size, group = (
+            LLAMA.hidden_size // LLAMA.num_attention_heads,
+            LLAMA.num_attention_heads // num_key_value_heads(LLAMA),
+        )
         weights = {name: value.detach() for name, value in grouped.named_parameters()}
-        for layer in range(LLAMA.layers):
+        for layer in range(LLAMA.num_hidden_layers):
             name = f"blocks.{layer}.attention.qkv.weight"
-            q, k, v = (part.view(-1, head_size, LLAMA.width) for part in weights[name].split([48, 16, 16]))
+            q, k, v = (part.view(-1, head_size, LLAMA.hidden_size) for part in weights[name].split([48, 16, 16]))
             repeated = [part.repeat_interleave(group, dim=0) for part in (k, v)]
-            weights[name] = torch.cat([q, *repeated]).view(-1, LLAMA.width)
+            weights[name] = torch.cat([q, *repeated]).view(-1, LLAMA.hidden_size)
         whole.load_state_dict(weights)
         tokens = random_sequences(LLAMA)
         with torch.no_grad():

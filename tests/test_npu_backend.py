@@ -191,7 +191,7 @@ class TestLoad:
         made = backend()
         made.preflight()
         made.versions()
-        made.classify(ValueError("x"))
+        made.classify_error(ValueError("x"))
         assert npu.opened == []
         assert os.environ[FALLBACK] == "0"
 
@@ -353,7 +353,7 @@ class TestApply:
 
     def test_effective_is_read_back(self, npu: FakeNpu) -> None:
         made = backend()
-        assert made.effective() == {
+        assert made.effective_settings() == {
             "hf32_matmul": True,
             "hf32_conv": True,
             "jit_compile": True,
@@ -366,28 +366,28 @@ class TestApply:
         }
         made.load()
         made.apply("fp32")
-        effective = made.effective()
+        effective = made.effective_settings()
         json.dumps(effective)
         assert effective["hf32_matmul"] is effective["hf32_conv"] is effective["jit_compile"] is False
         assert effective["cpu_fallback_disabled"] is True
         assert effective["internal_format"] is False
         # Not what was asked for but what is there.
         npu.matmul.allow_hf32 = True
-        assert made.effective()["hf32_matmul"] is True
+        assert made.effective_settings()["hf32_matmul"] is True
 
     def test_effective_tells_settings_that_come_by_the_environment(
         self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CPU_AFFINITY_CONF", "2")
         monkeypatch.setenv("PYTORCH_NPU_ALLOC_CONF", "expandable_segments:True")
-        effective = backend().effective()
+        effective = backend().effective_settings()
         assert effective["cpu_affinity"] == "2"
         assert effective["allocator_settings"] == "expandable_segments:True"
 
     def test_what_a_release_does_not_tell_is_null(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(FakeNpu, "_get_deterministic_level")
         monkeypatch.delattr(sys.modules["torch_npu"], "_C")
-        effective = backend().effective()
+        effective = backend().effective_settings()
         assert effective["deterministic_level"] is None
         assert effective["internal_format"] is None
 
@@ -479,23 +479,27 @@ class TestFacts:
 class TestClassify:
     @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError], ids=["2.13", "older"])
     def test_out_of_memory_of_new_and_old_releases(self, kind: type[RuntimeError]) -> None:
-        failure = backend().classify(kind("NPU out of memory. Tried to allocate 2.00 MiB (NPU 0; 64.00 GiB total)"))
+        failure = backend().classify_error(
+            kind("NPU out of memory. Tried to allocate 2.00 MiB (NPU 0; 64.00 GiB total)")
+        )
         assert failure is not None
         assert failure.status == "oom"
         assert "workload.micro_batch_size" in failure.remedy
 
     def test_the_hosts_own_out_of_memory(self) -> None:
-        failure = backend().classify(MemoryError())
+        failure = backend().classify_error(MemoryError())
         assert failure is not None
         assert failure.status == "oom"
 
     def test_a_fault_of_the_device(self) -> None:
-        failure = backend().classify(set_device_failed(507015, "The aicore execution is abnormal."))
+        failure = backend().classify_error(set_device_failed(507015, "The aicore execution is abnormal."))
         assert failure is not None
         assert failure.status == "device_fault"
 
     def test_a_fallback_to_the_host(self) -> None:
-        failure = backend().classify(RuntimeError("The operator 'aten::x' would execute ... CPU fallback is disabled"))
+        failure = backend().classify_error(
+            RuntimeError("The operator 'aten::x' would execute ... CPU fallback is disabled")
+        )
         assert failure is not None
         assert failure.status == "failed"
 
@@ -562,12 +566,12 @@ class TestARun:
         assert record["status"] == "ok", record["error"]
         assert record["backend"]["name"] == "npu"
         assert record["device"]["name"] == record["backend"]["peak_lookup_key"] == "Ascend910B3"
-        assert record["effective"]["hf32_matmul"] is False
-        assert record["effective"]["cpu_fallback_disabled"] is True
-        assert record["effective"]["matmul_dtype"] == "bfloat16"
+        assert record["effective_settings"]["hf32_matmul"] is False
+        assert record["effective_settings"]["cpu_fallback_disabled"] is True
+        assert record["effective_settings"]["matmul_dtype"] == "bfloat16"
         assert record["memory"]["used_on_device_bytes"] == 4 * 2**30
         assert record["environment"]["variables"][FALLBACK] == "1"
-        assert all(block["device_seconds"] for block in record["timing"]["blocks"])
+        assert all(block["device_seconds"] for block in record["timing"]["intervals"])
         assert npu.opened == [0]
         assert len(npu.synchronized) > 5
 

@@ -104,7 +104,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 class TestCondition:
     def test_a_free_running_device(self, library: FakeNvml) -> None:
         library.reasons = FakeNvml.nvmlClocksThrottleReasonGpuIdle  # idle is no distress
-        assert nvml.condition(GPU) == {
+        assert nvml.clock_state(GPU) == {
             "sm_clock_mhz": 1410,
             "sm_clock_limit_mhz": 1980,
             "throttle_reasons": [],
@@ -114,13 +114,13 @@ class TestCondition:
 
     def test_what_holds_the_clock_down_has_words(self, library: FakeNvml) -> None:
         library.reasons = 0x4 | 0x20
-        found = nvml.condition(GPU)
+        found = nvml.clock_state(GPU)
         assert found is not None
         assert found["throttle_reasons"] == ["power cap", "temperature"]
 
     def test_a_value_that_the_device_refuses_is_unknown_and_the_others_stay(self, library: FakeNvml) -> None:
         library.refused = {"nvmlDeviceGetCurrentClocksThrottleReasons"}
-        found = nvml.condition(GPU)
+        found = nvml.clock_state(GPU)
         assert found is not None
         assert found["throttle_reasons"] is None
         assert found["sm_clock_mhz"] == 1410
@@ -225,7 +225,7 @@ class TestNothingToAsk:
         self.nothing(GPU)
 
     def nothing(self, uuid: str | None) -> None:
-        assert nvml.condition(uuid) is None
+        assert nvml.clock_state(uuid) is None
         assert nvml.sharing(uuid) == {"mig": None, "mps": None}
         assert nvml.other_processes(uuid) is None
         assert "NVML does not answer" in str(nvml.open_sensor(uuid))

@@ -21,7 +21,14 @@ CPU = torch.device("cpu")
 BASE = load(["model=tiny", "workload=smoke"])
 WORK = BASE.workload
 GPT2_LIKE = ModelConfig(
-    name="gpt2-like", vocab_size=64, max_seq_len=16, layers=2, width=16, heads=2, positions="learned", bias=True
+    name="gpt2-like",
+    vocab_size=64,
+    max_position_embeddings=16,
+    num_hidden_layers=2,
+    hidden_size=16,
+    num_attention_heads=2,
+    position_embedding="learned",
+    bias=True,
 )
 IMPLEMENTATIONS = pytest.mark.parametrize("adamw", ["for_loop", "foreach", "fused"])
 
@@ -41,7 +48,7 @@ class TestGroups:
 
     @pytest.mark.parametrize("tied", [True, False])
     def test_every_parameter_is_updated_once(self, tied: bool) -> None:
-        config = replace(GPT2_LIKE, tied_embeddings=tied)
+        config = replace(GPT2_LIKE, tie_word_embeddings=tied)
         optimizer = build_optimizer(build_model(config, 1, CPU), WORK, BASE.track)
         found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         assert len({id(parameter) for parameter in found}) == len(found)
@@ -103,12 +110,12 @@ class TestUpdate:
 
 
 def schedule(**settings: float) -> WorkloadConfig:
-    return replace(WORK, **{"steps": 25, "learning_rate": 0.02, "learning_rate_warmup_steps": 5, **settings})
+    return replace(WORK, **{"steps": 25, "learning_rate": 0.02, "lr_warmup_steps": 5, **settings})
 
 
 class TestLearningRate:
     def test_at_every_turn(self) -> None:
-        work = schedule(final_learning_rate_fraction=0.1)
+        work = schedule(min_lr_ratio=0.1)
         assert learning_rate(1, work) == pytest.approx(0.02 / 5)
         assert learning_rate(3, work) == pytest.approx(0.02 * 3 / 5)
         assert learning_rate(5, work) == pytest.approx(0.02)
@@ -121,7 +128,7 @@ class TestLearningRate:
     @pytest.mark.parametrize("rise", [0, 1, 5, 24])
     @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
     def test_rises_to_the_peak_and_falls_to_the_fraction(self, rise: int, fraction: float) -> None:
-        work = schedule(learning_rate_warmup_steps=rise, final_learning_rate_fraction=fraction)
+        work = schedule(lr_warmup_steps=rise, min_lr_ratio=fraction)
         rates = [learning_rate(step, work) for step in range(1, 26)]
         assert rates[-1] == pytest.approx(fraction * 0.02, abs=1e-15)
         if rise:
@@ -132,11 +139,11 @@ class TestLearningRate:
         assert all(0 <= rate <= 0.02 * (1 + 1e-12) for rate in rates)
 
     def test_without_a_rise_begins_just_below_the_peak(self) -> None:
-        work = schedule(learning_rate_warmup_steps=0, final_learning_rate_fraction=0.0)
+        work = schedule(lr_warmup_steps=0, min_lr_ratio=0.0)
         assert learning_rate(1, work) == pytest.approx(0.01 * (1 + math.cos(math.pi / 25)))
 
     def test_a_fraction_of_one_stays_at_the_peak(self) -> None:
-        work = schedule(final_learning_rate_fraction=1.0)
+        work = schedule(min_lr_ratio=1.0)
         assert {learning_rate(step, work) for step in range(5, 26)} == {0.02}
 
     def test_is_a_function_of_the_step_alone(self) -> None:
@@ -145,4 +152,4 @@ class TestLearningRate:
         assert [learning_rate(step, work) for step in range(25, 0, -1)] == forwards[::-1]
 
     def test_one_step_in_all(self) -> None:
-        assert learning_rate(1, schedule(steps=1, learning_rate_warmup_steps=0)) == pytest.approx(0.002)
+        assert learning_rate(1, schedule(steps=1, lr_warmup_steps=0)) == pytest.approx(0.002)

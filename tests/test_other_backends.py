@@ -142,7 +142,7 @@ class TestXpu:
         ],
     )
     def test_failures(self, error: Exception, status: str | None) -> None:
-        failure = XpuBackend(settings("xpu")).classify(error)
+        failure = XpuBackend(settings("xpu")).classify_error(error)
         assert (None if failure is None else failure.status) == status
 
     def test_a_whole_run(self, device: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,9 @@ class TestMps:
             MpsBackend(settings("mps")).load()
 
     def test_a_command_that_failed_is_the_device_s(self) -> None:
-        failure = MpsBackend(settings("mps")).classify(RuntimeError("Command buffer execution failed: timeout\nmore"))
+        failure = MpsBackend(settings("mps")).classify_error(
+            RuntimeError("Command buffer execution failed: timeout\nmore")
+        )
         assert failure is not None
         assert (failure.status, failure.cause) == ("device_fault", "Command buffer execution failed: timeout")
 
@@ -287,7 +289,7 @@ class TestHpu:
         ],
     )
     def test_failures(self, text: str, status: str | None) -> None:
-        failure = HpuBackend(settings("hpu")).classify(RuntimeError(text))
+        failure = HpuBackend(settings("hpu")).classify_error(RuntimeError(text))
         assert (None if failure is None else failure.status) == status
 
     @pytest.mark.parametrize("asked", [None, "0", "1"])
@@ -304,11 +306,11 @@ class TestHpu:
         micro_batches = record["config"]["workload"]["global_batch_size"] // 2
         assert micro_batches > 1
         assert gaudi.boundaries == (steps * (micro_batches + 1) if lazy else 0)
-        assert record["effective"]["lazy_mode"] is lazy
+        assert record["effective_settings"]["lazy_mode"] is lazy
         # The libraries read it on import, and what they take for unset differs between releases.
         assert record["environment"]["variables"]["PT_HPU_LAZY_MODE"] == ("1" if lazy else "0")
         # What is recorded lazily has no place in the device's queue: no event could be told apart.
-        assert record["timing"]["step_seconds_method"] == ("block_mean" if lazy else "device_event")
+        assert record["timing"]["step_seconds_method"] == ("interval_mean" if lazy else "device_event")
         assert record["device"]["name"] == record["backend"]["peak_lookup_key"] == "GAUDI2"
         assert record["utilization"] is None or record["utilization"]["catalogued_peak_flops"] is None
         assert gaudi.synchronized > 5

@@ -82,7 +82,7 @@ def spaced(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["slower", "weak", "not_comparable", "different", "emulated", "three_sides", "claimed", "hostile"]
+    "name", ["slower", "single_run", "not_comparable", "different", "emulated", "three_sides", "claimed", "hostile"]
 )
 def test_golden(name: str) -> None:
     """All but the pictures, which have tests of their own, and the style sheet, which screenshots judge."""
@@ -115,7 +115,7 @@ class TestEveryCase:
         marks = [">Gates</h", ">Numbers</h", ">Pictures</h", ">Cautions</h", ">How to reproduce</h"]
         places = [text.index(mark) for mark in ("<h1>", *((">Summary</h",) if several else ()), *marks)]
         assert places == sorted(places)
-        first = spaced(printable(case(name).pairs[0].sentence))
+        first = spaced(printable(case(name).pairs[0].summary))
         before_gates = Parsed(text[: places[1]].replace("<body>", "").rsplit("<main>", 1)[0]).text
         assert first in before_gates
 
@@ -186,7 +186,7 @@ def test_failing_gates_show_what_differs() -> None:
 
 def test_outliers_and_weakness_are_marked() -> None:
     assert page("slower").count('<td class="number odd"><span class="mark">outlier</span>') >= 2
-    assert re.search(r'<span class="badge care">\s*weak', page("weak"))
+    assert re.search(r'<span class="badge care">\s*single run', page("single_run"))
 
 
 def test_hostile_text_is_text() -> None:
@@ -208,7 +208,7 @@ class TestStyle:
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_text_has_the_contrast_of_wcag_aa(self, scheme: str) -> None:
         schemes = self.SHEET.split("@media screen and (prefers-color-scheme: dark)")
-        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", schemes[0 if scheme == "light" else 1]))
+        colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", schemes[0 if scheme == "light" else 1]))
         for text, papers in (
             ("ink", ("paper", "panel")),
             ("muted", ("paper", "panel")),
@@ -216,7 +216,7 @@ class TestStyle:
             ("care", ("paper",)),
         ):
             for paper in papers:
-                assert contrast(colours[text], colours[paper]) >= 4.5, (text, paper)
+                assert contrast(colors[text], colors[paper]) >= 4.5, (text, paper)
 
     def test_answers_to_print_and_to_small_screens(self) -> None:
         assert "@media print" in self.SHEET
@@ -227,7 +227,7 @@ class TestFiles:
     def test_are_the_page_the_markdown_the_verdict_and_the_pictures(self, tmp_path: Path) -> None:
         paths = write_report(case("faster"), tmp_path / "a" / "b", COMMANDS)
         names = [f"{name}.svg" for name in CAPTIONS]
-        assert [path.name for path in paths] == [*names, "verdict.json", "report.md", "report.html"]
+        assert [path.name for path in paths] == ["verdict.json", *names, "report.md", "report.html"]
         assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == sorted(path.name for path in paths)
         assert paths[-1].read_text() == page("faster")
         linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", paths[-2].read_text())
@@ -235,7 +235,7 @@ class TestFiles:
         assert "prefers-color-scheme" in (tmp_path / "a" / "b" / "loss.svg").read_text()
 
     def test_are_replaced(self, tmp_path: Path) -> None:
-        write_report(case("weak"), tmp_path, COMMANDS)
+        write_report(case("single_run"), tmp_path, COMMANDS)
         before = (tmp_path / "report.html").read_text()
         write_report(case("slower"), tmp_path, COMMANDS)
         assert (tmp_path / "report.html").read_text() != before
@@ -250,7 +250,7 @@ class TestFiles:
     def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(RunFailed, match=r"file/report: cannot be made: .*; choose another folder$"):
-            write_report(case("weak"), tmp_path / "file" / "report", [])
+            write_report(case("single_run"), tmp_path / "file" / "report", [])
 
     def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -258,14 +258,14 @@ class TestFiles:
         real = os.replace
 
         def full(source: Any, target: Any) -> None:
-            if str(target).endswith("verdict.json"):
+            if str(target).endswith("report.md"):
                 raise OSError(28, "No space left on device")
             real(source, target)
 
         monkeypatch.setattr(os, "replace", full)
-        with pytest.raises(RunFailed, match=r"verdict\.json: cannot be written: No space left on device"):
-            write_report(case("weak"), tmp_path, [])
-        assert {path.suffix for path in tmp_path.iterdir()} == {".svg"}, "the page comes last"
+        with pytest.raises(RunFailed, match=r"report\.md: cannot be written: No space left on device"):
+            write_report(case("single_run"), tmp_path, [])
+        assert {path.suffix for path in tmp_path.iterdir()} == {".svg", ".json"}, "the page comes last"
 
 
 SCHEMA = json.loads((PROJECT / "harness" / "schemas" / "verdict.schema.json").read_text())
@@ -278,10 +278,10 @@ class TestSchema:
     @pytest.mark.parametrize(
         ("path", "value"),
         [
-            (("schema_version",), 2),
+            (("schema_version",), 1),
             (("surprise",), 1),
             (("pairs",), []),
-            (("pairs", 0, "word"), "better"),
+            (("pairs", 0, "verdict"), "better"),
             (("pairs", 0, "gates", 0, "passed"), "yes"),
             (("pairs", 0, "quantities", 0, "other"), [0]),
             (("pairs", 0, "quantities", 0, "surprise"), 1),

@@ -15,16 +15,16 @@ from harness.records.record import write_record
 RUN: dict[str, Any] = {
     "backend": {"name": "cpu", "versions": {"torch": "2.13.0+cpu"}},
     "device": {"name": "AMD EPYC"},
-    "effective": {"threads": 2},
+    "effective_settings": {"threads": 2},
 }
 
 
 def write_peak(folder: Path, name: str, ended: str = "2026-11-25T10:00:00+00:00", flops: float = 1e12,
                **changes: Any) -> Path:  # fmt: skip
     peak = {
-        "schema_version": 1,
+        "schema_version": 2,
         "kind": "peak",
-        "ended_utc": ended,
+        "finished_at": ended,
         **RUN,
         "matrix_products": {"fp32": {"best_flops": flops}, "bf16": None},
         "memory": {"best_bytes_per_second": 3e10},
@@ -50,7 +50,7 @@ def test_the_newest(tmp_path: Path) -> None:
         {"device": {"name": "AMD EPYC 2"}},
         {"backend": {"name": "cpu", "versions": {"torch": "2.12.0"}}},
         {"backend": {"name": "other", "versions": {"torch": "2.13.0+cpu"}}},
-        {"effective": {"threads": 1}},
+        {"effective_settings": {"threads": 1}},
     ],
     ids=str,
 )
@@ -68,7 +68,7 @@ def test_no_folder_no_peak(tmp_path: Path) -> None:
     [
         (lambda text: text[:50], "cannot be read"),
         (lambda text: text.replace('"peak"', '"run"'), "not a peak record"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "newer than this harness reads"),
+        (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "newer than this harness reads"),
         (lambda text: text.replace("1000000000000.0", "1.0"), "was changed after it was written"),
         (lambda text: "[]", "not a peak record"),
     ],

@@ -16,7 +16,7 @@ from harness.composition import load
 from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, RunFailed
 from harness.training import probe as probe_module
-from harness.training.probe import LARGEST_FP32_ERROR, observe_step, probe
+from harness.training.probe import MAX_FP32_ERROR, observe_dtypes, probe
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
@@ -72,9 +72,11 @@ class TestWhatIsAskedForAndGiven:
 
     def test_the_fp32_bound_is_far_from_either_side(self) -> None:
         error = probe(backend(), config())["matmul_relative_error"]
-        assert 0 < error < LARGEST_FP32_ERROR / 10
+        assert 0 < error < MAX_FP32_ERROR / 10
 
-    @pytest.mark.parametrize("words", [(), ("model.kv_heads=1",), ("model.heads=4", "model.kv_heads=2")])
+    @pytest.mark.parametrize(
+        "words", [(), ("model.num_key_value_heads=1",), ("model.num_attention_heads=4", "model.num_key_value_heads=2")]
+    )
     def test_the_attention_kernel_is_named(self, words: tuple[str, ...]) -> None:
         kernel = probe(backend(), config("fp32", *words))["attention_kernel"]
         assert kernel.endswith("Backward0")
@@ -133,7 +135,7 @@ class TestReducedPrecision:
 
     def test_all_the_bits_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         reduce_matmul(monkeypatch, 23)
-        assert probe(backend(), config())["matmul_relative_error"] < LARGEST_FP32_ERROR
+        assert probe(backend(), config())["matmul_relative_error"] < MAX_FP32_ERROR
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
     def test_garbage_is_refused(self, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ class TestThreads:
 def test_a_backend_cannot_overwrite_what_was_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a device says of itself stands beside what was found out, never in place of it."""
     claims: dict[str, Any] = {"matmul_dtype": "float64", "threads": 99, "own": True}
-    monkeypatch.setattr(FakeBackend, "effective", lambda self: claims)
+    monkeypatch.setattr(FakeBackend, "effective_settings", lambda self: claims)
     found = probe(backend(), config())
     assert found["own"] is True
     assert found["matmul_dtype"] == "float32"
@@ -191,7 +193,7 @@ def test_the_probe_runs_the_workloads_own_attention(monkeypatch: pytest.MonkeyPa
         return real(q, k, v)
 
     monkeypatch.setattr(probe_module, "causal_attention", watched)
-    probe(backend(precision="bf16"), config("bf16", "model.heads=4", "model.kv_heads=2"))
+    probe(backend(precision="bf16"), config("bf16", "model.num_attention_heads=4", "model.num_key_value_heads=2"))
     assert seen == [(torch.Size([1, 4, 32, 8]), torch.Size([1, 2, 32, 8]), torch.bfloat16)]
 
 
@@ -203,7 +205,7 @@ class TestWatchingTheStep:
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), pretended, 1.0)
-        return observe_step(step, model, torch.zeros(1, 9, dtype=torch.int64), precision)
+        return observe_dtypes(step, model, torch.zeros(1, 9, dtype=torch.int64), precision)
 
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
     def test_is_recorded(self, precision: str, dtype: str) -> None:
@@ -219,7 +221,7 @@ class TestWatchingTheStep:
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
-        observe_step(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
+        observe_dtypes(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
         assert not any(part._forward_hooks for part in model.modules())
 
 

@@ -13,9 +13,9 @@ import torch
 from torch.profiler import DeviceType
 
 from harness.analysis.roofline import roofline
-from harness.backends.step import Part
+from harness.backends.step import PhaseContext
 from harness.training import profiling
-from harness.training.profiling import OperandBytes, idle_fraction, in_parts
+from harness.training.profiling import BytesAccessed, idle_fraction, time_phases
 
 LASTS = {"host_to_device": 1.0, "forward": 10.0, "backward": 20.0, "communication": 4.0, "optimizer": 3.0}
 BETWEEN = 0.5
@@ -26,10 +26,10 @@ class ScriptedStep:
 
     def __init__(self, *, whole: bool = False) -> None:
         self.now, self.queued = 0.0, 0.0
-        self.part: Part = lambda name: nullcontext()
+        self.part: PhaseContext = lambda name: nullcontext()
         self._whole = whole
 
-    def watch_parts(self, part: Part | None) -> bool:
+    def record_phases(self, part: PhaseContext | None) -> bool:
         self.part = part or (lambda name: nullcontext())
         return not self._whole
 
@@ -55,13 +55,13 @@ BATCHES = [[torch.zeros(1)] * 2] * 3
 
 def watched(step: ScriptedStep, waited: Any = lambda: 0.0) -> dict[str, Any]:
     run: Any = step
-    return in_parts(run, run, BATCHES, step.synchronize, waited, step.clock)
+    return time_phases(run, run, BATCHES, step.synchronize, waited, step.clock)
 
 
 def test_parts_are_waited_for_and_are_means_over_steps() -> None:
     found = watched(ScriptedStep())
-    assert found["parts"] == {**LASTS, **{name: 2 * LASTS[name] for name in ("host_to_device", "forward", "backward")}}
-    assert found["between_parts_seconds"] == pytest.approx(BETWEEN)
+    assert found["phases"] == {**LASTS, **{name: 2 * LASTS[name] for name in ("host_to_device", "forward", "backward")}}
+    assert found["host_overhead_seconds"] == pytest.approx(BETWEEN)
 
 
 def test_nobody_watches_afterwards() -> None:
@@ -83,20 +83,20 @@ def test_what_is_waited_is_taken_off_its_part() -> None:
         yield from itertools.cycle(step_of_two)
 
     told = waits()
-    parts = watched(ScriptedStep(), lambda: next(told))["parts"]
+    parts = watched(ScriptedStep(), lambda: next(told))["phases"]
     assert parts["forward"] == 2 * LASTS["forward"] - 4.0
     assert parts["backward"] == 2 * LASTS["backward"] - 8.0
     assert parts["communication"] == LASTS["communication"] + 12.0
 
 
 def test_waiting_that_nobody_knows_is_null() -> None:
-    parts = watched(ScriptedStep(), lambda: None)["parts"]
+    parts = watched(ScriptedStep(), lambda: None)["phases"]
     assert parts["communication"] is None
     assert parts["forward"] == 2 * LASTS["forward"]
 
 
 def test_a_step_in_one_piece_has_no_parts() -> None:
-    assert watched(ScriptedStep(whole=True)) == {"parts": None, "between_parts_seconds": None}
+    assert watched(ScriptedStep(whole=True)) == {"phases": None, "host_overhead_seconds": None}
 
 
 @pytest.mark.parametrize(
@@ -173,33 +173,33 @@ def test_a_kernel_is_listed_once() -> None:
 class TestOperandBytes:
     def test_a_product_reads_two_and_writes_one(self) -> None:
         left, right = torch.zeros(3, 5), torch.zeros(5, 7)
-        with OperandBytes() as counted:
+        with BytesAccessed() as counted:
             _ = left @ right
         assert counted.total == 4 * (15 + 35 + 21)
 
     def test_views_and_fresh_memory_move_nothing(self) -> None:
         left = torch.zeros(6, 4)
-        with OperandBytes() as counted:
+        with BytesAccessed() as counted:
             left.view(4, 6).transpose(0, 1)[1:]
             torch.empty(100)
         assert counted.total == 0
 
     def test_an_expanded_tensor_counts_as_what_there_is(self) -> None:
         row, table = torch.zeros(1, 8), torch.zeros(10, 8)
-        with OperandBytes() as counted:
+        with BytesAccessed() as counted:
             _ = table + row.expand(10, 8)
         assert counted.total == 4 * (80 + 8 + 80)
 
     def test_a_look_up_reads_its_rows_alone(self) -> None:
         table = torch.zeros(1000, 8)
-        with OperandBytes() as counted:
+        with BytesAccessed() as counted:
             torch.nn.functional.embedding(torch.tensor([1, 2]), table)
         assert counted.total == 2 * 4 * 16
 
     def test_the_backward_pass_and_lists_count_too(self) -> None:
         weight = torch.zeros(4, 4, requires_grad=True)
         loss = (weight @ torch.zeros(4, 4)).sum()
-        with OperandBytes() as counted:
+        with BytesAccessed() as counted:
             loss.backward()
             torch.ops.aten._foreach_add_.Scalar([torch.zeros(4), torch.zeros(4)], 1.0)
         # The product for the weight's gradient; what sum's backward expands from; two lists of four, read and written.
@@ -210,11 +210,11 @@ class TestRoofline:
     def test_beyond_the_ridge_arithmetic_is_the_bound(self) -> None:
         found = roofline(1000.0, 10.0, 2.0, peak_flops=800.0, memory_bytes_per_second=20.0)
         assert found == {
-            "flops_per_byte": 100.0,
+            "arithmetic_intensity": 100.0,
             "achieved_flops": 500.0,
-            "ridge_flops_per_byte": 40.0,
+            "ridge_arithmetic_intensity": 40.0,
             "attainable_flops": 800.0,
-            "bound_by": "arithmetic",
+            "bound_by": "compute",
         }
 
     def test_before_it_memory_is(self) -> None:
@@ -229,4 +229,4 @@ class TestRoofline:
     @pytest.mark.parametrize("ceilings", [(None, 20.0), (800.0, None)])
     def test_without_ceilings_it_is_not_told(self, ceilings: tuple[float | None, float | None]) -> None:
         found = roofline(1000.0, 10.0, 2.0, *ceilings)
-        assert (found["bound_by"], found["attainable_flops"], found["flops_per_byte"]) == (None, None, 100.0)
+        assert (found["bound_by"], found["attainable_flops"], found["arithmetic_intensity"]) == (None, None, 100.0)

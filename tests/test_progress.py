@@ -9,12 +9,12 @@ from itertools import count
 import pytest
 
 from harness import log
-from harness.training.monitoring.progress import BlockReport, Listeners, LoggedProgress, Progress
+from harness.training.monitoring.progress import IntervalReport, JsonProgress, MetricsLoggers, Progress
 
 
-def block(last: int, loss: float, tokens: int, seconds: float, steps: int = 1) -> BlockReport:
+def interval(last: int, loss: float, tokens: int, seconds: float, steps: int = 1) -> IntervalReport:
     first = last - steps + 1
-    return BlockReport("measured", first, last, 100, [loss] * steps, [0.5] * steps, [0.1] * steps, tokens, seconds)
+    return IntervalReport("measured", first, last, 100, [loss] * steps, [0.5] * steps, [0.1] * steps, tokens, seconds)
 
 
 class Terminal(io.StringIO):
@@ -38,7 +38,7 @@ def test_off_a_terminal_plain_lines_at_the_ends_and_every_ten_seconds() -> None:
     stream = io.StringIO()
     progress = Progress(40, stream=stream, clock=map(float, count(0, 6)).__next__)
     for step in (1, 10, 20, 30, 40):
-        progress.block_done(block(step, 5.0 / step, 1000, 0.5))
+        progress.interval_done(interval(step, 5.0 / step, 1000, 0.5))
     progress.evaluated(40, 0.2)
     progress.close()
     assert stream.getvalue().splitlines() == [
@@ -52,9 +52,9 @@ def test_off_a_terminal_plain_lines_at_the_ends_and_every_ten_seconds() -> None:
 def test_on_a_terminal_a_bar_with_step_speed_loss_and_time_left() -> None:
     stream = Terminal()
     progress = Progress(4, stream=stream)
-    progress.block_done(block(2, 1.5, 1000, 0.5))
+    progress.interval_done(interval(2, 1.5, 1000, 0.5))
     progress.evaluated(2, 1.25)
-    progress.block_done(block(4, 1.0, 1000, 0.5))
+    progress.interval_done(interval(4, 1.0, 1000, 0.5))
     progress.close()
     shown = stream.getvalue()
     for part in ("4/4", "loss 1.0000", "2,000 tokens/s", "eval 1.2500", "step"):
@@ -64,9 +64,9 @@ def test_on_a_terminal_a_bar_with_step_speed_loss_and_time_left() -> None:
 def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
     for terminal in (False, True):
         progress = Progress(4, stream=ClosedPipe(terminal))
-        progress.block_done(block(1, 5.0, 10, 1.0))
+        progress.interval_done(interval(1, 5.0, 10, 1.0))
         progress.evaluated(1, 5.0)
-        progress.block_done(block(4, 5.0, 10, 1.0))
+        progress.interval_done(interval(4, 5.0, 10, 1.0))
         progress.close()
 
 
@@ -74,11 +74,11 @@ def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> Non
     stream = io.StringIO()
     # Ten steps a second: 60 of 100 are left after 10 more than the 30 that were done.
     progress = Progress(100, done=30, stream=stream, clock=iter([0.0, 1.0]).__next__)
-    progress.block_done(block(40, 2.0, 1000, 1.0))
+    progress.interval_done(interval(40, 2.0, 1000, 1.0))
     assert stream.getvalue() == "step 40/100  loss 2.0000  1,000 tokens/s  6 s left\n"
     terminal = Terminal()
     bar = Progress(100, done=30, stream=terminal)
-    bar.block_done(block(40, 2.0, 1000, 1.0))
+    bar.interval_done(interval(40, 2.0, 1000, 1.0))
     bar.close()
     assert "40/100" in terminal.getvalue()
 
@@ -86,9 +86,9 @@ def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> Non
 @pytest.mark.usefixtures("own_log")
 def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
-    progress = LoggedProgress(40, clock=map(float, count(0, 6)).__next__)
+    progress = JsonProgress(40, clock=map(float, count(0, 6)).__next__)
     for step in (1, 10, 20, 30, 40):
-        progress.block_done(block(step, 5.0 / step, 1000, 0.5))
+        progress.interval_done(interval(step, 5.0 / step, 1000, 0.5))
     progress.evaluated(40, 0.2)
     progress.close()
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -105,7 +105,7 @@ def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.Captu
 @pytest.mark.usefixtures("own_log")
 def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
-    LoggedProgress(40, shows_speed=False).block_done(block(1, 5.0, 1000, 0.5))
+    JsonProgress(40, shows_speed=False).interval_done(interval(1, 5.0, 1000, 0.5))
     [line] = capsys.readouterr().err.splitlines()
     assert "tokens_per_second" not in line
     assert "step_seconds" not in line
@@ -113,8 +113,8 @@ def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.Capt
 
 def test_several_listeners_are_all_told() -> None:
     one, two = io.StringIO(), io.StringIO()
-    listeners = Listeners(Progress(2, stream=one), Progress(2, stream=two))
-    listeners.block_done(block(2, 1.0, 10, 1.0))
+    listeners = MetricsLoggers(Progress(2, stream=one), Progress(2, stream=two))
+    listeners.interval_done(interval(2, 1.0, 10, 1.0))
     listeners.evaluated(2, 0.5)
     listeners.close()
     assert one.getvalue() == two.getvalue()

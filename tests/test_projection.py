@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.__main__ import main
-from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.chips import Chip, match_chips
 from harness.analysis.projection.model import Speed, all_gather_seconds, all_reduce_seconds, project
 from harness.analysis.projection.plan import Assumptions, Plan, Range
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
@@ -38,7 +38,7 @@ FIXED = Assumptions(
 @pytest.fixture
 def chip() -> Chip:
     """An A100 with round numbers: 100 TFLOP/s, 100 GB/s to its neighbours, 400 W."""
-    [a100] = chips_meant("A100 80GB SXM")
+    [a100] = match_chips("A100 80GB SXM")
     return replace(
         a100,
         peak_flops={"bf16": 200e12},
@@ -234,7 +234,7 @@ class TestRefusals:
             project(plan(devices=1_048_576, global_batch_size=1_048_576), chip)
 
     def test_precisions_and_peaks_that_there_are_not(self, chip: Chip) -> None:
-        [old] = chips_meant("910A")
+        [old] = match_chips("910A")
         with pytest.raises(UserError, match="has no bf16 arithmetic"):
             project(plan(), old)
         with pytest.raises(UserError, match=r"no fp16 peak of .* is known; give --records"):

@@ -10,16 +10,16 @@ from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
 from harness.training.monitoring import prometheus as metrics_file
-from harness.training.monitoring.progress import BlockReport
-from harness.training.monitoring.prometheus import MetricsFile, check_metrics_file
+from harness.training.monitoring.progress import IntervalReport
+from harness.training.monitoring.prometheus import PrometheusFile, check_prometheus_file
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client")
 
 LABELS = {"run": 'runs/"a"', "model": "tiny", "device": "some\nchip"}
 
 
-def block(last: int = 20) -> BlockReport:
-    return BlockReport("measured", last - 9, last, 40, [2.0] * 9 + [1.5], [0.5] * 10, [0.01] * 10, 5120, 0.5)
+def interval(last: int = 20) -> IntervalReport:
+    return IntervalReport("measured", last - 9, last, 40, [2.0] * 9 + [1.5], [0.5] * 10, [0.01] * 10, 5120, 0.5)
 
 
 def read(path: Path) -> dict[str, float]:
@@ -30,9 +30,9 @@ def read(path: Path) -> dict[str, float]:
 def test_what_is_known_after_each_block(tmp_path: Path) -> None:
     path = tmp_path / "harness.prom"
     latest: list[Reading | None] = [None]
-    metrics = MetricsFile(path, LABELS, reading=lambda: latest[0], clock=lambda: 1_700_000_000.0)
+    metrics = PrometheusFile(path, LABELS, reading=lambda: latest[0], clock=lambda: 1_700_000_000.0)
     assert read(path) == {"harness_run_info": 1.0, "harness_running": 1.0, "harness_tokens_total": 0.0}
-    metrics.block_done(block())
+    metrics.interval_done(interval())
     first = read(path)
     assert first == {
         "harness_run_info": 1.0, "harness_running": 1.0, "harness_tokens_total": 5120.0, "harness_step": 20.0,
@@ -41,7 +41,7 @@ def test_what_is_known_after_each_block(tmp_path: Path) -> None:
         "harness_last_progress_timestamp_seconds": 1_700_000_000.0,
     }  # fmt: skip
     latest[0] = Reading(power_watts=250.0, temperature_celsius=60.0)
-    metrics.block_done(block(30))
+    metrics.interval_done(interval(30))
     metrics.evaluated(30, 1.4)
     assert read(path).items() >= {
         "harness_tokens_total": 10240.0, "harness_evaluation_loss": 1.4, "harness_device_power_watts": 250.0,
@@ -56,7 +56,7 @@ def test_what_is_known_after_each_block(tmp_path: Path) -> None:
 
 def test_labels_are_escaped_and_every_metric_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "harness.prom"
-    MetricsFile(path, LABELS).block_done(block())
+    PrometheusFile(path, LABELS).interval_done(interval())
     families = list(parser.text_string_to_metric_families(path.read_text()))
     [info] = [family for family in families if family.name == "harness_run_info"]
     assert info.samples[0].labels == LABELS
@@ -65,16 +65,16 @@ def test_labels_are_escaped_and_every_metric_is_explained(tmp_path: Path) -> Non
 
 def test_an_emulated_device_has_no_speed(tmp_path: Path) -> None:
     path = tmp_path / "harness.prom"
-    MetricsFile(path, LABELS, shows_speed=False).block_done(block())
+    PrometheusFile(path, LABELS, shows_speed=False).interval_done(interval())
     assert not {"harness_step_seconds", "harness_tokens_per_second"} & set(read(path))
     assert "harness_loss" in read(path)
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     path = tmp_path / "harness.prom"
-    metrics = MetricsFile(path, LABELS)
+    metrics = PrometheusFile(path, LABELS)
     with open(path) as reader:
-        metrics.block_done(block())
+        metrics.interval_done(interval())
         # The old file, whole: the new one has taken its name.
         assert reader.read().endswith("harness_tokens_total 0.0\n")
 
@@ -85,18 +85,18 @@ def test_a_folder_that_vanishes_is_said_once_and_costs_nothing(
     log.set_up([], {})
     folder = tmp_path / "collector"
     folder.mkdir()
-    metrics = MetricsFile(folder / "harness.prom", LABELS)
+    metrics = PrometheusFile(folder / "harness.prom", LABELS)
     (folder / "harness.prom").unlink()
     folder.rmdir()
     for last in (10, 20, 30):
-        metrics.block_done(block(last))
+        metrics.interval_done(interval(last))
     metrics.close()
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
 class TestCheck:
     def test_makes_the_folder(self, tmp_path: Path) -> None:
-        check_metrics_file(tmp_path / "new" / "harness.prom")
+        check_prometheus_file(tmp_path / "new" / "harness.prom")
         assert list((tmp_path / "new").iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -111,9 +111,9 @@ class TestCheck:
         (tmp_path / "folder.prom").mkdir()
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=said):
-            check_metrics_file(tmp_path / name)
+            check_prometheus_file(tmp_path / name)
 
     def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
         with pytest.raises(ConfigError, match="pip install prometheus-client"):
-            metrics_file.check_metrics_file(None)
+            metrics_file.check_prometheus_file(None)

@@ -15,8 +15,8 @@ from harness.analysis.ratio_statistics import (
     outliers,
     ratio_of,
     repeats_needed,
+    single_run_ratio_of,
     trend,
-    weak_ratio_of,
 )
 
 MARGIN = 0.05
@@ -62,7 +62,7 @@ class TestRatio:
     def test_decisions(self, factor: float, scatter: float, equivalent: bool, differs: bool, not_slower: bool) -> None:
         found = ratio_of(times(1, scatter), times(factor, scatter), MARGIN)
         assert (found.equivalent, found.differs, found.not_slower) == (equivalent, differs, not_slower)
-        assert not found.weak
+        assert not found.single_run
 
     def test_equivalence_is_two_one_sided_tests_and_so_a_90_percent_interval_inside_the_margin(self) -> None:
         source = np.random.default_rng(1)
@@ -80,17 +80,17 @@ class TestRatio:
         assert not slower.equivalent
 
 
-def weak(x: list[list[float]], y: list[list[float]]) -> Ratio:
-    return weak_ratio_of(x, y, MARGIN, ([float(np.mean(b)) for b in x], [float(np.mean(b)) for b in y]))
+def single_run(x: list[list[float]], y: list[list[float]]) -> Ratio:
+    return single_run_ratio_of(x, y, MARGIN, ([float(np.mean(b)) for b in x], [float(np.mean(b)) for b in y]))
 
 
 class TestOneProcessASide:
-    def blocks(self, factor: float, seed: int = 1, noise: float = 0.01) -> list[list[float]]:
+    def intervals(self, factor: float, seed: int = 1, noise: float = 0.01) -> list[list[float]]:
         return [list(factor * np.exp(np.random.default_rng(seed).normal(0, noise, 40)))]
 
-    def test_is_weak_and_never_equivalent(self) -> None:
-        found = weak(self.blocks(1, 1, 1e-4), self.blocks(1, 2, 1e-4))
-        assert found.weak
+    def test_of_single_runs_is_marked_and_never_equivalent(self) -> None:
+        found = single_run(self.intervals(1, 1, 1e-4), self.intervals(1, 2, 1e-4))
+        assert found.single_run
         assert not found.equivalent
         assert not found.not_slower
         assert not found.differs
@@ -98,17 +98,17 @@ class TestOneProcessASide:
 
     @pytest.mark.parametrize(("factor", "differs"), [(1.10, False), (1.15, False), (1.30, True), (0.70, True)])
     def test_only_a_large_difference_is_believed(self, factor: float, differs: bool) -> None:
-        assert weak(self.blocks(1, 1), self.blocks(factor, 2)).differs is differs
+        assert single_run(self.intervals(1, 1), self.intervals(factor, 2)).differs is differs
 
     def test_a_single_block_gives_no_interval(self) -> None:
-        found = weak([[1.0]], [[2.0]])
+        found = single_run([[1.0]], [[2.0]])
         assert (found.estimate, found.low, found.high, found.differs) == (2.0, None, None, False)
 
     def test_slow_waves_widen_the_interval(self) -> None:
-        """Autocorrelated blocks hold less information than independent ones of the same scatter."""
+        """Autocorrelated intervals hold less information than independent ones of the same scatter."""
         wave = [1 + 0.05 * math.sin(2 * math.pi * step / 40) for step in range(40)]
         mixed = list(np.random.default_rng(3).permutation(wave))
-        slow, fast = weak([wave], [wave]), weak([mixed], [mixed])
+        slow, fast = single_run([wave], [wave]), single_run([mixed], [mixed])
         assert slow.high is not None
         assert fast.high is not None
         assert slow.high - 1 > 1.5 * (fast.high - 1)
@@ -157,8 +157,8 @@ def test_outliers_are_rarely_found_in_pure_noise() -> None:
         assert flagged < 0.03, count
 
 
-def test_a_weak_ratio_is_of_the_means_and_speed_is_its_inverse() -> None:
-    found = weak_ratio_of([[1.0, 1.0, 9.0]], [[2.0, 2.0, 2.0]], MARGIN, ([1.2], [2.0]))
+def test_a_single_run_ratio_is_of_the_means_and_speed_is_its_inverse() -> None:
+    found = single_run_ratio_of([[1.0, 1.0, 9.0]], [[2.0, 2.0, 2.0]], MARGIN, ([1.2], [2.0]))
     assert found.estimate == pytest.approx(2.0 / 1.2)
     turned = inverse(found)
     assert turned.low is not None

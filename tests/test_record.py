@@ -14,13 +14,13 @@ from harness.errors import ConfigError, RecordError, RunFailed
 from harness.records import record
 from harness.records.files import content_digest
 from harness.records.record import read_record, write_record
-from harness.records.run_folder import claim_folder, refuse_existing_run, write_config
+from harness.records.run_folder import create_run_folder, refuse_existing_run, write_config
 from harness.records.steps import StepsWriter
 
 
 class TestWriting:
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
-        content = {"schema_version": 1, "losses": [0.1, 1e-300, 3], "name": "Größe"}
+        content = {"schema_version": 2, "losses": [0.1, 1e-300, 3], "name": "Größe"}
         write_record(tmp_path, content)
         sealed = {**content, "content_sha256": content_digest(content)}
         assert read_record(tmp_path) == sealed
@@ -28,7 +28,7 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
     def test_not_a_number_becomes_null(self, tmp_path: Path) -> None:
-        write_record(tmp_path, {"schema_version": 1, "losses": [math.nan, math.inf, -math.inf, 1.0], "t": (math.nan,)})
+        write_record(tmp_path, {"schema_version": 2, "losses": [math.nan, math.inf, -math.inf, 1.0], "t": (math.nan,)})
         text = (tmp_path / "record.json").read_text()
         assert json.loads(text, parse_constant=pytest.fail)["losses"] == [None, None, None, 1.0]
 
@@ -36,14 +36,14 @@ class TestWriting:
     def test_a_failed_write_leaves_nothing_half_done(
         self, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_record(tmp_path, {"schema_version": 1, "old": True})
+        write_record(tmp_path, {"schema_version": 2, "old": True})
 
         def fail(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, failing, fail)
         with pytest.raises(RunFailed, match="No space left on device; free some space or choose another out=DIR"):
-            write_record(tmp_path, {"schema_version": 1, "new": True})
+            write_record(tmp_path, {"schema_version": 2, "new": True})
         assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
         assert read_record(tmp_path)["old"] is True
 
@@ -52,8 +52,8 @@ class TestWriting:
             raise OSError(22, "Invalid argument")
 
         monkeypatch.setattr(os, "fsync", unsupported)
-        write_record(tmp_path, {"schema_version": 1})
-        assert read_record(tmp_path)["schema_version"] == 1
+        write_record(tmp_path, {"schema_version": 2})
+        assert read_record(tmp_path)["schema_version"] == 2
 
     def test_steps_are_on_disk_when_append_returns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[str] = []
@@ -72,7 +72,7 @@ class TestWriting:
 
 class TestChecksum:
     def test_covers_everything_but_itself(self, tmp_path: Path) -> None:
-        write_record(tmp_path, {"schema_version": 1, "losses": [0.1, math.nan], "nested": {"a": (1, 2)}})
+        write_record(tmp_path, {"schema_version": 2, "losses": [0.1, math.nan], "nested": {"a": (1, 2)}})
         written = read_record(tmp_path)
         assert content_digest(written) == written["content_sha256"]
         for key, value in (("losses", [0.1, 0.0]), ("nested", {"a": [1, 3]}), ("new", None)):
@@ -92,6 +92,7 @@ class TestReading:
             ('{"a": 1}', "not a record of this harness"),
             ('{"schema_version": "1"}', "not a record of this harness"),
             ('{"schema_version": 99}', "schema_version 99 is newer than this harness reads"),
+            ('{"schema_version": 1}', "schema_version 1 is older than this harness reads"),
         ],
     )
     def test_strangers_are_refused(self, text: str, said: str, tmp_path: Path) -> None:
@@ -114,11 +115,11 @@ class TestReading:
 
 class TestFolders:
     def test_named_folder_is_made_with_its_parents(self, tmp_path: Path) -> None:
-        assert claim_folder(f"{tmp_path}/a/b", "label").is_dir()
+        assert create_run_folder(f"{tmp_path}/a/b", "label").is_dir()
 
     def test_default_folders_never_collide(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        names = [claim_folder(None, "cpu-tiny").name for _ in range(3)]
+        names = [create_run_folder(None, "cpu-tiny").name for _ in range(3)]
         assert len(set(names)) == 3
         assert all("-cpu-tiny" in name for name in names)
 
@@ -134,7 +135,7 @@ class TestFolders:
     def test_repeats_of_a_run_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "1").mkdir()
         with pytest.raises(ConfigError, match="holds the repeats of a run"):
-            claim_folder(str(tmp_path), "label")
+            create_run_folder(str(tmp_path), "label")
 
     def test_of_two_processes_one_gets_the_folder(self, tmp_path: Path) -> None:
         write_config(tmp_path, "a: 1\n")
@@ -144,6 +145,6 @@ class TestFolders:
 
 
 def test_schema_knows_every_status() -> None:
-    schema = json.loads((Path(record.__file__).parent / "schemas" / "record.schema.json").read_text())
+    schema = json.loads((Path(record.__file__).parent.parent / "schemas" / "record.schema.json").read_text())
     assert tuple(schema["properties"]["status"]["enum"]) == record.STATUSES
     assert schema["properties"]["schema_version"] == {"const": record.SCHEMA_VERSION}

@@ -12,7 +12,7 @@ import pytest
 
 from harness.__main__ import main
 from harness.errors import ExitCode
-from harness.records.schema import shape_complaint
+from harness.records.schema import schema_problem
 from tests.records import A100, TELEMETRY, make_record, merged, sealed, write_runs
 
 STRANGE = (None, "x\x1b[31m\u202e", -1, 0, 10**400, float("nan"), {}, [])
@@ -67,12 +67,12 @@ def test_no_value_at_any_place_ends_in_a_traceback(
 
 
 def test_a_whole_record_has_nothing_to_complain_of() -> None:
-    assert shape_complaint(full_record()) is None
-    assert shape_complaint({**full_record(), "of a later harness": 1}) is None
+    assert schema_problem(full_record()) is None
+    assert schema_problem({**full_record(), "of a later harness": 1}) is None
 
 
 def test_what_is_wrong_is_said_with_what_is_expected() -> None:
-    complaint = shape_complaint(merged(full_record(), {"telemetry": {"mean_power_watts": "hot"}}))
+    complaint = schema_problem(merged(full_record(), {"telemetry": {"mean_power_watts": "hot"}}))
     assert complaint == (
         'has no usable telemetry.mean_power_watts: found "hot", expected a number or null; it was not written by this '
         "harness, or was edited"

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from harness.records.load import load_runs
-from harness.records.schema import complaints
+from harness.records.schema import record_problems
 from tests.conftest import PROJECT
 from tests.records import A100, ASCEND, CPU, make_record, make_records, merged, sealed, write_runs
 
@@ -23,7 +23,7 @@ SCHEMA = json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").rea
         {},
         {"on": A100, "step_seconds": 0.01, "noise": 0.1, "process": 7},
         {"on": ASCEND, "config": {"precision": "fp16", "target_loss": 4.0}},
-        {"on": CPU, "config": {"workload": {"eval_every": 0, "steps": 37, "block_steps": 7}}},
+        {"on": CPU, "config": {"workload": {"eval_every": 0, "steps": 37, "interval_steps": 7}}},
         {"status": "oom", "error": "not enough memory", "finished_steps": 0},
         {"status": "interrupted", "finished_steps": 7},
         {"status": "diverged", "error": "the loss is not finite", "finished_steps": 63},
@@ -33,7 +33,7 @@ SCHEMA = json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").rea
 def test_records_are_valid_and_consistent(arguments: dict[str, Any]) -> None:
     record = make_record(**arguments)
     jsonschema.validate(record, SCHEMA)
-    assert list(complaints(record)) == []
+    assert list(record_problems(record)) == []
 
 
 def test_the_same_call_gives_the_same_record_and_every_process_another() -> None:
@@ -74,9 +74,9 @@ def test_a_target_stops_the_run_at_an_evaluation() -> None:
 
 def test_a_record_can_be_made_to_contradict_itself() -> None:
     record = make_record(timing={"mean_step_seconds": 1e-3})
-    assert any("does not follow from its own blocks" in complaint for complaint in complaints(record))
-    assert next(iter(complaints({**record, "status": "failed"}))).startswith("was changed after")
-    assert list(complaints(sealed(make_record(status="failed", error="x")))) == []
+    assert any("does not follow from its own intervals" in complaint for complaint in record_problems(record))
+    assert next(iter(record_problems({**record, "status": "failed"}))).startswith("was changed after")
+    assert list(record_problems(sealed(make_record(status="failed", error="x")))) == []
 
 
 def test_changes_are_merged_and_leave_the_presets_alone() -> None:

@@ -13,7 +13,7 @@ from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.records.record import read_record, write_record
-from harness.records.run_folder import begin_attempt, checkpoint_steps, claim, end_attempt, read_attempts
+from harness.records.run_folder import acquire_run_folder, begin_attempt, checkpoint_steps, end_attempt, read_attempts
 from tests.conftest import TINY
 from tests.records import make_record
 
@@ -23,39 +23,41 @@ def config(folder: Path, *words: str) -> Config:
 
 
 def test_a_new_folder_is_begun(tmp_path: Path) -> None:
-    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert taken.folder == tmp_path / "run"
-    assert not taken.again
-    assert taken.finished is None
+    assert not taken.resuming
+    assert taken.existing_record is None
 
 
 def test_a_run_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
-    first = claim(config(tmp_path / "run"), "cpu-tiny")
+    first = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert first.lock is not None
     first.lock.close()
     # How the work is cut up and timed, and on what, may change in between.
-    again = claim(config(tmp_path / "run", "workload.micro_batch_size=1", "workload.block_steps=3"), "cpu-tiny")
-    assert again.again
+    again = acquire_run_folder(
+        config(tmp_path / "run", "workload.micro_batch_size=1", "workload.interval_steps=3"), "cpu-tiny"
+    )
+    assert again.resuming
 
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
-    held = claim(config(tmp_path / "run"), "cpu-tiny")
+    held = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     with pytest.raises(ConfigError, match="another process is at work on the run"):
-        claim(config(tmp_path / "run"), "cpu-tiny")
+        acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert held.lock is not None
     held.lock.close()
-    claim(config(tmp_path / "run"), "cpu-tiny")
+    acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
 
 
 def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from harness.attempts import claim; from harness.composition import load;"
-        "taken = claim(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
+        "import os, sys; from harness.records.run_folder import acquire_run_folder; from harness.composition import load;"
+        "taken = acquire_run_folder(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
     )
     words = [*TINY, f"out={tmp_path / 'run'}", "checkpoint.every=2", "resume=auto"]
     done = subprocess.run([sys.executable, "-c", program, *words], check=False, timeout=60)
     assert done.returncode == -9
-    assert claim(config(tmp_path / "run"), "cpu-tiny").again
+    assert acquire_run_folder(config(tmp_path / "run"), "cpu-tiny").resuming
 
 
 @pytest.mark.parametrize(
@@ -67,11 +69,11 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_other_work_is_refused_by_name(words: list[str], named: str, tmp_path: Path) -> None:
-    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert taken.lock is not None
     taken.lock.close()
     with pytest.raises(ConfigError) as refused:
-        claim(config(tmp_path / "run", *words), "cpu-tiny")
+        acquire_run_folder(config(tmp_path / "run", *words), "cpu-tiny")
     assert named in str(refused.value)
 
 
@@ -80,34 +82,34 @@ def test_a_damaged_config_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text)
     with pytest.raises(ConfigError):
-        claim(config(tmp_path / "run"), "cpu-tiny")
+        acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert taken.lock is not None
     taken.lock.close()
     write_record(tmp_path / "run", make_record())
-    again = claim(config(tmp_path / "run"), "cpu-tiny")
-    assert again.finished == read_record(tmp_path / "run")
+    again = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
+    assert again.existing_record == read_record(tmp_path / "run")
 
 
 def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
     for _ in range(2):
-        taken = claim(config(tmp_path / "run"), "cpu-tiny")
+        taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
         assert taken.lock is not None
         taken.lock.close()
         write_record(tmp_path / "run", make_record(status="interrupted"))
-    assert claim(config(tmp_path / "run"), "cpu-tiny").again
+    assert acquire_run_folder(config(tmp_path / "run"), "cpu-tiny").resuming
     assert sorted(path.name for path in (tmp_path / "run").glob("record*")) == ["record-1.json", "record-2.json"]
 
 
 def test_without_resume_nothing_is_taken_up(tmp_path: Path) -> None:
-    taken = claim(config(tmp_path / "run"), "cpu-tiny")
+    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert taken.lock is not None
     taken.lock.close()
     with pytest.raises(ConfigError, match="was cut off"):
-        claim(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
+        acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
 
 
 def test_attempts_tell_of_every_interruption(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_attempts_tell_of_every_interruption(tmp_path: Path) -> None:
     begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
     found = end_attempt(tmp_path, status="ok", to_step=9)
     assert [(one["from_step"], one["to_step"], one["status"]) for one in found] == [(0, None, None), (4, 9, "ok")]
-    assert found[0]["ended_utc"] is None
+    assert found[0]["finished_at"] is None
     assert json.loads((tmp_path / "attempts.json").read_text()) == found
 
 

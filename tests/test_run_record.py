@@ -1,63 +1,63 @@
-"""From raw blocks to the record's timing part: arithmetic, and null for what was not measured."""
+"""From raw intervals to the record's timing part: arithmetic, and null for what was not measured."""
 
 from __future__ import annotations
 
 import pytest
 
 from harness.composition import load
-from harness.training.history import Progressed
-from harness.training.run_record import describe_ranks, own_times, target, timing
-from harness.training.timing import Block
+from harness.training.history import TrainingHistory
+from harness.training.run_record import describe_ranks, rank_timing, target_section, timing_section
+from harness.training.timing import TimedInterval
 from tests.conftest import TINY
 
 CONFIG = load([*TINY])  # 4 x 32 = 128 tokens a step
 
 
-def block(first: int, last: int, seconds: float, wait: float = 0.0) -> Block:
+def interval(first: int, last: int, seconds: float, wait: float = 0.0) -> TimedInterval:
     steps = last - first + 1
-    return Block(first, last, seconds, wait, [seconds / steps] * steps, None)
+    return TimedInterval(first, last, seconds, wait, [seconds / steps] * steps, None)
 
 
 def test_headline_comes_from_the_measured_blocks_alone() -> None:
-    done = Progressed(
-        blocks=[
-            ("first", block(1, 1, 100.0)),
-            ("warmup", block(2, 5, 40.0)),
-            ("measured", block(6, 9, 8.0, wait=0.5)),
-            ("measured", block(10, 10, 1.0)),
+    done = TrainingHistory(
+        intervals=[
+            ("first", interval(1, 1, 100.0)),
+            ("warmup", interval(2, 5, 40.0)),
+            ("measured", interval(6, 9, 8.0, wait=0.5)),
+            ("measured", interval(10, 10, 1.0)),
         ],
         evaluation_seconds=3.0,
     )
-    found = timing(CONFIG, done, 1.5, "host")
+    found = timing_section(CONFIG, done, 1.5, "host")
     assert found["first_step_seconds"] == 100.0
     assert found["warmup"] == {"steps": 4, "seconds": 40.0}
     assert found["measured_steps"] == 5
     assert found["measured_seconds"] == 9.0
-    # The mean over steps, not over blocks: blocks may differ in length.
+    # The mean over steps, not over intervals: intervals may differ in length.
     assert found["mean_step_seconds"] == pytest.approx(9.0 / 5)
     assert found["tokens_per_second"] == pytest.approx(5 * 128 / 9.0)
     assert found["data_wait_fraction"] == pytest.approx(0.5 / 9.0)
     assert found["step_seconds"] == [2.0, 2.0, 2.0, 2.0, 1.0]
-    assert [entry["seconds"] for entry in found["blocks"]] == [8.0, 1.0]
+    assert [entry["seconds"] for entry in found["intervals"]] == [8.0, 1.0]
     assert found["training_seconds"] == pytest.approx(149.0)
     assert found["evaluation_seconds"] == 3.0
 
 
 def test_what_was_not_measured_is_null_not_zero() -> None:
-    found = timing(CONFIG, Progressed(blocks=[("first", block(1, 1, 2.0))]), None, "host")
+    found = timing_section(CONFIG, TrainingHistory(intervals=[("first", interval(1, 1, 2.0))]), None, "host")
     for key in ("mean_step_seconds", "tokens_per_second", "data_wait_fraction", "setup_seconds"):
         assert found[key] is None
-    assert timing(CONFIG, Progressed(), None, "host")["first_step_seconds"] is None
+    assert timing_section(CONFIG, TrainingHistory(), None, "host")["first_step_seconds"] is None
 
 
 def test_target() -> None:
-    assert target(CONFIG, Progressed()) is None
+    assert target_section(CONFIG, TrainingHistory()) is None
     wanted = load([*TINY, "target_loss=2.0"])
-    assert target(wanted, Progressed()) == {
+    assert target_section(wanted, TrainingHistory()) == {
         "loss": 2.0, "reached": False, "step": None, "training_seconds": None, "wall_seconds": None,
     }  # fmt: skip
-    reached = Progressed(target_step=9, target_training_seconds=4.5, target_wall_seconds=6.0)
-    assert target(wanted, reached) == {
+    reached = TrainingHistory(target_step=9, target_training_seconds=4.5, target_wall_seconds=6.0)
+    assert target_section(wanted, reached) == {
         "loss": 2.0, "reached": True, "step": 9, "training_seconds": 4.5, "wall_seconds": 6.0,
     }  # fmt: skip
 
@@ -67,7 +67,7 @@ def told(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, 
         {
             "step_seconds": None if busy is None else busy + (waited or 0.0),
             "payload_bytes_per_step": 100.0,
-            "waited_seconds_per_step": waited,
+            "exposed_communication_seconds": waited,
         }
         for busy, waited in busy_and_waited
     ]
@@ -80,7 +80,7 @@ class TestRanks:
         assert [rank["rank"] for rank in found["ranks"]] == [0, 1, 2, 3]
         assert [rank["step_seconds"] for rank in found["ranks"]] == pytest.approx([0.4] * 4)
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == pytest.approx([0.3, 0.4, 0.31, 0.29])
-        assert found["stragglers"] == [{"rank": 1, "times_the_others": pytest.approx(0.4 / 0.3)}]
+        assert found["stragglers"] == [{"rank": 1, "slowdown": pytest.approx(0.4 / 0.3)}]
 
     def test_a_few_per_cent_make_no_straggler(self) -> None:
         assert describe_ranks(told((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
@@ -94,17 +94,21 @@ class TestRanks:
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == [None, None]
 
     def test_own_times_are_those_of_the_measured_window(self) -> None:
-        done = Progressed(
-            blocks=[("first", block(1, 1, 9.0)), ("measured", block(2, 5, 2.0)), ("measured", block(6, 7, 1.0))],
+        done = TrainingHistory(
+            intervals=[
+                ("first", interval(1, 1, 9.0)),
+                ("measured", interval(2, 5, 2.0)),
+                ("measured", interval(6, 7, 1.0)),
+            ],
             exchanges=[(999, 5.0), (400, 0.6), (200, 0.3)],
         )
-        assert own_times(done) == {
+        assert rank_timing(done) == {
             "step_seconds": pytest.approx(0.5),
             "payload_bytes_per_step": pytest.approx(100.0),
-            "waited_seconds_per_step": pytest.approx(0.15),
+            "exposed_communication_seconds": pytest.approx(0.15),
         }
 
     def test_own_times_of_nothing_are_null(self) -> None:
-        assert set(own_times(Progressed()).values()) == {None}
-        unknown = Progressed(blocks=[("measured", block(1, 2, 2.0))], exchanges=[(10, None)])
-        assert own_times(unknown)["waited_seconds_per_step"] is None
+        assert set(rank_timing(TrainingHistory()).values()) == {None}
+        unknown = TrainingHistory(intervals=[("measured", interval(1, 2, 2.0))], exchanges=[(10, None)])
+        assert rank_timing(unknown)["exposed_communication_seconds"] is None

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from harness import backends
 from harness.analysis import verdict
-from harness.analysis.run_group import load_sides
+from harness.analysis.run_group import load_run_groups
 from harness.backends import eager
 from harness.backends.cpu import CpuBackend
 from harness.backends.eager import EagerStep
@@ -27,7 +27,8 @@ from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
 from harness.records.files import content_digest
 from harness.training import loop as loop_module
-from harness.training import trainer as session_module
+from harness.training import trainer as trainer_module
+from harness.training.distributed import parallel as parallel_module
 from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.training.prefetch import Prefetcher
 from harness.training.run import run
@@ -37,10 +38,10 @@ from harness.workload.model import Transformer
 
 # Small, but with everything that can be sabotaged: accumulation, active clipping, norms, biases, rotary positions.
 SETTINGS = (
-    "model=tiny", "model.layers=2", "model.width=64", "model.heads=4", "model.bias=true",
-    "workload=smoke", "workload.steps=60", "workload.warmup_steps=10", "workload.seq_len=64",
+    "model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.bias=true",
+    "workload=smoke", "workload.steps=60", "workload.timing_warmup_steps=10", "workload.seq_len=64",
     "workload.global_batch_size=8", "workload.micro_batch_size=4", "workload.eval_every=30",
-    "workload.gradient_clip_norm=0.5", "backend.threads=1",
+    "workload.max_grad_norm=0.5", "backend.threads=1",
 )  # fmt: skip
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -59,7 +60,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def judged(reference: Path, other: Path) -> verdict.Pair:
-    return verdict.compare(load_sides([reference, other])).pairs[0]
+    return verdict.compare(load_run_groups([reference, other])).pairs[0]
 
 
 def learning_rate_off(patch: pytest.MonkeyPatch) -> None:
@@ -105,14 +106,14 @@ def other_batch_than_was_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 def frozen_layer(patch: pytest.MonkeyPatch) -> None:
-    real = session_module.build_model
+    real = parallel_module.build_model
 
-    def build(*arguments: Any) -> Transformer:
-        model = real(*arguments)
+    def build(*arguments: Any, **named: Any) -> Transformer:
+        model = real(*arguments, **named)
         model.blocks[0].feed_forward.down.weight.requires_grad_(False)  # pyright: ignore
         return model
 
-    patch.setattr(session_module, "build_model", build)
+    patch.setattr(parallel_module, "build_model", build)
 
 
 def no_clipping(patch: pytest.MonkeyPatch) -> None:
@@ -126,7 +127,7 @@ def half_precision_of_another_kind(patch: pytest.MonkeyPatch) -> None:
 
 def optimizer_with(**changes: Any) -> Patch:
     def sabotage(patch: pytest.MonkeyPatch) -> None:
-        real = session_module.build_optimizer
+        real = trainer_module.build_optimizer
 
         def build(model: torch.nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
             optimizer = real(model, work, track)
@@ -134,20 +135,20 @@ def optimizer_with(**changes: Any) -> Patch:
                 group.update(changes)
             return optimizer
 
-        patch.setattr(session_module, "build_optimizer", build)
+        patch.setattr(trainer_module, "build_optimizer", build)
 
     return sabotage
 
 
 def one_layer_fewer(patch: pytest.MonkeyPatch) -> None:
-    real = session_module.build_model
+    real = parallel_module.build_model
 
-    def build(config: Any, *rest: Any) -> Transformer:
+    def build(config: Any, *rest: Any, **named: Any) -> Transformer:
         from dataclasses import replace
 
-        return real(replace(config, layers=config.layers - 1), *rest)
+        return real(replace(config, num_hidden_layers=config.num_hidden_layers - 1), *rest, **named)
 
-    patch.setattr(session_module, "build_model", build)
+    patch.setattr(parallel_module, "build_model", build)
 
 
 def targets_off_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -257,15 +258,15 @@ def test_is_caught(what: str, honest: dict[str, Path], tmp_path: Path, monkeypat
         sabotage(patch)
         train(tmp_path / "run", f"precision={precision}")
     pair = judged(honest[precision], tmp_path / "run")
-    print(pair.sentence)
-    assert pair.word not in (verdict.EQUIVALENT, verdict.FASTER, verdict.SLOWER, verdict.CANNOT_TELL)
+    print(pair.summary)
+    assert pair.verdict not in (verdict.EQUIVALENT, verdict.FASTER, verdict.SLOWER, verdict.INCONCLUSIVE)
     assert pair.quantities == ()
     assert [entry.name for entry in pair.gates if entry.passed is False] == [gate]
 
 
 def test_another_seed_is_caught(honest: dict[str, Path], tmp_path: Path) -> None:
     pair = judged(honest["fp32"], train(tmp_path / "run", "seed=2"))
-    assert pair.word == verdict.NOT_COMPARABLE
+    assert pair.verdict == verdict.NOT_COMPARABLE
     assert "seed: 1 against 2" in pair.gates[-1].details
 
 
@@ -276,8 +277,8 @@ def test_a_tampered_record_is_refused(careful: bool, honest: dict[str, Path], tm
     if careful:
         record["content_sha256"] = content_digest(record)
     (tmp_path / "record.json").write_text(json.dumps(record))
-    with pytest.raises(RecordError, match=r"was changed after|does not follow from its own blocks"):
-        load_sides([honest["fp32"], tmp_path])
+    with pytest.raises(RecordError, match=r"was changed after|does not follow from its own intervals"):
+        load_run_groups([honest["fp32"], tmp_path])
 
 
 def test_the_honest_run_passes(honest: dict[str, Path], tmp_path: Path) -> None:
@@ -287,5 +288,5 @@ def test_the_honest_run_passes(honest: dict[str, Path], tmp_path: Path) -> None:
             tmp_path / precision, f"precision={precision}", "backend.threads=2", "workload.micro_batch_size=8"
         )
         pair = judged(reference, again)
-        assert all(gate.passed is not False for gate in pair.gates), pair.sentence
+        assert all(gate.passed is not False for gate in pair.gates), pair.summary
         assert pair.quantities

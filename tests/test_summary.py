@@ -48,7 +48,7 @@ def test_run_that_ended_before_its_measured_window(record: dict[str, Any]) -> No
     timing = record["timing"]
     for key in ("mean_step_seconds", "tokens_per_second", "data_wait_fraction", "first_step_seconds"):
         timing[key] = None
-    timing.update(blocks=[], step_seconds=[], measured_steps=0, warmup={"steps": 0, "seconds": 0.0})
+    timing.update(intervals=[], step_seconds=[], measured_steps=0, warmup={"steps": 0, "seconds": 0.0})
     record["losses"].update(train=[], gradient_norm=[])
     record["eval"].update(points=[], final=None)
     record.update(status="oom", error="not enough memory; lower workload.micro_batch_size")

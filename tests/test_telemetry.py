@@ -11,119 +11,127 @@ import pytest
 
 from harness.backends.rapl import Rapl, open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Reading
-from harness.training.monitoring.telemetry import FAILURES_IN_A_ROW, MOST_SAMPLES, Ledger, Telemetry, combined
+from harness.training.monitoring.telemetry import (
+    FAILURES_IN_A_ROW,
+    MAX_SAMPLES,
+    EnergyIntegrator,
+    Telemetry,
+    merge_ranks,
+)
 
 
 class TestLedger:
     def test_a_counter_is_cut_to_the_measured_blocks(self) -> None:
-        ledger = Ledger()
-        # 100 W before, 300 W within the block from 1.5 s to 5.5 s, 100 W after; read at whole seconds.
-        ledger.take(0.0, Reading(energy_joules=1000.0))
-        ledger.take(1.0, Reading(energy_joules=1100.0))
-        ledger.opens(1.5)
-        ledger.take(2.0, Reading(energy_joules=1300.0))
+        integrator = EnergyIntegrator()
+        # 100 W before, 300 W within the interval from 1.5 s to 5.5 s, 100 W after; read at whole seconds.
+        integrator.add(0.0, Reading(energy_joules=1000.0))
+        integrator.add(1.0, Reading(energy_joules=1100.0))
+        integrator.start(1.5)
+        integrator.add(2.0, Reading(energy_joules=1300.0))
         for second in (3, 4, 5):
-            ledger.take(float(second), Reading(energy_joules=1300.0 + 300.0 * (second - 2)))
-        ledger.closes(5.5)
-        ledger.take(6.0, Reading(energy_joules=2400.0))
-        ledger.take(7.0, Reading(energy_joules=2500.0))
-        assert ledger.method == "counter"
+            integrator.add(float(second), Reading(energy_joules=1300.0 + 300.0 * (second - 2)))
+        integrator.stop(5.5)
+        integrator.add(6.0, Reading(energy_joules=2400.0))
+        integrator.add(7.0, Reading(energy_joules=2500.0))
+        assert integrator.method == "counter"
         # Of the stretches at the edges one half was measured, and which half drew what cannot be told.
-        assert ledger.covered_seconds == pytest.approx(3.0)
-        assert ledger.joules == pytest.approx(3 * 300)
+        assert integrator.covered_seconds == pytest.approx(3.0)
+        assert integrator.joules == pytest.approx(3 * 300)
         # Only 75 % of the window is covered: too little for a figure of all of it.
-        assert "readings cover 3.0 s" in str(ledger.why_no_energy(4.0))
-        assert ledger.why_no_energy(3.5) is None
+        assert "readings cover 3.0 s" in str(integrator.missing_energy_reason(4.0))
+        assert integrator.missing_energy_reason(3.5) is None
 
     def test_power_is_joined_by_straight_lines(self) -> None:
-        ledger = Ledger()
-        ledger.opens(0.0)
+        integrator = EnergyIntegrator()
+        integrator.start(0.0)
         for second, watts in enumerate((100.0, 200.0, 400.0, 400.0)):
-            ledger.take(float(second), Reading(power_watts=watts))
-        assert ledger.method == "sampled"
-        assert ledger.joules == pytest.approx(150 + 300 + 400)
-        assert ledger.power_watts.to_json() == {"mean": pytest.approx(850 / 3), "min": 150.0, "max": 400.0}
+            integrator.add(float(second), Reading(power_watts=watts))
+        assert integrator.method == "sampled"
+        assert integrator.joules == pytest.approx(150 + 300 + 400)
+        assert integrator.power_watts.to_json() == {"mean": pytest.approx(850 / 3), "min": 150.0, "max": 400.0}
 
     def test_a_counter_goes_before_power(self) -> None:
-        ledger = Ledger()
-        ledger.opens(0.0)
+        integrator = EnergyIntegrator()
+        integrator.start(0.0)
         for second in range(4):
-            ledger.take(float(second), Reading(power_watts=1.0, energy_joules=50.0 * second))
-        assert (ledger.method, ledger.joules) == ("counter", pytest.approx(150.0))
+            integrator.add(float(second), Reading(power_watts=1.0, energy_joules=50.0 * second))
+        assert (integrator.method, integrator.joules) == ("counter", pytest.approx(150.0))
 
     def test_what_lies_between_blocks_is_not_in_it(self) -> None:
-        ledger = Ledger()
-        ledger.opens(0.0)
-        ledger.take(0.0, Reading(power_watts=100.0))
-        ledger.take(1.0, Reading(power_watts=100.0))
-        ledger.closes(1.0)
-        ledger.take(2.0, Reading(power_watts=900.0, temperature_celsius=99.0))
-        ledger.take(3.0, Reading(power_watts=900.0))
-        ledger.opens(3.0)
-        ledger.take(4.0, Reading(power_watts=100.0, temperature_celsius=40.0))
-        assert ledger.covered_seconds == pytest.approx(2.0)
-        assert ledger.joules == pytest.approx(100.0 + 500.0)
-        assert ledger.readings == 2
-        assert ledger.temperature_celsius.to_json() == {"mean": 40.0, "min": 40.0, "max": 40.0}
+        integrator = EnergyIntegrator()
+        integrator.start(0.0)
+        integrator.add(0.0, Reading(power_watts=100.0))
+        integrator.add(1.0, Reading(power_watts=100.0))
+        integrator.stop(1.0)
+        integrator.add(2.0, Reading(power_watts=900.0, temperature_celsius=99.0))
+        integrator.add(3.0, Reading(power_watts=900.0))
+        integrator.start(3.0)
+        integrator.add(4.0, Reading(power_watts=100.0, temperature_celsius=40.0))
+        assert integrator.covered_seconds == pytest.approx(2.0)
+        assert integrator.joules == pytest.approx(100.0 + 500.0)
+        assert integrator.readings == 2
+        assert integrator.temperature_celsius.to_json() == {"mean": 40.0, "min": 40.0, "max": 40.0}
 
     def test_too_little_to_tell_energy(self) -> None:
-        ledger = Ledger()
-        ledger.opens(0.0)
+        integrator = EnergyIntegrator()
+        integrator.start(0.0)
         for second in range(3):
-            ledger.take(float(second), Reading(power_watts=100.0))
-        assert "2 readings of power in a measured window of 2.0 s" in str(ledger.why_no_energy(2.0))
-        ledger.take(3.0, Reading(power_watts=100.0))
-        assert ledger.why_no_energy(3.0) is None
-        assert "readings cover 3.0 s of the measured window's 10.0 s" in str(ledger.why_no_energy(10.0))
+            integrator.add(float(second), Reading(power_watts=100.0))
+        assert "2 readings of power in a measured window of 2.0 s" in str(integrator.missing_energy_reason(2.0))
+        integrator.add(3.0, Reading(power_watts=100.0))
+        assert integrator.missing_energy_reason(3.0) is None
+        assert "readings cover 3.0 s of the measured window's 10.0 s" in str(integrator.missing_energy_reason(10.0))
 
     def test_a_device_without_power_tells_the_rest(self) -> None:
-        ledger = Ledger()
-        ledger.opens(0.0)
+        integrator = EnergyIntegrator()
+        integrator.start(0.0)
         for second in range(5):
-            ledger.take(
+            integrator.add(
                 float(second), Reading(clock_mhz=900.0 + second, throttle_reasons=("power cap",) * (second > 2))
             )
-        assert ledger.why_no_energy(4.0) is not None
-        assert ledger.clock_mhz.to_json() == {"mean": 902.5, "min": 901.0, "max": 904.0}
-        assert ledger.throttled == {"power cap": 2}
+        assert integrator.missing_energy_reason(4.0) is not None
+        assert integrator.clock_mhz.to_json() == {"mean": 902.5, "min": 901.0, "max": 904.0}
+        assert integrator.throttled == {"power cap": 2}
 
     def test_a_stretch_in_which_readings_failed_is_not_bridged(self) -> None:
-        ledger = Ledger(longest_stretch_seconds=10.0)
-        ledger.opens(0.0)
+        integrator = EnergyIntegrator(max_interval_seconds=10.0)
+        integrator.start(0.0)
         for second in (0.0, 1.0, 2.0, 3.0, 500.0, 501.0):
-            ledger.take(second, Reading(energy_joules=100.0 * second if second < 100 else 7.0 + 100.0 * (second - 500)))
-        assert ledger.joules == pytest.approx(400.0)
-        assert "readings cover 4.0 s" in str(ledger.why_no_energy(501.0))
+            integrator.add(
+                second, Reading(energy_joules=100.0 * second if second < 100 else 7.0 + 100.0 * (second - 500))
+            )
+        assert integrator.joules == pytest.approx(400.0)
+        assert "readings cover 4.0 s" in str(integrator.missing_energy_reason(501.0))
 
     def test_the_course_of_power_stays_small(self) -> None:
-        ledger = Ledger()
-        ledger.opens(10.0)
+        integrator = EnergyIntegrator()
+        integrator.start(10.0)
         for second in range(100_000):
-            ledger.take(10.0 + second, Reading(power_watts=float(second)))
-        assert MOST_SAMPLES / 2 <= len(ledger.samples) <= MOST_SAMPLES
-        gaps = {later[0] - sooner[0] for sooner, later in pairwise(ledger.samples)}
+            integrator.add(10.0 + second, Reading(power_watts=float(second)))
+        assert MAX_SAMPLES / 2 <= len(integrator.samples) <= MAX_SAMPLES
+        gaps = {later[0] - sooner[0] for sooner, later in pairwise(integrator.samples)}
         assert len(gaps) == 1
-        assert all(watts == pytest.approx(seconds - 0.5) for seconds, watts in ledger.samples)
-        assert ledger.samples[-1][0] > 99_000
+        assert all(watts == pytest.approx(seconds - 0.5) for seconds, watts in integrator.samples)
+        assert integrator.samples[-1][0] > 99_000
 
     def test_several_devices_are_added_up(self) -> None:
         ledgers = []
         for watts in (100.0, 300.0):
             telemetry = Telemetry(SlowSensor())
-            telemetry._ledger.opens(0.0)
+            telemetry._integrator.start(0.0)
             for second in range(5):
-                telemetry._ledger.take(
+                telemetry._integrator.add(
                     float(second), Reading(watts, temperature_celsius=watts / 10, throttle_reasons=())
                 )
             ledgers.append(telemetry.facts(4.0, 400))
         elsewhere = Telemetry(READ_BY_ANOTHER).facts(4.0, 400)
-        whole = combined([*ledgers, elsewhere])
+        whole = merge_ranks([*ledgers, elsewhere])
         assert (whole["method"], whole["reason"]) == ("sampled", None)
         assert whole["measured_joules"] == pytest.approx(1600.0)
         assert whole["joules_per_token"] == pytest.approx(4.0)
         assert whole["temperature_celsius"] == {"mean": 20.0, "min": 10.0, "max": 30.0}
-        assert combined([ledgers[0], elsewhere]) == ledgers[0]
-        silent = combined([ledgers[0], Telemetry("no driver").facts(4.0, 400), elsewhere])
+        assert merge_ranks([ledgers[0], elsewhere]) == ledgers[0]
+        silent = merge_ranks([ledgers[0], Telemetry("no driver").facts(4.0, 400), elsewhere])
         assert (silent["method"], silent["reason"]) == ("none", "rank 1: no driver")
         assert silent["measured_joules"] is None
         assert set(silent) == set(whole) == set(ledgers[0])
@@ -156,19 +164,19 @@ class TestTelemetry:
     def measured(self, sensor: ScriptedSensor | str) -> Telemetry:
         telemetry = Telemetry(sensor, clock=(number / 1e6 for number in count()).__next__)
         telemetry.start()
-        telemetry.block_begins("warmup")
-        telemetry.block_ended()
-        telemetry.block_begins("measured")
+        telemetry.interval_begins("warmup")
+        telemetry.interval_ended()
+        telemetry.interval_begins("measured")
         if not isinstance(sensor, str):
             assert sensor.read_once.wait(10)
-        telemetry.block_ended()
+        telemetry.interval_ended()
         telemetry.stop()
         return telemetry
 
     def test_a_thread_reads_and_the_facts_say_how(self) -> None:
         sensor = ScriptedSensor()
         telemetry = self.measured(sensor)
-        seconds = telemetry._ledger._closed_seconds
+        seconds = telemetry._integrator._closed_seconds
         facts = telemetry.facts(seconds, tokens=1000)
         assert facts["reason"] is None
         assert (facts["method"], facts["source"], facts["scope"]) == ("sampled", "script", "the board")
@@ -205,7 +213,7 @@ class TestTelemetry:
     def test_a_sensor_that_fails_once_goes_on(self) -> None:
         sensor = ScriptedSensor(fails=1)
         telemetry = self.measured(sensor)
-        assert telemetry.facts(telemetry._ledger._closed_seconds, 10)["failed_readings"] == 1
+        assert telemetry.facts(telemetry._integrator._closed_seconds, 10)["failed_readings"] == 1
         assert telemetry.latest is not None
 
 

@@ -42,11 +42,11 @@ def test_block_is_the_time_between_two_synchronisations() -> None:
     timer.begin(5)
     for _ in range(3):
         timer.step_done()
-    block = timer.end(7)
-    # Wait first, then read: the other way round, work of the last block would be counted here.
+    interval = timer.end(7)
+    # Wait first, then read: the other way round, work of the last interval would be counted here.
     assert log == ["sync", "clock", "sync", "clock"]
-    assert block.seconds == 6.0
-    assert (block.first_step, block.last_step, block.steps) == (5, 7, 3)
+    assert interval.seconds == 6.0
+    assert (interval.first_step, interval.last_step, interval.steps) == (5, 7, 3)
 
 
 def test_asynchronous_device_without_events_gives_the_mean_not_the_queueing_time() -> None:
@@ -55,7 +55,7 @@ def test_asynchronous_device_without_events_gives_the_mean_not_the_queueing_time
     for _ in range(3):
         timer.step_done()
     assert timer.end(3).step_seconds == [2.0, 2.0, 2.0]
-    assert timer.step_seconds_method == "block_mean"
+    assert timer.step_seconds_method == "interval_mean"
 
 
 def test_synchronous_device_times_each_step_on_the_host() -> None:
@@ -63,10 +63,10 @@ def test_synchronous_device_times_each_step_on_the_host() -> None:
     timer.begin(1)
     for _ in range(3):
         timer.step_done()
-    block = timer.end(3)
-    assert block.step_seconds == [1.0, 2.0, 3.0]
-    assert block.seconds == 6.5
-    assert block.device_seconds is None
+    interval = timer.end(3)
+    assert interval.step_seconds == [1.0, 2.0, 3.0]
+    assert interval.seconds == 6.5
+    assert interval.device_seconds is None
     assert timer.step_seconds_method == "host"
 
 
@@ -77,11 +77,11 @@ def test_events_are_read_after_the_window_and_are_never_the_headline() -> None:
     timer.begin(1)
     for _ in range(3):
         timer.step_done()
-    block = timer.end(3)
+    interval = timer.end(3)
     assert log == ["sync", "mark", "mark", "mark", "mark", "sync", "read events"]
-    assert block.step_seconds == [2.0, 2.0, 2.0]
-    assert block.device_seconds == 6.0
-    assert block.seconds == 7.0
+    assert interval.step_seconds == [2.0, 2.0, 2.0]
+    assert interval.device_seconds == 6.0
+    assert interval.seconds == 7.0
     assert timer.step_seconds_method == "device_event"
 
 

@@ -13,8 +13,8 @@ from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
 
 
 def refused() -> None:
-    with preflight.said_once():
-        raise ConfigError("model.layers: found 0")
+    with preflight.report_once_per_host():
+        raise ConfigError("model.num_hidden_layers: found 0")
 
 
 def test_the_first_one_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_the_others_wait_for_it_and_say_nothing(told_to_stop: bool, monkeypatch:
     with pytest.raises(EndedWithAll) as ended:
         refused()
     assert ended.value.exit_code == 2
-    assert waited == [preflight.SECONDS_FOR_THE_FIRST_TO_SPEAK]
+    assert waited == [preflight.REPORTER_GRACE_SECONDS]
 
 
 @pytest.mark.parametrize(("own", "lines"), [("", 1), ("0", 1), ("1", 0)])

@@ -13,7 +13,7 @@ from harness.backends.base import Backend
 from harness.composition import load
 from harness.config import OPERATIONS, BackendConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
-from harness.training.tuning import resolve, tune
+from harness.training.tuning import apply_track, resolve_track
 from harness.workload.model import Transformer
 from tests.conftest import TINY
 
@@ -26,54 +26,54 @@ def backend() -> Backend:
 
 
 def test_null_is_the_backends_own_choice(backend: Backend) -> None:
-    found = resolve(TUNED, backend, sharded=False)
-    assert {key: getattr(found, key) for key in backend.tuned()} == dict(backend.tuned())
+    found = resolve_track(TUNED, backend, sharded=False)
+    assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
 
 
 def test_what_is_asked_for_stays(backend: Backend) -> None:
     asked = replace(TUNED, attention="stock", compile="no")
-    found = resolve(asked, backend, sharded=False)
+    found = resolve_track(asked, backend, sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
-    assert found.cross_entropy == backend.tuned()["cross_entropy"]
+    assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
 
 def test_a_budget_is_of_compiled_parts_alone(backend: Backend) -> None:
-    own = backend.tuned()["activation_memory_budget"]
+    own = backend.tuned_defaults()["activation_memory_budget"]
     assert own < 1
-    assert resolve(TUNED, backend, sharded=False).activation_memory_budget == own
-    assert resolve(replace(TUNED, compile="no"), backend, sharded=False).activation_memory_budget == 1.0
-    assert resolve(TUNED, backend, sharded=True).activation_memory_budget == 1.0
+    assert resolve_track(TUNED, backend, sharded=False).activation_memory_budget == own
+    assert resolve_track(replace(TUNED, compile="no"), backend, sharded=False).activation_memory_budget == 1.0
+    assert resolve_track(TUNED, backend, sharded=True).activation_memory_budget == 1.0
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, sharded=False)
+        resolve_track(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, sharded=False)
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitioning, "activation_memory_budget", 1.0)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    tune(model, resolve(replace(TUNED, activation_memory_budget=0.25), backend, sharded=False), backend)
+    apply_track(model, resolve_track(replace(TUNED, activation_memory_budget=0.25), backend, sharded=False), backend)
     assert partitioning.activation_memory_budget == 0.25
 
 
 def test_shards_are_not_compiled(backend: Backend) -> None:
-    assert resolve(TUNED, backend, sharded=True).compile == "no"
+    assert resolve_track(TUNED, backend, sharded=True).compile == "no"
 
 
 def test_a_kernel_that_is_not_there(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
-        resolve(replace(TUNED, attention="flash9"), backend, sharded=False)
+        resolve_track(replace(TUNED, attention="flash9"), backend, sharded=False)
 
 
 def test_without_a_compiler_nothing_is_compiled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
-        resolve(replace(TUNED, compile="blocks"), backend, sharded=False)
-    assert resolve(replace(TUNED, compile="no"), backend, sharded=False).compile == "no"
+        resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
+    assert resolve_track(replace(TUNED, compile="no"), backend, sharded=False).compile == "no"
 
 
 def test_portable_is_stock_everywhere(backend: Backend) -> None:
     track = load(list(TINY)).track
-    assert resolve(track, backend, sharded=False) == track == TrackConfig(name="portable")
+    assert resolve_track(track, backend, sharded=False) == track == TrackConfig(name="portable")
 
 
 @pytest.mark.parametrize("word", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
@@ -87,13 +87,13 @@ def test_portable_refuses_what_is_not_stock(word: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "said"),
     [
-        ("rotary", "model.positions=learned"),
+        ("rotary", "model.position_embedding=learned"),
         ("rms_norm", "model.norm=layernorm"),
         ("swiglu", "model.activation=gelu_tanh"),
     ],
 )
 def test_a_kernel_for_what_the_model_never_computes(operation: str, said: str) -> None:
-    words = [*TINY, "model.positions=learned", "track=tuned", f"track.{operation}=fused"]
+    words = [*TINY, "model.position_embedding=learned", "track=tuned", f"track.{operation}=fused"]
     with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but the model has {said}"):
         load(words)
 
@@ -124,18 +124,18 @@ def test_what_compilation_lacks_is_said(name: str, said: str, monkeypatch: pytes
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=said):
-        resolve(replace(TUNED, compile="blocks"), backend, sharded=False)
+        resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
 
 
 def test_where_triton_is_there_cuda_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
-    assert resolve(replace(TUNED, compile="model"), backend, sharded=False).compile == "model"
+    assert resolve_track(replace(TUNED, compile="model"), backend, sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backends_choice_is_one_that_it_has(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
-    found = resolve(track, backend, sharded=False)
+    found = resolve_track(track, backend, sharded=False)
     assert found.name == "tuned"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.analysis import verdict
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.utilization import utilization
 from harness.analysis.verdict import Pair, compare, exit_code, holds
 from tests.records import A100, ASCEND, CPU, make_record, make_records, make_side, merged, sealed
@@ -16,20 +16,20 @@ from tests.records import A100, ASCEND, CPU, make_record, make_records, make_sid
 Change = Callable[[dict[str, Any]], None]
 
 
-def side(label: str = "other", count: int = 5, **arguments: Any) -> Side:
+def side(label: str = "other", count: int = 5, **arguments: Any) -> RunGroup:
     # Other processes than the reference's, or the two sides would be the same numbers.
     return make_side(label, [make_record(**{"process": 100 + number, **arguments}) for number in range(count)])
 
 
-def reference(**arguments: Any) -> Side:
+def reference(**arguments: Any) -> RunGroup:
     return make_side("reference", make_records(5, **arguments))
 
 
-def judge(other: Side, first: Side | None = None, margin: float = 0.05) -> Pair:
+def judge(other: RunGroup, first: RunGroup | None = None, margin: float = 0.05) -> Pair:
     return compare([first or reference(), other], margin).pairs[0]
 
 
-def changed(change: Change, **arguments: Any) -> Side:
+def changed(change: Change, **arguments: Any) -> RunGroup:
     records = [make_record(**{"process": 100 + number, **arguments}) for number in range(5)]
     for record in records:
         change(record)
@@ -48,53 +48,53 @@ class TestWords:
             (0.250, 0.002, verdict.EQUIVALENT),
             (0.300, 0.002, verdict.SLOWER),
             (0.200, 0.002, verdict.FASTER),
-            (0.255, 0.100, verdict.CANNOT_TELL),
+            (0.255, 0.100, verdict.INCONCLUSIVE),
         ],
     )
     def test_of_speed(self, step_seconds: float, process_noise: float, word: str) -> None:
         pair = judge(
             side(step_seconds=step_seconds, process_noise=process_noise), reference(process_noise=process_noise)
         )
-        assert pair.word == word
+        assert pair.verdict == word
         assert pair.headline is not None
-        assert word in pair.sentence or word == verdict.EQUIVALENT
+        assert word in pair.summary or word == verdict.EQUIVALENT
 
     def test_slower_says_by_how_much_and_against_whom(self) -> None:
-        sentence = judge(side(step_seconds=0.3)).sentence
+        sentence = judge(side(step_seconds=0.3)).summary
         assert sentence.startswith("other is slower than reference: step time 1.")
         assert "95 % interval" in sentence
         assert "5 and 5 processes" in sentence
 
     def test_a_measurable_difference_inside_the_margin_is_both(self) -> None:
         pair = judge(side(step_seconds=0.2575, process_noise=0.001), reference(process_noise=0.001))
-        assert pair.word == verdict.EQUIVALENT
-        assert "though slower by a measurable amount" in pair.sentence
+        assert pair.verdict == verdict.EQUIVALENT
+        assert "though slower by a measurable amount" in pair.summary
 
-    def test_cannot_tell_says_how_many_more(self) -> None:
+    def test_inconclusive_says_how_many_more(self) -> None:
         pair = judge(side(process_noise=0.04), reference(process_noise=0.04))
-        assert pair.word == verdict.CANNOT_TELL
-        assert "repeats a side would probably decide it" in pair.sentence
+        assert pair.verdict == verdict.INCONCLUSIVE
+        assert "repeats a side would probably decide it" in pair.summary
 
-    def test_one_repeat_is_weak_and_never_equivalent(self) -> None:
+    def test_one_repeat_is_marked_and_never_equivalent(self) -> None:
         same = judge(side(count=1), make_side("reference", make_records(1)))
-        assert same.word == verdict.CANNOT_TELL
-        assert "weak" in same.sentence
+        assert same.verdict == verdict.INCONCLUSIVE
+        assert "cannot estimate run-to-run variance" in same.summary
         twice = judge(side(count=1, step_seconds=0.5))
-        assert twice.word == verdict.SLOWER
-        assert "weak" in twice.sentence
+        assert twice.verdict == verdict.SLOWER
+        assert "cannot estimate run-to-run variance" in twice.summary
 
     def test_the_margin_is_the_users(self) -> None:
         slower = side(step_seconds=0.27)
-        assert judge(slower, margin=0.05).word == verdict.SLOWER
-        assert judge(slower, margin=0.15).word == verdict.EQUIVALENT
+        assert judge(slower, margin=0.05).verdict == verdict.SLOWER
+        assert judge(slower, margin=0.15).verdict == verdict.EQUIVALENT
 
     def test_more_than_two_sides_are_each_judged_against_the_first(self) -> None:
         sides = [reference(), side("same"), side("slow", step_seconds=0.4)]
-        assert [pair.word for pair in compare(sides).pairs] == [verdict.EQUIVALENT, verdict.SLOWER]
+        assert [pair.verdict for pair in compare(sides).pairs] == [verdict.EQUIVALENT, verdict.SLOWER]
 
     def test_two_devices(self) -> None:
         pair = judge(side(on=ASCEND, step_seconds=0.26), reference(on=A100, step_seconds=0.25))
-        assert pair.word == verdict.EQUIVALENT
+        assert pair.verdict == verdict.EQUIVALENT
 
 
 class TestFinished:
@@ -103,12 +103,12 @@ class TestFinished:
         records = [make_record(process=100 + number) for number in range(4)]
         records.append(make_record(process=104, status=status, error="because", finished_steps=40))
         pair = judge(make_side("other", records))
-        assert pair.word == verdict.FAILED
+        assert pair.verdict == verdict.FAILED
         assert f"{status}: because" in pair.gates[-1].details[0]
 
     def test_a_fallback_on_the_host_is_no_run_of_the_device(self) -> None:
-        pair = judge(side(effective={"cpu_fallback": True}))
-        assert pair.word == verdict.FAILED
+        pair = judge(side(effective_settings={"cpu_fallback": True}))
+        assert pair.verdict == verdict.FAILED
 
 
 class TestComparable:
@@ -117,7 +117,7 @@ class TestComparable:
         [
             ({"config": {"workload": {"learning_rate": 1e-3}}}, "workload.learning_rate: 0.0006 against 0.001"),
             ({"config": {"seed": 2}}, "seed: 1 against 2"),
-            ({"config": {"model": {"layers": 11}}}, "model.layers: 12 against 11"),
+            ({"config": {"model": {"num_hidden_layers": 11}}}, "model.num_hidden_layers: 12 against 11"),
             ({"config": {"precision": "fp16"}}, "precision: bf16 against fp16"),
             ({"world_size": 8}, "world size: 1 against 8"),
             ({"digests": {"init": "0" * 64}}, "initial weights: "),
@@ -127,7 +127,7 @@ class TestComparable:
     )
     def test_the_differing_fields_are_named_with_both_values(self, changes: dict[str, Any], detail: str) -> None:
         pair = judge(side(**changes))
-        assert pair.word == verdict.NOT_COMPARABLE
+        assert pair.verdict == verdict.NOT_COMPARABLE
         assert any(line.startswith(detail) for line in pair.gates[-1].details), pair.gates[-1].details
         assert pair.quantities == ()
 
@@ -145,7 +145,7 @@ class TestComparable:
     def test_repeats_of_two_things_are_no_repeats(self) -> None:
         mixed = [make_record(process=100), make_record(process=101, on=A100)]
         pair = judge(make_side("other", mixed))
-        assert pair.word == verdict.NOT_COMPARABLE
+        assert pair.verdict == verdict.NOT_COMPARABLE
         assert any("device differs within other" in line for line in pair.gates[-1].details)
 
     def test_runs_with_two_micro_batch_sizes_are_no_repeats(self) -> None:
@@ -153,7 +153,7 @@ class TestComparable:
         mixed = [make_record(process=100), make_record(process=101)]
         mixed[1]["config"]["workload"]["micro_batch_size"] = 1
         pair = judge(make_side("other", mixed))
-        assert pair.word == verdict.NOT_COMPARABLE
+        assert pair.verdict == verdict.NOT_COMPARABLE
         assert any("micro-batch size differs within other" in line for line in pair.gates[-1].details)
 
     def test_a_target_reached_at_another_step_is_the_same_work(self) -> None:
@@ -167,7 +167,7 @@ class TestComparable:
         gate = judge(make_side("other", others), first).gates[1]
         assert (gate.name, gate.passed) == ("comparable", True), gate.details
         others[0]["eval"]["points"][-1]["batches"] = "2" * 64
-        assert judge(make_side("other", others), first).word == verdict.NOT_COMPARABLE
+        assert judge(make_side("other", others), first).verdict == verdict.NOT_COMPARABLE
 
 
 class TestSameComputation:
@@ -189,7 +189,7 @@ class TestSameComputation:
     )
     def test_is_two_sided_and_covers_every_curve(self, change: Change, key: str) -> None:
         pair = judge(changed(change))
-        assert pair.word == verdict.DIFFERENT
+        assert pair.verdict == verdict.DIFFERENT
         assert key in {finding.key for finding in pair.findings if finding.passed is False}
 
     def test_too_good_is_said_to_be(self) -> None:
@@ -200,57 +200,57 @@ class TestSameComputation:
         records = [make_record(process=100 + number) for number in range(5)]
         records[3]["losses"]["train"] = [loss * 1.05 for loss in records[3]["losses"]["train"]]
         pair = judge(make_side("other", [sealed(record) for record in records]))
-        assert pair.word == verdict.DIFFERENT
-        assert "/4)" in pair.sentence
+        assert pair.verdict == verdict.DIFFERENT
+        assert "/4)" in pair.summary
 
     def test_another_type_of_arithmetic_is_another_computation(self) -> None:
-        pair = judge(side(effective={"linear_output_dtypes": ["float16"]}),
-                     reference(effective={"linear_output_dtypes": ["bfloat16"]}))  # fmt: skip
-        assert pair.word == verdict.DIFFERENT
+        pair = judge(side(effective_settings={"linear_output_dtypes": ["float16"]}),
+                     reference(effective_settings={"linear_output_dtypes": ["bfloat16"]}))  # fmt: skip
+        assert pair.verdict == verdict.DIFFERENT
         assert any("type of linear layers" in line for line in pair.gates[-1].details)
 
     def test_runs_of_zero_length_show_nothing(self) -> None:
         pair = judge(side(finished_steps=0, status="interrupted"))
-        assert pair.word == verdict.FAILED
+        assert pair.verdict == verdict.FAILED
 
 
 class TestPossible:
     def test_more_than_the_catalogued_peak_is_implausible(self) -> None:
         # 32 768 tokens of a 124 M model in 60 ms are 450 TFLOP/s; an A100 has 312.
         pair = judge(side(on=A100, step_seconds=0.06), reference(on=A100, step_seconds=0.25))
-        assert pair.word == verdict.IMPLAUSIBLE
-        assert "above the catalogued bf16 peak" in pair.sentence
+        assert pair.verdict == verdict.IMPLAUSIBLE
+        assert "above the catalogued bf16 peak" in pair.summary
 
     def test_more_than_a_measured_peak_is_implausible(self) -> None:
         pair = judge(side(measured_peak={"flops": {"bf16": 1e12}}))
-        assert pair.word == verdict.IMPLAUSIBLE
+        assert pair.verdict == verdict.IMPLAUSIBLE
 
     def test_a_chip_under_anothers_name_gives_itself_away(self) -> None:
         pair = judge(side(on=A100, device={"memory_bytes": 151_000_000_000}), reference(on=A100))
-        assert pair.word == verdict.IMPLAUSIBLE
-        assert "151 GB of memory" in pair.sentence
+        assert pair.verdict == verdict.IMPLAUSIBLE
+        assert "151 GB of memory" in pair.summary
         pair = judge(side(on=A100, device={"name": "NVIDIA H100 80GB HBM3"}), reference(on=A100))
-        assert pair.word == verdict.IMPLAUSIBLE
+        assert pair.verdict == verdict.IMPLAUSIBLE
 
     def test_a_precision_that_the_chip_lacks_is_implausible(self) -> None:
         old = merged(ASCEND, {"device": {"name": "Ascend910A", "memory_bytes": 32_000_000_000},
                               "backend": {"peak_lookup_key": "Ascend910A"}})  # fmt: skip
-        assert judge(side(on=old), reference(on=A100)).word == verdict.IMPLAUSIBLE
+        assert judge(side(on=old), reference(on=A100)).verdict == verdict.IMPLAUSIBLE
 
     def test_an_unknown_chip_is_not_checked_and_said_not_to_be(self) -> None:
         pair = judge(side(on=CPU))
-        gates = [gate for gate in pair.gates if gate.name == "possible"]
+        gates = [gate for gate in pair.gates if gate.name == "plausible"]
         assert [gate.passed for gate in gates] == [None, None]
         assert "no peak is known for 'AMD EPYC'" in gates[0].summary
 
     def test_utilization_is_null_without_a_peak(self) -> None:
         used = utilization(make_record(on=CPU))
         assert used is not None
-        assert used["mfu_of_catalogued_peak"] is used["mfu_of_measured_peak"] is None
+        assert used["mfu"] is used["mfu_of_measured_peak"] is None
         used = utilization(make_record(on=A100, step_seconds=0.25, measured_peak={"flops": {"bf16": 250e12}}))
         assert used is not None
-        assert 0.2 < used["mfu_of_catalogued_peak"] < 0.5
-        assert used["mfu_of_measured_peak"] == pytest.approx(used["mfu_of_catalogued_peak"] * 312 / 250)
+        assert 0.2 < used["mfu"] < 0.5
+        assert used["mfu_of_measured_peak"] == pytest.approx(used["mfu"] * 312 / 250)
 
 
 class TestMfuAboveOne:
@@ -269,13 +269,13 @@ class TestMfuAboveOne:
         used = utilization(self.running(1.04 * 312e12, h100))
         assert used is not None
         assert used["catalogued_peak_flops"] == 989e12
-        assert used["mfu_of_catalogued_peak"] == pytest.approx(0.328, rel=0.01)
+        assert used["mfu"] == pytest.approx(0.328, rel=0.01)
 
     def test_563_percent_on_an_unknown_chip_is_no_percentage(self) -> None:
         unknown = merged(A100, {"device": {"name": "A Chip 9000"}, "backend": {"peak_lookup_key": "A Chip 9000"}})
         used = utilization(self.running(5.63 * 312e12, unknown))
         assert used is not None
-        assert used["catalogued_peak_flops"] is used["mfu_of_catalogued_peak"] is None
+        assert used["catalogued_peak_flops"] is used["mfu"] is None
 
     @pytest.mark.parametrize("excess", [1.04, 5.63])
     def test_a_speed_above_the_peak_has_none_and_is_implausible(self, excess: float) -> None:
@@ -283,8 +283,8 @@ class TestMfuAboveOne:
         used = utilization(record)
         assert used is not None
         assert used["achieved_flops"] == pytest.approx(excess * 312e12, rel=0.01)
-        assert used["mfu_of_catalogued_peak"] is None
-        assert judge(make_side("other", [record]), reference(on=ASCEND)).word == verdict.IMPLAUSIBLE
+        assert used["mfu"] is None
+        assert judge(make_side("other", [record]), reference(on=ASCEND)).verdict == verdict.IMPLAUSIBLE
 
     @pytest.mark.parametrize("excess", [1.04, 5.63])
     def test_nor_of_a_measured_peak(self, excess: float) -> None:
@@ -307,13 +307,13 @@ class TestSound:
         ("arguments", "name"),
         [
             ({"data_wait": 0.05}, "data wait"),
-            ({"contention": {"host_other_fraction": 0.5}}, "shared host"),
+            ({"contention": {"other_processes_cpu_fraction": 0.5}}, "shared host"),
             ({"contention": {"device_processes": ["python (4711)"]}}, "shared device"),
             (
                 {"contention": {"device_condition": {"before": None, "after": {"throttle_reasons": ["power cap"]}}}},
                 "throttled",
             ),
-            ({"effective": {"compilation": {"graphs_in_window": 1}}}, "compiled while timed"),
+            ({"effective_settings": {"compilation": {"graphs_in_window": 1}}}, "compiled while timed"),
             ({"clocks": {"wall_clock_shift_seconds": 0.0, "suspended_seconds": 60.0}}, "suspended"),
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
         ],
@@ -326,8 +326,8 @@ class TestSound:
     def test_drift_says_in_which_direction(self, sign: int, cause: str) -> None:
         def drift(record: dict[str, Any]) -> None:
             timing = record["timing"]
-            for index, block in enumerate(timing["blocks"]):
-                block["seconds"] *= 1 + sign * 0.005 * index
+            for index, interval in enumerate(timing["intervals"]):
+                interval["seconds"] *= 1 + sign * 0.005 * index
 
         found = [caution for caution in judge(changed(drift)).cautions if caution.name == "drift"]
         assert len(found) == 1
@@ -345,14 +345,14 @@ class TestSound:
 class TestEmulated:
     def test_computes_the_same_and_gets_no_speed(self) -> None:
         pair = judge(side(device={"emulated": True}, data_wait=0.05))
-        assert pair.word == verdict.SAME_COMPUTATION
+        assert pair.verdict == verdict.SAME_COMPUTATION
         assert pair.quantities == ()
-        assert "no speed is stated" in pair.sentence
+        assert "no speed is stated" in pair.summary
         assert [caution.name for caution in pair.cautions if caution.side == "other"] == ["emulated"]
 
     def test_is_still_held_to_the_gates(self) -> None:
         pair = judge(side(device={"emulated": True}, digests={"init": "0" * 64}))
-        assert pair.word == verdict.NOT_COMPARABLE
+        assert pair.verdict == verdict.NOT_COMPARABLE
 
 
 class TestExitCodes:

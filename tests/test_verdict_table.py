@@ -40,7 +40,7 @@ class TestEveryCase:
 
     def test_begins_with_the_verdict(self, name: str) -> None:
         words = " ".join(screen(case(name)).split())
-        assert words.startswith(" ".join(printable(case(name).pairs[0].sentence).split()))
+        assert words.startswith(" ".join(printable(case(name).pairs[0].summary).split()))
 
 
 @pytest.mark.parametrize("name", ["emulated", "not_comparable", "different", "failed"])
@@ -82,10 +82,10 @@ def test_foreign_consoles_interpret_nothing() -> None:
 
 
 def test_unknown_interval_is_called_unknown() -> None:
-    pair = case("weak").pairs[0]
+    pair = case("single_run").pairs[0]
     ratio = dataclasses.replace(pair.quantities[0].ratio, low=None, high=None)
     quantity = dataclasses.replace(pair.quantities[0], ratio=ratio)
-    comparison = dataclasses.replace(case("weak"), pairs=(dataclasses.replace(pair, quantities=(quantity,)),))
+    comparison = dataclasses.replace(case("single_run"), pairs=(dataclasses.replace(pair, quantities=(quantity,)),))
     assert "unknown" in screen(comparison)
 
 

@@ -15,8 +15,8 @@ from harness.training.distributed.watchdog import (
     SECONDS_TO_END,
     SECONDS_TO_WRITE,
     RankFailure,
-    Supervisor,
-    take_seats,
+    Watchdog,
+    rendezvous,
 )
 
 OOM = RankFailure(1, "oom", "out of memory; use less")
@@ -64,18 +64,18 @@ class Scene:
         self.store, self.now = MemoryStore(), 0.0
         self.abandoned: dict[int, RankFailure] = {}
         self.ranks = [
-            Supervisor(
+            Watchdog(
                 self.store,
                 rank,
                 size,
                 hung_seconds=hung_seconds,
-                abandon=self._abandon(rank),
+                force_exit=self._force_exit(rank),
                 clock=lambda: self.now,
             )
             for rank in range(size)
         ]
 
-    def _abandon(self, rank: int) -> Callable[[RankFailure], None]:
+    def _force_exit(self, rank: int) -> Callable[[RankFailure], None]:
         def note(failure: RankFailure) -> None:
             self.abandoned.setdefault(rank, failure)
 
@@ -87,8 +87,8 @@ class Scene:
             self.now += 1
             for rank in sorted(alive):
                 if busy is None or rank in busy:
-                    self.ranks[rank].advanced()
-                self.ranks[rank].look()
+                    self.ranks[rank].beat()
+                self.ranks[rank].poll()
 
 
 class TestReport:
@@ -97,20 +97,20 @@ class TestReport:
         second = RankFailure(2, "rank_lost", "connection closed")
         assert scene.ranks[1].report(OOM) == OOM
         assert scene.ranks[2].report(second) == OOM
-        assert scene.ranks[0].known() == OOM
+        assert scene.ranks[0].first_failure() == OOM
 
     def test_an_echo_waits_for_what_caused_it(self) -> None:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
         echo = RankFailure(0, "rank_lost", "connection closed")
-        assert scene.ranks[0].settle(echo, certain=False) == OOM
+        assert scene.ranks[0].resolve_failure(echo, certain=False) == OOM
 
     def test_an_echo_that_nothing_explains_is_reported(self) -> None:
         scene = Scene(2)
         echo = RankFailure(0, "rank_lost", "connection closed")
         ticks = iter(range(1000))
         scene.ranks[0]._clock = lambda: float(next(ticks))
-        assert scene.ranks[0].settle(echo, certain=False) == echo
+        assert scene.ranks[0].resolve_failure(echo, certain=False) == echo
 
     def test_without_a_store_a_rank_believes_itself(self) -> None:
         scene = Scene(2)
@@ -127,7 +127,7 @@ class TestWatch:
         scene = Scene(3)
         scene.pass_time(1000, {0, 1, 2})
         assert scene.abandoned == {}
-        assert scene.ranks[0].known() is None
+        assert scene.ranks[0].first_failure() is None
 
     @pytest.mark.parametrize("dead", [1, 2])
     def test_rank_0_finds_a_dead_rank_and_all_learn_of_it(self, dead: int) -> None:
@@ -135,9 +135,9 @@ class TestWatch:
         scene.pass_time(20, {0, 1, 2})
         alive = {0, 1, 2} - {dead}
         scene.pass_time(SECONDS_OF_SILENCE, alive)
-        assert scene.ranks[0].known() is None
+        assert scene.ranks[0].first_failure() is None
         scene.pass_time(2, alive)
-        known = scene.ranks[0].known()
+        known = scene.ranks[0].first_failure()
         assert known is not None
         assert (known.rank, known.status) == (dead, "rank_lost")
         assert "gone without a word" in known.message
@@ -152,7 +152,7 @@ class TestWatch:
         scene.pass_time(5, {0, 1})
         scene.ranks[0]._silence = SECONDS_OF_SILENCE_AFTER_BREAK  # what settle sets
         scene.pass_time(SECONDS_OF_SILENCE_AFTER_BREAK + 2, {0})
-        known = scene.ranks[0].known()
+        known = scene.ranks[0].first_failure()
         assert known is not None
         assert known.status == "rank_lost"
 
@@ -167,22 +167,22 @@ class TestWatch:
         scene = Scene(3, hung_seconds=30)
         scene.pass_time(5, {0, 1, 2})
         # All stand still at the next collective; rank 2 had got least far.
-        scene.ranks[0].advanced()
-        scene.ranks[1].advanced()
+        scene.ranks[0].beat()
+        scene.ranks[1].beat()
         scene.pass_time(30, {0, 1, 2}, busy=set())
-        assert scene.ranks[0].known() is None
+        assert scene.ranks[0].first_failure() is None
         scene.pass_time(3, {0, 1, 2}, busy=set())
-        known = scene.ranks[0].known()
+        known = scene.ranks[0].first_failure()
         assert known is not None
         assert (known.rank, known.status) == (2, "hung")
         stacks = scene.ranks[0].stacks()
         assert set(stacks) == {0, 1, 2}
-        assert all("test_supervisor.py" in text for text in stacks.values())
+        assert all("test_watchdog.py" in text for text in stacks.values())
 
     def test_one_slow_rank_among_busy_ones_does_not_hang(self) -> None:
         scene = Scene(2, hung_seconds=10)
         scene.pass_time(100, {0, 1}, busy={1})
-        assert scene.ranks[0].known() is None
+        assert scene.ranks[0].first_failure() is None
 
     def test_once_the_main_thread_ends_it_is_let_alone(self) -> None:
         scene = Scene(2)
@@ -203,14 +203,14 @@ class TestWatch:
 
     def test_waits_for_the_record(self) -> None:
         scene = Scene(2)
-        scene.ranks[0].written()
+        scene.ranks[0].mark_record_written()
         scene.ranks[1].wait_until_written()
 
 
 class TestSeats:
     def take(self, store: MemoryStore, rank: int, size: int) -> None:
         ticks = iter(range(100))
-        take_seats(store, rank, size, timeout_seconds=3, clock=lambda: float(next(ticks)))
+        rendezvous(store, rank, size, timeout_seconds=3, clock=lambda: float(next(ticks)))
 
     def test_all_there(self) -> None:
         store = MemoryStore()

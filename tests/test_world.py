@@ -19,22 +19,22 @@ SET = {
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_is_what_torchrun_says(parallel: str) -> None:
-    assert from_environment(parallel, SET) == World(3, 4, 1, 2, 0, grouped=True)
+    assert from_environment(parallel, SET) == World(3, 4, 1, 2, 0, is_distributed=True)
     assert from_environment(parallel, {**SET, "TORCHELASTIC_RESTART_COUNT": "2"}).restarts == 2
 
 
 def test_a_group_of_one_is_a_group() -> None:
     alone = {**SET, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     world = from_environment("ddp", alone)
-    assert world.grouped
-    assert world.leads
+    assert world.is_distributed
+    assert world.is_main
 
 
 def test_a_single_process_needs_no_variables_and_minds_none() -> None:
     assert from_environment("single", {}) == World()
     # torchrun --nproc-per-node=1 is a way to start one process.
     assert from_environment("single", {"WORLD_SIZE": "1", "RANK": "0"}) == World()
-    assert not from_environment("single", {}).grouped
+    assert not from_environment("single", {}).is_distributed
 
 
 @pytest.mark.parametrize(

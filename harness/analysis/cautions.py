@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.analysis import ratio_statistics as statistics
-from harness.analysis.run_group import Side
-from harness.records.load import look_up
+from harness.analysis.run_group import RunGroup
+from harness.records.load import get_path
 
 # A drift of the step time beyond this share of it, and beyond its own 99 % interval, is worth a warning.
 DRIFT = 0.02
-FEWEST_BLOCKS_FOR_DRIFT = 8
+MIN_INTERVALS_FOR_DRIFT = 8
 DATA_WAIT = 0.01
 HOST_CONTENTION = 0.10
 SUSPENDED_SECONDS = 1.0
@@ -27,12 +27,12 @@ class Caution:
     text: str
 
 
-def cautions_about(side: Side) -> list[Caution]:
+def cautions_about(side: RunGroup) -> list[Caution]:
     """Return what a reader of the verdict has to know of the runs of one side."""
     return [Caution(name, side.label, text) for name, text in _cautions(side)]
 
 
-def _cautions(side: Side) -> Iterable[tuple[str, str]]:
+def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
     runs = side.runs
     if side.emulated:
         # The cautions below tell of times and speeds, and an emulation has none.
@@ -46,7 +46,11 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
     waits = [value for value in side.values("timing", "data_wait_fraction") if value is not None and value > DATA_WAIT]
     if waits:
         yield "data wait", f"up to {max(waits):.1%} of the step was spent waiting for data in {len(waits)} runs"
-    busy = [value for value in side.values("contention", "host_other_fraction") if value and value > HOST_CONTENTION]
+    busy = [
+        value
+        for value in side.values("contention", "other_processes_cpu_fraction")
+        if value and value > HOST_CONTENTION
+    ]
     if busy:
         yield (
             "shared host",
@@ -62,8 +66,8 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
     asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > SUSPENDED_SECONDS]
     if asleep:
         yield "suspended", f"the host slept for up to {max(asleep):,.0f} s in {len(asleep)} of {len(runs)} runs"
-    if any(side.values("effective", "compilation", "graphs_in_window")):
-        yield "compiled while timed", "torch.compile was at work in timed blocks; raise workload.warmup_steps"
+    if any(side.values("effective_settings", "compilation", "graphs_in_window")):
+        yield "compiled while timed", "torch.compile was at work in timed intervals; raise workload.timing_warmup_steps"
     if any(side.values("environment", "git", "dirty")):
         yield "modified source", "the harness's source had changes that no commit holds"
     times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
@@ -74,20 +78,23 @@ def _cautions(side: Side) -> Iterable[tuple[str, str]]:
 
 
 def _throttle_reasons(record: Mapping[str, Any]) -> set[str]:
-    moments = (look_up(record, "contention", "device_condition", moment) for moment in ("before", "after"))
+    moments = (get_path(record, "contention", "device_condition", moment) for moment in ("before", "after"))
     at_the_ends = {reason for moment in moments if moment for reason in moment.get("throttle_reasons") or ()}
-    return at_the_ends | {*(look_up(record, "telemetry", "throttled") or ())}
+    return at_the_ends | {*(get_path(record, "telemetry", "throttled") or ())}
 
 
 def _drift(record: Mapping[str, Any]) -> float | None:
     """Return the relative change of the step time over the window, if it is beyond DRIFT and beyond chance."""
-    blocks = record["timing"]["blocks"]
-    if len(blocks) < FEWEST_BLOCKS_FOR_DRIFT:
+    intervals = record["timing"]["intervals"]
+    if len(intervals) < MIN_INTERVALS_FOR_DRIFT:
         return None
-    change, low, high = statistics.trend(block_step_seconds(record))
+    change, low, high = statistics.trend(interval_step_seconds(record))
     return change if abs(change) > DRIFT and (low > 0 or high < 0) else None
 
 
-def block_step_seconds(record: Mapping[str, Any]) -> list[float]:
-    """Return the mean step time of each measured block, seconds."""
-    return [block["seconds"] / (block["last_step"] - block["first_step"] + 1) for block in record["timing"]["blocks"]]
+def interval_step_seconds(record: Mapping[str, Any]) -> list[float]:
+    """Return the mean step time of each measured interval, seconds."""
+    return [
+        interval["seconds"] / (interval["last_step"] - interval["first_step"] + 1)
+        for interval in record["timing"]["intervals"]
+    ]

@@ -16,7 +16,7 @@ import yaml
 
 from harness.config import config_directory
 from harness.errors import ConfigError
-from harness.text import folded
+from harness.text import normalized_name
 
 GRADES = ("A", "B", "C")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator. Figures are the vendor's; None where nothing trustworthy is known."""
+    """One accelerator. RunningStats are the vendor's; None where nothing trustworthy is known."""
 
     name: str
     vendor: str
@@ -78,7 +78,7 @@ class Catalogue:
     chips: tuple[Chip, ...]
     reported: Mapping[str, Chip]
     written: Mapping[str, tuple[Chip, ...]]
-    """By `folded` name, alias or family: the chips that may be meant."""
+    """By normalized name, alias or family: the chips that may be meant."""
     backends: Mapping[str, str]
     """By vendor, the name of the backend that drives its chips."""
 
@@ -114,7 +114,7 @@ def catalogue(path: Path | None = None) -> Catalogue:
             _write(file, written, alias, members)
     for name, chip in reported.items():
         # What a driver calls one chip may be what people call its family: GAUDI.
-        written.setdefault(folded(name), (chip,))
+        written.setdefault(normalized_name(name), (chip,))
     return Catalogue(tuple(chips.values()), reported, written, content.get("backends", {}))
 
 
@@ -123,12 +123,12 @@ def find_chip(reported_name: str | None) -> Chip | None:
     return None if reported_name is None else catalogue().reported.get(reported_name)
 
 
-def chips_meant(written: str) -> tuple[Chip, ...]:
+def match_chips(written: str) -> tuple[Chip, ...]:
     """Return the chips that somebody may mean who writes this: one, a family's, or none.
 
     Names count whole; only upper case, spaces and hyphens are taken loosely.
     """
-    return catalogue().written.get(folded(written), ())
+    return catalogue().written.get(normalized_name(written), ())
 
 
 def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
@@ -140,12 +140,12 @@ def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
 
 def ambiguity(written: str | None) -> str | None:
     """Return the words that say which chips a name may mean, or None if it means one or none."""
-    meant = () if written is None else chips_meant(written)
+    meant = () if written is None else match_chips(written)
     return None if len(meant) < 2 else f"{written!r} may be {', '.join(chip.name for chip in meant)}"
 
 
 def _write(file: Path, written: dict[str, tuple[Chip, ...]], name: str, chips: tuple[Chip, ...]) -> None:
-    key = folded(name)
+    key = normalized_name(name)
     if written.get(key, chips) != chips:
         others = ", ".join(chip.name for chip in written[key])
         raise ConfigError(f"{file}: {name!r} means {others} and {', '.join(chip.name for chip in chips)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.analysis.chips import chips_meant, find_chip
-from harness.analysis.claims import ANY, CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, within
-from harness.analysis.run_group import Side
+from harness.analysis.chips import find_chip, match_chips
+from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, TIME, Claim, ClaimVerdict, within
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair
-from harness.records.load import look_up
+from harness.records.load import get_path
 
 
 def judge_claim(comparison: Comparison, claim: Claim) -> Comparison:
@@ -23,8 +23,8 @@ def judge(claim: Claim, pair: Pair) -> ClaimVerdict:
         return ClaimVerdict(NOT_TESTED, obstacle)
     assert pair.headline is not None
     ratio = pair.headline.ratio
-    if ratio.low is None or ratio.high is None or ratio.weak:
-        return ClaimVerdict(CANNOT_TELL, "one process on a side tells nothing of the difference between processes")
+    if ratio.low is None or ratio.high is None or ratio.single_run:
+        return ClaimVerdict(INCONCLUSIVE, "a side has one process: cannot estimate run-to-run variance")
     # The pair's ratio is one of step times, other over reference.
     if (_subject(claim, pair) is pair.other) == (claim.quantity == TIME):
         return within(claim, ratio.estimate, ratio.low, ratio.high)
@@ -42,11 +42,11 @@ def _not_tested(claim: Claim, pair: Pair) -> str | None:
     if obstacle := _other_conditions(claim, sides):
         return obstacle
     if pair.headline is None:
-        return f"{pair.word}: {next((gate.summary for gate in pair.gates if gate.passed is False), pair.sentence)}"
+        return f"{pair.verdict}: {next((gate.summary for gate in pair.gates if gate.passed is False), pair.summary)}"
     return None
 
 
-def _subject(claim: Claim, pair: Pair) -> Side | None:
+def _subject(claim: Claim, pair: Pair) -> RunGroup | None:
     """Return the side that is the claim's subject, if the other one is its reference."""
     for subject, reference in ((pair.other, pair.reference), (pair.reference, pair.other)):
         if _is_of(subject, claim.subject) and _is_of(reference, claim.reference):
@@ -54,23 +54,23 @@ def _subject(claim: Claim, pair: Pair) -> Side | None:
     return None
 
 
-def _is_of(side: Side, written: str) -> bool:
+def _is_of(side: RunGroup, written: str) -> bool:
     # By the name under which its peak is looked up: a slice of a chip has none.
-    chip = find_chip(look_up(side.first, "backend", "peak_lookup_key"))
-    return written == ANY or (chip is not None and chip in chips_meant(written))
+    chip = find_chip(get_path(side.first, "backend", "peak_lookup_key"))
+    return written == ANY_DEVICE or (chip is not None and chip in match_chips(written))
 
 
-def _device(side: Side) -> str:
-    return str(look_up(side.first, "device", "name") or f"an unnamed {look_up(side.first, 'device', 'kind')}")
+def _device(side: RunGroup) -> str:
+    return str(get_path(side.first, "device", "name") or f"an unnamed {get_path(side.first, 'device', 'kind')}")
 
 
-def _other_conditions(claim: Claim, sides: tuple[Side, Side]) -> str | None:
+def _other_conditions(claim: Claim, sides: tuple[RunGroup, RunGroup]) -> str | None:
     """Return in what the records miss the claim's conditions: precision, size, scale, length."""
     for side in sides:
         first = side.first
         if claim.precision is not None and first["config"]["precision"] != claim.precision:
             return f"other precision: the claim is of {claim.precision}, {side.label} of {first['config']['precision']}"
-        size = look_up(first, "model", "parameters")
+        size = get_path(first, "model", "parameters")
         if not claim.parameters.holds(size):
             found = "of unknown size" if size is None else f"of {size / 1e9:.3g} billion"
             return (

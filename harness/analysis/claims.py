@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.chips import Chip, match_chips
 from harness.config import config_directory
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     pass
 
-SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED = "supported", "refuted", "cannot tell", "not tested"
-CLAIM_WORDS = (SUPPORTED, REFUTED, CANNOT_TELL, NOT_TESTED)
+SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
+CLAIM_WORDS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED)
 TIME, SPEED = "time", "speed"
-ANY = "any"
-REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "allowance",
+ANY_DEVICE = "any"
+REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "rationale",
             "workload", "experiment")  # fmt: skip
 OPTIONAL = ("settings", "precision", "parameters", "parameters_reason", "devices", "seq_len", "note")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Bounds:
     """How small and how large something may be; None for no limit."""
 
     low: float | None = None
@@ -66,7 +66,7 @@ class Claim:
     low: float | None
     """The smallest ratio that the words allow; None if they set no lower limit."""
     high: float | None
-    allowance: str
+    rationale: str
     """Why the words allow just that."""
     workload: str
     experiment: tuple[str, ...]
@@ -74,10 +74,10 @@ class Claim:
     settings: tuple[str, ...] = ()
     """What the experiments are changed by, to be of the claim's size."""
     precision: str | None = None
-    parameters: Limits = Limits()
+    parameters: Bounds = Bounds()
     """Of the models that the claim is of."""
     parameters_reason: str | None = None
-    devices: Limits = Limits()
+    devices: Bounds = Bounds()
     seq_len: int | None = None
     """Tokens in a sequence, if the claim says how many."""
     note: str | None = None
@@ -94,7 +94,7 @@ class Claim:
 class ClaimVerdict:
     """What is said of a claim: one of CLAIM_WORDS, with the reason."""
 
-    word: str
+    verdict: str
     reason: str
     ratio: float | None = None
     """The subject's time or speed over the reference's, as the claim counts."""
@@ -102,7 +102,7 @@ class ClaimVerdict:
     high: float | None = None
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The reason as a sentence."""
         return f"{self.reason[:1].upper()}{self.reason[1:]}."
 
@@ -145,13 +145,13 @@ def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdi
     elif high < floor or low > ceiling:
         word = REFUTED
     else:
-        word, said = CANNOT_TELL, f"{said}, and the interval reaches across its border"
+        word, said = INCONCLUSIVE, f"{said}, and the interval reaches across its border"
     return ClaimVerdict(word, said, estimate, low, high)
 
 
 def chips_of(written: str) -> tuple[Chip, ...]:
     """Return the chips that a claim's subject or reference may be; none for `any`."""
-    return () if written == ANY else chips_meant(written)
+    return () if written == ANY_DEVICE else match_chips(written)
 
 
 def _read(file: Path) -> Claim:
@@ -170,7 +170,7 @@ def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
     if entry["quantity"] not in (TIME, SPEED):
         raise ValueError(f"quantity: found {entry['quantity']!r}, expected time or speed")
     for key in ("subject", "reference"):
-        if entry[key] != ANY and not chips_meant(str(entry[key])):
+        if entry[key] != ANY_DEVICE and not match_chips(str(entry[key])):
             raise ValueError(f"{key}: {entry[key]!r} is no chip or family of chips.yaml")
     low, high, stated = entry["low"], entry["high"], entry["stated"]
     if low is None and high is None:
@@ -187,8 +187,8 @@ def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
         raise ValueError("parameters: stands beside parameters_reason, which says why it is so")
     values = {
         **entry,
-        "parameters": Limits(*entry.get("parameters", ())),
-        "devices": Limits(*entry.get("devices", ())),
+        "parameters": Bounds(*entry.get("parameters", ())),
+        "devices": Bounds(*entry.get("devices", ())),
         "date": str(entry["date"]),
         "experiment": tuple(entry["experiment"]),
         "settings": tuple(entry.get("settings", ())),

@@ -8,14 +8,14 @@ from typing import Any
 # The backward pass computes two products (for the input and for the weight) where the forward pass computes one.
 PASSES = 3
 # Of a layer, in units of width²; fewest with grouped queries and a narrow feed-forward block.
-USUAL_WEIGHTS, FEWEST_WEIGHTS = 12, 6
+USUAL_WEIGHTS, MIN_WEIGHTS = 12, 6
 
 
 def matrix_weights(model: Mapping[str, Any]) -> int:
     """Return the weights of the linear layers and of the output projection, tied or not."""
-    width, layers, heads = model["width"], model["layers"], model["heads"]
-    kv_heads = model["kv_heads"] if model["kv_heads"] is not None else heads
-    hidden = model["hidden"] if model["hidden"] is not None else 4 * width
+    width, layers, heads = model["hidden_size"], model["num_hidden_layers"], model["num_attention_heads"]
+    kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
+    hidden = model["intermediate_size"] if model["intermediate_size"] is not None else 4 * width
     head_size = width // heads
     attention = width * (heads + 2 * kv_heads) * head_size + width * width
     feed_forward = width * hidden * (3 if model["activation"] == "swiglu" else 2)
@@ -24,8 +24,8 @@ def matrix_weights(model: Mapping[str, Any]) -> int:
 
 def parameters_of(model: Mapping[str, Any]) -> int:
     """Return a model's size by its shape, without norms, biases and position embeddings: below a percent."""
-    untied = not model.get("tied_embeddings", True)
-    return matrix_weights(model) + untied * model["width"] * model["vocab_size"]
+    untied = not model.get("tie_word_embeddings", True)
+    return matrix_weights(model) + untied * model["hidden_size"] * model["vocab_size"]
 
 
 def parameters_of_layers(layers: float, width: float, weights: int = USUAL_WEIGHTS) -> float:
@@ -58,5 +58,5 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
         model: the `model` part of a record's config.
         seq_len: tokens in a training sequence.
     """
-    attended = model["layers"] * 2 * 2 * model["width"] * (seq_len + 1) / 2
+    attended = model["num_hidden_layers"] * 2 * 2 * model["hidden_size"] * (seq_len + 1) / 2
     return PASSES * (2 * matrix_weights(model) + attended)

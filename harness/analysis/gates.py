@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.analysis.chips import Chip, ambiguity, find_chip
-from harness.analysis.parity import Finding, compare_computation
-from harness.analysis.run_group import Side
+from harness.analysis.parity import ParityResult, compare_computation
+from harness.analysis.run_group import RunGroup
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
-from harness.config import flat, is_part_of_the_work
-from harness.records.load import Run, look_up
+from harness.config import flatten, is_part_of_the_work
+from harness.records.load import LoadedRecord, get_path
 
 # Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
@@ -35,10 +35,10 @@ class Computation:
     """The gate *same computation* with its findings, for tables and pictures."""
 
     gate: Gate
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[ParityResult, ...] = field(default=())
 
 
-def finished(sides: Sequence[Side]) -> Gate:
+def finished(sides: Sequence[RunGroup]) -> Gate:
     """Every run ended well."""
     details = []
     for side in sides:
@@ -47,14 +47,14 @@ def finished(sides: Sequence[Side]) -> Gate:
             if status != "ok":
                 reason = run.record.get("error")
                 details.append(f"{run.path.parent}: {status}{f': {reason}' if reason else ''}")
-            elif look_up(run.record, "effective", "cpu_fallback"):
+            elif get_path(run.record, "effective_settings", "cpu_fallback"):
                 details.append(f"{run.path.parent}: part of the work ran on the host, so it is no run of its device")
     if details:
         return Gate("finished", False, f"{len(details)} of the runs did not end well", tuple(details))
     return Gate("finished", True, f"all {sum(len(side.runs) for side in sides)} runs ended well")
 
 
-def comparable(reference: Side, other: Side) -> Gate:
+def comparable(reference: RunGroup, other: RunGroup) -> Gate:
     """All runs of both sides were asked to do the same work by the same rules, and did it on the same data."""
     first = reference.runs[0]
     details: list[str] = []
@@ -75,20 +75,22 @@ def _heads(details: Sequence[str]) -> list[str]:
     return [*shown, f"and {len(details) - 4} more"] if len(details) > 4 else shown
 
 
-def _differences(reference: Run, run: Run) -> Iterator[str]:
+def _differences(reference: LoadedRecord, run: LoadedRecord) -> Iterator[str]:
     one, two = reference.record, run.record
     for name, keys in (
         ("schema version", ("schema_version",)),
         ("track", ("config", "track", "name")),
         ("world size", ("world_size",)),
     ):
-        yield from _unequal(name, look_up(one, *keys), look_up(two, *keys))
+        yield from _unequal(name, get_path(one, *keys), get_path(two, *keys))
     if one["workload_id"] != two["workload_id"]:
         lines = [
             line
-            for key in sorted(flat(one["config"]).keys() | flat(two["config"]).keys())
+            for key in sorted(flatten(one["config"]).keys() | flatten(two["config"]).keys())
             if is_part_of_the_work(key)
-            for line in _unequal(key, flat(one["config"]).get(key, "absent"), flat(two["config"]).get(key, "absent"))
+            for line in _unequal(
+                key, flatten(one["config"]).get(key, "absent"), flatten(two["config"]).get(key, "absent")
+            )
         ]
         yield from lines or _unequal("workload_id", one["workload_id"], two["workload_id"])
     yield from _unequal("initial weights", _short(one["digests"].get("init")), _short(two["digests"].get("init")))
@@ -98,7 +100,7 @@ def _differences(reference: Run, run: Run) -> Iterator[str]:
 def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
     """Return both batch digests, at the last evaluation that both have if a target stopped them at different steps."""
     lengths = [len(record["losses"]["train"]) for record in (one, two)]
-    if lengths[0] == lengths[1] or look_up(one, "config", "target_loss") is None:
+    if lengths[0] == lengths[1] or get_path(one, "config", "target_loss") is None:
         return one["digests"].get("batches"), two["digests"].get("batches")
     points = [{point["step"]: point.get("batches") for point in record["eval"]["points"]} for record in (one, two)]
     common = points[0].keys() & points[1].keys()
@@ -107,12 +109,12 @@ def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
     return points[0][max(common)], points[1][max(common)]
 
 
-def _mixed(side: Side) -> Iterator[str]:
+def _mixed(side: RunGroup) -> Iterator[str]:
     """Repeats are of one thing: one backend, one chip, one version of torch."""
     for name, keys in (
         ("backend", ("backend", "name")),
         ("device", ("device", "name")),
-        ("threads", ("effective", "threads")),
+        ("threads", ("effective_settings", "threads")),
         ("micro-batch size", ("config", "workload", "micro_batch_size")),
         ("torch", ("environment", "packages", "torch")),
     ):
@@ -130,7 +132,7 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:16]
 
 
-def same_computation(reference: Side, other: Side) -> Computation:
+def same_computation(reference: RunGroup, other: RunGroup) -> Computation:
     """The numbers that came out belong to one computation: see parity.TOLERANCES."""
     precision = reference.first["config"]["precision"]
     others = [*reference.runs[1:], *other.runs]
@@ -153,21 +155,21 @@ def same_computation(reference: Side, other: Side) -> Computation:
     return Computation(gate, tuple(findings))
 
 
-def _effective_differences(reference: Side, other: Side) -> Iterator[tuple[str, str]]:
+def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tuple[str, str]]:
     """What was really in effect, where it decides what is computed rather than how."""
     for name, key in (("type of matrix products", "matmul_dtype"), ("type of linear layers", "linear_output_dtypes")):
-        values = [json.dumps(value) for side in (reference, other) for value in side.values("effective", key)]
+        values = [json.dumps(value) for side in (reference, other) for value in side.values("effective_settings", key)]
         known = sorted(set(values) - {"null"})
         if len(known) > 1:
             yield name, " against ".join(known)
 
 
-def possible(side: Side) -> Gate:
+def plausible(side: RunGroup) -> Gate:
     """No run of the side did more arithmetic a second than its chip can."""
     achieved = [achieved_flops(run.record) for run in side.runs]
     fastest = max(value for value in achieved if value is not None) if any(achieved) else None
     if fastest is None:
-        return Gate("possible", None, f"{side.label}: no speed was measured")
+        return Gate("plausible", None, f"{side.label}: no speed was measured")
     said = f"{side.label}: {_tera(fastest)} of model arithmetic a device"
     chip = find_chip(side.first["backend"].get("peak_lookup_key"))
     precision = side.first["config"]["precision"]
@@ -179,21 +181,21 @@ def possible(side: Side) -> Gate:
         limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0))
     problems += [f"{said}, above {what}: {_tera(peak)}" for what, peak, slack in limits if fastest > slack * peak]
     if problems:
-        return Gate("possible", False, problems[0], tuple(problems))
+        return Gate("plausible", False, problems[0], tuple(problems))
     if not limits:
         name = side.first["device"].get("name")
         unclear = ambiguity(name)
         why = f"; {unclear}" if unclear else ""
-        return Gate("possible", None, f"{said}; no peak is known for {name!r}, so this could not be checked{why}")
+        return Gate("plausible", None, f"{said}; no peak is known for {name!r}, so this could not be checked{why}")
     return Gate(
-        "possible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak, _ in limits)
+        "plausible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak, _ in limits)
     )
 
 
 def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:
     """A chip under another's name gives itself away by its memory or by a precision that it lacks."""
-    name, memory = look_up(record, "device", "name"), look_up(record, "device", "memory_bytes")
-    key = look_up(record, "backend", "peak_lookup_key")
+    name, memory = get_path(record, "device", "name"), get_path(record, "device", "memory_bytes")
+    key = get_path(record, "backend", "peak_lookup_key")
     if key is not None and key != name:
         yield f"the device calls itself {name!r}, but its peak is looked up as {key!r}"
     if chip is None:

@@ -10,24 +10,24 @@ from typing import Any
 import yaml
 
 from harness.config import config_directory
-from harness.text import folded
+from harness.text import normalized_name
 
-DEFAULTS = {"kv_heads": None, "hidden": None, "activation": "gelu_tanh"}
+DEFAULTS = {"num_key_value_heads": None, "intermediate_size": None, "activation": "gelu_tanh"}
 
 
 @cache
-def named_model(name: str | None) -> Mapping[str, Any] | None:
+def model_preset(name: str | None) -> Mapping[str, Any] | None:
     """Return the shape of a model by its name, or None if there is none of that name.
 
     Tables write LLaMA2-70B or Llama 2 70B: upper case, spaces and hyphens are taken loosely.
     """
-    file = _files().get(folded(name)) if name is not None else None
+    file = _files().get(normalized_name(name)) if name is not None else None
     return None if file is None else {**DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))}
 
 
 @cache
 def _files() -> dict[str, Path]:
-    return {folded(file.stem): file for file in (config_directory() / "model").glob("*.yaml")}
+    return {normalized_name(file.stem): file for file in (config_directory() / "model").glob("*.yaml")}
 
 
 def model_names() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.records.load import Run, look_up
+from harness.records.load import LoadedRecord, get_path
 
 # Up to here rounding has had little time to grow: the curves of two devices still lie on each other, and a wrong
 # learning rate, mask or target shows itself far above rounding. Afterwards training amplifies every difference.
@@ -96,7 +96,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class ParityResult:
     """One test's outcome; the worst of all runs."""
 
     key: str
@@ -117,7 +117,7 @@ class Finding:
         return f"{self.measures}: {abs(self.value):.2g} of {self.limit:.2g} allowed{sense}{self.where}"
 
 
-def compare_computation(reference: Run, others: Iterable[Run], precision: str) -> list[Finding]:
+def compare_computation(reference: LoadedRecord, others: Iterable[LoadedRecord], precision: str) -> list[ParityResult]:
     """Return one finding a test: the worst over `others`, each against the reference run.
 
     Losses that are not numbers (null in the record) fail every test that they are part of.
@@ -135,7 +135,7 @@ def compare_computation(reference: Run, others: Iterable[Run], precision: str) -
                 where = _where(tolerance.key, reference, run)
         passed = None if worst is None else bool(abs(worst) <= limit)
         findings.append(
-            Finding(tolerance.key, tolerance.measures, limit, worst, "" if passed is not False else where, passed)
+            ParityResult(tolerance.key, tolerance.measures, limit, worst, "" if passed is not False else where, passed)
         )
     return findings
 
@@ -148,7 +148,7 @@ def measure(key: str, reference: Mapping[str, Any], other: Mapping[str, Any]) ->
         found = _weight_differences(reference, other)
         return max(found.values(), key=abs) if found else None
     name = "gradient_norm" if "gradient" in key else "train"
-    x, y = _curves(look_up(reference, "losses", name), look_up(other, "losses", name))
+    x, y = _curves(get_path(reference, "losses", name), get_path(other, "losses", name))
     if key.startswith("first"):
         x, y = x[:1], y[:1]
     elif key.startswith("early"):
@@ -186,8 +186,8 @@ def _final_eval(reference: Mapping[str, Any], other: Mapping[str, Any]) -> float
 
 
 def _weight_differences(reference: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    x, y = (look_up(record, "weights", "final_norms") or {} for record in (reference, other))
-    if len(look_up(reference, "losses", "train")) != len(look_up(other, "losses", "train")):
+    x, y = (get_path(record, "weights", "final_norms") or {} for record in (reference, other))
+    if len(get_path(reference, "losses", "train")) != len(get_path(other, "losses", "train")):
         return {}
     nan = float("nan")
     found = {}
@@ -201,7 +201,7 @@ def _weight_differences(reference: Mapping[str, Any], other: Mapping[str, Any]) 
     return {name: value for name, value in found.items() if np.isnan(value)} or found
 
 
-def _where(key: str, reference: Run, run: Run) -> str:
+def _where(key: str, reference: LoadedRecord, run: LoadedRecord) -> str:
     if key == "weights":
         found = _weight_differences(reference.record, run.record)
         return f" ({max(found, key=lambda name: abs(found[name]))}, {run.path.parent})"

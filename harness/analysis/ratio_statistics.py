@@ -21,7 +21,7 @@ ALPHA = 0.05
 OUTLIER_ALPHA = 0.01
 # "How many more repeats" means: enough for a decision in four of five attempts (Cohen 1988).
 WANTED_POWER = 0.8
-MOST_REPEATS = 100
+MAX_REPEATS = 100
 # Batches of a single process's window. Fewer leave too little to estimate a variance from; more are not
 # independent of each other (Schmeiser 1982 recommends 10 to 30 batches).
 BATCHES = 10
@@ -44,7 +44,7 @@ class Ratio:
     """Both one-sided tests put the ratio inside the margin."""
     differs: bool
     """The interval excludes 1."""
-    weak: bool
+    single_run: bool
     """One process on a side: the interval knows nothing of the difference between processes."""
     repeats: tuple[int, int]
     repeats_needed: int | None
@@ -90,22 +90,22 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
     )  # fmt: skip
 
 
-def weak_ratio_of(
+def single_run_ratio_of(
     reference: Sequence[Sequence[float]],
     other: Sequence[Sequence[float]],
     margin: float,
     means: tuple[Sequence[float], Sequence[float]],
 ) -> Ratio:
-    """Return the ratio where a side has a single process, with an interval from the blocks inside the processes.
+    """Return the ratio where a side has a single process, with an interval from the intervals inside the processes.
 
-    Each process's blocks are joined into BATCHES batches in order of time, which keeps most of their
+    Each process's intervals are joined into BATCHES batches in order of time, which keeps most of their
     autocorrelation inside a batch. The interval leaves out all that differs from process to process, so it never
     supports "equivalent", and "differs" only if it lies beyond WEAK_MARGINS times the margin altogether.
 
     Args:
-        reference, other: step times of the blocks of each process, in order, seconds.
+        reference, other: step times of the intervals of each process, in order, seconds.
         margin: as in `ratio_of`.
-        means: each process's mean step time, seconds, which the ratio itself is of: blocks may differ in length.
+        means: each process's mean step time, seconds, which the ratio itself is of: intervals may differ in length.
     """
     sides = [np.concatenate([_batches(process) for process in side]) for side in (reference, other)]
     difference = float(np.log(means[1]).mean() - np.log(means[0]).mean())
@@ -137,7 +137,7 @@ def repeats_needed(difference: float, deviation: float, limit: float) -> int | N
         deviation: of one process's logarithm.
         limit: the margin on the log scale.
     """
-    for repeats in range(2, MOST_REPEATS + 1):
+    for repeats in range(2, MAX_REPEATS + 1):
         if decision_power(difference, deviation, limit, repeats) >= WANTED_POWER:
             return repeats
     return None
@@ -162,7 +162,7 @@ def decision_power(difference: float, deviation: float, limit: float, repeats: i
 def trend(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the relative change of values from the first to the last, and a 99 % interval of it.
 
-    By the Theil-Sen slope, which a few outlying blocks do not move.
+    By the Theil-Sen slope, which a few outlying intervals do not move.
     """
     y = np.asarray(values, float)
     found: Any = stats.theilslopes(y, alpha=0.99)
@@ -192,6 +192,6 @@ def outliers(values: Sequence[float]) -> list[int]:
     return sorted(removed[:found])
 
 
-def _batches(blocks: Sequence[float]) -> np.ndarray:
-    """Return the logarithms of the means of up to BATCHES stretches of a process's blocks."""
-    return np.log([part.mean() for part in np.array_split(np.asarray(blocks, float), min(BATCHES, len(blocks)))])
+def _batches(intervals: Sequence[float]) -> np.ndarray:
+    """Return the logarithms of the means of up to BATCHES stretches of a process's intervals."""
+    return np.log([part.mean() for part in np.array_split(np.asarray(intervals, float), min(BATCHES, len(intervals)))])

@@ -7,7 +7,7 @@ from typing import Any
 
 def roofline(
     flops: float,
-    operand_bytes: float,
+    bytes_accessed: float,
     step_seconds: float,
     peak_flops: float | None,
     memory_bytes_per_second: float | None,
@@ -20,28 +20,28 @@ def roofline(
 
     Args:
         flops: model FLOPs of one step on one device.
-        operand_bytes: what its operations read and write.
+        bytes_accessed: what its operations read and write.
         step_seconds: what it takes.
         peak_flops, memory_bytes_per_second: the device's ceilings; None where unknown.
 
     Returns:
-        `flops_per_byte`; `ridge_flops_per_byte`, from which on a device is bound by arithmetic; `attainable_flops` a
-        second at that intensity; `achieved_flops` a second; `bound_by`: arithmetic or memory. None for what needs a
-        ceiling that is not known, and where more was achieved than was attainable.
+        `arithmetic_intensity`, FLOP a byte; `ridge_arithmetic_intensity`, from which on a device is bound by compute;
+        `attainable_flops` a second at that intensity; `achieved_flops` a second; `bound_by`: compute or memory. None
+        for what needs a peak that is not known, and where more was achieved than was attainable.
     """
-    intensity = flops / operand_bytes
+    intensity = flops / bytes_accessed
     position: dict[str, Any] = {
-        "flops_per_byte": intensity,
+        "arithmetic_intensity": intensity,
         "achieved_flops": flops / step_seconds,
-        "ridge_flops_per_byte": None,
+        "ridge_arithmetic_intensity": None,
         "attainable_flops": None,
         "bound_by": None,
     }
     if peak_flops is not None and memory_bytes_per_second is not None:
         ridge = peak_flops / memory_bytes_per_second
         attainable = min(peak_flops, intensity * memory_bytes_per_second)
-        position["ridge_flops_per_byte"] = ridge
+        position["ridge_arithmetic_intensity"] = ridge
         if position["achieved_flops"] <= attainable:
             position["attainable_flops"] = attainable
-            position["bound_by"] = "arithmetic" if intensity >= ridge else "memory"
+            position["bound_by"] = "compute" if intensity >= ridge else "memory"
     return position

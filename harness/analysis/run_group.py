@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.load import Run, load_runs, look_up
+from harness.records.load import LoadedRecord, get_path, load_runs
 
 
 @dataclass(frozen=True)
-class Side:
+class RunGroup:
     """What is compared: the repeats of one workload on one device."""
 
     label: str
-    runs: tuple[Run, ...]
+    runs: tuple[LoadedRecord, ...]
 
     @property
     def first(self) -> dict[str, Any]:
@@ -24,14 +24,14 @@ class Side:
 
     def values(self, *keys: str) -> list[Any]:
         """Return one value of every run, by the path of its keys; None where a key is missing."""
-        return [look_up(run.record, *keys) for run in self.runs]
+        return [get_path(run.record, *keys) for run in self.runs]
 
     @property
     def emulated(self) -> bool:
         return any(self.values("device", "emulated"))
 
 
-def load_sides(paths: Sequence[Path], labels: Sequence[str] | None = None) -> list[Side]:
+def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) -> list[RunGroup]:
     """Read the sides of a comparison.
 
     Args:
@@ -42,7 +42,7 @@ def load_sides(paths: Sequence[Path], labels: Sequence[str] | None = None) -> li
         RecordError: a path holds no run, an unfinished one, a damaged or edited record, or a run twice.
     """
     names = list(labels) if labels is not None else [str(path) for path in paths]
-    sides = [Side(name, load_runs(path)) for name, path in zip(names, paths, strict=True)]
+    sides = [RunGroup(name, load_runs(path)) for name, path in zip(names, paths, strict=True)]
     seen: dict[str, Path] = {}
     for side in sides:
         for run in side.runs:

@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import Config, flat, is_part_of_the_work, to_dict
+from harness.config import Config, flatten, is_part_of_the_work, to_dict
 from harness.errors import ConfigError
-from harness.records.load import load_runs, look_up
+from harness.records.load import get_path, load_runs
 
 KEY = "parallel.scaling_reference"
 BATCH = "workload.global_batch_size"
 
 
 @dataclass(frozen=True)
-class SmallerWorld:
+class ScalingBaseline:
     """What the efficiency of a larger world is measured by."""
 
     reference: str
@@ -39,7 +39,9 @@ class SmallerWorld:
         return {**asdict(self), "efficiency": tokens_per_second / world_size / each}
 
 
-def smaller_world(config: Config, world_size: int, device: dict[str, Any], threads: int | None) -> SmallerWorld | None:
+def scaling_baseline(
+    config: Config, world_size: int, device: dict[str, Any], threads: int | None
+) -> ScalingBaseline | None:
     """Read the runs that `parallel.scaling_reference` names, if any.
 
     Args:
@@ -71,7 +73,7 @@ def smaller_world(config: Config, world_size: int, device: dict[str, Any], threa
     batches = {run.record["config"]["workload"]["global_batch_size"] for run in runs}
     if len(batches) > 1:
         raise ConfigError(f"{KEY}: {given} holds runs of different {BATCH} ({sorted(batches)}), expected one")
-    return SmallerWorld(
+    return ScalingBaseline(
         reference=given,
         kind=_kind(config, world_size, first, given),
         world_size=sizes[0],
@@ -84,13 +86,17 @@ def _differences(config: Config, device: dict[str, Any], threads: int | None, re
     """Yield (what, found, expected) where a record is of other work, another device, or no measured speed."""
     if record["status"] != "ok":
         yield "status", record["status"], "ok"
-    if device.get("emulated") or look_up(record, "device", "emulated"):
+    if device.get("emulated") or get_path(record, "device", "emulated"):
         yield "device", "emulated", "a real one: an emulation has no speed"
     if record["device"]["name"] != device.get("name"):
         yield "device", repr(record["device"]["name"]), repr(device.get("name"))
-    if threads is not None and look_up(record, "effective", "threads") != threads:
-        yield "number of host threads", look_up(record, "effective", "threads"), f"{threads} (backend.threads)"
-    now, before = flat(to_dict(config)), flat(record["config"])
+    if threads is not None and get_path(record, "effective_settings", "threads") != threads:
+        yield (
+            "number of host threads",
+            get_path(record, "effective_settings", "threads"),
+            f"{threads} (backend.threads)",
+        )
+    now, before = flatten(to_dict(config)), flatten(record["config"])
     for key in sorted(now.keys() | before.keys()):
         decides = is_part_of_the_work(key) or key.startswith("track.")
         if decides and key != BATCH and now.get(key) != before.get(key):

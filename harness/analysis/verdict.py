@@ -8,26 +8,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.analysis import gates
-from harness.analysis.cautions import Caution, block_step_seconds, cautions_about
+from harness.analysis.cautions import Caution, cautions_about, interval_step_seconds
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.gates import Gate
-from harness.analysis.parity import Finding
-from harness.analysis.ratio_statistics import Ratio, inverse, ratio_of, weak_ratio_of
-from harness.analysis.run_group import Side
+from harness.analysis.parity import ParityResult
+from harness.analysis.ratio_statistics import Ratio, inverse, ratio_of, single_run_ratio_of
+from harness.analysis.run_group import RunGroup
 from harness.errors import ExitCode
-from harness.records.load import look_up
+from harness.records.load import get_path
 
-VERDICT_SCHEMA_VERSION = 1
+VERDICT_SCHEMA_VERSION = 2
 DEFAULT_MARGIN = 0.05
 
-EQUIVALENT, FASTER, SLOWER, CANNOT_TELL = "equivalent", "faster", "slower", "cannot tell"
+EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE = "equivalent", "faster", "slower", "inconclusive"
 NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
     "not comparable", "different computation", "implausible", "failed",
 )  # fmt: skip
 # What emulated devices can show, and all that they can show.
 SAME_COMPUTATION = "same computation"
 WORDS = (
-    EQUIVALENT, FASTER, SLOWER, CANNOT_TELL, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
+    EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
 )  # fmt: skip
 EXPECTATIONS = ("equivalent", "faster", "not-slower", SUPPORTED)
 CLAIM_DOES_NOT_HOLD = 1
@@ -49,14 +49,14 @@ class Quantity:
 class Pair:
     """The verdict on one side against the reference."""
 
-    reference: Side
-    other: Side
+    reference: RunGroup
+    other: RunGroup
     gates: tuple[Gate, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[ParityResult, ...]
     cautions: tuple[Caution, ...]
     quantities: tuple[Quantity, ...]
-    word: str
-    sentence: str
+    verdict: str
+    summary: str
     claim: ClaimVerdict | None = None
     """What these records say of the claim that was asked about, if one was."""
 
@@ -70,13 +70,13 @@ class Pair:
 class Comparison:
     """All verdicts, each against the first side."""
 
-    reference: Side
+    reference: RunGroup
     pairs: tuple[Pair, ...]
     margin: float
     claim: Claim | None = None
 
 
-def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison:
+def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN) -> Comparison:
     """Judge every side after the first against the first.
 
     Args:
@@ -86,9 +86,9 @@ def compare(sides: Sequence[Side], margin: float = DEFAULT_MARGIN) -> Comparison
     return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
 
 
-def _judge(reference: Side, other: Side, margin: float) -> Pair:
+def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
     passed: list[Gate] = []
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ParityResult, ...] = ()
     cautions = tuple([*cautions_about(reference), *cautions_about(other)])
 
     def stop(word: str) -> Pair:
@@ -115,7 +115,7 @@ def _judge(reference: Side, other: Side, margin: float) -> Pair:
             f"{other.label} computes the same as {reference.label}; {emulated} is emulated, so no speed is stated."
         )
         return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, sentence)
-    passed += [gates.possible(reference), gates.possible(other)]
+    passed += [gates.plausible(reference), gates.plausible(other)]
     if any(gate.passed is False for gate in passed):
         return stop(IMPLAUSIBLE)
     quantities = tuple(_quantities(reference, other, margin))
@@ -130,7 +130,7 @@ def _word(ratio: Ratio) -> str:
         return EQUIVALENT
     if ratio.differs:
         return FASTER if ratio.estimate < 1 else SLOWER
-    return CANNOT_TELL
+    return INCONCLUSIVE
 
 
 QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -141,7 +141,7 @@ QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 )
 
 
-def _quantities(reference: Side, other: Side, margin: float) -> list[Quantity]:
+def _quantities(reference: RunGroup, other: RunGroup, margin: float) -> list[Quantity]:
     """Return the ratios of what every process of both sides has; step time first, and always."""
     found = []
     for key, title, unit, keys in QUANTITIES:
@@ -151,7 +151,7 @@ def _quantities(reference: Side, other: Side, margin: float) -> list[Quantity]:
         if min(len(one), len(two)) >= 2:
             ratio = ratio_of(one, two, margin)
         elif key in ("step_time", "tokens_per_second"):
-            ratio = _weak_ratio(reference, other, margin)
+            ratio = _single_run_ratio(reference, other, margin)
             ratio = inverse(ratio) if key == "tokens_per_second" else ratio
         else:
             continue
@@ -159,11 +159,11 @@ def _quantities(reference: Side, other: Side, margin: float) -> list[Quantity]:
     return found
 
 
-def _weak_ratio(reference: Side, other: Side, margin: float) -> Ratio:
+def _single_run_ratio(reference: RunGroup, other: RunGroup, margin: float) -> Ratio:
     """Return the ratio of step times where a side has one process."""
-    one, two = ([block_step_seconds(run.record) for run in side.runs] for side in (reference, other))
+    one, two = ([interval_step_seconds(run.record) for run in side.runs] for side in (reference, other))
     means = [side.values("timing", "mean_step_seconds") for side in (reference, other)]
-    return weak_ratio_of(one, two, margin, (means[0], means[1]))
+    return single_run_ratio_of(one, two, margin, (means[0], means[1]))
 
 
 def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float) -> str:
@@ -171,14 +171,14 @@ def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float
     number = f"step time {ratio.estimate:.3f} times the reference's{interval}"
     repeats = " and ".join(str(count) for count in ratio.repeats)
     evidence = "one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes"
-    if ratio.weak:
-        evidence += "; weak: that tells nothing of the difference between processes"
+    if ratio.single_run:
+        evidence += "; cannot estimate run-to-run variance"
     if word == EQUIVALENT:
         also = f", though {_side_of_one(ratio)} by a measurable amount" if ratio.differs else ""
         return f"{other} takes the same time as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
     if word in (FASTER, SLOWER):
         return f"{other} is {word} than {reference}: {number} ({evidence})."
-    return f"{other} against {reference}: cannot tell. {_capital(number)} ({evidence}). {_more(ratio)}"
+    return f"{other} against {reference}: inconclusive. {_capital(number)} ({evidence}). {_more(ratio)}"
 
 
 def _named(cautions: Sequence[Caution]) -> str:
@@ -202,22 +202,22 @@ def _capital(text: str) -> str:
 
 
 def holds(pair: Pair, expectation: str) -> bool:
-    """Return whether what was expected of a side is shown by its records; "cannot tell" shows nothing."""
+    """Return whether what was expected of a side is shown by its records; "inconclusive" shows nothing."""
     if expectation == SUPPORTED:
-        return pair.claim is not None and pair.claim.word == SUPPORTED
+        return pair.claim is not None and pair.claim.verdict == SUPPORTED
     ratio = pair.headline.ratio if pair.headline is not None else None
-    if ratio is None or ratio.weak:
-        return expectation == "faster" and pair.word == FASTER
+    if ratio is None or ratio.single_run:
+        return expectation == "faster" and pair.verdict == FASTER
     return {
-        "equivalent": pair.word == EQUIVALENT,
-        "faster": pair.word == FASTER or (ratio.differs and ratio.estimate < 1),
+        "equivalent": pair.verdict == EQUIVALENT,
+        "faster": pair.verdict == FASTER or (ratio.differs and ratio.estimate < 1),
         "not-slower": ratio.not_slower,
     }[expectation]
 
 
 def exit_code(comparison: Comparison, expectation: str | None) -> int:
     """Return the command's exit code: the worst of its pairs."""
-    words = [pair.word for pair in comparison.pairs]
+    words = [pair.verdict for pair in comparison.pairs]
     if FAILED in words:
         return ExitCode.RUN_FAILED
     if any(word in (NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE) for word in words):
@@ -237,8 +237,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
         "pairs": [
             {
                 "other": _side(pair.other),
-                "word": pair.word,
-                "sentence": pair.sentence,
+                "verdict": pair.verdict,
+                "summary": pair.summary,
                 "claim": None if pair.claim is None else asdict(pair.claim),
                 "gates": [
                     {"name": gate.name, "passed": gate.passed, "summary": gate.summary, "details": list(gate.details)}
@@ -264,13 +264,13 @@ def _claim(claim: Claim) -> dict[str, Any]:
     return {key: getattr(claim, key) for key in keys}
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side(side: RunGroup) -> dict[str, Any]:
     first = side.first
     return {
         "label": side.label,
         "runs": [{"path": str(run.path), "content_sha256": run.record["content_sha256"]} for run in side.runs],
-        "backend": look_up(first, "backend", "name"),
-        "device": look_up(first, "device", "name"),
+        "backend": get_path(first, "backend", "name"),
+        "device": get_path(first, "device", "name"),
         "emulated": side.emulated,
         "workload_id": first["workload_id"],
         "precision": first["config"]["precision"],
@@ -291,7 +291,7 @@ def _quantity(quantity: Quantity) -> dict[str, Any]:
         "high": ratio.high,
         "equivalent": ratio.equivalent,
         "differs": ratio.differs,
-        "weak": ratio.weak,
+        "single_run": ratio.single_run,
         "repeats_needed": ratio.repeats_needed,
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.failures import Failure, classify_common
 from harness.backends.host_checks import Problem, installed_version
 from harness.backends.sensors import Sensor
-from harness.backends.step import ALONE, EventTimer, GradientExchange, TrainStep
+from harness.backends.step import NO_SYNC, EventTimer, GradientSync, TrainStep
 from harness.config import BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
@@ -100,7 +100,7 @@ class Backend(ABC):
             BackendUnavailable: naming the settings, and what to set instead.
         """
 
-    def effective(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         """Return the device's own settings as they really are now, for the record."""
         return {}
 
@@ -110,8 +110,8 @@ class Backend(ABC):
         optimizer: torch.optim.Optimizer,
         *,
         precision: str,
-        gradient_clip_norm: float,
-        exchange: GradientExchange = ALONE,
+        max_grad_norm: float,
+        grad_sync: GradientSync = NO_SYNC,
         skip_nonfinite: bool = False,
     ) -> TrainStep:
         """Return the callable that trains one step. `model(sequences)` returns the mean loss.
@@ -123,7 +123,7 @@ class Backend(ABC):
         """
         from harness.backends.eager import EagerStep
 
-        return EagerStep(model, optimizer, self.device(), precision, gradient_clip_norm, exchange, skip_nonfinite)
+        return EagerStep(model, optimizer, self.device(), precision, max_grad_norm, grad_sync, skip_nonfinite)
 
     # Running
 
@@ -146,7 +146,7 @@ class Backend(ABC):
         """Return the other processes that use the device, as `name (pid)`; None where that cannot be told."""
         return None
 
-    def condition(self) -> dict[str, Any] | None:
+    def clock_state(self) -> dict[str, Any] | None:
         """Return the device's clocks and what holds them down now (`throttle_reasons`, a list), or None."""
         return None
 
@@ -174,7 +174,7 @@ class Backend(ABC):
 
         return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
-    def tuned(self) -> Mapping[str, Any]:
+    def tuned_defaults(self) -> Mapping[str, Any]:
         """Return what track=tuned stands for on this device, by setting: what won in a measurement that is in the
         repository, and the stock choice for the rest.
         """
@@ -209,14 +209,14 @@ class Backend(ABC):
         """Return the versions of torch and of this backend's packages; None for one that is not installed."""
         return {name: installed_version(name) for name in ("torch", *self.distributions)}
 
-    def classify(self, error: BaseException) -> Failure | None:
+    def classify_error(self, error: BaseException) -> Failure | None:
         """Say what an exception raised while running means, or None if it is not the device's."""
         return classify_common(error)
 
     def close(self) -> None:
         """Release the device."""
 
-    def refuse(self, problems: Sequence[Problem]) -> BackendUnavailable:
+    def unavailable_error(self, problems: Sequence[Problem]) -> BackendUnavailable:
         """Return the one-line error that names every problem and the first remedy."""
         causes = "; ".join(problem.what for problem in problems)
         return BackendUnavailable(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # glibc's mallopt parameters (malloc.h): when to give memory back, and how many blocks may be mapped one by one.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-LARGEST_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool | None:
@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool | None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return None
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, MAX_INT))
 
 
 class CpuBackend(Backend):
@@ -79,9 +79,9 @@ class CpuBackend(Backend):
 
         return {**super().kernels(), "attention": {"blocked": blocked_attention}}
 
-    def tuned(self) -> Mapping[str, Any]:
+    def tuned_defaults(self) -> Mapping[str, Any]:
         return {
-            **super().tuned(),
+            **super().tuned_defaults(),
             "adamw": "fused",
             "compile": "blocks",
             "attention": "blocked",
@@ -103,7 +103,7 @@ class CpuBackend(Backend):
     def synchronize(self) -> None:
         """Nothing is queued on a CPU."""
 
-    def effective(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         import torch
 
         return {

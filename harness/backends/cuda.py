@@ -13,10 +13,10 @@ from harness.backends.base import Backend
 from harness.backends.failures import OUT_OF_MEMORY_REMEDY, Failure
 from harness.backends.host_checks import (
     Problem,
-    hostile_variable_problems,
     installed_version,
     torch_build,
     torch_problems,
+    unsafe_env_vars,
 )
 from harness.backends.sensors import Sensor
 from harness.backends.step import EventTimer
@@ -30,7 +30,7 @@ NVIDIA_NODES = ("/dev/nvidiactl", "/dev/dxg")
 AMD_NODES = ("/dev/kfd",)
 DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 # Variables that would make the run something else than it says: the values that do no harm, and why the others do.
-HOSTILE_VARIABLES = {
+UNSAFE_ENV_VARS = {
     "CUDA_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
     "HIP_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
     "AMD_SERIALIZE_KERNEL": (("", "0"), "makes every kernel wait for the one before it, so timings are worthless"),
@@ -120,7 +120,7 @@ class CudaBackend(Backend):
                 "use precision=fp16 or fp32"
             )
 
-    def effective(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         import torch
 
         return {
@@ -209,8 +209,8 @@ class CudaBackend(Backend):
     def other_processes(self) -> list[str] | None:
         return nvml.other_processes(self._uuid())
 
-    def condition(self) -> dict[str, Any] | None:
-        return nvml.condition(self._uuid())
+    def clock_state(self) -> dict[str, Any] | None:
+        return nvml.clock_state(self._uuid())
 
     def telemetry(self) -> Sensor | str:
         return nvml.open_sensor(self._uuid())
@@ -220,8 +220,8 @@ class CudaBackend(Backend):
 
         return str(getattr(torch.cuda.get_device_properties(self.device()), "uuid", "")) or None
 
-    def classify(self, error: BaseException) -> Failure | None:
-        common = super().classify(error)
+    def classify_error(self, error: BaseException) -> Failure | None:
+        common = super().classify_error(error)
         text = str(error)
         if common is not None or not FAULT.search(text):
             return common
@@ -240,7 +240,7 @@ class CudaBackend(Backend):
 
 
 def _variable_problems(*, rocm: bool) -> list[Problem]:
-    problems = hostile_variable_problems(HOSTILE_VARIABLES)
+    problems = unsafe_env_vars(UNSAFE_ENV_VARS)
     names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
     for name in names if rocm else names[-1:]:
         if os.environ.get(name, "0").strip() in ("", "-1", "NoDevFiles"):

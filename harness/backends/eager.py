@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.backends.step import ALONE, GradientExchange, Part, StepOutput
+from harness.backends.step import NO_SYNC, GradientSync, PhaseContext, StepOutput
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -18,7 +18,7 @@ def _nothing() -> None:
     return None
 
 
-def _unwatched(name: str) -> AbstractContextManager[None]:
+def _unrecorded(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -35,8 +35,8 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         precision: str,
-        gradient_clip_norm: float,
-        exchange: GradientExchange = ALONE,
+        max_grad_norm: float,
+        grad_sync: GradientSync = NO_SYNC,
         skip_nonfinite: bool = False,
         boundary: Callable[[], None] | None = None,
     ) -> None:
@@ -49,14 +49,14 @@ class EagerStep:
         self._optimizer = optimizer
         self._device = device
         self._autocast_dtype = AUTOCAST_DTYPES.get(precision)
-        self._gradient_clip_norm = gradient_clip_norm
-        self._exchange = exchange
+        self._gradient_clip_norm = max_grad_norm
+        self._grad_sync = grad_sync
         self._scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         # The loss scaler does so anyway.
         self._skip_nonfinite = skip_nonfinite and self._scaler is None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
-        self._part: Part = _unwatched
+        self._phase: PhaseContext = _unrecorded
         self._boundary = boundary or _nothing
 
     def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
@@ -66,17 +66,17 @@ class EagerStep:
         loss = torch.zeros((), device=self._device)
         for number, sequences in enumerate(micro_batches, 1):
             # Several devices exchange gradients once a step: with the last micro-batch.
-            with nullcontext() if number == len(micro_batches) else self._exchange.accumulating():
+            with nullcontext() if number == len(micro_batches) else self._grad_sync.no_sync():
                 # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
                 share = self._loss(sequences) / len(micro_batches)
-                own = share if self._exchange.devices == 1 else share / self._exchange.devices
-                with self._part("backward"):
+                own = share if self._grad_sync.devices == 1 else share / self._grad_sync.devices
+                with self._phase("backward"):
                     (own if self._scaler is None else self._scaler.scale(own)).backward()
                     self._boundary()
             loss += share.detach()
-        with self._part("communication"):
-            self._exchange.exchanged()
-        with self._part("optimizer"):
+        with self._phase("communication"):
+            self._grad_sync.after_backward()
+        with self._phase("optimizer"):
             norm = self._update()
             self._boundary()
         return StepOutput(loss, norm)
@@ -97,15 +97,15 @@ class EagerStep:
         self._optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def watch_parts(self, part: Part | None) -> bool:
-        self._part = part or _unwatched
+    def record_phases(self, phase: PhaseContext | None) -> bool:
+        self._phase = phase or _unrecorded
         return True
 
     @torch.no_grad()
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
         self._model.eval()
         loss = self._loss(sequences)
-        self._exchange.evaluated()
+        self._grad_sync.after_eval()
         self._model.train()
         return loss
 
@@ -125,11 +125,11 @@ class EagerStep:
             self._scaler.load_state_dict(state["scaler"])
 
     def _loss(self, sequences: torch.Tensor) -> torch.Tensor:
-        with self._part("host_to_device"):
+        with self._phase("host_to_device"):
             on_device = sequences.to(self._device, non_blocking=True)
         if self._autocast_dtype is None:
             context = nullcontext()
         else:
             context = torch.autocast(self._device.type, dtype=self._autocast_dtype)
-        with self._part("forward"), context:
+        with self._phase("forward"), context:
             return self._model(on_device)

@@ -13,7 +13,7 @@ class Failure:
     status: str
     cause: str
     remedy: str
-    echo: bool = False
+    secondary: bool = False
     """Whether it may only tell of what befell another process of the same run."""
 
 

@@ -42,7 +42,7 @@ def version_file(distribution: str, file_name: str) -> dict[str, str | None]:
     return {name.strip("_"): None if value == "None" else value[1:-1] for name, value in found}
 
 
-def hostile_variable_problems(
+def unsafe_env_vars(
     hostile: Mapping[str, tuple[tuple[str, ...], str]], variables: Mapping[str, str] = os.environ
 ) -> list[Problem]:
     """Return the variables that would make a run something else than it says.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.base import Backend
 from harness.backends.failures import Failure
 from harness.backends.host_checks import Problem, torch_problems
-from harness.backends.step import ALONE, EventTimer, GradientExchange, TrainStep
+from harness.backends.step import NO_SYNC, EventTimer, GradientSync, TrainStep
 from harness.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HpuBackend(Backend):
 
         return torch.device("hpu", self.settings.device_index)
 
-    def effective(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         return {"lazy_mode": lazy()}
 
     def prepare(
@@ -100,8 +100,8 @@ class HpuBackend(Backend):
         optimizer: torch.optim.Optimizer,
         *,
         precision: str,
-        gradient_clip_norm: float,
-        exchange: GradientExchange = ALONE,
+        max_grad_norm: float,
+        grad_sync: GradientSync = NO_SYNC,
         skip_nonfinite: bool = False,
     ) -> TrainStep:
         from harness.backends.eager import EagerStep
@@ -111,9 +111,7 @@ class HpuBackend(Backend):
             from habana_frameworks.torch import core  # pyright: ignore[reportMissingImports]
 
             boundary = core.mark_step
-        return EagerStep(
-            model, optimizer, self.device(), precision, gradient_clip_norm, exchange, skip_nonfinite, boundary
-        )
+        return EagerStep(model, optimizer, self.device(), precision, max_grad_norm, grad_sync, skip_nonfinite, boundary)
 
     def synchronize(self) -> None:
         self._hpu.synchronize()
@@ -150,12 +148,12 @@ class HpuBackend(Backend):
     def peak_lookup_key(self) -> str | None:
         return self._hpu.get_device_name()
 
-    def classify(self, error: BaseException) -> Failure | None:
-        common = super().classify(error)
+    def classify_error(self, error: BaseException) -> Failure | None:
+        common = super().classify_error(error)
         text = str(error)
         cause = next((line.strip() for line in text.splitlines() if any(fault in line for fault in FAULTS)), None)
         if common is not None or cause is None or not isinstance(error, RuntimeError):
             return common
         if "synStatus=9" in cause or "Allocation failed" in text:
-            return super().classify(MemoryError(cause))
+            return super().classify_error(MemoryError(cause))
         return Failure("device_fault", cause, "hl-smi shows the device's state; dmesg has the driver's messages")

@@ -16,7 +16,7 @@ TOKENS_IN_CHUNK = 256
 ALIGNMENT = 64
 # Queries in a block of attention: at least so many, and few enough blocks that a compiler is not at it for minutes.
 QUERY_BLOCK = 128
-MOST_QUERY_BLOCKS = 16
+MAX_QUERY_BLOCKS = 16
 
 
 class ChunkedCrossEntropy:
@@ -116,7 +116,7 @@ def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     length, scale = q.shape[2], 1.0 / math.sqrt(q.shape[3])
-    block = max(QUERY_BLOCK, -(-length // MOST_QUERY_BLOCKS))
+    block = max(QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
     outputs = []
     for first in range(0, length, block):
         last = min(first + block, length)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend
 from harness.backends.failures import Failure
-from harness.backends.host_checks import Problem, hostile_variable_problems, torch_problems
+from harness.backends.host_checks import Problem, torch_problems, unsafe_env_vars
 from harness.backends.step import EventTimer
 from harness.environment import cpu_model
 from harness.errors import BackendUnavailable
@@ -15,7 +15,7 @@ from harness.errors import BackendUnavailable
 if TYPE_CHECKING:
     import torch
 
-HOSTILE_VARIABLES = {
+UNSAFE_ENV_VARS = {
     "PYTORCH_ENABLE_MPS_FALLBACK": (("", "0"), "lets operations that the device lacks run on the host"),
     "PYTORCH_MPS_FAST_MATH": (("", "0"), "computes with less accuracy than float32 has"),
     "PYTORCH_MPS_TRACE_SIGNPOSTS": (("", "0"), "traces every operation, so timings are worthless"),
@@ -44,7 +44,7 @@ class MpsBackend(Backend):
                     "leave backend.device_index=0",
                 )
             )
-        return problems + hostile_variable_problems(HOSTILE_VARIABLES)
+        return problems + unsafe_env_vars(UNSAFE_ENV_VARS)
 
     def load(self) -> None:
         import torch
@@ -98,8 +98,8 @@ class MpsBackend(Backend):
             "emulated": False,
         }
 
-    def classify(self, error: BaseException) -> Failure | None:
-        common = super().classify(error)
+    def classify_error(self, error: BaseException) -> Failure | None:
+        common = super().classify_error(error)
         text = str(error)
         if common is not None or not isinstance(error, RuntimeError) or "Command buffer execution failed" not in text:
             return common

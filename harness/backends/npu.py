@@ -117,7 +117,7 @@ class NpuBackend(Backend):
                 "overflowed; set track.adamw=foreach"
             )
 
-    def effective(self) -> dict[str, Any]:
+    def effective_settings(self) -> dict[str, Any]:
         npu = _npu()
         return {
             "hf32_matmul": npu.matmul.allow_hf32,
@@ -201,9 +201,9 @@ class NpuBackend(Backend):
         device = self.describe()
         return None if device["emulated"] else device["name"]
 
-    def classify(self, error: BaseException) -> Failure | None:
+    def classify_error(self, error: BaseException) -> Failure | None:
         # The NPU's messages first: its out-of-memory comes as a plain RuntimeError in older releases.
-        return classify_message(str(error)) or super().classify(error)
+        return classify_message(str(error)) or super().classify_error(error)
 
 
 def fused_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

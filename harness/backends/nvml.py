@@ -15,7 +15,7 @@ from harness.backends.sensors import Reading
 
 # Reasons that say that the clock was held below what the chip can do, by the names of NVML's constants. Idle,
 # application clocks and sync boost are settings, not distress.
-DISTRESS = {
+THROTTLE_REASONS = {
     "nvmlClocksThrottleReasonSwPowerCap": "power cap",
     "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
     "nvmlClocksThrottleReasonSwThermalSlowdown": "temperature",
@@ -24,7 +24,7 @@ DISTRESS = {
 }
 
 
-def condition(uuid: str | None) -> dict[str, Any] | None:
+def clock_state(uuid: str | None) -> dict[str, Any] | None:
     """Return the device's clock, its limit and why it is held down now.
 
     Keys `sm_clock_mhz`, `sm_clock_limit_mhz`, `throttle_reasons` (a list of words, empty when there are none) and
@@ -158,7 +158,7 @@ def _ask(nvml: Any, question: Any) -> Any:
 
 def _throttle_reasons(nvml: Any, handle: Any) -> list[str]:
     reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    return [words for name, words in DISTRESS.items() if reasons & getattr(nvml, name, 0)]
+    return [words for name, words in THROTTLE_REASONS.items() if reasons & getattr(nvml, name, 0)]
 
 
 def _process_name(nvml: Any, pid: int) -> str:

@@ -22,28 +22,28 @@ class StepOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientExchange:
+class GradientSync:
     """What a training step does for gradients that are added up over several devices, beside calling the model."""
 
     devices: int = 1
     """How many devices' gradients are added up: each divides its loss by that before the backward pass, so that they
     are of the size that one device would have, which fp16 needs."""
-    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     """A context in which forward and backward keep their gradients to this device."""
-    exchanged: Callable[[], None] = lambda: None
+    after_backward: Callable[[], None] = lambda: None
     """To be called when the last backward pass of a step has returned."""
-    evaluated: Callable[[], None] = lambda: None
+    after_eval: Callable[[], None] = lambda: None
     """To be called after a forward pass that no backward pass follows."""
 
 
-ALONE = GradientExchange()
+NO_SYNC = GradientSync()
 
 
-PARTS = ("host_to_device", "forward", "backward", "communication", "optimizer")
+STEP_PHASES = ("host_to_device", "forward", "backward", "communication", "optimizer")
 
 
-Part = Callable[[str], AbstractContextManager[None]]
-"""Given the name of a part of the step, what it runs within."""
+PhaseContext = Callable[[str], AbstractContextManager[None]]
+"""Given the name of a phase of the step, what it runs within."""
 
 
 class TrainStep(Protocol):
@@ -61,8 +61,8 @@ class TrainStep(Protocol):
         """Return how many updates a loss scaler has dropped so far. May synchronise."""
         ...
 
-    def watch_parts(self, part: Part | None) -> bool:
-        """Run every part of the next steps (PARTS) within what `part` returns for it; None ends that.
+    def record_phases(self, phase: PhaseContext | None) -> bool:
+        """Run every phase of the next steps (STEP_PHASES) within what `phase` returns for it; None ends that.
 
         Returns False where the step is one piece, in which no parts can be told from each other.
         """
@@ -77,7 +77,7 @@ class TrainStep(Protocol):
         ...
 
 
-class WholeStep:
+class OpaqueStep:
     """What a step has to say that is one piece and keeps nothing beside model and optimizer: a TrainStep lacks only
     `__call__` and `evaluate`.
     """
@@ -85,7 +85,7 @@ class WholeStep:
     def skipped_steps(self) -> int:
         return 0
 
-    def watch_parts(self, part: Part | None) -> bool:
+    def record_phases(self, phase: PhaseContext | None) -> bool:
         return False
 
     def state(self) -> dict[str, Any]:

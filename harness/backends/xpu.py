@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend
 from harness.backends.failures import Failure
-from harness.backends.host_checks import Problem, hostile_variable_problems, torch_build, torch_problems
+from harness.backends.host_checks import Problem, torch_build, torch_problems, unsafe_env_vars
 from harness.backends.step import EventTimer
 from harness.errors import BackendUnavailable
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 RENDER_NODES = "/dev/dri/renderD*"
-HOSTILE_VARIABLES = {
+UNSAFE_ENV_VARS = {
     "PYTORCH_ENABLE_XPU_FALLBACK": (("", "0"), "lets operations that the device lacks run on the host"),
     "SYCL_PI_TRACE": (("", "0"), "prints every call of the driver, so timings are worthless"),
     "SYCL_UR_TRACE": (("", "0"), "prints every call of the driver, so timings are worthless"),
@@ -60,7 +60,7 @@ class XpuBackend(Backend):
                     f"{nodes[0]} may not be opened by this user", "add the user to the group render, or run as root"
                 )
             )
-        return problems + hostile_variable_problems(HOSTILE_VARIABLES)
+        return problems + unsafe_env_vars(UNSAFE_ENV_VARS)
 
     def load(self) -> None:
         import torch
@@ -143,11 +143,11 @@ class XpuBackend(Backend):
     def peak_lookup_key(self) -> str | None:
         return self.describe()["name"]
 
-    def classify(self, error: BaseException) -> Failure | None:
+    def classify_error(self, error: BaseException) -> Failure | None:
         text = str(error)
         if isinstance(error, RuntimeError) and "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY" in text:
             error = MemoryError(text)
-        common = super().classify(error)
+        common = super().classify_error(error)
         cause = next((line.strip() for line in text.splitlines() if any(fault in line for fault in FAULTS)), None)
         if common is not None or cause is None or not isinstance(error, RuntimeError):
             return common

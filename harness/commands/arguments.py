@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self._verb}: {message}; python -m harness {self._verb} --help")
 
 
-def path_of(written: str) -> Path:
+def expand_path(written: str) -> Path:
     """Return a path in which ~ stands for a home.
 
     Raises:

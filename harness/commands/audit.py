@@ -11,7 +11,7 @@ from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS
 from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
-from harness.commands.arguments import Parser, path_of
+from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RunFailed
 from harness.records.files import refuse_foreign_report, write_atomically
 
@@ -51,9 +51,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, default="table")
     options: argparse.Namespace = parser.parse_args(words)
     claim = None if options.claim is None else find_claim(options.claim)
-    table = audit(read_rows(path_of(options.file)))
+    table = audit(read_rows(expand_path(options.file)))
     if options.out is not None:
-        _write(table, claim, path_of(options.out))
+        _write(table, claim, expand_path(options.out))
     if options.format == "json":
         print(json.dumps(to_dict(table, claim), indent=1))
     else:

@@ -18,7 +18,7 @@ from harness import log
 from harness.config import Config
 from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
-from harness.records.run_folder import AUTOTUNE_FILE, claim_folder
+from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
 from harness.report.format import gibibytes, tokens_per_second
 
@@ -69,16 +69,16 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
         RunFailed: no candidate fits into the memory.
         BackendUnavailable: the device is an emulation, which has no speed.
     """
-    folder = claim_folder(config.out, f"autotune-{config.backend.name}-{config.model.name}")
+    folder = create_run_folder(config.out, f"autotune-{config.backend.name}-{config.model.name}")
     words = [word for word in overrides if _key(word) not in OWN_WORDS]
     tried = candidates(config.workload.global_batch_size)
     try:
         code = _try_all(tried, config.repeats, words, folder, run_job)
     except Interrupted:
-        _tell(tried, folder)
+        _print_table(tried, folder)
         raise
     if code != ExitCode.OK:
-        _tell(tried, folder)
+        _print_table(tried, folder)
         return code
     best = fastest(tried)
     result = {
@@ -89,7 +89,7 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
         "fastest": best.micro_batch_size,
     }
     write_record(folder, result, AUTOTUNE_FILE)
-    _tell(tried, folder)
+    _print_table(tried, folder)
     own = [word for word in words if word != "experiment=autotune"]
     command = ["python", "-m", "harness", *own, f"workload.micro_batch_size={best.micro_batch_size}"]
     print(f"fastest: {shlex.join(command)}")
@@ -158,7 +158,7 @@ def _take(candidate: Candidate, code: int, path: Path) -> bool:
     return False
 
 
-def _tell(tried: list[Candidate], folder: Path) -> None:
+def _print_table(tried: list[Candidate], folder: Path) -> None:
     """Print what every candidate gave, however far the search came."""
     console = PlainConsole(WIDTH)
     most = max((each.speed for each in tried if each.speed is not None), default=0.0)

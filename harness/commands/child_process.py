@@ -14,10 +14,10 @@ from harness.errors import Interrupted
 
 def run_job(words: list[str], folder: Path) -> int:
     """Run one training in a fresh process, its words on standard error, and return its exit code."""
-    return run_process([sys.executable, "-m", "harness", *words, f"out={quoted(folder)}"], sys.stderr)
+    return run_process([sys.executable, "-m", "harness", *words, f"out={hydra_quote(folder)}"], sys.stderr)
 
 
-def quoted(path: Path | str) -> str:
+def hydra_quote(path: Path | str) -> str:
     """Return a path as a value in Hydra's override grammar."""
     # In quotes a backslash stands for itself, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))

@@ -13,8 +13,8 @@ from rich.text import Text
 from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
 from harness.analysis.chips import catalogue
-from harness.analysis.claims import ANY, Claim, chips_of, find_claim, load_claims
-from harness.commands.arguments import Parser, path_of
+from harness.analysis.claims import ANY_DEVICE, Claim, chips_of, find_claim, load_claims
+from harness.commands.arguments import Parser, expand_path
 from harness.config import config_directory
 from harness.errors import ExitCode
 from harness.report.audit_table import grade
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--evidence", default=str(config_directory() / "published.yaml"))
     parser.add_argument("--format", choices=FORMATS, default="table")
     options = parser.parse_args(words)
-    evidence = audit(read_rows(path_of(options.evidence)))
+    evidence = audit(read_rows(expand_path(options.evidence)))
     claims = list(load_claims().values()) if options.name is None else [find_claim(options.name)]
     if options.format == "json":
         print(json.dumps([_to_dict(claim, evidence) for claim in claims], indent=1))
@@ -80,7 +80,7 @@ def _commands(claim: Claim, experiment: str) -> Iterator[str]:
             command = f"for n in 1 2 3 4 5; do {launcher} {settings} out={folder}/{side}/$n; done"
         else:
             command = f"python -m harness {settings} out={folder}/{side}"
-        yield command if written == ANY else f"{command}  # on {written}"
+        yield command if written == ANY_DEVICE else f"{command}  # on {written}"
     yield f"python -m harness compare {folder}/reference {folder}/subject --claim {claim.name} --out {folder}/verdict"
 
 
@@ -91,7 +91,7 @@ def changes(claim: Claim) -> list[str]:
 
 def _backend(written: str) -> str | None:
     """Return the backend of the chips that a claim names; a rehearsal's runs on any, the CPU among them."""
-    if written == ANY:
+    if written == ANY_DEVICE:
         return "cpu"
     vendors = {chip.vendor for chip in chips_of(written)}
     found = {catalogue().backends.get(vendor) for vendor in vendors}
@@ -125,7 +125,7 @@ def _print_list(claims: list[Claim], evidence: Audit) -> None:
             Text(claim.name),
             Text(f"{claim.subject} against {claim.reference}"),
             Text(f"{claim.quantity} ratio {claim.allowed}"),
-            Text(verdict.word),
+            Text(verdict.verdict),
         )
     console = PlainConsole(WIDTH)
     console.print(table)
@@ -145,10 +145,10 @@ def _print_one(claim: Claim, evidence: Audit) -> None:
         ("subject", _chips(claim.subject)),
         ("reference", _chips(claim.reference)),
         ("stated", f"{claim.quantity} ratio, subject over reference: {stated}the words allow {claim.allowed}"),
-        ("why", claim.allowance),
+        ("why", claim.rationale),
         ("workload", claim.workload),
         ("note", claim.note),
-        ("evidence", f"{verdict.word}: {verdict.reason}"),
+        ("evidence", f"{verdict.verdict}: {verdict.reason}"),
         *(("", f"{row.row.name}: time ratio {row.ratio:.3f}, {grade(row)}") for row in rows_about(claim, evidence)),
     ):
         if text is not None:
@@ -163,4 +163,4 @@ def _print_one(claim: Claim, evidence: Audit) -> None:
 
 def _chips(written: str) -> str:
     chips = chips_of(written)
-    return "any device" if written == ANY else f"{written}: {', '.join(chip.name for chip in chips)}"
+    return "any device" if written == ANY_DEVICE else f"{written}: {', '.join(chip.name for chip in chips)}"

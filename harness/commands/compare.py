@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import SUPPORTED, find_claim
-from harness.analysis.run_group import Side, load_sides
+from harness.analysis.run_group import RunGroup, load_run_groups
 from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, compare, exit_code, to_dict
-from harness.commands.arguments import Parser, path_of
+from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, UserError
 
 FORMATS = ("table", "json", "mllog")
@@ -32,12 +32,12 @@ options:
                      (default for --run: runs/<UTC time>-comparison)
   --margin FRACTION  how far apart step times may be and still be the same (default 0.05)
   --label NAME       name of a side, in order; once for each
-  --claim NAME       a published claim to hold the records against, supported, refuted, cannot tell or not tested;
+  --claim NAME       a published claim to hold the records against, supported, refuted, inconclusive or not tested;
                      python -m harness claim lists them
   --expect WHAT      equivalent, faster, not-slower, or with --claim supported: exit 0 if the records show it, 1 if not
   --format FORMAT    table (default), json, or mllog (MLPerf log lines of every run)
 
-words: equivalent, faster, slower, cannot tell, not comparable, different computation, implausible, failed,
+words: equivalent, faster, slower, inconclusive, not comparable, different computation, implausible, failed,
        same computation (emulated devices: no speed)
 exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or record, 4 not comparable, different computation or
             implausible, 5 a run failed\
@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
         print(HELP)
         return ExitCode.OK
     options = _parse(words)
-    out = path_of(options.out) if options.out is not None else None
+    out = expand_path(options.out) if options.out is not None else None
     claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:
         # Here, because running needs torch and Hydra, and judging does not.
@@ -62,10 +62,10 @@ def main(words: list[str]) -> int:
         labels = options.label or options.run
         commands = [f"python -m harness compare {shlex.join(words)}"]
     else:
-        paths = [path_of(word) for word in options.sides]
+        paths = [expand_path(word) for word in options.sides]
         labels = options.label or None
         commands = []
-    sides = load_sides(paths, labels)
+    sides = load_run_groups(paths, labels)
     comparison = compare(sides, options.margin)
     if claim is not None:
         comparison = judge_claim(comparison, claim)
@@ -113,7 +113,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def reproduction(side: Side) -> str:
+def reproduction(side: RunGroup) -> str:
     """Return the command that ran a side, as its first record has it."""
     command = side.first["environment"].get("command")
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):

@@ -52,7 +52,7 @@ def inventory(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the reports with what a fleet's inventory has to know of the host that they are of."""
     return {
         "schema_version": 1,
-        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "host": environment.host_name(),
         "harness_version": harness.__version__,
         "environment": environment.host_facts(),

@@ -1,7 +1,7 @@
 """Is a run that goes on here getting further? For container health checks and liveness probes. No torch.
 
-Every process that trains leaves a pulse: a small file on this host, renewed while its steps go on. A run is hung when
-its pulse is older than anything that it has shown so far can explain, ten times over; a slow one is not.
+Every process that trains leaves a heartbeat: a small file on this host, renewed while its steps go on. A run is hung
+when its heartbeat is ten times older than its longest pause so far explains; a slow one is not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from harness.errors import ExitCode, UserError
-from harness.training.monitoring.heartbeat import living_pulses, pulse_folder
+from harness.training.monitoring.heartbeat import heartbeat_folder, read_heartbeats
 
 HUNG = 1
 HELP = """\
@@ -34,7 +34,7 @@ def main(words: list[str], clock: Callable[[], float] = time.monotonic) -> int:
     if set(words) - {"--json"}:
         raise UserError(f"health: cannot read {' '.join(words)!r}, expected [--json]")
     try:
-        pulses = living_pulses(pulse_folder())
+        heartbeats = read_heartbeats(heartbeat_folder())
     except OSError as error:
         # A run can have left no sign there either, and said so. Not to be able to tell is no reason to end it.
         print(f"cannot tell: {error}; name a folder of this user in TMPDIR (in a container: --tmpfs /tmp)")
@@ -43,17 +43,17 @@ def main(words: list[str], clock: Callable[[], float] = time.monotonic) -> int:
     if "--json" in words:
         print(
             json.dumps(
-                [{**asdict(each), "silent_seconds": each.silence(now), "hung": each.hung(now)} for each in pulses]
+                [{**asdict(each), "silent_seconds": each.silence(now), "hung": each.hung(now)} for each in heartbeats]
             )
         )
-    elif not pulses:
+    elif not heartbeats:
         print("no run under way")
     else:
-        for each in pulses:
+        for each in heartbeats:
             state = "HUNG" if each.hung(now) else each.phase
             where = f"{each.folder or 'a run without a folder yet'} (pid {each.pid})"
             print(
                 f"{state}: {where}, advanced {each.advances} times, the last {each.silence(now):.0f} s ago; "
                 f"{each.allowed_silence_seconds:.0f} s are allowed"
             )
-    return HUNG if any(each.hung(now) for each in pulses) else ExitCode.OK
+    return HUNG if any(each.hung(now) for each in heartbeats) else ExitCode.OK

@@ -8,7 +8,7 @@ import textwrap
 
 from harness import config as config_module
 from harness.composition import group_options, load
-from harness.config import Config, settings, to_yaml
+from harness.config import Config, iter_settings, to_yaml
 from harness.errors import ExitCode
 
 HELP = """\
@@ -62,8 +62,8 @@ def print_help() -> int:
 def print_settings() -> int:
     """Print every setting with its type, default and the meaning that stands beside it in config.py."""
     meanings = setting_meanings()
-    defaults = {key: value for key, _, value in settings(load([]))}
-    for key, item, _ in settings(Config):
+    defaults = {key: value for key, _, value in iter_settings(load([]))}
+    for key, item, _ in iter_settings(Config):
         kind = item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
         default = "null" if defaults[key] is None else defaults[key]
         print(f"{key}={default}  ({kind})")

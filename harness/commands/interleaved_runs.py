@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import backends, log
-from harness.commands.child_process import quoted, run_process
+from harness.commands.child_process import hydra_quote, run_process
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
@@ -64,7 +64,7 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
                 began = time.monotonic()
                 _run(words[side], target, settings[side])
                 durations.append(time.monotonic() - began)
-                _say(bar, place + 1, len(runs), settings[side], durations)
+                _log_progress(bar, place + 1, len(runs), settings[side], durations)
             bar.update()
     return folder
 
@@ -94,7 +94,7 @@ def _check(text: str, words: Sequence[str], config: Config) -> None:
     backend = backends.create(config.backend)
     problems = backend.preflight()
     if problems:
-        raise backend.refuse(problems)
+        raise backend.unavailable_error(problems)
 
 
 def _refuse_different_work(settings: Sequence[str], configs: Sequence[Config]) -> None:
@@ -169,7 +169,7 @@ def _run(words: Sequence[str], target: Path, text: str) -> None:
     for path in (target, log):
         _keep_interrupted(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness", *words, "repeats=1", f"out={quoted(target)}"]
+    command = [sys.executable, "-m", "harness", *words, "repeats=1", f"out={hydra_quote(target)}"]
     with open(log, "x", encoding="utf-8") as output:
         code = run_process(command, output)
     if code != ExitCode.OK:
@@ -189,7 +189,7 @@ def _keep_interrupted(path: Path) -> None:
         os.rename(path, moved)
 
 
-def _say(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence[float]) -> None:
+def _log_progress(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence[float]) -> None:
     """Off a terminal, a plain line a run."""
     if bar.disable:
         left = sum(durations) / len(durations) * (total - number)

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.commands.preflight import ready_backend, said_once
+from harness.commands.preflight import ready_backend, report_once_per_host
 from harness.composition import load
 from harness.errors import ConfigError, ExitCode
 from harness.records.peak import PEAK_FILE
 from harness.records.record import write_record
-from harness.records.run_folder import claim_folder, refuse_existing_run
+from harness.records.run_folder import create_run_folder, refuse_existing_run
 from harness.report.console import WIDTH, PlainConsole
 from harness.world import from_environment
 
@@ -34,7 +34,7 @@ def main(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(HELP)
         return ExitCode.OK
-    with said_once():
+    with report_once_per_host():
         config = load(words)
         world = from_environment(config.parallel.name)
         if config.out is not None:
@@ -48,8 +48,8 @@ def main(words: list[str]) -> int:
     from harness.training.measure_peak import measure_peak
 
     peak = measure_peak(config, backend, world)
-    if world.leads:
-        folder = claim_folder(config.out, backend.name, parent=Path(config.peaks).expanduser())
+    if world.is_main:
+        folder = create_run_folder(config.out, backend.name, parent=Path(config.peak_dir).expanduser())
         print_peak(peak, write_record(folder, peak, PEAK_FILE))
     return ExitCode.OK
 
@@ -60,7 +60,7 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     table = Table(title=f"peak {path}", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    threads = peak["effective"]["threads"]
+    threads = peak["effective_settings"]["threads"]
     table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
     for precision, found in peak["matrix_products"].items():
         table.add_row(precision, "not to be had" if found is None else _products(found))

@@ -16,11 +16,11 @@ from harness.errors import BackendUnavailable, EndedWithAll, Interrupted, UserEr
 from harness.world import RankError, World
 
 # How long the processes of a host that say nothing wait for the one that speaks for them.
-SECONDS_FOR_THE_FIRST_TO_SPEAK = 5.0
+REPORTER_GRACE_SECONDS = 5.0
 
 
 @contextmanager
-def said_once() -> Iterator[None]:
+def report_once_per_host() -> Iterator[None]:
     """Have one process of a host say what is wrong with the words that all of them were given."""
     try:
         yield
@@ -31,7 +31,7 @@ def said_once() -> Iterator[None]:
             raise
         # The launcher stops all others as soon as one has gone: the one that says it is to come first.
         with suppress(Interrupted, KeyboardInterrupt):
-            time.sleep(SECONDS_FOR_THE_FIRST_TO_SPEAK)
+            time.sleep(REPORTER_GRACE_SECONDS)
         raise EndedWithAll(str(error), error.exit_code) from error
 
 
@@ -42,7 +42,7 @@ def ready_backend(config: Config, world: World) -> Backend:
         BackendUnavailable: it cannot.
     """
     backend = backends.create(config.backend)
-    if world.grouped:
+    if world.is_distributed:
         backend.join(world)
     problems = backend.preflight()
     if problems:
@@ -52,8 +52,8 @@ def ready_backend(config: Config, world: World) -> Backend:
 
 def _refusal(backend: Backend, problems: list[Problem], config: Config, world: World) -> UserError:
     """Return the refusal of a backend that is not there, which of the processes of a host one has to say."""
-    refusal = backend.refuse(problems)
-    if not world.grouped:
+    refusal = backend.unavailable_error(problems)
+    if not world.is_distributed:
         return refusal
     if world.local_rank > 0:
         first = backends.create(config.backend)
@@ -68,4 +68,4 @@ def refuse_missing_backend(config: Config) -> None:
     backend = backends.create(config.backend)
     problems = backend.preflight()
     if problems:
-        raise backend.refuse(problems)
+        raise backend.unavailable_error(problems)

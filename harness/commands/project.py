@@ -9,21 +9,21 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, chips_meant, find_chip
-from harness.analysis.named_models import model_names, named_model
+from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, find_chip, match_chips
+from harness.analysis.named_models import model_names, model_preset
 from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.analysis.projection.published import check_all, plan_of
 from harness.analysis.utilization import achieved_flops, catalogued_peak
-from harness.commands.arguments import Parser, path_of
+from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RecordError, UserError
-from harness.records.load import Run, load_runs, look_up
+from harness.records.load import LoadedRecord, get_path, load_runs
 
 FORMATS = ("table", "json")
-LARGEST_NUMBER = 1e18
-MOST_DIGITS = 12
+MAX_NUMBER = 1e18
+MAX_DIGITS = 12
 # Between the measured model and the planned one, beyond which it is said.
-LARGEST_SIZE_RATIO = 3
+MAX_SIZE_RATIO = 3
 SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 HELP = """\
 usage: python -m harness project (--model NAME | --parameters N) --tokens D --devices M (--records PATH | --chip NAME)
@@ -76,7 +76,7 @@ def main(words: list[str]) -> int:
         else:
             print_check(checks)
         return ExitCode.OK
-    runs = load_runs(path_of(options.records)) if options.records is not None else ()
+    runs = load_runs(expand_path(options.records)) if options.records is not None else ()
     precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
     chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
@@ -140,7 +140,7 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 def _refuse_odd_shape(options: argparse.Namespace) -> None:
     if options.model is not None and (options.layers is not None or options.width is not None):
         raise UserError("project: --layers, --width: belong to --parameters; a model of configs/model has its own")
-    if options.model is not None and named_model(options.model) is None:
+    if options.model is not None and model_preset(options.model) is None:
         near = difflib.get_close_matches(options.model.casefold(), model_names(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}{hint}")
@@ -170,7 +170,7 @@ def _plan(options: argparse.Namespace, precision: str) -> Plan:
 
 
 def _catalogued(written: str) -> Chip:
-    found = chips_meant(written)
+    found = match_chips(written)
     if len(found) != 1:
         names = [name for chip in catalogue().chips for name in (*chip.also_called, chip.name)]
         near = difflib.get_close_matches(written, names, n=1)
@@ -181,7 +181,7 @@ def _catalogued(written: str) -> Chip:
     return found[0]
 
 
-def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
+def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Speed]:
     """Return the chip of the records, and its speed."""
     speeds, watts = [], []
     first = runs[0].record
@@ -190,7 +190,7 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
         problem = None
         if record["status"] != "ok":
             problem = f"the run ended {record['status']}"
-        elif look_up(record, "device", "emulated"):
+        elif get_path(record, "device", "emulated"):
             problem = "its device is emulated and has no speed"
         elif record["world_size"] != 1:
             problem = f"it ran on {record['world_size']} devices: give runs on one, collectives are reckoned"
@@ -211,12 +211,12 @@ def _measured(runs: tuple[Run, ...], precision: str) -> tuple[Chip, Speed]:
         if problem is not None or speed is None:
             raise RecordError(f"{run.path}: {problem}")
         speeds.append(speed)
-        watts.append(look_up(record, "telemetry", "mean_power_watts"))
+        watts.append(get_path(record, "telemetry", "mean_power_watts"))
     name = first["device"]["name"] or first["device"]["kind"]
     source = f"{len(runs)} measured run{'' if len(runs) == 1 else 's'} on {name}"
     mean_watts = statistics.fmean(watts) if None not in watts else None
     # By the name under which its peak is looked up: a slice of a chip has none.
-    chip = find_chip(look_up(first, "backend", "peak_lookup_key"))
+    chip = find_chip(get_path(first, "backend", "peak_lookup_key"))
     return chip or _unknown(name), Speed(tuple(speeds), source, mean_watts)
 
 
@@ -232,10 +232,10 @@ def _work(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _recomputes(record: dict[str, Any]) -> bool:
-    return bool(look_up(record, "config", "model", "activation_checkpointing"))
+    return bool(get_path(record, "config", "model", "activation_checkpointing"))
 
 
-def _cautions(runs: tuple[Run, ...], plan: Plan, chip: Chip) -> list[str]:
+def _cautions(runs: tuple[LoadedRecord, ...], plan: Plan, chip: Chip) -> list[str]:
     """Say where the runs are a poor guide to the plan, and what was left out since nothing is known of the chip."""
     cautions = []
     if chip.memory_bytes is None:
@@ -250,13 +250,13 @@ def _cautions(runs: tuple[Run, ...], plan: Plan, chip: Chip) -> list[str]:
         cautions.append(f"the memory bandwidth of {chip.name} is unknown: the optimizer was taken for free")
     if len(runs) == 1:
         cautions.append("one run was measured: the interval has no spread between runs in it; repeat it")
-    if any((look_up(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
+    if any((get_path(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
         cautions.append("the runs computed some activations twice (track.activation_memory_budget), counted as none")
     seq_lens = sorted({run.record["config"]["workload"]["seq_len"] for run in runs} - {plan.seq_len})
     if seq_lens:
         cautions.append(f"the runs had {seq_lens[0]} tokens in a sequence, the plan has {plan.seq_len}")
-    size = look_up(runs[0].record, "model", "parameters") if runs else plan.parameters
-    if not 1 / LARGEST_SIZE_RATIO <= size / plan.parameters <= LARGEST_SIZE_RATIO:
+    size = get_path(runs[0].record, "model", "parameters") if runs else plan.parameters
+    if not 1 / MAX_SIZE_RATIO <= size / plan.parameters <= MAX_SIZE_RATIO:
         cautions.append(
             f"the runs trained {size / 1e9:.3g} B parameters, the plan is of {plan.parameters / 1e9:.3g} B: a model of "
             "another size uses the device otherwise; measure one whose layers are as wide"
@@ -270,15 +270,15 @@ def _size(text: str) -> float:
         value = float(text[:-1] if scale > 1 else text) * scale
     except ValueError:
         value = 0.0
-    if not 0 < value <= LARGEST_NUMBER:
+    if not 0 < value <= MAX_NUMBER:
         raise argparse.ArgumentTypeError(
-            f"found {text!r}, expected a number above 0 and up to {LARGEST_NUMBER:g}, such as 70B"
+            f"found {text!r}, expected a number above 0 and up to {MAX_NUMBER:g}, such as 70B"
         )
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
+    value = int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"found {text[:20]!r}, expected a whole number from 1 on")
     return value

@@ -8,14 +8,14 @@ from pathlib import Path
 import harness
 from harness import log
 from harness.commands import VERBS
-from harness.commands.child_process import quoted, run_job, run_process
+from harness.commands.child_process import hydra_quote, run_job, run_process
 from harness.commands.help import print_config, print_help, print_settings
-from harness.commands.preflight import ready_backend, refuse_missing_backend, said_once
+from harness.commands.preflight import ready_backend, refuse_missing_backend, report_once_per_host
 from harness.composition import expand_sweep, load
 from harness.config import Config
 from harness.errors import EndedWithAll, ExitCode, UserError
-from harness.records.run_folder import claim_folder, refuse_existing_run
-from harness.validation import check_shares
+from harness.records.run_folder import create_run_folder, refuse_existing_run
+from harness.validation import check_batch_divides
 from harness.world import World, from_environment
 
 OPTIONS = ("-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun")
@@ -48,14 +48,14 @@ def main(words: list[str]) -> int:
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:
-    with said_once():
+    with report_once_per_host():
         config = load(overrides)
         # However they were set: by words in another form, or by an experiment's file.
         log.set_up([f"log={config.log}", f"log_level={config.log_level}"])
         world = from_environment(config.parallel.name)
         if not config.autotune:
-            check_shares(config, world.size)
-            check_listeners(config, world)
+            check_batch_divides(config, world.size)
+            check_loggers(config, world)
     if config.autotune:
         from harness.commands.autotune import run_autotune
 
@@ -71,7 +71,7 @@ def run_once(config: Config, world: World) -> int:
     from harness.training.run import run
 
     outcome = run(config, backend, world)
-    if not world.leads:
+    if not world.is_main:
         # Rank 0 speaks for all.
         ended = outcome.failure or outcome.interrupted
         if ended is not None:
@@ -91,7 +91,7 @@ def run_once(config: Config, world: World) -> int:
     return ExitCode.OK
 
 
-def check_listeners(config: Config, world: World) -> None:
+def check_loggers(config: Config, world: World) -> None:
     """Refuse what somebody was to be told by, and cannot, before anything is begun. Torch is not imported.
 
     Packages are the same on every rank; the file is written by the first.
@@ -100,9 +100,9 @@ def check_listeners(config: Config, world: World) -> None:
         ConfigError: the metrics file cannot be written, or a package is missing.
     """
     if config.metrics_file is not None:
-        from harness.training.monitoring.prometheus import check_metrics_file
+        from harness.training.monitoring.prometheus import check_prometheus_file
 
-        check_metrics_file(Path(config.metrics_file).expanduser() if world.leads else None)
+        check_prometheus_file(Path(config.metrics_file).expanduser() if world.is_main else None)
     if config.tensorboard:
         from harness.training.monitoring.tensorboard import check_tensorboard
 
@@ -112,9 +112,9 @@ def check_listeners(config: Config, world: World) -> None:
 def run_repeats(config: Config, overrides: list[str]) -> int:
     """Run the same settings `repeats` times, each in a fresh process, into out/1, out/2, ..."""
     refuse_missing_backend(config)
-    folder = claim_folder(config.out, f"{config.backend.name}-{config.model.name}")
+    folder = create_run_folder(config.out, f"{config.backend.name}-{config.model.name}")
     own = [word for word in overrides if word.lstrip("+").split("=", 1)[0] not in ("repeats", "out")]
-    jobs = [[*own, "repeats=1", f"out={quoted(folder / str(number))}"] for number in range(1, config.repeats + 1)]
+    jobs = [[*own, "repeats=1", f"out={hydra_quote(folder / str(number))}"] for number in range(1, config.repeats + 1)]
     return _run_jobs(jobs, "repeat")
 
 
@@ -128,7 +128,7 @@ def run_sweep(overrides: list[str]) -> int:
         jobs = [
             [
                 *(word for word in job if word.lstrip("+").split("=", 1)[0] != "out"),
-                f"out={quoted(folder / str(number))}",
+                f"out={hydra_quote(folder / str(number))}",
             ]
             for number, job in enumerate(jobs, 1)
         ]

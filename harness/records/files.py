@@ -16,10 +16,10 @@ from typing import Any
 from harness.errors import ConfigError, RunFailed
 
 # Of whole numbers in a record: a seed has 64 bits. Of others: losses that blow up come from 32 bits.
-MOST_DIGITS = 20
+MAX_DIGITS = 20
 
 
-LARGEST_NUMBER = 1e100
+MAX_NUMBER = 1e100
 
 
 def write_atomically(path: Path, text: str) -> Path:
@@ -71,7 +71,7 @@ def refuse_foreign_report(folder: Path, names: Iterable[str], *, marker: str, ke
         )
 
 
-def set_aside(path: Path) -> Path:
+def archive_file(path: Path) -> Path:
     """Rename a file to the first free name of NAME-1.SUFFIX, NAME-2.SUFFIX, ..., and return that."""
     number = 1
     while os.path.lexists(kept := path.with_name(f"{path.stem}-{number}{path.suffix}")):
@@ -100,7 +100,7 @@ def strict_json(text: str) -> Any:
 
 
 def _whole_number(text: str) -> int:
-    if len(text) > MOST_DIGITS:
+    if len(text) > MAX_DIGITS:
         raise ValueError(f"holds a number of {len(text)} digits")
     return int(text)
 
@@ -108,8 +108,8 @@ def _whole_number(text: str) -> int:
 def _number(text: str) -> float:
     value = float(text)
     # NaN is below nothing.
-    if not abs(value) < LARGEST_NUMBER:
-        raise ValueError(f"holds the number {text[:MOST_DIGITS]}")
+    if not abs(value) < MAX_NUMBER:
+        raise ValueError(f"holds the number {text[:MAX_DIGITS]}")
     return value
 
 

@@ -11,30 +11,30 @@ from typing import Any
 from harness.errors import RecordError
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
-from harness.records.schema import complaints
+from harness.records.schema import record_problems
 from harness.records.steps import STEPS_FILE
 
 DEEPEST_FOLDER = 3
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadedRecord:
     """One process's record and the file that it came from."""
 
     path: Path
     record: dict[str, Any]
 
 
-def look_up(record: Any, *keys: str) -> Any:
+def get_path(record: Any, *keys: str) -> Any:
     """Return record[key1][key2]..., or None where it ends early."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
-def load_runs(path: Path) -> tuple[Run, ...]:
+def load_runs(path: Path) -> tuple[LoadedRecord, ...]:
     """Read every record of a path, in the natural order of the folders' names."""
-    return tuple(Run(file, _checked(file)) for file in record_files(path))
+    return tuple(LoadedRecord(file, _checked(file)) for file in record_files(path))
 
 
 def record_files(path: Path) -> list[Path]:
@@ -75,6 +75,6 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _checked(file: Path) -> dict[str, Any]:
     record = read_record(file)
-    for complaint in complaints(record):
+    for complaint in record_problems(record):
         raise RecordError(f"{file}: {complaint}")
     return record

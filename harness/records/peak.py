@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import RecordError
 from harness.records.files import content_digest
-from harness.records.record import SCHEMA_VERSION
+from harness.records.record import check_schema_version
 
 PEAK_FILE = "peak.json"
 
@@ -18,16 +18,16 @@ def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the newest peak of a run's device and software as the run's record keeps it, or None if there is none.
 
     Args:
-        folder: what the setting `peaks` names; it need not exist.
+        folder: what the setting `peak_dir` names; it need not exist.
         run: the parts `backend`, `device` and `effective` of the run's record.
     """
     fitting = [(path, peak) for path, peak in _peaks(folder) if identity(peak) == identity(run)]
     if not fitting:
         return None
-    path, newest = max(fitting, key=lambda found: found[1]["ended_utc"])
+    path, newest = max(fitting, key=lambda found: found[1]["finished_at"])
     return {
         "path": str(path),
-        "measured_utc": newest["ended_utc"],
+        "measured_at": newest["finished_at"],
         "content_sha256": newest["content_sha256"],
         "flops": {
             precision: None if found is None else found["best_flops"]
@@ -43,7 +43,7 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
         "backend": record["backend"]["name"],
         "versions": record["backend"]["versions"],
         "device": record["device"].get("name"),
-        "threads": record["effective"].get("threads"),
+        "threads": record["effective_settings"].get("threads"),
     }
 
 
@@ -62,10 +62,7 @@ def read_peak(path: Path) -> dict[str, Any]:
     version = peak.get("schema_version") if isinstance(peak, dict) else None
     if not isinstance(version, int) or peak.get("kind") != "peak":
         raise RecordError(f"{path}: not a peak record of this harness; move it elsewhere")
-    if version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{path}: schema_version {version} is newer than this harness reads ({SCHEMA_VERSION}); upgrade it"
-        )
+    check_schema_version(path, version)
     if peak.get("content_sha256") != content_digest(peak):
         raise RecordError(
             f"{path}: was changed after it was written (content_sha256 does not fit); delete it and measure again"

@@ -14,7 +14,7 @@ from harness.errors import RecordError
 from harness.records.files import _finite, content_digest, strict_json, write_atomically
 from harness.records.steps import STEPS_FILE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_FILE = "record.json"
 STATUSES = (
     "ok",
@@ -26,7 +26,7 @@ STATUSES = (
     "failed",
     "rank_lost",
     "hung",
-    "ranks_differ",
+    "rank_mismatch",
     "bad_checkpoint",
 )
 
@@ -66,8 +66,18 @@ def read_record(path: Path) -> dict[str, Any]:
     version = record.get("schema_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise RecordError(f"{file}: not a record of this harness: it has no schema_version")
+    check_schema_version(file, version)
+    return record
+
+
+def check_schema_version(file: Path, version: int) -> None:
+    """Raise RecordError unless a file has the schema version that this harness reads and writes."""
     if version > SCHEMA_VERSION:
         raise RecordError(
             f"{file}: schema_version {version} is newer than this harness reads ({SCHEMA_VERSION}); upgrade it"
         )
-    return record
+    if version < SCHEMA_VERSION:
+        raise RecordError(
+            f"{file}: schema_version {version} is older than this harness reads ({SCHEMA_VERSION}): fields have other "
+            "names since; measure again"
+        )

@@ -1,4 +1,4 @@
-"""A run's folder over several attempts: who holds it, what it was begun with, and how often it was taken up again.
+"""A run's folder over several attempts: who holds it, what it was begun with, and how often it was resumed.
 
 No torch. attempts.json is there only for runs that write checkpoints.
 """
@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import yaml
 
-from harness.config import Config, flat, is_part_of_the_work, to_dict, to_yaml, workload_id
+from harness.config import Config, flatten, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError
-from harness.records.files import _flush_to_disk, _write_failure, set_aside, write_atomically
+from harness.records.files import _flush_to_disk, _write_failure, archive_file, write_atomically
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.steps import STEPS_FILE
 
@@ -29,18 +29,18 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
-class Claim:
+class RunFolder:
     """A run's folder, held by this process until it ends."""
 
     folder: Path
-    finished: dict[str, Any] | None = None
+    existing_record: dict[str, Any] | None = None
     """The record, if the run in the folder had ended well before."""
-    again: bool = False
+    resuming: bool = False
     """Whether the folder holds an earlier attempt at this run."""
     lock: IO[str] | None = None
 
 
-def claim(config: Config, label: str) -> Claim:
+def acquire_run_folder(config: Config, label: str) -> RunFolder:
     """Take a new folder, or with `resume=auto` the folder of a run that was cut off.
 
     Raises:
@@ -55,13 +55,13 @@ def claim(config: Config, label: str) -> Claim:
         if (folder / RECORD_FILE).exists():
             record = read_record(folder)
             if record["status"] == "ok":
-                return Claim(folder, finished=record, lock=lock)
+                return RunFolder(folder, existing_record=record, lock=lock)
             # The record of an attempt that did not end well is kept under another name.
-            set_aside(folder / RECORD_FILE)
-        return Claim(folder, again=True, lock=lock)
-    folder = claim_folder(config.out, label)
+            archive_file(folder / RECORD_FILE)
+        return RunFolder(folder, resuming=True, lock=lock)
+    folder = create_run_folder(config.out, label)
     write_config(folder, to_yaml(config))
-    return Claim(folder, lock=_lock(folder))
+    return RunFolder(folder, lock=_lock(folder))
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -79,8 +79,8 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
     attempts = read_attempts(folder)
     attempts.append(
         {
-            "began_utc": _now(),
-            "ended_utc": None,
+            "started_at": _now(),
+            "finished_at": None,
             "status": None,
             "from_step": from_step,
             "to_step": None,
@@ -95,7 +95,7 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
 def end_attempt(folder: Path, *, status: str, to_step: int) -> list[dict[str, Any]]:
     """Note how the attempt under way ended. One that was killed has no end."""
     attempts = read_attempts(folder)
-    attempts[-1] |= {"ended_utc": _now(), "status": status, "to_step": to_step}
+    attempts[-1] |= {"finished_at": _now(), "status": status, "to_step": to_step}
     _write(folder, attempts)
     return attempts
 
@@ -121,10 +121,10 @@ def _refuse_other_work(folder: Path, config: Config) -> None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
     # Steps that are not timed and the like may differ; what is computed may not.
-    now = flat(to_dict(config))
+    now = flatten(to_dict(config))
     differing = [
         f"{key} was {value!r}, now {now.get(key)!r}"
-        for key, value in flat(before if isinstance(before, dict) else {}).items()
+        for key, value in flatten(before if isinstance(before, dict) else {}).items()
         if is_part_of_the_work(key) and now.get(key) != value
     ]
     if differing or not isinstance(before, dict):
@@ -190,7 +190,7 @@ PROFILE_FOLDER = "profile"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
-def claim_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
+def create_run_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
     """Make the run's folder and return it. Nothing that exists is ever overwritten.
 
     Args:

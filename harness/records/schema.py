@@ -13,7 +13,7 @@ import fastjsonschema
 
 from harness.records.files import content_digest
 
-LONGEST_SHOWN = 40
+MAX_SHOWN = 40
 WORDS = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
          "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
 
@@ -21,7 +21,7 @@ RULES = {"enum": "one of", "minimum": "at least", "exclusiveMinimum": "more than
          "pattern": "text of the form", "const": "just"}  # fmt: skip
 
 
-def shape_complaint(record: dict[str, Any]) -> str | None:
+def schema_problem(record: dict[str, Any]) -> str | None:
     """Return the first part of a record that is missing or not what it has to be, or None."""
     try:
         _check()(record)
@@ -36,7 +36,7 @@ def _explained(error: fastjsonschema.JsonSchemaValueException) -> str:
     if error.rule == "required":
         missing = next(name for name in error.rule_definition if name not in error.value)
         return f"{path}.{missing}".lstrip(".")
-    found = f"{path}: found {json.dumps(error.value)[:LONGEST_SHOWN]}"
+    found = f"{path}: found {json.dumps(error.value)[:MAX_SHOWN]}"
     if error.rule == "type":
         kinds = error.rule_definition if isinstance(error.rule_definition, list) else [error.rule_definition]
         return f"{found}, expected {' or '.join(WORDS[kind] for kind in kinds)}"
@@ -58,25 +58,25 @@ def _open(schema: Any) -> Any:
     return [_open(value) for value in schema] if isinstance(schema, list) else schema
 
 
-def complaints(record: dict[str, Any]) -> Iterable[str]:
+def record_problems(record: dict[str, Any]) -> Iterable[str]:
     """Yield what is wrong with a record that was read whole: edited, incomplete, or at odds with itself."""
     stated = record.get("content_sha256")
     if stated is not None and stated != content_digest(record):
         yield "was changed after the run had written it (content_sha256 does not fit); use the file that the run wrote"
-    if (complaint := shape_complaint(record)) is not None:
+    if (complaint := schema_problem(record)) is not None:
         yield complaint
     elif record["status"] == "ok":
-        yield from _arithmetic_complaints(record)
+        yield from _arithmetic_problems(record)
 
 
-def _arithmetic_complaints(record: dict[str, Any]) -> Iterable[str]:
+def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
     timing, work = record["timing"], record["config"]["workload"]
-    blocks = timing["blocks"]
-    if not blocks:
-        yield "is of a finished run, yet has no measured block; it was edited"
+    intervals = timing["intervals"]
+    if not intervals:
+        yield "is of a finished run, yet has no measured interval; it was edited"
         return
-    seconds = math.fsum(block["seconds"] for block in blocks)
-    steps = sum(block["last_step"] - block["first_step"] + 1 for block in blocks)
+    seconds = math.fsum(interval["seconds"] for interval in intervals)
+    steps = sum(interval["last_step"] - interval["first_step"] + 1 for interval in intervals)
     tokens = steps * work["global_batch_size"] * work["seq_len"]
     stated = (timing["measured_seconds"], timing["mean_step_seconds"], timing["tokens_per_second"])
     if not seconds > 0:
@@ -85,6 +85,6 @@ def _arithmetic_complaints(record: dict[str, Any]) -> Iterable[str]:
         isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)
         for value, expected in zip(stated, (seconds, seconds / steps, tokens / seconds), strict=True)
     ):
-        yield "states a step time or speed that does not follow from its own blocks; it was edited"
-    if len(record["losses"]["train"]) != blocks[-1]["last_step"]:
-        yield f"has {len(record['losses']['train'])} losses for {blocks[-1]['last_step']} steps; it was edited"
+        yield "states a step time or speed that does not follow from its own intervals; it was edited"
+    if len(record["losses"]["train"]) != intervals[-1]["last_step"]:
+        yield f"has {len(record['losses']['train'])} losses for {intervals[-1]['last_step']} steps; it was edited"

@@ -23,8 +23,8 @@ def render_audit(table: Audit, claim: Claim | None) -> str:
         title=f"Audit of {len(table.rows)} published rows",
         conclusion=[printable(line) for line in conclusion(table, claim)],
         statement=None if claim is None else f"The claim: {claim.statement} ({claim.source}; {claim.date}.)",
-        claim_word=None if verdict is None else verdict.word,
-        claim_tone=None if verdict is None else CLAIM_TONES[verdict.word],
+        claim_word=None if verdict is None else verdict.verdict,
+        claim_tone=None if verdict is None else CLAIM_TONES[verdict.verdict],
         rows=[_row(row) for row in table.rows],
         version=harness.__version__,
     )

@@ -60,8 +60,8 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
         verdict = judge_by_rows(claim, table)
         sound_about = sum(row.sound for row in about)
         lines.append(
-            f"Claim {claim.name} ({len(about)} rows are about it, {sound_about} of them sound): {verdict.word}. "
-            f"{verdict.sentence}"
+            f"Claim {claim.name} ({len(about)} rows are about it, {sound_about} of them sound): {verdict.verdict}. "
+            f"{verdict.summary}"
         )
     return lines
 

@@ -11,7 +11,7 @@ WIDTH = 100
 
 
 class PlainConsole(Console):
-    """At least 100 columns wide, no colour guesses, and a reader that went away is the door's to handle."""
+    """At least 100 columns wide, no color guesses, and a reader that went away is the door's to handle."""
 
     def __init__(self, width: int | None = None, file: TextIO | None = None) -> None:
         super().__init__(width=width, file=file, highlight=False, markup=False, emoji=False, soft_wrap=False)

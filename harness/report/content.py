@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from harness.analysis.cautions import Caution
 from harness.analysis.ratio_statistics import Ratio, outliers
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair, Quantity
-from harness.records.load import look_up
+from harness.records.load import get_path
 from harness.report.format import interval, percent, ratio, scaled
 from harness.text import printable
 
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
 REFERENCE, OTHER = "reference", "other"
-WEAK = "weak"
+SINGLE_RUN = "single run"
 WEAK_MEANS = "Weak: one process on a side tells nothing of the difference between processes."
 OUTLIER_MEANS = "Outliers are marked; they count like every other process."
 GATES_STOP = "The gates after one that fails are not looked at, and no speed is stated."
@@ -79,12 +79,12 @@ class SideRow:
     repeats: str
 
 
-def all_sides(comparison: Comparison) -> list[Side]:
+def all_sides(comparison: Comparison) -> list[RunGroup]:
     """Return the reference and every other side, in order."""
     return [comparison.reference, *(pair.other for pair in comparison.pairs)]
 
 
-def measured_sides(comparison: Comparison) -> dict[int, Side]:
+def measured_sides(comparison: Comparison) -> dict[int, RunGroup]:
     """Return the sides whose speed may be stated, by their number: those with a ratio, and the reference behind it."""
     others = {number: pair.other for number, pair in enumerate(comparison.pairs, 1) if pair.quantities}
     return {0: comparison.reference, **others} if others else {}
@@ -95,16 +95,16 @@ def title(comparison: Comparison) -> str:
     reference = printable(comparison.reference.label)
     if len(comparison.pairs) == 1:
         pair = comparison.pairs[0]
-        return f"{pair.word.capitalize()}: {printable(pair.other.label)} against {reference}"
+        return f"{pair.verdict.capitalize()}: {printable(pair.other.label)} against {reference}"
     return f"{len(comparison.pairs)} sides against {reference}"
 
 
-def describe(side: Side) -> str:
+def describe(side: RunGroup) -> str:
     """Return what a side is, in a line: device, precision, how many processes."""
     first = side.first
     count = len(side.runs)
     emulated = ", emulated" if side.emulated else ""
-    device = look_up(first, "device", "name") or f"unnamed {look_up(first, 'device', 'kind')}"
+    device = get_path(first, "device", "name") or f"unnamed {get_path(first, 'device', 'kind')}"
     return printable(f"{device}{emulated}, {first['config']['precision']}, {count} process{'' if count == 1 else 'es'}")
 
 
@@ -113,7 +113,7 @@ def work(comparison: Comparison) -> str:
     config = comparison.reference.first["config"]
     shape = config["workload"]
     return printable(
-        f"{look_up(config, 'model', 'name')}, {config['precision']}, {shape['global_batch_size']} x "
+        f"{get_path(config, 'model', 'name')}, {config['precision']}, {shape['global_batch_size']} x "
         f"{shape['seq_len']} tokens a step, track {config['track']['name']}"
     )
 
@@ -122,7 +122,7 @@ def claim_sentence(comparison: Comparison, pair: Pair) -> str | None:
     """Return what the pair's records say of the claim, or None if none was asked about."""
     if comparison.claim is None or pair.claim is None:
         return None
-    return printable(f"Claim {comparison.claim.name}: {pair.claim.word}. {pair.claim.sentence}")
+    return printable(f"Claim {comparison.claim.name}: {pair.claim.verdict}. {pair.claim.summary}")
 
 
 def claim_statement(comparison: Comparison) -> str | None:
@@ -188,7 +188,7 @@ def _number_row(quantity: Quantity) -> NumberRow:
         ratio(quantity.ratio.estimate),
         interval(quantity.ratio.low, quantity.ratio.high),
         _repeats(quantity.ratio),
-        WEAK if quantity.ratio.weak else "",
+        SINGLE_RUN if quantity.ratio.single_run else "",
         tuple(values[: len(one)]),
         tuple(values[len(one) :]),
     )
@@ -209,14 +209,14 @@ def notes(pair: Pair, margin: float) -> list[str]:
         lines.append(f"Energy: reference {_energy_method(pair.reference)}; other {_energy_method(pair.other)}.")
     if any(value.outlier for row in rows for value in (*row.reference, *row.other)):
         lines.append(OUTLIER_MEANS)
-    if any(row.strength == WEAK for row in rows):
+    if any(row.strength == SINGLE_RUN for row in rows):
         lines.append(WEAK_MEANS)
     return lines
 
 
-def _energy_method(side: Side) -> str:
+def _energy_method(side: RunGroup) -> str:
     """Return how a side's energy was found, and whose it is: figures found in different ways differ by that too."""
-    told = [tuple(look_up(run.record, "telemetry", key) for key in ("method", "source", "scope")) for run in side.runs]
+    told = [tuple(get_path(run.record, "telemetry", key) for key in ("method", "source", "scope")) for run in side.runs]
     return " or ".join(printable(f"{method} ({source}: {scope})") for method, source, scope in dict.fromkeys(told))
 
 
@@ -229,7 +229,7 @@ def side_rows(comparison: Comparison) -> list[SideRow]:
         rows.append(
             SideRow(
                 printable(pair.other.label),
-                pair.word + (f" ({WEAK})" if found is not None and found.weak else ""),
+                pair.verdict + (f" ({SINGLE_RUN})" if found is not None and found.single_run else ""),
                 ratio(found.estimate) if found is not None else "",
                 interval(found.low, found.high) if found is not None else "",
                 str(len(pair.other.runs)),
@@ -249,7 +249,7 @@ def cautions(comparison: Comparison) -> list[Caution]:
     ]
 
 
-def processes(side: Side) -> list[str]:
+def processes(side: RunGroup) -> list[str]:
     """Return a short name of every process of a side: its folder's, or its whole path where those are not unique."""
     names = [run.path.parent.name for run in side.runs]
     if len(set(names)) < len(names):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.report.format import tokens_per_second
-from harness.report.svg import INK, colour, dashes, drawn, legend, marker
+from harness.report.svg import INK, color, dashes, legend, marker, render_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def growth(records: Sequence[Record]) -> dict[str, str]:
             groups.setdefault(group(record), []).append(record)
         widest = max(groups.values(), key=lambda each: len({x(record) for record in each}), default=[])
         if len({x(record) for record in widest}) > 1:
-            found[name] = drawn(name, title, HEIGHT_INCHES, partial(_draw, widest, x, axis))
+            found[name] = render_svg(name, title, HEIGHT_INCHES, partial(_draw, widest, x, axis))
     return found
 
 
@@ -82,7 +82,7 @@ def _draw(records: Sequence[Record], x: Callable[[Record], int], axis: str, figu
                 speeds.setdefault(x(record), []).append(record["timing"]["tokens_per_second"])
         places = sorted(speeds)
         best = [max(speeds[place]) for place in places]
-        [line] = axes.plot(places, best, marker=marker(number), color=colour(number), linestyle=dashes(number))
+        [line] = axes.plot(places, best, marker=marker(number), color=color(number), linestyle=dashes(number))
         handles.append(line)
         names.append(f"track={track}")
         words.append(f"track={track}: " + _told(places, best))

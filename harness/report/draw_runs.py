@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison
-from harness.records.load import Run, look_up
+from harness.records.load import LoadedRecord, get_path
 from harness.report.content import all_sides
 from harness.report.format import amount, gibibytes, scale
-from harness.report.svg import COLOURS, INK, colour, dashes, legend, points_per_line, short, thinned
+from harness.report.svg import COLORS, INK, color, dashes, downsample, legend, points_per_line, truncate
 from harness.text import printable
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 DATA_WAIT, THE_REST = "data wait", "the rest"
 
 
-def train_losses(run: Run) -> list[float]:
+def train_losses(run: LoadedRecord) -> list[float]:
     """Return the losses of every step, NaN where there is none."""
-    return [math.nan if value is None else value for value in look_up(run.record, "losses", "train") or ()]
+    return [math.nan if value is None else value for value in get_path(run.record, "losses", "train") or ()]
 
 
 def losses(comparison: Comparison, figure: Figure) -> str:
@@ -34,8 +34,8 @@ def losses(comparison: Comparison, figure: Figure) -> str:
         curve = train_losses(side.runs[0])
         if not curve:
             continue
-        places, values = thinned(curve)
-        style: dict[str, Any] = {"color": colour(number), "linestyle": dashes(number)}
+        places, values = downsample(curve)
+        style: dict[str, Any] = {"color": color(number), "linestyle": dashes(number)}
         handles += upper.plot([place + 1 for place in places], values, **style)
         names.append(side.label)
         words.append(f"{printable(side.label)}: {_told(curve)}")
@@ -64,17 +64,17 @@ def _all_differences(axes: Axes, comparison: Comparison) -> None:
             _differences(axes, reference, pair.other.runs, number)
 
 
-def _differences(axes: Axes, reference: Run, runs: Sequence[Run], number: int) -> None:
+def _differences(axes: Axes, reference: LoadedRecord, runs: Sequence[LoadedRecord], number: int) -> None:
     first = train_losses(reference)
     for run in runs:
         both = zip(first, train_losses(run), strict=False)
-        places, values = thinned(
+        places, values = downsample(
             [100 * (two / one - 1) if one else math.nan for one, two in both], points_per_line(len(runs))
         )
-        axes.plot([place + 1 for place in places], values, color=colour(number), linewidth=0.7, alpha=0.6)
+        axes.plot([place + 1 for place in places], values, color=color(number), linewidth=0.7, alpha=0.6)
 
 
-def phases(sides: Mapping[int, Side], figure: Figure) -> str:
+def phases(sides: Mapping[int, RunGroup], figure: Figure) -> str:
     axes: Axes = figure.subplots()
     parts = [mean_phases(side) for side in sides.values()]
     totals = [math.fsum(found.values()) for found in parts]
@@ -85,7 +85,7 @@ def phases(sides: Mapping[int, Side], figure: Figure) -> str:
         widths = [factor * found.get(name, 0.0) for found in parts]
         starts = [factor * math.fsum(found.get(other, 0.0) for other in names[:place]) for found in parts]
         # From the end, so that a part is not taken for a side; what is left over is grey.
-        paint = COLOURS[-1] if name == THE_REST else COLOURS[-2 - place % (len(COLOURS) - 1)]
+        paint = COLORS[-1] if name == THE_REST else COLORS[-2 - place % (len(COLORS) - 1)]
         handles.append(axes.barh(range(len(parts)), widths, left=starts, height=0.42, color=paint, linewidth=0))
     for place, found in enumerate(parts):
         _note(axes, place, f"{amount(totals[place], 's')}{_waited(found, totals[place])}")
@@ -96,13 +96,13 @@ def phases(sides: Mapping[int, Side], figure: Figure) -> str:
     return "; ".join(f"{printable(side.label)}: {said}" for side, said in zip(sides.values(), words, strict=True))
 
 
-def phase_names(sides: Mapping[int, Side]) -> list[str]:
+def phase_names(sides: Mapping[int, RunGroup]) -> list[str]:
     """Return the names of all phases of any side, what is left over last."""
     known = [name for side in sides.values() for name in mean_phases(side) if name != THE_REST]
     return [*dict.fromkeys(known), THE_REST]
 
 
-def mean_phases(side: Side) -> dict[str, float]:
+def mean_phases(side: RunGroup) -> dict[str, float]:
     """Return the seconds of a step's parts, means over a side's processes: the recorded phases, or the data wait."""
     found: dict[str, list[float]] = {}
     for run in side.runs:
@@ -118,20 +118,20 @@ def _waited(found: Mapping[str, float], total: float) -> str:
     return f", {found[DATA_WAIT] / total:.2%} of it waiting for data" if DATA_WAIT in found and total > 0 else ""
 
 
-def peak_memory(side: Side) -> int | None:
+def peak_memory(side: RunGroup) -> int | None:
     """Return the highest peak of a side's processes in bytes, or None where none is known."""
     known = [value for value in side.values("memory", "peak_allocated_bytes") if value is not None]
     return max(known, default=None)
 
 
-def memory(sides: Mapping[int, Side], figure: Figure) -> str:
+def memory(sides: Mapping[int, RunGroup], figure: Figure) -> str:
     axes: Axes = figure.subplots()
     words = []
     for place, (number, side) in enumerate(sides.items()):
         peak = peak_memory(side)
-        total = look_up(side.first, "memory", "total_bytes")
+        total = get_path(side.first, "memory", "total_bytes")
         said = "unknown" if peak is None else gibibytes(peak) + (f" of {gibibytes(total, 1)}" if total else "")
-        axes.barh([place], [(peak or 0) / 2**30], height=0.42, color=colour(number), linewidth=0)
+        axes.barh([place], [(peak or 0) / 2**30], height=0.42, color=color(number), linewidth=0)
         _note(axes, place, said)
         words.append(f"{printable(side.label)}: {said}")
     _bars(axes, list(sides.values()))
@@ -144,27 +144,27 @@ def _note(axes: Axes, place: int, text: str) -> None:
     axes.annotate(text, (0, place - 0.21), (1, 2), textcoords="offset points", va="bottom", fontsize=9)
 
 
-def _bars(axes: Axes, sides: Sequence[Side]) -> None:
-    axes.set_yticks(range(len(sides)), [short(side.label, 22) for side in sides])
+def _bars(axes: Axes, sides: Sequence[RunGroup]) -> None:
+    axes.set_yticks(range(len(sides)), [truncate(side.label, 22) for side in sides])
     axes.set_ylim(len(sides) - 0.6, -0.75)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
 
 
-def power_samples(run: Run) -> list[tuple[float, float]]:
+def power_samples(run: LoadedRecord) -> list[tuple[float, float]]:
     """Return (seconds, watts), or nothing where power was not measured."""
-    return [(seconds, watts) for seconds, watts in look_up(run.record, "telemetry", "samples") or ()]
+    return [(seconds, watts) for seconds, watts in get_path(run.record, "telemetry", "samples") or ()]
 
 
-def power(sides: Mapping[int, Side], figure: Figure) -> str:
+def power(sides: Mapping[int, RunGroup], figure: Figure) -> str:
     axes: Axes = figure.subplots()
     handles, names, words = [], [], []
     for number, side in sides.items():
         lines, watts = [], []
         for run in side.runs:
             samples = power_samples(run)
-            places, values = thinned([value for _, value in samples], points_per_line(len(side.runs)))
-            style: dict[str, Any] = {"color": colour(number), "linestyle": dashes(number), "alpha": 0.8}
+            places, values = downsample([value for _, value in samples], points_per_line(len(side.runs)))
+            style: dict[str, Any] = {"color": color(number), "linestyle": dashes(number), "alpha": 0.8}
             lines += axes.plot([samples[place][0] for place in places], values, linewidth=1, **style)
             watts += values
         if watts:

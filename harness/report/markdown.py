@@ -28,7 +28,7 @@ def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: I
     names = list(figures(comparison) if pictures is None else pictures)
     parts = [f"# {escape(content.title(comparison))}"]
     for pair in comparison.pairs:
-        parts += [f"**{escape(said)}**" for said in (pair.sentence, content.claim_sentence(comparison, pair)) if said]
+        parts += [f"**{escape(said)}**" for said in (pair.summary, content.claim_sentence(comparison, pair)) if said]
     parts += [escape(said) for said in (content.claim_statement(comparison),) if said]
     parts.append(_sides(comparison))
     several = len(comparison.pairs) > 1

@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.load import Run, look_up
+from harness.records.load import LoadedRecord, get_path
 
 PREFIX = ":::MLLOG"
 START, END, POINT = "INTERVAL_START", "INTERVAL_END", "POINT_IN_TIME"
@@ -33,16 +33,16 @@ SETTINGS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("max_steps", ("config", "workload", "steps")),
     ("eval_samples", ("eval", "sequences")),
     ("opt_base_learning_rate", ("config", "workload", "learning_rate")),
-    ("opt_learning_rate_warmup_steps", ("config", "workload", "learning_rate_warmup_steps")),
+    ("opt_learning_rate_warmup_steps", ("config", "workload", "lr_warmup_steps")),
     ("opt_adamw_beta_1", ("config", "workload", "beta1")),
     ("opt_adamw_beta_2", ("config", "workload", "beta2")),
     ("opt_adamw_epsilon", ("config", "workload", "epsilon")),
     ("opt_adamw_weight_decay", ("config", "workload", "weight_decay")),
-    ("opt_gradient_clip_norm", ("config", "workload", "gradient_clip_norm")),
+    ("opt_gradient_clip_norm", ("config", "workload", "max_grad_norm")),
 )
 
 
-def mllog_lines(run: Run) -> str:
+def mllog_lines(run: LoadedRecord) -> str:
     """Return one line an event, in order of time, each ended by a newline.
 
     Of a run that did not get so far, run_start and what follows are missing. An emulated device gets no throughput.
@@ -50,7 +50,7 @@ def mllog_lines(run: Run) -> str:
     return "".join(f"{PREFIX} {json.dumps(event)}\n" for event in _events(run))
 
 
-def _events(run: Run) -> Iterator[dict[str, Any]]:
+def _events(run: LoadedRecord) -> Iterator[dict[str, Any]]:
     record = run.record
     began = _milliseconds(run)
 
@@ -64,7 +64,7 @@ def _events(run: Run) -> Iterator[dict[str, Any]]:
     yield event(POINT, 0, "submission_division", DIVISION)
     yield event(POINT, 0, "submission_status", STATUS)
     for key, keys in SETTINGS:
-        yield event(POINT, 0, key, look_up(record, *keys))
+        yield event(POINT, 0, key, get_path(record, *keys))
     yield event(POINT, 0, "opt_name", "adamw")
     yield event(POINT, 0, "gradient_accumulation_steps", _accumulation(record))
     start = record["timing"]["setup_seconds"]
@@ -105,7 +105,7 @@ def _training(record: Mapping[str, Any]) -> Iterator[Happened]:
 def _throughput(record: Mapping[str, Any], seconds: float, metadata: Mapping[str, Any]) -> Iterator[Happened]:
     timing = record["timing"]
     speed = timing["tokens_per_second"]
-    if speed is None or look_up(record, "device", "emulated"):
+    if speed is None or get_path(record, "device", "emulated"):
         return
     value = {
         "throughput": speed / record["config"]["workload"]["seq_len"],
@@ -126,12 +126,12 @@ def _accumulation(record: Mapping[str, Any]) -> int:
     return work["global_batch_size"] // (work["micro_batch_size"] * record["world_size"])
 
 
-def _milliseconds(run: Run) -> int:
-    stamp = look_up(run.record, "began_utc")
+def _milliseconds(run: LoadedRecord) -> int:
+    stamp = get_path(run.record, "started_at")
     try:
         began = datetime.fromisoformat(stamp)
     except (TypeError, ValueError) as error:
-        raise RecordError(f"{run.path}: began_utc is {stamp!r}, expected a date and time in ISO 8601") from error
+        raise RecordError(f"{run.path}: started_at is {stamp!r}, expected a date and time in ISO 8601") from error
     if began.tzinfo is None:
         began = began.replace(tzinfo=timezone.utc)
     return round(1000 * began.timestamp())

@@ -17,18 +17,18 @@ from harness.report.plots import CAPTIONS, figures
 from harness.text import printable
 
 TEMPLATE = "page.html.j2"
-# The colour of a verdict says how to take it: as good news, as news, with care, or as a refusal.
+# The color of a verdict says how to take it: as good news, as news, with care, or as a refusal.
 TONES = {
     verdict.EQUIVALENT: "good",
     verdict.SAME_COMPUTATION: "good",
     verdict.FASTER: "news",
     verdict.SLOWER: "news",
-    verdict.CANNOT_TELL: "care",
+    verdict.INCONCLUSIVE: "care",
 }
 CLAIM_TONES = {
     claims.SUPPORTED: "good",
     claims.REFUTED: "bad",
-    claims.CANNOT_TELL: "care",
+    claims.INCONCLUSIVE: "care",
     claims.NOT_TESTED: "care",
 }
 STATE_TONES = {content.PASS: "good", content.FAIL: "bad", content.NOT_CHECKED: "care"}
@@ -45,7 +45,7 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         commands: command lines that make the runs and the report again.
         pictures: what `figures` drew, if it was asked already.
     """
-    drawn = figures(comparison) if pictures is None else pictures
+    render_svg = figures(comparison) if pictures is None else pictures
     return template(TEMPLATE).render(
         title=content.title(comparison),
         reference=printable(comparison.reference.label),
@@ -54,7 +54,7 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         claim_statement=content.claim_statement(comparison),
         summary=content.side_rows(comparison) if len(comparison.pairs) > 1 else [],
         pairs=[_pair(comparison, pair) for pair in comparison.pairs],
-        pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in drawn.items()],
+        pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in render_svg.items()],
         cautions=content.cautions(comparison),
         commands=[printable(command) for command in commands],
         facts=provenance.facts(comparison),
@@ -84,12 +84,12 @@ def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
     """Return what the template shows of one verdict."""
     rows = content.gate_rows(pair)
     return {
-        "word": pair.word,
-        "tone": TONES.get(pair.word, "bad"),
-        "sentence": printable(pair.sentence),
+        "verdict": pair.verdict,
+        "tone": TONES.get(pair.verdict, "bad"),
+        "summary": printable(pair.summary),
         "claim": content.claim_sentence(comparison, pair),
-        "claim_word": pair.claim.word if pair.claim else "",
-        "claim_tone": CLAIM_TONES[pair.claim.word] if pair.claim else "",
+        "claim_word": pair.claim.verdict if pair.claim else "",
+        "claim_tone": CLAIM_TONES[pair.claim.verdict] if pair.claim else "",
         "label": printable(pair.other.label),
         "gates": [(row, content.details_beyond_tests(pair, row)) for row in rows],
         "failed": any(row.state == content.FAIL for row in rows),

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from functools import partial
 
 from harness.analysis.verdict import Comparison
-from harness.records.load import look_up
+from harness.records.load import get_path
 from harness.report import draw_runs, draw_speed
 from harness.report.content import all_sides, measured_sides
-from harness.report.svg import Draw, drawn, legend_columns
+from harness.report.svg import Draw, legend_columns, render_svg
 
 # Name of a picture: its title, and what one has to know to read it.
 CAPTIONS: Mapping[str, tuple[str, str]] = {
@@ -42,7 +42,7 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
 def figures(comparison: Comparison) -> dict[str, str]:
     """Return every picture that the records have the data for, by name, in the order of CAPTIONS."""
     return {
-        name: drawn(name, CAPTIONS[name][0], height_inches, draw)
+        name: render_svg(name, CAPTIONS[name][0], height_inches, draw)
         for name, (height_inches, draw) in _pictures(comparison).items()
     }
 
@@ -54,7 +54,7 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[float, Draw]]:
     found: dict[str, tuple[float, Draw]] = {}
     if measured:
         found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.ratios, comparison))
-    if any(look_up(side.first, "losses", "train") for side in sides):
+    if any(get_path(side.first, "losses", "train") for side in sides):
         found["loss"] = (3.9, partial(draw_runs.losses, comparison))
     if measured:
         found["step_time"] = (2.9, partial(draw_speed.step_times, measured))

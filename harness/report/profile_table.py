@@ -18,7 +18,7 @@ PART_NAMES = {
     "communication": "communication",
     "optimizer": "clipping and optimizer",
 }
-LONGEST_NAME = 56
+MAX_NAME = 56
 
 
 def print_profile(record: Mapping[str, Any], console: Console) -> None:
@@ -45,26 +45,26 @@ def _parts(profile: Mapping[str, Any], step: float | None) -> Table:
         table.add_row(name, _milliseconds(seconds), share)
 
     row("data wait (measured steps)", profile["data_wait_seconds"])
-    if profile["parts"] is None:
+    if profile["phases"] is None:
         table.add_row("(the backend's step is one piece)", UNKNOWN, UNKNOWN)
     else:
         for part, name in PART_NAMES.items():
-            row(name, profile["parts"][part])
-        row("between these, on the host", profile["between_parts_seconds"])
+            row(name, profile["phases"][part])
+        row("between these, on the host", profile["host_overhead_seconds"])
         row("sum", _sum(profile))
     row("measured step", step)
     return table
 
 
 def _sum(profile: Mapping[str, Any]) -> float:
-    parts = [profile["data_wait_seconds"], profile["between_parts_seconds"], *profile["parts"].values()]
+    parts = [profile["data_wait_seconds"], profile["host_overhead_seconds"], *profile["phases"].values()]
     return sum(part for part in parts if part is not None)
 
 
 def _operations(profile: Mapping[str, Any]) -> Table:
     traced = profile["traced_step_seconds"]
     table = _table("operations that take longest (their own time, traced steps)")
-    table.add_column("operation", no_wrap=True, max_width=LONGEST_NAME)
+    table.add_column("operation", no_wrap=True, max_width=MAX_NAME)
     table.add_column("calls a step", justify="right")
     table.add_column("ms a step", justify="right")
     table.add_column("of a traced step", justify="right")
@@ -93,15 +93,15 @@ def _lines(profile: Mapping[str, Any]) -> list[str]:
 
 
 def _roofline(position: Mapping[str, Any]) -> str:
-    said = f"{position['flops_per_byte']:,.1f} FLOP for a byte of operands, were no two operations fused"
-    if position["ridge_flops_per_byte"] is None:
+    said = f"{position['arithmetic_intensity']:,.1f} FLOP for a byte of operands, were no two operations fused"
+    if position["ridge_arithmetic_intensity"] is None:
         return f"{said}; where the ridge lies python -m harness peak would tell"
     if position["bound_by"] is None:
         return f"{said}; the step is faster than that allows, so fusion or caches save traffic"
     share = position["achieved_flops"] / position["attainable_flops"]
     worst = " at worst" if position["bound_by"] == "memory" else ""
     return (
-        f"{said}; the ridge is at {position['ridge_flops_per_byte']:,.1f}, so a step is bound by "
+        f"{said}; the ridge is at {position['ridge_arithmetic_intensity']:,.1f}, so a step is bound by "
         f"{position['bound_by']}{worst}; it reaches {position['achieved_flops'] / 1e12:,.3f} TFLOP/s, {share:.2f} of "
         f"the {position['attainable_flops'] / 1e12:,.3f} attainable there"
     )

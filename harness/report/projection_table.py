@@ -17,7 +17,7 @@ from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
 
 # Shares below this are left out of the picture.
-SMALLEST_SHARE = 0.005
+MIN_SHARE = 0.005
 
 
 def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumptions, cautions: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
         ("step, s", _text(found.step_seconds)),
         ("memory", f"{plan.state_bytes / 1e9:.3g} GB a device for weights, gradients and moments; activations on top"),
         ("time goes to", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
-                                   if share >= SMALLEST_SHARE)),
+                                   if share >= MIN_SHARE)),
     ]  # fmt: skip
     rows += [("caution", caution) for caution in cautions]
     for name, text in rows:

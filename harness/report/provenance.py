@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from harness.analysis.run_group import Side
+from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison
-from harness.records.load import look_up
+from harness.records.load import get_path
 from harness.report.content import all_sides
 from harness.report.format import UNKNOWN
 from harness.text import printable
@@ -50,7 +50,7 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
     rows = [(name, [_distinct(name, side.values(*keys)) for side in sides]) for name, keys in FACTS]
     for part in (("backend", "versions"), ("environment", "packages")):
         known = [name for name, _ in rows]
-        found = [[look_up(run.record, *part) or {} for run in side.runs] for side in sides]
+        found = [[get_path(run.record, *part) or {} for run in side.runs] for side in sides]
         for name in dict.fromkeys(key for side in found for versions in side for key in versions):
             if name not in known:
                 cells = [_distinct(name, [versions.get(name, ABSENT) for versions in side]) for side in found]
@@ -58,10 +58,10 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
     return rows + _differing_settings(sides)
 
 
-def _differing_settings(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
+def _differing_settings(sides: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return a row for everything that was in effect on one side and not on another: kernels, queues, affinity."""
     rows = []
-    effective = [[look_up(run.record, "effective") or {} for run in side.runs] for side in sides]
+    effective = [[get_path(run.record, "effective_settings") or {} for run in side.runs] for side in sides]
     for name in dict.fromkeys(key for side in effective for values in side for key in values):
         if name not in MEASURED_EFFECTS:
             cells = [_distinct(name, [values.get(name) for values in side]) for side in effective]

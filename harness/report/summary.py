@@ -121,7 +121,7 @@ def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
         return []
     ranks = parallel["ranks"]
     lines = []
-    payload, waits = ranks[0]["payload_bytes_per_step"], [rank["waited_seconds_per_step"] for rank in ranks]
+    payload, waits = ranks[0]["payload_bytes_per_step"], [rank["exposed_communication_seconds"] for rank in ranks]
     if payload is not None:
         said = f"{payload / 1e6:,.2f} MB a step from each process"
         if None not in waits:
@@ -136,7 +136,7 @@ def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
             (
                 "straggler",
                 f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']}) is busy "
-                f"{straggler['times_the_others']:.2f} times as long as the others, who wait for it",
+                f"{straggler['slowdown']:.2f} times as long as the others, who wait for it",
             )
         )
     return lines
@@ -185,7 +185,7 @@ def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:
 
 
 def _threads(record: dict[str, Any]) -> str:
-    return f"{record['effective'].get('threads', '?')} host threads"
+    return f"{record['effective_settings'].get('threads', '?')} host threads"
 
 
 def _identity(record: dict[str, Any]) -> str:
@@ -198,11 +198,13 @@ def _step_time(timing: dict[str, Any]) -> str:
     if timing["mean_step_seconds"] is None:
         return "nothing was measured: the run ended before its measured window"
     steps = timing["measured_steps"]
-    blocks = [block["seconds"] / (block["last_step"] - block["first_step"] + 1) for block in timing["blocks"]]
-    spread = f", blocks {1000 * min(blocks):.2f} to {1000 * max(blocks):.2f} ms"
-    if len(blocks) > 1:
-        spread += f" (sd {1000 * statistics.stdev(blocks):.2f})"
-    return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(blocks)} blocks{spread}"
+    intervals = [
+        interval["seconds"] / (interval["last_step"] - interval["first_step"] + 1) for interval in timing["intervals"]
+    ]
+    spread = f", intervals {1000 * min(intervals):.2f} to {1000 * max(intervals):.2f} ms"
+    if len(intervals) > 1:
+        spread += f" (sd {1000 * statistics.stdev(intervals):.2f})"
+    return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(intervals)} intervals{spread}"
 
 
 def _speed(timing: dict[str, Any], processes: int) -> str:
@@ -219,12 +221,12 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     said = f"{used['achieved_flops'] / 1e12:,.3f} TFLOP/s of model arithmetic a device"
     precision = record["config"]["precision"]
-    for share, peak in (("mfu_of_catalogued_peak", "catalogued"), ("mfu_of_measured_peak", "measured")):
+    for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
             said += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
         elif (known := used[f"{peak}_peak_flops"]) is not None:
             said += f"; above the {peak} {precision} peak of {known / 1e12:,.3f}: no MFU, peak or speed is wrong"
-    return [("arithmetic", said)]
+    return [("compute", said)]
 
 
 def _outside(record: dict[str, Any]) -> str:
@@ -234,7 +236,7 @@ def _outside(record: dict[str, Any]) -> str:
         ("first step", timing["first_step_seconds"]),
         (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
-        ("of all of these compilation", (record["effective"].get("compilation") or {}).get("seconds")),
+        ("of all of these compilation", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
 

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib, and making of its SVG what a page can take in: inline, in either colour scheme."""
+"""Drawing with matplotlib, and making of its SVG what a page can take in: inline, in either color scheme."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 # Draws on a figure and returns a description of the data in words.
 Draw = Callable[["Figure"], str]
 
-# Drawn in this colour, and replaced: matplotlib cannot write currentColor itself.
+# Drawn in this color, and replaced: matplotlib cannot write currentColor itself.
 INK = "#010203"
 # Blue, vermilion, green, purple as in Okabe and Ito's set, then brown and grey; shifted until each has a contrast of
-# 3 on white and on the dark page (WCAG 1.4.11) and the first five stay apart for every kind of colour vision.
-# Markers and dashes say the same again without colour.
-COLOURS = ("#2068e8", "#d5661a", "#2f9a78", "#bb5cc0", "#8d6e35", "#7f8892")
+# 3 on white and on the dark page (WCAG 1.4.11) and the first five stay apart for every kind of color vision.
+# Markers and dashes say the same again without color.
+COLORS = ("#2068e8", "#d5661a", "#2f9a78", "#bb5cc0", "#8d6e35", "#7f8892")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-MOST_POINTS = 2000
-MOST_POINTS_OF_LINES = 10_000  # of all lines of a side together
+MAX_POINTS = 2000
+MAX_POINTS_OF_LINES = 10_000  # of all lines of a side together
 LEGEND_LETTERS = 64  # a row of a legend has room for
 LEGEND_HANDLE = 7  # letters that the line before a name takes up
-LONGEST_NAME = 40  # in a legend: leaves room where letters are wide
+MAX_NAME = 40  # in a legend: leaves room where letters are wide
 WIDTH_INCHES = 5.0
 PIXELS_PER_INCH = 96
 FILE_STYLE = "svg{color:#1c2128}@media (prefers-color-scheme:dark){svg{color:#e6e9ee}}"
@@ -75,7 +75,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def drawn(name: str, title: str, height_inches: float, draw: Draw) -> str:
+def render_svg(name: str, title: str, height_inches: float, draw: Draw) -> str:
     """Return a picture as an SVG string that starts with its <svg> element.
 
     Args:
@@ -103,7 +103,7 @@ def drawn(name: str, title: str, height_inches: float, draw: Draw) -> str:
 
 
 def finished(text: str, name: str, title: str, description: str) -> str:
-    """Return matplotlib's SVG with ids of its own, a title, the page's text colour, and nothing that is not needed."""
+    """Return matplotlib's SVG with ids of its own, a title, the page's text color, and nothing that is not needed."""
     root = ElementTree.fromstring(text)
     view_box = root.attrib["viewBox"]
     for element in root.iter():
@@ -140,7 +140,7 @@ def _references(root: ElementTree.Element) -> Iterator[str]:
 
 
 def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Prefix the ids that something refers to, drop the others, and put in the page's colour and fonts."""
+    """Prefix the ids that something refers to, drop the others, and put in the page's color and fonts."""
     attributes = dict(element.attrib)
     element.attrib.clear()
     for key, value in attributes.items():
@@ -156,7 +156,7 @@ def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def standalone(svg: str) -> str:
-    """Return a picture as a file of its own: no page gives it a colour, so it follows the reader's scheme."""
+    """Return a picture as a file of its own: no page gives it a color, so it follows the reader's scheme."""
     head, rest = svg.split(">", 1)
     width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)[0])
     shown = WIDTH_INCHES * PIXELS_PER_INCH
@@ -164,7 +164,7 @@ def standalone(svg: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{head} {size}><style>{FILE_STYLE}</style>{rest}'
 
 
-def thinned(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int], list[float]]:
+def downsample(values: Sequence[float], most: int = MAX_POINTS) -> tuple[list[int], list[float]]:
     """Return positions and values of a curve with at most `most` points.
 
     Of each stretch the lowest, the highest and the first missing point (NaN) are kept, in their order: spikes and gaps
@@ -186,12 +186,12 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int]
 
 def points_per_line(count: int) -> int:
     """Return how many points each of so many lines gets, so that many repeats do not make a page of megabytes."""
-    return min(MOST_POINTS, max(150, MOST_POINTS_OF_LINES // max(1, count)))
+    return min(MAX_POINTS, max(150, MAX_POINTS_OF_LINES // max(1, count)))
 
 
-def colour(index: int) -> str:
-    """Return the colour of a side, the reference being number 0."""
-    return COLOURS[index % len(COLOURS)]
+def color(index: int) -> str:
+    """Return the color of a side, the reference being number 0."""
+    return COLORS[index % len(COLORS)]
 
 
 def marker(index: int) -> str:
@@ -204,7 +204,7 @@ def dashes(index: int) -> Any:
     return DASHES[index % len(DASHES)]
 
 
-def short(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     """Return a label that cannot push the drawing out of its picture."""
     shown = printable(text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
@@ -218,6 +218,6 @@ def legend_columns(names: Sequence[str]) -> int:
 
 def legend(figure: Figure, labels: Sequence[str], handles: Sequence[Any]) -> None:
     """Name the lines above the drawing, where they cover nothing."""
-    names = [short(label, LONGEST_NAME) for label in labels]
+    names = [truncate(label, MAX_NAME) for label in labels]
     columns = legend_columns(names)
     figure.legend(handles, names, loc="outside upper left", ncols=columns, borderpad=0.1, columnspacing=1.4)

@@ -33,7 +33,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     """Print the verdict first, then gates, numbers and cautions."""
     console = console or PlainConsole(WIDTH)
     for pair in comparison.pairs:
-        console.print(Text(printable(pair.sentence), style="bold"))
+        console.print(Text(printable(pair.summary), style="bold"))
         if claim := content.claim_sentence(comparison, pair):
             console.print(Text(claim, style="bold"))
     if statement := content.claim_statement(comparison):

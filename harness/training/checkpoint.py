@@ -1,4 +1,4 @@
-"""Checkpoints: there as a whole or not at all, of a known step of known work, and unable to run code.
+"""CheckpointStore: there as a whole or not at all, of a known step of known work, and unable to run code.
 
 Tensors are written by torch.distributed.checkpoint, so that a run can go on with another number of ranks; whatever is
 no tensor lies in manifest.json. A checkpoint is made under another name and renamed when all of it is on disk, with
@@ -41,7 +41,7 @@ _CHECKPOINT_FILE = re.compile(
 T = TypeVar("T")
 
 
-class Checkpoints:
+class CheckpointStore:
     """The checkpoints of one run, in its folder. Every method that says so is a collective of all ranks."""
 
     def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int) -> None:
@@ -58,7 +58,7 @@ class Checkpoints:
             RunFailed: the disk is full or not writable. Earlier checkpoints are kept.
         """
         final = self._path(step)
-        partial = self._on_leader(lambda: self._make_partial(step), final)
+        partial = self._on_main(lambda: self._make_partial(step), final)
         try:
             with _alone_is_meant():
                 save_tensors(
@@ -85,7 +85,7 @@ class Checkpoints:
             "files": files,
             "progress": dict(progress),
         }
-        self._on_leader(lambda: self._publish(partial, final, manifest), final)
+        self._on_main(lambda: self._publish(partial, final, manifest), final)
 
     def load(self, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Fill `tensors` in place from a step's checkpoint and return its progress. Collective.
@@ -174,9 +174,9 @@ class Checkpoints:
     def _own_files(self, folder: Path) -> list[Path]:
         """Return the files that this rank wrote: its own shards, and rank 0 the metadata."""
         mine = sorted(folder.glob(f"__{self._ranks.rank}_*.distcp"))
-        return [*mine, *([folder / ".metadata"] if self._ranks.leads else [])]
+        return [*mine, *([folder / ".metadata"] if self._ranks.is_main else [])]
 
-    def _on_leader(self, act: Callable[[], T], final: Path) -> T:
+    def _on_main(self, act: Callable[[], T], final: Path) -> T:
         """Return on all ranks what `act` returns on rank 0, the only one to call it; fail on all if it fails there."""
 
         def attempt() -> tuple[T | None, str | None]:
@@ -187,7 +187,7 @@ class Checkpoints:
             except RunFailed as error:
                 return None, str(error)
 
-        result, why = self._ranks.from_leader(attempt)
+        result, why = self._ranks.broadcast_from_main(attempt)
         if why is not None:
             raise self._unwritten(final, why)
         return result  # pyright: ignore[reportReturnType]
@@ -220,7 +220,7 @@ class TrainingState:
                 found[f"optimizer.{name}.{key}"] = value
         return found
 
-    def make_moments(self) -> None:
+    def initialize_optimizer_state(self) -> None:
         """Have the optimizer make its state, which it does in its first step, for a checkpoint to be read into.
 
         The step changes nothing: gradients, learning rate and so the decay are zero.

@@ -7,22 +7,22 @@ from typing import Any
 
 from harness.backends.step import TrainStep
 from harness.errors import CheckpointError
-from harness.training.checkpoint import Checkpoints, TrainingState
+from harness.training.checkpoint import CheckpointStore, TrainingState
 from harness.training.distributed.collectives import Ranks
-from harness.training.history import Progressed
+from harness.training.history import TrainingHistory
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CheckpointManager:
     """Saves and restores everything that a run needs to go on.
 
     Nothing in a training draws random numbers from a state: weights and batches are functions of seed, name and number,
     so model, optimizer, loss scale and step are all there is.
     """
 
-    checkpoints: Checkpoints
+    checkpoints: CheckpointStore
     state: TrainingState
     step: TrainStep
     dataset: Dataset
@@ -33,7 +33,7 @@ class Keeper:
     fixed: dict[str, Any]
     """What has to be the same when the run goes on: `init`, the digest of the initial weights, and `data`."""
 
-    def save(self, at_step: int, done: Progressed) -> None:
+    def save(self, at_step: int, done: TrainingHistory) -> None:
         """Write the checkpoint of the step that has just been done. Collective.
 
         Raises:
@@ -42,20 +42,20 @@ class Keeper:
         self.dataset.refuse_changes()
         progress = {
             "loop": done.to_json(),
-            "batches": self.ranks.added_digest(self.batch_digest),
+            "batches": self.ranks.combined_digest(self.batch_digest),
             "step": self.step.state(),
             **self.fixed,
             "samples": self._samples(at_step),
         }
         self.checkpoints.save(at_step, self.state.tensors(), progress)
 
-    def resume(self, from_step: int) -> Progressed:
+    def resume(self, from_step: int) -> TrainingHistory:
         """Put model, optimizer and step where the checkpoint left them, and return what had been measured. Collective.
 
         Raises:
             CheckpointError: the checkpoint cannot be used, or weights or data are others now.
         """
-        self.state.make_moments()
+        self.state.initialize_optimizer_state()
         progress = self.checkpoints.load(from_step, self.state.tensors())
         for what, before, now in (
             ("the initial weights", progress["init"], self.fixed["init"]),
@@ -68,10 +68,10 @@ class Keeper:
                     "or begin anew in another out=DIR"
                 )
         self.step.restore(progress["step"])
-        if self.ranks.leads:
+        if self.ranks.is_main:
             # What all ranks had seen together, however many they were.
             self.batch_digest.merge(progress["batches"])
-        return Progressed.from_json(progress["loop"])
+        return TrainingHistory.from_json(progress["loop"])
 
     def _samples(self, step: int) -> str:
         """Return a digest of the first sequence and of the first one of a step: large data are not read as a whole."""

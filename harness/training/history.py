@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from harness.training.timing import Block
+from harness.training.timing import TimedInterval
 
 
 @dataclass
-class Progressed:
-    """Everything that a run has measured so far. Lists are in step order and complete up to the last block."""
+class TrainingHistory:
+    """Everything that a run has measured so far. Lists are in step order and complete up to the last interval."""
 
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
-    blocks: list[tuple[str, Block]] = field(default_factory=list)
+    intervals: list[tuple[str, TimedInterval]] = field(default_factory=list)
     exchanges: list[tuple[int, float | None]] = field(default_factory=list)
-    """Of each block, the bytes that this rank handed to collectives and the seconds it stood still for them."""
+    """Of each interval, the bytes that this rank handed to collectives and the seconds it stood still for them."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
@@ -33,16 +33,16 @@ class Progressed:
 
     @property
     def training_seconds(self) -> float:
-        return sum(block.seconds for _, block in self.blocks)
+        return sum(interval.seconds for _, interval in self.intervals)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Progressed:
+    def from_json(cls, values: dict[str, Any]) -> TrainingHistory:
         """Return what `to_json` was made of."""
         done = cls(**values)
-        done.blocks = [(phase, Block(**block)) for phase, block in values["blocks"]]
+        done.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
         done.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
         return done

@@ -15,10 +15,10 @@ from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
 from harness.records.steps import NoWriter, StepsWriter
 from harness.training.distributed.collectives import Ranks
-from harness.training.history import Progressed
-from harness.training.monitoring.progress import BlockReport, Listener
+from harness.training.history import TrainingHistory
+from harness.training.monitoring.progress import IntervalReport, MetricsLogger
 from harness.training.prefetch import Prefetcher
-from harness.training.timing import Block, StepClock
+from harness.training.timing import StepClock, TimedInterval
 from harness.workload.data import Dataset
 from harness.workload.optimizer import learning_rate
 
@@ -27,56 +27,56 @@ PHASES = ("first", "warmup", "measured", "resumed")
 SPIKE_WINDOW = 50
 
 
-def plan_blocks(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
+def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
     """Yield (phase, first step, last step) of what is left after `done` steps: where the loop synchronises.
 
-    Blocks end after the very first step, at the end of the warm-up, every `block_steps` of the measured window,
-    and wherever an evaluation or a checkpoint is due, so that no block holds one. A run that goes on from a checkpoint
-    warms up again: as many steps as at its beginning are left out of the timing.
+    Blocks end after the very first step, at the end of the warm-up, every `interval_steps` of the measured window,
+    and wherever an evaluation or a checkpoint is due, so that no interval holds one. A run that is resumed from a
+    checkpoint warms up again: as many steps as at its beginning are left out of the timing.
     """
-    again = done + work.warmup_steps if done else 0
+    again = done + work.timing_warmup_steps if done else 0
     step = done + 1
     while step <= work.steps:
         if step <= again:
             phase, limit = "resumed", min(again, work.steps)
         elif step == 1:
             phase, limit = "first", 1
-        elif step <= work.warmup_steps:
-            phase, limit = "warmup", work.warmup_steps
+        elif step <= work.timing_warmup_steps:
+            phase, limit = "warmup", work.timing_warmup_steps
         else:
             phase, limit = "measured", work.steps
-        last = min(step + work.block_steps - 1, limit)
+        last = min(step + work.interval_steps - 1, limit)
         for every in filter(None, (work.eval_every, checkpoint_every)):
             last = min(last, math.ceil(step / every) * every)
         yield phase, step, last
         step = last + 1
 
 
-class BlockWatch(Protocol):
-    """Looks on from outside the timed stretch of each block."""
+class LoopObserver(Protocol):
+    """Looks on from outside the timed stretch of each interval."""
 
-    def block_begins(self, phase: str) -> None: ...
+    def interval_begins(self, phase: str) -> None: ...
 
-    def block_ended(self) -> None: ...
+    def interval_ended(self) -> None: ...
 
 
-class Watches:
+class LoopObservers:
     """Several of them as one."""
 
-    def __init__(self, *watches: BlockWatch) -> None:
+    def __init__(self, *watches: LoopObserver) -> None:
         self._watches = watches
 
-    def block_begins(self, phase: str) -> None:
+    def interval_begins(self, phase: str) -> None:
         for watch in self._watches:
-            watch.block_begins(phase)
+            watch.interval_begins(phase)
 
-    def block_ended(self) -> None:
+    def interval_ended(self) -> None:
         for watch in self._watches:
-            watch.block_ended()
+            watch.interval_ended()
 
 
 class Loop:
-    """Drives a TrainStep through the workload's steps, block by block."""
+    """Drives a TrainStep through the workload's steps, interval by interval."""
 
     def __init__(
         self,
@@ -86,15 +86,15 @@ class Loop:
         dataset: Dataset,
         step_clock: StepClock,
         writer: StepsWriter | NoWriter,
-        progress: Listener,
+        progress: MetricsLogger,
         *,
         stop_requested: Callable[[], bool],
         ranks: Ranks | None = None,
-        done: Progressed | None = None,
-        save: Callable[[int, Progressed], None] | None = None,
+        done: TrainingHistory | None = None,
+        save: Callable[[int, TrainingHistory], None] | None = None,
         communication: Callable[[], tuple[int, float | None]] | None = None,
-        advanced: Callable[[], None] = lambda: None,
-        watch: BlockWatch | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+        watch: LoopObserver | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._config = config
@@ -108,13 +108,13 @@ class Loop:
         self._stop_requested = stop_requested
         self._ranks = ranks or Ranks()
         self._communication = communication
-        self._advanced = advanced
+        self._heartbeat = heartbeat
         self._watch = watch
         self._clock = clock
         self._held_out: list[tuple[torch.Tensor, int]] = []
         self._save_checkpoint = save
         self._checkpoint_every = config.checkpoint.every
-        self.result = done or Progressed()
+        self.result = done or TrainingHistory()
 
     def run(self) -> None:
         """Train until the steps are done, the target is reached, or a stop is requested.
@@ -129,8 +129,8 @@ class Loop:
         # An interrupted run is saved before the evaluation that was due.
         if done and self._evaluation_due(done) and done not in [point["step"] for point in self.result.evaluations]:
             self._evaluate(done)
-        for phase, first, last in plan_blocks(self._work, done, self._checkpoint_every):
-            self._run_block(phase, first, last)
+        for phase, first, last in plan_intervals(self._work, done, self._checkpoint_every):
+            self._run_interval(phase, first, last)
             if self._stop_requested():
                 self._save(self.result.steps_done)
                 return
@@ -151,17 +151,17 @@ class Loop:
             return
         began = self._clock()
         self._save_checkpoint(step, self.result)
-        self._advanced()
+        self._heartbeat()
         self.result.checkpoint_seconds += self._clock() - began
 
-    def _run_block(self, phase: str, first: int, last: int) -> None:
+    def _run_interval(self, phase: str, first: int, last: int) -> None:
         outputs: list[StepOutput] = []
         rates: list[float] = []
         if self._communication is not None:
-            # What an evaluation exchanged is no part of the block.
+            # What an evaluation exchanged is no part of the interval.
             self._communication()
         if self._watch is not None:
-            self._watch.block_begins(phase)
+            self._watch.interval_begins(phase)
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             asked = self._clock()
@@ -170,54 +170,54 @@ class Loop:
             rates.append(learning_rate(step, self._work))
             outputs.append(self._train_step(micro_batches, rates[-1]))
             self._step_clock.step_done()
-            self._advanced()
+            self._heartbeat()
             if self._stop_requested():
                 break
-        block = self._step_clock.end(first + len(outputs) - 1)
+        interval = self._step_clock.end(first + len(outputs) - 1)
         if self._watch is not None:
-            self._watch.block_ended()
+            self._watch.interval_ended()
         if self._communication is not None:
             self.result.exchanges.append(self._communication())
         # From here to the next `begin` the clock stands still.
-        self._book(phase, block, outputs, rates)
+        self._log_interval(phase, interval, outputs, rates)
 
-    def _book(self, phase: str, block: Block, outputs: list[StepOutput], rates: list[float]) -> None:
+    def _log_interval(self, phase: str, interval: TimedInterval, outputs: list[StepOutput], rates: list[float]) -> None:
         # Each rank has the mean over its own share of the batch; shares are equal.
         losses = self._ranks.mean(torch.stack([output.loss for output in outputs]).tolist())
         norms = torch.stack([output.gradient_norm for output in outputs]).tolist()
-        self.result.blocks.append((phase, block))
+        self.result.intervals.append((phase, interval))
         self.result.losses += losses
         self.result.gradient_norms += norms
         tokens = self._work.global_batch_size * self._work.seq_len
         self._writer.append(
             {
-                "step": block.first_step + index,
+                "step": interval.first_step + index,
                 "phase": phase,
                 "loss": loss,
                 "gradient_norm": norms[index],
                 "learning_rate": rates[index],
                 "tokens": tokens,
-                "seconds": block.step_seconds[index],
+                "seconds": interval.step_seconds[index],
             }
             for index, loss in enumerate(losses)
         )
-        self._progress.block_done(
-            BlockReport(
+        self._progress.interval_done(
+            IntervalReport(
                 phase,
-                block.first_step,
-                block.last_step,
+                interval.first_step,
+                interval.last_step,
                 self._work.steps,
                 losses,
                 norms,
                 rates,
-                block.steps * tokens,
-                block.seconds,
+                interval.steps * tokens,
+                interval.seconds,
             )
         )
-        self._refuse_nonfinite(block.first_step, losses, norms)
-        self._refuse_spike(block.first_step, losses)
+        self._check_finite(interval.first_step, losses, norms)
+        self._check_loss_spike(interval.first_step, losses)
 
-    def _refuse_nonfinite(self, first_step: int, losses: list[float], norms: list[float]) -> None:
+    def _check_finite(self, first_step: int, losses: list[float], norms: list[float]) -> None:
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first_step):
             # With fp16 an overflowing gradient is everyday business for the loss scaler: it skips that update.
             if math.isfinite(loss) and (math.isfinite(norm) or self._config.precision == "fp16"):
@@ -233,13 +233,12 @@ class Loop:
             if self._config.on_nonfinite == "skip":
                 said += f", after {skipped - 1} updates had been skipped (nonfinite_limit)"
             raise RunFailed(
-                f"{said}; lower workload.learning_rate, lengthen workload.learning_rate_warmup_steps, or use "
-                "precision=fp32",
+                f"{said}; lower workload.learning_rate, lengthen workload.lr_warmup_steps, or use precision=fp32",
                 status="diverged",
                 shared=True,
             )
 
-    def _refuse_spike(self, first_step: int, losses: list[float]) -> None:
+    def _check_loss_spike(self, first_step: int, losses: list[float]) -> None:
         factor = self._config.loss_spike_factor
         if factor is None:
             return
@@ -263,9 +262,9 @@ class Loop:
     def _evaluate(self, step: int) -> float:
         began = self._clock()
         if not self._held_out:
-            self._held_out = self._share_of_held_out()
+            self._held_out = self._eval_shard()
         losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._held_out]).tolist()
-        self._advanced()
+        self._heartbeat()
         counted = [(loss, count) for loss, (_, count) in zip(losses, self._held_out, strict=True) if count]
         everyone = [pair for part in self._ranks.gather(counted) for pair in part]
         loss = math.fsum(loss * count for loss, count in everyone) / sum(count for _, count in everyone)
@@ -276,7 +275,7 @@ class Loop:
                 "loss": loss,
                 "training_seconds": self.result.training_seconds,
                 # Runs that stop at a target stop at different steps: their batches are compared at a common one.
-                "batches": self._ranks.added_digest(self._prefetcher.digest),
+                "batches": self._ranks.combined_digest(self._prefetcher.digest),
             }
         )
         self._progress.evaluated(step, loss)
@@ -284,7 +283,7 @@ class Loop:
             raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged", shared=True)
         return loss
 
-    def _share_of_held_out(self) -> list[tuple[torch.Tensor, int]]:
+    def _eval_shard(self) -> list[tuple[torch.Tensor, int]]:
         """Return this rank's held-out sequences in parts, and how many of each count.
 
         All ranks get as many parts, since a sharded model is put together part by part: one that has too few

@@ -12,8 +12,8 @@ from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
 from harness.records.record import SCHEMA_VERSION
-from harness.training.distributed.process_group import Group
-from harness.training.microbenchmarks import Ceilings
+from harness.training.distributed.process_group import RunProcesses
+from harness.training.microbenchmarks import Microbenchmarks
 from harness.world import World
 
 
@@ -26,28 +26,28 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
     Raises:
         UserError: the device cannot be used, or is an emulation and has no speed.
     """
-    group = Group(world, config.parallel.timeout_seconds)
+    group = RunProcesses(world, config.parallel.timeout_seconds)
     group.connect()
     try:
         backend.load()
         try:
-            group.form(backend)
+            group.init_collectives(backend)
             return _measure(config, backend, group)
         finally:
             backend.close()
     except UserError as error:
-        raise group.refuse(error) from error
+        raise group.failure_for_all(error) from error
     except Exception as error:
-        failure = backend.classify(error)
+        failure = backend.classify_error(error)
         if failure is None:
             raise
-        raise group.refuse(BackendUnavailable(f"{failure.cause}; {failure.remedy}")) from error
+        raise group.failure_for_all(BackendUnavailable(f"{failure.cause}; {failure.remedy}")) from error
     finally:
         group.close()
 
 
-def _measure(config: Config, backend: Backend, group: Group) -> dict[str, Any]:
-    began_utc = _now()
+def _measure(config: Config, backend: Backend, group: RunProcesses) -> dict[str, Any]:
+    started_at = _now()
     backend.apply("fp32")
     device = backend.describe()
     if device.get("emulated"):
@@ -55,72 +55,72 @@ def _measure(config: Config, backend: Backend, group: Group) -> dict[str, Any]:
             f"backend {backend.name}: the device is an emulation, whose speed says nothing of any device; measure a "
             "real one"
         )
-    say = _teller(group)
-    before = backend.condition()
+    say = _progress_printer(group)
+    before = backend.clock_state()
     contention = environment.CpuContention()
-    ceilings = Ceilings(backend, device.get("memory_bytes"))
-    products = {precision: _products(ceilings, backend, precision, say, group) for precision in PRECISIONS}
+    benchmarks = Microbenchmarks(backend, device.get("memory_bytes"))
+    products = {precision: _products(benchmarks, backend, precision, say, group) for precision in PRECISIONS}
     backend.apply("fp32")
     say("memory")
-    memory = ceilings.memory_bandwidth()
+    memory = benchmarks.memory_bandwidth()
     say("launches and copies from the host")
     peak = {
         "schema_version": SCHEMA_VERSION,
         "kind": "peak",
-        "began_utc": began_utc,
+        "started_at": started_at,
         "backend": {
             "name": backend.name,
             "versions": backend.versions(),
             "peak_lookup_key": backend.peak_lookup_key(),
         },
         "device": device,
-        "effective": {**backend.effective(), "threads": backend.device_threads()},
+        "effective_settings": {**backend.effective_settings(), "threads": backend.device_threads()},
         "environment": environment.collect(backend.environment_prefixes, backend.distributions),
         "world_size": group.world.size,
         "matrix_products": products,
         "memory": memory,
-        "launch": ceilings.launch_latency(),
-        "host_copies": ceilings.host_copies(),
+        "launch": benchmarks.launch_latency(),
+        "host_copies": benchmarks.host_copies(),
     }
     if group.world.size > 1:
         say("all-reduce")
     return {
         **peak,
-        "all_reduce": ceilings.all_reduce(group.world.size),
+        "all_reduce": benchmarks.all_reduce(group.world.size),
         "contention": {
-            "host_other_fraction": contention.other_fraction(),
+            "other_processes_cpu_fraction": contention.other_fraction(),
             "device_processes": backend.other_processes(),
-            "device_condition": None if before is None else {"before": before, "after": backend.condition()},
+            "device_condition": None if before is None else {"before": before, "after": backend.clock_state()},
         },
-        "ended_utc": _now(),
+        "finished_at": _now(),
     }
 
 
 def _products(
-    ceilings: Ceilings, backend: Backend, precision: str, say: Callable[[str], None], group: Group
+    benchmarks: Microbenchmarks, backend: Backend, precision: str, say: Callable[[str], None], group: RunProcesses
 ) -> dict[str, Any] | None:
     """Return the sweep of one precision, or None where the device does not have it."""
     say(f"matrix products in {precision}")
     try:
         backend.apply(precision)
-        return ceilings.matrix_products(precision, group.advanced)
+        return benchmarks.matrix_products(precision, group.heartbeat)
     except BackendUnavailable as error:
         say(f"{precision} is left out: {error}")
         return None
     except RuntimeError as error:
-        if backend.classify(error) is not None:
+        if backend.classify_error(error) is not None:
             raise
         # A precision without a kernel: PyTorch says so in its own words.
         say(f"{precision} is left out: {' '.join(str(error).split())}")
         return None
 
 
-def _teller(group: Group) -> Callable[[str], None]:
+def _progress_printer(group: RunProcesses) -> Callable[[str], None]:
     began = time.monotonic()
 
     def say(what: str) -> None:
-        group.advanced()
-        if group.world.leads:
+        group.heartbeat()
+        if group.world.is_main:
             log.info(f"{time.monotonic() - began:5.1f} s  {what}")
 
     return say

@@ -20,14 +20,14 @@ import torch.distributed as dist
 from harness.backends.base import Backend
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-STRETCH_SECONDS = 0.05
-STRETCHES = 9
+SAMPLE_SECONDS = 0.05
+SAMPLES = 9
 WARM_WITHIN = 0.03
-MOST_WARMUP_STRETCHES = 12
+MAX_WARMUP_SAMPLES = 12
 # Squares, and between the powers of two what tiles unevenly.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 # A size whose single product takes longer than this is the last one: larger ones gain nothing.
-LONGEST_PRODUCT_SECONDS = 0.5
+MAX_PRODUCT_SECONDS = 0.5
 # Beyond what caches hold.
 COPY_BYTES = 512 << 20
 FLUSH_BYTES = 128 << 20
@@ -43,7 +43,7 @@ class Rate:
     median: float
 
 
-class Ceilings:
+class Microbenchmarks:
     """Measures one device. Nothing here knows which.
 
     Args:
@@ -58,7 +58,7 @@ class Ceilings:
         self._device = backend.device()
         self._scratch = torch.zeros(self._buffer_bytes(FLUSH_BYTES, copies=1) // 4, device=self._device)
 
-    def matrix_products(self, precision: str, done: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    def matrix_products(self, precision: str, heartbeat: Callable[[], object] = lambda: None) -> dict[str, Any]:
         """Return FLOP/s of x @ w.T, as a linear layer does, over a sweep of square shapes.
 
         Keys: `best_flops`, `median_flops` and `size` of the best size, and the whole `sweep`. A multiply-add counts
@@ -70,8 +70,8 @@ class Ceilings:
             left, right = (torch.randn(size, size, device=self._device).to(dtype) for _ in range(2))
             rate, seconds = self._rate(lambda x=left, w=right: x @ w.T, 2.0 * size**3)
             sweep.append({"size": size, "best_flops": rate.best, "median_flops": rate.median})
-            done()
-            if seconds > LONGEST_PRODUCT_SECONDS:
+            heartbeat()
+            if seconds > MAX_PRODUCT_SECONDS:
                 break
         best = max(sweep, key=lambda entry: entry["best_flops"])
         return {**{key: best[key] for key in ("best_flops", "median_flops", "size")}, "sweep": sweep}
@@ -150,24 +150,24 @@ class Ceilings:
     def _rate(self, act: Callable[[], object], amount: float) -> tuple[Rate, float]:
         """Return the rate at which `act` does `amount` of something, and the seconds of one call."""
         act()
-        one = self._stretch(act, 1)
-        calls = max(1, int(STRETCH_SECONDS / one)) if one > 0 else 1
-        before = self._stretch(act, calls)
-        for _ in range(MOST_WARMUP_STRETCHES):
-            now = self._stretch(act, calls)
+        one = self._sample(act, 1)
+        calls = max(1, int(SAMPLE_SECONDS / one)) if one > 0 else 1
+        before = self._sample(act, calls)
+        for _ in range(MAX_WARMUP_SAMPLES):
+            now = self._sample(act, calls)
             if abs(now - before) <= WARM_WITHIN * before:
                 break
             before = now
-        seconds = [self._stretch(act, calls) / calls for _ in range(STRETCHES)]
+        seconds = [self._sample(act, calls) / calls for _ in range(SAMPLES)]
         return Rate(amount / min(seconds), amount / statistics.median(seconds)), statistics.median(seconds)
 
     def _fixed_rate(self, act: Callable[[], object], amount: float, calls: int = 5) -> Rate:
         for _ in range(3):
             act()
-        seconds = [self._stretch(act, calls) / calls for _ in range(STRETCHES)]
+        seconds = [self._sample(act, calls) / calls for _ in range(SAMPLES)]
         return Rate(amount / min(seconds), amount / statistics.median(seconds))
 
-    def _stretch(self, act: Callable[[], object], calls: int) -> float:
+    def _sample(self, act: Callable[[], object], calls: int) -> float:
         # What the last stretch left in caches is pushed out.
         self._scratch.add_(1.0)
         self._backend.synchronize()

@@ -10,7 +10,7 @@ import torch
 from harness.backends.base import Backend
 from harness.backends.eager import AUTOCAST_DTYPES
 from harness.backends.step import TrainStep
-from harness.config import OPERATIONS, Config, kv_heads
+from harness.config import OPERATIONS, Config, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
@@ -19,11 +19,11 @@ EXPECTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MATMUL_SIZE = 256
 # A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
 # carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
-LARGEST_FP32_ERROR = 1e-5
+MAX_FP32_ERROR = 1e-5
 # GELU's two formulas differ by 2e-4 in the mean over this stretch, where the values themselves are small enough for
 # bf16 to tell them apart; x sigmoid(1.702 x), a third one in use, is off by 1e-2.
-GELU_STRETCH = (-4.0, -0.25, 2048)
-LARGEST_GELU_ERROR = {"fp32": 2e-5, "bf16": 1e-3, "fp16": 1e-3}
+GELU_RANGE = (-4.0, -0.25, 2048)
+MAX_GELU_ERROR = {"fp32": 2e-5, "bf16": 1e-3, "fp16": 1e-3}
 
 
 def probe(backend: Backend, config: Config) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
     """
     return {
         # What a device says of itself never stands in place of what is found out here.
-        **backend.effective(),
+        **backend.effective_settings(),
         **_probe_matmul(backend, config.precision),
         "attention_kernel": _probe_attention(backend, config),
         **_probe_activation(backend, config),
@@ -50,7 +50,9 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
     }
 
 
-def observe_step(step: TrainStep, model: torch.nn.Module, sequences: torch.Tensor, precision: str) -> list[str] | None:
+def observe_dtypes(
+    step: TrainStep, model: torch.nn.Module, sequences: torch.Tensor, precision: str
+) -> list[str] | None:
     """Return the types in which the step's own linear layers compute, by watching one forward pass of it.
 
     The step itself is watched, not a copy of what it is believed to do. None where the device runs the model in a
@@ -108,7 +110,7 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
             f"backend {backend.name}: precision={precision} was asked for, but a matrix product came out as "
             f"{dtype}; this device or driver lacks that precision: choose another"
         )
-    if precision == "fp32" and not error <= LARGEST_FP32_ERROR:
+    if precision == "fp32" and not error <= MAX_FP32_ERROR:
         raise BackendUnavailable(
             f"backend {backend.name}: precision=fp32 was asked for, but a matrix product is off by {error:.1e}, "
             "as with TF32, HF32 or bf16 inputs; remove what allows reduced precision from the environment "
@@ -120,11 +122,15 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
 def _probe_attention(backend: Backend, config: Config) -> str:
     """Return the autograd name of the attention that runs at this workload's shape and precision."""
     model, length = config.model, config.workload.seq_len
-    size = model.width // model.heads
+    size = model.hidden_size // model.num_attention_heads
     with _autocast(backend, config.precision):
         q, k, v = (
             _normal((1, heads, length, size), name).to(backend.device()).requires_grad_()
-            for name, heads in (("q", model.heads), ("k", kv_heads(model)), ("v", kv_heads(model)))
+            for name, heads in (
+                ("q", model.num_attention_heads),
+                ("k", num_key_value_heads(model)),
+                ("v", num_key_value_heads(model)),
+            )
         )
         if config.precision != "fp32":
             q, k, v = (x.to(AUTOCAST_DTYPES[config.precision]) for x in (q, k, v))
@@ -138,12 +144,12 @@ def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
     if asked == "swiglu":
         return {}
     dtype = AUTOCAST_DTYPES.get(config.precision, torch.float32)
-    x = torch.linspace(*GELU_STRETCH).to(dtype)
+    x = torch.linspace(*GELU_RANGE).to(dtype)
     found = activate(x.to(backend.device()), asked).cpu().double()
     exact = {name: activate(x.double(), name) for name in ("gelu", "gelu_tanh")}
     errors = {name: float((found - values).square().mean().sqrt()) for name, values in exact.items()}
     nearest = min(errors, key=lambda name: errors[name])
-    if not errors[nearest] <= LARGEST_GELU_ERROR[config.precision]:
+    if not errors[nearest] <= MAX_GELU_ERROR[config.precision]:
         raise BackendUnavailable(
             f"backend {backend.name}: model.activation={asked} was asked for, but the device computes neither GELU nor "
             f"its tanh approximation (off by {errors[asked]:.1e}); use model.activation=swiglu"

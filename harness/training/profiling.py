@@ -3,9 +3,9 @@
 It comes after the last measured step, on steps that repeat the run's first batches and whose weights nobody keeps, so
 that neither the timed window nor the work knows of it. Three looks are taken, since none shows everything:
 
-- in parts: with a synchronisation at both ends of each part, the host's clock tells what each takes by itself. Parts
+- in phases: with a synchronisation at both ends of each part, the host's clock tells what each takes by itself. Parts
   that overlap otherwise do not here, so their sum may exceed a step;
-- traced: as the steps run, under PyTorch's profiler, which tells the operations and when none was under way;
+- trace_steps: as the steps run, under PyTorch's profiler, which tells the operations and when none was under way;
 - counted: one step under a dispatch mode that adds up the bytes of every operation's operands.
 """
 
@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.backends.base import Backend
-from harness.backends.step import PARTS, TrainStep
+from harness.backends.step import STEP_PHASES, TrainStep
 from harness.errors import RunFailed
 from harness.records.run_folder import PROFILE_FOLDER
 
@@ -43,7 +43,7 @@ def profile_steps(
     waited: Callable[[], float | None] = lambda: None,
     stop_requested: Callable[[], bool] = lambda: False,
     uncompiled: Callable[[], AbstractContextManager[Any]],
-    advanced: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, Any] | None:
     """Return what the profile says of one step of this rank, and leave its trace in the run's folder. Collective.
 
@@ -61,12 +61,12 @@ def profile_steps(
 
     def run(micro_batches: Sequence[torch.Tensor]) -> None:
         step(micro_batches, learning_rate)
-        advanced()
+        heartbeat()
         if stop_requested():
             raise _Stopped
 
     try:
-        return _looks(
+        return _passes(
             step, run, batches, backend, folder / PROFILE_FOLDER / f"trace-rank{rank}.json.gz", waited, uncompiled
         )
     except _Stopped:
@@ -77,18 +77,18 @@ class _Stopped(Exception):
     """A stop was requested."""
 
 
-def _looks(step: TrainStep, run: Run, batches: Sequence[Sequence[torch.Tensor]], backend: Backend, trace: Path,
+def _passes(step: TrainStep, run: Run, batches: Sequence[Sequence[torch.Tensor]], backend: Backend, trace: Path,
            waited: Callable[[], float | None], uncompiled: Callable[[], AbstractContextManager[Any]],
            ) -> dict[str, Any]:  # fmt: skip
-    found: dict[str, Any] = {"steps": len(batches), **in_parts(step, run, batches, backend.synchronize, waited)}
-    found |= traced(run, batches, backend, trace)
+    found: dict[str, Any] = {"steps": len(batches), **time_phases(step, run, batches, backend.synchronize, waited)}
+    found |= trace_steps(run, batches, backend, trace)
     found["trace"] = f"{PROFILE_FOLDER}/{trace.name}"
-    with uncompiled(), OperandBytes() as counted:
+    with uncompiled(), BytesAccessed() as counted:
         run(batches[0])
-    return {**found, "operand_bytes": counted.total}
+    return {**found, "bytes_accessed": counted.total}
 
 
-def in_parts(
+def time_phases(
     step: TrainStep,
     run: Callable[[Sequence[torch.Tensor]], None],
     batches: Sequence[Sequence[torch.Tensor]],
@@ -100,12 +100,12 @@ def in_parts(
 
     What was stood still for collectives is taken off the part in which it was, and is `communication`.
     """
-    parts = _PartsClock(synchronize, waited, clock)
-    if not step.watch_parts(parts):
-        return {"parts": None, "between_parts_seconds": None}
+    phases = _PhaseClock(synchronize, waited, clock)
+    if not step.record_phases(phases):
+        return {"phases": None, "host_overhead_seconds": None}
     try:
         run(batches[0])
-        parts.forget()
+        phases.forget()
         synchronize()
         began = clock()
         for batch in batches:
@@ -113,17 +113,17 @@ def in_parts(
         synchronize()
         whole = clock() - began
     finally:
-        step.watch_parts(None)
+        step.record_phases(None)
     steps = len(batches)
-    seconds = {name: parts.seconds[name] / steps for name in PARTS}
+    seconds = {name: phases.seconds[name] / steps for name in STEP_PHASES}
     between = max(0.0, whole / steps - sum(seconds.values()))
-    if not parts.knows_waiting:
-        # It is there all the same, within the other parts.
-        return {"parts": {**seconds, "communication": None}, "between_parts_seconds": between}
-    return {"parts": seconds, "between_parts_seconds": between}
+    if not phases.knows_waiting:
+        # It is there all the same, within the other phases.
+        return {"phases": {**seconds, "communication": None}, "host_overhead_seconds": between}
+    return {"phases": seconds, "host_overhead_seconds": between}
 
 
-class _PartsClock:
+class _PhaseClock:
     """Adds up the time of each part between two synchronisations."""
 
     def __init__(
@@ -134,7 +134,7 @@ class _PartsClock:
 
     def forget(self) -> None:
         """Begin anew."""
-        self.seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(STEP_PHASES, 0.0)
         self.knows_waiting = self._waited() is not None
 
     @contextmanager
@@ -151,7 +151,7 @@ class _PartsClock:
             self.seconds["communication"] += waited
 
 
-def traced(
+def trace_steps(
     run: Callable[[Sequence[torch.Tensor]], None],
     batches: Sequence[Sequence[torch.Tensor]],
     backend: Backend,
@@ -238,7 +238,7 @@ def _operations(profiler: Any, kind: DeviceType, steps: int) -> list[dict[str, A
     return sorted(found, key=lambda operation: -operation["seconds"])[:LISTED_OPERATIONS]
 
 
-class OperandBytes(TorchDispatchMode):
+class BytesAccessed(TorchDispatchMode):
     """Adds up what every operation reads and writes, as if no two were fused and no cache held anything."""
 
     def __init__(self) -> None:

@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment, log
-from harness.analysis.scaling import smaller_world
+from harness.analysis.scaling import scaling_baseline
 from harness.backends.base import Backend
 from harness.config import Config, to_yaml
 from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
-from harness.records.files import set_aside
+from harness.records.files import archive_file
 from harness.records.record import write_record
-from harness.records.run_folder import begin_attempt, checkpoint_steps, claim, end_attempt
+from harness.records.run_folder import acquire_run_folder, begin_attempt, checkpoint_steps, end_attempt
 from harness.records.steps import STEPS_FILE
 from harness.signals import StopRequest, stop_on_signals
 from harness.training.distributed.collectives import same_on_all
-from harness.training.distributed.process_group import Group
-from harness.training.monitoring.heartbeat import PulseWriter
-from harness.training.run_record import assemble
+from harness.training.distributed.process_group import RunProcesses
+from harness.training.monitoring.heartbeat import HeartbeatWriter
+from harness.training.run_record import build_record
 from harness.training.setup import Facts, inspect_or_refuse
-from harness.training.trainer import Session
+from harness.training.trainer import Trainer
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.digest import BatchDigest
 from harness.world import World
 
 
 @dataclass
-class Outcome:
+class RunResult:
     """How a run ended, and where its record lies."""
 
     folder: Path
@@ -39,7 +39,7 @@ class Outcome:
     interrupted: Interrupted | None = None
 
 
-def run(config: Config, backend: Backend, world: World | None = None) -> Outcome:
+def run(config: Config, backend: Backend, world: World | None = None) -> RunResult:
     """Train and time the configured workload on a backend that passed its preflight, and write the record.
 
     Whatever happens once the folder is claimed, a record is written that says so. Of several processes each calls
@@ -51,8 +51,8 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
         Interrupted: a signal came before training began.
     """
     world = world or World()
-    with stop_on_signals(launched=world.grouped) as stop, pulse_of(config, world) as pulse:
-        group = Group(world, config.parallel.timeout_seconds, pulse=pulse)
+    with stop_on_signals(launched=world.is_distributed) as stop, heartbeat_of(config, world) as heartbeat:
+        group = RunProcesses(world, config.parallel.timeout_seconds, heartbeat_writer=heartbeat)
         group.connect()
         facts = Facts()
         try:
@@ -60,30 +60,30 @@ def run(config: Config, backend: Backend, world: World | None = None) -> Outcome
             backend.load()
             log.adopt_libraries()
             try:
-                group.form(backend)
+                group.init_collectives(backend)
                 inspect_or_refuse(config, backend, dataset, facts)
-                claimed = group.from_leader(lambda: _claim(config, backend, group, facts))
-                if claimed.finished is not None:
-                    return Outcome(claimed.folder, claimed.finished)
-                pulse.runs_in(claimed.folder)
+                claimed = group.broadcast_from_main(lambda: _claim(config, backend, group, facts))
+                if claimed.existing_record is not None:
+                    return RunResult(claimed.folder, claimed.existing_record)
+                heartbeat.set_run_folder(claimed.folder)
                 return _run_in(claimed, config, backend, dataset, facts, stop, group)
             finally:
                 backend.close()
         except UserError as error:
-            raise group.refuse(error) from error
+            raise group.failure_for_all(error) from error
         except Exception as error:
-            failure = _settle(error, backend, group)
-            if failure is None or not world.grouped:
+            failure = _to_failure(error, backend, group)
+            if failure is None or not world.is_distributed:
                 raise
-            raise group.refuse(failure) from error
+            raise group.failure_for_all(failure) from error
         finally:
             group.close()
 
 
 @contextmanager
-def pulse_of(config: Config, world: World) -> Iterator[PulseWriter]:
+def heartbeat_of(config: Config, world: World) -> Iterator[HeartbeatWriter]:
     """Leave a sign that the run gets further, while it lasts: one for the processes of a host."""
-    writer = PulseWriter(patience_seconds=config.parallel.timeout_seconds)
+    writer = HeartbeatWriter(patience_seconds=config.parallel.timeout_seconds)
     if world.local_rank == 0:
         writer.start()
     try:
@@ -98,23 +98,23 @@ class _Claimed:
 
     folder: Path
     from_step: int = 0
-    finished: dict[str, Any] | None = None
+    existing_record: dict[str, Any] | None = None
 
 
-def _claim(config: Config, backend: Backend, group: Group, facts: Facts) -> _Claimed:
+def _claim(config: Config, backend: Backend, group: RunProcesses, facts: Facts) -> _Claimed:
     """Take the run's folder, on rank 0, if what the run is to be measured by is there."""
-    facts.smaller_world = smaller_world(config, group.world.size, facts.device, backend.device_threads())
-    taken = claim(config, f"{backend.name}-{config.model.name}")
+    facts.scaling_baseline = scaling_baseline(config, group.world.size, facts.device, backend.device_threads())
+    taken = acquire_run_folder(config, f"{backend.name}-{config.model.name}")
     group.lock = taken.lock
     from_step = 0
-    if taken.finished is None and taken.again:
+    if taken.existing_record is None and taken.resuming:
         from_step = (checkpoint_steps(taken.folder) or [0])[-1]
         if not from_step and (taken.folder / STEPS_FILE).exists():
             # Cut off before its first checkpoint: it begins again, and the steps that were done are kept.
-            set_aside(taken.folder / STEPS_FILE)
-    if taken.finished is None and config.checkpoint.every:
+            archive_file(taken.folder / STEPS_FILE)
+    if taken.existing_record is None and config.checkpoint.every:
         begin_attempt(taken.folder, from_step=from_step, world_size=group.world.size, host=environment.host_name())
-    return _Claimed(taken.folder, from_step, taken.finished)
+    return _Claimed(taken.folder, from_step, taken.existing_record)
 
 
 def _open_data(config: Config) -> Dataset:
@@ -127,7 +127,7 @@ def _open_data(config: Config) -> Dataset:
     return dataset
 
 
-def _refuse_differing_ranks(config: Config, dataset: Dataset, facts: Facts, group: Group) -> None:
+def _refuse_differing_ranks(config: Config, dataset: Dataset, facts: Facts, group: RunProcesses) -> None:
     """Raise RunFailed if the ranks would not do the same work with the same software."""
     sample = BatchDigest()
     sample.add("train", 0, dataset.train(0, 1))
@@ -141,88 +141,86 @@ def _refuse_differing_ranks(config: Config, dataset: Dataset, facts: Facts, grou
 
 
 def _run_in(claimed: _Claimed, config: Config, backend: Backend, dataset: Dataset, facts: Facts, stop: StopRequest,
-            group: Group) -> Outcome:  # fmt: skip
+            group: RunProcesses) -> RunResult:  # fmt: skip
     world, folder = group.world, claimed.folder
     failure: RunFailed | None = None
     interrupted: Interrupted | None = None
-    session = Session(folder, config, backend, dataset, facts, stop, group, claimed.from_step)
-    group.write_last_words = lambda told: _write(
-        folder, config, backend, session, RunFailed(str(told), told.status), None
-    )
+    trainer = Trainer(folder, config, backend, dataset, facts, stop, group, claimed.from_step)
+    group.on_fatal = lambda told: _write(folder, config, backend, trainer, RunFailed(str(told), told.status), None)
     try:
         _refuse_differing_ranks(config, dataset, facts, group)
-        session.train_watched()
+        trainer.train()
         if stop.signal_number is not None:
             interrupted = Interrupted(stop.signal_number)
     except Interrupted as error:
         interrupted = error
     except Exception as error:
-        stop.ending(launched=world.grouped)
-        failure = _settle(error, backend, group)
+        stop.begin_shutdown(launched=world.is_distributed)
+        failure = _to_failure(error, backend, group)
         if failure is None:
             # Ours to mend: leave the record, then let the traceback be seen.
-            failure = group.settle(RunFailed(f"{type(error).__name__}: {error}"))
-            _write(folder, config, backend, session, failure, None)
+            failure = group.resolve_failure(RunFailed(f"{type(error).__name__}: {error}"))
+            _write(folder, config, backend, trainer, failure, None)
             raise
     finally:
-        session.close()
-    if config.profile and failure is None and not any(session.ranks.gather(interrupted is not None)):
-        return _profiled(folder, config, backend, session, stop)
-    stop.ending(launched=world.grouped)
-    record = _write(folder, config, backend, session, failure, interrupted)
-    return Outcome(folder, record, failure, interrupted)
+        trainer.close()
+    if config.profile and failure is None and not any(trainer.ranks.gather(interrupted is not None)):
+        return _profiled(folder, config, backend, trainer, stop)
+    stop.begin_shutdown(launched=world.is_distributed)
+    record = _write(folder, config, backend, trainer, failure, interrupted)
+    return RunResult(folder, record, failure, interrupted)
 
 
-def _profiled(folder: Path, config: Config, backend: Backend, session: Session, stop: StopRequest) -> Outcome:
+def _profiled(folder: Path, config: Config, backend: Backend, trainer: Trainer, stop: StopRequest) -> RunResult:
     """Write the record of a run that ended well, then profile it, and write that into the record.
 
     In this order, since a profile may run out of memory, or be stopped: the run is whole all the same.
     """
-    group = session.group
-    if group.world.leads:
-        _write_record(folder, config, backend, session, "ok", None)
+    group = trainer.group
+    if group.world.is_main:
+        _write_record(folder, config, backend, trainer, "ok", None)
     # Whatever befalls the profile, the record stays as it is.
-    group.write_last_words = None
+    group.on_fatal = None
     failure: RunFailed | None = None
     interrupted: Interrupted | None = None
     try:
         with stop.deferred():
-            session.profile()
+            trainer.profile()
         if stop.signal_number is not None:
             interrupted = Interrupted(stop.signal_number)
     except Interrupted as error:
         interrupted = error
     except Exception as error:
-        stop.ending(launched=group.world.grouped)
-        settled = _settle(error, backend, group)
+        stop.begin_shutdown(launched=group.world.is_distributed)
+        settled = _to_failure(error, backend, group)
         if settled is None:
             raise
         failure = RunFailed(f"profile: {settled}; the run itself ended well, and {folder} has its record")
-    stop.ending(launched=group.world.grouped)
-    record = _write(folder, config, backend, session, None, None)
-    return Outcome(folder, record, failure, interrupted)
+    stop.begin_shutdown(launched=group.world.is_distributed)
+    record = _write(folder, config, backend, trainer, None, None)
+    return RunResult(folder, record, failure, interrupted)
 
 
-def _settle(error: Exception, backend: Backend, group: Group) -> RunFailed | None:
+def _to_failure(error: Exception, backend: Backend, group: RunProcesses) -> RunFailed | None:
     """Return the failure that an exception means, as all ranks tell it; None if it is a fault of our own."""
     if isinstance(error, RunFailed):
-        return group.settle(error)
+        return group.resolve_failure(error)
     if isinstance(error, CheckpointError):
-        return group.settle(RunFailed(str(error), "bad_checkpoint", shared=True))
+        return group.resolve_failure(RunFailed(str(error), "bad_checkpoint", shared=True))
     if isinstance(error, UserError):
-        return group.settle(RunFailed(str(error)))
-    classified = backend.classify(error)
+        return group.resolve_failure(RunFailed(str(error)))
+    classified = backend.classify_error(error)
     if classified is None:
         return None
     own = RunFailed(f"{classified.cause}; {classified.remedy}", classified.status)
-    return group.settle(own, certain=not classified.echo)
+    return group.resolve_failure(own, certain=not classified.secondary)
 
 
-def _write(folder: Path, config: Config, backend: Backend, session: Session, failure: RunFailed | None,
+def _write(folder: Path, config: Config, backend: Backend, trainer: Trainer, failure: RunFailed | None,
            interrupted: Interrupted | None) -> dict[str, Any]:  # fmt: skip
     """Write the record on rank 0, and elsewhere wait for that. Returns the record, empty elsewhere."""
-    group = session.group
-    if not group.world.leads:
+    group = trainer.group
+    if not group.world.is_main:
         group.record_written()
         return {}
     status = "ok"
@@ -232,26 +230,26 @@ def _write(folder: Path, config: Config, backend: Backend, session: Session, fai
         status = "interrupted"
     if status == "hung":
         group.write_stacks(folder)
-    record = _write_record(folder, config, backend, session, status, str(failure) if failure is not None else None)
+    record = _write_record(folder, config, backend, trainer, status, str(failure) if failure is not None else None)
     group.record_written()
     return record
 
 
 def _write_record(
-    folder: Path, config: Config, backend: Backend, session: Session, status: str, error: str | None
+    folder: Path, config: Config, backend: Backend, trainer: Trainer, status: str, error: str | None
 ) -> dict[str, Any]:
-    done = session.result.steps_done if session.result is not None else 0
+    done = trainer.result.steps_done if trainer.result is not None else 0
     attempts = end_attempt(folder, status=status, to_step=done) if config.checkpoint.every else None
-    record = assemble(
+    record = build_record(
         config,
         status=status,
         error=error,
-        facts=session.facts,
-        progressed=session.result,
-        batch_digest=session.batch_digest(),
-        step_seconds_method=session.step_clock.step_seconds_method,
+        facts=trainer.facts,
+        history=trainer.result,
+        batch_digest=trainer.batch_digest(),
+        step_seconds_method=trainer.step_clock.step_seconds_method,
         backend_name=backend.name,
-        world_size=session.group.world.size,
+        world_size=trainer.group.world.size,
         attempts=attempts,
     )
     write_record(folder, record)

@@ -12,9 +12,9 @@ from harness.analysis.roofline import roofline
 from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
 from harness.records.record import SCHEMA_VERSION
-from harness.training.history import Progressed
+from harness.training.history import TrainingHistory
 from harness.training.loop import PHASES
-from harness.training.timing import Block
+from harness.training.timing import TimedInterval
 
 if TYPE_CHECKING:
     from harness.training.setup import Facts
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 STRAGGLER = 1.15
 
 
-def assemble(
+def build_record(
     config: Config,
     *,
     status: str,
     error: str | None,
     facts: Facts,
-    progressed: Progressed | None,
+    history: TrainingHistory | None,
     batch_digest: str,
     step_seconds_method: str,
     backend_name: str,
@@ -37,8 +37,8 @@ def assemble(
     attempts: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it."""
-    done = progressed or Progressed()
-    times = timing(config, done, facts.setup_seconds, step_seconds_method)
+    done = history or TrainingHistory()
+    times = timing_section(config, done, facts.setup_seconds, step_seconds_method)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
@@ -46,8 +46,8 @@ def assemble(
         "workload_id": workload_id(config),
         "digests": {"init": facts.init_digest, "batches": batch_digest if done.steps_done else None},
         "world_size": world_size,
-        "began_utc": facts.began_utc,
-        "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started_at": facts.started_at,
+        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": to_dict(config),
         "model": {"parameters": facts.parameters},
         "data": facts.data,
@@ -57,7 +57,7 @@ def assemble(
             "peak_lookup_key": facts.peak_lookup_key,
         },
         "device": facts.device,
-        "effective": facts.effective,
+        "effective_settings": facts.effective_settings,
         "environment": facts.environment,
         "timing": times,
         "losses": {
@@ -74,25 +74,25 @@ def assemble(
             "final": done.evaluations[-1]["loss"] if done.evaluations else None,
         },
         "weights": {"final_norms": facts.final_norms},
-        "target": target(config, done),
+        "target": target_section(config, done),
         "memory": facts.memory,
         "contention": {
-            "host_other_fraction": facts.host_other_fraction,
+            "other_processes_cpu_fraction": facts.other_processes_cpu_fraction,
             "device_processes": facts.device_processes,
             "device_condition": facts.device_condition,
         },
         "clocks": facts.clocks.facts(),
         "telemetry": facts.telemetry,
-        "parallel": facts.parallel and {**facts.parallel, "scaling": scaling(facts, world_size, times)},
+        "parallel": facts.parallel and {**facts.parallel, "scaling": scaling_section(facts, world_size, times)},
         "measured_peak": facts.measured_peak,
         "attempts": attempts,
     }
     record["utilization"] = utilization(record)
-    record["profile"] = profile(facts.profile, record)
+    record["profile"] = profile_section(facts.profile, record)
     return record
 
 
-def profile(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def profile_section(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record's part on where the time of a step goes, or None if nobody asked."""
     if found is None:
         return None
@@ -101,7 +101,7 @@ def profile(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[
     if times["mean_step_seconds"] is not None and used is not None:
         position = roofline(
             used["achieved_flops"] * times["mean_step_seconds"],
-            found["operand_bytes"],
+            found["bytes_accessed"],
             times["mean_step_seconds"],
             used["measured_peak_flops"],
             (record["measured_peak"] or {}).get("memory_bytes_per_second"),
@@ -114,22 +114,22 @@ def profile(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[
     }
 
 
-def scaling(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:
+def scaling_section(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return how much of a smaller world's speed was kept, or None if there was none to go by."""
-    if facts.smaller_world is None:
+    if facts.scaling_baseline is None:
         return None
-    return facts.smaller_world.efficiency(world_size, times["tokens_per_second"])
+    return facts.scaling_baseline.efficiency(world_size, times["tokens_per_second"])
 
 
-def timing(config: Config, done: Progressed, setup_seconds: float | None, method: str) -> dict[str, Any]:
-    """Return the timing part: the headline numbers come from the measured blocks alone."""
-    phases: dict[str, list[Block]] = {phase: [] for phase in PHASES}
-    for phase, block in done.blocks:
-        phases[phase].append(block)
+def timing_section(config: Config, done: TrainingHistory, setup_seconds: float | None, method: str) -> dict[str, Any]:
+    """Return the timing part: the headline numbers come from the measured intervals alone."""
+    phases: dict[str, list[TimedInterval]] = {phase: [] for phase in PHASES}
+    for phase, interval in done.intervals:
+        phases[phase].append(interval)
     measured = phases["measured"]
-    steps = sum(block.steps for block in measured)
-    seconds = math.fsum(block.seconds for block in measured)
-    waited = math.fsum(block.data_wait_seconds for block in measured)
+    steps = sum(interval.steps for interval in measured)
+    seconds = math.fsum(interval.seconds for interval in measured)
+    waited = math.fsum(interval.data_wait_seconds for interval in measured)
     tokens_per_step = config.workload.global_batch_size * config.workload.seq_len
     return {
         "clock": "host, between two synchronisations",
@@ -137,8 +137,8 @@ def timing(config: Config, done: Progressed, setup_seconds: float | None, method
         "setup_seconds": setup_seconds,
         "first_step_seconds": phases["first"][0].seconds if phases["first"] else None,
         "warmup": {
-            "steps": sum(block.steps for block in phases["warmup"]),
-            "seconds": math.fsum(block.seconds for block in phases["warmup"]),
+            "steps": sum(interval.steps for interval in phases["warmup"]),
+            "seconds": math.fsum(interval.seconds for interval in phases["warmup"]),
         },
         "measured_steps": steps,
         "measured_seconds": seconds,
@@ -148,27 +148,27 @@ def timing(config: Config, done: Progressed, setup_seconds: float | None, method
         "data_wait_seconds": waited,
         "data_wait_fraction": waited / seconds if seconds > 0 else None,
         "resumed": {
-            "steps": sum(block.steps for block in phases["resumed"]),
-            "seconds": math.fsum(block.seconds for block in phases["resumed"]),
+            "steps": sum(interval.steps for interval in phases["resumed"]),
+            "seconds": math.fsum(interval.seconds for interval in phases["resumed"]),
         },
         "evaluation_seconds": done.evaluation_seconds,
         "checkpoint_seconds": done.checkpoint_seconds,
         "training_seconds": done.training_seconds,
-        "blocks": [
+        "intervals": [
             {
-                "first_step": block.first_step,
-                "last_step": block.last_step,
-                "seconds": block.seconds,
-                "data_wait_seconds": block.data_wait_seconds,
-                "device_seconds": block.device_seconds,
+                "first_step": interval.first_step,
+                "last_step": interval.last_step,
+                "seconds": interval.seconds,
+                "data_wait_seconds": interval.data_wait_seconds,
+                "device_seconds": interval.device_seconds,
             }
-            for block in measured
+            for interval in measured
         ],
-        "step_seconds": [value for block in measured for value in block.step_seconds],
+        "step_seconds": [value for interval in measured for value in interval.step_seconds],
     }
 
 
-def target(config: Config, done: Progressed) -> dict[str, Any] | None:
+def target_section(config: Config, done: TrainingHistory) -> dict[str, Any] | None:
     """Return when the target loss was reached, or None if there was no target."""
     if config.target_loss is None:
         return None
@@ -182,22 +182,22 @@ def target(config: Config, done: Progressed) -> dict[str, Any] | None:
     }
 
 
-def own_times(done: Progressed) -> dict[str, Any]:
+def rank_timing(done: TrainingHistory) -> dict[str, Any]:
     """Return what one rank measured of itself, per step of the measured window."""
     measured = [
-        (block, exchange)
-        for (phase, block), exchange in zip(done.blocks, done.exchanges, strict=True)
+        (interval, exchange)
+        for (phase, interval), exchange in zip(done.intervals, done.exchanges, strict=True)
         if phase == "measured"
     ]
-    steps = sum(block.steps for block, _ in measured)
+    steps = sum(interval.steps for interval, _ in measured)
     if not steps:
-        return {"step_seconds": None, "payload_bytes_per_step": None, "waited_seconds_per_step": None}
+        return {"step_seconds": None, "payload_bytes_per_step": None, "exposed_communication_seconds": None}
     waits = [waited for _, (_, waited) in measured]
     waited = None if None in waits else math.fsum(wait for wait in waits if wait is not None) / steps
     return {
-        "step_seconds": math.fsum(block.seconds for block, _ in measured) / steps,
+        "step_seconds": math.fsum(interval.seconds for interval, _ in measured) / steps,
         "payload_bytes_per_step": sum(payload for _, (payload, _) in measured) / steps,
-        "waited_seconds_per_step": waited,
+        "exposed_communication_seconds": waited,
     }
 
 
@@ -209,7 +209,7 @@ def describe_ranks(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     ranks = []
     for number, own in enumerate(told):
-        step, waited = own["step_seconds"], own["waited_seconds_per_step"]
+        step, waited = own["step_seconds"], own["exposed_communication_seconds"]
         busy = None if step is None or waited is None else max(0.0, step - waited)
         ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
     return {"ranks": ranks, "stragglers": stragglers(ranks)}
@@ -224,5 +224,5 @@ def stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for rank, value in enumerate(busy):
         typical = statistics.median(busy[:rank] + busy[rank + 1 :])
         if typical > 0 and value > STRAGGLER * typical:
-            found.append({"rank": rank, "times_the_others": value / typical})
+            found.append({"rank": rank, "slowdown": value / typical})
     return found

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import environment
-from harness.analysis.scaling import SmallerWorld
+from harness.analysis.scaling import ScalingBaseline
 from harness.backends.base import Backend
 from harness.config import Config, TrackConfig
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
 from harness.records.peak import find_peak
 from harness.training.probe import probe
-from harness.training.tuning import resolve
+from harness.training.tuning import resolve_track
 from harness.workload.data import Dataset
 from harness.workload.model import parameter_count
 
@@ -28,7 +28,7 @@ STATE_BYTES_PER_PARAMETER = 16
 class Facts:
     """Everything that the record says beside what was measured."""
 
-    began_utc: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     began: float = field(default_factory=time.perf_counter)
     setup_seconds: float | None = None
     parameters: int = 0
@@ -38,19 +38,19 @@ class Facts:
     # Asked once, while the device is well: after a fault it answers nothing more.
     peak_lookup_key: str | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
-    effective: dict[str, Any] = field(default_factory=dict)
+    effective_settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int | None] | None = None
     skipped_steps: int | None = None
     final_norms: dict[str, float] | None = None
-    host_other_fraction: float | None = None
+    other_processes_cpu_fraction: float | None = None
     device_processes: list[str] | None = None
     device_condition: dict[str, Any] | None = None
     track: TrackConfig = field(default_factory=TrackConfig)
     """As the backend resolved it."""
     parallel: dict[str, Any] | None = None
-    smaller_world: SmallerWorld | None = None
+    scaling_baseline: ScalingBaseline | None = None
     measured_peak: dict[str, Any] | None = None
     profile: dict[str, Any] | None = None
     telemetry: dict[str, Any] | None = None
@@ -69,7 +69,7 @@ def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts:
         raise
     except Exception as error:
         # The probes are the device's first operations: a missing kernel package, say, shows itself here.
-        classified = backend.classify(error)
+        classified = backend.classify_error(error)
         if classified is None:
             raise
         raise BackendUnavailable(
@@ -79,7 +79,7 @@ def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts:
 
 def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -> None:
     backend.apply(config.precision)
-    facts.track = resolve(config.track, backend, sharded=config.parallel.name == "fsdp")
+    facts.track = resolve_track(config.track, backend, sharded=config.parallel.name == "fsdp")
     config = replace(config, track=facts.track)
     backend.check_work(config)
     facts.device = backend.describe()
@@ -92,15 +92,15 @@ def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -
     facts.versions = backend.versions()
     facts.parameters = parameter_count(config.model)
     _refuse_too_large(config, backend, facts)
-    facts.effective = probe(backend, config)
+    facts.effective_settings = probe(backend, config)
     facts.environment = environment.collect(backend.environment_prefixes, backend.distributions)
     facts.data = dataset.facts()
     facts.measured_peak = find_peak(
-        Path(config.peaks).expanduser(),
+        Path(config.peak_dir).expanduser(),
         {
             "backend": {"name": backend.name, "versions": facts.versions},
             "device": facts.device,
-            "effective": {"threads": backend.device_threads()},
+            "effective_settings": {"threads": backend.device_threads()},
         },
     )
 
@@ -109,7 +109,7 @@ def _refuse_too_large(config: Config, backend: Backend, facts: Facts) -> None:
     world, available = backend.world, facts.device.get("memory_bytes")
     needed = facts.parameters * STATE_BYTES_PER_PARAMETER
     if config.parallel.name == "fsdp":
-        needed /= world.local_size if config.parallel.shard_within_host else world.size
+        needed /= world.local_size if config.parallel.hybrid_shard else world.size
     if backend.devices_share_memory:
         needed *= world.local_size
     if available is not None and needed > available:

@@ -1,4 +1,4 @@
-"""The one way to time: the host's clock between two synchronisations, over a block of steps."""
+"""The one way to time: the host's clock between two synchronisations, over a interval of steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.backends.step import EventTimer
 
 
 @dataclass(slots=True)
-class Block:
+class TimedInterval:
     """Steps between two synchronisations. Nothing is printed, read back or written inside."""
 
     first_step: int
@@ -23,7 +23,7 @@ class Block:
     step_seconds: list[float]
     """Each step's own time, by the method that the record names."""
     device_seconds: float | None
-    """The same block by the device's own time stamps, where it has them: a check on the host's clock."""
+    """The same interval by the device's own time stamps, where it has them: a check on the host's clock."""
 
     @property
     def steps(self) -> int:
@@ -39,10 +39,10 @@ class _Open:
 
 
 class StepClock:
-    """Times blocks of steps.
+    """Times intervals of steps.
 
     Per-step times come from the device's events where it has them, from the host's clock where the device works
-    synchronously, and otherwise are the block's mean: a host clock around one step that was only queued would
+    synchronously, and otherwise are the interval's mean: a host clock around one step that was only queued would
     measure the queueing.
     """
 
@@ -62,21 +62,21 @@ class StepClock:
 
     @property
     def step_seconds_method(self) -> str:
-        """Return how single steps are timed: `device_event`, `host` or `block_mean`."""
+        """Return how single steps are timed: `device_event`, `host` or `interval_mean`."""
         if self._events is not None:
             return "device_event"
-        return "block_mean" if self._asynchronous else "host"
+        return "interval_mean" if self._asynchronous else "host"
 
     def begin(self, first_step: int) -> None:
-        """Open a block: wait for the device, then read the clock."""
-        assert self._open is None, "the last block is still open"
+        """Open a interval: wait for the device, then read the clock."""
+        assert self._open is None, "the last interval is still open"
         self._synchronize()
         if self._events is not None:
             self._events.mark()
         self._open = _Open(first_step, self._clock())
 
     def waited(self, seconds: float) -> None:
-        """Count time that the loop waited for data in the open block."""
+        """Count time that the loop waited for data in the open interval."""
         assert self._open is not None
         self._open.data_wait_seconds += seconds
 
@@ -88,9 +88,9 @@ class StepClock:
         elif not self._asynchronous:
             self._open.host_marks.append(self._clock())
 
-    def end(self, last_step: int) -> Block:
-        """Close the block: wait for the device, then read the clock."""
-        assert self._open is not None, "no block is open"
+    def end(self, last_step: int) -> TimedInterval:
+        """Close the interval: wait for the device, then read the clock."""
+        assert self._open is not None, "no interval is open"
         opened, self._open = self._open, None
         self._synchronize()
         seconds = self._clock() - opened.began
@@ -104,5 +104,7 @@ class StepClock:
         else:
             marks = [opened.began, *opened.host_marks]
             step_seconds = [later - earlier for earlier, later in pairwise(marks)]
-        assert len(step_seconds) == steps, "a step of this block was not counted"
-        return Block(opened.first_step, last_step, seconds, opened.data_wait_seconds, step_seconds, device_seconds)
+        assert len(step_seconds) == steps, "a step of this interval was not counted"
+        return TimedInterval(
+            opened.first_step, last_step, seconds, opened.data_wait_seconds, step_seconds, device_seconds
+        )

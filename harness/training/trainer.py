@@ -16,36 +16,35 @@ from harness.config import Config, workload_id
 from harness.errors import RunFailed
 from harness.records.steps import NoWriter, StepsWriter
 from harness.signals import StopRequest
-from harness.training.distributed.collectives import StopAgreement, all_of_this_host, same_on_all
+from harness.training.distributed.collectives import CoordinatedStop, all_of_this_host, same_on_all
 from harness.training.distributed.communication import CommunicationMeter
-from harness.training.distributed.process_group import Group
-from harness.training.history import Progressed
-from harness.training.loop import Loop, Watches
-from harness.training.monitoring.loggers import listeners_of
-from harness.training.monitoring.progress import Listeners
+from harness.training.distributed.parallel import parallelize_model
+from harness.training.distributed.process_group import RunProcesses
+from harness.training.history import TrainingHistory
+from harness.training.loop import Loop, LoopObservers
+from harness.training.monitoring.loggers import build_loggers
+from harness.training.monitoring.progress import MetricsLoggers
 from harness.training.monitoring.stderr_watch import StderrWatch
-from harness.training.monitoring.telemetry import Telemetry, combined, sensor_of
+from harness.training.monitoring.telemetry import Telemetry, merge_ranks, sensor_of
 from harness.training.prefetch import Prefetcher
-from harness.training.probe import observe_step
-from harness.training.run_record import describe_ranks, own_times
+from harness.training.probe import observe_dtypes
+from harness.training.run_record import describe_ranks, rank_timing
 from harness.training.setup import Facts
-from harness.training.spread import Spread
 from harness.training.timing import StepClock
-from harness.training.tuning import Compilation, tune, watched_eagerly
+from harness.training.tuning import Compilation, apply_track, force_eager
 from harness.workload.data import Dataset
 from harness.workload.digest import init_digest, parameter_norms, sharded_digests, total_digest
-from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer, learning_rate
 
 if TYPE_CHECKING:
-    from harness.training.checkpoint_manager import Keeper
+    from harness.training.checkpoint_manager import CheckpointManager
 
 
-class Session:
+class Trainer:
     """One process's part of a run, from its model to its last step."""
 
     def __init__(self, folder: Path, config: Config, backend: Backend, dataset: Dataset, facts: Facts,
-                 stop: StopRequest, group: Group, from_step: int = 0) -> None:  # fmt: skip
+                 stop: StopRequest, group: RunProcesses, from_step: int = 0) -> None:  # fmt: skip
         """
         Args:
             from_step: the step whose checkpoint the run goes on from; 0 begins it.
@@ -57,7 +56,7 @@ class Session:
             # FSDP's collectives run on queues of its own, where this process's time stamps tell nothing.
             events=backend.event_timer() if config.parallel.name == "ddp" else None,
             asynchronous=backend.asynchronous,
-            advanced=group.advanced,
+            heartbeat=group.heartbeat,
         )
         self.telemetry = Telemetry(sensor_of(backend) if config.telemetry else "telemetry=false")
         self._from_step = from_step
@@ -76,10 +75,10 @@ class Session:
         )
         self._loop: Loop | None = None
         self._trained: TrainStep | None = None
-        self._blocks_before = 0
+        self._intervals_before = 0
 
     @property
-    def result(self) -> Progressed | None:
+    def result(self) -> TrainingHistory | None:
         """Return what has been measured so far, or None if training has not begun."""
         return None if self._loop is None else self._loop.result
 
@@ -87,16 +86,16 @@ class Session:
         """Return the digest of what was trained on: of all ranks if training ended well, else of this one."""
         return self.facts.batch_digest or self.prefetcher.digest.hexdigest()
 
-    def train_watched(self) -> None:
+    def train(self) -> None:
         """Train, and refuse the result if any of the work ran on the host instead of the device.
 
         Raises:
             RunFailed: it did, or the training itself failed.
         """
-        if self.ranks.leads:
+        if self.ranks.is_main:
             self._writer = StepsWriter(self.folder, self._from_step)
         with StderrWatch(self.backend.fallback_pattern) as watch:
-            progress = self._listeners(watch.stream)
+            progress = self._build_loggers(watch.stream)
             try:
                 self._train(progress)
             finally:
@@ -108,7 +107,7 @@ class Session:
             )
         found = self.ranks.gather(watch.found)
         if self.backend.fallback_pattern is not None:
-            self.facts.effective["cpu_fallback"] = any(words is not None for words in found)
+            self.facts.effective_settings["cpu_fallback"] = any(words is not None for words in found)
         for rank, words in enumerate(found):
             if words is not None:
                 where = f" of rank {rank}" if self.ranks.size > 1 else ""
@@ -121,10 +120,10 @@ class Session:
         self.prefetcher.close()
         self._writer.close()
 
-    def _listeners(self, stream: TextIO) -> Listeners:
-        if not self.ranks.leads:
-            return Listeners()
-        return listeners_of(
+    def _build_loggers(self, stream: TextIO) -> MetricsLoggers:
+        if not self.ranks.is_main:
+            return MetricsLoggers()
+        return build_loggers(
             self.config,
             self.facts,
             self.folder,
@@ -133,29 +132,29 @@ class Session:
             reading=lambda: self.telemetry.latest,
         )
 
-    def _train(self, progress: Listeners) -> None:
+    def _train(self, progress: MetricsLoggers) -> None:
         config, backend, facts = self.config, self.backend, self.facts
-        spread = self._spread()
-        model = spread.model
-        tune(model, facts.track, backend)
+        parallel_model = parallelize_model(config, backend, self.ranks, self._meter, self.group.heartbeat)
+        model = parallel_model.model
+        apply_track(model, facts.track, backend)
         compilation = Compilation(facts.track)
         facts.init_digest = self._init_digest(model)
-        self.group.advanced()
+        self.group.heartbeat()
         optimizer = build_optimizer(model, config.workload, facts.track)
         step = backend.prepare(
-            spread.call,
+            parallel_model.wrapped,
             optimizer,
             precision=config.precision,
-            gradient_clip_norm=config.workload.gradient_clip_norm,
-            exchange=spread.exchange,
+            max_grad_norm=config.workload.max_grad_norm,
+            grad_sync=parallel_model.grad_sync,
             skip_nonfinite=config.on_nonfinite == "skip",
         )
-        keeper = self._keeper(model, optimizer, step)
+        checkpoint_manager = self._checkpoint_manager(model, optimizer, step)
         first = torch.from_numpy(self.dataset.train(0, 1))
-        with watched_eagerly(facts.track):
-            facts.effective["linear_output_dtypes"] = observe_step(step, model, first, config.precision)
+        with force_eager(facts.track):
+            facts.effective_settings["linear_output_dtypes"] = observe_dtypes(step, model, first, config.precision)
         backend.reset_peak_memory()
-        agreement = StopAgreement(self.ranks, self._stop)
+        agreement = CoordinatedStop(self.ranks, self._stop)
         self._loop = Loop(
             config,
             step,
@@ -166,16 +165,18 @@ class Session:
             progress,
             stop_requested=agreement.requested,
             ranks=self.ranks,
-            done=keeper.resume(self._from_step) if keeper is not None and self._from_step else None,
-            save=keeper.save if keeper is not None else None,
-            communication=self._meter.take,
-            advanced=self.group.advanced,
-            watch=Watches(compilation, self.telemetry, self.group.pulse),
+            done=checkpoint_manager.resume(self._from_step)
+            if checkpoint_manager is not None and self._from_step
+            else None,
+            save=checkpoint_manager.save if checkpoint_manager is not None else None,
+            communication=self._meter.pop,
+            heartbeat=self.group.heartbeat,
+            watch=LoopObservers(compilation, self.telemetry, self.group.heartbeat_writer),
         )
-        self._blocks_before = len(self._loop.result.blocks)
+        self._intervals_before = len(self._loop.result.intervals)
         self._run_loop(model, step)
         if (compiled := compilation.facts()) is not None:
-            facts.effective["compilation"] = compiled
+            facts.effective_settings["compilation"] = compiled
         self._trained = step
 
     def profile(self) -> None:
@@ -205,22 +206,11 @@ class Session:
             backend=backend,
             folder=self.folder,
             rank=ranks.rank,
-            waited=(lambda: self._meter.take()[1]) if ranks.size > 1 else (lambda: 0.0),
-            stop_requested=StopAgreement(ranks, self._stop).requested,
-            uncompiled=lambda: watched_eagerly(self.facts.track),
-            advanced=self.group.advanced,
+            waited=(lambda: self._meter.pop()[1]) if ranks.size > 1 else (lambda: 0.0),
+            stop_requested=CoordinatedStop(ranks, self._stop).requested,
+            uncompiled=lambda: force_eager(self.facts.track),
+            heartbeat=self.group.heartbeat,
         )
-
-    def _spread(self) -> Spread:
-        """Return the model with its initial weights, on this process's device or spread over all."""
-        config = self.config
-        if config.parallel.name == "single":
-            model = build_model(config.model, config.seed, self.backend.device())
-            return Spread(model, model)
-        # Here, since importing PyTorch's engines takes a second that a run on one device need not spend.
-        from harness.training.distributed.parallel import spread_model
-
-        return spread_model(config, self.backend, self.ranks, self._meter, self.group.advanced)
 
     def _run_loop(self, model: torch.nn.Module, step: TrainStep) -> None:
         facts, backend, ranks = self.facts, self.backend, self.ranks
@@ -228,8 +218,8 @@ class Session:
         facts.setup_seconds = time.perf_counter() - facts.began
         contention = environment.CpuContention(all_of_this_host(ranks))
         facts.device_processes = backend.other_processes()
-        before = backend.condition()
-        self._meter.take()
+        before = backend.clock_state()
+        self._meter.pop()
         try:
             self.telemetry.start()
             try:
@@ -240,27 +230,29 @@ class Session:
         except RunFailed as error:
             if error.shared or ranks.size == 1:
                 # The device itself is well: what it knows of the run is kept.
-                facts.host_other_fraction = contention.other_fraction()
-                self._ask_device(model, step)
+                facts.other_processes_cpu_fraction = contention.other_fraction()
+                self._collect_measurements(model, step)
             raise
         self.dataset.refuse_changes()
-        facts.host_other_fraction = contention.other_fraction()
+        facts.other_processes_cpu_fraction = contention.other_fraction()
         if before is not None:
             # At once: a device that was held down cools within seconds.
-            facts.device_condition = {"before": before, "after": backend.condition()}
-        self._ask_device(model, step)
+            facts.device_condition = {"before": before, "after": backend.clock_state()}
+        self._collect_measurements(model, step)
 
-    def _keeper(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: TrainStep) -> Keeper | None:
+    def _checkpoint_manager(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: TrainStep
+    ) -> CheckpointManager | None:
         """Return what saves and resumes this run, if it is to write checkpoints."""
         if not self.config.checkpoint.every:
             return None
         # Here, since importing PyTorch's checkpoints takes a while that most runs need not spend.
-        from harness.training.checkpoint import Checkpoints, TrainingState
-        from harness.training.checkpoint_manager import Keeper
+        from harness.training.checkpoint import CheckpointStore, TrainingState
+        from harness.training.checkpoint_manager import CheckpointManager
 
         config, facts = self.config, self.facts
-        return Keeper(
-            checkpoints=Checkpoints(
+        return CheckpointManager(
+            checkpoints=CheckpointStore(
                 self.folder, self.ranks, workload_id=workload_id(config), keep=config.checkpoint.keep
             ),
             state=TrainingState(model, optimizer),
@@ -272,30 +264,30 @@ class Session:
             fixed={"init": facts.init_digest, "data": facts.data},
         )
 
-    def _ask_device(self, model: torch.nn.Module, step: TrainStep) -> None:
+    def _collect_measurements(self, model: torch.nn.Module, step: TrainStep) -> None:
         facts, ranks = self.facts, self.ranks
         assert self._loop is not None
         facts.final_norms = parameter_norms(model)
         facts.memory = self.backend.memory()
         facts.skipped_steps = step.skipped_steps()
-        facts.batch_digest = ranks.added_digest(self.prefetcher.digest)
+        facts.batch_digest = ranks.combined_digest(self.prefetcher.digest)
         # Of this process alone: what an earlier attempt drew, nobody has read.
-        own = self._loop.result.blocks[self._blocks_before :]
-        measured = [block for phase, block in own if phase == "measured"]
+        own = self._loop.result.intervals[self._intervals_before :]
+        measured = [interval for phase, interval in own if phase == "measured"]
         told = self.telemetry.facts(
-            math.fsum(block.seconds for block in measured),
-            sum(block.steps for block in measured)
+            math.fsum(interval.seconds for interval in measured),
+            sum(interval.steps for interval in measured)
             * self.config.workload.global_batch_size
             * self.config.workload.seq_len,
         )
-        facts.telemetry = combined(ranks.gather(told))
-        if self.group.world.grouped:
+        facts.telemetry = merge_ranks(ranks.gather(told))
+        if self.group.world.is_distributed:
             own = {
                 "host": facts.environment.get("host"),
                 "device": facts.device.get("name"),
                 "device_index": facts.device.get("index"),
                 "peak_allocated_bytes": (facts.memory or {}).get("peak_allocated_bytes"),
-                **own_times(self._loop.result),
+                **rank_timing(self._loop.result),
             }
             facts.parallel = describe_ranks(ranks.gather(own))
 
@@ -307,7 +299,7 @@ class Session:
         """
         ranks = self.ranks
         if self.config.parallel.name == "fsdp":
-            parts = ranks.gather(sharded_digests(model, ranks.rank, ranks.size, self.group.advanced))
+            parts = ranks.gather(sharded_digests(model, ranks.rank, ranks.size, self.group.heartbeat))
             return total_digest({name: digest for part in parts for name, digest in part.items()})
         same_on_all(ranks, "the initial weights", digest := init_digest(model))
         return digest

@@ -15,7 +15,7 @@ from harness.workload.model import Transformer
 STOCK = "stock"
 
 
-def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
+def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
     """Return the track with the backend's own choice in place of every null.
 
     Args:
@@ -25,7 +25,7 @@ def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConf
         ConfigError: a kernel is asked for that the backend does not have.
         BackendUnavailable: torch.compile is asked for, or the backend's choice, and something is missing.
     """
-    own = backend.tuned()
+    own = backend.tuned_defaults()
     chosen = {key: value for key, value in own.items() if getattr(track, key) is None}
     if sharded and track.compile is None:
         chosen["compile"] = "no"
@@ -46,11 +46,11 @@ def resolve(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConf
                 f"track.{operation}: backend {backend.name} has no kernel {name!r}, expected one of: {', '.join(known)}"
             )
     if resolved.compile != "no" and (problems := backend.compile_problems()):
-        raise backend.refuse(problems)
+        raise backend.unavailable_error(problems)
     return resolved
 
 
-def tune(model: Transformer, track: TrackConfig, backend: Backend) -> None:
+def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> None:
     """Give a model the kernels of a resolved track and have it compiled, which happens at its first call."""
     known = backend.kernels()
     chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
@@ -79,10 +79,10 @@ class Compilation:
         self._graphs_before: int | None = None
         self._graphs_in_window = 0
 
-    def block_begins(self, phase: str) -> None:
+    def interval_begins(self, phase: str) -> None:
         self._graphs_before = _graphs() if self._on and phase == "measured" else None
 
-    def block_ended(self) -> None:
+    def interval_ended(self) -> None:
         if self._graphs_before is not None:
             self._graphs_in_window += _graphs() - self._graphs_before
 
@@ -106,7 +106,7 @@ def _graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def watched_eagerly(track: TrackConfig) -> Any:
+def force_eager(track: TrackConfig) -> Any:
     """Return a context in which a compiled model runs operation by operation, so that its parts can be watched."""
     import contextlib
 

@@ -22,7 +22,7 @@ def init_digest(model: nn.Module) -> str:
 
 
 def sharded_digests(
-    model: nn.Module, rank: int, size: int, made: Callable[[], None] = lambda: None
+    model: nn.Module, rank: int, size: int, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, bytes]:
     """Return the digests of every `size`-th parameter of a sharded model. All ranks together have all of them.
 
@@ -34,7 +34,7 @@ def sharded_digests(
         if number % size == rank:
             digests[name] = parameter_digest(name, whole)
         del whole
-        made()
+        heartbeat()
     return digests
 
 

@@ -23,7 +23,7 @@ def build_model(
     *,
     shard: Callable[[Transformer], None] | None = None,
     dtype: torch.dtype = torch.float32,
-    made: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. At most one parameter is ever held on the host.
 
@@ -31,7 +31,7 @@ def build_model(
         shard: makes shards of the parameters while they have no storage yet; of a sharded parameter only this
             rank's rows are ever made.
         dtype: type in which the weights are kept; they are made in float32.
-        made: called for every parameter that is made.
+        heartbeat: called for every parameter that is made.
     """
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
@@ -39,13 +39,13 @@ def build_model(
         shard(model)
     # Tied weights are one parameter; to_empty would give each of the two names storage of its own.
     model.to_empty(device=device)
-    if config.tied_embeddings:
+    if config.tie_word_embeddings:
         model.head.weight = model.embedding.weight
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local, rows = own_rows(parameter)
             local.copy_(initial_value(name, parameter.shape, config, seed, rows))
-            made()
+            heartbeat()
     return model
 
 
@@ -72,17 +72,17 @@ def initial_value(
 ) -> torch.Tensor:
     """Return one parameter's initial value, or some rows of it: float32, on the CPU.
 
-    Matrices and embeddings are drawn with `init_std` (the two projections that end on the residual stream with
-    init_std / sqrt(2 x layers) if `scaled_residual_init`), biases are zero, norm weights one. Rows are the same
-    whether they are made alone or with all the others.
+    Matrices and embeddings are drawn with `initializer_range` (the two projections that end on the residual stream with
+    initializer_range / sqrt(2 x layers) if `scaled_residual_init`), biases are zero, norm weights one. Rows are the
+    same whether they are made alone or with all the others.
     """
     rows = range(shape[0]) if rows is None else rows
     part = (len(rows), *shape[1:])
     if len(shape) < 2:
         return torch.zeros(part) if name.endswith("bias") else torch.ones(part)
-    std = config.init_std
+    std = config.initializer_range
     if config.scaled_residual_init and name.endswith(RESIDUAL_OUTPUTS):
-        std /= math.sqrt(2 * config.layers)
+        std /= math.sqrt(2 * config.num_hidden_layers)
     values = np.empty(math.prod(part), dtype=np.float32)
     filled = 0
     first = rows.start * math.prod(shape[1:])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.config import ModelConfig, hidden_size, kv_heads
+from harness.config import ModelConfig, intermediate_size, num_key_value_heads
 
 Kernel = Callable[..., torch.Tensor]
 """A function of the model that a backend may compute otherwise. Each is an attribute, named as its operation, of the
@@ -27,12 +27,12 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.kv_heads = kv_heads(config)
-        self.head_size = config.width // config.heads
+        self.heads = config.num_attention_heads
+        self.kv_heads = num_key_value_heads(config)
+        self.head_size = config.hidden_size // config.num_attention_heads
         qkv_size = (self.heads + 2 * self.kv_heads) * self.head_size
-        self.qkv = nn.Linear(config.width, qkv_size, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.qkv = nn.Linear(config.hidden_size, qkv_size, bias=config.bias)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.attention: Kernel = causal_attention
         self.rotary: Kernel = rotate
 
@@ -71,9 +71,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        hidden = hidden_size(config)
-        self.up = nn.Linear(config.width, 2 * hidden if self.gated else hidden, bias=config.bias)
-        self.down = nn.Linear(hidden, config.width, bias=config.bias)
+        hidden = intermediate_size(config)
+        self.up = nn.Linear(config.hidden_size, 2 * hidden if self.gated else hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.hidden_size, bias=config.bias)
         self.swiglu: Kernel = swiglu
 
     @property
@@ -123,8 +123,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
 def make_norm(config: ModelConfig) -> nn.Module:
     """Return a new LayerNorm or RMSNorm over the width."""
     if config.norm == "rmsnorm":
-        return RMSNorm(config.width, config.norm_epsilon)
-    return nn.LayerNorm(config.width, eps=config.norm_epsilon, bias=config.bias)
+        return RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -150,12 +150,16 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position = nn.Embedding(config.max_seq_len, config.width) if config.positions == "learned" else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            if config.position_embedding == "learned"
+            else None
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = make_norm(config)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if config.tied_embeddings:
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
@@ -177,7 +181,7 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)
         if self.position is not None:
             x = x + self.position.weight[:length]
-        rotary = self._rotary_tables(length, x.device) if self.config.positions == "rotary" else None
+        rotary = self._rotary_tables(length, x.device) if self.config.position_embedding == "rotary" else None
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, use_reentrant=False)
@@ -191,7 +195,9 @@ class Transformer(nn.Module):
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
-            cos, sin = rotary_tables(length, self.config.width // self.config.heads, self.config.rotary_base)
+            cos, sin = rotary_tables(
+                length, self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
+            )
             self._rotary = (cos.to(device), sin.to(device))
         return self._rotary
 

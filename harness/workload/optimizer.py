@@ -30,12 +30,12 @@ def build_optimizer(model: nn.Module, work: WorkloadConfig, track: TrackConfig) 
 def learning_rate(step: int, work: WorkloadConfig) -> float:
     """Return the learning rate of `step` (1 is the first).
 
-    A linear rise over `learning_rate_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the
-    peak down to `final_learning_rate_fraction` of it at the last step.
+    A linear rise over `lr_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the
+    peak down to `min_lr_ratio` of it at the last step.
     """
-    rise = work.learning_rate_warmup_steps
+    rise = work.lr_warmup_steps
     if step <= rise:
         return work.learning_rate * step / rise
     progress = (step - rise) / max(1, work.steps - rise)
-    final = work.learning_rate * work.final_learning_rate_fraction
+    final = work.learning_rate * work.min_lr_ratio
     return final + 0.5 * (work.learning_rate - final) * (1.0 + math.cos(math.pi * progress))

@@ -11,13 +11,13 @@ work = read_work()
 measured = Measured(work)
 shape = work.model
 llama = shape["norm"] == "rmsnorm"
-width, heads, length = shape["width"], shape["heads"], work.seq_len
-kv_heads, size = shape["kv_heads"] or heads, shape["width"] // shape["heads"]
-hidden = shape["hidden"] or 4 * width
+width, heads, length = shape["hidden_size"], shape["num_attention_heads"], work.seq_len
+kv_heads, size = shape["num_key_value_heads"] or heads, shape["hidden_size"] // shape["num_attention_heads"]
+hidden = shape["intermediate_size"] or 4 * width
 
 
 def norm():
-    return nn.RMSNorm(width, eps=shape["norm_epsilon"]) if llama else nn.LayerNorm(width, bias=shape["bias"])
+    return nn.RMSNorm(width, eps=shape["norm_eps"]) if llama else nn.LayerNorm(width, bias=shape["bias"])
 
 
 class Block(nn.Module):
@@ -55,8 +55,8 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.tokens = nn.Embedding(shape["vocab_size"], width)
-        self.positions = None if llama else nn.Embedding(shape["max_seq_len"], width)
-        self.blocks = nn.ModuleList(Block() for _ in range(shape["layers"]))
+        self.positions = None if llama else nn.Embedding(shape["max_position_embeddings"], width)
+        self.blocks = nn.ModuleList(Block() for _ in range(shape["num_hidden_layers"]))
         self.norm = norm()
         self.head = nn.Linear(width, shape["vocab_size"], bias=False)
         for name, weight in self.named_parameters():
@@ -64,7 +64,7 @@ class Model(nn.Module):
                 nn.init.normal_(weight, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(weight)
-        if shape["tied_embeddings"]:
+        if shape["tie_word_embeddings"]:
             self.head.weight = self.tokens.weight
         angles = torch.outer(torch.arange(length), 10000.0 ** (-torch.arange(0, size, 2) / size)).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)

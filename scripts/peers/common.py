@@ -31,7 +31,7 @@ class Work:
     global_batch_size: int
     micro_batch_size: int
     steps: int
-    warmup_steps: int
+    timing_warmup_steps: int
     learning_rate: float
     threads: int
     device: str
@@ -64,7 +64,7 @@ class Measured:
     def step_done(self) -> None:
         """Note the end of an optimizer step. Only the first and the two ends of the window wait for the device."""
         number = len(self.ends) + 1
-        if self.work.device != "cpu" and number in (1, self.work.warmup_steps, self.work.steps):
+        if self.work.device != "cpu" and number in (1, self.work.timing_warmup_steps, self.work.steps):
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         if number == 1:
@@ -73,8 +73,8 @@ class Measured:
     def tell(self, loss: float) -> None:
         """Print what was measured, as the last line."""
         work = self.work
-        steps = work.steps - work.warmup_steps
-        seconds = self.ends[work.steps - 1] - self.ends[work.warmup_steps - 1]
+        steps = work.steps - work.timing_warmup_steps
+        seconds = self.ends[work.steps - 1] - self.ends[work.timing_warmup_steps - 1]
         if work.device == "cpu":
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         else:
@@ -120,23 +120,23 @@ def transformers_model(work: Work) -> Any:
     if shape["norm"] == "rmsnorm":
         config = LlamaConfig(
             vocab_size=shape["vocab_size"],
-            hidden_size=shape["width"],
-            intermediate_size=shape["hidden"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["kv_heads"] or shape["heads"],
-            max_position_embeddings=shape["max_seq_len"],
-            rms_norm_eps=shape["norm_epsilon"],
-            tie_word_embeddings=shape["tied_embeddings"],
+            hidden_size=shape["hidden_size"],
+            intermediate_size=shape["intermediate_size"],
+            num_hidden_layers=shape["num_hidden_layers"],
+            num_attention_heads=shape["num_attention_heads"],
+            num_key_value_heads=shape["num_key_value_heads"] or shape["num_attention_heads"],
+            max_position_embeddings=shape["max_position_embeddings"],
+            rms_norm_eps=shape["norm_eps"],
+            tie_word_embeddings=shape["tie_word_embeddings"],
             use_cache=False,
         )
     else:
         config = GPT2Config(
             vocab_size=shape["vocab_size"],
-            n_embd=shape["width"],
-            n_layer=shape["layers"],
-            n_head=shape["heads"],
-            n_positions=shape["max_seq_len"],
+            n_embd=shape["hidden_size"],
+            n_layer=shape["num_hidden_layers"],
+            n_head=shape["num_attention_heads"],
+            n_positions=shape["max_position_embeddings"],
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,

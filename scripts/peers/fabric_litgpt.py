@@ -21,23 +21,23 @@ config = Config(
     block_size=work.seq_len,
     vocab_size=shape["vocab_size"],
     padded_vocab_size=shape["vocab_size"],
-    n_layer=shape["layers"],
-    n_head=shape["heads"],
-    n_query_groups=shape["kv_heads"] or shape["heads"],
-    n_embd=shape["width"],
-    intermediate_size=shape["hidden"] or 4 * shape["width"],
+    n_layer=shape["num_hidden_layers"],
+    n_head=shape["num_attention_heads"],
+    n_query_groups=shape["num_key_value_heads"] or shape["num_attention_heads"],
+    n_embd=shape["hidden_size"],
+    intermediate_size=shape["intermediate_size"] or 4 * shape["hidden_size"],
     rotary_percentage=1.0,
     parallel_residual=False,
     bias=shape["bias"],
     norm_class_name="RMSNorm" if llama else "LayerNorm",
     mlp_class_name="LLaMAMLP" if llama else "GptNeoxMLP",
     gelu_approximate="none" if llama else "tanh",
-    norm_eps=shape["norm_epsilon"],
+    norm_eps=shape["norm_eps"],
 )
 fabric = L.Fabric(accelerator=work.device, devices=1, precision="bf16-mixed")
 with fabric.init_module(empty_init=False):
     model = GPT(config)
-if shape["tied_embeddings"]:
+if shape["tie_word_embeddings"]:
     model.transformer.wte.weight = model.lm_head.weight
 if work.compile:
     model = torch.compile(model)

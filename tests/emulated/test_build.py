@@ -39,7 +39,7 @@ def test_every_name_gets_a_stub_that_says_it() -> None:
     ):
         [line] = [line for line in source.splitlines() if f"int {function}()" in line]
         assert name in line
-        assert "weak" in line
+        assert "single_run" in line
 
 
 class TestMissing:

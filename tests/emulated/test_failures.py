@@ -58,4 +58,4 @@ def test_work_that_falls_back_to_the_host_makes_the_run_invalid(emulated: Emulat
     assert record["status"] == "failed"
     assert "ran on the host instead of the device" in record["error"]
     assert "_fused_adam_" in record["error"]
-    assert record["effective"]["cpu_fallback"] is True
+    assert record["effective_settings"]["cpu_fallback"] is True

@@ -39,7 +39,7 @@ def test_skipped_steps_are_among_what_is_compared(on_cpu: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("name", SETUPS)
 def test_the_fused_attention_runs(name: str, on_npu: dict[str, Any]) -> None:
-    assert "NpuFusionAttention" in on_npu["curves"][name]["effective"]["attention_kernel"]
+    assert "NpuFusionAttention" in on_npu["curves"][name]["effective_settings"]["attention_kernel"]
 
 
 VARIANTS = {
@@ -64,7 +64,7 @@ def test_the_first_chip_decomposes_attention(emulated: Emulated, on_cpu: dict[st
     """910A has no fused attention: the same mathematics in another order of rounding."""
     found = emulated.program("curves", str(STEPS), "gpt2-fp32-foreach", variables={"CANN_EMULATOR_SOC": "Ascend910A"})
     curve = found["curves"]["gpt2-fp32-foreach"]
-    assert "NpuFusionAttention" not in curve["effective"]["attention_kernel"]
+    assert "NpuFusionAttention" not in curve["effective_settings"]["attention_kernel"]
     assert 0.0 < distance(on_cpu["gpt2-fp32-foreach"], curve) < 1e-5
 
 

@@ -22,7 +22,12 @@ FUSED = {
     "aclnnRotaryPositionEmbeddingV2",
     "aclnnRotaryPositionEmbeddingGrad",
 }
-LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.positions=rotary", "model.kv_heads=1")
+LLAMA = (
+    "model.norm=rmsnorm",
+    "model.activation=swiglu",
+    "model.position_embedding=rotary",
+    "model.num_key_value_heads=1",
+)
 ALL_FUSED = ("track=tuned", "track.rms_norm=fused", "track.swiglu=fused", "track.rotary=fused")
 
 
@@ -41,7 +46,7 @@ def test_chunked_cross_entropy_computes_what_the_stock_one_does(
         code, errors = run(emulated, npu_zygote, *words, *track, f"out={name}")
         assert code == 0, errors
     stock, chunked = (emulated.record(name) for name in ("stock", "chunked"))
-    assert chunked["effective"]["cross_entropy"] == "chunked"
+    assert chunked["effective_settings"]["cross_entropy"] == "chunked"
     assert chunked["digests"] == stock["digests"]
     limit = {"fp32": 1e-5, "bf16": 1e-3}[precision]
     assert relative(chunked["losses"]["train"], stock["losses"]["train"]) < limit
@@ -63,7 +68,7 @@ def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated
     assert not launched["stock"] & FUSED
     # What they replace is gone, but for the embedding's.
     assert not launched["fused"] & {"aclnnSilu", "aclnnSiluBackward", "aclnnRsqrt"}
-    assert {operation: fused["effective"][operation] for operation in ("rms_norm", "swiglu", "rotary")} == {
+    assert {operation: fused["effective_settings"][operation] for operation in ("rms_norm", "swiglu", "rotary")} == {
         "rms_norm": "fused",
         "swiglu": "fused",
         "rotary": "fused",
@@ -84,7 +89,7 @@ def test_an_emulation_has_no_profile(emulated: Emulated, npu_zygote: Zygote) -> 
 
 
 def test_an_emulation_has_no_fastest_size(emulated: Emulated, npu_zygote: Zygote) -> None:
-    words = ("backend=npu", *TINY, "experiment=autotune", "workload.steps=4", "workload.warmup_steps=2", "out=a")
+    words = ("backend=npu", *TINY, "experiment=autotune", "workload.steps=4", "workload.timing_warmup_steps=2", "out=a")
     done = emulated.harness(*words)
     assert done.returncode == 3, done.stderr
     assert "autotune: the device is an emulation" in done.stderr

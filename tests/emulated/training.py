@@ -19,27 +19,32 @@ from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer, learning_rate
 
 SHAPES = {
-    "gpt2": ("model=gpt2-124m", "model.max_seq_len=32"),
+    "gpt2": ("model=gpt2-124m", "model.max_position_embeddings=32"),
     # Two key and value heads for four query heads, and an inner size that is no multiple of much.
-    "llama": ("model=llama-1b", "model.kv_heads=2", "model.hidden=88", "model.max_seq_len=32"),
+    "llama": (
+        "model=llama-1b",
+        "model.num_key_value_heads=2",
+        "model.intermediate_size=88",
+        "model.max_position_embeddings=32",
+    ),
 }
 WORK = (
-    "model.layers=2",
-    "model.width=64",
-    "model.heads=4",
+    "model.num_hidden_layers=2",
+    "model.hidden_size=64",
+    "model.num_attention_heads=4",
     "model.vocab_size=128",
     "workload=smoke",
     "workload.seq_len=32",
     "workload.global_batch_size=4",
     "workload.micro_batch_size=2",
-    "workload.warmup_steps=2",
+    "workload.timing_warmup_steps=2",
     "workload.learning_rate=3e-3",
-    "workload.learning_rate_warmup_steps=2",
-    "workload.gradient_clip_norm=0.8",
+    "workload.lr_warmup_steps=2",
+    "workload.max_grad_norm=0.8",
     "backend.threads=1",
 )
 # Weights so large that gradients overflow at the loss scaler's first scale: steps are skipped, and the scale falls.
-OVERFLOWING = ("model.init_std=1.0",)
+OVERFLOWING = ("model.initializer_range=1.0",)
 
 
 class Setup(NamedTuple):
@@ -80,7 +85,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
     work = config.workload
     dataset = open_dataset(config)
     model = build_model(config.model, config.seed, backend.device())
-    result: dict[str, Any] = {"effective": probe(backend, config), "init": init_digest(model)}
+    result: dict[str, Any] = {"effective_settings": probe(backend, config), "init": init_digest(model)}
     optimizer = build_optimizer(model, work, config.track)
     # CANN's fused AdamW takes its hyper-parameters in float32: rounded on the CPU, the curves are equal to the bit.
     rounded = np.float32 if setup.adamw == "fused" else float
@@ -90,7 +95,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
             eps=float(rounded(group["eps"])),
             weight_decay=float(rounded(group["weight_decay"])),
         )
-    step = backend.prepare(model, optimizer, precision=config.precision, gradient_clip_norm=work.gradient_clip_norm)
+    step = backend.prepare(model, optimizer, precision=config.precision, max_grad_norm=work.max_grad_norm)
     outputs = []
     for number in range(1, steps + 1):
         batch = torch.from_numpy(dataset.train((number - 1) * work.global_batch_size, work.global_batch_size))

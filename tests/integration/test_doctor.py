@@ -110,7 +110,7 @@ class TestJson:
         done = harness("doctor", "cpu", "--json")
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
-        assert set(told) == {"schema_version", "time_utc", "host", "harness_version", "environment", "backends"}
+        assert set(told) == {"schema_version", "time", "host", "harness_version", "environment", "backends"}
         assert told["environment"]["cpu_cores_allowed"] >= 1
         [report] = told["backends"]
         assert set(report) == {"name", "ready", "problems", "device", "versions"}

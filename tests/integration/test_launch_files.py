@@ -149,7 +149,7 @@ class TestSlurm:
         assert not (tmp_path / "requeued").exists()
 
     def test_pre_empted_it_saves_is_queued_again_and_goes_on(self, tmp_path: Path, cluster: dict[str, str]) -> None:
-        words = [*BRIEF, "workload.steps=400", "workload.block_steps=5"]
+        words = [*BRIEF, "workload.steps=400", "workload.interval_steps=5"]
         job = self.submit(tmp_path, cluster, *words, CHECKPOINT_EVERY="50")
         run = tmp_path / "runs" / f"slurm-{cluster['SLURM_JOB_ID']}"
         deadline = time.monotonic() + 90
@@ -174,7 +174,7 @@ class TestSlurm:
         assert found["losses"]["train"][: len(first["losses"]["train"])] == first["losses"]["train"]
 
     def test_cancelled_it_is_not_queued_again(self, tmp_path: Path, cluster: dict[str, str]) -> None:
-        job = self.submit(tmp_path, cluster, *BRIEF, "workload.steps=100000", "workload.block_steps=5")
+        job = self.submit(tmp_path, cluster, *BRIEF, "workload.steps=100000", "workload.interval_steps=5")
         run = tmp_path / "runs" / f"slurm-{cluster['SLURM_JOB_ID']}"
         deadline = time.monotonic() + 90
         while not (run / "steps.jsonl").exists():

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import TINY, Harness
 
-LONG = ("workload.steps=100000", "workload.block_steps=5")
+LONG = ("workload.steps=100000", "workload.interval_steps=5")
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ class TestTelemetry:
         words = [
             *TINY,
             "workload.steps=1000",
-            "workload.block_steps=500",
+            "workload.interval_steps=500",
             "workload.eval_every=0",
             "out=run",
             "--metrics-file",

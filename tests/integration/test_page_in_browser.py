@@ -117,8 +117,8 @@ def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: P
     different = np.abs(screen[..., :3] - screen[2, 2, :3]).max(axis=-1) > 0.2
     assert 0.01 < different.mean() < 0.5
     assert different[: size[1] // 4].any()
-    colours = {tuple(colour) for colour in np.round(screen[::3, ::3, :3] * 15).reshape(-1, 3).tolist()}
-    assert len(colours) > 15
+    colors = {tuple(color) for color in np.round(screen[::3, ::3, :3] * 15).reshape(-1, 3).tolist()}
+    assert len(colors) > 15
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -49,7 +49,7 @@ def test_a_run_is_held_against_it(measured: dict[str, Any], tmp_path: Path) -> N
     used = found["utilization"]
     assert used["measured_peak_flops"] == best
     assert used["mfu_of_measured_peak"] == pytest.approx(used["achieved_flops"] / best)
-    assert used["mfu_of_catalogued_peak"] is None
+    assert used["mfu"] is None
     speed = found["timing"]["tokens_per_second"]
     assert used["achieved_flops"] == pytest.approx(speed * used["flops_per_token"])
     assert "of the measured fp32 peak" in " ".join(ended.out.split())
@@ -65,7 +65,7 @@ def test_another_number_of_threads_is_another_device(measured: dict[str, Any], t
 
 def test_a_damaged_one_is_named(measured: dict[str, Any], tmp_path: Path) -> None:
     [file] = tmp_path.glob("runs/peaks/*/peak.json")
-    file.write_text(file.read_text().replace('"kind": "peak"', '"kind": "peaks"'))
+    file.write_text(file.read_text().replace('"kind": "peak"', '"kind": "peak_dir"'))
     ended = run_harness(tmp_path, *TINY, "out=run")
     assert ended.code == 2
     assert "peak.json: not a peak record of this harness; move it elsewhere" in ended.errors[0]

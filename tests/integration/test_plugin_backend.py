@@ -121,7 +121,7 @@ class TestAWorkingOne:
             "    def synchronize(self):\n"
             '        raise RuntimeError("ZPU fell over")\n'
             "\n"
-            "    def classify(self, error):\n"
+            "    def classify_error(self, error):\n"
             "        from harness.backends.base import Failure\n"
             "\n"
             '        return Failure("device_fault", str(error), "pick it up again")\n'

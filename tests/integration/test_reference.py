@@ -26,22 +26,22 @@ from tests.test_model import gpt2_reference, llama_reference
 
 STEPS, RISE, BATCH, PEAK = 20, 5, 8, 3e-3
 WORK = (
-    "model.layers=2",
-    "model.width=64",
-    "model.heads=4",
+    "model.num_hidden_layers=2",
+    "model.hidden_size=64",
+    "model.num_attention_heads=4",
     "model.vocab_size=512",
-    "model.max_seq_len=64",
+    "model.max_position_embeddings=64",
     "workload=smoke",
     f"workload.steps={STEPS}",
-    "workload.warmup_steps=3",
+    "workload.timing_warmup_steps=3",
     "workload.seq_len=64",
     f"workload.global_batch_size={BATCH}",
     f"workload.micro_batch_size={BATCH // 2}",
     f"workload.eval_every={STEPS}",
     "workload.eval_sequences=12",
     f"workload.learning_rate={PEAK}",
-    f"workload.learning_rate_warmup_steps={RISE}",
-    "workload.final_learning_rate_fraction=0.1",
+    f"workload.lr_warmup_steps={RISE}",
+    "workload.min_lr_ratio=0.1",
     "workload.weight_decay=0.1",
     "workload.beta1=0.9",
     "workload.beta2=0.95",
@@ -54,7 +54,7 @@ WORK = (
 # With a clip norm in the middle of the gradient norms that each shape has.
 SHAPES: dict[str, tuple[tuple[str, ...], float, Callable[..., Any]]] = {
     "gpt2": (("model=gpt2-124m",), 0.9, gpt2_reference),
-    "llama": (("model=llama-1b", "model.kv_heads=2", "model.hidden=176"), 0.8, llama_reference),
+    "llama": (("model=llama-1b", "model.num_key_value_heads=2", "model.intermediate_size=176"), 0.8, llama_reference),
 }
 
 
@@ -120,7 +120,7 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_loss_curve_is_that_of_a_bare_reference(shape: str, harness: Harness, tmp_path: Path) -> None:
     words, clip, reference = SHAPES[shape]
-    words = (*words, *WORK, f"workload.gradient_clip_norm={clip}")
+    words = (*words, *WORK, f"workload.max_grad_norm={clip}")
     found, expected = harness_curve(harness, tmp_path, words), reference_curve(load(list(words)), clip, reference)
     assert len(found.losses) == STEPS
     # The comparison is worth something only if it learned, and if clipping was at work in some steps and not in all.

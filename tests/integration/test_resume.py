@@ -234,11 +234,16 @@ class TestRanks:
         assert "Traceback" not in errors
         # What a run refuses, its launcher refuses too: in the run's one line, and with its code.
         done = subprocess.run(
-            [*command, *words, "model.layers=0"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [*command, *words, "model.num_hidden_layers=0"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 2, done.stderr
         assert [line for line in done.stderr.splitlines() if "Warning" not in line] == [
-            "error: model.layers: found 0, expected at least 1"
+            "error: model.num_hidden_layers: found 0, expected at least 1"
         ]
 
     def test_torchrun_starts_a_killed_rank_again(self, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ class TestFinishedRun:
 
     def test_headline_is_the_measured_blocks_alone(self, finished: Path) -> None:
         timing = read(finished / "run")["timing"]
-        assert [(block["first_step"], block["last_step"]) for block in timing["blocks"]] == [(3, 3), (4, 5), (6, 6)]
-        seconds = sum(block["seconds"] for block in timing["blocks"])
+        assert [(block["first_step"], block["last_step"]) for block in timing["intervals"]] == [(3, 3), (4, 5), (6, 6)]
+        seconds = sum(block["seconds"] for block in timing["intervals"])
         assert timing["measured_seconds"] == pytest.approx(seconds)
         assert timing["mean_step_seconds"] == pytest.approx(seconds / 4)
         assert timing["tokens_per_second"] == pytest.approx(4 * 4 * 32 / seconds)
@@ -139,7 +139,7 @@ class TestSameness:
         for precision, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
             assert harness(*TINY, f"precision={precision}", f"out={precision}").returncode == 0
             record = read(tmp_path / precision)
-            assert record["effective"]["matmul_dtype"] == dtype
+            assert record["effective_settings"]["matmul_dtype"] == dtype
             assert record["losses"]["train"] == pytest.approx(losses(finished / "run"), rel=0.02)
             assert record["workload_id"] != read(finished / "run")["workload_id"]
 
@@ -207,8 +207,8 @@ class TestFailures:
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 
-        done = harness(*words, "workload.steps=2", "workload.warmup_steps=1",
-                       "workload.learning_rate_warmup_steps=1", preexec_fn=limit)  # fmt: skip
+        done = harness(*words, "workload.steps=2", "workload.timing_warmup_steps=1",
+                       "workload.lr_warmup_steps=1", preexec_fn=limit)  # fmt: skip
         assert done.returncode == 5, done.stderr
         assert "Traceback" not in done.stderr
         assert read(tmp_path / "run")["status"] == "oom"

@@ -19,8 +19,8 @@ from tests.ranks import record, run_harness, run_ranks
 WORK = (*TINY, "workload.steps=12", "workload.eval_every=6", "workload.eval_sequences=5")
 # More steps than the gate takes for early ones.
 LONGER = ("workload.steps=26", "workload.eval_every=13")
-GPT2 = ("model.positions=learned", "model.bias=true")
-LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.kv_heads=1")
+GPT2 = ("model.position_embedding=learned", "model.bias=true")
+LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.num_key_value_heads=1")
 # Each knob by itself, and all of them as the backend chooses.
 KNOBS = {
     "chunked": ("track.compile=no", "track.attention=stock", "track.cross_entropy=chunked"),
@@ -62,7 +62,7 @@ def test_passes_the_parity_gate_against_portable(
 
 def test_says_what_was_in_effect(tmp_path: Path) -> None:
     found = run(tmp_path, "run", *WORK, "track=tuned")
-    effective = found["effective"]
+    effective = found["effective_settings"]
     assert effective["compile"] == "blocks"
     assert (effective["attention"], effective["cross_entropy"]) == ("blocked", "chunked")
     assert effective["adamw"] == "fused"

@@ -11,18 +11,18 @@ from harness.analysis.audit.rows import (
     SIDES,
     SUSPICIOUS,
     UNPROVEN,
-    Finding,
+    AuditFinding,
     Row,
     number,
     tera,
 )
-from harness.analysis.chips import PRECISIONS, Chip, ambiguity, chips_meant, find_chip, largest_peak
-from harness.analysis.flops import FEWEST_WEIGHTS, parameters_of, parameters_of_layers
-from harness.analysis.named_models import named_model
+from harness.analysis.chips import PRECISIONS, Chip, ambiguity, find_chip, largest_peak, match_chips
+from harness.analysis.flops import MIN_WEIGHTS, parameters_of, parameters_of_layers
+from harness.analysis.named_models import model_preset
 
 # "7B" is printed of models of 6.7 to 7.3 billion parameters.
 PARAMETER_SLACK = 1.10
-# Figures of three digits that belong together differ by rounding alone.
+# RunningStats of three digits that belong together differ by rounding alone.
 ROUNDING = 0.02
 # Of MFUs: how FLOPs are counted differs by as much (attention, embeddings, recomputation).
 COUNTING = 0.15
@@ -39,7 +39,7 @@ ACCURACY_TOLERANCE = 0.02
 DEFAULT_CHIP = "NVIDIA A100-SXM4-80GB"
 
 
-def own_findings(row: Row) -> list[Finding]:
+def own_findings(row: Row) -> list[AuditFinding]:
     """Return everything that a row shows by itself."""
     return [
         *_precision(row),
@@ -64,7 +64,7 @@ def _peaks(row: Row, side: str) -> list[tuple[float, str, Chip]]:
     precision = row.text("precision")
     return [
         (value, name, chip)
-        for chip in chips_meant(row.text(side) or "")
+        for chip in match_chips(row.text(side) or "")
         for name in ((precision,) if precision is not None else PRECISIONS)
         if (value := chip.peak_flops.get(name)) is not None
     ]
@@ -72,7 +72,7 @@ def _peaks(row: Row, side: str) -> list[tuple[float, str, Chip]]:
 
 def _largest_peak(row: Row, side: str) -> tuple[float | None, str, float]:
     """Return the largest peak FLOP/s that a side's chip may have, what it is, and by how much it may be off."""
-    chips = chips_meant(row.text(side) or "")
+    chips = match_chips(row.text(side) or "")
     precision = row.text("precision")
     if precision is not None:
         best, which = largest_peak(chips, precision), precision
@@ -86,12 +86,12 @@ def _largest_peak(row: Row, side: str) -> tuple[float | None, str, float]:
     return best, which, DISPUTED_PEAK if grade == "C" else 1.0
 
 
-def _precision(row: Row) -> Iterator[Finding]:
+def _precision(row: Row) -> Iterator[AuditFinding]:
     precision = row.text("precision")
     for side in SIDES:
-        chips = chips_meant(row.text(side) or "")
+        chips = match_chips(row.text(side) or "")
         if precision is not None and chips and all(precision in chip.lacks for chip in chips):
-            yield Finding(
+            yield AuditFinding(
                 IMPOSSIBLE,
                 "precision",
                 f"{precision} on {row.text(side)}",
@@ -99,34 +99,34 @@ def _precision(row: Row) -> Iterator[Finding]:
             )
 
 
-def _size(row: Row) -> Iterator[Finding]:
-    stated, shape = row.number("parameters"), named_model(row.text("model"))
+def _size(row: Row) -> Iterator[AuditFinding]:
+    stated, shape = row.number("parameters"), model_preset(row.text("model"))
     if stated is None:
         return
     layers, width = row.number("layers"), row.number("width")
     if shape is not None and abs(math.log(stated / parameters_of(shape))) > COUNTING:
         why = f"{row.text('model')} has {parameters_of(shape) / 1e9:.3g} billion"
-    elif layers is not None and width is not None and stated < parameters_of_layers(layers, width, FEWEST_WEIGHTS):
+    elif layers is not None and width is not None and stated < parameters_of_layers(layers, width, MIN_WEIGHTS):
         usual = parameters_of_layers(layers, width)
         why = f"{layers:g} layers of width {width:g} alone have some {usual / 1e9:.3g} billion"
     else:
         return
-    yield Finding(INCONSISTENT, "size", f"{stated / 1e9:.3g} billion parameters", why)
+    yield AuditFinding(INCONSISTENT, "size", f"{stated / 1e9:.3g} billion parameters", why)
 
 
-def _batch(row: Row) -> Iterator[Finding]:
+def _batch(row: Row) -> Iterator[AuditFinding]:
     stated, most = row.number("global_batch_size"), row.largest_batch_from_parts
     if stated is None or most is None or stated == most:
         return
     what, why = f"a global batch of {stated:g}", f"micro-batch x accumulation x devices is {most:g}"
     shared, devices = most / stated, row.number("devices") or 1
     if not row.copies_are_known and shared.is_integer() and (devices / shared).is_integer():
-        yield Finding(UNPROVEN, "batch", what, f"{why}: right if {shared:g} devices share a copy of the model")
+        yield AuditFinding(UNPROVEN, "batch", what, f"{why}: right if {shared:g} devices share a copy of the model")
     else:
-        yield Finding(INCONSISTENT, "batch", what, why)
+        yield AuditFinding(INCONSISTENT, "batch", what, why)
 
 
-def _speeds(row: Row) -> Iterator[Finding]:
+def _speeds(row: Row) -> Iterator[AuditFinding]:
     for side in SIDES:
         for unknown, told in row.speeds_by_what_is_unknown(side).items():
             slowest, fastest = min(told, key=lambda key: told[key]), max(told, key=lambda key: told[key])
@@ -134,7 +134,7 @@ def _speeds(row: Row) -> Iterator[Finding]:
                 continue
             # Without a sequence length both are samples/s, without the number of devices a device's.
             unit = f"{'samples' if 'seq_len' in unknown else 'tokens'}/s{' a device' if 'devices' in unknown else ''}"
-            yield Finding(
+            yield AuditFinding(
                 INCONSISTENT,
                 "speed",
                 f"{side}: {fastest} says {number(told[fastest])} {unit}, {slowest} says {number(told[slowest])}",
@@ -142,13 +142,13 @@ def _speeds(row: Row) -> Iterator[Finding]:
             )
 
 
-def _ratios(row: Row) -> Iterator[Finding]:
+def _ratios(row: Row) -> Iterator[AuditFinding]:
     by_column = {column: ratio for column, ratio in row.time_ratios.items() if column != "total_seconds"}
     low = ""
     if by_column:
         low, high = min(by_column, key=lambda key: by_column[key]), max(by_column, key=lambda key: by_column[key])
         if by_column[high] > (1 + 2 * ROUNDING) * by_column[low]:
-            yield Finding(
+            yield AuditFinding(
                 INCONSISTENT,
                 "ratio",
                 f"a time ratio of {by_column[high]:.4g} by {high}",
@@ -156,7 +156,7 @@ def _ratios(row: Row) -> Iterator[Finding]:
             )
     total = row.time_ratios.get("total_seconds")
     if by_column and total is not None and abs(math.log(total / by_column[low])) > math.log(OVERHEAD):
-        yield Finding(
+        yield AuditFinding(
             SUSPICIOUS,
             "ratio",
             f"a time ratio of {total:.4g} by total_seconds",
@@ -168,7 +168,7 @@ def _ratios(row: Row) -> Iterator[Finding]:
     found = time if row.text("ratio_of") == "time" else 1 / time
     if not _rounds_to(found, stated):
         turned = ", which is its inverse" if _rounds_to(1 / found, stated) else ""
-        yield Finding(
+        yield AuditFinding(
             INCONSISTENT,
             "ratio",
             f"a {row.text('ratio_of')} ratio of {stated:.4g}",
@@ -182,20 +182,20 @@ def _rounds_to(found: float, stated: float) -> bool:
     return abs(found - stated) <= max(ROUNDING * stated, 0.5 * 10.0**-decimals) * (1 + 1e-9)
 
 
-def _utilization(row: Row) -> Iterator[Finding]:
+def _utilization(row: Row) -> Iterator[AuditFinding]:
     for side in SIDES:
         stated = row.of(side, "mfu")
         if stated is None:
             continue
         flops, peaks = row.flops_per_device(side), _peaks(row, side)
         if stated > 1:
-            yield Finding(IMPOSSIBLE, "MFU", f"{side}: MFU of {stated:.0%}", _why_above_one(row, side, stated))
+            yield AuditFinding(IMPOSSIBLE, "MFU", f"{side}: MFU of {stated:.0%}", _why_above_one(row, side, stated))
         elif flops is not None and peaks:
             # By whichever peak comes nearest: the writer knew which chip and precision it was.
             expected = flops / stated
             most, precision, chip = min(peaks, key=lambda each: abs(math.log(each[0] / expected)))
             if abs(math.log(most / expected)) > COUNTING:
-                yield Finding(
+                yield AuditFinding(
                     INCONSISTENT,
                     "MFU",
                     f"{side}: MFU of {stated:.0%}",
@@ -210,7 +210,7 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
     divisor = default.peak_flops["bf16"]
     assert divisor is not None
     precision = row.text("precision") or "bf16"
-    real, own = stated * divisor, largest_peak(chips_meant(row.text(side) or ""), precision)
+    real, own = stated * divisor, largest_peak(match_chips(row.text(side) or ""), precision)
     said = "no chip does more than its peak"
     if own is None:
         chip = row.text(side)
@@ -224,13 +224,13 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
     return said
 
 
-def _implied_flops(row: Row) -> Iterator[Finding]:
+def _implied_flops(row: Row) -> Iterator[AuditFinding]:
     for side in SIDES:
         flops, (most, what, dispute) = row.flops_per_device(side), _largest_peak(row, side)
-        chips = chips_meant(row.text(side) or "")
+        chips = match_chips(row.text(side) or "")
         lacking = [chip for chip in chips if row.text("precision") in chip.lacks]
         if flops is not None and most is None and len(lacking) < len(chips):
-            yield Finding(
+            yield AuditFinding(
                 UNPROVEN,
                 "peak",
                 f"{side}: {tera(flops)} a device",
@@ -239,16 +239,18 @@ def _implied_flops(row: Row) -> Iterator[Finding]:
             )
         if flops is None or most is None:
             continue
-        slack = dispute * (1.0 if named_model(row.text("model")) else PARAMETER_SLACK)
+        slack = dispute * (1.0 if model_preset(row.text("model")) else PARAMETER_SLACK)
         said = f"{side}: {tera(flops)} a device"
         of = f"the largest peak of {row.text(side)} is {tera(most)} ({what})"
         measured = _best_product(chips, row.text("precision"))
         if flops > slack * most:
-            yield Finding(IMPOSSIBLE, "peak", said, f"{of}: {flops / most:.1f} times as much as the chip can do")
+            yield AuditFinding(IMPOSSIBLE, "peak", said, f"{of}: {flops / most:.1f} times as much as the chip can do")
         elif flops > HIGHEST_CREDIBLE_MFU * most:
-            yield Finding(SUSPICIOUS, "peak", said, f"{of}; no dense training is known at {flops / most:.0%} of it")
+            yield AuditFinding(
+                SUSPICIOUS, "peak", said, f"{of}; no dense training is known at {flops / most:.0%} of it"
+            )
         elif measured is not None and flops > measured:
-            yield Finding(
+            yield AuditFinding(
                 SUSPICIOUS, "peak", said, f"bare matrix products on {row.text(side)} were measured at {tera(measured)}"
             )
 
@@ -258,10 +260,10 @@ def _best_product(chips: Sequence[Chip], precision: str | None) -> float | None:
     return None if not found or None in found else max(value for value in found if value is not None)
 
 
-def _outcome(row: Row) -> Iterator[Finding]:
+def _outcome(row: Row) -> Iterator[AuditFinding]:
     losses = [row.of(side, "final_loss") for side in SIDES]
     if losses[0] is not None and losses[1] is not None and abs(math.log(losses[0] / losses[1])) > LOSS_TOLERANCE:
-        yield Finding(
+        yield AuditFinding(
             SUSPICIOUS,
             "outcome",
             f"final losses {losses[0]:g} and {losses[1]:g}",
@@ -275,7 +277,7 @@ def _outcome(row: Row) -> Iterator[Finding]:
         if samples is not None:
             allowed, why = _chance(one, two, samples), f"which is what chance explains of {samples:,.0f} samples"
         if abs(one - two) > allowed:
-            yield Finding(
+            yield AuditFinding(
                 SUSPICIOUS,
                 "outcome",
                 f"accuracies {one:.2%} and {two:.2%}",
@@ -289,7 +291,7 @@ def _chance(one: float, two: float, samples: float) -> float:
     return 1.96 * math.sqrt(2 * mean * (1 - mean) / samples)
 
 
-def _missing(row: Row) -> Iterator[Finding]:
+def _missing(row: Row) -> Iterator[AuditFinding]:
     missing = [
         *(f"the {side}'s speed" for side in SIDES if not row.has(side)),
         *(f"the {side}'s chip" for side in SIDES if row.has(side) and row.text(side) is None),
@@ -303,9 +305,11 @@ def _missing(row: Row) -> Iterator[Finding]:
     if row.flops_per_token is not None and all(row.speed_per_device(side) is None for side in SIDES):
         missing.append("what makes tokens/s a device of the figures (devices, batch, sequence length)")
     if missing:
-        yield Finding(UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "what hangs on it was not checked")
+        yield AuditFinding(
+            UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "what hangs on it was not checked"
+        )
     if row.assumed:
-        yield Finding(
+        yield AuditFinding(
             UNPROVEN,
             "assumed",
             f"not printed, and filled in by whoever made the table: {', '.join(row.assumed)}",
@@ -313,16 +317,16 @@ def _missing(row: Row) -> Iterator[Finding]:
         )
     for side in SIDES:
         written = row.text(side)
-        if written is not None and not chips_meant(written):
-            yield Finding(
+        if written is not None and not match_chips(written):
+            yield AuditFinding(
                 UNPROVEN, "chip", f"{side}: {written!r}", "no chip of the catalogue is called so: its peak is unknown"
             )
         elif unclear := ambiguity(written):
-            yield Finding(UNPROVEN, "chip", f"{side}: {unclear}", "the largest of their peaks is taken")
+            yield AuditFinding(UNPROVEN, "chip", f"{side}: {unclear}", "the largest of their peaks is taken")
     both = all(row.has(side) for side in SIDES)
     alike = any(all(row.of(side, what) is not None for side in SIDES) for what in ("final_loss", "accuracy"))
     if both and not alike:
-        yield Finding(
+        yield AuditFinding(
             UNPROVEN,
             "outcome",
             "neither losses nor accuracies of both sides",

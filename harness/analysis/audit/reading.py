@@ -23,14 +23,14 @@ PERCENT = ("mfu", "accuracy")
 # Names of precisions that tables print, and ours.
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 # Nothing that is printed of a training lies beyond.
-SMALLEST_NUMBER, LARGEST_NUMBER = 1e-12, 1e18
+MIN_NUMBER, MAX_NUMBER = 1e-12, 1e18
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 WHOLE = ("layers", "width", "seq_len", "global_batch_size", "micro_batch_size", "accumulation", "devices", "tensor",
          "pipeline", "evaluation_samples")  # fmt: skip
 # Below this the unit was forgotten.
-SMALLEST_MODEL = 1e5
+MIN_MODEL = 1e5
 # A share of the peak beyond this was meant in percent.
-LARGEST_BARE_MFU = 10.0
+MAX_BARE_MFU = 10.0
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -133,8 +133,8 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
 
 
 def _precision(where: str, written: str) -> str:
-    folded = written.casefold()
-    found = PRECISION_NAMES.get(folded, folded)
+    normalized_name = written.casefold()
+    found = PRECISION_NAMES.get(normalized_name, normalized_name)
     if found not in PRECISIONS:
         raise UserError(f"{where}: precision: found {written!r}, expected one of: {', '.join(PRECISIONS)}")
     return found
@@ -151,13 +151,13 @@ def _number(where: str, column: str, value: Any) -> float:
             number = float(text)
     except ValueError:
         number = math.nan
-    if isinstance(value, bool) or not SMALLEST_NUMBER <= number <= LARGEST_NUMBER:
+    if isinstance(value, bool) or not MIN_NUMBER <= number <= MAX_NUMBER:
         raise UserError(
             f"{where}: {column}: found {value!r}, expected a number above 0 and of a possible size, without thousands "
             "separators"
         )
     # An MFU above one is what somebody printed, an accuracy above one is what nobody means.
-    most = LARGEST_BARE_MFU if column.endswith("mfu") else 1.0
+    most = MAX_BARE_MFU if column.endswith("mfu") else 1.0
     if column.endswith("mfu") and not text.endswith("%") and number > most:
         raise UserError(f"{where}: {column}: found {value!r}, expected a fraction, or a percentage such as 38.5%")
     if column.endswith("accuracy") and number > most:
@@ -166,6 +166,6 @@ def _number(where: str, column: str, value: Any) -> float:
         )
     if column in WHOLE and not number.is_integer():
         raise UserError(f"{where}: {column}: found {value!r}, expected a whole number")
-    if column == "parameters" and number < SMALLEST_MODEL:
+    if column == "parameters" and number < MIN_MODEL:
         raise UserError(f"{where}: parameters: found {value!r}, expected a number of parameters, such as 7B")
     return number

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.analysis.flops import flops_per_token_of_size, matrix_weights, parameters_of, training_flops_per_token
-from harness.analysis.named_models import named_model
+from harness.analysis.named_models import model_preset
 
 TEXTS = {
     "id": "name of the row in what is said of it (default: its number)",
@@ -152,7 +152,7 @@ class Row:
         Six times the parameters (Kaplan et al. 2020) where no shape is known, which leaves attention out.
         """
         seq_len = self.number("seq_len")
-        shape = named_model(self.text("model"))
+        shape = model_preset(self.text("model"))
         if shape is not None:
             return 6 * matrix_weights(shape) if seq_len is None else training_flops_per_token(shape, int(seq_len))
         parameters = self.number("parameters")
@@ -165,7 +165,7 @@ class Row:
     @property
     def size(self) -> float | None:
         """The model's parameters, as printed or of the named model."""
-        shape = named_model(self.text("model"))
+        shape = model_preset(self.text("model"))
         return self.number("parameters") if shape is None else float(parameters_of(shape))
 
     def flops_per_device(self, side: str) -> float | None:
@@ -203,7 +203,7 @@ GRADES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditFinding:
     """One thing found."""
 
     sure: str

@@ -11,14 +11,14 @@ from typing import Any
 from scipy import stats
 
 from harness.analysis.audit.checks import has_peak
-from harness.analysis.audit.rows import SIDES, UNPROVEN, Finding, Row
-from harness.analysis.audit.table import Table
-from harness.analysis.chips import chips_meant
-from harness.analysis.claims import ANY, CANNOT_TELL, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
+from harness.analysis.audit.rows import SIDES, UNPROVEN, AuditFinding, Row
+from harness.analysis.audit.table import PublishedTable
+from harness.analysis.chips import match_chips
+from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
 
 AUDIT_SCHEMA_VERSION = 1
 # Two rows that happen to agree have next to no spread, and say next to nothing of other trainings.
-FEWEST_ROWS_FOR_AN_INTERVAL = 3
+MIN_ROWS_FOR_AN_INTERVAL = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class AuditedRow:
     """A row with what was found about it."""
 
     row: Row
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
     @property
     def grade(self) -> str | None:
@@ -60,7 +60,7 @@ class Mean:
     count: int
     estimate: float
     low: float | None
-    """Of the 95 % interval by Student's t on logarithms; None for fewer rows than FEWEST_ROWS_FOR_AN_INTERVAL."""
+    """Of the 95 % interval by Student's t on logarithms; None for fewer rows than MIN_ROWS_FOR_AN_INTERVAL."""
     high: float | None
     smallest: float
     largest: float
@@ -86,7 +86,9 @@ class Audit:
 
 def audit(rows: Sequence[Row]) -> Audit:
     """Audit every row of a table, and average the sound ones."""
-    audited = tuple(AuditedRow(row, tuple(found)) for row, found in zip(rows, Table(rows).findings(), strict=True))
+    audited = tuple(
+        AuditedRow(row, tuple(found)) for row, found in zip(rows, PublishedTable(rows).findings(), strict=True)
+    )
     return Audit(audited, tuple(_means(audited)))
 
 
@@ -96,7 +98,7 @@ def _means(rows: Sequence[AuditedRow]) -> Iterator[PairMean]:
         written = [row.row.text(side) for side in SIDES]
         if None not in written:
             # By what is meant, however it is written.
-            subject, reference = (tuple(chip.name for chip in chips_meant(text or "")) or text for text in written)
+            subject, reference = (tuple(chip.name for chip in match_chips(text or "")) or text for text in written)
             pairs.setdefault((subject, reference), []).append(row)
     for group in pairs.values():
         if (mean := mean_of(group)) is not None:
@@ -112,7 +114,7 @@ def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
     logarithms = [math.log(ratio) for ratio in ratios]
     middle, low, high = statistics.fmean(logarithms), None, None
     # Rows that agree to the last digit are no trials of one another.
-    if len(logarithms) >= FEWEST_ROWS_FOR_AN_INTERVAL and max(logarithms) > min(logarithms):
+    if len(logarithms) >= MIN_ROWS_FOR_AN_INTERVAL and max(logarithms) > min(logarithms):
         half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
         low, high = math.exp(middle - half), math.exp(middle + half)
     return Mean(len(ratios), math.exp(middle), low, high, min(ratios), max(ratios))
@@ -138,7 +140,7 @@ def _states(row: Row, claim: Claim) -> bool:
 
 def _is_about(row: Row, claim: Claim) -> bool:
     for written, claimed in ((row.text("subject"), claim.subject), (row.text("reference"), claim.reference)):
-        meant = {chip.name for chip in chips_meant(written or "")}
+        meant = {chip.name for chip in match_chips(written or "")}
         if not meant or not meant <= {chip.name for chip in chips_of(claimed)}:
             return False
     # As with records: what is not printed is not shown to be what the claim is of.
@@ -157,13 +159,13 @@ def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
     mean = mean_of(others)
     if mean is None:
         return ClaimVerdict(NOT_TESTED, _why_no_evidence(claim, about, others) + _own_grade(claim, table))
-    if mean.count >= FEWEST_ROWS_FOR_AN_INTERVAL and mean.low is None:
-        return ClaimVerdict(CANNOT_TELL, f"all {mean.count} sound rows have the very same ratio: they are no trials")
+    if mean.count >= MIN_ROWS_FOR_AN_INTERVAL and mean.low is None:
+        return ClaimVerdict(INCONCLUSIVE, f"all {mean.count} sound rows have the very same ratio: they are no trials")
     if mean.low is None or mean.high is None:
         return ClaimVerdict(
-            CANNOT_TELL,
+            INCONCLUSIVE,
             f"{_rows(mean.count)} (beside the claim's own and any with something guessed), where "
-            f"{FEWEST_ROWS_FOR_AN_INTERVAL} or more could tell how trainings differ; geometric mean of the time ratios "
+            f"{MIN_ROWS_FOR_AN_INTERVAL} or more could tell how trainings differ; geometric mean of the time ratios "
             f"{mean.estimate:.3f}",
         )
     if claim.quantity == TIME:
@@ -172,7 +174,7 @@ def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
 
 
 def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence[AuditedRow]) -> str:
-    if claim.subject == ANY:
+    if claim.subject == ANY_DEVICE:
         return "a rehearsal, not a published claim"
     if not about:
         return f"no published row compares {claim.subject} with {claim.reference}"

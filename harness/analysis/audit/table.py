@@ -6,19 +6,29 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from harness.analysis.audit.checks import own_findings
-from harness.analysis.audit.rows import GRADES, IMPOSSIBLE, MEASURED, SIDES, SUSPICIOUS, UNPROVEN, Finding, Row, tera
-from harness.analysis.chips import PRECISIONS, Chip, chips_meant
-from harness.text import folded
+from harness.analysis.audit.rows import (
+    GRADES,
+    IMPOSSIBLE,
+    MEASURED,
+    SIDES,
+    SUSPICIOUS,
+    UNPROVEN,
+    AuditFinding,
+    Row,
+    tera,
+)
+from harness.analysis.chips import PRECISIONS, Chip, match_chips
+from harness.text import normalized_name
 
 # Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
 WEAKER_BASELINE = 1.25
-# Figures that other trainings have too, being of a few values.
+# RunningStats that other trainings have too, being of a few values.
 COMMON = ("mfu", "accuracy", "final_loss")
 # So many figures that are alike, or one of so many digits, are no accident.
-FEWEST_ALIKE, DIGITS_ALIKE = 2, 5
+MIN_ALIKE, DIGITS_ALIKE = 2, 5
 
 
-class Table:
+class PublishedTable:
     """All rows of a file with what was found about each by itself."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -32,13 +42,13 @@ class Table:
             for figure in _figures(row).items():
                 self._by_figure[figure].append(number)
             for side in SIDES:
-                flops, chips = row.flops_per_device(side), chips_meant(row.text(side) or "")
+                flops, chips = row.flops_per_device(side), match_chips(row.text(side) or "")
                 # What cannot be trusted by itself shows nothing of another row.
                 trusted = all(finding.sure == UNPROVEN for finding in self._found[number])
                 if trusted and flops is not None and chips and _model(row) is not None:
                     self._by_model[_same_work(row)].append((number, flops, chips))
 
-    def findings(self) -> list[list[Finding]]:
+    def findings(self) -> list[list[AuditFinding]]:
         """Return everything found about every row, the gravest first."""
         return [
             sorted(
@@ -48,7 +58,7 @@ class Table:
             for number, own in enumerate(self._found)
         ]
 
-    def _copied(self, number: int) -> Iterator[Finding]:
+    def _copied(self, number: int) -> Iterator[AuditFinding]:
         """Other rows have the same figures."""
         row, own = self.rows[number], _figures(self.rows[number])
         same, copies = [], []
@@ -56,7 +66,7 @@ class Table:
             theirs = _figures(self.rows[other])
             shared = own.keys() & theirs.keys()
             alike = [column for column in shared if own[column] == theirs[column]]
-            telling = len(alike) >= FEWEST_ALIKE or any(_digits(own[column]) >= DIGITS_ALIKE for column in alike)
+            telling = len(alike) >= MIN_ALIKE or any(_digits(own[column]) >= DIGITS_ALIKE for column in alike)
             if not telling or not _whole_sides(shared, alike):
                 continue
             if _work(self.rows[other]) == _work(row):
@@ -65,7 +75,7 @@ class Table:
             elif other not in self._impossible or number in self._impossible:
                 copies.append(other)
         if copies:
-            yield Finding(
+            yield AuditFinding(
                 SUSPICIOUS,
                 "identical",
                 f"the same figures as {self._names(copies)}, to the last digit",
@@ -73,16 +83,16 @@ class Table:
             )
         # The first of them counts.
         if same and same[0] < number:
-            yield Finding(SUSPICIOUS, "identical", f"the same row as {self._names(same)}", "a trial counts once")
+            yield AuditFinding(SUSPICIOUS, "identical", f"the same row as {self._names(same)}", "a trial counts once")
 
     def _names(self, numbers: Sequence[int]) -> str:
         more = "" if len(numbers) == 1 else f" and {len(numbers) - 1} more"
         return f"{self.rows[numbers[0]].name}{more}"
 
-    def _weaker_baseline(self, number: int) -> Iterator[Finding]:
+    def _weaker_baseline(self, number: int) -> Iterator[AuditFinding]:
         """Another row has the same model on the same reference chip, and that runs it faster."""
         row = self.rows[number]
-        own, chips = row.flops_per_device("reference"), chips_meant(row.text("reference") or "")
+        own, chips = row.flops_per_device("reference"), match_chips(row.text("reference") or "")
         if own is None or row.time_ratio is None or not chips or _model(row) is None:
             return
         rivals = [
@@ -98,7 +108,7 @@ class Table:
         against = ""
         if subject is not None:
             against = f"; against that one the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
-        yield Finding(
+        yield AuditFinding(
             SUSPICIOUS,
             "baseline",
             f"reference: {tera(own)} a device",
@@ -125,12 +135,12 @@ def _digits(value: float) -> int:
 
 def _work(row: Row) -> tuple[object, ...]:
     columns = ("subject", "reference", "stack", "model", "parameters", "seq_len", "devices", "precision")
-    return tuple(folded(str(row.values[column])) if column in row.values else None for column in columns)
+    return tuple(normalized_name(str(row.values[column])) if column in row.values else None for column in columns)
 
 
 def _model(row: Row) -> tuple[object, ...] | None:
     name = row.text("model")
-    key = (None if name is None else folded(name), row.number("parameters"))
+    key = (None if name is None else normalized_name(name), row.number("parameters"))
     return None if key == (None, None) else key
 
 

@@ -37,14 +37,14 @@ from harness.analysis.chips import Chip
 from harness.analysis.projection.plan import DRAWS, Assumptions, Draws, Plan, Range
 from harness.errors import UserError
 
-MOST_TIME_LOST = 0.95
+MAX_TIME_LOST = 0.95
 SEED = 1
 INTERVAL = (5.0, 50.0, 95.0)
 # The optimizer reads gradient, weight and two moments, and writes the last three: 7 x 4 bytes in fp32. With a gradient
 # and a working copy of 2 bytes beside a master weight it is 2 + 12 + 12 + 2, as much.
 OPTIMIZER_BYTES_PER_PARAMETER = 28
 # Of a logarithm, where draws of Student's t are cut: far outside every interval, and before an exponential overflows.
-LARGEST_DEVIATION = 50.0
+MAX_DEVIATION = 50.0
 SECONDS_PER_DAY = 86_400
 FULL_RECOMPUTATION = 4 / 3
 
@@ -141,8 +141,8 @@ def _with_interruptions(
     saving = hours * checkpoint / between
     each = assumed.restart_hours.draw(random) + between / 2
     # Time lost is trained again, and can be lost again.
-    lost_share = np.minimum(per_hour * each, MOST_TIME_LOST)
-    if np.median(lost_share) >= MOST_TIME_LOST:
+    lost_share = np.minimum(per_hour * each, MAX_TIME_LOST)
+    if np.median(lost_share) >= MAX_TIME_LOST:
         raise UserError(
             f"devices: {plan.devices:,} are interrupted faster than a training gets on, by the assumed "
             f"{assumed.device_hours_between_interruptions.likely:,.0f} device-hours between two interruptions"
@@ -215,7 +215,7 @@ def _rate(
             return np.full(DRAWS, math.exp(mean)), speed.source
         spread = float(np.std(logarithms, ddof=1)) * math.sqrt(1 + 1 / count)
         deviation = spread * random.standard_t(count - 1, DRAWS)
-        drawn = np.exp(mean + np.clip(deviation, -LARGEST_DEVIATION, LARGEST_DEVIATION))
+        drawn = np.exp(mean + np.clip(deviation, -MAX_DEVIATION, MAX_DEVIATION))
         # However far the runs lie apart, none is faster than the chip.
         return drawn if peak is None else np.minimum(drawn, peak), speed.source
     if peak is None:

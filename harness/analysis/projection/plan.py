@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.analysis.chips import Chip
-from harness.analysis.flops import FEWEST_WEIGHTS, parameters_of_layers
+from harness.analysis.flops import MIN_WEIGHTS, parameters_of_layers
 from harness.errors import UserError
 
 DRAWS = 20_000
@@ -171,7 +171,7 @@ class Plan:
         if (
             self.layers is not None
             and self.width is not None
-            and self.parameters < (parameters_of_layers(self.layers, self.width, FEWEST_WEIGHTS))
+            and self.parameters < (parameters_of_layers(self.layers, self.width, MIN_WEIGHTS))
         ):
             raise UserError(
                 f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from harness.analysis.chips import Chip, chips_meant
+from harness.analysis.chips import Chip, match_chips
 from harness.analysis.flops import flops_per_token_of_size, parameters_of, training_flops_per_token
-from harness.analysis.named_models import named_model
+from harness.analysis.named_models import model_preset
 from harness.analysis.projection.model import Estimate, Projection, project
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.config import config_directory
@@ -95,7 +95,7 @@ def load_trainings(file: Path | None = None) -> list[Training]:
 
 
 def _training(name: str, entry: Mapping[str, Any]) -> Training:
-    (chip,) = chips_meant(entry["chip"])
+    (chip,) = match_chips(entry["chip"])
     plan = _plan(entry, chip)
     if "hours" in entry:
         hours = float(entry["hours"])
@@ -148,12 +148,12 @@ def plan_of(
         ValueError: neither is given, or the name is unknown.
         UserError: the layout cannot be.
     """
-    shape = named_model(model)
+    shape = model_preset(model)
     if shape is not None:
         flops = training_flops_per_token(shape, seq_len)
         size = float(parameters_of(shape))
-        layers, width = shape["layers"], shape["width"]
-        layout["heads"] = shape["heads"]
+        layers, width = shape["num_hidden_layers"], shape["hidden_size"]
+        layout["heads"] = shape["num_attention_heads"]
     elif parameters is not None and model is None:
         flops, size = flops_per_token_of_size(parameters, layers, width, seq_len), parameters
     else:

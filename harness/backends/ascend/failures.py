@@ -79,7 +79,7 @@ def _classify_fault(text: str, codes: set[int]) -> Failure | None:
             return explain(f"{faults[known[0]]} (ACL {known[0]})", operator.group(1) if operator else None)
     for pattern, cause, remedy in _RUN_FAILURES:
         if re.search(pattern, text):
-            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy, echo=remedy == PEER_REMEDY)
+            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy, secondary=remedy == PEER_REMEDY)
     if operator:
         return _late("an operation was rejected", operator.group(1))
     unsupported = codes & NO_KERNEL_CODES
@@ -115,7 +115,7 @@ def _from_a_peer(what: str, _operator: str | None) -> Failure:
         "device_fault",
         what,
         f"{PEER_REMEDY}; stop what is left of them and wait ten seconds before the next run",
-        echo=True,
+        secondary=True,
     )
 
 

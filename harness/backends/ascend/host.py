@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.backends.host_checks import Problem, hostile_variable_problems, installed_version, version_file
+from harness.backends.host_checks import Problem, installed_version, unsafe_env_vars, version_file
 
 # What libtorch_npu.so is linked against: without any one of them its import fails.
 REQUIRED_LIBRARIES = (
@@ -31,7 +31,7 @@ VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 FIRMWARE_VERSION_FILE = Path("/usr/local/Ascend/firmware/version.info")
 
 # Variables that would make the run something else than it says: the values that do no harm, and why the others do.
-HOSTILE_VARIABLES = {
+UNSAFE_ENV_VARS = {
     "TORCH_TRANSFER_TO_NPU": (
         ("", "0"),
         "redirects other devices' calls to the NPU, so records could name the wrong one",
@@ -161,7 +161,7 @@ def driver_problems(folder: Path | None = None) -> list[Problem]:
 
 def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
     """Return the environment variables that are malformed or would falsify a run."""
-    problems = hostile_variable_problems(HOSTILE_VARIABLES, variables)
+    problems = unsafe_env_vars(UNSAFE_ENV_VARS, variables)
     visible = variables.get(VISIBLE_DEVICES)
     if visible is not None:
         complaint = visible_devices_complaint(visible)

@@ -38,8 +38,8 @@ class Ranks:
         return self.world.rank
 
     @property
-    def leads(self) -> bool:
-        return self.world.leads
+    def is_main(self) -> bool:
+        return self.world.is_main
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in rank order, on every rank."""
@@ -49,9 +49,9 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def from_leader(self, make: Callable[[], T]) -> T:
+    def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """Return on every rank what `make` returns on rank 0, the only one to call it."""
-        values: list[Any] = [make() if self.leads else None]
+        values: list[Any] = [make() if self.is_main else None]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
@@ -64,7 +64,7 @@ class Ranks:
         dist.all_gather(by_rank, torch.tensor(values, dtype=torch.float64))
         return [math.fsum(column) / self.size for column in zip(*(row.tolist() for row in by_rank), strict=True)]
 
-    def largest(self, *values: int) -> list[int]:
+    def all_max(self, *values: int) -> list[int]:
         """Return the largest of each value over the ranks."""
         if self.size == 1:
             return list(values)
@@ -72,7 +72,7 @@ class Ranks:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def added_digest(self, digest: BatchDigest) -> str:
+    def combined_digest(self, digest: BatchDigest) -> str:
         """Return the digest of all that the ranks saw together."""
         total = BatchDigest()
         for part in self.gather(digest.hexdigest()):
@@ -80,7 +80,7 @@ class Ranks:
         return total.hexdigest()
 
 
-class StopAgreement:
+class CoordinatedStop:
     """Has all ranks stop after the same step, whichever of them was asked to.
 
     Called after every step by every rank. Asking the others costs a fraction of a millisecond, so they are asked
@@ -107,11 +107,11 @@ class StopAgreement:
         pace = (now - self._asked_at) / self._calls
         # Rank 0's pace decides how many calls from now the next question is.
         ahead = max(1, int(SECONDS_BETWEEN_QUESTIONS / pace)) if pace > 0 else 1
-        number, ahead = self._ranks.largest(self._request.signal_number or 0, ahead if self._ranks.leads else 0)
+        number, ahead = self._ranks.all_max(self._request.signal_number or 0, ahead if self._ranks.is_main else 0)
         self._calls, self._next, self._asked_at = 0, ahead, self._clock()
         if number:
             self._agreed = True
-            self._request.ask(number)
+            self._request.request(number)
         return self._agreed
 
 
@@ -126,7 +126,7 @@ def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the 
         if other != values[0]:
             raise RunFailed(
                 f"rank {rank} differs from rank 0 in {what}: found {other}, expected {values[0]}; {remedy}",
-                status="ranks_differ",
+                status="rank_mismatch",
                 shared=True,
             )
 

@@ -28,22 +28,22 @@ class CommunicationMeter:
         *,
         events: EventTimer | None,
         asynchronous: bool,
-        advanced: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._events = events
         self._timed = events is not None or not asynchronous
-        self._advanced, self._clock = advanced, clock
+        self._heartbeat, self._clock = heartbeat, clock
         self._payload_bytes = 0
         self._waited_seconds = 0.0
         self._began: float | None = None
         # Which of the intervals between successive time stamps were waited.
         self._waits: list[bool] = []
 
-    def sent(self, payload_bytes: int) -> None:
+    def add_payload(self, payload_bytes: int) -> None:
         """Count one collective's payload: what this rank puts in, before the algorithm's own traffic."""
         self._payload_bytes += payload_bytes
-        self._advanced()
+        self._heartbeat()
 
     def begin_wait(self) -> None:
         """Note that from here on there is nothing left to do but to wait; called again, it begins anew."""
@@ -61,7 +61,7 @@ class CommunicationMeter:
             self._waited_seconds += self._clock() - self._began
         self._began = None
 
-    def take(self) -> tuple[int, float | None]:
+    def pop(self) -> tuple[int, float | None]:
         """Return payload bytes and seconds waited since the last call. Call after a synchronise."""
         waited: float | None = self._waited_seconds if self._timed else None
         if self._events is not None:
@@ -77,13 +77,13 @@ class CommunicationMeter:
         self._waits.append(waited)
 
 
-def adding_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
+def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
     """Return what adds up DDP's gradient buckets, with the meter looking on. The step has divided its loss already."""
 
     # Without annotations: DDP compares them with its own types, and takes the postponed ones for others.
     def hook(_, bucket):
         buffer = bucket.buffer()
-        meter.sent(buffer.numel() * buffer.element_size())
+        meter.add_payload(buffer.numel() * buffer.element_size())
         work = dist.all_reduce(buffer, async_op=True)
         # The last bucket's call is what counts: after it the backward pass has nothing left to compute.
         meter.begin_wait()
@@ -102,8 +102,8 @@ class _Metered:
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         return torch.empty(*size, dtype=dtype, device=device)
 
-    def _look_on(self, payload: torch.Tensor, call: Callable[[], Any]) -> Any:
-        self._meter.sent(payload.numel() * payload.element_size())
+    def _metered(self, payload: torch.Tensor, call: Callable[[], Any]) -> Any:
+        self._meter.add_payload(payload.numel() * payload.element_size())
         if not self._blocks:
             return call()
         self._meter.begin_wait()
@@ -115,7 +115,7 @@ class _Metered:
 class MeteredAllGather(_Metered):
     def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any,
                  async_op: bool = False) -> Any:  # fmt: skip
-        return self._look_on(
+        return self._metered(
             input_tensor,
             lambda: _all_gather(output_tensor, input_tensor, group=group, async_op=async_op),
         )
@@ -124,7 +124,7 @@ class MeteredAllGather(_Metered):
 class MeteredReduceScatter(_Metered):
     def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any,
                  async_op: bool = False) -> Any:  # fmt: skip
-        return self._look_on(
+        return self._metered(
             input_tensor,
             lambda: _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op),
         )

@@ -1,19 +1,18 @@
-"""PyTorch's own engines for many devices, applied to the model: DDP or FSDP2. Imported for runs that use them."""
+"""The model as it is distributed over the processes of a run: whole on one device, or by PyTorch's DDP or FSDP2."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from harness.backends.base import Backend
 from harness.backends.eager import AUTOCAST_DTYPES
-from harness.backends.step import GradientExchange
+from harness.backends.step import NO_SYNC, GradientSync
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.training.distributed.collectives import Ranks
@@ -21,26 +20,49 @@ from harness.training.distributed.communication import (
     CommunicationMeter,
     MeteredAllGather,
     MeteredReduceScatter,
-    adding_hook,
+    allreduce_hook,
 )
-from harness.training.spread import Spread
 from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
 
+# PyTorch's engines are imported where they are used: that takes a second, which a run on one device need not spend.
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-def spread_model(
-    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, advanced: Callable[[], None]
-) -> Spread:
-    """Return the configured model with its initial weights, spread as `parallel` says.
 
-    `advanced` is called for every parameter that is made: a large model takes minutes.
+@dataclass
+class ParallelModel:
+    """A model as it is distributed over the ranks."""
+
+    model: Transformer
+    """The model itself, whose parameters are this rank's: whole, or its shards."""
+    wrapped: nn.Module
+    """What the training step calls."""
+    grad_sync: GradientSync = NO_SYNC
+
+
+def parallelize_model(
+    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
+) -> ParallelModel:
+    """Return the configured model with its initial weights, distributed as `parallel` says.
+
+    `heartbeat` is called for every parameter that is made: a large model takes minutes.
+
+    Raises:
+        ConfigError: the layout does not fit the device or the number of processes.
     """
     if config.parallel.name == "fsdp":
-        return _fsdp(build_sharded(config, backend.device(), ranks, advanced=advanced), backend, ranks, meter)
-    return _ddp(build_model(config.model, config.seed, backend.device(), made=advanced), backend, ranks, meter)
+        model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
+        return _fsdp(model, backend, ranks, meter)
+    model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat)
+    if config.parallel.name == "ddp":
+        return _ddp(model, backend, ranks, meter)
+    return ParallelModel(model, model)
 
 
-def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
+def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> ParallelModel:
+    from torch.nn.parallel import DistributedDataParallel
+
     device = backend.device()
     wrapped = DistributedDataParallel(
         model,
@@ -50,11 +72,14 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
         # Gradients are views of the buckets: one copy less, and less memory.
         gradient_as_bucket_view=True,
     )
-    wrapped.register_comm_hook(None, adding_hook(meter))
-    return Spread(model, wrapped, GradientExchange(ranks.size, wrapped.no_sync, meter.end_wait))
+    wrapped.register_comm_hook(None, allreduce_hook(meter))
+    return ParallelModel(model, wrapped, GradientSync(ranks.size, wrapped.no_sync, meter.end_wait))
 
 
-def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> Spread:
+def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> ParallelModel:
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(model, FSDPModule)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # A collective of a device that queues its work returns at once: there is nothing to time here.
@@ -62,21 +87,16 @@ def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicati
             module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=not backend.asynchronous)))
 
     @contextmanager
-    def accumulating() -> Iterator[None]:
-        assert isinstance(model, FSDPModule)
+    def no_sync() -> Iterator[None]:
         model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
             model.set_requires_gradient_sync(True)
 
-    def evaluated() -> None:
-        # The root's weights stay gathered for the backward pass, and it is left to that to let go of them. Without one
-        # they would hide what is read into the shards.
-        assert isinstance(model, FSDPModule)
-        model.reshard()
-
-    return Spread(model, model, GradientExchange(ranks.size, accumulating, evaluated=evaluated))
+    # After a forward pass the root's weights stay gathered until a backward pass lets go of them. Without one they
+    # would hide what is read into the shards, so that an evaluation ends with a reshard.
+    return ParallelModel(model, model, GradientSync(ranks.size, no_sync, after_eval=model.reshard))
 
 
 def build_sharded(
@@ -84,18 +104,23 @@ def build_sharded(
     device: torch.device,
     ranks: Ranks,
     dtype: torch.dtype = torch.float32,
-    advanced: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Transformer:
     """Return the model sharded with FSDP2, made shard by shard: no rank ever holds more than its own part.
 
     The projections of each block are a unit of their own; what is left (embeddings, norms, head) is one more, whose
     weights are used in float32.
+
+    Raises:
+        ConfigError: the layout does not fit the device or the number of processes.
     """
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
     parallel = config.parallel
     if parallel.cpu_offload and device.type == "cpu":
         raise ConfigError("parallel.cpu_offload: the device is the host itself; leave it false")
-    mesh = _mesh(device, ranks, hybrid=parallel.shard_within_host)
-    gathered = AUTOCAST_DTYPES.get(config.precision) if parallel.gather_in_compute_precision else None
+    mesh = _mesh(device, ranks, hybrid=parallel.hybrid_shard)
+    gathered = AUTOCAST_DTYPES.get(config.precision) if parallel.low_precision_all_gather else None
     offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
     # Autocast goes on deciding each operation's type, as on one device: it would cast the projections' weights to
     # this type anyway. What enters them stays as it is, and gradients are added up in float32.
@@ -114,16 +139,18 @@ def build_sharded(
                 module.set_gradient_divide_factor(1.0)
 
     home = torch.device("cpu") if parallel.cpu_offload else device
-    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, made=advanced)
+    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat)
 
 
 def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:
+    from torch.distributed.device_mesh import init_device_mesh
+
     if not hybrid:
         return init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("shard",))
     local = ranks.world.local_size
     if ranks.size % local or local == ranks.size:
         raise ConfigError(
-            f"parallel.shard_within_host: needs several hosts with as many processes each, found {ranks.size} "
+            f"parallel.hybrid_shard: needs several hosts with as many processes each, found {ranks.size} "
             f"processes, {local} of them on this host; leave it false"
         )
     return init_device_mesh(device.type, (ranks.size // local, local), mesh_dim_names=("replicate", "shard"))

@@ -1,4 +1,4 @@
-"""Watches over the processes of one run, so that whatever befalls one of them ends all of them, with one message.
+"""LoopObservers over the processes of one run, so that whatever befalls one of them ends all of them, with one message.
 
 A rank that fails says so in the store that the ranks share; a rank that dies falls silent there; a rank that hangs
 gets no further. A thread on each rank looks every second. Where the main thread of a rank does not come back from a
@@ -28,7 +28,7 @@ SECONDS_OF_SILENCE_AFTER_BREAK = 4.0
 SECONDS_TO_END = 5.0
 # How long the other ranks wait for the record to be written, before they go and the launcher stops everything.
 SECONDS_TO_WRITE = 15.0
-LARGEST_STACKS = 20_000
+MAX_STACKS = 20_000
 SECONDS_TO_LEAVE = 2.0
 _FAILURE, _WRITTEN, _LEFT = "failure", "written", "left"
 
@@ -69,13 +69,13 @@ class _Seen:
     progress_at: float = 0.0
 
 
-class Supervisor:
+class Watchdog:
     """One rank's part of the watch.
 
     Args:
         store: a connection of its own; it is used from the thread and, under a lock, from the main thread.
         hung_seconds: no rank gets any further for so long: the run hangs.
-        abandon: called in the thread when the main thread does not end in time; must end the process.
+        force_exit: called in the thread when the main thread does not end in time; must end the process.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Supervisor:
         size: int,
         *,
         hung_seconds: float,
-        abandon: Callable[[RankFailure], Any],
+        force_exit: Callable[[RankFailure], Any],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
         self._store, self._rank, self._size = store, rank, size
-        self._hung_seconds, self._abandon, self._clock = hung_seconds, abandon, clock
+        self._hung_seconds, self._force_exit, self._clock = hung_seconds, force_exit, clock
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
@@ -101,7 +101,7 @@ class Supervisor:
         self._seen = {other: _Seen(beat_at=now, progress_at=now) for other in range(size)}
         self._known_at: float | None = None
         self._seconds_to_end = SECONDS_TO_END
-        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -122,7 +122,7 @@ class Supervisor:
 
     # From the main thread
 
-    def advanced(self) -> None:
+    def beat(self) -> None:
         """Note that this rank has got further. Cheap: called for every step and every collective."""
         self._progress += 1
 
@@ -130,9 +130,9 @@ class Supervisor:
         """Tell all ranks of a failure and return the one that came first, which may be another's."""
         # The main thread is about to end; it may have to wait for the record.
         self._seconds_to_end = SECONDS_TO_END + SECONDS_TO_WRITE
-        return self._tell(failure)
+        return self._publish_failure(failure)
 
-    def _tell(self, failure: RankFailure) -> RankFailure:
+    def _publish_failure(self, failure: RankFailure) -> RankFailure:
         try:
             with self._lock:
                 first = self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
@@ -140,7 +140,7 @@ class Supervisor:
         except Exception:  # noqa: BLE001 (the store went with its host: what this rank knows has to do)
             return failure
 
-    def settle(self, own: RankFailure, *, certain: bool) -> RankFailure:
+    def resolve_failure(self, own: RankFailure, *, certain: bool) -> RankFailure:
         """Return why the run ends, once this rank's main thread got an exception.
 
         Args:
@@ -152,13 +152,13 @@ class Supervisor:
         self._silence = SECONDS_OF_SILENCE_AFTER_BREAK
         limit = self._clock() + self._silence + 4 * SECONDS_BETWEEN_LOOKS
         while self._clock() < limit:
-            known = self.known()
+            known = self.first_failure()
             if known is not None:
                 return known
             time.sleep(0.1)
         return self.report(own)
 
-    def known(self) -> RankFailure | None:
+    def first_failure(self) -> RankFailure | None:
         """Return the failure that ends this run, if one has been reported."""
         try:
             with self._lock:
@@ -168,7 +168,7 @@ class Supervisor:
         except Exception:  # noqa: BLE001
             return RankFailure(0, "rank_lost", _LOST.format("the store of the ranks"))
 
-    def written(self) -> None:
+    def mark_record_written(self) -> None:
         """Tell the other ranks that the record is on disk."""
         try:
             with self._lock:
@@ -205,25 +205,25 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._closing.is_set():
             try:
-                self.look()
+                self.poll()
             except Exception:  # noqa: BLE001 (the store's host has gone)
-                self._conclude(RankFailure(0, "rank_lost", _LOST.format("its process")))
+                self._shut_down(RankFailure(0, "rank_lost", _LOST.format("its process")))
             self._sleep(SECONDS_BETWEEN_LOOKS)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Give a sign of life, look for those of the others, and see to it that this process ends if it has to."""
         with self._lock:
             self._beats += 1
             self._store.set(f"beat/{self._rank}", f"{self._beats}:{self._progress}")
             told = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
         if told is not None:
-            self._conclude(RankFailure(**told))
+            self._shut_down(RankFailure(**told))
             return
         # Rank 0 watches all; all watch rank 0.
         self._note_beats(range(self._size) if self._rank == 0 else (0,))
         failure = self._silent() or self._stuck()
         if failure is not None:
-            self._conclude(self._tell(failure))
+            self._shut_down(self._publish_failure(failure))
 
     def _note_beats(self, ranks: Iterable[int]) -> None:
         now = self._clock()
@@ -260,20 +260,20 @@ class Supervisor:
             "was doing is in hung.txt; raise parallel.timeout_seconds if a step can take longer",
         )
 
-    def _conclude(self, failure: RankFailure) -> None:
+    def _shut_down(self, failure: RankFailure) -> None:
         now = self._clock()
         if self._known_at is None:
             self._known_at = now
             if failure.status == "hung":
-                self._tell_stacks()
+                self._publish_stacks()
         if now - self._known_at >= self._seconds_to_end and not self._closing.is_set():
-            self._abandon(failure)
+            self._force_exit(failure)
 
-    def _tell_stacks(self) -> None:
+    def _publish_stacks(self) -> None:
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
-            text = file.read(LARGEST_STACKS).decode(errors="replace")
+            text = file.read(MAX_STACKS).decode(errors="replace")
         with self._lock:
             self._store.set(f"stacks/{self._rank}", text)
 
@@ -288,7 +288,7 @@ _LOST = (
 )
 
 
-def take_seats(store: Store, rank: int, size: int, *, timeout_seconds: float,
+def rendezvous(store: Store, rank: int, size: int, *, timeout_seconds: float,
                clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
     """Wait until every rank is there, each once, and all were told the same number of ranks.
 

@@ -22,7 +22,7 @@ SECONDS_BETWEEN_WRITES = 2.0
 SECONDS_TO_BEGIN = 3600.0
 
 
-class PulseWriter:
+class HeartbeatWriter:
     """Counts advances and tells of them."""
 
     def __init__(
@@ -30,7 +30,7 @@ class PulseWriter:
     ) -> None:
         """
         Args:
-            folder: where pulses lie; None for the host's own place.
+            folder: where heartbeats lie; None for the host's own place.
             patience_seconds: the shortest silence that counts as hung, once the first step is done.
         """
         self._clock, self._patience_seconds = clock, patience_seconds
@@ -46,47 +46,47 @@ class PulseWriter:
     def start(self) -> None:
         """Leave the first sign. Where none can be left, that is said, and the run goes on."""
         try:
-            folder = pulse_folder() if self._folder is None else self._folder
+            folder = heartbeat_folder() if self._folder is None else self._folder
             self._file = folder / f"{os.getpid()}.json"
             self._write()
         except OSError as error:
             self._file = None
             log.warning(f"no sign for `harness health` can be left: {error}; name a folder of this user in TMPDIR")
             return
-        self._thread = threading.Thread(target=self._write_on, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._write_on, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def runs_in(self, folder: Path) -> None:
+    def set_run_folder(self, folder: Path) -> None:
         """Say where the run lies, once it is known."""
         self._run_folder = str(folder)
-        self.advanced()
+        self.beat()
         self._write_now()
 
-    def advanced(self) -> None:
+    def beat(self) -> None:
         """Note that a step or another stage is done. Cheap enough for every step."""
         now = self._clock()
         self._longest_pause = max(self._longest_pause, now - self._advanced_at)
         self._advanced_at = now
         self._advances += 1
 
-    def block_begins(self, phase: str) -> None:
+    def interval_begins(self, phase: str) -> None:
         """Nothing has advanced by that."""
 
-    def block_ended(self) -> None:
+    def interval_ended(self) -> None:
         """Note the end of the first step: from here on the longest pause says what is usual."""
         first = self._phase != "training"
         if first:
             self._phase, self._longest_pause = "training", 0.0
-        self.advanced()
+        self.beat()
         if first:
             self._write_now()
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """Return the state as it is now."""
         allowed = max(self._patience_seconds, PATIENCE * self._longest_pause)
         if self._phase != "training":
             allowed = max(self._patience_seconds, SECONDS_TO_BEGIN)
-        return Pulse(
+        return Heartbeat(
             pid=os.getpid(),
             started=started(os.getpid()) or "",
             folder=self._run_folder,
@@ -119,7 +119,7 @@ class PulseWriter:
         assert self._file is not None
         self._written = self._advances
         partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self.pulse())), encoding="utf-8")
+        partial.write_text(json.dumps(asdict(self.heartbeat())), encoding="utf-8")
         os.replace(partial, self._file)
 
 
@@ -128,7 +128,7 @@ PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """The state of one process that trains, as it last said it."""
 
     pid: int
@@ -150,8 +150,8 @@ class Pulse:
         return self.silence(now) > self.allowed_silence_seconds
 
 
-def pulse_folder() -> Path:
-    """Return where this user's runs leave their pulses, made if need be.
+def heartbeat_folder() -> Path:
+    """Return where this user's runs leave their heartbeats, made if need be.
 
     Raises:
         OSError: it cannot be made, or is somebody else's.
@@ -175,17 +175,17 @@ def started(pid: int) -> str | None:
     return text.rpartition(")")[2].split()[19]
 
 
-def living_pulses(folder: Path) -> list[Pulse]:
-    """Return the pulses of processes that are there still, by number."""
+def read_heartbeats(folder: Path) -> list[Heartbeat]:
+    """Return the heartbeats of processes that are there still, by number."""
     found = []
     for file in folder.glob("*.json"):
         try:
-            pulse = Pulse(**json.loads(file.read_text(encoding="utf-8")))
+            heartbeat = Heartbeat(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue
-        if started(pulse.pid) == pulse.started:
-            found.append(pulse)
+        if started(heartbeat.pid) == heartbeat.started:
+            found.append(heartbeat)
         else:
             with suppress(OSError):
                 file.unlink()
-    return sorted(found, key=lambda pulse: pulse.pid)
+    return sorted(found, key=lambda heartbeat: heartbeat.pid)

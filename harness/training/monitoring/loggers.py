@@ -9,12 +9,12 @@ from typing import TextIO
 from harness import log
 from harness.backends.sensors import Reading
 from harness.config import Config, workload_id
-from harness.training.monitoring.progress import Listener, Listeners, LoggedProgress, Progress
-from harness.training.monitoring.prometheus import MetricsFile
+from harness.training.monitoring.progress import JsonProgress, MetricsLogger, MetricsLoggers, Progress
+from harness.training.monitoring.prometheus import PrometheusFile
 from harness.training.setup import Facts
 
 
-def listeners_of(
+def build_loggers(
     config: Config,
     facts: Facts,
     folder: Path,
@@ -22,7 +22,7 @@ def listeners_of(
     done: int,
     stream: TextIO,
     reading: Callable[[], Reading | None],
-) -> Listeners:
+) -> MetricsLoggers:
     """Return all of them, on the process that speaks for the run.
 
     Args:
@@ -33,7 +33,7 @@ def listeners_of(
     # An emulation's speed is nobody's.
     shows_speed = not facts.device.get("emulated")
     steps = config.workload.steps
-    found: list[Listener] = []
+    found: list[MetricsLogger] = []
     labels = {
         "run": str(folder),
         "workload_id": workload_id(config),
@@ -45,14 +45,14 @@ def listeners_of(
     }
     if log.is_json():
         log.info("run began", **labels, steps=steps, from_step=done)
-        found.append(LoggedProgress(steps, done=done, shows_speed=shows_speed))
+        found.append(JsonProgress(steps, done=done, shows_speed=shows_speed))
     elif log.shows("info"):
         found.append(Progress(steps, done=done, shows_speed=shows_speed, stream=stream))
     if config.metrics_file is not None:
         path = Path(config.metrics_file).expanduser()
-        found.append(MetricsFile(path, labels, shows_speed=shows_speed, reading=reading))
+        found.append(PrometheusFile(path, labels, shows_speed=shows_speed, reading=reading))
     if config.tensorboard:
         from harness.training.monitoring.tensorboard import TensorBoard
 
         found.append(TensorBoard(folder, shows_speed=shows_speed))
-    return Listeners(*found)
+    return MetricsLoggers(*found)

@@ -1,4 +1,4 @@
-"""What is told while a run goes on, between its blocks: a bar on a terminal, or lines; and others who want to know.
+"""What is told while a run goes on, between its intervals: a bar on a terminal, or lines; and others who want to know.
 
 A reader that has gone away (a closed pipe, a terminal that hung up) ends the display, never the run.
 """
@@ -19,8 +19,8 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
-class BlockReport:
-    """A block that has been trained, in numbers that the loop has read from the device already."""
+class IntervalReport:
+    """A interval that has been trained, in numbers that the loop has read from the device already."""
 
     phase: str
     first_step: int
@@ -31,7 +31,7 @@ class BlockReport:
     gradient_norms: list[float]
     learning_rates: list[float]
     tokens: int
-    """Trained on in this block, on all devices."""
+    """Trained on in this interval, on all devices."""
     seconds: float
 
     @property
@@ -47,32 +47,32 @@ class BlockReport:
         return self.tokens / self.seconds if self.seconds > 0 else None
 
 
-class Listener(Protocol):
-    """Is told of a run's progress, between blocks."""
+class MetricsLogger(Protocol):
+    """Is told of a run's progress, between intervals."""
 
-    def block_done(self, block: BlockReport) -> None: ...
+    def interval_done(self, interval: IntervalReport) -> None: ...
 
     def evaluated(self, step: int, loss: float) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Listeners:
+class MetricsLoggers:
     """Several of them as one; without any, nobody is told."""
 
-    def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
+    def __init__(self, *listeners: MetricsLogger) -> None:
+        self._build_loggers = listeners
 
-    def block_done(self, block: BlockReport) -> None:
-        for listener in self._listeners:
-            listener.block_done(block)
+    def interval_done(self, interval: IntervalReport) -> None:
+        for listener in self._build_loggers:
+            listener.interval_done(interval)
 
     def evaluated(self, step: int, loss: float) -> None:
-        for listener in self._listeners:
+        for listener in self._build_loggers:
             listener.evaluated(step, loss)
 
     def close(self) -> None:
-        for listener in self._listeners:
+        for listener in self._build_loggers:
             listener.close()
 
 
@@ -117,17 +117,17 @@ class Progress:
         if self._stream.isatty():
             self._show(self._open_bar)
 
-    def block_done(self, block: BlockReport) -> None:
+    def interval_done(self, interval: IntervalReport) -> None:
         speed = "emulated"
         if self._shows_speed:
-            known = block.tokens_per_second
+            known = interval.tokens_per_second
             speed = f"{known:,.0f} tokens/s" if known is not None else "? tokens/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {block.loss:.4f}, {speed}{self._evaluation}", refresh=False)
-            self._show(self._bar.update, block.last_step - self._done)
-        self._done = block.last_step
+            self._bar.set_postfix_str(f"loss {interval.loss:.4f}, {speed}{self._evaluation}", refresh=False)
+            self._show(self._bar.update, interval.last_step - self._done)
+        self._done = interval.last_step
         if self._bar is None and (left := self._pace.seconds_left(self._done)) is not None:
-            self._say(f"step {self._done}/{self._steps}  loss {block.loss:.4f}  {speed}  {left:.0f} s left")
+            self._say(f"step {self._done}/{self._steps}  loss {interval.loss:.4f}  {speed}  {left:.0f} s left")
 
     def evaluated(self, step: int, loss: float) -> None:
         self._evaluation = f", eval {loss:.4f}"
@@ -163,7 +163,7 @@ class Progress:
             self._closed = True
 
 
-class LoggedProgress:
+class JsonProgress:
     """The same for machines: a log line at the ends and every ten seconds, its numbers as fields."""
 
     def __init__(
@@ -172,14 +172,23 @@ class LoggedProgress:
         self._steps, self._shows_speed = steps, shows_speed
         self._pace = _Pace(steps, done, clock)
 
-    def block_done(self, block: BlockReport) -> None:
-        left = self._pace.seconds_left(block.last_step)
+    def interval_done(self, interval: IntervalReport) -> None:
+        left = self._pace.seconds_left(interval.last_step)
         if left is None:
             return
-        fields = {"step": block.last_step, "steps": self._steps, "phase": block.phase, "loss": block.loss,
-                  "gradient_norm": block.gradient_norms[-1], "learning_rate": block.learning_rates[-1]}  # fmt: skip
+        fields = {
+            "step": interval.last_step,
+            "steps": self._steps,
+            "phase": interval.phase,
+            "loss": interval.loss,
+            "gradient_norm": interval.gradient_norms[-1],
+            "learning_rate": interval.learning_rates[-1],
+        }
         if self._shows_speed:
-            fields |= {"tokens_per_second": block.tokens_per_second, "step_seconds": block.seconds / block.steps}
+            fields |= {
+                "tokens_per_second": interval.tokens_per_second,
+                "step_seconds": interval.seconds / interval.steps,
+            }
         log.info("training", **fields, seconds_left=left)
 
     def evaluated(self, step: int, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""A run's state in Prometheus' text format, for node_exporter's textfile collector: written anew after each block."""
+"""A run's state in Prometheus' text format, for node_exporter's textfile collector: rewritten after each interval."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
-from harness.training.monitoring.progress import BlockReport
+from harness.training.monitoring.progress import IntervalReport
 
-# What is known after a block, and what it means; the units are in the names, as Prometheus has it.
+# What is known after a interval, and what it means; the units are in the names, as Prometheus has it.
 GAUGES = {
     "harness_step": "Optimizer steps done.",
     "harness_steps_planned": "Optimizer steps that the run is to make.",
     "harness_loss": "Training loss of the last step, nats per token.",
     "harness_gradient_norm": "Global 2-norm of the last step's gradients before clipping.",
     "harness_learning_rate": "Learning rate of the last step.",
-    "harness_step_seconds": "Mean time of a step in the last block.",
-    "harness_tokens_per_second": "Tokens per second of the last block, all devices together.",
+    "harness_step_seconds": "Mean time of a step in the last interval.",
+    "harness_tokens_per_second": "Tokens per second of the last interval, all devices together.",
     "harness_evaluation_loss": "Loss of the last evaluation, nats per token.",
-    "harness_last_progress_timestamp_seconds": "When the last block or evaluation ended, Unix time.",
+    "harness_last_progress_timestamp_seconds": "When the last interval or evaluation ended, Unix time.",
     "harness_device_power_watts": "Power of the first device at the last reading.",
     "harness_device_temperature_celsius": "Temperature of the first device at the last reading.",
     "harness_device_clock_mhz": "Clock of the first device at the last reading.",
 }
 
 
-class MetricsFile:
+class PrometheusFile:
     """Writes the file; one that cannot be written any more is said once, and costs the run nothing."""
 
     def __init__(
@@ -65,16 +65,16 @@ class MetricsFile:
         self._running.set(1)
         self._write()
 
-    def block_done(self, block: BlockReport) -> None:
-        self._tokens.inc(block.tokens)
-        self._set("harness_step", block.last_step)
-        self._set("harness_steps_planned", block.steps_planned)
-        self._set("harness_loss", block.loss)
-        self._set("harness_gradient_norm", block.gradient_norms[-1])
-        self._set("harness_learning_rate", block.learning_rates[-1])
+    def interval_done(self, interval: IntervalReport) -> None:
+        self._tokens.inc(interval.tokens)
+        self._set("harness_step", interval.last_step)
+        self._set("harness_steps_planned", interval.steps_planned)
+        self._set("harness_loss", interval.loss)
+        self._set("harness_gradient_norm", interval.gradient_norms[-1])
+        self._set("harness_learning_rate", interval.learning_rates[-1])
         if self._shows_speed:
-            self._set("harness_step_seconds", block.seconds / block.steps)
-            self._set("harness_tokens_per_second", block.tokens_per_second)
+            self._set("harness_step_seconds", interval.seconds / interval.steps)
+            self._set("harness_tokens_per_second", interval.tokens_per_second)
         self._progressed()
 
     def evaluated(self, step: int, loss: float) -> None:
@@ -112,7 +112,7 @@ class MetricsFile:
             self._told = True
 
 
-def check_metrics_file(path: Path | None) -> None:
+def check_prometheus_file(path: Path | None) -> None:
     """Refuse a file that cannot be written, before anything is begun; None where another process writes it.
 
     Raises:

@@ -12,8 +12,8 @@ import select
 import signal
 import sys
 
-LONGEST_LINE = 65_536
-LONGEST_FOUND = 4096
+MAX_LINE = 65_536
+MAX_FOUND = 4096
 
 
 def main(pattern: str) -> None:
@@ -23,14 +23,14 @@ def main(pattern: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     wanted = re.compile(pattern.encode())
     found, line = False, b""
-    while chunk := os.read(0, LONGEST_LINE):
+    while chunk := os.read(0, MAX_LINE):
         _pass_on(chunk)
         *lines, line = (line + chunk).split(b"\n")
         for whole in (*lines, line):
             if not found and wanted.search(whole):
                 found = True
-                os.write(1, whole[:LONGEST_FOUND])
-        line = line[-LONGEST_LINE:]
+                os.write(1, whole[:MAX_FOUND])
+        line = line[-MAX_LINE:]
 
 
 def _pass_on(chunk: bytes) -> None:

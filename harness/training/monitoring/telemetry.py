@@ -1,7 +1,7 @@
 """Power, temperature and energy of a device while it trains: read beside the loop, booked on the measured window.
 
 Energy is the difference of the device's own counter where it has one, else the readings of its power, joined by
-straight lines. Stretches between two readings of which a good part lay outside the measured blocks (an evaluation, a
+straight lines. Stretches between two readings of which a good part lay outside the measured intervals (an evaluation, a
 checkpoint, set-up) are left out, and so are those so long that readings must have failed; the mean power of the others
 is taken for that of the window.
 """
@@ -20,20 +20,20 @@ from harness.backends.base import Backend
 from harness.backends.sensors import READ_BY_ANOTHER, Reading, Sensor
 
 # Energy needs so many stretches between two readings, and these over so much of the measured window.
-LEAST_STRETCHES = 3
-LEAST_COVERED = 0.8
-# Of a stretch that is booked, so much lies in measured blocks, ...
-LEAST_MEASURED = 0.8
+MIN_INTERVALS = 3
+MIN_COVERED = 0.8
+# Of a stretch that is booked, so much lies in measured intervals, ...
+MIN_MEASURED = 0.8
 # ... and it is at most so many times as long as it should be. A counter that turns over twice would not be noticed.
-LONGEST_STRETCH = 10.0
+MAX_INTERVAL = 10.0
 FAILURES_IN_A_ROW = 5
 # Of the power's course, as many points as a picture shows.
-MOST_SAMPLES = 600
+MAX_SAMPLES = 600
 SECONDS_TO_STOP = 30.0
 
 
 @dataclass
-class Figures:
+class RunningStats:
     """The mean and the extremes of values that come one by one."""
 
     low: float = math.inf
@@ -53,15 +53,15 @@ class Figures:
 
 
 @dataclass
-class Ledger:
+class EnergyIntegrator:
     """What the readings say of the measured window. Arithmetic on times and readings that others took."""
 
-    longest_stretch_seconds: float = math.inf
-    power_watts: Figures = field(default_factory=Figures)
+    max_interval_seconds: float = math.inf
+    power_watts: RunningStats = field(default_factory=RunningStats)
     """Of the stretches between two readings."""
-    temperature_celsius: Figures = field(default_factory=Figures)
-    clock_mhz: Figures = field(default_factory=Figures)
-    utilization_percent: Figures = field(default_factory=Figures)
+    temperature_celsius: RunningStats = field(default_factory=RunningStats)
+    clock_mhz: RunningStats = field(default_factory=RunningStats)
+    utilization_percent: RunningStats = field(default_factory=RunningStats)
     throttled: Counter[str] | None = None
     """How many readings named each reason; None if none could be asked."""
     readings: int = 0
@@ -69,26 +69,26 @@ class Ledger:
     covered_seconds: float = 0.0
     method: str | None = None
     samples: list[tuple[float, float]] = field(default_factory=list)
-    """Power over time: seconds since the first measured block began, watts of the stretch that ended then."""
+    """Power over time: seconds since the first measured interval began, watts of the stretch that ended then."""
     _stride: int = 1
     _began: float | None = None
     _closed_seconds: float = 0.0
     _open_since: float | None = None
     _last: tuple[float, float, Reading] | None = None
 
-    def opens(self, now: float) -> None:
-        """A measured block begins."""
+    def start(self, now: float) -> None:
+        """A measured interval begins."""
         self._open_since = now
         self._began = now if self._began is None else self._began
 
-    def closes(self, now: float) -> None:
-        """The block has ended, if it was a measured one."""
+    def stop(self, now: float) -> None:
+        """The interval has ended, if it was a measured one."""
         if self._open_since is not None:
             self._closed_seconds += now - self._open_since
             self._open_since = None
 
-    def take(self, now: float, reading: Reading) -> None:
-        """Book one reading, and the stretch since the last one as far as it lay in measured blocks."""
+    def add(self, now: float, reading: Reading) -> None:
+        """Book one reading, and the stretch since the last one as far as it lay in measured intervals."""
         measured = self._closed_seconds + (0.0 if self._open_since is None else now - self._open_since)
         last, self._last = self._last, (now, measured, reading)
         if last is None or measured <= last[1]:
@@ -102,7 +102,7 @@ class Ledger:
             self.throttled = self.throttled or Counter()
             self.throttled.update(reading.throttle_reasons)
         part, seconds = measured - measured_then, now - then
-        if part < LEAST_MEASURED * seconds or seconds > self.longest_stretch_seconds:
+        if part < MIN_MEASURED * seconds or seconds > self.max_interval_seconds:
             return
         watts = self._mean_watts(seconds, before, reading)
         if watts is not None:
@@ -112,11 +112,11 @@ class Ledger:
             self.covered_seconds += part
 
     def _keep(self, now: float, watts: float) -> None:
-        """Keep one of so many samples that a run of days has no more than MOST_SAMPLES."""
+        """Keep one of so many samples that a run of days has no more than MAX_SAMPLES."""
         if self.power_watts.count % self._stride:
             return
         self.samples.append((now - (self._began or 0.0), watts))
-        if len(self.samples) > MOST_SAMPLES:
+        if len(self.samples) > MAX_SAMPLES:
             self.samples = self.samples[1::2]
             self._stride *= 2
 
@@ -129,17 +129,17 @@ class Ledger:
             return (before.power_watts + after.power_watts) / 2
         return None
 
-    def why_no_energy(self, measured_seconds: float) -> str | None:
+    def missing_energy_reason(self, measured_seconds: float) -> str | None:
         """Return why the window's energy cannot be told, or None."""
-        if self.power_watts.count < LEAST_STRETCHES or measured_seconds <= 0:
+        if self.power_watts.count < MIN_INTERVALS or measured_seconds <= 0:
             return f"{self.power_watts.count} readings of power in a measured window of {measured_seconds:.1f} s"
-        if self.covered_seconds < LEAST_COVERED * measured_seconds:
+        if self.covered_seconds < MIN_COVERED * measured_seconds:
             return f"readings cover {self.covered_seconds:.1f} s of the measured window's {measured_seconds:.1f} s"
         return None
 
 
 class Telemetry:
-    """Reads a device's sensor beside the loop, whose measured blocks it is told of."""
+    """Reads a device's sensor beside the loop, whose measured intervals it is told of."""
 
     def __init__(self, sensor: Sensor | str, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """
@@ -149,9 +149,9 @@ class Telemetry:
         self._sensor = None if isinstance(sensor, str) else sensor
         self._reason = sensor if isinstance(sensor, str) else None
         self._clock = clock
-        self._ledger = Ledger()
+        self._integrator = EnergyIntegrator()
         if self._sensor is not None:
-            self._ledger.longest_stretch_seconds = LONGEST_STRETCH * self._sensor.period_seconds
+            self._integrator.max_interval_seconds = MAX_INTERVAL * self._sensor.period_seconds
         self._lock = threading.Lock()
         self._enough = threading.Event()
         self._thread: threading.Thread | None = None
@@ -176,14 +176,14 @@ class Telemetry:
             self._sensor.close()
         self._thread = None
 
-    def block_begins(self, phase: str) -> None:
+    def interval_begins(self, phase: str) -> None:
         if phase == "measured":
             with self._lock:
-                self._ledger.opens(self._clock())
+                self._integrator.start(self._clock())
 
-    def block_ended(self) -> None:
+    def interval_ended(self) -> None:
         with self._lock:
-            self._ledger.closes(self._clock())
+            self._integrator.stop(self._clock())
 
     def facts(self, measured_seconds: float, tokens: int) -> dict[str, Any]:
         """Return the record's part on telemetry.
@@ -192,31 +192,31 @@ class Telemetry:
             measured_seconds: length of the measured window, as far as this process trained it.
             tokens: trained on within that.
         """
-        ledger, sensor = self._ledger, self._sensor
-        reason = self._reason if sensor is None else ledger.why_no_energy(measured_seconds)
+        integrator, sensor = self._integrator, self._sensor
+        reason = self._reason if sensor is None else integrator.missing_energy_reason(measured_seconds)
         if sensor is not None and reason is not None and self._failures:
             reason = f"{self._failures} readings failed: {self._reason}"
-        watts = None if reason is not None else ledger.joules / ledger.covered_seconds
+        watts = None if reason is not None else integrator.joules / integrator.covered_seconds
         joules = None if watts is None else watts * measured_seconds
         return {
-            "method": ledger.method if watts is not None else "none",
+            "method": integrator.method if watts is not None else "none",
             "reason": reason,
             "source": sensor.source if sensor is not None else None,
             "scope": sensor.scope if sensor is not None else None,
             "period_seconds": sensor.period_seconds if sensor is not None else None,
-            "readings": ledger.readings,
+            "readings": integrator.readings,
             "failed_readings": self._failures,
             "measured_joules": joules,
             "mean_power_watts": watts,
             "joules_per_token": None if joules is None or tokens <= 0 else joules / tokens,
-            "power_watts": ledger.power_watts.to_json(),
-            "temperature_celsius": ledger.temperature_celsius.to_json(),
-            "clock_mhz": ledger.clock_mhz.to_json(),
-            "utilization_percent": ledger.utilization_percent.to_json(),
-            "samples": [list(sample) for sample in ledger.samples],
+            "power_watts": integrator.power_watts.to_json(),
+            "temperature_celsius": integrator.temperature_celsius.to_json(),
+            "clock_mhz": integrator.clock_mhz.to_json(),
+            "utilization_percent": integrator.utilization_percent.to_json(),
+            "samples": [list(sample) for sample in integrator.samples],
             "throttled": None
-            if ledger.throttled is None
-            else {reason: count / ledger.readings for reason, count in ledger.throttled.items()},
+            if integrator.throttled is None
+            else {reason: count / integrator.readings for reason, count in integrator.throttled.items()},
         }
 
     def _read_on(self, sensor: Sensor) -> None:
@@ -238,7 +238,7 @@ class Telemetry:
         self.latest = reading
         with self._lock:
             # A look may take a second, where it is a process of its own: its values are of the middle of it.
-            self._ledger.take((began + self._clock()) / 2, reading)
+            self._integrator.add((began + self._clock()) / 2, reading)
 
 
 def sensor_of(backend: Backend) -> Sensor | str:
@@ -249,7 +249,7 @@ def sensor_of(backend: Backend) -> Sensor | str:
         return f"the sensor cannot be opened: {type(error).__name__}: {error}"
 
 
-def combined(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_ranks(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the telemetry of a run from that of its processes: energies and powers added up, extremes of them all.
 
     Energy is told only if every device's is.

@@ -1,10 +1,10 @@
 """A procedural token language: nothing to download, any vocabulary, learnable, with a known entropy floor.
 
 The language has an alphabet of M symbols (a power of two, at most 1024, scattered over the vocabulary), arranged
-in a ring. Symbols have colours, 0 to 3 in turn around the ring, and each has a class, 0 to 3 by lot. The next
-symbol is one of the four that follow on the ring, hence one of each colour, and which one is a matter of colour:
+in a ring. Symbols have colors, 0 to 3 in turn around the ring, and each has a class, 0 to 3 by lot. The next
+symbol is one of the four that follow on the ring, hence one of each color, and which one is a matter of color:
 
-    colour[t] = class[t - LAG]              in 13 of 16 cases
+    color[t] = class[t - LAG]              in 13 of 16 cases
                 one of the other three      in 1 of 16 cases each
 
 So a model first learns which symbols occur (loss a little below ln M), then which can follow each (below ln 4:
@@ -29,13 +29,13 @@ from harness.workload.philox import WORDS_PER_COUNTER, stream_key, words
 LAG = 4
 # Samples made at a time and kept for the next call: a few at a time would be slow.
 CHUNK_SAMPLES = 64
-COLOURS = 4
-LARGEST_ALPHABET = 1024
+COLORS = 4
+MAX_ALPHABET = 1024
 UNIGRAM_SAMPLE_TOKENS = 500_000
 EXPECTED_CASES, ALL_CASES = 13, 16
 # The language is the same for every seed; the seed decides what is said in it.
 _LANGUAGE = "synthetic language 1"
-# What is added to the expected colour for each of the 16 equally likely values of 4 random bits.
+# What is added to the expected color for each of the 16 equally likely values of 4 random bits.
 _SHIFT = np.array([0] * EXPECTED_CASES + [1, 2, 3], dtype=np.uint8)
 
 
@@ -43,10 +43,10 @@ class SyntheticDataset(Dataset):
     """Sequences that are a function of (seed, split, sample number) alone."""
 
     def __init__(self, vocab_size: int, seq_len: int, seed: int) -> None:
-        if vocab_size < COLOURS:
-            raise DataError(f"model.vocab_size: found {vocab_size}, expected at least {COLOURS} for data=synthetic")
+        if vocab_size < COLORS:
+            raise DataError(f"model.vocab_size: found {vocab_size}, expected at least {COLORS} for data=synthetic")
         self._seq_len = seq_len
-        self.alphabet_size = min(1 << (vocab_size.bit_length() - 1), LARGEST_ALPHABET)
+        self.alphabet_size = min(1 << (vocab_size.bit_length() - 1), MAX_ALPHABET)
         shuffled = np.argsort(words(stream_key(_LANGUAGE, "alphabet", vocab_size), 0, vocab_size), kind="stable")
         self._alphabet = shuffled[: self.alphabet_size].astype(np.int64)
         class_words = words(stream_key(_LANGUAGE, "classes", vocab_size), 0, self.alphabet_size)
@@ -83,9 +83,9 @@ class SyntheticDataset(Dataset):
     def entropy_floor_nats(self) -> float:
         """Return the mean conditional entropy of the target tokens: no model's expected loss can be lower."""
         expected, other = EXPECTED_CASES / ALL_CASES, 1 / ALL_CASES
-        with_context = -expected * math.log(expected) - (COLOURS - 1) * other * math.log(other)
+        with_context = -expected * math.log(expected) - (COLORS - 1) * other * math.log(other)
         unguided = min(LAG - 1, self._seq_len)
-        return (unguided * math.log(COLOURS) + (self._seq_len - unguided) * with_context) / self._seq_len
+        return (unguided * math.log(COLORS) + (self._seq_len - unguided) * with_context) / self._seq_len
 
     def _unigram_entropy_nats(self) -> float:
         """Return the entropy of single tokens, measured: the walk around the ring does not visit all equally."""
@@ -100,24 +100,24 @@ class SyntheticDataset(Dataset):
         mask = self.alphabet_size - 1
         places[:, 0] = raw[:, 0] & np.uint64(mask)
         bits = _four_bits(raw[:, 1:])[:, : self._seq_len]
-        colours = np.empty(places.shape, dtype=np.uint8)
-        colours[:, 0] = places[:, 0] & (COLOURS - 1)
+        colors = np.empty(places.shape, dtype=np.uint8)
+        colors[:, 0] = places[:, 0] & (COLORS - 1)
         # Target t takes the 4 bits t - 1. The first have no token LAG back and choose freely; after that a chunk
         # of LAG tokens depends only on the chunk before it.
-        colours[:, 1:LAG] = bits[:, : LAG - 1] >> 2
+        colors[:, 1:LAG] = bits[:, : LAG - 1] >> 2
         shift = _SHIFT[bits]
         for start in range(1, self._seq_len + 1, LAG):
             stop = min(start + LAG, self._seq_len + 1)
             guided = min(max(start, LAG), stop)
             expected = self._class_of_place[places[:, guided - LAG : stop - LAG]]
-            colours[:, guided:stop] = (expected + shift[:, guided - 1 : stop - 1]) & (COLOURS - 1)
-            _walk(places, colours, start, stop, mask)
+            colors[:, guided:stop] = (expected + shift[:, guided - 1 : stop - 1]) & (COLORS - 1)
+            _walk(places, colors, start, stop, mask)
         return self._alphabet[places]
 
 
-def _walk(places: np.ndarray, colours: np.ndarray, start: int, stop: int, mask: int) -> None:
-    """Fill places[:, start:stop]: from each symbol to the next one, 1 to 4 further on, of the given colour."""
-    moves = ((colours[:, start:stop] - colours[:, start - 1 : stop - 1] - 1) & (COLOURS - 1)) + 1
+def _walk(places: np.ndarray, colors: np.ndarray, start: int, stop: int, mask: int) -> None:
+    """Fill places[:, start:stop]: from each symbol to the next one, 1 to 4 further on, of the given color."""
+    moves = ((colors[:, start:stop] - colors[:, start - 1 : stop - 1] - 1) & (COLORS - 1)) + 1
     walked = places[:, start:stop]
     np.cumsum(moves, axis=1, dtype=np.int32, out=walked)
     walked += places[:, start - 1 : start]

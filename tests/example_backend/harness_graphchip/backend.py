@@ -5,7 +5,7 @@ imported where it is used: a device is asked whether it can run at all before to
 """
 
 from harness.backends.base import Backend
-from harness.backends.step import StepOutput, WholeStep
+from harness.backends.step import OpaqueStep, StepOutput
 from harness.errors import BackendUnavailable
 
 
@@ -26,8 +26,8 @@ class GraphChip(Backend):
         if precision == "fp16":
             raise BackendUnavailable("precision=fp16: this chip has no loss scaling; use precision=bf16 or fp32")
 
-    def prepare(self, model, optimizer, *, precision, gradient_clip_norm, exchange=None, skip_nonfinite=False):
-        return GraphStep(model, optimizer, precision == "bf16", gradient_clip_norm)
+    def prepare(self, model, optimizer, *, precision, max_grad_norm, grad_sync=None, skip_nonfinite=False):
+        return GraphStep(model, optimizer, precision == "bf16", max_grad_norm)
 
     def synchronize(self): ...  # a call returns when its graph has run
 
@@ -35,7 +35,7 @@ class GraphChip(Backend):
         return {"kind": self.name, "name": "GraphChip", "index": 0, "count": 1, "memory_bytes": None, "emulated": True}
 
 
-class GraphStep(WholeStep):
+class GraphStep(OpaqueStep):
     def __init__(self, model, optimizer, bf16, clip):
         self.model, self.optimizer, self.bf16, self.clip, self.graphs = model, optimizer, bf16, clip, {}
 
