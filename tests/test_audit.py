@@ -165,8 +165,15 @@ class TestChecks:
 
     def test_a_named_model_is_counted_exactly(self) -> None:
         row = rows({"model": "llama2-7b", "parameters": None}).rows[0].row
-        shape = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "intermediate_size": 11008, "activation": "swiglu",
-                 "vocab_size": 32000}  # fmt: skip
+        shape = {
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "intermediate_size": 11008,
+            "activation": "swiglu",
+            "vocab_size": 32000,
+        }
         assert row.flops_per_token == training_flops_per_token(shape, 2048)
 
     def test_a_named_model_of_unknown_length_is_counted_without_attention(self) -> None:

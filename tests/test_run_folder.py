@@ -51,7 +51,8 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
 
 def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from harness.records.run_folder import acquire_run_folder; from harness.composition import load;"
+        "import os, sys; from harness.composition import load;"
+        "from harness.records.run_folder import acquire_run_folder;"
         "taken = acquire_run_folder(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
     )
     words = [*TINY, f"out={tmp_path / 'run'}", "checkpoint.every=2", "resume=auto"]
