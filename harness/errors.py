@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The process's exit codes; README.md has the same table."""
+    """The process's exit codes; harness/docs/how-a-run-works.md has the same table."""
 
     OK = 0
     USAGE = 2

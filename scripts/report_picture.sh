@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 make_environment ""
 cd "$project"
-picture=$(realpath -m "${1:-harness/analysis/report.png}")
+picture=$(realpath -m "${1:-harness/docs/pictures/report.png}")
 browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome) || {
   echo "error: no Chromium on the PATH (Debian and Ubuntu: apt install chromium)" >&2
   exit 2

@@ -69,7 +69,7 @@ def _commands(claim: Claim, experiment: str) -> Iterator[str]:
     for side, written in (("reference", claim.reference), ("subject", claim.subject)):
         backend = _backend(written)
         if backend is None:
-            yield f'{written}: no backend of this harness drives it yet; README.md, "Add an accelerator", says how'
+            yield f'{written}: no backend of this harness drives it yet; harness/docs/backends.md describes how to add one'
             continue
         settings = " ".join([f"experiment={experiment} backend={backend}", *changes(claim)])
         launcher = f"python -m harness torchrun --nproc-per-node={DEVICES_OF_A_NODE}"

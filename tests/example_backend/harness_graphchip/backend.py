@@ -1,6 +1,6 @@
 """A made-up accelerator that owns the step: it compiles loss and gradients to one graph for each shape of batch.
 
-It stands for devices that compile before they compute, and is what harness/backends/ADDING.md explains. Torch is
+It stands for devices that compile before they compute, and is what harness/docs/backends.md explains. Torch is
 imported where it is used: a device is asked whether it can run at all before torch is loaded.
 """
 
