@@ -1,7 +1,7 @@
-"""The synthetic language: tokens that are a function of (seed, split, number) alone, for ever, and stated entropies.
+"""Synthetic data set: tokens are a fixed function of (seed, split, number), and the stated entropies are right.
 
-The oracle here learns the language from data by what the module's docstring says of it, and by none of its code: the
-ring from which symbols follow which, each symbol's class from what color comes LAG later.
+The oracle in this file learns the language from data by the definition in the module's docstring, with none of its
+code: the ring from which symbols follow which, each symbol's class from the color that comes LAG later.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TestSameness:
         for sample in (count - 1, 0, CHUNK_SAMPLES, CHUNK_SAMPLES - 1, 70, 70, 3):
             assert np.array_equal(read(dataset, sample, 1), whole[sample : sample + 1]), sample
 
-    def test_what_is_handed_out_is_the_callers_own(self) -> None:
+    def test_rows_are_the_callers_own(self) -> None:
         dataset = SyntheticDataset(256, 16, seed=1)
         rows = dataset.train(0, 4)
         before = rows.copy()
@@ -72,13 +72,13 @@ class TestSameness:
         dataset.train(1000, 4)
         assert np.array_equal(kept, before)
 
-    def test_a_sample_far_out_is_had_at_once(self) -> None:
+    def test_a_distant_sample_is_found_at_once(self) -> None:
         dataset = SyntheticDataset(256, 16, seed=1)
         far = dataset.train(10**12 - 2, 5)
         assert np.array_equal(dataset.train(10**12, 1), far[2:3])
         assert len(np.unique(far, axis=0)) == 5
 
-    def test_splits_and_seeds_are_other_sequences_of_one_language(self) -> None:
+    def test_splits_and_seeds_give_different_sequences_of_one_language(self) -> None:
         one, two = SyntheticDataset(300, 64, seed=1), SyntheticDataset(300, 64, seed=2)
         sets = [one.train(0, 500), one.held_out(0, 500), two.train(0, 500), two.held_out(0, 500)]
         assert len(np.unique(np.concatenate(sets), axis=0)) == 2000
@@ -100,7 +100,7 @@ class TestShape:
         assert rows.min() >= 0
         assert rows.max() < vocab_size
         assert len(np.unique(rows)) <= alphabet
-        assert dataset.facts()["alphabet_size"] == alphabet
+        assert dataset.describe()["alphabet_size"] == alphabet
         # Scattered over the vocabulary, not its first ids.
         if vocab_size == 50257:
             assert rows.max() > 49000
@@ -116,14 +116,14 @@ class TestShape:
     def test_any_length_of_sequence(self, vocab_size: int, seq_len: int) -> None:
         rows = SyntheticDataset(vocab_size, seq_len, seed=1).train(0, 3)
         assert rows.shape == (3, seq_len + 1)
-        # The stream's very first sequence is the same however long it is read.
+        # The first sequence of the stream does not depend on the length.
         longest = SyntheticDataset(vocab_size, 64, seed=1).train(0, 1)
         assert np.array_equal(rows[0], longest[0, : seq_len + 1])
 
 
 @dataclass
 class Oracle:
-    """What the docstring says of the language, with the ring and the classes found by counting."""
+    """The language by its definition, with the ring and the classes found by counting."""
 
     place_of: np.ndarray
     class_of_place: np.ndarray
@@ -149,7 +149,7 @@ class Oracle:
         return cls(place_of, counts.argmax(axis=1))
 
     def colors_off(self, rows: np.ndarray) -> np.ndarray:
-        """Return by how much each color from token LAG on differs from the expected one: 0 where it was right."""
+        """Return the difference of each color from token LAG on to the expected one."""
         places = self.place_of[rows]
         return (places[:, LAG:] - self.class_of_place[places[:, :-LAG]]) % COLORS
 
@@ -185,7 +185,7 @@ class TestEntropy:
             expected = (free * math.log(4) + (seq_len - free) * guided) / seq_len
             dataset = SyntheticDataset(300, seq_len, seed=1)
             assert dataset.entropy_floor_nats() == pytest.approx(expected, rel=1e-12)
-            assert dataset.facts()["entropy_floor_nats"] == dataset.entropy_floor_nats()
+            assert dataset.describe()["entropy_floor_nats"] == dataset.entropy_floor_nats()
 
     def test_an_oracle_reaches_the_floor(self, dataset: SyntheticDataset, off: np.ndarray) -> None:
         right = (off == 0).mean()
@@ -196,25 +196,25 @@ class TestEntropy:
         print(f"oracle {found:.5f}, floor {dataset.entropy_floor_nats():.5f}, standard error {error:.5f} nats")
         assert abs(found - dataset.entropy_floor_nats()) < 5 * error
 
-    def test_the_other_three_colours_are_equally_likely(self, off: np.ndarray) -> None:
+    def test_the_other_three_colors_are_equally_likely(self, off: np.ndarray) -> None:
         for wrong in (1, 2, 3):
             share = (off == wrong).mean()
             assert abs(share - 1 / 16) < 5 * math.sqrt(15 / 256 / off.size)
 
-    def test_nothing_known_tells_what_will_be_off(self, off: np.ndarray, held_out: np.ndarray) -> None:
-        """Were the choices related to anything before them, a model could get below the stated floor."""
-        known = {f"off {lag} before": (off[:, lag:], off[:, :-lag]) for lag in (*range(1, 20), 32, 64)}
-        known |= {f"token {lag} before": (off, held_out[:, LAG - lag : -lag]) for lag in (1, 2, 3, 4)}
-        known["position"] = (off, np.broadcast_to(np.arange(off.shape[1]), off.shape))
-        known["position in a word"] = (off, np.broadcast_to(np.arange(off.shape[1]) % 16, off.shape))
-        known["the sample before"] = (off[1:], off[:-1])
-        for what, (now, context) in known.items():
+    def test_the_past_does_not_predict_which_colors_are_off(self, off: np.ndarray, held_out: np.ndarray) -> None:
+        """If the choices depended on anything before them, a model could get below the stated floor."""
+        contexts = {f"off {lag} before": (off[:, lag:], off[:, :-lag]) for lag in (*range(1, 20), 32, 64)}
+        contexts |= {f"token {lag} before": (off, held_out[:, LAG - lag : -lag]) for lag in (1, 2, 3, 4)}
+        contexts["position"] = (off, np.broadcast_to(np.arange(off.shape[1]), off.shape))
+        contexts["position in a word"] = (off, np.broadcast_to(np.arange(off.shape[1]) % 16, off.shape))
+        contexts["the sample before"] = (off[1:], off[:-1])
+        for what, (now, context) in contexts.items():
             freedom = (len(np.unique(context)) - 1) * 3
             # Twice N times the mutual information in nats is chi-squared if there is none.
             likelihood_ratio = 2 * now.size * mutual_information(now, context)
             assert likelihood_ratio < freedom + 5 * math.sqrt(2 * freedom) + 10, what
 
-    def test_the_first_colours_are_free(self, train: np.ndarray, held_out: np.ndarray) -> None:
+    def test_the_first_colors_are_uniform(self, train: np.ndarray, held_out: np.ndarray) -> None:
         places = Oracle.learn(train, 300).place_of[held_out]
         moves = (places[:, 1:LAG] - places[:, : LAG - 1]) % 256
         for column in moves.T:
@@ -243,7 +243,7 @@ class TestEntropy:
         loss = count_model_loss(context(rows), rows[:, 5:], context(held_out), held_out[:, 5:])
         guided = -(13 / 16) * math.log(13 / 16) - (3 / 16) * math.log(1 / 16)
         assert loss > guided - 0.01
-        # The one that the language is made with gets there.
+        # The lag of the language reaches the floor.
         assert (loss < guided + 0.01) == (lag == LAG)
 
     @pytest.mark.parametrize("vocab_size", [64, 300, 1024, 50257])
@@ -256,8 +256,8 @@ class TestEntropy:
     @pytest.mark.parametrize("vocab_size", [4, 5, 64, 300, 50257])
     def test_the_stated_unigram_entropy_is_that_of_the_tokens(self, vocab_size: int) -> None:
         dataset = SyntheticDataset(vocab_size, SEQ_LEN, seed=1)
-        stated, found = dataset.facts()["unigram_entropy_nats"], entropy(dataset.train(0, SAMPLES))
-        # Or it could be null; what is stated must be so.
+        stated, found = dataset.describe()["unigram_entropy_nats"], entropy(dataset.train(0, SAMPLES))
+        # It may be null, but not wrong.
         assert stated is None or stated == pytest.approx(found, abs=0.02)
 
 
@@ -272,9 +272,9 @@ def mutual_information(one: np.ndarray, two: np.ndarray) -> float:
 
 
 def count_model_loss(context: np.ndarray, target: np.ndarray, new_context: np.ndarray, new_target: np.ndarray) -> float:
-    """Return the mean loss in nats, on new data, of a model that has counted which target follows which context."""
+    """Return the mean loss in nats, on new data, of a model that counted the targets of each context."""
     size, targets = max(context.max(), new_context.max()) + 1, max(target.max(), new_target.max()) + 1
     pairs = np.bincount((context * targets + target).ravel(), minlength=size * targets).reshape(size, targets)
-    # A little for what was never seen.
+    # Smoothing for unseen pairs.
     shares = (pairs + 1e-3) / (pairs + 1e-3).sum(axis=1, keepdims=True)
     return float(-np.log(shares[new_context, new_target]).mean())

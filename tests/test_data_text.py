@@ -1,4 +1,4 @@
-"""Text as tokens: real files, read in an order of their own, cut into windows that are each used once an epoch."""
+"""Data set of text files: order of the files, tokens, windows that are each used once per epoch, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def open_text(path: Path, **settings: Any) -> Dataset:
 def tokens_of(path: Path, **settings: Any) -> list[int]:
     """Return all tokens of a file or folder in order: held-out windows are not shuffled."""
     dataset = open_text(path, eval_path=path, **settings)
-    rows = dataset.held_out(0, dataset.facts()["held_out_tokens"] - 1)
+    rows = dataset.held_out(0, dataset.describe()["held_out_tokens"] - 1)
     return [*rows[:, 0].tolist(), int(rows[-1, 1])]
 
 
@@ -52,7 +52,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 
 
 FILES: dict[str, str | bytes] = {"b.txt": "bb", "a/z.txt": "az", "a.txt": "a", "a/b/c.txt": "abc", "Z.txt": "Z"}
-# By relative POSIX path, character for character: "." comes before "/", capitals before small letters.
+# Sorted by relative POSIX path: "." comes before "/", capitals before small letters.
 FILES_IN_ORDER = list(b"Z\0a\0abc\0az\0bb\0")
 
 
@@ -87,7 +87,7 @@ class TestFiles:
         one = write(tmp_path / "z, it's (1)", FILES)
         two = write(tmp_path / "a" / "ü", FILES)
         assert tokens_of(one) == tokens_of(two) == FILES_IN_ORDER
-        assert open_text(one).facts() == open_text(two).facts()
+        assert open_text(one).describe() == open_text(two).describe()
         monkeypatch.chdir(two)
         assert tokens_of(Path(".")) == tokens_of(Path("../ü")) == FILES_IN_ORDER
         monkeypatch.setenv("HOME", str(tmp_path / "a"))
@@ -114,21 +114,21 @@ class TestFiles:
         write(tmp_path, FILES)
         assert tokens_of(tmp_path / "b.txt", glob="*.md") == list(b"bb\0")
 
-    def test_facts(self, tmp_path: Path) -> None:
+    def test_description(self, tmp_path: Path) -> None:
         write(tmp_path, {"a.txt": "x" * 60, "b.txt": "y" * 38})
-        facts = open_text(tmp_path, eval_fraction=0.1).facts()
-        assert facts["name"] == "text"
-        assert facts["tokenizer"] == "bytes"
-        assert (facts["files"], facts["files_skipped_not_utf8"], facts["size_bytes"]) == (2, 0, 98)
-        assert (facts["train_tokens"], facts["held_out_tokens"]) == (90, 10)
-        assert facts["entropy_floor_nats"] is None
+        found = open_text(tmp_path, eval_fraction=0.1).describe()
+        assert found["name"] == "text"
+        assert found["tokenizer"] == "bytes"
+        assert (found["files"], found["files_skipped_not_utf8"], found["size_bytes"]) == (2, 0, 98)
+        assert (found["train_tokens"], found["held_out_tokens"]) == (90, 10)
+        assert found["entropy_floor_nats"] is None
         # 60 x, 29 y and a separator.
         expected = -sum(n / 90 * math.log(n / 90) for n in (60, 29, 1))
-        assert facts["unigram_entropy_nats"] == pytest.approx(expected, rel=1e-12)
+        assert found["unigram_entropy_nats"] == pytest.approx(expected, rel=1e-12)
 
-    def test_facts_tell_contents_apart(self, tmp_path: Path) -> None:
-        one = open_text(write(tmp_path / "1", {"a.txt": "abcdef"})).facts()
-        two = open_text(write(tmp_path / "2", {"a.txt": "abcdeg"})).facts()
+    def test_description_differs_with_the_content(self, tmp_path: Path) -> None:
+        one = open_text(write(tmp_path / "1", {"a.txt": "abcdef"})).describe()
+        two = open_text(write(tmp_path / "2", {"a.txt": "abcdeg"})).describe()
         assert one["content_sha256"] != two["content_sha256"]
 
 
@@ -144,17 +144,17 @@ class TestFilesThatAreNotUtf8:
     def test_are_skipped_and_counted_if_asked(self, tmp_path: Path) -> None:
         write(tmp_path, NOT_ALL_UTF8)
         assert tokens_of(tmp_path, invalid_files="skip") == list(b"first\0third\0")
-        facts = open_text(tmp_path, invalid_files="skip").facts()
-        assert (facts["files"], facts["files_skipped_not_utf8"], facts["size_bytes"]) == (3, 1, 10)
+        found = open_text(tmp_path, invalid_files="skip").describe()
+        assert (found["files"], found["files_skipped_not_utf8"], found["size_bytes"]) == (3, 1, 10)
 
-    def test_and_nothing_else_is_nothing(self, tmp_path: Path) -> None:
+    def test_nothing_but_skipped_files_is_an_error(self, tmp_path: Path) -> None:
         write(tmp_path, {"b.bin": b"\xff"})
         with pytest.raises(DataError, match=r"holds no text in 1 files \(1 skipped"):
             open_text(tmp_path, invalid_files="skip")
 
 
 def numbered(folder: Path, count: int) -> Path:
-    """Write `count` characters, no two windows of four alike."""
+    """Write `count` characters, of which no two aligned windows of four are equal."""
     return write(folder, {"a.txt": "".join(f"{n:04d}" for n in range(count // 4))}) / "a.txt"
 
 
@@ -167,18 +167,18 @@ class TestWindows:
     def test_each_is_visited_once_an_epoch(self, tmp_path: Path) -> None:
         path = numbered(tmp_path, 4000)
         dataset = open_text(path, seq_len=self.SEQ_LEN)
-        count = (dataset.facts()["train_tokens"] - 1) // self.SEQ_LEN
+        count = (dataset.describe()["train_tokens"] - 1) // self.SEQ_LEN
         text = path.read_bytes()
         expected = sorted(list(text[start : start + 17]) for start in range(0, count * 16, 16))
         epochs = [dataset.train(epoch * count, count) for epoch in range(4)]
         for rows in epochs:
             assert sorted(rows.tolist()) == expected
-        # Each in an order of its own, and none in the file's.
+        # Each epoch has another order, and none has the file's.
         orders = {tuple(rows[:, :4].ravel()) for rows in epochs}
         assert len(orders) == 4
         assert tuple(np.array(expected)[:, :4].ravel()) not in orders
 
-    def test_are_int64_and_the_same_in_any_portion_and_order(self, tmp_path: Path) -> None:
+    def test_are_int64_and_do_not_depend_on_count_and_order(self, tmp_path: Path) -> None:
         path = numbered(tmp_path, 4000)
         whole = self.rows(path, 0, 600)
         assert whole.dtype == np.int64
@@ -189,7 +189,7 @@ class TestWindows:
 
     def test_seed_changes_the_order_and_nothing_else(self, tmp_path: Path) -> None:
         path = numbered(tmp_path, 4000)
-        count = (open_text(path, seq_len=16).facts()["train_tokens"] - 1) // 16
+        count = (open_text(path, seq_len=16).describe()["train_tokens"] - 1) // 16
         one, again, two = (self.rows(path, 0, count, seed=seed) for seed in (1, 1, 2))
         assert np.array_equal(one, again)
         assert not np.array_equal(one, two)
@@ -198,9 +198,9 @@ class TestWindows:
     def test_the_held_out_part_is_the_end_and_is_not_trained_on(self, tmp_path: Path) -> None:
         path = numbered(tmp_path, 4000)
         dataset = open_text(path, seq_len=16, eval_fraction=0.25)
-        facts = dataset.facts()
-        assert facts["held_out_tokens"] == 1000
-        assert facts["train_tokens"] == 3001  # with the separator
+        found = dataset.describe()
+        assert found["held_out_tokens"] == 1000
+        assert found["train_tokens"] == 3001  # with the separator
         stream = [*path.read_bytes(), 0]
         held_out = dataset.held_out(0, 62)
         assert held_out.tolist() == [stream[3001 + 16 * n : 3001 + 16 * n + 17] for n in range(62)]
@@ -218,14 +218,14 @@ class TestWindows:
     def test_eval_path_is_held_out_and_path_is_wholly_trained_on(self, tmp_path: Path) -> None:
         train, held_out = write(tmp_path / "t", {"a.txt": "t" * 99}), write(tmp_path / "h", {"b.txt": "h" * 49})
         dataset = open_text(train, eval_path=held_out, seq_len=7)
-        assert (dataset.facts()["train_tokens"], dataset.facts()["held_out_tokens"]) == (100, 50)
+        assert (dataset.describe()["train_tokens"], dataset.describe()["held_out_tokens"]) == (100, 50)
         assert set(dataset.held_out(0, 7).ravel().tolist()) == {ord("h"), 0}
         assert set(dataset.train(0, 14).ravel().tolist()) == {ord("t")}
 
-    def test_a_sample_far_out_is_had_at_once(self, tmp_path: Path) -> None:
+    def test_a_distant_sample_is_found_at_once(self, tmp_path: Path) -> None:
         path = numbered(tmp_path, 4000)
         dataset = open_text(path, seq_len=16)
-        count = (dataset.facts()["train_tokens"] - 1) // 16
+        count = (dataset.describe()["train_tokens"] - 1) // 16
         epoch = 10**12 // count
         rows = dataset.train(epoch * count, count)
         assert sorted(rows.tolist()) == sorted(dataset.train(0, count).tolist())
@@ -240,7 +240,7 @@ class TestWindows:
 
 
 def word_tokenizer(path: Path, vocabulary: dict[str, int], **settings: Any) -> Path:
-    """Save a tokenizer.json that knows these words."""
+    """Save a tokenizer.json with this vocabulary."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     if "truncation" in settings:
@@ -264,13 +264,13 @@ class TestTokenizer:
         write(tmp_path / "text", {"a.txt": "the cat\nsat ", "b.txt": "the dog sat"})
         tokenizer = word_tokenizer(tmp_path / "words.json", VOCABULARY)
         assert tokens_of(tmp_path / "text", tokenizer=tokenizer, vocab_size=5) == [1, 2, 3, 1, 0, 3]
-        facts = open_text(tmp_path / "text", tokenizer=tokenizer, vocab_size=5, eval_fraction=0.4).facts()
-        assert facts["tokenizer"] == "words.json"
-        assert (facts["train_tokens"], facts["held_out_tokens"]) == (4, 2)
-        assert facts["unigram_entropy_nats"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+        found = open_text(tmp_path / "text", tokenizer=tokenizer, vocab_size=5, eval_fraction=0.4).describe()
+        assert found["tokenizer"] == "words.json"
+        assert (found["train_tokens"], found["held_out_tokens"]) == (4, 2)
+        assert found["unigram_entropy_nats"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
 
     def test_a_trained_one(self, tmp_path: Path) -> None:
-        # Byte-level BPE, as GPT-2's: what the tokenizers package itself says of the same text, special tokens and all.
+        # Byte-level BPE, as GPT-2's; the expected ids are the tokenizers package's own.
         text = "Grüße, low lower lowest newer newest wide wider widest 🎉 " * 20
         write(tmp_path / "text", {"a.txt": text})
         trained = Tokenizer(models.BPE())
@@ -302,7 +302,7 @@ class TestTokenizer:
     def test_one_that_is_too_large_for_the_model_is_refused(self, tmp_path: Path) -> None:
         write(tmp_path / "text", {"a.txt": "the cat sat"})
         tokenizer = word_tokenizer(tmp_path / "words.json", VOCABULARY)
-        with pytest.raises(DataError, match=r"model\.vocab_size: found 4, but words\.json makes 5 different tokens"):
+        with pytest.raises(DataError, match=r"model\.vocab_size: found 4, but words\.json has 5 different tokens"):
             open_text(tmp_path / "text", tokenizer=tokenizer, vocab_size=4)
 
     def test_gaps_between_its_ids_are_allowed(self, tmp_path: Path) -> None:
@@ -316,15 +316,17 @@ class TestTokenizer:
         with pytest.raises(DataError, match=r"model\.vocab_size"):
             open_text(tmp_path / "text", tokenizer=tokenizer, vocab_size=10).train(0, 4)
 
-    def test_one_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         write(tmp_path / "text", {"a.txt": "the cat sat"})
         with pytest.raises(DataError, match=r"data\.tokenizer: no file .*nowhere\.json"):
             open_text(tmp_path / "text", tokenizer=tmp_path / "nowhere.json")
 
     @pytest.mark.parametrize("content", ["", "{}", '{"model": {"type": "BPE"}}', "no json"])
-    def test_a_file_of_another_kind_is_named(self, content: str, tmp_path: Path) -> None:
+    def test_a_file_of_another_format_is_named(self, content: str, tmp_path: Path) -> None:
         write(tmp_path, {"text/a.txt": "the cat sat", "t.json": content})
-        with pytest.raises(DataError, match=r"t\.json: not a tokenizer\.json"):
+        with pytest.raises(
+            DataError, match=r"t\.json: the tokenizers package cannot read it: .*give a tokenizer\.json"
+        ):
             open_text(tmp_path / "text", tokenizer=tmp_path / "t.json")
 
     def test_the_missing_package_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +343,7 @@ class TestMistakes:
         [
             ("nowhere", {}, r"nowhere: no such file or folder; check data\.path"),
             ("empty", {}, r"empty: no file below it matches data\.glob='\*'"),
-            ("folder", {"glob": "*.md"}, r"folder: no file below it matches data\.glob='\*\.md'; change that or data"),
+            ("folder", {"glob": "*.md"}, r"folder: no file below it matches data\.glob='\*\.md'; change data\.glob or"),
             ("folder", {"glob": "/"}, r"data\.glob: found '/', expected a file-name pattern"),
             ("folder/empty.txt", {}, r"empty\.txt: holds no text"),
         ],
@@ -359,11 +361,11 @@ class TestMistakes:
         dataset = open_text(tmp_path / "a.txt", eval_path=tmp_path / "short", seq_len=4)
         with pytest.raises(DataError, match=r"data\.eval_path=.*holds 0 held-out") as caught:
             dataset.require_held_out(1)
-        assert "data.eval_fraction" not in str(caught.value), "it is not read beside an eval_path"
+        assert "data.eval_fraction" not in str(caught.value), "data.eval_fraction is not used with data.eval_path"
 
     @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root, and setpriv is missing")
-    def test_a_sub_folder_that_cannot_be_read_is_not_passed_over(self, tmp_path: Path) -> None:
-        """Else one machine trains on less text than the other, and says nothing."""
+    def test_a_sub_folder_that_cannot_be_read_is_an_error(self, tmp_path: Path) -> None:
+        """Otherwise one machine trains on less text than the other without a message."""
         write(tmp_path, {"folder/a.txt": "text", "folder/closed/b.txt": "more text"})
         (tmp_path / "folder" / "closed").chmod(0)
         rights = "-dac_override,-dac_read_search"
@@ -379,7 +381,7 @@ class TestMistakes:
             )  # fmt: skip
         finally:
             (tmp_path / "folder" / "closed").chmod(0o700)
-        assert done.returncode != 0, f"found {done.stdout.strip()} of 2 files and said nothing"
+        assert done.returncode != 0, f"found {done.stdout.strip()} of 2 files without an error"
         assert "DataError" in done.stderr
         assert "closed" in done.stderr.splitlines()[-1]
 
@@ -391,7 +393,7 @@ class TestUnigramEntropy:
         assert unigram_entropy(np.array([7] * 9, dtype=np.uint32), 8) == pytest.approx(0, abs=1e-15)
         assert unigram_entropy(np.arange(1000, dtype=np.uint16), 5000) == pytest.approx(math.log(1000))
 
-    def test_counts_past_the_first_portion(self) -> None:
+    def test_counts_beyond_the_first_chunk(self) -> None:
         tokens = np.zeros((1 << 24) + (1 << 22), dtype=np.uint8)
         tokens[1 << 24 :] = 1  # a fifth
         expected = -0.8 * math.log(0.8) - 0.2 * math.log(0.2)

@@ -1,4 +1,4 @@
-"""Token files: the same tokens from any kind of file, mapped and never read whole, each window used once an epoch."""
+"""Data set of token files: formats, memory mapping, windows that are each used once per epoch, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.workload.data import Dataset, open_dataset
 from harness.workload.data.tokens import map_tokens
 
 SEQ_LEN = 16
-# Every token is another one, so that a window is known by its first.
+# All tokens differ, so that its first token identifies a window.
 TOKENS = np.random.default_rng(4).permutation(60_000)[:5000]
 BASE_WORDS = ["model=tiny", "workload=smoke", "data=tokens", "data.path=set-below"]
 
@@ -68,8 +68,8 @@ class TestKinds:
             assert found.dtype == np.int64
             assert found.flags["C_CONTIGUOUS"]
             assert np.array_equal(found, expected)
-        assert dataset.facts()["train_tokens"] == 4750
-        assert dataset.facts()["held_out_tokens"] == 250
+        assert dataset.describe()["train_tokens"] == 4750
+        assert dataset.describe()["held_out_tokens"] == 250
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_are_mapped_read_only_and_not_read(self, kind: str, tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ class TestKinds:
         assert np.array_equal(dataset.train(0, 5), kept)
         assert path.read_bytes() == before
 
-    def test_facts(self, tmp_path: Path) -> None:
-        facts = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=0.2).facts()
-        assert facts == {
+    def test_description(self, tmp_path: Path) -> None:
+        found = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=0.2).describe()
+        assert found == {
             "name": "tokens",
             "dtype": "uint16",
             "entropy_floor_nats": None,
@@ -103,32 +103,10 @@ class TestKinds:
 
 class TestWindows:
     def test_golden(self, tmp_path: Path) -> None:
-        # The order that seed 1 decides, in two epochs, for ever: first tokens over SEQ_LEN are window numbers.
+        # The order of seed 1 in two epochs; first tokens over SEQ_LEN are window numbers.
         dataset = open_tokens(saved(tmp_path / "t.bin", np.arange(16 * 11 + 1)), eval_fraction=0.001)
-        assert (dataset.train(0, 22)[:, 0] // SEQ_LEN).tolist() == [
-            10,
-            7,
-            4,
-            1,
-            9,
-            6,
-            3,
-            0,
-            8,
-            5,
-            2,
-            8,
-            4,
-            0,
-            7,
-            3,
-            10,
-            6,
-            2,
-            9,
-            5,
-            1,
-        ]
+        expected = [[10, 7, 4, 1, 9, 6, 3, 0, 8, 5, 2], [8, 4, 0, 7, 3, 10, 6, 2, 9, 5, 1]]
+        assert (dataset.train(0, 22)[:, 0] // SEQ_LEN).reshape(2, 11).tolist() == expected
 
     def test_each_is_visited_once_an_epoch(self, tmp_path: Path) -> None:
         dataset = open_tokens(saved(tmp_path / "t.bin"))
@@ -147,7 +125,7 @@ class TestWindows:
         assert tuple(sorted(orders[0])) not in orders
 
     @pytest.mark.parametrize("windows", [1, 2, 3, 4, 6, 12, 30, 97, 210, 256])
-    def test_whatever_their_number(self, windows: int, tmp_path: Path) -> None:
+    def test_any_number_of_them(self, windows: int, tmp_path: Path) -> None:
         tokens = np.arange(windows * SEQ_LEN + 1)
         dataset = open_tokens(saved(tmp_path / "t.bin", tokens), eval_path=saved(tmp_path / "e.bin"))
         for epoch in (0, 1, 2, 10**9):
@@ -168,27 +146,28 @@ class TestWindows:
         assert sorted(one.tolist()) == sorted(two.tolist())
 
     @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.5])
-    def test_what_is_held_out_is_the_end_and_is_not_trained_on(self, fraction: float, tmp_path: Path) -> None:
+    def test_the_held_out_part_is_the_end_and_is_not_trained_on(self, fraction: float, tmp_path: Path) -> None:
         dataset = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=fraction)
-        facts = dataset.facts()
-        assert facts["held_out_tokens"] == 5000 * fraction
-        assert facts["train_tokens"] + facts["held_out_tokens"] == 5000
-        windows = (facts["train_tokens"] - 1) // SEQ_LEN
-        held_out = dataset.held_out(0, (facts["held_out_tokens"] - 1) // SEQ_LEN)
+        described = dataset.describe()
+        train_tokens, held_out_tokens = described["train_tokens"], described["held_out_tokens"]
+        assert held_out_tokens == 5000 * fraction
+        assert train_tokens + held_out_tokens == 5000
+        windows = (train_tokens - 1) // SEQ_LEN
+        held_out = dataset.held_out(0, (held_out_tokens - 1) // SEQ_LEN)
         assert not np.intersect1d(dataset.train(0, windows), held_out).size
-        end = TOKENS[facts["train_tokens"] :]
+        end = TOKENS[train_tokens:]
         assert np.array_equal(held_out[:, :-1].ravel(), end[: len(held_out) * SEQ_LEN])
 
     def test_eval_path_is_held_out_and_path_is_wholly_trained_on(self, tmp_path: Path) -> None:
         path, other = saved(tmp_path / "t.bin"), saved(tmp_path / "e.npy", np.arange(1000) % 77, "<u4")
         dataset = open_tokens(path, eval_path=other)
-        assert (dataset.facts()["train_tokens"], dataset.facts()["held_out_tokens"]) == (5000, 1000)
+        assert (dataset.describe()["train_tokens"], dataset.describe()["held_out_tokens"]) == (5000, 1000)
         assert np.array_equal(dataset.held_out(0, 62)[:, :-1].ravel(), np.arange(62 * SEQ_LEN) % 77)
         dataset.require_held_out(62)
         with pytest.raises(DataError, match=r"holds 62 held-out sequences.*workload\.eval_sequences = 63"):
             dataset.require_held_out(63)
 
-    def test_a_sample_far_out_is_had_at_once(self, tmp_path: Path) -> None:
+    def test_a_distant_sample_is_found_at_once(self, tmp_path: Path) -> None:
         dataset = open_tokens(saved(tmp_path / "t.bin"))
         windows = (4750 - 1) // SEQ_LEN
         epoch, place = divmod(10**12, windows)
@@ -247,9 +226,9 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "other name": ("t.txt", lambda path: path.write_bytes(b"1234"), r"expected a name that ends in \.npy or \.bin"),
     "empty": ("t.bin", lambda path: path.write_bytes(b""), r"holds 0 bytes.*empty or truncated"),
     "odd": ("t.bin", lambda path: path.write_bytes(b"x" * 101), r"holds 101 bytes.*multiple of 2 .uint16.*data\.dtype"),
-    "empty npy": ("t.npy", lambda path: path.write_bytes(b""), r"not a whole \.npy file"),
-    "no npy": ("t.npy", lambda path: path.write_bytes(b"no numbers at all"), r"not a whole \.npy file"),
-    "truncated npy": ("t.npy", truncated_npy, r"not a whole \.npy file.*make it again"),
+    "empty npy": ("t.npy", lambda path: path.write_bytes(b""), r"not a complete \.npy file"),
+    "no npy": ("t.npy", lambda path: path.write_bytes(b"no numbers at all"), r"not a complete \.npy file"),
+    "truncated npy": ("t.npy", truncated_npy, r"not a complete \.npy file.*write it again"),
     "floats": (
         "t.npy",
         lambda path: np.save(path, np.zeros(100)),
@@ -262,7 +241,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         r"shape \(50, 100\), expected one",
     ),
     "no dimension": ("t.npy", lambda path: np.save(path, np.int64(5)), r"shape \(\), expected one dimension"),
-    "objects": ("t.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), r"not a whole \.npy file"),
+    "objects": ("t.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), r"not a complete \.npy file"),
     "several arrays": ("t.npy", archive, r"t\.npy: .*holds an archive of arrays"),
     "no tokens": ("t.npy", lambda path: np.save(path, TOKENS[:0]), r"holds 0 training tokens"),
     "too few": ("t.bin", lambda path: saved(path, TOKENS[:17]), r"holds 17 training tokens.*seq_len \+ 1 = 18"),
@@ -285,14 +264,14 @@ class TestMistakes:
 
 
 class TestChanges:
-    def test_a_file_left_alone_is_vouched_for(self, tmp_path: Path) -> None:
+    def test_an_unchanged_file_passes(self, tmp_path: Path) -> None:
         dataset = open_tokens(saved(tmp_path / "t.bin"))
         dataset.train(0, 4)
-        dataset.refuse_changes()
+        dataset.check_unchanged()
 
     @pytest.mark.parametrize("change", ["grown", "rewritten", "replaced", "removed"])
     @pytest.mark.parametrize("which", ["path", "eval_path"])
-    def test_a_file_that_changes_under_the_run_is_named(self, which: str, change: str, tmp_path: Path) -> None:
+    def test_a_file_that_changes_during_the_run_is_named(self, which: str, change: str, tmp_path: Path) -> None:
         files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin")}
         dataset = open_tokens(files["path"], eval_path=files["eval_path"])
         file = files[which]
@@ -309,4 +288,4 @@ class TestChanges:
         else:
             file.unlink()
         with pytest.raises(DataError, match=f"{file.name}: has changed since the run began"):
-            dataset.refuse_changes()
+            dataset.check_unchanged()

@@ -1,4 +1,4 @@
-"""Digests: equal when weights, or the sequences trained on, were equal; different at the smallest difference."""
+"""Digests of weights and training sequences: equal inputs give equal digests, one changed bit another digest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TestBatchDigest:
             total += int.from_bytes(hashlib.sha256(content).digest(), "big")
         assert self.whole == f"{total % 2**256:064x}"
 
-    def test_nothing_is_zero(self) -> None:
+    def test_is_zero_without_sequences(self) -> None:
         assert BatchDigest().hexdigest() == "0" * 64
 
     def test_order_does_not_matter(self) -> None:
@@ -46,7 +46,7 @@ class TestBatchDigest:
         for cut in range(7):
             assert digest([("train", 10 + cut, ROWS[cut:]), ("train", 10, ROWS[:cut])]) == self.whole
 
-    def test_parts_made_by_ranks_add_up(self) -> None:
+    def test_parts_of_ranks_add_up(self) -> None:
         ranks = [BatchDigest() for _ in range(3)]
         for n in range(6):
             ranks[n % 3].add("train", 10 + n, ROWS[n : n + 1])
@@ -86,7 +86,7 @@ class TestBatchDigest:
 
 
 class Two(nn.Module):
-    """Two matrices and a vector, registered in the order asked for."""
+    """Two matrices and a vector, registered in the given order."""
 
     one: nn.Parameter
     two: nn.Parameter
@@ -122,7 +122,7 @@ class TestInitDigest:
             model = Two()
             model.flip(name, element, bit)
             seen.add(init_digest(model))
-        # Element 0 of `one` is 0.0: its bit 31 makes it -0.0, which compares equal and yet is another bit pattern.
+        # Element 0 of `one` is 0.0: with bit 31 it is -0.0, which compares equal but has other bits.
         assert len(seen) == 1 + len(flips)
 
     def test_a_renamed_parameter_is_noticed(self) -> None:

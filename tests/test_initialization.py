@@ -1,7 +1,7 @@
-"""Initial weights: a function of (seed, name, shape) and the model's settings alone, drawn as documented.
+"""Initial weights: a function of (seed, name, shape) and the model's settings alone, with the documented distribution.
 
-Nothing else has a say: no torch seed, no other parameter, no order of building. The golden digest is a literal, so
-that a change of any initial bit on any machine is noticed.
+Torch's seed, other parameters and the order of building have no effect. The golden digest is a literal, so that the
+test fails if any initial bit changes on any machine.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def weights(config: ModelConfig, seed: int = 1) -> dict[str, torch.Tensor]:
 
 
 def assert_spread(values: torch.Tensor, std: float) -> None:
-    """Mean 0 and the deviation asked for, within five standard errors."""
+    """Check mean 0 and the standard deviation, within five standard errors."""
     count = values.numel()
     assert abs(values.double().mean().item()) < 5 * std / math.sqrt(count)
     assert values.double().std().item() == pytest.approx(std, rel=5 * math.sqrt(1.7 / (4 * count)))
@@ -73,8 +73,8 @@ class TestSameness:
         assert all(torch.equal(one[name], two[name]) for name in one)
 
     @BOTH
-    def test_any_parameter_can_be_had_alone(self, config: ModelConfig) -> None:
-        # In any order, and without the others: what a rank that holds a shard does.
+    def test_any_parameter_can_be_generated_alone(self, config: ModelConfig) -> None:
+        # In any order and without the others, as a rank that holds a shard does.
         for name, value in reversed(weights(config, seed=7).items()):
             assert torch.equal(initial_value(name, value.shape, config, 7), value), name
 
@@ -92,7 +92,7 @@ class TestSameness:
         torch.manual_seed(2)
         assert init_digest(build_model(GPT2_LIKE, 1, CPU)) == one
 
-    def test_what_does_not_change_the_work_does_not_change_the_weights(self) -> None:
+    def test_settings_that_do_not_change_the_work_do_not_change_the_weights(self) -> None:
         other = replace(GPT2_LIKE, name="other", activation_checkpointing=True)
         assert init_digest(build_model(other, 1, CPU)) == GOLDEN["gpt2-like"]
 
@@ -148,7 +148,7 @@ class TestValues:
             assert (value == (0 if name.endswith("bias") else 1)).all(), name
 
     def test_residual_projections_are_drawn_smaller(self) -> None:
-        # Widened, so that the estimates are good to about a hundredth.
+        # Large, so that the estimates are good to about 1 %.
         config = replace(GPT2_LIKE, num_hidden_layers=8, hidden_size=128, initializer_range=0.05)
         for name, value in weights(config).items():
             if value.dim() == 2:

@@ -1,8 +1,7 @@
-"""The model: GPT-2 and Llama-2 as published, checked against another implementation of them (transformers).
+"""GPT-2 and Llama-2 against the implementations of them in transformers.
 
-Parameter counts of every preset, logits, loss and every gradient are compared, with biases and norm weights drawn at
-random so that none can be left out or exchanged unnoticed. `as_gpt2` and `as_llama` also serve
-tests/integration/test_reference.py.
+Parameter counts of every preset, logits, loss and every gradient are compared, with random biases and norm weights, so
+that a missing or swapped one fails. tests/integration/test_reference.py also uses `as_gpt2` and `as_llama`.
 """
 
 from __future__ import annotations
@@ -109,13 +108,9 @@ def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[st
 
 
 def as_llama(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Name our weights (or their gradients) as LlamaForCausalLM does; it keeps apart what we fuse."""
-    head_size = config.hidden_size // config.num_attention_heads
-    qkv = [
-        config.num_attention_heads * head_size,
-        num_key_value_heads(config) * head_size,
-        num_key_value_heads(config) * head_size,
-    ]
+    """Name our weights (or their gradients) as LlamaForCausalLM does, and split the projections that we fuse."""
+    kv_size = num_key_value_heads(config) * config.hidden_size // config.num_attention_heads
+    qkv = [config.hidden_size, kv_size, kv_size]
     named = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
     if not config.tie_word_embeddings:
         named["lm_head.weight"] = weights["head.weight"]
@@ -186,12 +181,12 @@ def _filled(model: Any, named: dict[str, torch.Tensor]) -> Any:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """So small that more threads only get into each other's way; conftest.py puts the number back."""
+    """One thread is fastest for models of this size; conftest.py restores the number."""
     torch.set_num_threads(1)
 
 
 def random_model(config: ModelConfig) -> Transformer:
-    """Return a model with every parameter drawn, large enough for attention to be far from uniform."""
+    """Return a model with random parameters, large enough for attention to be far from uniform."""
     model = build_model(config, 1, CPU)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -230,7 +225,10 @@ BY_GPT2: Reference = (gpt2_reference, as_gpt2)
 BY_LLAMA: Reference = (llama_reference, as_llama)
 SHAPES: dict[str, tuple[ModelConfig, Reference]] = {
     "gpt2": (GPT2, BY_GPT2),
-    "gpt2, exact gelu, own hidden": (replace(GPT2, activation="gelu", intermediate_size=60, norm_eps=1e-2), BY_GPT2),
+    "gpt2, exact gelu, intermediate_size": (
+        replace(GPT2, activation="gelu", intermediate_size=60, norm_eps=1e-2),
+        BY_GPT2,
+    ),
     "llama, grouped": (LLAMA, BY_LLAMA),
     "llama, one kv head": (replace(LLAMA, num_key_value_heads=1, rope_theta=50.0, norm_eps=1e-2), BY_LLAMA),
     "llama, ungrouped, tied": (
@@ -252,7 +250,7 @@ class TestAgainstTransformers:
         theirs = reference(config, dict(model.named_parameters()))
         with torch.no_grad():
             expected, found = theirs(input_ids=tokens).logits, model.logits(tokens)
-        assert expected.abs().max() > 1  # far from nothing
+        assert expected.abs().max() > 1  # far from zero
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=5e-5)
 
     @pytest.mark.parametrize("shape", SHAPES)
@@ -297,7 +295,7 @@ class TestLoss:
         assert loss.dtype == torch.float32
         expected = F.cross_entropy(logits.float().flatten(0, 1), sequences[:, 1:].flatten())
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        # Without autocast, which would see to it by itself.
+        # Without autocast, which upcasts by itself.
         with torch.no_grad():
             assert model.bfloat16()(sequences).dtype == torch.float32
 
@@ -312,15 +310,15 @@ class TestCausality:
         with torch.no_grad():
             one, two = model.logits(tokens), model.logits(changed)
         assert torch.equal(one[:, :position], two[:, :position])
-        # All that come after see it.
+        # All later positions depend on it.
         assert (one - two)[:, position:].abs().amax(dim=-1).min() > 1e-4
 
     @ALL
-    def test_a_beginning_is_the_beginning_of_the_whole(self, config: ModelConfig) -> None:
+    def test_a_prefix_gives_the_prefix_of_the_logits(self, config: ModelConfig) -> None:
         model, tokens = random_model(config), random_sequences(config)[:, :-1]
         with torch.no_grad():
             whole = model.logits(tokens)
-            # Shorter and then longer again: kept tables must follow the length.
+            # Shorter, then longer again: cached tables have to follow the length.
             for length in (5, 1, LENGTH):
                 torch.testing.assert_close(model.logits(tokens[:, :length]), whole[:, :length], rtol=2e-5, atol=5e-5)
 
@@ -353,14 +351,12 @@ class TestAttention:
     def test_a_grouped_model_is_one_with_repeated_kv_weights(self) -> None:
         grouped = random_model(LLAMA)
         whole = build_model(replace(LLAMA, num_key_value_heads=LLAMA.num_attention_heads), 1, CPU)
-        head_size, group = (
-            LLAMA.hidden_size // LLAMA.num_attention_heads,
-            LLAMA.num_attention_heads // num_key_value_heads(LLAMA),
-        )
+        head_dim = LLAMA.hidden_size // LLAMA.num_attention_heads
+        group = LLAMA.num_attention_heads // num_key_value_heads(LLAMA)
         weights = {name: value.detach() for name, value in grouped.named_parameters()}
         for layer in range(LLAMA.num_hidden_layers):
             name = f"blocks.{layer}.attention.qkv.weight"
-            q, k, v = (part.view(-1, head_size, LLAMA.hidden_size) for part in weights[name].split([48, 16, 16]))
+            q, k, v = (part.view(-1, head_dim, LLAMA.hidden_size) for part in weights[name].split([48, 16, 16]))
             repeated = [part.repeat_interleave(group, dim=0) for part in (k, v)]
             weights[name] = torch.cat([q, *repeated]).view(-1, LLAMA.hidden_size)
         whole.load_state_dict(weights)
@@ -389,10 +385,10 @@ class TestRotary:
             diagonal = products.diagonal(distance)
             torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=2e-5)
             by_distance.append(diagonal[0].item())
-        # And do depend on it, with its sign.
+        # They do depend on it, and on its sign.
         assert np.abs(np.subtract.outer(by_distance, by_distance) + np.eye(79)).min() > 1e-5
 
-    def test_turns_pairs_as_complex_numbers(self) -> None:
+    def test_rotates_pairs_as_complex_numbers(self) -> None:
         (q, _), tables = self.vectors(), rotary_tables(40, 16, 10000.0)
         frequencies = 10000.0 ** (-np.arange(8) / 8)
         turned = np.exp(1j * np.outer(np.arange(40), frequencies))
@@ -402,11 +398,11 @@ class TestRotary:
         np.testing.assert_allclose(found[:, :8], expected.real, atol=1e-6)
         np.testing.assert_allclose(found[:, 8:], expected.imag, atol=1e-6)
 
-    def test_the_first_position_is_left_alone(self) -> None:
+    def test_the_first_position_is_unchanged(self) -> None:
         q, _ = self.vectors()
         assert torch.equal(rotate(q, *rotary_tables(40, 16, 10000.0))[:, :, 0], q[:, :, 0])
 
-    def test_keeps_the_type_that_it_is_given(self) -> None:
+    def test_keeps_the_dtype_of_its_input(self) -> None:
         q, _ = self.vectors()
         assert rotate(q.bfloat16(), *rotary_tables(40, 16, 10000.0)).dtype == torch.bfloat16
 
@@ -429,7 +425,7 @@ class TestActivationCheckpointing:
             loss.backward()
             results.append((loss.detach(), gradients(model)))
             forwards.append(len(calls))
-        # It really was computed again.
+        # The forward pass was recomputed.
         assert forwards == [1, 2]
         (one, one_gradients), (two, two_gradients) = results
         assert torch.equal(one, two)

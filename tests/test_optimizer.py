@@ -1,4 +1,4 @@
-"""The update rule: AdamW by its formula, decay on matrices alone, and the schedule's values at every turn."""
+"""AdamW against its formula, weight decay on matrices alone, and the values of the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ class TestUpdate:
             np.testing.assert_allclose(parameter.detach().numpy(), weight[name], rtol=1e-6, atol=2e-7, err_msg=name)
 
     @IMPLEMENTATIONS
-    def test_tied_weights_move_once(self, adamw: str) -> None:
+    def test_tied_weights_are_updated_once(self, adamw: str) -> None:
         model = tiny_model()
         before = model.embedding.weight.detach().clone()
         optimizer = build_optimizer(model, replace(WORK, weight_decay=0.0), TrackConfig("portable", adamw))
         model.embedding.weight.grad = torch.ones_like(before)
         optimizer.step()
-        # The first step of Adam is the learning rate itself, whatever the gradient.
+        # The first step of Adam has the size of the learning rate, for any gradient.
         torch.testing.assert_close(model.head.weight.detach(), before - WORK.learning_rate, rtol=0, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def schedule(**settings: float) -> WorkloadConfig:
 
 
 class TestLearningRate:
-    def test_at_every_turn(self) -> None:
+    def test_values_along_the_schedule(self) -> None:
         work = schedule(min_lr_ratio=0.1)
         assert learning_rate(1, work) == pytest.approx(0.02 / 5)
         assert learning_rate(3, work) == pytest.approx(0.02 * 3 / 5)
@@ -125,20 +125,20 @@ class TestLearningRate:
         assert learning_rate(20, work) == pytest.approx(0.002 + 0.018 * (0.5 - math.sqrt(0.125)))
         assert learning_rate(25, work) == pytest.approx(0.002)
 
-    @pytest.mark.parametrize("rise", [0, 1, 5, 24])
+    @pytest.mark.parametrize("warmup", [0, 1, 5, 24])
     @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
-    def test_rises_to_the_peak_and_falls_to_the_fraction(self, rise: int, fraction: float) -> None:
-        work = schedule(lr_warmup_steps=rise, min_lr_ratio=fraction)
+    def test_rises_to_the_peak_and_falls_to_the_fraction(self, warmup: int, fraction: float) -> None:
+        work = schedule(lr_warmup_steps=warmup, min_lr_ratio=fraction)
         rates = [learning_rate(step, work) for step in range(1, 26)]
         assert rates[-1] == pytest.approx(fraction * 0.02, abs=1e-15)
-        if rise:
-            assert max(rates) == rates[rise - 1] == pytest.approx(0.02)
-        assert all(one < two for one, two in pairwise(rates[:rise]))
-        fall = rates[max(0, rise - 1) :]
+        if warmup:
+            assert max(rates) == rates[warmup - 1] == pytest.approx(0.02)
+        assert all(one < two for one, two in pairwise(rates[:warmup]))
+        fall = rates[max(0, warmup - 1) :]
         assert all(one > two for one, two in pairwise(fall))
         assert all(0 <= rate <= 0.02 * (1 + 1e-12) for rate in rates)
 
-    def test_without_a_rise_begins_just_below_the_peak(self) -> None:
+    def test_without_warmup_begins_just_below_the_peak(self) -> None:
         work = schedule(lr_warmup_steps=0, min_lr_ratio=0.0)
         assert learning_rate(1, work) == pytest.approx(0.01 * (1 + math.cos(math.pi / 25)))
 

@@ -1,6 +1,6 @@
-"""Random numbers: the words are Philox-4x64-10's own, any part of a stream can be had alone, and no bit ever changes.
+"""Philox-4x64-10: words against the paper, any part of a stream generated alone, and golden bits.
 
-Golden words and values are literals: a NumPy, compiler or processor that makes others breaks the sameness of runs.
+Golden words and values are literals: with a NumPy, compiler or processor that gives others, runs are not comparable.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class TestWords:
         assert found.dtype == np.uint64
         assert found.tolist() == GOLDEN_WORDS
 
-    def test_the_reference_here_gives_the_authors_known_answers(self) -> None:
+    def test_the_reference_gives_the_authors_known_answers(self) -> None:
         # Random123's kat_vectors, "philox4x64 10": counter and key all zeros, then all ones.
         assert philox_4x64_10((0, 0), 0) == [
             0x16554D9ECA36314C,
@@ -121,7 +121,7 @@ class TestApproximatelyNormal:
         assert found.dtype == np.float32
         assert found.view(np.uint32).tolist() == GOLDEN_NORMAL_BITS
 
-    def test_is_the_centred_sum_of_each_words_four_quarters(self) -> None:
+    def test_is_the_centered_sum_of_each_words_four_quarters(self) -> None:
         for word, value in zip(GOLDEN_WORDS, normal(8), strict=True):
             total = sum((word >> shift) & 0xFFFF for shift in (0, 16, 32, 48))
             deviation = ((2**32 - 1) / 3) ** 0.5
@@ -137,12 +137,12 @@ class TestApproximatelyNormal:
         assert abs((values**4).mean() - 2.7) < 5 * (70 / count) ** 0.5
         assert 3.2 < np.abs(values).max() <= 2 * 3**0.5
 
-    def test_neighbours_are_unrelated(self) -> None:
+    def test_neighbors_are_uncorrelated(self) -> None:
         values = normal(1 << 18).astype(np.float64)
         for lag in (1, 2, 3, 4, 64):
             assert abs((values[lag:] * values[:-lag]).mean()) < 5 / 512
 
-    def test_goes_on_across_its_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_continues_across_chunks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         count = (1 << 20) + 10
         chunks = list(approximately_normal(KEY, count, 0.02))
         assert [len(chunk) for chunk in chunks] == [1 << 20, 10]

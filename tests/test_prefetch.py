@@ -1,4 +1,4 @@
-"""Batches made ahead: in order, whole, counted when handed out, and their errors raised where they are needed."""
+"""Prefetcher: order and shape of batches, their digest, and errors raised at the step that needs the batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.workload.digest import BatchDigest
 
 
 class Numbered(Dataset):
-    """Sequence n is [n, n, n]; `fail_at` raises when asked for."""
+    """Data set whose sequence n is [n, n, n]; reading `fail_at` raises."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
@@ -31,7 +31,7 @@ class Numbered(Dataset):
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
         raise NotImplementedError
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {}
 
 
@@ -60,7 +60,7 @@ def test_a_later_start_gets_the_same_batches() -> None:
     late.close()
 
 
-def test_digest_counts_what_was_handed_out_not_what_lies_ready() -> None:
+def test_digest_covers_returned_batches_not_queued_ones() -> None:
     source = prefetcher(Numbered())
     time.sleep(0.2)  # the queue is full now
     assert source.digest.hexdigest() == BatchDigest().hexdigest()
@@ -70,7 +70,7 @@ def test_digest_counts_what_was_handed_out_not_what_lies_ready() -> None:
     source.close()
 
 
-def test_digest_tells_in_which_order_batches_were_handed_out() -> None:
+def test_digest_depends_on_the_order_of_batches() -> None:
     assert digest_of(1, 2) != digest_of(2, 1)
 
 
@@ -93,14 +93,14 @@ def test_an_error_is_raised_at_the_step_that_needs_the_data() -> None:
     source.close()
 
 
-def test_close_ends_the_thread_although_the_queue_is_full() -> None:
+def test_close_ends_the_thread_when_the_queue_is_full() -> None:
     source = prefetcher(Numbered(), last_step=10_000)
     source.next()
     source.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def test_handed_out_batches_are_not_written_to_again() -> None:
+def test_returned_batches_are_not_overwritten() -> None:
     source = prefetcher(SyntheticDataset(256, 16, seed=1), last_step=50)
     kept = [torch.cat(source.next()) for _ in range(30)]
     for step, batch in enumerate(kept):

@@ -1,1 +1,1 @@
-"""What every device must do identically: model, data, optimizer, schedule and the proofs of sameness."""
+"""The work that every device does identically: model, data, optimizer, schedule, and the digests that prove it."""

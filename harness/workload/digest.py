@@ -1,4 +1,4 @@
-"""Proofs of sameness: what the weights were before the first step, and which tokens were trained on."""
+"""Digests of the initial weights and of the training tokens, which prove that two runs did the same work."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MODULUS = 1 << 256
 
 
 def init_digest(model: nn.Module) -> str:
-    """Return the SHA-256 over every parameter's name, shape and float32 bytes, read back from the device."""
-    # Hashing releases the interpreter's lock; two at a time hides the copy from the device.
+    """Return the SHA-256 of all parameters' names, shapes and float32 bytes, read back from the device."""
+    # Hashing releases the GIL; two threads hide the copy from the device.
     with ThreadPoolExecutor(2) as pool:
         names, parameters = zip(*sorted(model.named_parameters()), strict=True)
         return total_digest(dict(zip(names, pool.map(parameter_digest, names, parameters), strict=True)))
@@ -24,9 +24,12 @@ def init_digest(model: nn.Module) -> str:
 def sharded_digests(
     model: nn.Module, rank: int, size: int, heartbeat: Callable[[], None] = lambda: None
 ) -> dict[str, bytes]:
-    """Return the digests of every `size`-th parameter of a sharded model. All ranks together have all of them.
+    """Return the digests of every `size`-th parameter of a sharded model, so that all ranks together cover all.
 
-    Collective: each parameter in turn is put together on every rank, and let go before the next; `made` is called.
+    Collective: every rank gathers each parameter in turn and frees it before the next.
+
+    Args:
+        heartbeat: called after each parameter.
     """
     digests = {}
     for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
@@ -39,8 +42,7 @@ def sharded_digests(
 
 
 def parameter_digest(name: str, parameter: torch.Tensor) -> bytes:
-    """Return the SHA-256 of one whole parameter."""
-    # Little-endian wherever this runs.
+    """Return the SHA-256 of one whole parameter: its name, shape and little-endian float32 bytes."""
     values = parameter.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
     digest = hashlib.sha256(f"{name}{tuple(parameter.shape)}".encode())
     digest.update(values.data)
@@ -48,7 +50,7 @@ def parameter_digest(name: str, parameter: torch.Tensor) -> bytes:
 
 
 def total_digest(by_parameter: Mapping[str, bytes]) -> str:
-    """Return the digest over all parameters, from those of each."""
+    """Return the digest of all parameters, given that of each by name."""
     total = hashlib.sha256()
     for name in sorted(by_parameter):
         total.update(by_parameter[name])
@@ -56,33 +58,33 @@ def total_digest(by_parameter: Mapping[str, bytes]) -> str:
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor put together from its shards, if it has any. Collective for one that has."""
-    # Not by its type: importing DTensor takes a second, which a run on one device need not spend.
+    """Return the full tensor of a DTensor, which is collective, or the tensor itself."""
+    # Not by its type: importing DTensor takes a second, which a run on one device saves.
     whole = getattr(tensor, "full_tensor", None)
     return tensor if whole is None else whole()
 
 
 def parameter_norms(model: nn.Module) -> dict[str, float]:
-    """Return every parameter's 2-norm, in float32 on its device. Waits for the device once."""
+    """Return every parameter's 2-norm, computed in float32 on its device. Synchronizes once."""
     named = sorted(model.named_parameters())
     norms = [whole_tensor(torch.linalg.vector_norm(parameter.detach().float())) for _, parameter in named]
     return dict(zip((name for name, _ in named), torch.stack(norms).tolist(), strict=True))
 
 
 class BatchDigest:
-    """A digest over training sequences that parallel ranks can make in parts and add up.
+    """Digest of training sequences that parallel ranks compute in parts and add up.
 
     Each sequence is hashed together with its stream and global number, and the hashes are added modulo 2^256
     (after AdHash, Bellare and Micciancio 1997): the sum does not depend on which rank saw a sequence or when,
-    but changes if a sequence is skipped, repeated, altered or given another number. It guards against mistakes,
-    not against an adversary.
+    but changes if a sequence is skipped, repeated, altered or renumbered. It guards against mistakes, not against an
+    adversary.
     """
 
     def __init__(self) -> None:
         self._sum = 0
 
     def add(self, stream: str, first_sample: int, sequences: np.ndarray) -> None:
-        """Count in int64 sequences [count, length], numbered from `first_sample` in `stream` (train, eval)."""
+        """Add int64 sequences [count, length], numbered from `first_sample` on, of `stream` (train or eval)."""
         rows = np.ascontiguousarray(sequences, dtype="<i4")
         for offset, row in enumerate(rows):
             digest = hashlib.sha256(f"{stream}:{first_sample + offset}:".encode())
@@ -90,11 +92,11 @@ class BatchDigest:
             self._sum = (self._sum + int.from_bytes(digest.digest(), "big")) % _MODULUS
 
     def merge(self, other_hexdigest: str) -> None:
-        """Add another rank's part."""
+        """Add the digest of another rank."""
         self._sum = (self._sum + int(other_hexdigest, 16)) % _MODULUS
 
     def add_step(self, step: int, batch_hexdigest: str) -> None:
-        """Add the digest of what was trained on at `step`, bound to that number: an exchange of two batches shows."""
+        """Add the digest of the batch of `step`, weighted by the step: swapping two batches changes the sum."""
         factor = int.from_bytes(hashlib.sha256(f"step:{step}".encode()).digest(), "big") | 1
         self._sum = (self._sum + factor * int(batch_hexdigest, 16)) % _MODULUS
 

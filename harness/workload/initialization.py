@@ -1,4 +1,4 @@
-"""Initial weights from per-parameter seeds: the same bits whatever the device, the world size or the sharding."""
+"""Initial weights from per-parameter seeds: the same bits for every device, world size and sharding."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Transformer:
-    """Return the model on `device` with its initial weights. At most one parameter is ever held on the host.
+    """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
     Args:
-        shard: makes shards of the parameters while they have no storage yet; of a sharded parameter only this
-            rank's rows are ever made.
-        dtype: type in which the weights are kept; they are made in float32.
-        heartbeat: called for every parameter that is made.
+        shard: shards the parameters, on the meta device; only this rank's rows of them are then generated.
+        dtype: type in which the weights are stored; they are generated in float32.
+        heartbeat: called after each parameter.
     """
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
     if shard is not None:
         shard(model)
-    # Tied weights are one parameter; to_empty would give each of the two names storage of its own.
+    # to_empty gives each of the two names of a tied parameter its own storage.
     model.to_empty(device=device)
     if config.tie_word_embeddings:
         model.head.weight = model.embedding.weight
@@ -50,7 +49,7 @@ def build_model(
 
 
 def own_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, range]:
-    """Return this rank's part of a parameter, which shares its storage, and which of its rows that is."""
+    """Return this rank's shard of a parameter, which shares its storage, and the range of its rows."""
     rows = range(parameter.shape[0])
     for dimension, placement in enumerate(getattr(parameter, "placements", ())):
         if placement.is_replicate():
@@ -72,9 +71,9 @@ def initial_value(
 ) -> torch.Tensor:
     """Return one parameter's initial value, or some rows of it: float32, on the CPU.
 
-    Matrices and embeddings are drawn with `initializer_range` (the two projections that end on the residual stream with
-    initializer_range / sqrt(2 x layers) if `scaled_residual_init`), biases are zero, norm weights one. Rows are the
-    same whether they are made alone or with all the others.
+    Matrices and embeddings have the standard deviation `initializer_range`; with `scaled_residual_init` the two
+    projections onto the residual stream have initializer_range / sqrt(2 x layers) (Radford et al. 2019). Biases are
+    zero, norm weights one. A row has the same bits whether it is generated alone or with all others.
     """
     rows = range(shape[0]) if rows is None else rows
     part = (len(rows), *shape[1:])

@@ -1,6 +1,6 @@
 """One decoder-only transformer in plain PyTorch; GPT-2 and Llama-2 are settings of it.
 
-Shapes: B sequences, S positions, W width, H query heads, K key/value heads, D = W / H head size, V vocabulary.
+Shapes: B sequences, S positions, W hidden size, H query heads, K key/value heads, D = W / H head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from harness.config import ModelConfig, intermediate_size, num_key_value_heads
 
 Kernel = Callable[..., torch.Tensor]
-"""A function of the model that a backend may compute otherwise. Each is an attribute, named as its operation, of the
-modules that list it in `kernels`."""
+"""An operation that a backend may replace by a faster function of the same mathematics. It is an attribute, with the
+operation's name, of each module that lists it in `kernels`."""
 
 
 class Attention(nn.Module):
@@ -27,10 +27,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.kv_heads = num_key_value_heads(config)
-        self.head_size = config.hidden_size // config.num_attention_heads
-        qkv_size = (self.heads + 2 * self.kv_heads) * self.head_size
+        self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = num_key_value_heads(config)
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
         self.qkv = nn.Linear(config.hidden_size, qkv_size, bias=config.bias)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.attention: Kernel = causal_attention
@@ -38,21 +38,21 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
-        batch, length, width = x.shape
+        batch, length, hidden_size = x.shape
         q, k, v = (
             self.qkv(x)
-            .view(batch, length, self.heads + 2 * self.kv_heads, self.head_size)
+            .view(batch, length, self.num_heads + 2 * self.num_key_value_heads, self.head_dim)
             .transpose(1, 2)
-            .split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            .split([self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=1)
         )
         if rotary is not None:
             q, k = self.rotary(q, *rotary), self.rotary(k, *rotary)
         mixed = self.attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, hidden_size))
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attend to the present and the past: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D]."""
+    """Return causal attention: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D]."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
@@ -71,9 +71,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        hidden = intermediate_size(config)
-        self.up = nn.Linear(config.hidden_size, 2 * hidden if self.gated else hidden, bias=config.bias)
-        self.down = nn.Linear(hidden, config.hidden_size, bias=config.bias)
+        size = intermediate_size(config)
+        self.up = nn.Linear(config.hidden_size, 2 * size if self.gated else size, bias=config.bias)
+        self.down = nn.Linear(size, config.hidden_size, bias=config.bias)
         self.swiglu: Kernel = swiglu
 
     @property
@@ -104,24 +104,24 @@ class RMSNorm(nn.Module):
 
     kernels = ("rms_norm",)
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
         self.rms_norm: Kernel = rms_norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., W] -> [..., W]"""
-        return self.rms_norm(x, self.weight, self.epsilon)
+        return self.rms_norm(x, self.weight, self.eps)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., W], weight [W] -> [..., W]"""
-    return F.rms_norm(x, weight.shape, weight, epsilon)
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    """Return a new LayerNorm or RMSNorm over the width."""
+    """Return a new LayerNorm or RMSNorm over the hidden size."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
@@ -143,7 +143,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model. Build it on the meta device and fill it with `build_model` (initialisation.py)."""
+    """The model. Use `build_model` (initialization.py), which builds it on the meta device and fills in the weights.
+
+    The names of modules and parameters seed the initial weights: renaming one changes them.
+    """
 
     kernels = ("cross_entropy",)
 
@@ -165,7 +168,7 @@ class Transformer(nn.Module):
         self.cross_entropy: Kernel = mean_cross_entropy
 
     def use_kernels(self, kernels: Mapping[str, Kernel]) -> None:
-        """Compute some operations with other functions of the same mathematics, by the operations' names."""
+        """Replace operations, given by name, with other functions of the same mathematics."""
         for module in self.modules():
             for operation in getattr(module, "kernels", ()):
                 if operation in kernels:
@@ -173,10 +176,10 @@ class Transformer(nn.Module):
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
-        return self.head(self.hidden(tokens))
+        return self.head(self.final_hidden_states(tokens))
 
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [B, S] -> [B, S, W]: what the output projection gets."""
+    def final_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, W]: the normalized output of the last block, which the head projects."""
         length = tokens.shape[1]
         x = self.embedding(tokens)
         if self.position is not None:
@@ -191,7 +194,7 @@ class Transformer(nn.Module):
 
     def forward(self, sequences: torch.Tensor) -> torch.Tensor:
         """Return the mean next-token cross-entropy in nats, float32 scalar, of int64 sequences [B, S + 1]."""
-        return self.cross_entropy(self.head, self.hidden(sequences[:, :-1]), sequences[:, 1:])
+        return self.cross_entropy(self.head, self.final_hidden_states(sequences[:, :-1]), sequences[:, 1:])
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
@@ -207,15 +210,15 @@ def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Ten
     return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
 
 
-def rotary_tables(length: int, head_size: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines, float32 [length, head_size] each, made on the CPU so that devices agree."""
-    frequencies = base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines, float32 [length, head_dim] each, computed on the CPU so that devices agree."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     angles = np.outer(np.arange(length, dtype=np.float64), frequencies)
     both_halves = np.concatenate((angles, angles), axis=1)
     return tuple(torch.from_numpy(f(both_halves).astype(np.float32)) for f in (np.cos, np.sin))  # type: ignore[return-value]
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Return the number of trained parameters, tied weights counted once. Allocates nothing."""
+    """Return the number of trained parameters, tied weights counted once. Allocates no memory for them."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in Transformer(config).parameters())

@@ -1,4 +1,4 @@
-"""AdamW as the workload defines it, and the learning-rate schedule as a function of the step."""
+"""AdamW with the workload's settings, and the learning-rate schedule as a function of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.config import TrackConfig, WorkloadConfig
 
 
 def build_optimizer(model: nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
-    """Return AdamW with decay on matrices only (vectors: biases and norm weights)."""
+    """Return AdamW (Loshchilov and Hutter 2019) with weight decay on matrices, not on biases and norm weights."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": work.weight_decay},
@@ -28,14 +28,14 @@ def build_optimizer(model: nn.Module, work: WorkloadConfig, track: TrackConfig) 
 
 
 def learning_rate(step: int, work: WorkloadConfig) -> float:
-    """Return the learning rate of `step` (1 is the first).
+    """Return the learning rate of `step`, counted from 1.
 
-    A linear rise over `lr_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the
-    peak down to `min_lr_ratio` of it at the last step.
+    Linear warm-up over `lr_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the peak to
+    `min_lr_ratio` of it at the last step.
     """
-    rise = work.lr_warmup_steps
-    if step <= rise:
-        return work.learning_rate * step / rise
-    progress = (step - rise) / max(1, work.steps - rise)
+    warmup = work.lr_warmup_steps
+    if step <= warmup:
+        return work.learning_rate * step / warmup
+    progress = (step - warmup) / max(1, work.steps - warmup)
     final = work.learning_rate * work.min_lr_ratio
     return final + 0.5 * (work.learning_rate - final) * (1.0 + math.cos(math.pi * progress))

@@ -1,9 +1,9 @@
-"""Random numbers that are the same bits on every machine, NumPy version and world size.
+"""Random numbers with the same bits on every machine, NumPy version and world size.
 
-Everything rests on Philox-4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11), a
-counter-based generator: word i of a stream is a function of (key, i), so any part of a stream can be had without
-making the rest. Only its raw 64-bit words are used, with integer arithmetic and correctly rounded IEEE operations
-after them: NumPy's own distributions may change between versions, and log, cos and exp differ between machines.
+They come from Philox-4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11), a
+counter-based generator: word i of a stream is a function of (key, i), so any part of a stream can be generated
+without the rest. Its raw 64-bit words pass through integer arithmetic and correctly rounded IEEE operations only:
+NumPy's own distributions may change between versions, and log, cos and exp differ between machines.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CHUNK = 1 << 20
 _LOW_16_BITS = np.uint64(0xFFFF)
 # A sum of four uniform 16-bit integers: mean 4 x (2^16 - 1) / 2, variance 4 x (2^32 - 1) / 12.
 _SUM_MEAN = 2.0 * 65535.0
-# sqrt is correctly rounded everywhere; pow need not be.
+# math.sqrt, not pow: only sqrt is correctly rounded everywhere.
 _SUM_STD = math.sqrt((2.0**32 - 1.0) / 3.0)
 
 
 def stream_key(*parts: object) -> tuple[int, int]:
-    """Return the 128-bit Philox key of the stream that `parts` name, such as (seed, "weights", name)."""
+    """Return the 128-bit Philox key of the stream with this name, such as (seed, "weights", name)."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")
 
@@ -38,11 +38,11 @@ def words(key: tuple[int, int], start: int, count: int) -> np.ndarray:
 
 
 def approximately_normal(key: tuple[int, int], count: int, std: float, first: int = 0) -> Iterator[np.ndarray]:
-    """Yield `count` float32 values of mean 0 and the given standard deviation, in chunks, from number `first` on.
+    """Yield chunks of float32 values of mean 0 and standard deviation `std`: `count` in all, from number `first` on.
 
-    Each value is a centred sum of four uniform 16-bit integers (an Irwin-Hall variable: excess kurtosis -0.3,
-    never beyond 3.46 standard deviations, close to the truncated normals that many models are initialised
-    with). Unlike a true normal it needs no logarithm, so its bits do not depend on a math library.
+    Each value is a centered sum of four uniform 16-bit integers (an Irwin-Hall variable: excess kurtosis -0.3,
+    at most 3.46 standard deviations, close to the truncated normals that many models are initialized with). Unlike
+    a true normal it needs no logarithm, so its bits do not depend on a math library.
     """
     scale = std / _SUM_STD
     for start in range(first, first + count, _CHUNK):

@@ -1,4 +1,4 @@
-"""Data sets by name. Each yields sequences by global number, so that world size and history change nothing."""
+"""Data sets by name. A sequence depends on its global number alone, not on the world size or on a resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def open_dataset(config: Config) -> Dataset:
     """Open the configured data set and check that it fits the model and the workload.
 
     Raises:
-        DataError: naming the file or key, what was found and what to do.
+        DataError: a file that is missing or does not fit; the message names the file or setting.
     """
     seq_len, vocab_size = config.workload.seq_len, config.model.vocab_size
     if config.data.name == "synthetic":

@@ -1,4 +1,4 @@
-"""What every data set offers, and windows over one long run of tokens."""
+"""The interface of a data set, and windows over one long array of tokens."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from harness.workload.philox import stream_key
 
 
 class Dataset(ABC):
-    """Training and held-out sequences of seq_len + 1 tokens, by global number."""
+    """Training and held-out sequences of seq_len + 1 tokens, addressed by their global numbers."""
 
     @abstractmethod
     def train(self, first_sample: int, count: int) -> np.ndarray:
-        """Return training sequences numbered first_sample onwards: int64 [count, seq_len + 1]."""
+        """Return training sequences from number `first_sample` on: int64 [count, seq_len + 1]."""
 
     @abstractmethod
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
-        """Return held-out sequences: int64 [count, seq_len + 1]. Disjoint from training data."""
+        """Return held-out sequences, disjoint from the training data: int64 [count, seq_len + 1]."""
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
-        """Return what the record says of the data; entropies in nats per token."""
+    def describe(self) -> dict[str, Any]:
+        """Return the `data` section of the record; entropies in nats per token."""
 
-    def refuse_changes(self) -> None:
-        """Refuse to vouch for data whose files have changed since they were opened.
+    def check_unchanged(self) -> None:
+        """Check that no data file has changed since it was opened.
 
         Raises:
-            DataError: naming the file.
+            DataError: a file has changed; the message names it.
         """
 
     def require_held_out(self, count: int) -> None:
-        """Refuse when there are fewer than `count` held-out sequences.
+        """Check that there are at least `count` held-out sequences.
 
         Raises:
-            DataError: saying how many there are and what to change.
+            DataError: there are fewer.
         """
 
 
 class TokenDataset(Dataset):
-    """Windows over token arrays, each used once an epoch in an order that the seed decides.
+    """Windows over token arrays, each used once per epoch in an order drawn from the seed.
 
     Window w covers tokens w x seq_len to (w + 1) x seq_len, and one more as the last target. Epoch e visits
     window (a x i + b) mod windows for i = 0, 1, ...: a bijection, since a shares no factor with the number of
-    windows, so any sample can be found from its number alone.
+    windows, so the window of any sample follows from its number alone.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class TokenDataset(Dataset):
         seq_len: int,
         seed: int,
         data: DataConfig,
-        facts: dict[str, Any],
+        description: dict[str, Any],
         mapped: Sequence[Path] = (),
     ) -> None:
         """
         Args:
-            mapped: files that are read while training goes on.
+            mapped: files that are read during training.
         """
         self._mapped = {path: _state(path) for path in mapped}
         self._train, self._held_out = train, held_out
@@ -75,7 +75,7 @@ class TokenDataset(Dataset):
         self._source = f"data.path={data.path}"
         self._own_held_out = data.eval_path is not None
         self._held_out_source = f"data.eval_path={data.eval_path}" if self._own_held_out else self._source
-        self._facts = facts
+        self._description = description
         self._windows = self._count_windows(train)
         if self._windows < 1:
             raise DataError(
@@ -86,11 +86,11 @@ class TokenDataset(Dataset):
 
     def train(self, first_sample: int, count: int) -> np.ndarray:
         windows = [self._window(sample) for sample in range(first_sample, first_sample + count)]
-        return self._take(self._train, windows, self._source)
+        return self._rows(self._train, windows, self._source)
 
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
         self.require_held_out(first_sample + count)
-        return self._take(self._held_out, list(range(first_sample, first_sample + count)), self._held_out_source)
+        return self._rows(self._held_out, list(range(first_sample, first_sample + count)), self._held_out_source)
 
     def require_held_out(self, count: int) -> None:
         found = self._count_windows(self._held_out)
@@ -103,16 +103,16 @@ class TokenDataset(Dataset):
                 f"workload.eval_sequences = {count}; {remedy}"
             )
 
-    def refuse_changes(self) -> None:
+    def check_unchanged(self) -> None:
         for path, before in self._mapped.items():
             if _state(path) != before:
                 raise DataError(
-                    f"{path}: has changed since the run began to read it, so nobody can say what was trained on; leave "
-                    "data files alone while a run reads them"
+                    f"{path}: has changed since the run began to read it, so the training data are unknown; do not "
+                    "change data files during a run"
                 )
 
-    def facts(self) -> dict[str, Any]:
-        return {**self._facts, "train_tokens": len(self._train), "held_out_tokens": len(self._held_out)}
+    def describe(self) -> dict[str, Any]:
+        return {**self._description, "train_tokens": len(self._train), "held_out_tokens": len(self._held_out)}
 
     def _count_windows(self, tokens: np.ndarray) -> int:
         return max(0, (len(tokens) - 1) // self._seq_len)
@@ -131,7 +131,7 @@ class TokenDataset(Dataset):
             factor += 1
         return factor, second % self._windows
 
-    def _take(self, tokens: np.ndarray, windows: list[int], source: str) -> np.ndarray:
+    def _rows(self, tokens: np.ndarray, windows: list[int], source: str) -> np.ndarray:
         rows = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
         for row, window in zip(rows, windows, strict=True):
             start = window * self._seq_len
@@ -141,13 +141,19 @@ class TokenDataset(Dataset):
             found = smallest if smallest < 0 else largest
             raise DataError(
                 f"{source}: holds token id {found}, expected ids below model.vocab_size = "
-                f"{self._vocab_size}; choose the model that the tokens were made for, or set model.vocab_size"
+                f"{self._vocab_size}; use the tokens' own model, or set model.vocab_size"
             )
         return rows
 
 
+def split_held_out(tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training part and the held-out part, which is the last `fraction` of the tokens."""
+    first = len(tokens) - int(len(tokens) * fraction)
+    return tokens[:first], tokens[first:]
+
+
 def _state(path: Path) -> tuple[int, int, int] | None:
-    """Return what a change of a file shows in: its size, time of change and identity; None if it is gone."""
+    """Return a file's size, modification time and inode, one of which differs after a change; None if it is gone."""
     try:
         status = path.stat()
     except OSError:
@@ -156,7 +162,7 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 
 
 def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
-    """Return the entropy of single tokens in nats: what a model reaches that knows frequencies only."""
+    """Return the entropy of single tokens in nats: the loss of a model that knows their frequencies only."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(tokens), 1 << 24):
         counts += np.bincount(tokens[start : start + (1 << 24)], minlength=vocab_size)

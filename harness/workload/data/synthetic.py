@@ -1,17 +1,17 @@
-"""A procedural token language: nothing to download, any vocabulary, learnable, with a known entropy floor.
+"""Synthetic token language: learnable, for any vocabulary size, with a known entropy floor and nothing to download.
 
 The language has an alphabet of M symbols (a power of two, at most 1024, scattered over the vocabulary), arranged
-in a ring. Symbols have colors, 0 to 3 in turn around the ring, and each has a class, 0 to 3 by lot. The next
-symbol is one of the four that follow on the ring, hence one of each color, and which one is a matter of color:
+in a ring. Symbols have colors, 0 to 3 in turn around the ring, and each has a random class, 0 to 3. The next
+symbol is one of the four that follow on the ring. These have one of each color, so that its color selects it:
 
     color[t] = class[t - LAG]              in 13 of 16 cases
                 one of the other three      in 1 of 16 cases each
 
 So a model first learns which symbols occur (loss a little below ln M), then which can follow each (below ln 4:
-about 1.18), and gets to the floor only by attending LAG tokens back: a broken attention, position or mask shows
+about 1.18), and reaches the floor only by attending LAG tokens back: a broken attention, position or mask shows
 in the loss.
 
-Colours are independent given the past, hence the entropy of each target token is exact: H(13/16, 1/16, 1/16,
+Colors are independent given the past, hence the entropy of each target token is exact: H(13/16, 1/16, 1/16,
 1/16) nats, and ln 4 for the first LAG - 1 targets of a sequence, which have no token LAG back.
 """
 
@@ -27,15 +27,15 @@ from harness.workload.data.base import Dataset, unigram_entropy
 from harness.workload.philox import WORDS_PER_COUNTER, stream_key, words
 
 LAG = 4
-# Samples made at a time and kept for the next call: a few at a time would be slow.
+# Samples generated at once and cached for the next call: generating a few at a time is slow.
 CHUNK_SAMPLES = 64
 COLORS = 4
 MAX_ALPHABET = 1024
 UNIGRAM_SAMPLE_TOKENS = 500_000
 EXPECTED_CASES, ALL_CASES = 13, 16
-# The language is the same for every seed; the seed decides what is said in it.
+# The language is the same for every seed; the seed selects the sequences.
 _LANGUAGE = "synthetic language 1"
-# What is added to the expected color for each of the 16 equally likely values of 4 random bits.
+# Added to the expected color, by the value of 4 random bits.
 _SHIFT = np.array([0] * EXPECTED_CASES + [1, 2, 3], dtype=np.uint8)
 
 
@@ -52,27 +52,27 @@ class SyntheticDataset(Dataset):
         class_words = words(stream_key(_LANGUAGE, "classes", vocab_size), 0, self.alphabet_size)
         self._class_of_place = (class_words >> np.uint64(62)).astype(np.uint8)
         self._keys = {split: stream_key(seed, "synthetic", split) for split in ("train", "held out")}
-        self._kept: tuple[int, np.ndarray] | None = None
+        self._cached: tuple[int, np.ndarray] | None = None
         # One word for the first place and 4 bits for each further token; whole Philox counters.
         needed = 1 + math.ceil(seq_len / 16)
         self._words_per_sample = math.ceil(needed / WORDS_PER_COUNTER) * WORDS_PER_COUNTER
 
     def train(self, first_sample: int, count: int) -> np.ndarray:
-        """Return training sequences. One thread at a time may call this: the last chunk is kept."""
+        """Return training sequences. Not thread-safe: the last chunk is cached."""
         chunks = []
         while count > 0:
             chunk, offset = divmod(first_sample, CHUNK_SAMPLES)
-            if self._kept is None or self._kept[0] != chunk:
-                self._kept = (chunk, self._generate("train", chunk * CHUNK_SAMPLES, CHUNK_SAMPLES))
-            chunks.append(self._kept[1][offset : offset + count])
+            if self._cached is None or self._cached[0] != chunk:
+                self._cached = (chunk, self._generate("train", chunk * CHUNK_SAMPLES, CHUNK_SAMPLES))
+            chunks.append(self._cached[1][offset : offset + count])
             first_sample, count = first_sample + len(chunks[-1]), count - len(chunks[-1])
-        # A copy, so that what is handed out is never written to again.
+        # A copy, so that the caller may write to it.
         return np.concatenate(chunks)
 
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
         return self._generate("held out", first_sample, count)
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {
             "name": "synthetic",
             "alphabet_size": self.alphabet_size,
@@ -81,14 +81,14 @@ class SyntheticDataset(Dataset):
         }
 
     def entropy_floor_nats(self) -> float:
-        """Return the mean conditional entropy of the target tokens: no model's expected loss can be lower."""
+        """Return the mean conditional entropy of the target tokens, the lower bound of a model's expected loss."""
         expected, other = EXPECTED_CASES / ALL_CASES, 1 / ALL_CASES
         with_context = -expected * math.log(expected) - (COLORS - 1) * other * math.log(other)
         unguided = min(LAG - 1, self._seq_len)
         return (unguided * math.log(COLORS) + (self._seq_len - unguided) * with_context) / self._seq_len
 
     def _unigram_entropy_nats(self) -> float:
-        """Return the entropy of single tokens, measured: the walk around the ring does not visit all equally."""
+        """Return the entropy of single tokens, measured, since the walk around the ring does not visit all equally."""
         sample = self._generate("held out", 0, math.ceil(UNIGRAM_SAMPLE_TOKENS / (self._seq_len + 1)))
         return unigram_entropy(sample.ravel(), int(self._alphabet.max()) + 1)
 
@@ -102,8 +102,8 @@ class SyntheticDataset(Dataset):
         bits = _four_bits(raw[:, 1:])[:, : self._seq_len]
         colors = np.empty(places.shape, dtype=np.uint8)
         colors[:, 0] = places[:, 0] & (COLORS - 1)
-        # Target t takes the 4 bits t - 1. The first have no token LAG back and choose freely; after that a chunk
-        # of LAG tokens depends only on the chunk before it.
+        # Target t uses the 4 bits t - 1. The first targets have no token LAG back: their color is uniform. Then a
+        # chunk of LAG tokens depends only on the chunk before it.
         colors[:, 1:LAG] = bits[:, : LAG - 1] >> 2
         shift = _SHIFT[bits]
         for start in range(1, self._seq_len + 1, LAG):
@@ -116,7 +116,7 @@ class SyntheticDataset(Dataset):
 
 
 def _walk(places: np.ndarray, colors: np.ndarray, start: int, stop: int, mask: int) -> None:
-    """Fill places[:, start:stop]: from each symbol to the next one, 1 to 4 further on, of the given color."""
+    """Fill places[:, start:stop]: each is 1 to 4 places after the one before it, at the given color."""
     moves = ((colors[:, start:stop] - colors[:, start - 1 : stop - 1] - 1) & (COLORS - 1)) + 1
     walked = places[:, start:stop]
     np.cumsum(moves, axis=1, dtype=np.int32, out=walked)

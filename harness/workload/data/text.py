@@ -1,4 +1,4 @@
-"""UTF-8 text files as tokens: bytes, or the ids of a Hugging Face tokenizer."""
+"""Data set of UTF-8 text files, as bytes or as the ids of a Hugging Face tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.config import Config, DataConfig
 from harness.errors import DataError
-from harness.workload.data.base import TokenDataset, unigram_entropy
+from harness.workload.data.base import TokenDataset, split_held_out, unigram_entropy
 
 BYTE_VOCABULARY = 256
 # Ends each document among byte tokens: NUL does not occur in text.
@@ -20,9 +20,9 @@ _BYTE_SEPARATOR = 0
 
 
 def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
-    """Read the files of data.path into memory and tokenise them.
+    """Read the files of data.path into memory and tokenize them.
 
-    Files are taken in the order of their relative POSIX paths, so that every machine sees the same text.
+    Files are read in the order of their relative POSIX paths, so that every machine sees the same text.
 
     Raises:
         DataError: nothing to read, a file that is not UTF-8, or a tokenizer that does not fit the model.
@@ -32,13 +32,12 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     encode, tokenizer_size, tokenizer_name = _encoder(data)
     if tokenizer_size > vocab_size:
         raise DataError(
-            f"model.vocab_size: found {vocab_size}, but {tokenizer_name} makes {tokenizer_size} different "
+            f"model.vocab_size: found {vocab_size}, but {tokenizer_name} has {tokenizer_size} different "
             f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
         )
-    tokens, facts = _read_tokens("data.path", data.path, data, encode)
+    tokens, description = _read_tokens("data.path", data.path, data, encode)
     if data.eval_path is None:
-        held_out_count = int(len(tokens) * data.eval_fraction)
-        train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
+        train, held_out = split_held_out(tokens, data.eval_fraction)
     else:
         train = tokens
         held_out, _ = _read_tokens("data.eval_path", data.eval_path, data, encode)
@@ -49,10 +48,10 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
         seq_len=seq_len,
         seed=config.seed,
         data=data,
-        facts={
+        description={
             "name": "text",
             "tokenizer": tokenizer_name,
-            **facts,
+            **description,
             "entropy_floor_nats": None,
             "unigram_entropy_nats": unigram_entropy(train, tokenizer_size) if len(train) else None,
         },
@@ -60,17 +59,20 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
 
 
 def find_files(path: Path, pattern: str, key: str = "data.path") -> list[Path]:
-    """Return the file, or the folder's files whose names match, in an order that no file system decides.
+    """Return the file itself, or the matching files below a folder in an order that is the same on every file system.
+
+    Args:
+        key: setting that an error message names.
 
     Raises:
-        DataError: there is none, or a folder cannot be read; `key` is the setting to mend.
+        DataError: there is none, or a folder cannot be read.
     """
     try:
         if path.is_file():
             return [path]
         if not path.is_dir():
-            raise DataError(f"{path}: no such file or folder; check {key} (it is taken from the current folder)")
-        # rglob passes over folders that cannot be read, and one machine would train on less than another.
+            raise DataError(f"{path}: no such file or folder; check {key} (relative to the current folder)")
+        # rglob skips folders that it cannot read: one machine would train on less than another.
         for _ in os.walk(path, onerror=_raise):
             pass
         found = [item for item in path.rglob(pattern) if item.is_file()]
@@ -79,7 +81,7 @@ def find_files(path: Path, pattern: str, key: str = "data.path") -> list[Path]:
     except (ValueError, NotImplementedError) as error:
         raise DataError(f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'") from error
     if not found:
-        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change that or {key}")
+        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change data.glob or {key}")
     return sorted(found, key=lambda item: item.relative_to(path).as_posix())
 
 
@@ -106,8 +108,8 @@ def _read_tokens(
                 skipped += 1
                 continue
             raise DataError(
-                f"{file}: not UTF-8 text at byte {error.start}; name the text files with data.glob='*.txt' (say), "
-                "convert the file, or set data.invalid_files=skip"
+                f"{file}: not UTF-8 text at byte {error.start}; select the text files, as with data.glob='*.txt', "
+                "convert this one, or set data.invalid_files=skip"
             ) from error
         if not text:
             continue
@@ -116,17 +118,17 @@ def _read_tokens(
         pieces.append(encode(content, text))
     if not pieces:
         raise DataError(f"{path}: holds no text in {len(files)} files ({skipped} skipped as not UTF-8)")
-    facts = {
+    description = {
         "files": len(files),
         "files_skipped_not_utf8": skipped,
         "size_bytes": size,
         "content_sha256": digest.hexdigest(),
     }
-    return np.concatenate(pieces), facts
+    return np.concatenate(pieces), description
 
 
 def _encoder(data: DataConfig) -> tuple[Callable[[bytes, str], np.ndarray], int, str]:
-    """Return a function from a document to its tokens, the number of different tokens, and a name."""
+    """Return the encoding function of documents, the number of different tokens, and the tokenizer's name."""
     if data.tokenizer is None:
         separator = np.array([_BYTE_SEPARATOR], dtype=np.uint8)
         return (
@@ -144,9 +146,9 @@ def _encoder(data: DataConfig) -> tuple[Callable[[bytes, str], np.ndarray], int,
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:
-        raise DataError(f"{path}: not a tokenizer.json that the tokenizers package reads: {error}") from error
+        raise DataError(f"{path}: the tokenizers package cannot read it: {error}; give a tokenizer.json") from error
 
-    # Published files often cut or pad documents to some length; here every token counts.
+    # Published tokenizers often truncate or pad; here every token counts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
 

@@ -1,4 +1,4 @@
-"""Token files made beforehand, mapped into memory: .npy, or raw little-endian .bin as nanoGPT writes them."""
+"""Data set of pre-tokenized files, mapped into memory: .npy, or raw little-endian .bin as nanoGPT writes them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import numpy as np
 
 from harness.config import Config, DataConfig
 from harness.errors import DataError
-from harness.workload.data.base import TokenDataset
+from harness.workload.data.base import TokenDataset, split_held_out
 
 
 def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     """Map data.path, and data.eval_path if given, into memory.
 
     Raises:
-        DataError: a file that is missing, truncated or of another kind.
+        DataError: a file that is missing, truncated or of another format.
     """
     data = config.data
     assert data.path is not None
     tokens = map_tokens(Path(data.path).expanduser(), data)
     if data.eval_path is None:
-        held_out_count = int(len(tokens) * data.eval_fraction)
-        train, held_out = tokens[: len(tokens) - held_out_count], tokens[len(tokens) - held_out_count :]
+        train, held_out = split_held_out(tokens, data.eval_fraction)
     else:
         train, held_out = tokens, map_tokens(Path(data.eval_path).expanduser(), data, "data.eval_path")
     return TokenDataset(
@@ -32,10 +31,10 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
         seq_len=seq_len,
         seed=config.seed,
         data=data,
-        facts={
+        description={
             "name": "tokens",
             "dtype": str(tokens.dtype),
-            # Neither is known without reading the whole file, which may be larger than memory.
+            # Unknown without reading the whole file, which may be larger than memory.
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
         },
@@ -44,7 +43,14 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
 
 
 def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> np.ndarray:
-    """Return the file's tokens as a read-only memory map, one dimension of an unsigned or signed integer type."""
+    """Return the file's tokens as a read-only memory map: integers [tokens].
+
+    Args:
+        key: setting that an error message names.
+
+    Raises:
+        DataError: a file that is missing, truncated or of another format.
+    """
     try:
         size = path.stat().st_size
         if path.is_dir():
@@ -68,7 +74,9 @@ def _map_npy(path: Path) -> np.ndarray:
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: not a whole .npy file of numbers: {error}; make it again") from error
+        raise DataError(
+            f"{path}: not a complete .npy file of numbers: {error}; write it again with numpy.save"
+        ) from error
     if not isinstance(tokens, np.ndarray):
         raise DataError(f"{path}: holds an archive of arrays (.npz), expected one array; save it with numpy.save")
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
