@@ -1,11 +1,13 @@
-"""Foreign text, made harmless for whatever shows it, or comparable."""
+"""Conversions between text and values: printable and comparable names, UTC times, number suffixes, override keys."""
 
 from __future__ import annotations
 
 import unicodedata
+from datetime import datetime, timezone
 
-# Marks that turn the direction of text around can make it read as what it is not.
+# Direction marks can reverse a text, so that it reads as what it is not.
 DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+NUMBER_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
 def printable(text: object) -> str:
@@ -29,3 +31,33 @@ def _printable(character: str) -> str:
 def normalized_name(name: str) -> str:
     """Return a name without what different writers write differently: upper case, spaces and hyphens."""
     return "".join(letter for letter in name.casefold() if letter not in " -_\t")
+
+
+def shortened(text: str, length: int = 120) -> str:
+    """Return at most `length` characters of a text, for quoting it in a message."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def scaled_number(text: str) -> float:
+    """Return the number that a text such as `70B` or `2.5e3` states, with K, M, B or T for 10^3 to 10^12.
+
+    Raises:
+        ValueError: the text states no number.
+    """
+    scale = NUMBER_SUFFIXES.get(text[-1:].upper())
+    return float(text) if scale is None else float(text[:-1]) * scale
+
+
+def override_key(override: str) -> str:
+    """Return the key that a command-line override sets: `seed` for `seed=1`, `+seed=1` and `++seed=1`."""
+    return override.lstrip("+").split("=", 1)[0]
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 with seconds and offset, as records hold it: 2026-11-24T10:00:00+00:00."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def utc_stamp() -> str:
+    """Return the time for a file or folder name: 20261124T100000Z."""
+    return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")

@@ -9,6 +9,9 @@ from typing import Any
 PASSES = 3
 # Of a layer, in units of width²; fewest with grouped queries and a narrow feed-forward block.
 USUAL_WEIGHTS, MIN_WEIGHTS = 12, 6
+# Of weights, gradients and AdamW's moments: 4 + 4 + 4 + 4 bytes in fp32; with 16-bit weights and gradients, and fp32
+# master weights, 2 + 2 + 4 + 4 + 4 (Rajbhandari et al. 2020).
+STATE_BYTES_PER_PARAMETER = 16
 
 
 def matrix_weights(model: Mapping[str, Any]) -> int:

@@ -12,7 +12,6 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ from harness.errors import ConfigError
 from harness.records.files import _flush_to_disk, _write_failure, archive_file, write_atomically
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.steps import STEPS_FILE
+from harness.text import utc_now, utc_stamp
 
 # What a checkpoint is named from the moment that it is whole.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -79,7 +79,7 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
     attempts = read_attempts(folder)
     attempts.append(
         {
-            "started_at": _now(),
+            "started_at": utc_now(),
             "finished_at": None,
             "status": None,
             "from_step": from_step,
@@ -95,7 +95,7 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
 def end_attempt(folder: Path, *, status: str, to_step: int) -> list[dict[str, Any]]:
     """Note how the attempt under way ended. One that was killed has no end."""
     attempts = read_attempts(folder)
-    attempts[-1] |= {"finished_at": _now(), "status": status, "to_step": to_step}
+    attempts[-1] |= {"finished_at": utc_now(), "status": status, "to_step": to_step}
     _write(folder, attempts)
     return attempts
 
@@ -163,10 +163,6 @@ def _lock(folder: Path) -> IO[str] | None:
 
 def _write(folder: Path, attempts: list[dict[str, Any]]) -> None:
     write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=1) + "\n")
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 CONFIG_FILE = "config.yaml"
@@ -238,7 +234,7 @@ def refuse_existing_run(folder: Path) -> None:
 
 
 def _fresh_default_folder(label: str, parent: Path) -> Path:
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    stamp = utc_stamp()
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = parent / (f"{stamp}-{label}" if number == 1 else f"{stamp}-{label}-{number}")

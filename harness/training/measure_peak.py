@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
 
 from harness import environment, log
@@ -12,6 +11,7 @@ from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
 from harness.records.record import SCHEMA_VERSION
+from harness.text import utc_now
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.microbenchmarks import Microbenchmarks
 from harness.world import World
@@ -47,7 +47,7 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
 
 
 def _measure(config: Config, backend: Backend, group: RunProcesses) -> dict[str, Any]:
-    started_at = _now()
+    started_at = utc_now()
     backend.apply("fp32")
     device = backend.describe()
     if device.get("emulated"):
@@ -92,7 +92,7 @@ def _measure(config: Config, backend: Backend, group: RunProcesses) -> dict[str,
             "device_processes": backend.other_processes(),
             "device_condition": None if before is None else {"before": before, "after": backend.clock_state()},
         },
-        "finished_at": _now(),
+        "finished_at": utc_now(),
     }
 
 
@@ -124,7 +124,3 @@ def _progress_printer(group: RunProcesses) -> Callable[[str], None]:
             log.info(f"{time.monotonic() - began:5.1f} s  {what}")
 
     return say
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

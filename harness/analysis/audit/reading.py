@@ -16,8 +16,7 @@ import yaml
 from harness.analysis.audit.rows import COLUMNS, SIDES, TEXTS, Row
 from harness.analysis.chips import PRECISIONS
 from harness.errors import UserError
-
-SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+from harness.text import scaled_number
 
 PERCENT = ("mfu", "accuracy")
 # Names of precisions that tables print, and ours.
@@ -143,8 +142,8 @@ def _precision(where: str, written: str) -> str:
 def _number(where: str, column: str, value: Any) -> float:
     text = str(value).strip().replace("_", "")
     try:
-        if column == "parameters" and (scale := SUFFIXES.get(text[-1:].upper())):
-            number = float(text[:-1]) * scale
+        if column == "parameters":
+            number = scaled_number(text)
         elif column.endswith(PERCENT) and text.endswith("%"):
             number = float(text[:-1]) / 100
         else:

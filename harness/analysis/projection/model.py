@@ -45,7 +45,6 @@ INTERVAL = (5.0, 50.0, 95.0)
 OPTIMIZER_BYTES_PER_PARAMETER = 28
 # Of a logarithm, where draws of Student's t are cut: far outside every interval, and before an exponential overflows.
 MAX_DEVIATION = 50.0
-SECONDS_PER_DAY = 86_400
 FULL_RECOMPUTATION = 4 / 3
 
 

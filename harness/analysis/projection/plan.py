@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.analysis.chips import Chip
-from harness.analysis.flops import MIN_WEIGHTS, parameters_of_layers
+from harness.analysis.flops import MIN_WEIGHTS, STATE_BYTES_PER_PARAMETER, parameters_of_layers
 from harness.errors import UserError
 
 DRAWS = 20_000
-# Weights, gradients, master weights and AdamW's moments: 2 + 2 + 4 + 4 + 4 bytes (Rajbhandari et al. 2020); in fp32
-# 4 + 4 + 4 + 4, without masters.
-STATE_BYTES_PER_PARAMETER = 16
 # Of a device's memory, what whole weights and gradients may take and leave room for activations.
 MEMORY_FOR_WHOLE_WEIGHTS = 0.6
 # Of what goes over links and between layers. With fp8 products, tensors are kept and sent in 16 bits.
