@@ -1,7 +1,7 @@
-"""Every setting of a run: its type, its meaning, its limits; and the identity of the work that it describes.
+"""Every setting of a run: its type, meaning and limits; and workload_id, the identity of the work.
 
-Hydra composes YAML files into these dataclasses (see composition.py). Values live in configs/, types and
-meanings here; checks.py refuses what is impossible before anything is built.
+Hydra composes YAML files into these dataclasses (see composition.py). Values live in configs/, types and meanings
+here; validation.py refuses impossible values before anything is built.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from omegaconf import MISSING, OmegaConf
 from harness.errors import ConfigError
 from harness.log import FORMS, LEVELS
 
-# Bump when the same settings begin to mean other work: another initialisation, language, or update rule.
+# Bump when the same settings come to mean other work: another initialization, synthetic language, or update rule.
 WORKLOAD_VERSION = 1
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# What a backend may bring kernels of its own for, with track=tuned.
+# The name of PyTorch's own operation among a backend's kernels.
+STOCK = "stock"
+# The operations for which a backend may bring its own kernels, used with track=tuned.
 OPERATIONS = ("attention", "rotary", "rms_norm", "swiglu", "cross_entropy")
 
 
 def bounded(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
             above: float | None = None, below: float | None = None,
             choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
-    """Return a dataclass field with the limits that checks.py enforces."""
+    """Return a dataclass field with the limits that validation.py enforces."""
     limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below, "choices": choices}
     return field(default=default, metadata={key: value for key, value in limits.items() if value is not None})
 
@@ -37,11 +39,11 @@ def bounded(default: Any = MISSING, *, minimum: float | None = None, maximum: fl
 @dataclass
 class BackendConfig:
     name: str = MISSING
-    """The registered backend that runs the work. Named by the user, never detected."""
+    """The registered backend that runs the work. You name it; it is never detected."""
     device_index: int = bounded(0, minimum=0)
-    """Which device of this kind, counted as the vendor's runtime counts the visible ones."""
+    """Index of the device among the visible ones, as the vendor's runtime counts them."""
     threads: int | None = bounded(None, minimum=1)
-    """Host threads for one operation; null takes every core that the process may use."""
+    """Host threads of one operation; null uses every core that the process may use."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class ModelConfig:
     vocab_size: int = bounded(minimum=2)
     """Number of distinct token ids."""
     max_position_embeddings: int = bounded(minimum=1)
-    """Longest sequence the model takes: rows of the position table, or the published context length."""
+    """Longest sequence that the model accepts: rows of the position table, or the published context length."""
     num_hidden_layers: int = bounded(minimum=1)
     """Transformer blocks."""
     hidden_size: int = bounded(minimum=1)
@@ -59,26 +61,26 @@ class ModelConfig:
     num_attention_heads: int = bounded(minimum=1)
     """Query heads of attention."""
     num_key_value_heads: int | None = bounded(None, minimum=1)
-    """Key and value heads; null means as many as `heads`. Fewer is grouped-query attention."""
+    """Key and value heads; null means `num_attention_heads`. Fewer is grouped-query attention."""
     intermediate_size: int | None = bounded(None, minimum=1)
-    """Inner size of the feed-forward block; null means 4 x width."""
+    """Inner size of the feed-forward block; null means 4 x hidden_size."""
     norm: str = bounded("layernorm", choices=("layernorm", "rmsnorm"))
-    """Normalisation before each block and at the end."""
+    """Normalization before each block's two parts and at the end."""
     norm_eps: float = bounded(1e-5, above=0.0)
     """Added to the variance inside the norm."""
     activation: str = bounded("gelu_tanh", choices=("gelu", "gelu_tanh", "swiglu"))
-    """Feed-forward non-linearity: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's).
+    """Feed-forward activation: exact GELU, its tanh approximation (GPT-2's), or SwiGLU (Llama's).
 
-    The presets use the approximation, since it is the one that every device has: Ascend's kernel computes it for
-    either. Which one a device computes is found out before a run begins."""
+    The presets use the approximation, because every device has it: Ascend's kernel computes it for either name. The
+    probe before a run finds out which one the device computes."""
     position_embedding: str = bounded("rotary", choices=("learned", "rotary"))
-    """A trained table added to the embedding, or rotation of queries and keys."""
+    """learned: a trained table added to the embedding. rotary: rotation of queries and keys."""
     rope_theta: float = bounded(10000.0, above=0.0)
-    """Base of the rotary frequencies; read only with positions=rotary."""
+    """Base of the rotary frequencies; used only with position_embedding=rotary."""
     bias: bool = False
     """Biases in the linear layers and norms."""
     tie_word_embeddings: bool = True
-    """Whether the output projection shares the token embedding's weights."""
+    """Share the token embedding's weights with the output projection."""
     initializer_range: float = bounded(0.02, above=0.0)
     """Standard deviation of the initial weights."""
     scaled_residual_init: bool = True
@@ -90,17 +92,17 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     name: str = bounded(choices=("synthetic", "text", "tokens"))
-    """Where tokens come from."""
+    """Source of the tokens."""
     path: str | None = None
     """File or folder to read (text, tokens)."""
     eval_path: str | None = None
     """A separate held-out file or folder; null holds out the last `eval_fraction` of `path`."""
     eval_fraction: float = bounded(0.05, above=0.0, below=1.0)
-    """Share of the tokens of `path` that is held out for evaluation when there is no `eval_path`."""
+    """Fraction of the tokens of `path` held out for evaluation when there is no `eval_path`."""
     glob: str = "*"
     """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
     invalid_files: str = bounded("error", choices=("error", "skip"))
-    """What to do with a file that is not UTF-8 (text); skipped files are counted in the record."""
+    """Handling of a file that is not UTF-8 (text); the record counts skipped files."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
     itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
@@ -113,11 +115,11 @@ class WorkloadConfig:
     name: str = MISSING
     """Label in records."""
     steps: int = bounded(minimum=1)
-    """Optimizer steps in all, the warm-up included."""
+    """Optimizer steps in total, timing warm-up included."""
     timing_warmup_steps: int = bounded(minimum=1)
-    """First steps of the same training that are left out of the timing; the very first is reported apart."""
+    """First steps of the training, excluded from the timing; the very first is reported separately."""
     interval_steps: int = bounded(10, minimum=1)
-    """Steps between two synchronisations in the measured window: the unit of raw timing."""
+    """Steps between two synchronizations in the measured window: the unit of raw timing."""
     seq_len: int = bounded(minimum=1)
     """Tokens in one training sequence."""
     global_batch_size: int = bounded(minimum=1)
@@ -125,17 +127,17 @@ class WorkloadConfig:
     micro_batch_size: int = bounded(minimum=1)
     """Sequences per forward pass on one device; the rest is gradient accumulation."""
     eval_every: int = bounded(0, minimum=0)
-    """Evaluate on held-out data after every so many steps and at the end; 0 never does."""
+    """Steps between evaluations on held-out data, with one more at the end; 0 turns evaluation off."""
     eval_sequences: int = bounded(64, minimum=1)
-    """Held-out sequences per evaluation, always the same ones."""
+    """Held-out sequences per evaluation, the same ones every time."""
     learning_rate: float = bounded(above=0.0)
     """Peak learning rate."""
     min_lr_ratio: float = bounded(0.1, minimum=0.0, maximum=1.0)
-    """Where the cosine decay ends, as a fraction of the peak."""
+    """Final learning rate of the cosine decay, as a fraction of the peak."""
     lr_warmup_steps: int = bounded(0, minimum=0)
     """Steps over which the learning rate rises linearly from zero; unlike timing_warmup_steps, part of the work."""
     weight_decay: float = bounded(0.1, minimum=0.0)
-    """AdamW's decoupled decay, on matrices only: biases and norm weights are not decayed."""
+    """AdamW's decoupled weight decay, applied to matrices only, not to biases and norm weights."""
     beta1: float = bounded(0.9, minimum=0.0, below=1.0)
     """AdamW's first-moment decay."""
     beta2: float = bounded(0.95, minimum=0.0, below=1.0)
@@ -143,57 +145,62 @@ class WorkloadConfig:
     epsilon: float = bounded(1e-8, above=0.0)
     """AdamW's denominator term."""
     max_grad_norm: float = bounded(1.0, above=0.0)
-    """Gradients are scaled down to this global 2-norm when they exceed it."""
+    """Gradient clipping: largest global 2-norm of the gradients."""
 
 
 @dataclass
 class ParallelConfig:
     name: str = bounded(choices=("single", "ddp", "fsdp"))
-    """How the work is spread over devices: not at all, by DDP (each holds the whole model), or by FSDP2 (each holds
-    its shard). The last two are started by torchrun, one process for each device."""
+    """Distribution over devices: single, ddp (DistributedDataParallel, a full replica on each device) or fsdp (FSDP2,
+    a shard on each). Launch the last two with torchrun, one process per device."""
     timeout_seconds: float = bounded(600.0, above=0.0)
-    """Give up when no process has got any further for so long, or did not come. Longer than the longest step."""
+    """Timeout of rendezvous, collectives and the watchdog: the run ends when no process has made progress for this
+    long. Set it above the longest step."""
     hybrid_shard: bool = False
-    """With fsdp on several hosts: shard over the devices of each host and keep a copy on every host."""
+    """With fsdp on several hosts: shard over the devices of each host and replicate over hosts (HSDP)."""
     cpu_offload: bool = False
-    """With fsdp: keep shards, gradients and AdamW's moments in the host's memory, and update them there."""
+    """With fsdp: keep shards, gradients and AdamW's moments in host memory and run the optimizer there."""
     low_precision_all_gather: bool = True
-    """With fsdp and bf16 or fp16: cast the blocks' weights before they are gathered, which halves the traffic."""
+    """With fsdp and bf16 or fp16: cast the blocks' weights before the all-gather, which halves its traffic."""
     scaling_reference: str | None = None
-    """Folder of a finished run of the same work on fewer devices: the record then says how much of its speed per
-    device this run keeps."""
+    """Folder of a finished run of the same work on fewer devices; the record then holds the scaling efficiency
+    relative to it."""
 
 
 @dataclass
 class TrackConfig:
     name: str = bounded(choices=("portable", "tuned"))
-    """Which rules the run keeps: portable is stock PyTorch, the same calls on every device; tuned is what is fastest on
-    each, for the same mathematics. Runs of different tracks are never compared."""
+    """portable: stock PyTorch, the same calls on every device. tuned: the fastest implementation on each device, for
+    the same mathematics. Runs of different tracks are never compared."""
     adamw: str | None = bounded("foreach", choices=("for_loop", "foreach", "fused"))
-    """Which of PyTorch's AdamW implementations runs; null is the backend's own choice."""
+    """PyTorch's AdamW implementation; null is the backend's choice."""
     compile: str | None = bounded("no", choices=("no", "blocks", "model"))
-    """With tuned: torch.compile of each transformer block, or of the whole model; null is the backend's own choice."""
-    attention: str | None = "stock"
-    """With tuned: which of the backend's attention kernels runs; null is the backend's own choice."""
-    rotary: str | None = "stock"
-    """With tuned: likewise, for the rotation of queries and keys."""
-    rms_norm: str | None = "stock"
-    """With tuned: likewise, for RMSNorm."""
-    swiglu: str | None = "stock"
-    """With tuned: likewise, for SwiGLU."""
-    cross_entropy: str | None = "stock"
-    """With tuned: which of the backend's cross-entropies runs; null is the backend's own choice."""
+    """With tuned: torch.compile of each transformer block, or of the whole model; null is the backend's choice."""
+    attention: str | None = STOCK
+    """With tuned: the backend's attention kernel; null is the backend's choice."""
+    rotary: str | None = STOCK
+    """With tuned: the backend's kernel for the rotation of queries and keys; null is the backend's choice."""
+    rms_norm: str | None = STOCK
+    """With tuned: the backend's RMSNorm kernel; null is the backend's choice."""
+    swiglu: str | None = STOCK
+    """With tuned: the backend's SwiGLU kernel; null is the backend's choice."""
+    cross_entropy: str | None = STOCK
+    """With tuned: the backend's cross-entropy implementation; null is the backend's choice."""
     activation_memory_budget: float | None = bounded(1.0, above=0.0, maximum=1.0)
-    """With tuned: share of the memory for activations that compiled parts may take; what does not fit is computed again
-    in the backward pass, cheapest first. The same numbers; null is the backend's own choice."""
+    """With tuned: fraction of the activation memory that compiled parts may use; what does not fit is recomputed in the
+    backward pass, cheapest first. Changes no result; null is the backend's choice."""
+
+
+# The track choices that are stock PyTorch: TrackConfig's defaults.
+STOCK_TRACK = {item.name: item.default for item in fields(TrackConfig) if item.name != "name"}
 
 
 @dataclass
 class CheckpointConfig:
     every: int = bounded(0, minimum=0)
-    """Save after every so many steps, at the end and when interrupted; 0 never does."""
+    """Steps between checkpoints, with more at the end and on interruption; 0 writes none."""
     keep: int = bounded(2, minimum=1)
-    """How many checkpoints to keep; older ones are removed once a new one is whole."""
+    """Checkpoints to keep; older ones are deleted once a new one is complete."""
 
 
 @dataclass
@@ -206,47 +213,47 @@ class Config:
     track: TrackConfig = MISSING
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     experiment: str | None = None
-    """The experiment file that was chosen, if any."""
+    """Name of the experiment file, if any."""
     precision: str = bounded("fp32", choices=PRECISIONS)
     """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights."""
     seed: int = bounded(1, minimum=0)
-    """Seed of initial weights and of the order or content of the data."""
+    """Seed of the initial weights and of the order or content of the data."""
     repeats: int = bounded(1, minimum=1)
-    """How many times to run, each in a fresh process, into out/1, out/2, ..."""
+    """Number of runs, each in a fresh process, in out/1, out/2, ..."""
     out: str | None = None
-    """Folder of the run; null makes runs/<UTC time>-<backend>-<model>."""
+    """Folder of the run; null creates runs/<UTC time>-<backend>-<model>."""
     peak_dir: str = "runs/peaks"
-    """Where `python -m harness peak` leaves its records, and where a run looks for the newest one of its device and
-    software to be held against."""
+    """Folder of the records of `python -m harness peak`. A run takes its measured peak from the newest record of its
+    device and software there."""
     profile: bool = False
-    """After the last measured step, look where the time of a step goes: a table in summary and record, and PyTorch's
-    trace in the run's folder. It takes nine more steps, whose weights nobody keeps."""
+    """Profile nine extra steps after the last measured one: a table in summary and record, and PyTorch's trace in the
+    run's folder. The extra updates are discarded."""
     telemetry: bool = True
-    """Read the device's power, temperature and clock beside the loop, where it tells them; the record then tells energy
-    too."""
+    """Sample the device's power, temperature and clock during the run, where its sensors report them; the record then
+    holds the energy too."""
     log: str = bounded("human", choices=FORMS)
-    """Form of what is said while a run goes on, on standard error: lines for people, or one JSON object a line. With
-    json the summary at the end is such a line too."""
+    """Log format on standard error: human-readable lines, or one JSON object per line. With json the summary at the end
+    is a log line too."""
     log_level: str = bounded("info", choices=LEVELS)
-    """The least of what is said there."""
+    """Lowest level that is logged."""
     metrics_file: str | None = None
-    """A file for node_exporter's textfile collector (Prometheus), rewritten after each block; its name ends in .prom.
-    Also as --metrics-file PATH."""
+    """File for node_exporter's textfile collector (Prometheus), rewritten after each timed interval; its name ends in
+    .prom. The option --metrics-file PATH sets it too."""
     tensorboard: bool = False
-    """Write curves for TensorBoard into the run's folder."""
+    """Write TensorBoard event files into the run's folder."""
     autotune: bool = False
-    """Try the micro-batch sizes that the global batch allows, each in a short run of its own, and name the fastest."""
+    """Run each micro-batch size that the global batch allows, in a short run of its own, and print the fastest."""
     resume: str | None = bounded(None, choices=("auto",))
-    """auto: go on from the newest checkpoint in out=DIR, or begin there if there is none; null never does."""
+    """auto: resume from the newest checkpoint in out=DIR, or start there if there is none. null: never resume."""
     on_nonfinite: str = bounded("stop", choices=("stop", "skip"))
-    """When loss or gradient is no longer finite: stop the run, or skip the update, which costs a wait for the device in
-    every step. With fp16 the loss scaler skips overflowing gradients by itself."""
+    """Action when loss or gradient norm is not finite: stop the run, or skip the update, which costs a device
+    synchronization in every step. With fp16 the loss scaler skips overflowing gradients by itself."""
     nonfinite_limit: int = bounded(10, minimum=1)
-    """With on_nonfinite=skip: how many updates may be skipped before the run is given up."""
+    """With on_nonfinite=skip: skipped updates after which the run fails."""
     loss_spike_factor: float | None = bounded(None, above=1.0)
-    """Stop when a step's loss is so many times the median of the 50 before it; null never does."""
+    """Stop when a step's loss exceeds the median of the previous 50 by this factor; null turns the check off."""
     target_loss: float | None = bounded(None, above=0.0)
-    """Stop when the evaluation loss has come down to this; the time it took is recorded."""
+    """Stop when the evaluation loss reaches this; the record holds the time to it."""
 
 
 def num_key_value_heads(model: ModelConfig) -> int:
@@ -271,12 +278,12 @@ def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
             yield key, item, value
 
 
-# Settings that decide how or where the work is done, not what is computed. Everything else is part of the
-# workload's identity, so a setting added later counts as work until somebody says otherwise here.
+# Settings that decide how or where the work is done, not what is computed. Every other setting is part of the
+# workload_id, so a setting added later counts as work unless it is listed here.
 EXCLUDED_FROM_WORKLOAD_ID = (
     "backend.*",
     "parallel.*",
-    # Compared on its own: two tracks do the same work by different rules.
+    # Compared by a gate of its own: two tracks do the same work by different rules.
     "track.*",
     "experiment",
     "repeats",
@@ -291,21 +298,21 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "autotune",
     "resume",
     "checkpoint.*",
-    # A run in which nothing was skipped is the same work; what was skipped is in the record.
+    # A run without skipped updates is the same work; the record counts skipped updates.
     "on_nonfinite",
     "nonfinite_limit",
     "loss_spike_factor",
     # Labels.
     "model.name",
     "workload.name",
-    # Where the data lies; what it holds is proved by the batch digest.
+    # Location of the data; the batch digest proves its content.
     "data.path",
     "data.eval_path",
     "data.tokenizer",
-    # How a global batch is cut up for one device, and what is kept or recomputed.
+    # Division of a global batch on one device, and recomputation.
     "workload.micro_batch_size",
     "model.activation_checkpointing",
-    # How the clock is read.
+    # Timing.
     "workload.timing_warmup_steps",
     "workload.interval_steps",
 )
@@ -319,7 +326,7 @@ def is_part_of_the_work(key: str) -> bool:
 
 
 def workload_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that define the work, by dotted key, with defaults that mean the same made equal."""
+    """Return the settings that define the work, by dotted key, with equivalent values made equal."""
     work = {key: value for key, _, value in iter_settings(config) if is_part_of_the_work(key)}
     work["model.num_key_value_heads"] = num_key_value_heads(config.model)
     work["model.intermediate_size"] = intermediate_size(config.model)
@@ -331,8 +338,7 @@ def workload_settings(config: Config) -> dict[str, Any]:
 def workload_id(config: Config) -> str:
     """Return the identity of the work: 16 hexadecimal digits of a SHA-256 over its settings.
 
-    Two runs with equal ids were asked to compute the same thing; that they did is for the digests and the
-    loss curves to prove.
+    Two runs with equal ids were asked to compute the same; digests and loss curves prove that they did.
     """
     identity = {"version": WORKLOAD_VERSION, **workload_settings(config)}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
@@ -345,7 +351,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, by dotted key."""
+    """Return nested dictionaries as one flat dictionary with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in nested.items():
         found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -353,14 +359,18 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole config as YAML: what config.yaml holds."""
+    """Return the whole config as YAML, the content of a run's config.yaml."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
 def config_directory() -> Path:
-    """Return the folder of YAML files: beside the package in a checkout, inside it when installed."""
+    """Return the folder of YAML files: beside the package in a checkout, inside it when installed.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
     package = Path(__file__).resolve().parent
     for candidate in (package / "configs", package.parent / "configs"):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise ConfigError(f"the configs folder is missing beside {package}; install the package again")
+    raise ConfigError(f"configs: found no such folder in or beside {package}; reinstall the package")

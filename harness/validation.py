@@ -1,16 +1,16 @@
-"""What no run may be asked for: settings beyond their limits, or at odds with each other, refused by name."""
+"""Validation of a run's settings: their limits, and combinations that contradict each other."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from harness.config import OPERATIONS, Config, DataConfig, ModelConfig, iter_settings, num_key_value_heads
+from harness.config import STOCK, STOCK_TRACK, Config, DataConfig, ModelConfig, iter_settings, num_key_value_heads
 from harness.errors import ConfigError
 
 
 def validate(config: Config) -> None:
-    """Refuse impossible settings.
+    """Check every limit and every combination of settings.
 
     Raises:
         ConfigError: naming the key, what was found, what was expected, and what to do.
@@ -56,7 +56,7 @@ def _check_model(model: ModelConfig) -> None:
     if model.num_attention_heads % num_key_value_heads(model):
         raise ConfigError(
             f"model.num_key_value_heads: found {model.num_key_value_heads}, which does not divide "
-            f"model.num_attention_heads ({model.num_attention_heads}); choose a divisor, or null for one for each"
+            f"model.num_attention_heads ({model.num_attention_heads}); choose a divisor, or null for as many"
         )
     if model.position_embedding == "rotary" and (model.hidden_size // model.num_attention_heads) % 2:
         raise ConfigError(
@@ -77,7 +77,10 @@ def _check_data(data: DataConfig) -> None:
     }
     for key, is_read in ignored.items():
         if getattr(data, key) is not None and not is_read:
-            raise ConfigError(f"data.{key}: data={data.name} does not read it; drop it or choose other data")
+            raise ConfigError(
+                f"data.{key}: found {getattr(data, key)!r}, but data={data.name} does not use it; leave it out, or "
+                "choose other data"
+            )
 
 
 def _check_workload(config: Config) -> None:
@@ -85,7 +88,7 @@ def _check_workload(config: Config) -> None:
     if work.timing_warmup_steps >= work.steps:
         raise ConfigError(
             f"workload.timing_warmup_steps: found {work.timing_warmup_steps}, expected fewer than workload.steps "
-            f"({work.steps}), so that something is left to time; lower it or raise workload.steps"
+            f"({work.steps}), so that measured steps remain; lower it or raise workload.steps"
         )
     if work.lr_warmup_steps >= work.steps:
         raise ConfigError(
@@ -97,7 +100,7 @@ def _check_workload(config: Config) -> None:
             f"workload.seq_len: found {work.seq_len}, but model.max_position_embeddings is "
             f"{config.model.max_position_embeddings}; shorten the sequence or choose a model with a longer context"
         )
-    # A search brings micro-batch sizes of its own.
+    # A search sets micro-batch sizes of its own.
     if work.global_batch_size % work.micro_batch_size and not config.autotune:
         raise ConfigError(
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
@@ -105,16 +108,16 @@ def _check_workload(config: Config) -> None:
         )
     if config.target_loss is not None and work.eval_every == 0:
         raise ConfigError(
-            "target_loss: needs evaluations to be compared with, but workload.eval_every is 0; set workload.eval_every"
+            "target_loss: found a target, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
         )
 
 
 def _check_track(config: Config) -> None:
     track = config.track
-    stock_kernels = dict.fromkeys(OPERATIONS, "stock")
-    for key, stock in {"adamw": None, "compile": "no", "activation_memory_budget": 1.0, **stock_kernels}.items():
+    for key, stock in STOCK_TRACK.items():
         value = getattr(track, key)
-        if track.name == "portable" and (value is None or (stock is not None and value != stock)):
+        # Any of PyTorch's AdamW implementations is stock.
+        if track.name == "portable" and (value is None or (value != stock and key != "adamw")):
             raise ConfigError(
                 f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
                 "every device; use track=tuned"
@@ -125,15 +128,15 @@ def _check_track(config: Config) -> None:
         ("rms_norm", "norm", "rmsnorm"),
         ("swiglu", "activation", "swiglu"),
     ):
-        if getattr(track, operation) not in (None, "stock") and getattr(model, setting) != wanted:
+        if getattr(track, operation) not in (None, STOCK) and getattr(model, setting) != wanted:
             raise ConfigError(
                 f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
-                f"{getattr(model, setting)} and never computes it; leave track.{operation} out"
+                f"{getattr(model, setting)} and does not compute it; leave track.{operation} out"
             )
     if config.parallel.name == "fsdp" and track.compile not in (None, "no"):
         raise ConfigError(
-            f"track.compile: found {track.compile}, but shards that come and go between blocks are not compiled; use "
-            "track.compile=no with parallel=fsdp"
+            f"track.compile: found {track.compile}, but parallel=fsdp is not compiled; use "
+            "track.compile=no, or parallel=ddp"
         )
 
 
@@ -141,12 +144,13 @@ def _check_resume(config: Config) -> None:
     if config.resume is None:
         return
     if config.out is None:
-        raise ConfigError("resume: auto goes on with the run in a folder; name it with out=DIR")
+        raise ConfigError("resume: auto resumes the run in a folder; name it with out=DIR")
     if config.checkpoint.every == 0:
-        raise ConfigError("resume: auto needs checkpoints to go on from; set checkpoint.every")
+        raise ConfigError("resume: auto needs checkpoints to resume from; set checkpoint.every")
     if config.repeats > 1:
         raise ConfigError(
-            "resume: auto goes on with one run; leave repeats=1, or resume each repeat with out=DIR/1, ..."
+            f"resume: auto resumes one run, found repeats={config.repeats}; set repeats=1 and resume each repeat with "
+            "out=DIR/1, out=DIR/2, ..."
         )
 
 
@@ -154,39 +158,41 @@ def _check_parallel(config: Config) -> None:
     parallel = config.parallel
     for key, default in (("hybrid_shard", False), ("cpu_offload", False), ("low_precision_all_gather", True)):
         if parallel.name != "fsdp" and getattr(parallel, key) is not default:
-            raise ConfigError(f"parallel.{key}: only parallel=fsdp reads it; leave it {str(default).lower()}")
+            raise ConfigError(
+                f"parallel.{key}: only parallel=fsdp uses it; leave it {str(default).lower()}, or use parallel=fsdp"
+            )
     if parallel.name == "single" and parallel.scaling_reference is not None:
         raise ConfigError(
-            "parallel.scaling_reference: is of fewer devices than this run, and parallel=single has but one; leave it "
-            "out"
+            "parallel.scaling_reference: a reference runs on fewer devices than this run, and parallel=single has only "
+            "one; leave it out"
         )
     if parallel.name != "single" and config.repeats > 1:
         raise ConfigError(
-            f"repeats: found {config.repeats}, but a run of several processes is started by torchrun; "
-            "start it as often with out=DIR/1, out=DIR/2, ..."
+            f"repeats: found {config.repeats}, but torchrun launches each run of several processes; "
+            f"launch it {config.repeats} times with out=DIR/1, out=DIR/2, ..."
         )
 
 
 def _check_autotune(config: Config) -> None:
     if config.autotune and config.resume is not None:
-        raise ConfigError("resume: a search (autotune) begins anew each time; leave resume out")
+        raise ConfigError("resume: a search (autotune) cannot be resumed, it starts again each time; leave resume out")
     if config.autotune and config.parallel.name != "single":
         raise ConfigError(
-            "autotune: tries micro-batch sizes on one device; leave parallel=single and set workload.global_batch_size "
-            "to the share of one device"
+            f"autotune: searches on one device, found parallel={config.parallel.name}; leave parallel=single and set "
+            "workload.global_batch_size to one device's part"
         )
 
 
 def check_batch_divides(config: Config, processes: int) -> None:
-    """Refuse a global batch that cannot be dealt out evenly to so many processes.
+    """Check that the global batch divides evenly over the processes.
 
     Raises:
-        ConfigError: naming the keys.
+        ConfigError: it does not.
     """
     work = config.workload
     if work.global_batch_size % (processes * work.micro_batch_size):
         raise ConfigError(
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
             f"workload.micro_batch_size ({work.micro_batch_size}) times the number of processes ({processes}); "
-            "change either, or start another number of processes"
+            "change either, or the number of processes"
         )

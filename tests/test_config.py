@@ -14,6 +14,7 @@ from harness.composition import expand_sweep, group_options, load
 from harness.config import (
     EXCLUDED_FROM_WORKLOAD_ID,
     OPERATIONS,
+    STOCK_TRACK,
     Config,
     iter_settings,
     to_yaml,
@@ -166,6 +167,11 @@ class TestComposition:
         config = load([f"{group}={option}", *extra])
         part = getattr(config, group)
         assert (part if isinstance(part, str) else part.name) == option
+
+    def test_the_portable_track_is_stock_pytorch(self) -> None:
+        track = vars(load(["track=portable"]).track)
+        assert track == {"name": "portable", **STOCK_TRACK}
+        assert set(OPERATIONS) < set(STOCK_TRACK)
 
     def test_an_unknown_key_in_a_yaml_file_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import shutil
