@@ -15,7 +15,7 @@ from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, c
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, UserError
 
-FORMATS = ("table", "json", "mllog")
+FORMATS = ("table", "json")
 HELP = """\
 usage: python -m harness compare REFERENCE OTHER ... [options]
        python -m harness compare --run 'SETTINGS' --run 'SETTINGS' ... [--repeats 5] [options]
@@ -35,7 +35,7 @@ options:
   --claim NAME       a published claim to hold the records against, supported, refuted, inconclusive or not tested;
                      python -m harness claim lists them
   --expect WHAT      equivalent, faster, not-slower, or with --claim supported: exit 0 if the records show it, 1 if not
-  --format FORMAT    table (default), json, or mllog (MLPerf log lines of every run)
+  --format FORMAT    table (default) or json
 
 words: equivalent, faster, slower, inconclusive, not comparable, different computation, implausible, failed,
        same computation (emulated devices: no speed)
@@ -124,12 +124,6 @@ def reproduction(side: RunGroup) -> str:
 def _print(comparison: Comparison, form: str) -> None:
     if form == "json":
         print(json.dumps(to_dict(comparison), indent=1))
-    elif form == "mllog":
-        from harness.report.mllog import mllog_lines
-
-        for side in (comparison.reference, *(pair.other for pair in comparison.pairs)):
-            for run in side.runs:
-                print(mllog_lines(run), end="")
     else:
         from harness.report.verdict_table import print_comparison
 
