@@ -9,10 +9,10 @@ import re
 import pytest
 from rich.console import Console
 
+from harness.analysis.format import amount, interval, scaled
 from harness.analysis.verdict import Comparison, compare
 from harness.report import content, provenance
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import amount, interval, scaled
 from harness.report.verdict_table import print_comparison
 from harness.text import printable
 from tests.comparisons import CASES, HOSTILE, case, masked

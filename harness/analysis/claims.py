@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from harness.analysis.chips import Chip, match_chips
+from harness.analysis.format import ratio_with_interval
 from harness.config import config_directory
 from harness.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
 CLAIM_WORDS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED)
@@ -136,7 +134,7 @@ def find_claim(name: str) -> Claim:
 
 def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
     """Hold a ratio with its 95 % interval against what the claim allows."""
-    found = f"{claim.quantity} ratio {estimate:.3f}, 95 % interval {low:.3f} to {high:.3f}"
+    found = f"{claim.quantity} ratio {ratio_with_interval(estimate, low, high)}"
     said = f"{found}; the claim allows {claim.allowed}"
     floor = float("-inf") if claim.low is None else claim.low
     ceiling = float("inf") if claim.high is None else claim.high

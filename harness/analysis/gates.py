@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.analysis.chips import Chip, ambiguity, find_chip
+from harness.analysis.format import tflops
 from harness.analysis.parity import ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
@@ -170,7 +171,7 @@ def plausible(side: RunGroup) -> Gate:
     fastest = max(value for value in achieved if value is not None) if any(achieved) else None
     if fastest is None:
         return Gate("plausible", None, f"{side.label}: no speed was measured")
-    said = f"{side.label}: {_tera(fastest)} of model arithmetic a device"
+    said = f"{side.label}: {tflops(fastest)} of model arithmetic a device"
     chip = find_chip(side.first["backend"].get("peak_lookup_key"))
     precision = side.first["config"]["precision"]
     problems = list(_identity_problems(side.first, chip, precision))
@@ -179,7 +180,7 @@ def plausible(side: RunGroup) -> Gate:
         limits.append((f"the {precision} peak measured on this device", peak, MEASURED_PEAK_SLACK))
     if chip is not None and (peak := catalogued_peak(side.first)) is not None:
         limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0))
-    problems += [f"{said}, above {what}: {_tera(peak)}" for what, peak, slack in limits if fastest > slack * peak]
+    problems += [f"{said}, above {what}: {tflops(peak)}" for what, peak, slack in limits if fastest > slack * peak]
     if problems:
         return Gate("plausible", False, problems[0], tuple(problems))
     if not limits:
@@ -209,7 +210,3 @@ def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: 
                 f"the device says it is {name} with {memory / 1e9:.0f} GB of memory, but that chip has "
                 f"{chip.memory_bytes / 1e9:.0f} GB"
             )
-
-
-def _tera(flops: float) -> str:
-    return f"{flops / 1e12:.3g} TFLOP/s"

@@ -20,7 +20,7 @@ from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
 from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import gibibytes, tokens_per_second
+from harness.analysis.format import gibibytes, tokens_per_second
 
 # Candidates lie at least so far apart: closer ones differ by less than the noise.
 STEP = 1.5

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from harness.analysis.format import tflops
 from harness.commands.preflight import ready_backend, report_once_per_host
 from harness.composition import load
 from harness.errors import ConfigError, ExitCode
@@ -86,7 +87,7 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
 
 def _products(found: dict[str, Any]) -> str:
     return (
-        f"{found['best_flops'] / 1e12:,.3f} TFLOP/s at best, {found['median_flops'] / 1e12:,.3f} in the median, "
+        f"{tflops(found['best_flops'])} at best, {tflops(found['median_flops'])} in the median, "
         f"{found['size']} x {found['size']} x {found['size']}"
     )
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, find_chip, match_chips
+from harness.analysis.format import tflops
 from harness.analysis.named_models import model_names, model_preset
 from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.projection.plan import Assumptions, Plan
@@ -207,7 +208,7 @@ def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Spe
         if problem is None and (speed is None or not 0 < speed < float("inf")):
             problem = "it has no speed"
         if problem is None and speed is not None and peak is not None and speed > peak:
-            problem = f"{speed / 1e12:,.0f} TFLOP/s are above the chip's peak of {peak / 1e12:,.0f}: one is wrong"
+            problem = f"{tflops(speed)} are above the chip's peak of {tflops(peak)}: one is wrong"
         if problem is not None or speed is None:
             raise RecordError(f"{run.path}: {problem}")
         speeds.append(speed)

@@ -8,6 +8,7 @@ import harness
 from harness.analysis.audit.rows import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN
 from harness.analysis.audit.summary import Audit, AuditedRow, judge_by_rows
 from harness.analysis.claims import Claim
+from harness.analysis.format import ratio, significant
 from harness.report.audit_table import conclusion, grade
 from harness.report.page import CLAIM_TONES, template
 from harness.text import printable
@@ -37,9 +38,9 @@ def _row(row: AuditedRow) -> dict[str, Any]:
         "chips": printable(" against ".join(filter(None, (printed.text("subject"), printed.text("reference"))))),
         "grade": grade(row),
         "tone": ("good" if row.tested else TONES[UNPROVEN]) if row.sound else TONES[row.findings[0].sure],
-        "ratio": "" if row.ratio is None else f"{row.ratio:.3f}",
-        "subject": _tera(printed.flops_per_device("subject")),
-        "reference": _tera(printed.flops_per_device("reference")),
+        "ratio": "" if row.ratio is None else ratio(row.ratio),
+        "subject": _teraflops(printed.flops_per_device("subject")),
+        "reference": _teraflops(printed.flops_per_device("reference")),
         "findings": [
             (
                 {"sure": finding.sure, "what": printable(finding.what), "why": printable(finding.why)},
@@ -51,5 +52,5 @@ def _row(row: AuditedRow) -> dict[str, Any]:
     }
 
 
-def _tera(flops: float | None) -> str:
-    return "" if flops is None else f"{flops / 1e12:,.0f}"
+def _teraflops(flops: float | None) -> str:
+    return "" if flops is None else significant(flops / 1e12)

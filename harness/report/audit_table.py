@@ -9,6 +9,7 @@ from rich.text import Text
 from harness.analysis.audit.rows import IMPOSSIBLE, INCONSISTENT, SUSPICIOUS
 from harness.analysis.audit.summary import Audit, AuditedRow, Mean, judge_by_rows, rows_about
 from harness.analysis.claims import Claim
+from harness.analysis.format import interval, ratio, ratio_with_interval
 from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
 
@@ -34,8 +35,8 @@ def print_audit(table: Audit, claim: Claim | None = None, console: Console | Non
 def heading(row: AuditedRow) -> str:
     """Return a row's name, what it compares, and the ratio of times."""
     chips = " against ".join(text for side in ("subject", "reference") if (text := row.row.text(side)) is not None)
-    ratio = "" if row.ratio is None else f"time ratio {row.ratio:.3f}"
-    return ", ".join(part for part in (row.row.name, chips, ratio) if part)
+    shown = "" if row.ratio is None else f"time ratio {ratio(row.ratio)}"
+    return ", ".join(part for part in (row.row.name, chips, shown) if part)
 
 
 def grade(row: AuditedRow) -> str:
@@ -68,13 +69,12 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
 
 def mean_text(mean: Mean) -> str:
     """Return a mean with its interval and spread, in words."""
-    interval = "" if mean.low is None else f", 95 % interval {mean.low:.3f} to {mean.high:.3f}"
     if mean.count == 1:
-        return f"time ratio {mean.estimate:.3f} (one row)"
-    rows = f"{mean.count} rows, taken for independent trials"
+        return f"time ratio {ratio(mean.estimate)} (one row)"
     return (
-        f"geometric mean of the time ratios {mean.estimate:.3f}{interval} ({rows}), "
-        f"from {mean.smallest:.3f} to {mean.largest:.3f}"
+        f"geometric mean of the time ratios {ratio_with_interval(mean.estimate, mean.low, mean.high)} "
+        f"({mean.count} rows, taken for independent trials), "
+        f"from {interval(mean.smallest, mean.largest)}"
     )
 
 

@@ -6,11 +6,11 @@ import statistics
 from dataclasses import dataclass
 
 from harness.analysis.cautions import Caution
+from harness.analysis.format import interval, percent, ratio, scaled
 from harness.analysis.ratio_statistics import Ratio, outliers
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair, Quantity
 from harness.records.load import get_path
-from harness.report.format import interval, percent, ratio, scaled
 from harness.text import printable
 
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"

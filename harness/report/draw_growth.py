@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.report.format import tokens_per_second
+from harness.analysis.format import tokens_per_second
 from harness.report.svg import INK, color, dashes, legend, marker, render_svg
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.analysis.format import amount, gibibytes, scale
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison
 from harness.records.load import LoadedRecord, get_path
 from harness.report.content import all_sides
-from harness.report.format import amount, gibibytes, scale
 from harness.report.svg import COLORS, INK, color, dashes, downsample, legend, points_per_line, truncate
 from harness.text import printable
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness.analysis.cautions import interval_step_seconds
+from harness.analysis.format import amount, interval, ratio, scale, scaled
 from harness.analysis.ratio_statistics import Ratio
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair
 from harness.report.content import measured_sides
-from harness.report.format import amount, interval, ratio, scale, scaled
 from harness.report.svg import INK, color, dashes, downsample, marker, truncate
 from harness.text import printable
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from harness.report.format import UNKNOWN
+from harness.analysis.format import UNKNOWN, tflops
 from harness.text import printable
 
 PART_NAMES = {
@@ -102,8 +102,8 @@ def _roofline(position: Mapping[str, Any]) -> str:
     worst = " at worst" if position["bound_by"] == "memory" else ""
     return (
         f"{said}; the ridge is at {position['ridge_arithmetic_intensity']:,.1f}, so a step is bound by "
-        f"{position['bound_by']}{worst}; it reaches {position['achieved_flops'] / 1e12:,.3f} TFLOP/s, {share:.2f} of "
-        f"the {position['attainable_flops'] / 1e12:,.3f} attainable there"
+        f"{position['bound_by']}{worst}; it reaches {tflops(position['achieved_flops'])}, {share:.2f} of "
+        f"the {tflops(position['attainable_flops'])} attainable there"
     )
 
 

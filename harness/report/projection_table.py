@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.chips import Chip
+from harness.analysis.format import significant
 from harness.analysis.projection.model import Estimate, Projection, assumptions_of, to_dict
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.analysis.projection.published import Check
@@ -120,11 +121,7 @@ def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
 def _text(found: Estimate, *, percent: bool = False) -> str:
     if percent:
         return f"{found.middle:.1%} ({found.low:.1%} to {found.high:.1%})"
-    return f"{_number(found.middle)} ({_number(found.low)} to {_number(found.high)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{significant(found.middle)} ({significant(found.low)} to {significant(found.high)})"
 
 
 def _scaled(value: float) -> str:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from harness.analysis.format import UNKNOWN
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison
 from harness.records.load import get_path
 from harness.report.content import all_sides
-from harness.report.format import UNKNOWN
 from harness.text import printable
 
 ABSENT = "none"  # not unknown: a side of another kind has no such thing

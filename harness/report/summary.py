@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.analysis.format import gibibytes, tflops, tokens_per_second
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.format import gibibytes, tokens_per_second
 from harness.report.profile_table import print_profile
 
 # A wall clock is corrected by fractions of a second all the time.
@@ -219,13 +219,13 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
     used = record.get("utilization")
     if used is None:
         return []
-    said = f"{used['achieved_flops'] / 1e12:,.3f} TFLOP/s of model arithmetic a device"
+    said = f"{tflops(used['achieved_flops'])} of model arithmetic a device"
     precision = record["config"]["precision"]
     for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
             said += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
         elif (known := used[f"{peak}_peak_flops"]) is not None:
-            said += f"; above the {peak} {precision} peak of {known / 1e12:,.3f}: no MFU, peak or speed is wrong"
+            said += f"; above the {peak} {precision} peak of {tflops(known)}: no MFU, peak or speed is wrong"
     return [("compute", said)]
 
 

@@ -13,11 +13,10 @@ from harness.analysis.audit.rows import (
     UNPROVEN,
     AuditFinding,
     Row,
-    number,
-    tera,
 )
 from harness.analysis.chips import PRECISIONS, Chip, ambiguity, find_chip, largest_peak, match_chips
 from harness.analysis.flops import MIN_WEIGHTS, parameters_of, parameters_of_layers
+from harness.analysis.format import significant, tflops
 from harness.analysis.named_models import model_preset
 
 # "7B" is printed of models of 6.7 to 7.3 billion parameters.
@@ -129,16 +128,16 @@ def _batch(row: Row) -> Iterator[AuditFinding]:
 def _speeds(row: Row) -> Iterator[AuditFinding]:
     for side in SIDES:
         for unknown, told in row.speeds_by_what_is_unknown(side).items():
-            slowest, fastest = min(told, key=lambda key: told[key]), max(told, key=lambda key: told[key])
-            if told[fastest] <= (1 + ROUNDING) * told[slowest]:
+            (slow, slowest), (fast, fastest) = (each(told.items(), key=lambda item: item[1]) for each in (min, max))
+            if fastest <= (1 + ROUNDING) * slowest:
                 continue
             # Without a sequence length both are samples/s, without the number of devices a device's.
             unit = f"{'samples' if 'seq_len' in unknown else 'tokens'}/s{' a device' if 'devices' in unknown else ''}"
             yield AuditFinding(
                 INCONSISTENT,
                 "speed",
-                f"{side}: {fastest} says {number(told[fastest])} {unit}, {slowest} says {number(told[slowest])}",
-                f"both are one speed, and differ by {told[fastest] / told[slowest] - 1:.0%}",
+                f"{side}: {fast} says {significant(fastest)} {unit}, {slow} says {significant(slowest)}",
+                f"both are one speed, and differ by {fastest / slowest - 1:.0%}",
             )
 
 
@@ -199,7 +198,7 @@ def _utilization(row: Row) -> Iterator[AuditFinding]:
                     INCONSISTENT,
                     "MFU",
                     f"{side}: MFU of {stated:.0%}",
-                    f"the printed speed is {tera(flops)}, {flops / most:.0%} of the {precision} peak of {chip.name}",
+                    f"the printed speed is {tflops(flops)}, {flops / most:.0%} of the {precision} peak of {chip.name}",
                 )
 
 
@@ -215,10 +214,10 @@ def _why_above_one(row: Row, side: str, stated: float) -> str:
     if own is None:
         chip = row.text(side)
         known = f"the peak of {chip!r} is unknown" if chip else "no chip is named"
-        return f"{said}; {known}, and if the A100's {tera(divisor)} were taken for it, the speed was {tera(real)}"
+        return f"{said}; {known}, and if the A100's {tflops(divisor)} were taken for it, the speed was {tflops(real)}"
     if own > divisor:
         return (
-            f"{said}; divided by the A100's {tera(divisor)}, as tools do by default, the speed was {tera(real)}, "
+            f"{said}; divided by the A100's {tflops(divisor)}, as tools do by default, the speed was {tflops(real)}, "
             f"which is {real / own:.0%} of the peak of {row.text(side)}"
         )
     return said
@@ -233,15 +232,15 @@ def _implied_flops(row: Row) -> Iterator[AuditFinding]:
             yield AuditFinding(
                 UNPROVEN,
                 "peak",
-                f"{side}: {tera(flops)} a device",
+                f"{side}: {tflops(flops)} a device",
                 f"the {row.text('precision') or 'largest'} peak of {row.text(side)} is unknown: whether that is "
                 "possible was not checked",
             )
         if flops is None or most is None:
             continue
         slack = dispute * (1.0 if model_preset(row.text("model")) else PARAMETER_SLACK)
-        said = f"{side}: {tera(flops)} a device"
-        of = f"the largest peak of {row.text(side)} is {tera(most)} ({what})"
+        said = f"{side}: {tflops(flops)} a device"
+        of = f"the largest peak of {row.text(side)} is {tflops(most)} ({what})"
         measured = _best_product(chips, row.text("precision"))
         if flops > slack * most:
             yield AuditFinding(IMPOSSIBLE, "peak", said, f"{of}: {flops / most:.1f} times as much as the chip can do")
@@ -251,7 +250,10 @@ def _implied_flops(row: Row) -> Iterator[AuditFinding]:
             )
         elif measured is not None and flops > measured:
             yield AuditFinding(
-                SUSPICIOUS, "peak", said, f"bare matrix products on {row.text(side)} were measured at {tera(measured)}"
+                SUSPICIOUS,
+                "peak",
+                said,
+                f"bare matrix products on {row.text(side)} were measured at {tflops(measured)}",
             )
 
 

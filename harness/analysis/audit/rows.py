@@ -211,14 +211,3 @@ class AuditFinding:
     check: str
     what: str
     why: str
-
-
-def tera(flops: float) -> str:
-    """Return FLOP/s in words."""
-    value = flops / 1e12
-    return f"{value:,.0f} TFLOP/s" if value >= 10 else f"{value:.2g} TFLOP/s"
-
-
-def number(value: float) -> str:
-    """Return a speed in as many digits as say something."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

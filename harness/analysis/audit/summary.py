@@ -15,6 +15,7 @@ from harness.analysis.audit.rows import SIDES, UNPROVEN, AuditFinding, Row
 from harness.analysis.audit.table import PublishedTable
 from harness.analysis.chips import match_chips
 from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
+from harness.analysis.format import ratio
 
 AUDIT_SCHEMA_VERSION = 1
 # Two rows that happen to agree have next to no spread, and say next to nothing of other trainings.
@@ -166,7 +167,7 @@ def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
             INCONCLUSIVE,
             f"{_rows(mean.count)} (beside the claim's own and any with something guessed), where "
             f"{MIN_ROWS_FOR_AN_INTERVAL} or more could tell how trainings differ; geometric mean of the time ratios "
-            f"{mean.estimate:.3f}",
+            f"{ratio(mean.estimate)}",
         )
     if claim.quantity == TIME:
         return within(claim, mean.estimate, mean.low, mean.high)

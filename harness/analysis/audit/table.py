@@ -15,9 +15,9 @@ from harness.analysis.audit.rows import (
     UNPROVEN,
     AuditFinding,
     Row,
-    tera,
 )
 from harness.analysis.chips import PRECISIONS, Chip, match_chips
+from harness.analysis.format import tflops
 from harness.text import normalized_name
 
 # Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
@@ -111,8 +111,8 @@ class PublishedTable:
         yield AuditFinding(
             SUSPICIOUS,
             "baseline",
-            f"reference: {tera(own)} a device",
-            f"{best[1]} has {tera(best[0])} of the same model on the same chip{against}",
+            f"reference: {tflops(own)} a device",
+            f"{best[1]} has {tflops(best[0])} of the same model on the same chip{against}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: one place, so that screen, page and Markdown say the same."""
+"""Formats of numbers and intervals, shared by messages, screens, pages and Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 SIGNIFICANT_DIGITS = 5
-# Units that are written with a prefix when the numbers are small, and the prefixes.
+# Units that get a prefix where the numbers are small, and the prefixes.
 PREFIXED_UNITS = ("s", "J/token")
 PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 UNKNOWN = "unknown"
@@ -23,7 +23,7 @@ def scaled(values: Sequence[float], unit: str) -> tuple[list[str], str]:
 
 
 def scale(values: Sequence[float], unit: str) -> tuple[float, str]:
-    """Return what the values have to be multiplied with to be readable, and the unit that they then have."""
+    """Return the factor that makes the values readable, and the unit that they then have."""
     largest = max(values)
     if unit not in PREFIXED_UNITS or not largest > 0:
         return 1.0, unit
@@ -32,7 +32,7 @@ def scale(values: Sequence[float], unit: str) -> tuple[float, str]:
 
 
 def decimals(largest: float) -> int:
-    """Return how many decimals show SIGNIFICANT_DIGITS of a value."""
+    """Return the number of decimals that show SIGNIFICANT_DIGITS of a value."""
     if not largest > 0:
         return 0
     return max(0, SIGNIFICANT_DIGITS - 1 - math.floor(math.log10(largest)))
@@ -44,8 +44,18 @@ def amount(value: float, unit: str) -> str:
     return f"{texts[0]} {shown}"
 
 
+def significant(value: float) -> str:
+    """Return a value with three significant digits, from 100 on as a whole number with separated thousands."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def tflops(flops: float) -> str:
+    """Return FLOP/s in TFLOP/s, with the unit."""
+    return f"{significant(flops / 1e12)} TFLOP/s"
+
+
 def ratio(value: float) -> str:
-    """Return a ratio of two sides."""
+    """Return a ratio of two measured quantities."""
     return f"{value:,.3f}"
 
 
@@ -54,8 +64,13 @@ def interval(low: float | None, high: float | None) -> str:
     return UNKNOWN if low is None or high is None else f"{ratio(low)} to {ratio(high)}"
 
 
+def ratio_with_interval(value: float, low: float | None, high: float | None) -> str:
+    """Return a ratio with its 95 % interval, where there is one."""
+    return ratio(value) if low is None or high is None else f"{ratio(value)}, 95 % interval {interval(low, high)}"
+
+
 def percent(fraction: float) -> str:
-    """Return a fraction as per cent, without digits that say nothing."""
+    """Return a fraction as per cent, without trailing zeros."""
     return f"{100 * fraction:g} %"
 
 
