@@ -72,12 +72,7 @@ FORBIDDEN = {
 SEAM = ("harness.backends.base", "harness.backends.failures", "harness.backends.sensors", "harness.backends.step")
 
 # Imports that the floors forbid, with the reason why this one may stay.
-ALLOWED_IMPORTS = {
-    # The probe asks for the very autocast types that the shared step uses; the table names no device.
-    ("harness.training.probe", "harness.backends.eager"),
-    # So do shards: weights are gathered in the type that autocast would cast them to.
-    ("harness.training.distributed.parallel", "harness.backends.eager"),
-}
+ALLOWED_IMPORTS: set[tuple[str, str]] = set()
 
 DEVICE_WORDS = {"cuda", "npu", "xpu", "hpu", "mps", "nccl", "hccl", "xccl"}
 # Device words outside backends/, as (file, line of the constant that holds it), with the reason.

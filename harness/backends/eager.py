@@ -1,4 +1,4 @@
-"""The training step that every eager device shares."""
+"""Training step shared by every eager device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.backends.step import NO_SYNC, GradientSync, PhaseContext, StepOutput
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from harness.backends.step import NO_SYNC, GradientSync, PhaseContext, StepOutput, autocast_dtype
 
 
 def _nothing() -> None:
@@ -23,10 +21,10 @@ def _unrecorded(name: str) -> AbstractContextManager[None]:
 
 
 class EagerStep:
-    """Forward, backward, clip, update: stock PyTorch, the same calls on every device.
+    """Forward, backward, clip and update in stock PyTorch, with the same calls on every device.
 
-    With precision fp16 gradients are scaled, and an update whose gradients overflowed is skipped (which makes
-    PyTorch's scaler wait for the device once a step).
+    With precision fp16 gradients are scaled, and an update whose gradients overflowed is skipped, for which PyTorch's
+    scaler waits for the device once a step.
     """
 
     def __init__(
@@ -42,17 +40,17 @@ class EagerStep:
     ) -> None:
         """
         Args:
-            boundary: what hands over the operations that a lazy device has recorded: called after each backward pass
-                and after the update.
+            boundary: submits the operations that a lazy device has recorded. Called after each backward pass and
+                after the update.
         """
         self._model = model
         self._optimizer = optimizer
         self._device = device
-        self._autocast_dtype = AUTOCAST_DTYPES.get(precision)
-        self._gradient_clip_norm = max_grad_norm
+        self._autocast_dtype = autocast_dtype(precision)
+        self._max_grad_norm = max_grad_norm
         self._grad_sync = grad_sync
         self._scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
-        # The loss scaler does so anyway.
+        # The loss scaler skips them itself.
         self._skip_nonfinite = skip_nonfinite and self._scaler is None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._attempted_steps = 0
@@ -65,9 +63,9 @@ class EagerStep:
             group["lr"] = learning_rate
         loss = torch.zeros((), device=self._device)
         for number, sequences in enumerate(micro_batches, 1):
-            # Several devices exchange gradients once a step: with the last micro-batch.
+            # Several devices sum their gradients once a step, with the last micro-batch.
             with nullcontext() if number == len(micro_batches) else self._grad_sync.no_sync():
-                # Every micro-batch has as many tokens, so the mean of means is the global batch's mean.
+                # Micro-batches have equal numbers of tokens, so the mean of their means is the global batch's mean.
                 share = self._loss(sequences) / len(micro_batches)
                 own = share if self._grad_sync.devices == 1 else share / self._grad_sync.devices
                 with self._phase("backward"):
@@ -82,11 +80,11 @@ class EagerStep:
         return StepOutput(loss, norm)
 
     def _update(self) -> torch.Tensor:
-        """Clip the gradients, update the weights, and return the gradients' norm before that."""
+        """Clip the gradients, update the weights, and return the gradients' norm before clipping."""
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._gradient_clip_norm).detach()
-        # Of sharded gradients it is a sum that the ranks have yet to make. (Importing DTensor to ask costs a second.)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm).detach()
+        # The norm of sharded gradients is yet to be summed over ranks. (isinstance would import DTensor, for a second.)
         whole = getattr(norm, "full_tensor", None)
         norm = norm if whole is None else whole()
         if self._scaler is not None:

@@ -1,4 +1,4 @@
-"""One optimizer step as a device performs it, and the device's own time stamps."""
+"""Protocols of a training step and of device-side time stamps, and the dtype of each precision."""
 
 from __future__ import annotations
 
@@ -21,66 +21,73 @@ class StepOutput(NamedTuple):
     """Global 2-norm of the gradients before clipping."""
 
 
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Name of the torch.dtype of matrix products, by precision."""
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Return the dtype to which autocast casts operands; None for fp32, which uses no autocast."""
+    import torch
+
+    return None if precision == "fp32" else getattr(torch, DTYPE_NAMES[precision])
+
+
 @dataclass(frozen=True)
 class GradientSync:
-    """What a training step does for gradients that are added up over several devices, beside calling the model."""
+    """Hooks of a training step that sums gradients over several devices."""
 
     devices: int = 1
-    """How many devices' gradients are added up: each divides its loss by that before the backward pass, so that they
-    are of the size that one device would have, which fp16 needs."""
+    """Number of devices whose gradients are summed. Each divides its loss by it before the backward pass, so that
+    gradients have the size that one device would give them, which fp16 needs."""
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
-    """A context in which forward and backward keep their gradients to this device."""
+    """A context in which forward and backward leave their gradients on this device."""
     after_backward: Callable[[], None] = lambda: None
-    """To be called when the last backward pass of a step has returned."""
+    """Called after the last backward pass of a step."""
     after_eval: Callable[[], None] = lambda: None
-    """To be called after a forward pass that no backward pass follows."""
+    """Called after a forward pass without a backward pass."""
 
 
 NO_SYNC = GradientSync()
-
-
 STEP_PHASES = ("host_to_device", "forward", "backward", "communication", "optimizer")
 
-
 PhaseContext = Callable[[str], AbstractContextManager[None]]
-"""Given the name of a phase of the step, what it runs within."""
+"""Returns the context in which the named phase of a step runs."""
 
 
 class TrainStep(Protocol):
-    """One optimizer step as the device performs it. Devices that compile or own the step bring their own."""
+    """One optimizer step. Devices that compile or own the step implement it themselves."""
 
     def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float) -> StepOutput:
         """Train on one global batch: host int64 tensors of shape [micro_batch_size, seq_len + 1]."""
         ...
 
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss (a device scalar) over host int64 sequences [count, seq_len + 1], no update."""
+        """Return the mean loss, a device scalar, over host int64 sequences [count, seq_len + 1], without an update."""
         ...
 
     def skipped_steps(self) -> int:
-        """Return how many updates a loss scaler has dropped so far. May synchronise."""
+        """Return the number of updates that the loss scaler has skipped. May synchronize."""
         ...
 
     def record_phases(self, phase: PhaseContext | None) -> bool:
-        """Run every phase of the next steps (STEP_PHASES) within what `phase` returns for it; None ends that.
+        """Run every phase of the next steps (STEP_PHASES) within the context that `phase` returns; None ends that.
 
-        Returns False where the step is one piece, in which no parts can be told from each other.
+        Returns:
+            False if the step is opaque, so that its phases cannot be told apart.
         """
         ...
 
     def state(self) -> dict[str, Any]:
-        """Return what the step keeps beside model and optimizer (a loss scale), for a checkpoint: JSON values."""
+        """Return the state beside model and optimizer (a loss scale) for a checkpoint, as JSON values."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from the result of `state`."""
         ...
 
 
 class OpaqueStep:
-    """What a step has to say that is one piece and keeps nothing beside model and optimizer: a TrainStep lacks only
-    `__call__` and `evaluate`.
-    """
+    """Base of a TrainStep without phases and without state of its own: it lacks `__call__` and `evaluate` only."""
 
     def skipped_steps(self) -> int:
         return 0
@@ -92,23 +99,23 @@ class OpaqueStep:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to go on from."""
+        """There is no state."""
 
 
 class EventTimer(Protocol):
-    """Device-side time stamps, read after the window. Extra columns beside the host clock, never the headline."""
+    """Device-side time stamps, read after the window. They supplement the host clock, which gives the headline."""
 
     def mark(self) -> None:
-        """Put one time stamp into the device's queue without waiting."""
+        """Queue one time stamp on the device without waiting."""
         ...
 
     def intervals_seconds(self) -> list[float]:
-        """Return the times between successive marks and forget them. Call after a synchronise."""
+        """Return the seconds between successive marks, and clear them. Call after a synchronize."""
         ...
 
 
 class TorchEvents:
-    """An EventTimer over events with `record` and `elapsed_time` (milliseconds)."""
+    """An EventTimer of events with `record` and `elapsed_time` (milliseconds)."""
 
     def __init__(self, make_event: Callable[[], Any]) -> None:
         self._make_event = make_event

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from harness.backends.base import Backend
+from harness.backends.step import autocast_dtype
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLE_SECONDS = 0.05
 SAMPLES = 9
 WARM_WITHIN = 0.03
@@ -64,7 +64,7 @@ class Microbenchmarks:
         Keys: `best_flops`, `median_flops` and `size` of the best size, and the whole `sweep`. A multiply-add counts
         as two.
         """
-        dtype = DTYPES[precision]
+        dtype = autocast_dtype(precision) or torch.float32
         sweep = []
         for size in self._sizes(dtype.itemsize):
             left, right = (torch.randn(size, size, device=self._device).to(dtype) for _ in range(2))

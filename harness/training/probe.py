@@ -8,14 +8,12 @@ from typing import Any
 import torch
 
 from harness.backends.base import Backend
-from harness.backends.eager import AUTOCAST_DTYPES
-from harness.backends.step import TrainStep
+from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
 from harness.config import OPERATIONS, Config, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.workload.model import activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
 
-EXPECTED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 MATMUL_SIZE = 256
 # A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
 # carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
@@ -78,7 +76,7 @@ def observe_dtypes(
     if not seen:
         return None
     names = sorted(str(dtype).removeprefix("torch.") for dtype in seen)
-    if names != [EXPECTED_DTYPES[precision]]:
+    if names != [DTYPE_NAMES[precision]]:
         raise RunFailed(
             f"precision={precision} was asked for, but the training step computes in {', '.join(names)}; this is a "
             "fault of the backend: report it to its maintainers"
@@ -87,7 +85,7 @@ def observe_dtypes(
 
 
 def _autocast(backend: Backend, precision: str) -> Any:
-    dtype = AUTOCAST_DTYPES.get(precision)
+    dtype = autocast_dtype(precision)
     return nullcontext() if dtype is None else torch.autocast(backend.device().type, dtype=dtype)
 
 
@@ -104,7 +102,7 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
         product = left.to(backend.device()) @ right.to(backend.device())
     dtype = str(product.dtype).removeprefix("torch.")
     error = float((product.cpu().double() - exact).norm() / exact.norm())
-    expected = EXPECTED_DTYPES[precision]
+    expected = DTYPE_NAMES[precision]
     if dtype != expected:
         raise BackendUnavailable(
             f"backend {backend.name}: precision={precision} was asked for, but a matrix product came out as "
@@ -132,9 +130,8 @@ def _probe_attention(backend: Backend, config: Config) -> str:
                 ("v", num_key_value_heads(model)),
             )
         )
-        if config.precision != "fp32":
-            q, k, v = (x.to(AUTOCAST_DTYPES[config.precision]) for x in (q, k, v))
-        mixed = causal_attention(q, k, v)
+        dtype = autocast_dtype(config.precision) or torch.float32
+        mixed = causal_attention(*(x.to(dtype) for x in (q, k, v)))
     return type(mixed.grad_fn).__name__
 
 
@@ -143,7 +140,7 @@ def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
     asked = config.model.activation
     if asked == "swiglu":
         return {}
-    dtype = AUTOCAST_DTYPES.get(config.precision, torch.float32)
+    dtype = autocast_dtype(config.precision) or torch.float32
     x = torch.linspace(*GELU_RANGE).to(dtype)
     found = activate(x.to(backend.device()), asked).cpu().double()
     exact = {name: activate(x.double(), name) for name in ("gelu", "gelu_tanh")}

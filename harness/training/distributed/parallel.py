@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from harness.backends.base import Backend
-from harness.backends.eager import AUTOCAST_DTYPES
-from harness.backends.step import NO_SYNC, GradientSync
+from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.training.distributed.collectives import Ranks
@@ -120,7 +119,7 @@ def build_sharded(
     if parallel.cpu_offload and device.type == "cpu":
         raise ConfigError("parallel.cpu_offload: the device is the host itself; leave it false")
     mesh = _mesh(device, ranks, hybrid=parallel.hybrid_shard)
-    gathered = AUTOCAST_DTYPES.get(config.precision) if parallel.low_precision_all_gather else None
+    gathered = autocast_dtype(config.precision) if parallel.low_precision_all_gather else None
     offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
     # Autocast goes on deciding each operation's type, as on one device: it would cast the projections' weights to
     # this type anyway. What enters them stays as it is, and gradients are added up in float32.
