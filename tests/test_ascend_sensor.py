@@ -41,7 +41,7 @@ class TestNpuSmi:
         variables = {} if visible is None else {"ASCEND_RT_VISIBLE_DEVICES": visible}
         sensor = open_npu_smi(index, variables, self.ask)
         assert isinstance(sensor, NpuSmi)
-        assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0)
+        assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0, None, 1800.0)
 
     def test_a_number_that_no_card_has(self) -> None:
         assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
@@ -56,8 +56,10 @@ class TestNpuSmi:
         assert open_npu_smi(0, {}, ask) == "npu-smi did not answer within 10 s"
 
     def test_a_board_that_tells_nothing_there(self) -> None:
-        said = open_npu_smi(0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n")
-        assert said == "npu-smi info -t common -i 4 tells nothing of chip 0"
+        reason = open_npu_smi(
+            0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n"
+        )
+        assert reason == "npu-smi info -t common -i 4 has no values for chip 0"
 
     @pytest.fixture
     def program(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -89,7 +91,7 @@ class TestNpuSmi:
         assert said in str(open_npu_smi(0, {}))
 
     def test_a_program_that_does_not_answer(self, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("harness.backends.ascend.sensor.SECONDS_TO_ANSWER", 0.1)
+        monkeypatch.setattr("harness.backends.ascend.sensor.ANSWER_TIMEOUT_SECONDS", 0.1)
         program.write_text("#!/bin/sh\nexec sleep 60\n")
         program.chmod(0o755)
         with pytest.raises(OSError, match=r"did not answer within 0\.1 s"):

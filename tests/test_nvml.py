@@ -1,4 +1,4 @@
-"""What is read from NVIDIA's management library, over a stand-in for it: a GPU, a slice, a container, a refusal."""
+"""Readings from NVML, over a fake of it: a GPU, a slice, a container, unsupported queries."""
 
 from __future__ import annotations
 
@@ -101,37 +101,28 @@ def library(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return fake
 
 
-class TestCondition:
-    def test_a_free_running_device(self, library: FakeNvml) -> None:
-        library.reasons = FakeNvml.nvmlClocksThrottleReasonGpuIdle  # idle is no distress
-        assert nvml.clock_state(GPU) == {
-            "sm_clock_mhz": 1410,
-            "sm_clock_limit_mhz": 1980,
-            "throttle_reasons": [],
-            "temperature_celsius": 61,
-        }
-        assert library.open == 0
+def read() -> Reading:
+    sensor = nvml.open_sensor(GPU)
+    assert isinstance(sensor, nvml.NvmlSensor)
+    return sensor.read()
 
-    def test_what_holds_the_clock_down_has_words(self, library: FakeNvml) -> None:
+
+class TestThrottling:
+    def test_idle_is_no_throttling(self, library: FakeNvml) -> None:
+        library.reasons = FakeNvml.nvmlClocksThrottleReasonGpuIdle
+        assert read().throttle_reasons == ()
+
+    def test_several_reasons(self, library: FakeNvml) -> None:
         library.reasons = 0x4 | 0x20
-        found = nvml.clock_state(GPU)
-        assert found is not None
-        assert found["throttle_reasons"] == ["power cap", "temperature"]
-
-    def test_a_value_that_the_device_refuses_is_unknown_and_the_others_stay(self, library: FakeNvml) -> None:
-        library.refused = {"nvmlDeviceGetCurrentClocksThrottleReasons"}
-        found = nvml.clock_state(GPU)
-        assert found is not None
-        assert found["throttle_reasons"] is None
-        assert found["sm_clock_mhz"] == 1410
+        assert read().throttle_reasons == ("power cap", "temperature")
 
 
 class TestSensor:
-    def test_power_energy_temperature_clock_load_and_distress(self, library: FakeNvml) -> None:
+    def test_power_energy_temperature_clock_load_and_throttling(self, library: FakeNvml) -> None:
         library.reasons = 0x4
         sensor = nvml.open_sensor(GPU)
         assert isinstance(sensor, nvml.NvmlSensor)
-        assert sensor.read() == Reading(287.5, 12345.678, 61, 1410, 97, ("power cap",))
+        assert sensor.read() == Reading(287.5, 12345.678, 61, 1410, 97, ("power cap",), 1980)
         assert library.open == 1
         sensor.close()
         assert library.open == 0
@@ -145,18 +136,15 @@ class TestSensor:
             ("nvmlDeviceGetCurrentClocksThrottleReasons", "throttle_reasons"),
         ],
     )
-    def test_what_the_device_does_not_tell_is_null(self, question: str, field: str, library: FakeNvml) -> None:
+    def test_an_unsupported_query_is_null(self, question: str, field: str, library: FakeNvml) -> None:
         library.refused = {question}
-        sensor = nvml.open_sensor(GPU)
-        assert isinstance(sensor, nvml.NvmlSensor)
-        told = asdict(sensor.read())
-        assert [name for name, value in told.items() if value is None] == [field]
+        assert [name for name, value in asdict(read()).items() if value is None] == [field]
 
-    def test_a_device_that_has_fallen_silent_is_an_error_of_the_reading(self, library: FakeNvml) -> None:
+    def test_a_device_without_any_answer_is_an_error_of_the_reading(self, library: FakeNvml) -> None:
         sensor = nvml.open_sensor(GPU)
         assert isinstance(sensor, nvml.NvmlSensor)
         library.refused = {name for name in dir(FakeNvml) if name.startswith("nvmlDeviceGet")}
-        with pytest.raises(OSError, match="answers none of the questions"):
+        with pytest.raises(OSError, match="NVML answered no query"):
             sensor.read()
 
     def test_a_slice_has_no_power_of_its_own(self, library: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,8 +184,8 @@ class TestOtherProcesses:
         library.refused = {"nvmlSystemGetProcessName"}
         assert nvml.other_processes(GPU) == ["unknown (4711)"]
 
-    def test_numbers_of_another_namespace_say_nothing(self, library: FakeNvml) -> None:
-        """In a container the own process is in the list under the number that the host knows it by."""
+    def test_numbers_of_another_namespace_are_unknown(self, library: FakeNvml) -> None:
+        """In a container the list has this process under the number that the host gives it."""
         library.processes = [SimpleNamespace(pid=os.getpid() + 1)]
         assert nvml.other_processes(GPU) is None
 
@@ -225,7 +213,6 @@ class TestNothingToAsk:
         self.nothing(GPU)
 
     def nothing(self, uuid: str | None) -> None:
-        assert nvml.clock_state(uuid) is None
         assert nvml.sharing(uuid) == {"mig": None, "mps": None}
         assert nvml.other_processes(uuid) is None
         assert "NVML does not answer" in str(nvml.open_sensor(uuid))

@@ -1,7 +1,7 @@
-"""What NVIDIA's management library says of a GPU, where nvidia-ml-py (the extra `cuda`) and the driver allow it.
+"""State of an NVIDIA GPU by its management library, NVML: clocks, power, sharing, processes.
 
-Everything here is extra knowledge: without the package, or where the library refuses, the answer is None and the run
-goes on. The library counts devices on its own, so a device is found by its UUID.
+It needs nvidia-ml-py (the extra `cuda`) and the driver's permission. Without them the answer is None, and the run
+continues. NVML counts devices on its own, so a device is found by its UUID.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 from harness.backends.sensors import Reading
 
-# Reasons that say that the clock was held below what the chip can do, by the names of NVML's constants. Idle,
-# application clocks and sync boost are settings, not distress.
+# NVML's constants for a clock held below what the chip can do. Idle, application clocks and sync boost are settings.
 THROTTLE_REASONS = {
     "nvmlClocksThrottleReasonSwPowerCap": "power cap",
     "nvmlClocksThrottleReasonHwSlowdown": "hardware slowdown",
@@ -24,28 +23,10 @@ THROTTLE_REASONS = {
 }
 
 
-def clock_state(uuid: str | None) -> dict[str, Any] | None:
-    """Return the device's clock, its limit and why it is held down now.
-
-    Keys `sm_clock_mhz`, `sm_clock_limit_mhz`, `throttle_reasons` (a list of words, empty when there are none) and
-    `temperature_celsius`; a value is None where the device does not tell it. None without NVML.
-    """
-    with _device(uuid) as found:
-        if found is None:
-            return None
-        nvml, handle = found
-        return {
-            "sm_clock_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-            "sm_clock_limit_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
-            "throttle_reasons": _ask(nvml, lambda: _throttle_reasons(nvml, handle)),
-            "temperature_celsius": _ask(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-        }
-
-
 def sharing(uuid: str | None) -> dict[str, bool | None]:
     """Return whether the device is a slice of a GPU (`mig`) and whether clients share it through MPS (`mps`).
 
-    None where it cannot be told.
+    None if unknown.
     """
     if uuid is not None and uuid.startswith("MIG-"):
         return {"mig": True, "mps": None}
@@ -60,10 +41,10 @@ def sharing(uuid: str | None) -> dict[str, bool | None]:
 
 
 def other_processes(uuid: str | None) -> list[str] | None:
-    """Return the other processes that compute on the device, as `name (pid)`; None where that cannot be told.
+    """Return the other processes that compute on the device, as `name (pid)`; None if unknown.
 
-    In a container NVML tells the host's process numbers: a list in which the own process is missing is not one of
-    this namespace, and nothing can be said.
+    In a container NVML gives the host's process numbers: a list without this process is of another namespace, and of
+    no use.
     """
     with _device(uuid) as found:
         if found is None:
@@ -78,11 +59,11 @@ def other_processes(uuid: str | None) -> list[str] | None:
 
 
 class NvmlSensor:
-    """One GPU, which stays open."""
+    """Sensor of one GPU, which stays open."""
 
     source = "NVML"
     scope = "the board"
-    # The counter of energy is renewed every 20 to 100 ms.
+    # NVML updates its energy counter every 20 to 100 ms.
     period_seconds = 1.0
 
     def __init__(self, nvml: Any, handle: Any, opened: ExitStack) -> None:
@@ -100,9 +81,10 @@ class NvmlSensor:
             clock_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             utilization_percent=_ask(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
             throttle_reasons=None if reasons is None else tuple(reasons),
+            clock_limit_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
         )
         if found == Reading():
-            raise OSError("NVML answers none of the questions")
+            raise OSError("NVML answered no query")
         return found
 
     def close(self) -> None:
@@ -110,15 +92,15 @@ class NvmlSensor:
 
 
 def open_sensor(uuid: str | None) -> NvmlSensor | str:
-    """Return the device's sensor, or why there is none."""
+    """Return the sensor of the device, or the reason why there is none."""
     opened = ExitStack()
     found = opened.enter_context(_device(uuid))
     if found is None:
         opened.close()
-        return "NVML does not answer: pip install nvidia-ml-py (the extra `cuda`), and see nvidia-smi"
+        return "NVML does not answer: pip install nvidia-ml-py (the extra `cuda`), and check nvidia-smi"
     if uuid is not None and uuid.startswith("MIG-"):
         opened.close()
-        return "the device is a slice of a GPU (MIG), whose power is not told apart from the others'"
+        return "the device is a slice of a GPU (MIG), and NVML reports the power of whole GPUs only"
     return NvmlSensor(*found, opened)
 
 

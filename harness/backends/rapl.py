@@ -1,7 +1,7 @@
-"""The CPU packages' energy counters (RAPL, by Linux's powercap), their temperature, and whether heat held them down.
+"""Energy counters of the CPU packages (RAPL, by Linux's powercap), their temperature and thermal throttling.
 
-Counters are of whole packages: what other processes draw there is in them. They run on Intel and AMD, are readable by
-root alone since Linux 5.10, and are hidden from most containers and virtual machines.
+A counter covers a whole package, other processes included. Intel and AMD CPUs have them. Since Linux 5.10 only root may
+read them, and most containers and virtual machines hide them.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class _Counter:
     name: str
     range_microjoules: int
     last: int
-    turns: int = 0
+    wraps: int = 0
 
     def joules(self) -> float:
-        """Return what it has counted. It begins anew after its range, which takes minutes: no turn is missed."""
+        """Return the energy so far. The counter wraps after its range, which takes minutes: no wrap is missed."""
         now = int(self.file.read_text())
         if now < self.last:
-            self.turns += 1
+            self.wraps += 1
         self.last = now
-        return (now + self.turns * self.range_microjoules) / 1e6
+        return (now + self.wraps * self.range_microjoules) / 1e6
 
 
 class Rapl:
-    """The packages of this host, and their memory where that is counted apart."""
+    """Sensor of this host's packages, and of their memory if it has a counter of its own."""
 
     source = "RAPL"
-    # A counter turns over after a minute at the earliest, and its value is renewed every millisecond.
+    # A counter wraps after a minute at the earliest, and is updated every millisecond.
     period_seconds = 1.0
 
     def __init__(self, counters: list[_Counter], thermal: Path = THERMAL, cores: Path = CORES) -> None:
@@ -48,15 +48,17 @@ class Rapl:
             zone / "temp" for zone in sorted(thermal.glob("thermal_zone*")) if _text(zone / "type") == "x86_pkg_temp"
         ]
         self._throttled = sorted(cores.glob("cpu*/thermal_throttle/package_throttle_count"))
-        self._throttle_count = self._count_throttling()
+        self._throttle_count: int | None = None
 
     def read(self) -> Reading:
         joules = sum(counter.joules() for counter in self._counters)
         degrees = [int(text) / 1000 for file in self._temperatures if (text := _text(file))]
+        count, last = self._count_throttling(), self._throttle_count
+        self._throttle_count = count
         reasons = None
-        if (count := self._count_throttling()) is not None:
-            reasons = ("temperature",) if count > (self._throttle_count or 0) else ()
-            self._throttle_count = count
+        if count is not None and last is not None:
+            # Throttled since the last reading. The first one has nothing to compare with.
+            reasons = ("temperature",) if count > last else ()
         return Reading(
             energy_joules=joules,
             temperature_celsius=max(degrees) if degrees else None,
@@ -64,7 +66,7 @@ class Rapl:
         )
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """No resource is held."""
 
     def _count_throttling(self) -> int | None:
         counts = [int(text) for file in self._throttled if (text := _text(file))]
@@ -72,12 +74,12 @@ class Rapl:
 
 
 def open_rapl(folder: Path = POWERCAP, thermal: Path = THERMAL, cores: Path = CORES) -> Rapl | str:
-    """Return the host's counters, or why they cannot be had."""
+    """Return the sensor of the host's counters, or the reason why there is none."""
     zones = [path for path in folder.glob("intel-rapl:*") if re.fullmatch(r"intel-rapl(:\d+)+", path.name)]
     counters: list[_Counter] = []
     for zone in sorted(zones):
         name = _text(zone / "name") or ""
-        # psys counts the packages again, core and uncore parts of them.
+        # psys counts the packages again, core and uncore parts of each.
         if not name.startswith(("package", "dram")):
             continue
         file = zone / "energy_uj"

@@ -1,41 +1,52 @@
-"""What a device tells of its power, temperature and clock while it works. No torch."""
+"""Readings of a device's power, temperature and clock while it works. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 READ_BY_ANOTHER = "read by the first process of this host, for all of them"
-"""Why a process whose device is read by another one has no sensor: nothing is missing then."""
+"""Reason of a process without a sensor whose device another process reads: nothing is missing then."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at a device. What it does not tell is None, never 0."""
+    """State of a device at one moment. An unknown value is None, never 0."""
 
     power_watts: float | None = None
     """Now, or over the driver's own short average."""
     energy_joules: float | None = None
-    """Of a counter that only grows; its beginning means nothing."""
+    """Value of a counter that only grows. Its zero is arbitrary."""
     temperature_celsius: float | None = None
     clock_mhz: float | None = None
     utilization_percent: float | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    """Why the clock is held down now; empty if it is not, None where that is not told."""
+    """Reasons that hold the clock down now. Empty if there are none, None if unknown."""
+    clock_limit_mhz: float | None = None
+    """The highest clock of the chip."""
+
+    def clock_state(self) -> dict[str, Any]:
+        """Return the clock, its limit, the reasons that hold it down, and the temperature, for the record."""
+        return {
+            "clock_mhz": self.clock_mhz,
+            "clock_limit_mhz": self.clock_limit_mhz,
+            "throttle_reasons": None if self.throttle_reasons is None else list(self.throttle_reasons),
+            "temperature_celsius": self.temperature_celsius,
+        }
 
 
 class Sensor(Protocol):
-    """Reads a device's state from a thread of its own, while the device trains."""
+    """Reads a device's state, from a thread of its own while the device trains."""
 
     source: str
-    """Who tells it, for the record: `NVML`, `npu-smi`, `RAPL`."""
+    """Origin of the values, for the record: `NVML`, `npu-smi`, `RAPL`."""
     scope: str
-    """What its power is the power of."""
+    """The part of the machine that draws the power."""
     period_seconds: float
-    """How far apart readings should be."""
+    """Time between two readings."""
 
     def read(self) -> Reading:
-        """Look once.
+        """Read the state once.
 
         Raises:
             OSError: it cannot be read now.
@@ -43,5 +54,5 @@ class Sensor(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what reading needs."""
+        """Release what reading needs."""
         ...

@@ -1,4 +1,4 @@
-"""An Ascend chip's power, temperature and clock, by npu-smi: every look is a process, so not too many of them."""
+"""Sensor of an Ascend chip's power, temperature and clock by npu-smi. Each reading starts a process."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from harness.backends.ascend import npu_smi
 from harness.backends.ascend.host import VISIBLE_DEVICES
 from harness.backends.sensors import Reading
 
-SECONDS_TO_ANSWER = 10.0
+ANSWER_TIMEOUT_SECONDS = 10.0
 
 Ask = Callable[..., str]
 
 
-def ask_npu_smi(*words: str) -> str:
-    """Return what `npu-smi info WORDS` prints.
+def ask_npu_smi(*arguments: str) -> str:
+    """Return the output of `npu-smi info ARGUMENTS`.
 
     Raises:
-        OSError: it is not there, does not answer, or refuses; saying which.
+        OSError: it is not installed, does not answer, or refuses; the message says which.
     """
     try:
         done = subprocess.run(
-            ["npu-smi", "info", *words], capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
+            ["npu-smi", "info", *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise OSError(f"npu-smi did not answer within {SECONDS_TO_ANSWER:g} s") from error
+        raise OSError(f"npu-smi did not answer within {ANSWER_TIMEOUT_SECONDS:g} s") from error
     refused = npu_smi.refusal(done.stdout + done.stderr)
     if refused is None and done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        refused = f"npu-smi info {' '.join(words)} ended with code {done.returncode}: {' '.join(last) or 'no message'}"
+        refused = (
+            f"npu-smi info {' '.join(arguments)} ended with code {done.returncode}: {' '.join(last) or 'no message'}"
+        )
     if refused is not None:
         raise OSError(refused)
     return done.stdout
 
 
 class NpuSmi:
-    """One chip."""
+    """Sensor of one chip."""
 
     source = "npu-smi"
     scope = "the chip"
@@ -47,25 +49,19 @@ class NpuSmi:
         self._place, self._ask = place, ask
 
     def read(self) -> Reading:
-        # Without -c, which not every board takes: the list has all chips of the card.
+        # Without -c, which some boards reject: the list has all chips of the card.
         text = self._ask("-t", "common", "-i", str(self._place.npu_id))
-        found = npu_smi.parse_reading(text, self._place.chip_id)
-        return Reading(
-            power_watts=found.power_watts,
-            temperature_celsius=found.temperature_celsius,
-            clock_mhz=found.clock_mhz,
-            utilization_percent=found.aicore_percent,
-        )
+        return npu_smi.parse_reading(text, self._place.chip_id)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """No resource is held."""
 
 
 def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, ask: Ask = ask_npu_smi) -> NpuSmi | str:
-    """Return the sensor of the device that torch counts as `device_index`, or why there is none.
+    """Return the sensor of torch's device `device_index`, or the reason why there is none.
 
-    npu-smi counts cards, and does not heed the list of visible devices: torch's number leads by way of that list to the
-    runtime's own number, and from there by `npu-smi info -m` to card and chip.
+    npu-smi numbers cards and ignores the list of visible devices. That list maps torch's index to the runtime's logic
+    id, and `npu-smi info -m` maps the logic id to card and chip.
     """
     visible = variables.get(VISIBLE_DEVICES)
     try:
@@ -84,5 +80,5 @@ def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, a
     except OSError as error:
         return str(error)
     if first == Reading():
-        return f"npu-smi info -t common -i {place.npu_id} tells nothing of chip {place.chip_id}"
+        return f"npu-smi info -t common -i {place.npu_id} has no values for chip {place.chip_id}"
     return sensor
