@@ -79,7 +79,7 @@ OF_SEVERAL_RANKS = {
     ),
     "EI0002": (
         "EI0002: [PID: 1] Notify register times out. Possible Cause: the remote rank has failed",
-        "waited in vain for a collective",
+        "timed out in a collective",
         "other ranks' output",
     ),
     "EJ0001": (
@@ -259,7 +259,7 @@ class TestFallback:
         assert failure.status == "failed"
         assert "aten::" in failure.cause
         assert "on the host instead of the NPU" in failure.cause
-        assert "no NPU timing" in failure.remedy
+        assert "is not timed" in failure.remedy
 
 
 @pytest.mark.parametrize(
@@ -302,18 +302,18 @@ IMPORT_FAILURES = {
     "old CANN": (
         f"Failed to find function aclrtSetDeviceSatMode\n{STAMP} ERR04008 PROF resource not found",
         "aclrtSetDeviceSatMode",
-        "CANN release that belongs to this torch-npu",
+        "CANN release that this torch-npu was built for",
     ),
     "old CANN at the link": (
         "/x/libtorch_npu.so: undefined symbol: aclrtCreateStreamWithConfig",
         "CANN is too old for this torch-npu (it has no aclrtCreateStreamWithConfig)",
-        "CANN release that belongs to this torch-npu",
+        "CANN release that this torch-npu was built for",
     ),
     "new chip": ("Unsupported soc version: Ascend910B9Z", "Ascend910B9Z", "newer torch-npu"),
-    "another folder": ("No module named 'torch_npu._C'", "another folder named torch_npu", "reinstall"),
-    "another folder, autoload": (
+    "another directory": ("No module named 'torch_npu._C'", "another directory named torch_npu", "reinstall"),
+    "another directory, autoload": (
         "module 'torch_npu' has no attribute '_autoload'",
-        "another folder named torch_npu",
+        "another directory named torch_npu",
         "reinstall",
     ),
     "CUDA build": (

@@ -279,20 +279,20 @@ class TestVariables:
             assert host.variable_problems({name: "x"}) == []
 
     @pytest.mark.parametrize(
-        ("value", "complaint"),
+        ("value", "flaw"),
         [
             ("0", None),
             ("0,1", None),
             ("2,5,11", None),
             ("", "hides every device"),
             (" ", "hides every device"),
-            ("1, 2,3", "has a space, at which the runtime stops reading"),
-            ("0 1", "has a space, at which the runtime stops reading"),
-            ("0,1 ", "has a space, at which the runtime stops reading"),
-            ("1,0", "is not in ascending order, which the runtime reads as no device"),
-            ("0,2,1", "is not in ascending order, which the runtime reads as no device"),
-            ("0,0", "is not in ascending order, which the runtime reads as no device"),
-            ("10,9", "is not in ascending order, which the runtime reads as no device"),
+            ("1, 2,3", "contains a space, where the runtime stops reading"),
+            ("0 1", "contains a space, where the runtime stops reading"),
+            ("0,1 ", "contains a space, where the runtime stops reading"),
+            ("1,0", "is not in ascending order, so that the runtime finds no device"),
+            ("0,2,1", "is not in ascending order, so that the runtime finds no device"),
+            ("0,0", "is not in ascending order, so that the runtime finds no device"),
+            ("10,9", "is not in ascending order, so that the runtime finds no device"),
             ("-1", "is not a list of numbers"),
             ("0-3", "is not a list of numbers"),
             ("0,", "is not a list of numbers"),
@@ -300,14 +300,14 @@ class TestVariables:
             ("npu0", "is not a list of numbers"),
         ],
     )
-    def test_visible_devices(self, value: str, complaint: str | None) -> None:
-        assert host.visible_devices_complaint(value) == complaint
+    def test_visible_devices(self, value: str, flaw: str | None) -> None:
+        assert host.visible_devices_problem(value) == flaw
         problems = host.variable_problems({"ASCEND_RT_VISIBLE_DEVICES": value})
-        if complaint is None:
+        if flaw is None:
             assert problems == []
         else:
             problem = only(problems)
-            assert problem.what == f"ASCEND_RT_VISIBLE_DEVICES={value!r} {complaint}"
+            assert problem.what == f"ASCEND_RT_VISIBLE_DEVICES={value!r} {flaw}"
             assert problem.remedy.startswith("export ASCEND_RT_VISIBLE_DEVICES=0,1")
 
     def test_the_processs_own_are_the_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +396,7 @@ class TestInstallation:
     @pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_OPP_PATH"])
     def test_a_folder_is_missing(self, name: str, cann: dict[str, str]) -> None:
         cann[name] = "/nowhere"
-        assert f"{name}=/nowhere is no folder" in only(host.installation_problems(cann)).what
+        assert f"{name}=/nowhere is not a directory" in only(host.installation_problems(cann)).what
 
     @pytest.mark.parametrize(
         ("plugin", "needed"), [("2.12.0", "9.1.0"), ("2.9.0.post6", "9.1.0"), ("2.10.0.post4", "9.1.0")]

@@ -1,7 +1,4 @@
-"""The CUDA backend without a GPU: what its preflight says of a host, what its failures mean and what it refuses.
-
-Where there is a GPU, one tiny training goes through the door.
-"""
+"""The CUDA backend without a GPU: preflight, classified failures and refusals. With a GPU, also a tiny training."""
 
 from __future__ import annotations
 
@@ -19,6 +16,7 @@ from torch.profiler import ProfilerActivity
 from harness.backends import cuda, nvml
 from harness.backends.cuda import CudaBackend, driver_version
 from harness.backends.host_checks import Problem
+from harness.backends.sensors import Reading
 from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
@@ -30,6 +28,7 @@ SCHEMA = PROJECT / "harness" / "schemas" / "record.schema.json"
 
 CUDA_BUILD = {"version": "2.13.0+cu128", "cuda": "12.8", "hip": None}
 ROCM_BUILD = {"version": "2.13.0+rocm6.4", "cuda": None, "hip": "6.4.43482"}
+UUID = "5e8a1b34-0000-1111-2222-333344445555"
 CPU_BUILD = {"version": "2.13.0+cpu", "cuda": None, "hip": None}
 
 
@@ -78,7 +77,7 @@ class TestPreflight:
         host.torch_is(CPU_BUILD)
         problem = host.only_problem()
         assert "torch 2.13.0+cpu was built without CUDA" in problem.what
-        assert "CUDA build of torch" in problem.remedy
+        assert "build of torch with CUDA" in problem.remedy
 
     def test_no_driver(self, host: Host) -> None:
         host.nvidia.unlink()
@@ -284,7 +283,14 @@ class TestOpening:
         with pytest.raises(BackendUnavailable) as refused:
             backend(index=2).load()
         text = str(refused.value)
-        for part in ("backend.device_index", "found 2", "2 devices", "CUDA_VISIBLE_DEVICES=4,5", "choose 0 to 1"):
+        for part in (
+            "backend.device_index",
+            "found 2",
+            "expected 0 to 1",
+            "devices: 2",
+            "CUDA_VISIBLE_DEVICES=4,5",
+            "nvidia-smi",
+        ):
             assert part in text
 
     def test_the_device_asked_for_is_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,16 +335,18 @@ class TestOpening:
         backend().apply("fp16")
 
     @pytest.mark.parametrize(("hip", "kind"), [(None, "cuda"), ("6.4.43482", "rocm")])
-    def test_a_rocm_device_is_said_to_be_one(self, hip: str | None, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_rocm_device_is_recorded_as_one(
+        self, hip: str | None, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         properties = SimpleNamespace(name="A GPU", total_memory=17, multi_processor_count=4, major=9, minor=0)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        facts = backend().describe()
-        assert facts["kind"] == kind
-        assert facts["name"] == "A GPU" == backend().peak_lookup_key()
-        assert facts["memory_bytes"] == 17
-        assert facts["uuid"] is None
+        described = backend().describe()
+        assert described["kind"] == kind
+        assert described["name"] == "A GPU" == backend().peak_lookup_key()
+        assert described["memory_bytes"] == 17
+        assert described["uuid"] is None
 
     def test_a_slice_of_a_gpu_has_no_peak(self, monkeypatch: pytest.MonkeyPatch) -> None:
         properties = SimpleNamespace(
@@ -351,7 +359,7 @@ class TestOpening:
 
 
 class OnTheCpu(CudaBackend):
-    """The backend whose tensors lie on the CPU: everything else is asked of the faked torch.cuda."""
+    """The backend with its tensors on the CPU and the faked torch.cuda for everything else."""
 
     pins_host_memory = False
 
@@ -361,11 +369,11 @@ class OnTheCpu(CudaBackend):
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Fake torch.cuda with one A100 and return how often it was synchronised and its peak reset."""
+    """Fake torch.cuda with one A100; return how many times it was synchronized and its peak reset."""
     called = {"synchronize": 0, "reset": 0}
     properties = SimpleNamespace(
         name="NVIDIA A100-SXM4-80GB", total_memory=80 * 2**30, multi_processor_count=108, major=8, minor=0,
-        uuid="5e8a1b34-0000-1111-2222-333344445555",
+        uuid=UUID,
     )  # fmt: skip
     answers = {
         "init": lambda: None,
@@ -394,10 +402,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 class TestAWholeRun:
-    """Every member of the seam as a run uses it."""
+    """Every member of the interface as a run uses it."""
 
     def test_what_the_record_holds(self, gpu: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(nvml, "clock_state", lambda uuid: {"throttle_reasons": ["power cap"], "uuid": uuid})
+        reading = Reading(clock_mhz=1200.0, throttle_reasons=("power cap",), clock_limit_mhz=1410.0)
+        sensor = SimpleNamespace(
+            source="NVML", scope="the board", period_seconds=1.0, read=lambda: reading, close=lambda: None
+        )
+        monkeypatch.setattr(nvml, "open_sensor", lambda uuid: sensor if uuid == UUID else "another device")
         monkeypatch.setattr(nvml, "other_processes", lambda uuid: ["python3 (4711)"])
         monkeypatch.setattr(nvml, "sharing", lambda uuid: {"mig": False, "mps": False})
         config = load([*TINY, "backend=cuda", f"out={tmp_path / 'run'}"])
@@ -408,7 +420,7 @@ class TestAWholeRun:
         device = record["device"]
         assert device["name"] == "NVIDIA A100-SXM4-80GB" == record["backend"]["peak_lookup_key"]
         assert (device["kind"], device["emulated"], device["mig"], device["mps"]) == ("cuda", False, False, False)
-        assert device["uuid"] == "5e8a1b34-0000-1111-2222-333344445555"
+        assert device["uuid"] == UUID
         assert record["effective_settings"]["tf32_matmul"] is record["effective_settings"]["tf32_cudnn"] is False
         assert record["effective_settings"]["allocator"] == "native"
         assert record["memory"] == {
@@ -418,8 +430,13 @@ class TestAWholeRun:
             "total_bytes": 80 * 2**30,
         }
         assert record["contention"]["device_processes"] == ["python3 (4711)"]
-        condition = {"throttle_reasons": ["power cap"], "uuid": device["uuid"]}
-        assert record["contention"]["device_condition"] == {"before": condition, "after": condition}
+        state = {
+            "clock_mhz": 1200.0,
+            "clock_limit_mhz": 1410.0,
+            "throttle_reasons": ["power cap"],
+            "temperature_celsius": None,
+        }
+        assert record["contention"]["device_condition"] == {"before": state, "after": state}
         assert gpu["synchronize"] > 0
         assert gpu["reset"] == 1
         assert all(block["device_seconds"] for block in record["timing"]["intervals"])
@@ -430,7 +447,7 @@ MISSING = CudaBackend(BackendConfig(name="cuda")).preflight()
 
 @pytest.mark.skipif(bool(MISSING), reason=f"needs a CUDA device: {MISSING[0].what if MISSING else ''}")
 class TestOnAGpu:
-    def test_a_tiny_training_through_the_door(self, harness: Harness, tmp_path: Path) -> None:
+    def test_a_tiny_training(self, harness: Harness, tmp_path: Path) -> None:
         done = harness("backend=cuda", "experiment=smoke", "out=run")
         assert done.returncode == 0, done.stderr
         record = json.loads((tmp_path / "run" / "record.json").read_text())

@@ -18,8 +18,8 @@ WIDTH, CLASSES = 24, 61
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a test's few tokens are several chunks and blocks, the last one short."""
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(kernels, "TOKENS_IN_CHUNK", 8)
-    monkeypatch.setattr(kernels, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(kernels, "CHUNK_MULTIPLE", 8)
+    monkeypatch.setattr(kernels, "MIN_QUERY_BLOCK", 8)
 
 
 def loss_and_gradients(

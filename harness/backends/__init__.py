@@ -1,6 +1,6 @@
-"""The registry of backends: entry points of the group `harness.backends`, the built-in ones included.
+"""Registry of backends: the entry points of the group `harness.backends`, built-in ones included.
 
-Nothing here imports torch, and a plug-in that cannot be imported breaks only itself.
+It does not import torch, and a plug-in that cannot be imported breaks only itself.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ ENTRY_POINT_GROUP = "harness.backends"
 
 
 def registered() -> dict[str, list[EntryPoint]]:
-    """Return every registered backend's entry points by name, without importing any. More than one is a conflict."""
+    """Return the entry points of every backend by name, without importing any. Several of one name conflict."""
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP):
         others = found.setdefault(point.name, [])
-        # One distribution may be found twice, as a checkout and as its installation.
+        # The same distribution can appear twice, as a checkout and as its installation.
         if point.value not in [other.value for other in others]:
             others.append(point)
     if not found:
@@ -32,11 +32,11 @@ def registered() -> dict[str, list[EntryPoint]]:
 
 
 def create(settings: BackendConfig) -> Backend:
-    """Return a new object of the backend that `settings` name. It has not touched torch or the device yet.
+    """Return the backend named in `settings`. It has touched neither torch nor the device yet.
 
     Raises:
         ConfigError: no backend of that name is registered.
-        BackendUnavailable: its module cannot be imported, it is no whole backend, or two packages claim the name.
+        BackendUnavailable: its module cannot be imported, it is not a Backend, or two packages claim the name.
     """
     name, points = settings.name, registered()
     if name not in points:
@@ -58,7 +58,7 @@ def create(settings: BackendConfig) -> Backend:
 
 
 def plugin_config_packages() -> list[str]:
-    """Return the `configs` packages that out-of-tree backends ship beside their code."""
+    """Return the `configs` packages of out-of-tree backends."""
     packages = []
     for point in entry_points(group=ENTRY_POINT_GROUP):
         root = point.module.split(".")[0]

@@ -1,4 +1,4 @@
-"""The CPU: the reference that every machine has, and what CI runs on."""
+"""The CPU: the reference device that every machine and CI has."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     import torch
 
 
-# glibc's mallopt parameters (malloc.h): when to give memory back, and how many blocks may be mapped one by one.
+# glibc's mallopt parameters (malloc.h): when to return memory, and how many blocks may have a mapping of their own.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MAX_INT = 2**31 - 1
 
 
 def keep_freed_memory() -> bool | None:
-    """Have the C library keep what is freed for the next step, as the allocators of other devices do by default.
+    """Make the C library keep freed memory for the next step, as the allocators of other devices do by default.
 
-    Left alone, glibc returns large blocks to the kernel and gets them back page by page in every step, more or
-    fewer of them as the heap happens to lie: several per cent of the step, different from process to process.
-    Returns whether it took effect; None where the C library has no such setting.
+    By default glibc returns large blocks to the kernel and faults them in again page by page in every step. That takes
+    several per cent of a step, and differs from process to process with the layout of the heap.
+
+    Returns:
+        Whether it took effect; None if the C library has no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -38,7 +40,7 @@ def keep_freed_memory() -> bool | None:
 
 
 class CpuBackend(Backend):
-    """Work is done before a call returns, so the host clock is exact for every step."""
+    """The host's CPU. A call returns when its work is done, so the host clock is exact for every step."""
 
     name = "cpu"
     collective = "gloo"
@@ -48,22 +50,14 @@ class CpuBackend(Backend):
     _keeps_freed_memory: bool | None = None
 
     def join(self, world: World) -> None:
-        # All processes of a host share its one device.
+        # All processes of a host share its only device.
         self.world = world
 
     def preflight(self) -> list[Problem]:
-        problems = [*torch_problems(), *self._thread_problems()]
-        if self.settings.device_index != 0:
-            problems.append(
-                Problem(
-                    f"backend.device_index is {self.settings.device_index}, but there is one CPU device",
-                    "leave backend.device_index=0",
-                )
-            )
-        return problems
+        return [*torch_problems(), *self._thread_problems(), *self._single_device_problems("CPU device")]
 
     def load(self) -> None:
-        import torch  # noqa: F401 (here, so that a broken install is reported as this backend's)
+        import torch  # noqa: F401 (a broken install is reported as this backend's)
 
     def apply(self, precision: str) -> None:
         super().apply(precision)
@@ -95,13 +89,13 @@ class CpuBackend(Backend):
             return [
                 Problem(
                     f"torch.compile needs a C++ compiler, and {compiler} is not on the PATH",
-                    "install g++, name another in CXX, or set track.compile=no",
+                    "install g++, set CXX to another compiler, or set track.compile=no",
                 )
             ]
         return []
 
     def synchronize(self) -> None:
-        """Nothing is queued on a CPU."""
+        """A CPU queues nothing."""
 
     def effective_settings(self) -> dict[str, Any]:
         import torch
@@ -113,7 +107,7 @@ class CpuBackend(Backend):
         }
 
     def memory(self) -> dict[str, int | None] | None:
-        # The host's memory is the device's: the whole process counts, Python and libraries included.
+        # The device's memory is the host's: the whole process counts, Python and libraries included.
         return {
             "peak_allocated_bytes": peak_resident_bytes(),
             "peak_reserved_bytes": None,

@@ -1,4 +1,4 @@
-"""What an exception means that was raised while a device worked."""
+"""Failures of a device, recognized from the exception that it raised."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Failure:
-    """What an exception from the device means. `status` goes into the record."""
+    """Meaning of an exception from the device. `status` goes into the record."""
 
     status: str
     cause: str
     remedy: str
     secondary: bool = False
-    """Whether it may only tell of what befell another process of the same run."""
+    """Whether it may only be the consequence of a failure in another process of the same run."""
 
 
 OUT_OF_MEMORY_REMEDY = (
     "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten "
     "workload.seq_len or choose a smaller model"
 )
-
-
 PEER_REMEDY = "look for the first error in the other ranks' output, or the rank that is missing"
-
 
 # PyTorch's own errors of torch.distributed, and gloo's, which come as plain RuntimeErrors.
 _COLLECTIVE_FAILURE = re.compile(
@@ -33,11 +30,11 @@ _COLLECTIVE_FAILURE = re.compile(
 
 
 def classify_common(error: BaseException) -> Failure | None:
-    """Recognise the failures that look alike on every device."""
+    """Return the failure that `error` means on every device (out of memory, a lost rank), or None."""
     import torch
 
     text = str(error)
-    cause = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    cause = find_line(text) or type(error).__name__
     out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError)
         and any(phrase in text for phrase in ("out of memory", "can't allocate memory", "not enough memory"))
@@ -47,3 +44,8 @@ def classify_common(error: BaseException) -> Failure | None:
     if _COLLECTIVE_FAILURE.search(f"{type(error).__name__}: {text}"):
         return Failure("rank_lost", f"the connection to another process of the run broke: {cause}", PEER_REMEDY, True)
     return None
+
+
+def find_line(text: str, pattern: str | re.Pattern[str] = r"\S") -> str | None:
+    """Return the first matching line, stripped, or None; by default the first line that is not blank."""
+    return next((line.strip() for line in text.splitlines() if re.search(pattern, line)), None)

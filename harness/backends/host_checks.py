@@ -1,17 +1,17 @@
-"""What a backend checks of its host before torch is imported."""
+"""Checks of the host that need no torch: packages, builds, device nodes, environment variables."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that stands between the user and this backend, and the command or change that mends it."""
+    """A reason why this backend cannot run here, and the command or change that fixes it."""
 
     what: str
     remedy: str
@@ -26,12 +26,12 @@ def installed_version(distribution: str) -> str | None:
 
 
 def torch_build() -> dict[str, str | None]:
-    """Return what the installed torch was built for. Keys `version`, `cuda`, `hip`, ...; empty without torch."""
+    """Return the platforms of the installed torch build. Keys `version`, `cuda`, `hip`, ...; empty without torch."""
     return version_file("torch", "torch/version.py")
 
 
 def version_file(distribution: str, file_name: str) -> dict[str, str | None]:
-    """Return the names that a package's version.py sets, read without importing it; empty if there is none."""
+    """Return the constants of a package's version.py, read without importing it; empty if there is none."""
     try:
         path = metadata.distribution(distribution).locate_file(file_name)
         with open(os.fspath(str(path)), encoding="utf-8") as file:
@@ -43,17 +43,17 @@ def version_file(distribution: str, file_name: str) -> dict[str, str | None]:
 
 
 def unsafe_env_vars(
-    hostile: Mapping[str, tuple[tuple[str, ...], str]], variables: Mapping[str, str] = os.environ
+    unsafe: Mapping[str, tuple[tuple[str, ...], str]], variables: Mapping[str, str] = os.environ
 ) -> list[Problem]:
-    """Return the variables that would make a run something else than it says.
+    """Return a problem for every variable whose value would falsify a run.
 
     Args:
-        hostile: by name, the values that do no harm, and why the others do.
+        unsafe: by name, the safe values, and the effect of all others.
     """
     return [
-        Problem(f"{name}={variables[name]} {why}", f"unset {name}")
-        for name, (harmless, why) in hostile.items()
-        if variables.get(name, "").strip() not in harmless
+        Problem(f"{name}={variables[name]} {effect}", f"unset {name}")
+        for name, (safe, effect) in unsafe.items()
+        if variables.get(name, "").strip() not in safe
     ]
 
 
@@ -61,4 +61,33 @@ def torch_problems() -> list[Problem]:
     """Return the problem that torch is not installed, if so."""
     if installed_version("torch") is None:
         return [Problem("the package torch is not installed", "pip install torch")]
+    return []
+
+
+def build_problems(build: Mapping[str, str | None], platform: str, keys: Sequence[str]) -> list[Problem]:
+    """Return the problem that the installed torch was built for none of the platforms in `keys`, if so."""
+    if not build or any(build.get(key) is not None for key in keys):
+        return []
+    return [
+        Problem(
+            f"the installed torch {build.get('version')} was built without {platform}",
+            f"install a build of torch with {platform} in an environment of its own (pytorch.org, Get Started)",
+        )
+    ]
+
+
+def node_problems(nodes: Sequence[str], *, kind: str, expected: str, install: str, permit: str) -> list[Problem]:
+    """Return what is wrong with the device nodes: absent, or closed to this user.
+
+    Args:
+        nodes: those that exist.
+        kind: of the devices, such as GPU.
+        expected: the path or pattern that was searched.
+        install, permit: the remedy of either problem.
+    """
+    if not nodes:
+        what = f"no {kind} driver is loaded, or it is not passed into this container ({expected} is missing)"
+        return [Problem(what, install)]
+    if not any(os.access(node, os.R_OK | os.W_OK) for node in nodes):
+        return [Problem(f"{nodes[0]} may not be opened by this user", permit)]
     return []

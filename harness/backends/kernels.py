@@ -1,4 +1,4 @@
-"""Kernels in plain PyTorch that several devices may choose with track=tuned."""
+"""Kernels in plain PyTorch for track=tuned on several devices."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Logits of as many tokens as fit into this are held at a time, in multiples of so many.
+# Memory of the logits that exist at a time, and the number of tokens that a chunk is a multiple of.
 CHUNK_BYTES = 64 << 20
-TOKENS_IN_CHUNK = 256
-# Matrix products are up to a third slower where the vocabulary is no multiple of this (GPT-2's 50 257 is odd).
+CHUNK_MULTIPLE = 256
+# Matrix products are up to a third slower if the vocabulary is no multiple of this (GPT-2's 50 257 is odd).
 ALIGNMENT = 64
-# Queries in a block of attention: at least so many, and few enough blocks that a compiler is not at it for minutes.
-QUERY_BLOCK = 128
+# Minimum queries in a block of attention. Compilation takes minutes with more than MAX_QUERY_BLOCKS blocks.
+MIN_QUERY_BLOCK = 128
 MAX_QUERY_BLOCKS = 16
 
 
 class ChunkedCrossEntropy:
-    """Mean cross-entropy of head(hidden), float32 scalar, without ever holding all logits.
+    """Mean cross-entropy of head(hidden), a float32 scalar, without the full matrix of logits.
 
-    The gradients are made chunk by chunk in the forward pass, where the logits are at hand (as Liger Kernel does,
-    Hsu et al. 2024). Logits are of the type that autocast gives a matrix product; softmax and sums are float32.
+    The forward pass computes the gradients too, chunk by chunk while the logits exist (Liger Kernel, Hsu et al. 2024).
+    Logits have autocast's dtype of a matrix product; softmax and sums are float32.
     """
 
     def __init__(self) -> None:
         self._loss_and_gradient = _loss_and_gradient
 
     def compile(self) -> None:
-        """Have what is done to each chunk of logits compiled, for a model that is not compiled as a whole."""
+        """Compile the work on each chunk of logits, for a model that is not compiled as a whole."""
         self._loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
 
     def __call__(self, head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """head [V, W] without bias, hidden [B, S, W], targets int64 [B, S]."""
+        """Return the mean loss. Shapes: head [V, W] without bias, hidden [B, S, W], targets int64 [B, S]."""
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         with torch.autocast(kind, enabled=False):
@@ -55,7 +55,7 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (loss_grad,) = outputs
         hidden_grad, weight_grad = ctx.saved_tensors
-        # In place: they are this function's own, and nobody asks twice.
+        # In place: no other tensor shares them, and backward runs once.
         return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None, None
 
 
@@ -64,14 +64,14 @@ LossAndGradient = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor
 
 def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
              loss_and_gradient: LossAndGradient | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
-    """Return the loss and, given how, its gradients for hidden [N, W] and weight [V, W]."""
+    """Return the mean loss and, with `loss_and_gradient`, its gradients for hidden [N, W] and weight [V, W]."""
     count, classes = len(hidden), len(weight)
     rows, narrow = hidden.to(dtype), _aligned(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
     hidden_grad = torch.empty_like(hidden) if loss_and_gradient else None
     weight_grad = torch.zeros_like(weight) if loss_and_gradient else None
     fitting = CHUNK_BYTES // (len(narrow) * dtype.itemsize)
-    chunk = max(1, fitting // TOKENS_IN_CHUNK) * TOKENS_IN_CHUNK
+    chunk = max(1, fitting // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
     for first in range(0, count, chunk):
         part, wanted = rows[first : first + chunk], targets[first : first + chunk]
         logits = part @ narrow.T
@@ -80,7 +80,7 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
             continue
         part_loss, logits_grad = loss_and_gradient(logits, wanted, classes)
         loss += part_loss
-        # The division by the count of tokens comes last: what is kept in 16 bits should not be tiny.
+        # Divide by the count of tokens last, so that values in 16 bits do not underflow.
         hidden_grad[first : first + chunk] = logits_grad @ narrow
         weight_grad += (logits_grad.T @ part)[:classes]
     if hidden_grad is not None and weight_grad is not None:
@@ -90,13 +90,13 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
 
 
 def _aligned(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight in another type, with rows of zeros to a multiple of ALIGNMENT."""
+    """Return the weight in another dtype, padded with rows of zeros to a multiple of ALIGNMENT."""
     rows = -len(weight) % ALIGNMENT
     return F.pad(weight.to(dtype), (0, 0, 0, rows)) if rows else weight.to(dtype)
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of logits [N, V or more], of which the first V count, and its gradient in their type."""
+    """Return the summed loss of the first `classes` columns of logits [N, V or more], and its gradient in their dtype."""
     columns = torch.arange(logits.shape[1], device=logits.device)[None]
     wide = logits.float()
     if logits.shape[1] > classes:
@@ -108,15 +108,15 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, classes: int
 
 
 def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention as matrix products, a block of queries at a time with the keys that it may see.
+    """Causal attention as matrix products of one block of queries at a time with the keys visible to it.
 
-    For devices whose matrix products are much faster than their attention kernel. Scores are of the operands' type,
-    the softmax is float32. Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
+    For devices whose matrix products are much faster than their attention kernel. Scores have the operands' dtype, the
+    softmax is float32. Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
     """
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     length, scale = q.shape[2], 1.0 / math.sqrt(q.shape[3])
-    block = max(QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
+    block = max(MIN_QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
     outputs = []
     for first in range(0, length, block):
         last = min(first + block, length)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.ascend import emulation, host
 from harness.backends.ascend.failures import classify_message, explain_import_failure, explain_set_up_failure
 from harness.backends.ascend.sensor import open_npu_smi
-from harness.backends.base import Backend
 from harness.backends.failures import Failure
 from harness.backends.host_checks import Problem, torch_problems
 from harness.backends.sensors import Sensor
-from harness.backends.step import EventTimer
+from harness.backends.torch_device import TorchDeviceBackend
 from harness.config import Config
 from harness.errors import BackendUnavailable
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class NpuBackend(Backend):
+class NpuBackend(TorchDeviceBackend):
     """One NPU. HF32, private tensor formats and online kernel compilation are off; CPU fallback is an error."""
 
     name = "npu"
@@ -31,7 +30,7 @@ class NpuBackend(Backend):
         "TORCH_HCCL_ASYNC_ERROR_HANDLING": "0",
     }
     distributions = ("torch-npu",)
-    environment_prefixes: ClassVar[tuple[str, ...]] = (
+    environment_prefixes = (
         "ASCEND",
         "HCCL",
         "TORCH_NPU",
@@ -45,6 +44,8 @@ class NpuBackend(Backend):
         "INF_NAN_MODE",
     )
     pins_host_memory = True
+    visible_devices_variable = host.VISIBLE_DEVICES
+    driver_tool = "npu-smi info"
     # Written by C++, and for some operations in spite of TORCH_NPU_FALLBACK_CPU_DISABLE.
     fallback_pattern = r"will fall back to run on the CPU"
 
@@ -54,7 +55,7 @@ class NpuBackend(Backend):
             *torch_problems(),
             *host.package_problems(),
             *(libraries or host.installation_problems()),
-            # The emulator has no device nodes; everything else is looked at as on a device.
+            # The emulator has no device nodes; everything else is checked as on a device.
             *([] if emulation.is_emulated() else host.device_problems() or host.driver_problems()),
             *host.variable_problems(),
             *self._thread_problems(),
@@ -66,51 +67,34 @@ class NpuBackend(Backend):
         try:
             import torch_npu  # type: ignore[import-not-found] # noqa: F401 (registers the device)
         except Exception as error:
-            cause, remedy = explain_import_failure(error)
-            raise BackendUnavailable(f"backend npu cannot be opened: {cause}; {remedy}") from error
+            raise self.open_error(*explain_import_failure(error)) from error
+        index, npu = self.settings.device_index, self.module()
         try:
             # is_available() swallows the driver's errors; opening the device gives the reason.
-            _npu().set_device(self.settings.device_index)
-            _npu().synchronize()
-            # Only this makes torch-npu start the runtime in full, and ask CANN for every function that it needs.
-            _npu().current_stream(self.settings.device_index)
+            npu.set_device(index)
+            npu.synchronize()
+            # Only this makes torch-npu start the runtime in full, and look up every function of CANN that it needs.
+            npu.current_stream(index)
         except Exception as error:
-            visible = os.environ.get(host.VISIBLE_DEVICES, "not set")
             text = str(error)
             if "107001" in text or "No NPUs are available" in text or "Invalid device" in text:
-                raise BackendUnavailable(
-                    f"backend.device_index: no NPU {self.settings.device_index}; {_npu().device_count()} are "
-                    f"visible ({host.VISIBLE_DEVICES} {visible}); npu-smi info lists them"
-                ) from error
-            cause, remedy = explain_set_up_failure(text) or (text, "npu-smi info shows the driver's side")
-            failure = classify_message(text)
-            if failure is not None and cause == text:
-                cause, remedy = failure.cause, failure.remedy
-            raise BackendUnavailable(f"backend npu cannot be opened: {cause}; {remedy}") from error
-
-    def device(self) -> torch.device:
-        import torch
-
-        # Always with the index: torch.device("npu") and torch.device("npu:0") are not equal.
-        return torch.device("npu", self.settings.device_index)
+                raise self.index_error(npu.device_count()) from error
+            raise self.open_error(*_explain_opening_failure(text)) from error
 
     def apply(self, precision: str) -> None:
         super().apply(precision)
-        npu = _npu()
+        npu = self.module()
         # set_float32_matmul_precision does not reach these, and HF32 is on for convolutions by default.
         npu.matmul.allow_hf32 = False
         npu.conv.allow_hf32 = False
         npu.set_compile_mode(jit_compile=False)
         npu.config.allow_internal_format = False
-        # Autocast would only warn and go on in float32.
-        if precision == "bf16" and not npu.is_bf16_supported():
-            raise BackendUnavailable(
-                f"precision=bf16: {npu.get_device_name(self.settings.device_index)} has no bf16 arithmetic; "
-                "use precision=fp16 or fp32"
-            )
+
+    def supports_bf16(self) -> bool:
+        return self.module().is_bf16_supported()
 
     def check_work(self, config: Config) -> None:
-        # CANN's fused AdamW is not told of an overflow: it would apply the step that the loss scaler means to skip.
+        # CANN's fused AdamW does not see the overflow flag: it would apply the step that the loss scaler skips.
         if config.precision == "fp16" and config.track.adamw == "fused":
             raise BackendUnavailable(
                 "track.adamw=fused with precision=fp16: torch-npu's fused AdamW also applies steps whose gradients "
@@ -118,7 +102,7 @@ class NpuBackend(Backend):
             )
 
     def effective_settings(self) -> dict[str, Any]:
-        npu = _npu()
+        npu = self.module()
         return {
             "hf32_matmul": npu.matmul.allow_hf32,
             "hf32_conv": npu.conv.allow_hf32,
@@ -141,43 +125,16 @@ class NpuBackend(Backend):
         }
 
     def compile_problems(self) -> list[Problem]:
-        # Its inductor needs triton-ascend; torchair and npugraph_ex are made for inference.
+        # Inductor needs triton-ascend there; torchair and npugraph_ex are made for inference.
         return [Problem("torch.compile of a training step is not supported on NPU", "set track.compile=no")]
 
-    def synchronize(self) -> None:
-        _npu().synchronize(self.settings.device_index)
-
-    def event_timer(self) -> EventTimer | None:
-        from harness.backends.step import TorchEvents
-
-        return TorchEvents(lambda: _npu().Event(enable_timing=True))
-
-    def reset_peak_memory(self) -> None:
-        _npu().reset_peak_memory_stats(self.settings.device_index)
-
-    def memory(self) -> dict[str, int | None] | None:
-        index = self.settings.device_index
-        free, total = _npu().mem_get_info(index)
-        return {
-            "peak_allocated_bytes": _npu().max_memory_allocated(index),
-            "peak_reserved_bytes": _npu().max_memory_reserved(index),
-            # Kernels' workspaces and HCCL's buffers lie outside torch's allocator; only this figure has them.
-            "used_on_device_bytes": total - free,
-            "total_bytes": total,
-        }
-
     def describe(self) -> dict[str, Any]:
-        index = self.settings.device_index
-        properties = _npu().get_device_properties(index)
+        device = super().describe()
+        properties = self.module().get_device_properties(self.settings.device_index)
         emulated = emulation.is_emulated()
-        # The chip's name of the whole process: torch-npu ignores the index here.
-        name = _npu().get_device_name(index)
         return {
-            "kind": self.name,
-            "name": f"{name} (emulated)" if emulated else name,
-            "index": index,
-            "count": _npu().device_count(),
-            "memory_bytes": properties.total_memory,
+            **device,
+            "name": f"{device['name']} (emulated)" if emulated else device["name"],
             "cube_cores": getattr(properties, "cube_core_num", None),
             "vector_cores": getattr(properties, "vector_core_num", None),
             "emulated": emulated,
@@ -185,7 +142,7 @@ class NpuBackend(Backend):
 
     def telemetry(self) -> Sensor | str:
         if emulation.is_emulated():
-            return "the device is an emulation, which draws no power"
+            return "the device is emulated and has no power meter"
         return open_npu_smi(self.settings.device_index)
 
     def versions(self) -> dict[str, str | None]:
@@ -197,27 +154,31 @@ class NpuBackend(Backend):
             "firmware": host.firmware_version(),
         }
 
-    def peak_lookup_key(self) -> str | None:
-        device = self.describe()
-        return None if device["emulated"] else device["name"]
-
     def classify_error(self, error: BaseException) -> Failure | None:
         # The NPU's messages first: its out-of-memory comes as a plain RuntimeError in older releases.
         return classify_message(str(error)) or super().classify_error(error)
 
 
+def _explain_opening_failure(text: str) -> tuple[str, str]:
+    """Return the cause and the remedy of a device that did not open, from the message of the exception."""
+    if (explained := explain_set_up_failure(text)) is not None:
+        return explained
+    failure = classify_message(text)
+    return (failure.cause, failure.remedy) if failure else (text, "npu-smi info shows the driver's view")
+
+
 def fused_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`rotate` as one kernel, between two casts: of narrow tables it would make other positions."""
+    """Apply `rotate` as one kernel, between two casts: tables in 16 bits would change the positions."""
     return _torch_npu().npu_rotary_mul(x.float(), cos[None, None], sin[None, None]).to(x.dtype)
 
 
 def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """`rms_norm` as one kernel, where PyTorch's is eight."""
+    """Apply `rms_norm` as one kernel; PyTorch launches eight."""
     return _torch_npu().npu_rms_norm(x, weight, epsilon=epsilon)[0]
 
 
 def fused_swiglu(x: torch.Tensor) -> torch.Tensor:
-    """`swiglu` as one kernel."""
+    """Apply `swiglu` as one kernel."""
     return _torch_npu().npu_swiglu(x, dim=-1)
 
 
@@ -243,10 +204,3 @@ def _internal_format() -> bool | None:
     read = getattr(getattr(torch_npu, "_C", None), "_npu_getOption", None)
     value = read("ALLOW_INTERNAL_FORMAT") if read is not None else None
     return value != b"disable" if value else None
-
-
-def _npu() -> Any:
-    """Return torch.npu, which exists once torch_npu has been imported."""
-    import torch
-
-    return torch.npu  # pyright: ignore[reportAttributeAccessIssue]

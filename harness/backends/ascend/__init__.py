@@ -1,1 +1,1 @@
-"""Reading what an Ascend host says of itself, without torch."""
+"""Checks and readings of an Ascend host, without torch."""

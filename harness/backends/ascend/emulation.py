@@ -1,7 +1,6 @@
-"""Is the CANN that torch-npu talks to the emulator of tests/cann_emulator? Nothing timed on that is a speed.
+"""Detection of the CANN emulator of tests/cann_emulator, whose times are no measurement of a device.
 
-The question is put to the library itself, not to the environment, so that no run on the emulator can pass for one on a
-device: whoever loads that library carries its mark.
+The mark is in the library itself, not in the environment, so that no run on the emulator can pass for one on a device.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ MARK = "cann_emulator_marker"
 
 
 def is_emulated() -> bool:
-    """Return whether the runtime library that is loaded, or else the first on the loader's path, is the emulator."""
+    """Return whether the loaded runtime library, or else the first one on the loader's path, is the emulator."""
     loaded = _loaded_library()
     if loaded is not None:
         return hasattr(loaded, MARK)

@@ -1,10 +1,10 @@
-"""What torch-npu's and CANN's messages mean, told from their codes."""
+"""Meaning of torch-npu's and CANN's messages, by their error codes."""
 
 from __future__ import annotations
 
 import re
 
-from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure
+from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure, find_line
 
 ACL_CODE = re.compile(r"error code is (\d+)")
 PLUGIN_CODE = re.compile(r"\bERR(\d{2})(\d{3})\b")
@@ -12,7 +12,7 @@ CANN_CODE = re.compile(r"\bE[A-Z]\d{4}\b")
 OPERATOR = re.compile(r"current working operator name is (\w+)")
 
 OUT_OF_MEMORY_CODES = {200000, 207001, 207005, 207018}
-# Kernel or device faults; reported at a later synchronise, after which the context is lost.
+# Kernel or device faults, reported at a later synchronize, after which the context is lost.
 LATE_FAULTS = {
     107019: "a task did not finish within its time",
     507010: "the device's task scheduler stopped answering",
@@ -30,12 +30,12 @@ LATE_FAULTS = {
     507044: "a kernel on a vector core read outside its memory",
     507045: "a kernel on a vector core wrote outside its memory",
     507046: "a stream did not finish within the time set for it",
-    507047: "an event did not come within the time set for it",
+    507047: "an event was not recorded within the time set for it",
     507049: "an internal task of the device raised an exception",
     507050: "an internal task of the device trapped",
     507900: "the AI CPU module reported an internal error",
 }
-# Nothing had been queued yet: these are not late.
+# Faults before any work was queued: these are not late.
 START_FAULTS = {
     207004: "the device is not available",
     507008: "the chip's version could not be read",
@@ -43,22 +43,22 @@ START_FAULTS = {
     507899: "the driver reported an internal error",
     507901: "the connection between host and device was lost",
 }
-# One rank reports what another one caused.
+# Faults that another rank caused.
 PEER_FAULTS = {
     507048: "a collective waited longer than HCCL_EXEC_TIMEOUT",
     507057: "a remote device is suspected of a fault",
 }
 FAULT_CODES = {**LATE_FAULTS, **START_FAULTS, **PEER_FAULTS}
-# The operators' own library refuses: CANN's kernels for this chip are not installed, or not for this type.
+# Errors of the operator library: CANN's kernels for this chip or this dtype are not installed.
 NO_KERNEL_CODES = {161002, 561103}
 CALLED_OPERATOR = re.compile(r"call (aclnn\w+) failed")
-# What TORCH_NPU_COMPACT_ERROR_OUTPUT=1 leaves of a message.
+# The message under TORCH_NPU_COMPACT_ERROR_OUTPUT=1.
 COMPACT = re.compile(r"^\s*CANN error:\s*(.+)$", re.MULTILINE)
 LOGS = "device logs are in ~/ascend/log/debug/plog"
 
 
 def classify_message(text: str) -> Failure | None:
-    """Return what a message from the NPU stack means, or None if it is not from there."""
+    """Return the failure that a message of the NPU stack means, or None if it is not from the NPU stack."""
     codes = {int(code) for code in ACL_CODE.findall(text)}
     if "NPU out of memory" in text or "NPUWorkspaceAllocator tried to allocate" in text or codes & OUT_OF_MEMORY_CODES:
         return Failure("oom", _first_line(text), OUT_OF_MEMORY_REMEDY)
@@ -66,7 +66,7 @@ def classify_message(text: str) -> Failure | None:
         return Failure(
             "failed",
             f"an operation of this model would run on the host instead of the NPU: {_first_line(text)}",
-            "a newer torch-npu may have it; a run that falls back is no NPU timing",
+            "a newer torch-npu may support it; a run that falls back to the host is not timed",
         )
     return _classify_fault(text, codes)
 
@@ -87,9 +87,9 @@ def _classify_fault(text: str, codes: set[int]) -> Failure | None:
         called = CALLED_OPERATOR.search(text)
         return Failure(
             "device_fault",
-            f"CANN has no kernel for {called.group(1) if called else 'an operation'} on this chip or of this type: "
+            f"CANN has no kernel for {called.group(1) if called else 'an operation'} on this chip or for this dtype: "
             f"{_first_line(text)}",
-            f"install CANN's kernels package for this chip, of the toolkit's version; {LOGS}",
+            f"install CANN's kernels package for this chip, in the toolkit's version; {LOGS}",
         )
     if codes or PLUGIN_CODE.search(text) or CANN_CODE.search(text):
         return Failure("device_fault", _first_line(text), LOGS)
@@ -101,7 +101,7 @@ def _late(what: str, operator: str | None) -> Failure:
     named = f" in {operator}" if operator else ""
     return Failure(
         "device_fault",
-        f"{what}{named}; reported late: the line of Python is not the culprit",
+        f"{what}{named}; reported late: the line of Python in the traceback is not the culprit",
         f"run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; {LOGS}",
     )
 
@@ -114,7 +114,7 @@ def _from_a_peer(what: str, _operator: str | None) -> Failure:
     return Failure(
         "device_fault",
         what,
-        f"{PEER_REMEDY}; stop what is left of them and wait ten seconds before the next run",
+        f"{PEER_REMEDY}; stop the remaining processes and wait ten seconds before the next run",
         secondary=True,
     )
 
@@ -124,17 +124,17 @@ _RUN_FAILURES = (
     (
         r"EI0006|Getting socket times out",
         "a rank did not connect to its peers within HCCL_CONNECT_TIMEOUT (120 s if not set)",
-        "see that every rank was started, that the hosts reach each other, and that no rank of an earlier run is left",
+        "check that every rank was started, that the hosts reach each other, and that no earlier run is alive",
     ),
     (
         r"EI0002|Notify register times out",
-        "a rank waited in vain for a collective of its peers",
+        "a rank timed out in a collective, waiting for its peers",
         PEER_REMEDY,
     ),
     (
         r"EJ0001|initialize the HCCP process",
         "the collective library's helper process could not start, most likely because an earlier run is still alive",
-        "stop what is left of earlier runs and wait ten seconds",
+        "stop the processes of earlier runs and wait ten seconds",
     ),
     (
         r"HcclCommInit\w*\(.*error code is 2\b",
@@ -148,8 +148,8 @@ _RUN_FAILURES = (
     ),
     (
         r"error code is 100039\b",
-        "the loader found CANN's stub libraries, which are there for compilers only",
-        "take the folders of stubs (devlib, stub) out of LD_LIBRARY_PATH, and source CANN's set_env.sh",
+        "the loader found CANN's stub libraries, which are for compilers only",
+        "remove the stub directories (devlib, stub) from LD_LIBRARY_PATH, and source CANN's set_env.sh",
     ),
     (
         r"AclSetCompileopt.*error code is 50000[12]\b",
@@ -159,8 +159,7 @@ _RUN_FAILURES = (
     ),
 )
 
-# What the import of torch_npu or the opening of the device says, what it means and what mends it; {0} is the
-# pattern's group.
+# Failures of the import of torch_npu or of opening the device: pattern, cause, remedy; {0} is the pattern's group.
 _SET_UP_FAILURES = (
     (
         r"(libascend_hal\.so[\w.]*): cannot open shared object file",
@@ -175,7 +174,7 @@ _SET_UP_FAILURES = (
     (
         r"undefined symbol: ((?:acl|Hccl|ge|rt)[A-Z]\w*|acl(?:rt|nn|op|mdl|prof|sys)[A-Z]\w*)",
         "CANN is too old for this torch-npu (it has no {0})",
-        "install the CANN release that belongs to this torch-npu",
+        "install the CANN release that this torch-npu was built for",
     ),
     (
         r"(undefined symbol)",
@@ -185,7 +184,7 @@ _SET_UP_FAILURES = (
     (
         r"Failed to find function (\w+)",
         "CANN is too old for this torch-npu (it has no {0})",
-        "install the CANN release that belongs to this torch-npu",
+        "install the CANN release that this torch-npu was built for",
     ),
     (
         r"Unsupported soc version: (\S+)",
@@ -194,8 +193,8 @@ _SET_UP_FAILURES = (
     ),
     (
         r"No module named '(torch_npu\._C)'|(torch_npu)' has no attribute '_autoload'",
-        "another folder named torch_npu hides the installed package",
-        "change to a folder without one, or reinstall torch-npu",
+        "another directory named torch_npu hides the installed package",
+        "change to a directory without one, or reinstall torch-npu",
     ),
     (
         r"(Two accelerators cannot be used)",
@@ -220,11 +219,11 @@ def explain_import_failure(error: BaseException) -> tuple[str, str]:
     explained = explain_set_up_failure("\n".join(texts))
     if explained is not None:
         return explained
-    return f"torch_npu cannot be imported: {_first_line(texts[-1])}", "see python -c 'import torch_npu'"
+    return f"torch_npu cannot be imported: {_first_line(texts[-1])}", "run python -c 'import torch_npu'"
 
 
 def explain_set_up_failure(text: str) -> tuple[str, str] | None:
-    """Return the cause and the remedy of a message that says that package, CANN, driver and chip do not fit."""
+    """Return the cause and the remedy of a message about a mismatch of package, CANN, driver and chip, or None."""
     for pattern, cause, remedy in _SET_UP_FAILURES:
         found = re.search(pattern, text)
         if found:
@@ -233,4 +232,4 @@ def explain_set_up_failure(text: str) -> tuple[str, str] | None:
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+    return find_line(text) or "no message"

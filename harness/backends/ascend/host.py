@@ -1,4 +1,4 @@
-"""Is this host fit for torch-npu? Files, packages, permissions and variables; no torch, no CANN call."""
+"""Checks of a host for torch-npu: files, packages, permissions and variables. No torch, no CANN call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.backends.host_checks import Problem, installed_version, unsafe_env_vars, version_file
 
-# What libtorch_npu.so is linked against: without any one of them its import fails.
+# Libraries that libtorch_npu.so is linked against: without any one of them its import fails.
 REQUIRED_LIBRARIES = (
     "libhccl.so",
     "libascendcl.so",
@@ -22,15 +22,14 @@ REQUIRED_LIBRARIES = (
 SET_ENV_SCRIPTS = ("/usr/local/Ascend/cann/set_env.sh", "/usr/local/Ascend/ascend-toolkit/set_env.sh")
 DEVICE_FOLDER = Path("/dev")
 MANAGEMENT_NODES = ("davinci_manager", "devmm_svm", "hisi_hdc")
-# Asked for by name once the runtime starts, so nothing is linked against it.
+# Opened by name when the runtime starts, so nothing is linked against it.
 DRIVER_LIBRARY = "libascend_hal.so"
 DRIVER_LIBRARIES = Path("/usr/local/Ascend/driver/lib64")
 DRIVER_VERSION_FILE = Path("/usr/local/Ascend/driver/version.info")
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
-
 FIRMWARE_VERSION_FILE = Path("/usr/local/Ascend/firmware/version.info")
 
-# Variables that would make the run something else than it says: the values that do no harm, and why the others do.
+# Variables that would falsify a run: their safe values, and the effect of all others.
 UNSAFE_ENV_VARS = {
     "TORCH_TRANSFER_TO_NPU": (
         ("", "0"),
@@ -42,8 +41,8 @@ UNSAFE_ENV_VARS = {
     "ASCEND_GLOBAL_LOG_LEVEL": (("", "2", "3", "4"), "makes CANN write a log line for every call, which takes time"),
 }
 
-# The CANN release that a torch-npu release was made for (Ascend/pytorch, COMPATIBILITY.en.md of 2026-08); an older one
-# lacks functions. Releases that are not in the table are not checked.
+# CANN release by torch-npu release (Ascend/pytorch, COMPATIBILITY.en.md of 2026-08). An older CANN lacks functions.
+# Releases outside the table are not checked.
 CANN_FOR_PLUGIN = {
     "2.12.0": "9.1.0",
     "2.11.0": "9.1.0",
@@ -55,7 +54,7 @@ CANN_FOR_PLUGIN = {
 
 
 def package_problems() -> list[Problem]:
-    """Return what is wrong with the torch and torch-npu packages: absent, or not made for each other."""
+    """Return the problems of the torch and torch-npu packages: absent, or of different versions."""
     torch, plugin = installed_version("torch"), installed_version("torch-npu")
     if plugin is None:
         base = _base_version(torch) if torch else "<the version of torch>"
@@ -85,9 +84,9 @@ def library_problems() -> list[Problem]:
 
 
 def installation_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
-    """Return what is wrong with the installation of CANN that the environment names, its version included.
+    """Return the problems of the CANN installation that the environment names, its version included.
 
-    Asked only where CANN's libraries were found: then its `set_env.sh` has run, or somebody set half of it by hand.
+    Called only if CANN's libraries were found: either its `set_env.sh` has run, or the user set a part of it by hand.
     """
     script = next((path for path in SET_ENV_SCRIPTS if Path(path).is_file()), SET_ENV_SCRIPTS[0])
     for name in ("ASCEND_HOME_PATH", "ASCEND_OPP_PATH"):
@@ -95,7 +94,7 @@ def installation_problems(variables: Mapping[str, str] = os.environ) -> list[Pro
         if not value:
             return [Problem(f"{name} is not set, though CANN is on the loader's path", f"source {script}")]
         if not Path(value).is_dir():
-            return [Problem(f"{name}={value} is no folder", f"source {script}, or correct {name}")]
+            return [Problem(f"{name}={value} is not a directory", f"source {script}, or correct {name}")]
     plugin, cann = installed_version("torch-npu"), cann_version()
     needed = CANN_FOR_PLUGIN.get(plugin or "")
     if needed and cann and _release(cann) < _release(needed):
@@ -109,13 +108,13 @@ def installation_problems(variables: Mapping[str, str] = os.environ) -> list[Pro
 
 
 def device_problems(folder: Path | None = None) -> list[Problem]:
-    """Return what is wrong with the device nodes: absent, or not to be opened by this user."""
+    """Return the problems of the device nodes: absent, or closed to this user."""
     folder = folder or DEVICE_FOLDER
     devices = device_nodes(folder)
     if not devices:
         return [
             Problem(
-                f"no Ascend device node ({folder}/davinci0 and so on) is there",
+                f"no Ascend device node found ({folder}/davinci0 and so on)",
                 "install the Ascend driver; in a container pass --device /dev/davinci0 --device /dev/davinci_manager "
                 "--device /dev/devmm_svm --device /dev/hisi_hdc",
             )
@@ -138,7 +137,7 @@ def device_problems(folder: Path | None = None) -> list[Problem]:
 
 
 def driver_problems(folder: Path | None = None) -> list[Problem]:
-    """Return the problem that the driver's library cannot be found, if so: in a container, most likely not mounted."""
+    """Return the problem that the driver's library cannot be found, if so. A container most likely lacks the mount."""
     folder = folder or DRIVER_LIBRARIES
     if on_loader_path(DRIVER_LIBRARY):
         return []
@@ -160,41 +159,38 @@ def driver_problems(folder: Path | None = None) -> list[Problem]:
 
 
 def variable_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
-    """Return the environment variables that are malformed or would falsify a run."""
+    """Return a problem for every environment variable that is malformed or would falsify a run."""
     problems = unsafe_env_vars(UNSAFE_ENV_VARS, variables)
     visible = variables.get(VISIBLE_DEVICES)
     if visible is not None:
-        complaint = visible_devices_complaint(visible)
-        if complaint:
-            problems.append(
-                Problem(
-                    f"{VISIBLE_DEVICES}={visible!r} {complaint}", f"export {VISIBLE_DEVICES}=0,1 (ascending, no spaces)"
-                )
-            )
+        flaw = visible_devices_problem(visible)
+        if flaw:
+            remedy = f"export {VISIBLE_DEVICES}=0,1 (ascending, no spaces)"
+            problems.append(Problem(f"{VISIBLE_DEVICES}={visible!r} {flaw}", remedy))
     if "PYTORCH_NPU_ALLOC_CONF" in variables and "PYTORCH_ALLOC_CONF" in variables:
         problems.append(Problem("PYTORCH_NPU_ALLOC_CONF and PYTORCH_ALLOC_CONF are both set", "unset one of the two"))
     return problems
 
 
-def visible_devices_complaint(value: str) -> str | None:
-    """Return what the runtime would misread in a list of visible devices, or None.
+def visible_devices_problem(value: str) -> str | None:
+    """Return the flaw in a list of visible devices that the runtime would misread, or None.
 
-    The runtime stops reading at a space and sees no device at all in a descending list, both without a word.
+    The runtime stops at a space, and finds no device in a descending list, both without a message.
     """
     if not value.strip():
         return "hides every device"
     if re.search(r"\s", value):
-        return "has a space, at which the runtime stops reading"
+        return "contains a space, where the runtime stops reading"
     if not re.fullmatch(r"\d+(,\d+)*", value):
         return "is not a list of numbers"
     numbers = [int(part) for part in value.split(",")]
     if numbers != sorted(set(numbers)):
-        return "is not in ascending order, which the runtime reads as no device"
+        return "is not in ascending order, so that the runtime finds no device"
     return None
 
 
 def device_nodes(folder: Path) -> list[Path]:
-    """Return the nodes of the NPUs, by number."""
+    """Return the device nodes of the NPUs, in the order of their numbers."""
     found = [path for path in folder.glob("davinci*") if re.fullmatch(r"davinci\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("davinci")))
 
@@ -235,7 +231,7 @@ def plugin_git_hash() -> str | None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Return (8, 3) for 8.3.RC1 and (9, 1) for 9.1.0: what decides which functions there are."""
+    """Return (8, 3) for 8.3.RC1 and (9, 1) for 9.1.0: the part that decides which functions exist."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
@@ -249,7 +245,7 @@ def _field(file: Path, key: str) -> str | None:
 
 
 def _base_version(version: str) -> str:
-    """Return 2.10.0 for 2.10.0.post4 and 2.13.0 for 2.13.0+cpu: post releases choose the CANN line, not the torch."""
+    """Return 2.10.0 for 2.10.0.post4 and 2.13.0 for 2.13.0+cpu: post releases differ in CANN, not in torch."""
     return re.split(r"\+|\.post|rc|\.dev", version)[0]
 
 
