@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -137,6 +138,7 @@ def problems_of_command(words: list[str]) -> Iterator[str]:
     yield from problems_of_settings(settings)
 
 
+@functools.cache
 def options_of(verb: str) -> set[str]:
     if verb == "train":
         return TRAIN_OPTIONS

@@ -150,7 +150,7 @@ def test_one_process_speaks_and_writes(tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_it(tmp_path: Path) -> None:
-    """As the README says."""
+    """As in harness/docs/distributed.md."""
     done = subprocess.run(
         ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "harness", *WORDS, "out=run"],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
