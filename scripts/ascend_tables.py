@@ -1,4 +1,4 @@
-"""Writes the tables of tests/cann_emulator/TABLES.md: what the emulated NPU was made to do, and what came of it.
+"""Write tests/cann_emulator/TABLES.md: injected failures and nulled kernels of the emulated NPU, and their detection.
 
 scripts/emulated_npu.sh python scripts/ascend_tables.py > tests/cann_emulator/TABLES.md
 """
@@ -22,28 +22,30 @@ from tests.emulated.test_nulled_kernels import SETUPS, STEPS  # noqa: E402
 
 
 def main() -> None:
-    print("# What the emulated NPU was made to do, and what came of it")
+    print("# Failures and nulled kernels of the emulated NPU")
     print("\nWritten by `scripts/emulated_npu.sh python scripts/ascend_tables.py`.")
-    print("\n## Failures\n\nA short run on each broken device.\n")
-    print("| failure | exit code | status | what the user is told |\n|---|---|---|---|")
+    print("\n## Failures\n\nA short run on a device with each failure.\n")
+    print("| failure | exit code | status | error message |\n|---|---|---|---|")
     for name, case in CASES.items():
         print("| " + " | ".join(cell(text) for text in (name, *failure(case))) + " |", flush=True)
-    print("\n## Kernels that do nothing\n")
-    print(f"Each kernel that training launches, nulled in turn, over {STEPS} steps of up to {len(SETUPS)} trainings")
-    print(f"({', '.join(SETUPS)}). Without that, all of them equal the CPU's to the bit.\n")
-    print("| kernel | noticed in | by |\n|---|---|---|")
+    print("\n## Nulled kernels\n")
+    print(
+        f"Each kernel that training launches does nothing in turn, over {STEPS} steps of up to {len(SETUPS)} trainings"
+    )
+    print(f"({', '.join(SETUPS)}). Unchanged, all of them equal the CPU's to the bit.\n")
+    print("| kernel | detected in | by |\n|---|---|---|")
     for kernel, results in nulled().items():
         name, value = list(results.items())[-1]
         shown = value if isinstance(value, str) else f"a relative difference of {value:.1e}"
-        print(f"| {kernel} | {name} | {cell('NOT NOTICED' if value == 0.0 else shown)} |")
+        print(f"| {kernel} | {name} | {cell('NOT DETECTED' if value == 0.0 else shown)} |")
 
 
 def failure(case: Case) -> tuple[str, str, str]:
-    """Run a broken device and return exit code, status and error line."""
+    """Run on a device with a failure and return exit code, status and error line."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "harness", *case.words, "out=run"]
+        argv = [sys.executable, "-m", "harness", *case.overrides, "out=run"]
         environment = {**os.environ, **case.variables}
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         record = Path(folder) / "run" / "record.json"
         status = json.loads(record.read_text())["status"] if record.exists() else "not run"
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -51,20 +53,20 @@ def failure(case: Case) -> tuple[str, str, str]:
 
 
 def nulled() -> dict[str, dict[str, Any]]:
-    """Return how each nulled kernel was noticed, by setup."""
+    """Return the outcome of each nulled kernel, by setup."""
     from tests.emulated.training import Setup, train
 
     reference = {name: train("cpu", Setup(*name.split("-")), STEPS) for name in SETUPS}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(reference, file)
         file.flush()
-        words = [sys.executable, "-m", "tests.emulated.programs.nulled", file.name, str(STEPS), *SETUPS]
-        done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True)
+        argv = [sys.executable, "-m", "tests.emulated.programs.nulled", file.name, str(STEPS), *SETUPS]
+        done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def cell(text: str) -> str:
-    """Return text that stays in its cell."""
+    """Return text escaped for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 

@@ -1,10 +1,10 @@
-"""Checks the harness on a real device and packs what it found: see scripts/verify_on_device.sh.
+"""Check the harness on a real device and pack the evidence: see scripts/verify_on_device.sh.
 
     python scripts/verify_on_device.py BACKEND [--out DIR] [--quick] [SETTINGS...]
 
-SETTINGS are of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision that
-the device has). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's answer, the
-records, what each command said. Exit code 0 if every check passed, 1 if one failed, 3 if the device is not available.
+SETTINGS are those of the timing run (default: model=gpt2-124m workload=gpt2 workload.steps=60, in the best precision of
+the device). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's report, the
+records, the output of each command. Exit code 0: every check passed, 1: one failed, 3: the device is not available.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 TIMING_SETTINGS = ("model=gpt2-124m", "workload=gpt2", "workload.steps=60", "workload.eval_every=0")
 PARITY_SETTINGS = ("experiment=smoke",)
-# With --quick both are this: next to no work, to try the script rather than the device.
+# With --quick, a tiny workload for both, to try the script rather than the device.
 QUICK_SETTINGS = (
     "workload=smoke",
     "model.num_hidden_layers=1",
@@ -39,7 +39,7 @@ QUICK_SETTINGS = (
     "workload.eval_sequences=4",
     "workload.lr_warmup_steps=2",
 )
-# Events and the host's clock see the same work: between two synchronisations they may differ by a launch.
+# Events and the host clock measure the same work: between two synchronizations they may differ by a launch.
 EVENT_TOLERANCE = 0.01
 REPEATS = 3
 UNAVAILABLE = 3
@@ -47,33 +47,33 @@ UNAVAILABLE = 3
 
 @dataclass
 class Check:
-    """One answer. `passed` None: not asked, and `said` tells why."""
+    """Result of a check. `passed` is None if it was skipped, for the reason in `detail`."""
 
     name: str
     passed: bool | None
-    said: str
+    detail: str
 
 
 class Bundle:
-    """The folder that everything goes into."""
+    """The folder of all results."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checks: list[Check] = []
         folder.mkdir(parents=True)
 
-    def command(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `python WORDS...`, and keep what it said."""
-        done = subprocess.run([sys.executable, *words], cwd=PROJECT, capture_output=True, text=True, check=False)
-        text = f"$ python {' '.join(words)}\n{done.stdout}{done.stderr}exit code {done.returncode}\n"
+    def command(self, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGV...`, and keep its output in NAME.log."""
+        done = subprocess.run([sys.executable, *argv], cwd=PROJECT, capture_output=True, text=True, check=False)
+        text = f"$ python {' '.join(argv)}\n{done.stdout}{done.stderr}exit code {done.returncode}\n"
         (self.folder / f"{name}.log").write_text(text, encoding="utf-8")
         return done
 
-    def check(self, name: str, passed: bool | None, said: str) -> bool | None:
-        """Note and print an answer."""
-        self.checks.append(Check(name, passed, said))
-        word = {True: "ok", False: "FAILED", None: "not asked"}[passed]
-        print(f"{name:<24} {word:<10} {said}", flush=True)
+    def check(self, name: str, passed: bool | None, detail: str) -> bool | None:
+        """Record and print a result."""
+        self.checks.append(Check(name, passed, detail))
+        status = {True: "ok", False: "FAILED", None: "skipped"}[passed]
+        print(f"{name:<24} {status:<10} {detail}", flush=True)
         return passed
 
     def pack(self) -> Path:
@@ -94,9 +94,7 @@ def main() -> int:
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args()
     if options.backend == "cpu":
-        print(
-            "error: BACKEND: found cpu, which is what a device is checked against; name the device's", file=sys.stderr
-        )
+        print("error: BACKEND: found cpu, the reference of every check; name the device's backend", file=sys.stderr)
         return 2
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
     folder = options.out or PROJECT / "runs" / f"{now}-verify-{options.backend}"
@@ -121,7 +119,7 @@ def main() -> int:
 
 
 def doctor(bundle: Bundle, backend: str) -> bool:
-    """Is the device there at all?"""
+    """Check that doctor finds the device."""
     done = bundle.command("doctor", "-m", "harness", "doctor", backend, "--json")
     try:
         [report] = json.loads(done.stdout)["backends"]
@@ -134,7 +132,7 @@ def doctor(bundle: Bundle, backend: str) -> bool:
 
 
 def contract(bundle: Bundle, backend: str) -> None:
-    """Does the backend keep every promise of the seam?"""
+    """Check the backend against its contract."""
     if find_spec("pytest") is None:
         bundle.check("contract", None, "pytest is not installed (pip install pytest)")
         return
@@ -144,7 +142,7 @@ def contract(bundle: Bundle, backend: str) -> None:
 
 
 def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ...]) -> bool:
-    """Does the device compute what the CPU computes, and read the same data? Return whether it has the precision."""
+    """Check that device and CPU compute the same on the same data. Return whether the device has the precision."""
     name = f"parity {precision}"
     folders = {}
     for side in ("cpu", backend):
@@ -155,9 +153,9 @@ def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ..
             f"out={folders[side]}",
         )  # fmt: skip
         if done.returncode != 0:
-            said = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr[-300:])
-            refused = done.returncode == UNAVAILABLE and "precision=" in said
-            bundle.check(name, None if refused else False, said)
+            detail = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), done.stderr[-300:])
+            refused = done.returncode == UNAVAILABLE and "precision=" in detail
+            bundle.check(name, None if refused else False, detail)
             return False
     report = ["--format", "json", "--out", str(bundle.folder / f"comparison-{precision}")]
     sides = [str(folders["cpu"]), str(folders[backend])]
@@ -166,40 +164,40 @@ def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ..
     failed = [gate for gate in gates if gate["passed"] is False]
     computed = [gate["summary"] for gate in gates if gate["name"] == "same computation"]
     if failed or not computed:
-        said = failed[0]["summary"] if failed else (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        bundle.check(name, False, said)
+        detail = failed[0]["summary"] if failed else (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        bundle.check(name, False, detail)
     else:
         bundle.check(name, True, computed[0])
     return True
 
 
 def timing(bundle: Bundle, backend: str, settings: list[str]) -> None:
-    """Do the device's own clock and the host's agree, and do repeats?"""
+    """Check that the device's clock and the host's agree, and that repeats do."""
     folder = bundle.folder / "timing"
     done = bundle.command(
         "timing", "-m", "harness", f"backend={backend}", *settings, f"repeats={REPEATS}", f"out={folder}"
     )
     records = [json.loads(file.read_text()) for file in sorted(folder.glob("*/record.json"))]
     if done.returncode != 0 or len(records) != REPEATS:
-        said = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "a run failed")
-        bundle.check("timing", False, said)
+        detail = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "a run failed")
+        bundle.check("timing", False, detail)
         return
-    blocks = [block for record in records for block in record["timing"]["intervals"]]
+    intervals = [interval for record in records for interval in record["timing"]["intervals"]]
     if records[0]["device"]["emulated"]:
-        bundle.check("events", None, "the device is emulated: its times are of the host")
-    elif any(block["device_seconds"] is None for block in blocks):
+        bundle.check("events", None, "the device is emulated: its times are the host's")
+    elif any(interval["device_seconds"] is None for interval in intervals):
         bundle.check("events", None, "the device has no events")
     else:
-        worst = max(abs(block["device_seconds"] / block["seconds"] - 1) for block in blocks)
-        said = f"sum of event times and host window differ by at most {worst:.2%} in {len(blocks)} blocks"
-        bundle.check("events", worst <= EVENT_TOLERANCE, said)
+        worst = max(abs(interval["device_seconds"] / interval["seconds"] - 1) for interval in intervals)
+        detail = f"sum of event times and host window differ by at most {worst:.2%} in {len(intervals)} intervals"
+        bundle.check("events", worst <= EVENT_TOLERANCE, detail)
     bundle.check("repeats", *_repeats(records))
 
 
 def _repeats(records: list[dict[str, Any]]) -> tuple[bool, str]:
     losses = [record["losses"]["train"] for record in records]
     if any(curve != losses[0] for curve in losses):
-        # Not an error: many devices add in an order of their own. What it is worth is the parity gate's to say.
+        # Not an error: many devices add in an order of their own. The parity gate decides.
         agreement = "losses differ in the last digits from run to run"
     else:
         agreement = "losses equal to the bit"

@@ -1,4 +1,4 @@
-"""Time stamps of a device that there is not."""
+"""Fake of a device's timing events."""
 
 from __future__ import annotations
 

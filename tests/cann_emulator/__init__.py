@@ -1,1 +1,1 @@
-"""A CANN that computes on the CPU, for testing the Ascend path with the real torch-npu and without a device."""
+"""CANN emulated on the CPU, to test the Ascend path with the real torch-npu and without a device."""

@@ -1,4 +1,4 @@
-"""`python -m tests.cann_emulator` builds the emulator if need be and prints its folder."""
+"""Build the emulator if necessary and print its folder: `python -m tests.cann_emulator`."""
 
 import sys
 

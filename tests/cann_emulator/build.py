@@ -1,7 +1,6 @@
-"""Builds the emulated CANN: a folder that looks like an installation of it, for the torch and torch-npu at hand.
+"""Build of the emulated CANN: a folder like an installation of it, for the installed torch and torch-npu.
 
-Needs g++ and nothing else. A build is kept under the hash of everything that went into it and is made again only when
-that changes: the sources, torch, torch-npu, the compiler.
+It needs g++ only. A build is cached by the hash of its inputs: the sources, torch, torch-npu, the compiler.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from tests.cann_emulator.symbols import cann_names, stubs_source
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "src"
-# Everything in it reads torch's headers, which takes ten times as long as the code: it is compiled in as many units as
-# there are cores, and not file by file.
+# These files include torch's headers, which take ten times as long to compile as the code. So they are compiled as one
+# unit for each core, and not file by file.
 HEAVY_SOURCES = SOURCES / "kernels"
 PROJECT = HERE.parent.parent
-# Where builds are kept; CANN_EMULATOR_BUILDS names another place.
+# Folder of the builds, unless CANN_EMULATOR_BUILDS names another.
 BUILDS = PROJECT / "build" / "cann_emulator"
 VERSION = "9.1.0"
 
 MAIN_LIBRARY = "libascendcl.so"
-# What torch-npu links against or opens besides: empty libraries that lead to the main one.
+# Other libraries that torch-npu links against or opens: empty ones that depend on the main one.
 OTHER_LIBRARIES = (
     "libhccl.so",
     "libacl_op_compiler.so",
@@ -45,15 +44,15 @@ OTHER_LIBRARIES = (
 
 
 class CannotBuild(Exception):
-    """The compiler refuses: a defect of the emulator, or a torch-npu that it does not fit."""
+    """Compilation failed: a bug of the emulator, or an incompatible torch-npu."""
 
 
 class Missing(CannotBuild):
-    """What this machine lacks, in words that fit behind "skipped:"."""
+    """A prerequisite is missing. The message fits behind "skipped:"."""
 
 
 def missing() -> str | None:
-    """Return what stands between this machine and the emulator, or None."""
+    """Return the first missing prerequisite, or None."""
     if shutil.which(_compiler()) is None:
         return f"no C++ compiler ({_compiler()} is not on the PATH)"
     for package in ("torch", "torch-npu"):
@@ -65,11 +64,11 @@ def missing() -> str | None:
 
 
 def build() -> Path:
-    """Return the folder of the emulated CANN, built if need be. It holds `set_env.sh`, `lib64` and what goes with them.
+    """Return the folder of the emulated CANN, which holds `set_env.sh`, `lib64` and more. Build it if necessary.
 
     Raises:
         Missing: there is no compiler, or no torch-npu.
-        CannotBuild: the compiler refuses.
+        CannotBuild: compilation failed.
     """
     lack = missing()
     if lack is not None:
@@ -77,7 +76,7 @@ def build() -> Path:
     folder = Path(os.environ.get("CANN_EMULATOR_BUILDS", BUILDS)) / _fingerprint()
     if not (folder / "set_env.sh").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Made aside and renamed: several test processes may build at once, and one may be killed.
+        # Built in a temporary folder and renamed: test processes may build concurrently, or be killed.
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             made = Path(scratch) / "cann"
             _compile(Path(scratch), made / "lib64")
@@ -104,7 +103,7 @@ def _compiler() -> str:
 
 
 def _package_folder(package: str, module: str) -> Path:
-    # Found without importing it: importing torch_npu needs what is being built.
+    # Located without an import: importing torch_npu needs the build.
     return Path(str(metadata.distribution(package).locate_file(module)))
 
 
@@ -178,7 +177,7 @@ def _units(scratch: Path, count: int) -> list[Path]:
 
 
 def _lay_out(made: Path, final: Path) -> None:
-    """Add what torch-npu and the harness look for in an installation of CANN."""
+    """Add the files of a CANN installation that torch-npu and the harness read."""
     for name in ("opp", "runtime", "compiler"):
         (made / name).mkdir()
     install_info = f"package_name=Ascend-cann-toolkit\nversion={VERSION}-emulated\narch=x86_64\n"

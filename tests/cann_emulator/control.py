@@ -1,4 +1,4 @@
-"""Steers the emulator of the own process, once torch_npu has loaded it."""
+"""Control of the emulator in this process, once torch_npu has loaded it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL:
-    # By its soname: the one that is loaded, not another copy.
+    # By its soname: the loaded library, not another copy.
     library = ctypes.CDLL("libascendcl.so")
     library.cann_emulator_launched.restype = ctypes.c_size_t
     library.cann_emulator_kernels.restype = ctypes.c_size_t
@@ -16,7 +16,7 @@ def _library() -> ctypes.CDLL:
 
 
 def null(kernel: str) -> None:
-    """Let a kernel do nothing from now on; an empty name ends that."""
+    """Make a kernel do nothing from now on; an empty name ends that."""
     _library().cann_emulator_null(kernel.encode())
 
 

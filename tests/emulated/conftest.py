@@ -1,4 +1,4 @@
-"""Runs programs and the harness itself on the emulated device, each in a process of its own."""
+"""Fixtures that run programs and the harness on the emulated device, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 300
 
 @pytest.fixture(scope="session")
 def cann() -> Path:
-    """Return the folder of the emulated CANN; skip where it cannot be built for want of something."""
+    """Return the folder of the emulated CANN; skip if it cannot be built."""
     try:
         return build()
     except Missing as missing:
@@ -45,17 +45,17 @@ class Emulated:
     folder: Path
 
     def harness(
-        self, *words: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+        self, *argv: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m harness WORDS...` in the scratch folder."""
-        return self.python("-m", "harness", *words, folder=self.folder, variables=variables, timeout=timeout)
+        """Run `python -m harness ARGV...` in the scratch folder."""
+        return self.python("-m", "harness", *argv, folder=self.folder, variables=variables, timeout=timeout)
 
     def program(
-        self, name: str, *words: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
+        self, name: str, *argv: str, variables: Mapping[str, str] | None = None, timeout: float = TIMEOUT_SECONDS
     ) -> Any:
-        """Run tests/emulated/programs/NAME.py and return what it printed as its last line, read as JSON."""
+        """Run tests/emulated/programs/NAME.py and return its last line of output, parsed as JSON."""
         module = f"tests.emulated.programs.{name}"
-        done = self.python("-m", module, *words, folder=PROJECT, variables=variables, timeout=timeout)
+        done = self.python("-m", module, *argv, folder=PROJECT, variables=variables, timeout=timeout)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -64,14 +64,14 @@ class Emulated:
 
     def python(
         self,
-        *words: str,
+        *argv: str,
         folder: Path,
         variables: Mapping[str, str] | None = None,
         timeout: float = TIMEOUT_SECONDS,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python WORDS...` in a folder."""
+        """Run `python ARGV...` in a folder."""
         return subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, *argv],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -88,5 +88,5 @@ def emulated(cann: Path, tmp_path: Path) -> Emulated:
 
 @pytest.fixture(scope="session")
 def emulated_host(cann: Path, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    """The same for results that several tests look at."""
+    """The same host for results that several tests share."""
     return Emulated(cann, tmp_path_factory.mktemp("emulated"))

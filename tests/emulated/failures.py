@@ -1,4 +1,4 @@
-"""Every failure of an Ascend host that can be brought about on the emulator: how, and what the user is to be told."""
+"""Failures of an Ascend host that the emulator can cause: their settings, and the expected error message."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ UNAVAILABLE, FAILED = 3, 5
 
 
 class Case(NamedTuple):
-    """How a failure is brought about, and what is to come of it."""
+    """Settings that cause a failure, and its expected outcome."""
 
     variables: dict[str, str]
     """The emulator's settings."""
     exit_code: int
     status: str | None
-    """Of the record; None where there is to be no record, since nothing was run."""
-    said: tuple[str, ...]
-    """What the one line of the error is to hold, the remedy included."""
+    """Of the record; None if nothing ran, so that there is no record."""
+    message_parts: tuple[str, ...]
+    """Parts of the one-line error message, the remedy included."""
     settings: tuple[str, ...] = ()
-    """Of the run, beside `work`."""
+    """Overrides of the run besides `work`."""
     work: tuple[str, ...] = TINY
-    """What is run: six steps of next to nothing, if that is enough."""
+    """Workload of the run: six tiny steps if they suffice."""
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The run's whole command line, but for `out`."""
+    def overrides(self) -> tuple[str, ...]:
+        """All overrides of the run except `out`."""
         return ("backend=npu", *self.work, *self.settings)
 
 
 def failing(**functions: int) -> dict[str, str]:
-    """Return the setting that lets functions return codes."""
+    """Return the setting that makes functions return error codes."""
     return {"CANN_EMULATOR_FAIL": ",".join(f"{name}={code}" for name, code in functions.items())}
 
 
@@ -44,8 +44,16 @@ def fault(kernel: str, launch: int, code: int) -> dict[str, str]:
 LATE = ("reported late", "ASCEND_LAUNCH_BLOCKING=1", "plog")
 CASES: dict[str, Case] = {
     # opening the device
-    "no device": Case({"CANN_EMULATOR_DEVICES": "0"}, UNAVAILABLE, None, ("no NPU 0", "0 are visible", "npu-smi info")),
-    "device 5 of 1": Case({}, UNAVAILABLE, None, ("no NPU 5", "1 are visible"), ("backend.device_index=5",)),
+    "no device": Case(
+        {"CANN_EMULATOR_DEVICES": "0"}, UNAVAILABLE, None, ("no device found", "visible devices: 0", "npu-smi info")
+    ),
+    "device 5 of 1": Case(
+        {},
+        UNAVAILABLE,
+        None,
+        ("found 5, expected 0", "visible devices: 1", "npu-smi info lists them"),
+        ("backend.device_index=5",),
+    ),
     "driver error 507899": Case(
         failing(aclrtGetDeviceCount=507899, drvGetDevNum=507899), UNAVAILABLE, None, ("507899", "driver")
     ),
@@ -60,10 +68,10 @@ CASES: dict[str, Case] = {
     ),
     "no stream 107002": Case(failing(aclrtCreateStream=107002), UNAVAILABLE, None, ("107002", "set_device")),
     "unknown chip": Case({"CANN_EMULATOR_SOC": "Ascend910B9Z"}, UNAVAILABLE, None, ("Ascend910B9Z", "newer torch-npu")),
-    "synchronise times out 507014": Case(
+    "synchronize times out 507014": Case(
         failing(aclrtSynchronizeDeviceWithTimeout=507014), UNAVAILABLE, None, ("507014", "timed out")
     ),
-    # what was asked for is not there
+    # unsupported settings
     "bf16 on 910A": Case(
         {"CANN_EMULATOR_SOC": "Ascend910A"},
         UNAVAILABLE,
@@ -91,13 +99,13 @@ CASES: dict[str, Case] = {
     "kernels not installed 561103": Case(
         failing(aclnnMatmul=561103), UNAVAILABLE, None, ("first operations", "aclnnMatmul", "561103", "kernels package")
     ),
-    "hostile variable": Case(
+    "unsafe variable": Case(
         {"TORCH_TRANSFER_TO_NPU": "1"}, UNAVAILABLE, None, ("TORCH_TRANSFER_TO_NPU=1", "unset TORCH_TRANSFER_TO_NPU")
     ),
     "visible devices with a space": Case(
         {"ASCEND_RT_VISIBLE_DEVICES": "0, 1"}, UNAVAILABLE, None, ("ASCEND_RT_VISIBLE_DEVICES", "space")
     ),
-    # while it runs
+    # while training
     "out of memory": Case(
         {"CANN_EMULATOR_MEMORY_MIB": "44"},
         FAILED,

@@ -1,4 +1,4 @@
-"""Doctor with the real torch-npu: a host in order, and what only opening the device brings to light."""
+"""Doctor with the real torch-npu: a working host, and a problem that only opening the device shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.emulated.conftest import Emulated
 
 
-def test_a_host_in_order_is_ready_and_said_to_be_emulated(emulated: Emulated) -> None:
+def test_a_working_host_is_ready_and_reported_as_emulated(emulated: Emulated) -> None:
     done = emulated.harness("doctor", "npu", "--json")
     assert done.returncode == 0, done.stderr
     [report] = json.loads(done.stdout)["backends"]
@@ -20,7 +20,7 @@ def test_a_host_in_order_is_ready_and_said_to_be_emulated(emulated: Emulated) ->
 
 
 def test_a_cann_that_lacks_a_function_is_too_old(emulated: Emulated, tmp_path: Path) -> None:
-    """No file says so where the release is not in the table: the first call that needs the function does."""
+    """Without an entry in the table of releases, only the first call of the missing function shows it."""
     libraries = tmp_path / "lib64"
     shutil.copytree(emulated.cann / "lib64", libraries, symlinks=True)
     library = libraries / "libascendcl.so"

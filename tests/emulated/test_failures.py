@@ -1,4 +1,4 @@
-"""Failures as a user meets them: one line with cause and remedy, the right status and exit code, no number to trust."""
+"""Failures on the emulated device: one line with cause and remedy, status, exit code, and no comparison."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.zygote import Zygote
 def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
     case = CASES[name]
     variables = {**os.environ, **environment(emulated.cann), **case.variables}
-    [ended] = end_ranks([npu_zygote.start(["harness", *case.words, "out=run"], emulated.folder, variables)])
+    [ended] = end_ranks([npu_zygote.start(["harness", *case.overrides, "out=run"], emulated.folder, variables)])
     assert ended.code == case.exit_code, ended.err
     assert len(ended.errors) == 1, ended.err
     errors = ended.errors
-    for word in case.said:
-        assert word in errors[0]
+    for part in case.message_parts:
+        assert part in errors[0]
     assert "Traceback" not in ended.err
     folder = emulated.folder / "run"
     if case.status is None:
@@ -34,7 +34,7 @@ def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
     record = emulated.record("run")
     assert record["status"] == case.status
     assert record["error"] in errors[0]
-    # Nobody can take it for a result.
+    # It cannot pass for a result.
     write_runs(emulated.folder / "other", [make_record()])
     assert compare([str(emulated.folder / "other"), str(folder)]) == FAILED
 
@@ -42,16 +42,16 @@ def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
 FALLING_BACK = """
 import sys
 import torch
-import harness.training.trainer
+import harness.training.prepare
 from harness.__main__ import main
 
-harness.training.trainer.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
+harness.training.prepare.build_optimizer = lambda model, *_: torch.optim.Adam(model.parameters(), fused=True)
 sys.exit(main())
 """
 
 
 def test_work_that_falls_back_to_the_host_makes_the_run_invalid(emulated: Emulated) -> None:
-    """Fused Adam is one of the operations that torch-npu runs on the CPU although it was told not to."""
+    """Fused Adam is one of the operations that torch-npu runs on the CPU in spite of the variable that forbids it."""
     done = emulated.python("-c", FALLING_BACK, "backend=npu", *TINY, "out=run", folder=emulated.folder)
     assert done.returncode == 5, done.stderr
     record = emulated.record("run")

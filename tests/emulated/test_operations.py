@@ -1,4 +1,4 @@
-"""The emulator's kernels, each against the CPU to the bit, and what it says of those it does not have."""
+"""The emulator's kernels, each compared with the CPU to the bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_equals_the_cpu(name: str, found: dict[str, Any]) -> None:
     assert found["results"][name] is None
 
 
-# Launched by training only, and compared with the CPU there (test_training.py), or by tests of their own.
+# Kernels that training alone launches (compared in test_training.py), or tests of their own.
 ELSEWHERE = {
     "aclnnApplyAdamWV2",
     "aclnnForeachNonFiniteCheckAndUnscale",

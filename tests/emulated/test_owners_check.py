@@ -1,4 +1,4 @@
-"""The check for owners of a device, on the emulated one; the seam's contract is part of it."""
+"""scripts/verify_on_device.py on the emulated device, the backend contract included."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tests.emulated.conftest import Emulated
 
 def test_the_owners_check_passes_and_packs_its_evidence(emulated: Emulated) -> None:
     bundle = emulated.folder / "bundle"
-    words = ("npu", "--quick", "--out", str(bundle))
-    done = emulated.python("scripts/verify_on_device.py", *words, folder=PROJECT)
+    argv = ("npu", "--quick", "--out", str(bundle))
+    done = emulated.python("scripts/verify_on_device.py", *argv, folder=PROJECT)
     assert done.returncode == 0, done.stdout
     checks = {check["name"]: check for check in json.loads((bundle / "summary.json").read_text())}
     asked = ("doctor", "contract", "parity fp32", "parity bf16", "parity fp16", "repeats")
     assert {name: check["passed"] for name, check in checks.items()} == {**dict.fromkeys(asked, True), "events": None}
-    # What needs the device has run: nothing was skipped for want of one.
-    assert "passed" in checks["contract"]["said"]
+    # The tests that need a device have run: none was skipped.
+    assert "passed" in checks["contract"]["detail"]
     assert "backend npu:" not in (bundle / "contract.log").read_text()
-    assert "equal to the bit" in checks["repeats"]["said"]
+    assert "equal to the bit" in checks["repeats"]["detail"]
     with tarfile.open(f"{bundle}.tar.gz") as file:
         names = file.getnames()
     for name in ("summary.json", "doctor.log", "device-fp32/record.json", "timing/1/record.json"):

@@ -1,4 +1,4 @@
-"""Training over HCCL between two emulated devices: the work of one CPU, and an end for all when a rank dies."""
+"""Training over HCCL on two emulated devices: equal to one CPU, and ended on all ranks when one dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ranks import WORDS, Ended, end_ranks, record, start_ranks
 from tests.zygote import Zygote
 
 DEVICES = 2
-SPREADS = [
+LAYOUTS = [
     ("parallel=ddp",),
     ("parallel=fsdp",),
     ("parallel=fsdp", "precision=bf16"),
@@ -34,12 +34,12 @@ def run_on_npu(cann: Path, zygote: Zygote, folder: Path, *words: str, fault: str
     return end_ranks(started, timeout=180)
 
 
-@pytest.mark.parametrize("words", SPREADS, ids=" ".join)
-def test_is_the_work_of_one_cpu(words: tuple[str, ...], cann: Path, npu_zygote: Zygote, tmp_path: Path) -> None:
-    tolerance = 1e-3 if "precision=bf16" in words else TOLERANCE
-    precision = [word for word in words if word.startswith("precision")]
+@pytest.mark.parametrize("overrides", LAYOUTS, ids=" ".join)
+def test_equals_one_cpu(overrides: tuple[str, ...], cann: Path, npu_zygote: Zygote, tmp_path: Path) -> None:
+    tolerance = 1e-3 if "precision=bf16" in overrides else TOLERANCE
+    precision = [word for word in overrides if word.startswith("precision")]
     expected = run_alone(tmp_path / "alone", *GPT2, *precision)
-    for ended in run_on_npu(cann, npu_zygote, tmp_path, *TINY, *SHAPE, *GPT2, *words, "out=run"):
+    for ended in run_on_npu(cann, npu_zygote, tmp_path, *TINY, *SHAPE, *GPT2, *overrides, "out=run"):
         assert ended.code == 0, ended.err[-3000:]
     found = record(tmp_path / "run")
     assert_same_work(found, expected, tolerance)

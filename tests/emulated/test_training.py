@@ -1,4 +1,4 @@
-"""Training on the emulated NPU is the CPU's training: the same weights, tokens, losses and gradient norms."""
+"""Training on the emulated NPU equals training on the CPU: weights, tokens, losses and gradient norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.emulated.conftest import Emulated
 from tests.emulated.training import Setup, distance, setups, train
 
 STEPS = 8
-# The backend refuses fp16 with the fused AdamW, for the reason that the last test here shows.
+# The backend refuses fp16 with the fused AdamW; test_fused_adamw_applies_steps_... below shows why.
 SETUPS = [str(setup) for setup in setups() if (setup.precision, setup.adamw) != ("fp16", "fused")]
 
 
@@ -61,7 +61,7 @@ def test_variants_equal_the_cpu(variant: str, emulated: Emulated, on_cpu: dict[s
 
 
 def test_the_first_chip_decomposes_attention(emulated: Emulated, on_cpu: dict[str, Any]) -> None:
-    """910A has no fused attention: the same mathematics in another order of rounding."""
+    """910A has no fused attention: the results differ by rounding."""
     found = emulated.program("curves", str(STEPS), "gpt2-fp32-foreach", variables={"CANN_EMULATOR_SOC": "Ascend910A"})
     curve = found["curves"]["gpt2-fp32-foreach"]
     assert "NpuFusionAttention" not in curve["effective_settings"]["attention_kernel"]
@@ -71,7 +71,7 @@ def test_the_first_chip_decomposes_attention(emulated: Emulated, on_cpu: dict[st
 SMOKE = ("experiment=smoke", "backend.threads=1")
 
 
-def test_a_run_from_the_door_computes_the_same_and_has_no_speed(emulated: Emulated, tmp_path: Path) -> None:
+def test_a_run_by_command_line_computes_the_same_and_has_no_speed(emulated: Emulated, tmp_path: Path) -> None:
     npu = emulated.harness(*SMOKE, "backend=npu", "out=npu")
     cpu = emulated.harness(*SMOKE, "backend=cpu", "out=cpu")
     assert (npu.returncode, cpu.returncode) == (0, 0), npu.stderr
@@ -93,22 +93,22 @@ def test_a_run_from_the_door_computes_the_same_and_has_no_speed(emulated: Emulat
 
 
 def test_fused_adamw_applies_steps_that_the_loss_scaler_skips(emulated: Emulated) -> None:
-    """Should this fail with another torch-npu, then NpuBackend.check_work need not refuse it any more."""
+    """If this fails with another torch-npu, NpuBackend.check_work need no longer refuse the combination."""
     name = "gpt2-fp16-fused"
     found = emulated.program("curves", "3", name)["curves"][name]
     assert math.isnan(found["losses"][-1])
 
 
 def test_the_rehearsed_comparison_does_not_test_a_claim(emulated: Emulated) -> None:
-    """experiment=iflytek/smoke on CPU and emulated NPU: the same computation, and no word on whose time it took."""
+    """experiment=iflytek/smoke on CPU and emulated NPU: the same computation, and no statement on time."""
     short = ("experiment=iflytek/smoke", "workload.steps=12", "workload.eval_every=0", "repeats=1")
     for name in ("cpu", "npu"):
         done = emulated.harness(*short, f"backend={name}", f"out={name}")
         assert done.returncode == 0, done.stderr
     compared = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal")
     assert compared.returncode == 0, compared.stderr
-    said = " ".join(compared.stdout.split())
-    assert "npu computes the same as cpu" in said
-    assert "Claim rehearsal: not tested. Emulated device: npu computes, but has no speed." in said
+    text = " ".join(compared.stdout.split())
+    assert "npu computes the same as cpu" in text
+    assert "Claim rehearsal: not tested. Emulated device: npu computes, but has no speed." in text
     expecting = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal", "--expect", "supported")
     assert expecting.returncode == 1

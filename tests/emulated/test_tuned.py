@@ -1,4 +1,4 @@
-"""The tuned track and the measuring of peaks on an emulated device: the same work, and no figure to trust."""
+"""track=tuned on the emulated device computes the same, and profile, peak and autotune are refused there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks
 from tests.zygote import Zygote
 
-# What npu_rms_norm, npu_swiglu and npu_rotary_mul launch, forward and backward.
+# Kernels launched by npu_rms_norm, npu_swiglu and npu_rotary_mul, forward and backward.
 FUSED = {
     "aclnnRmsNorm",
     "aclnnRmsNormGrad",
@@ -66,7 +66,7 @@ def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated
     launched = {name: set((emulated.folder / f"{name}.txt").read_text().split()) for name in ("stock", "fused")}
     assert launched["fused"] >= FUSED
     assert not launched["stock"] & FUSED
-    # What they replace is gone, but for the embedding's.
+    # The kernels they replace are gone, except those of the embedding.
     assert not launched["fused"] & {"aclnnSilu", "aclnnSiluBackward", "aclnnRsqrt"}
     assert {operation: fused["effective_settings"][operation] for operation in ("rms_norm", "swiglu", "rotary")} == {
         "rms_norm": "fused",
@@ -84,7 +84,8 @@ def test_compilation_is_refused_with_the_reason(emulated: Emulated, npu_zygote: 
 def test_an_emulation_has_no_profile(emulated: Emulated, npu_zygote: Zygote) -> None:
     code, errors = run(emulated, npu_zygote, "backend=npu", *TINY, "profile=true", "out=run")
     assert code == 3
-    assert "profile: the device of backend npu is an emulation" in errors
+    assert "profile: " in errors
+    assert "emulated device" in errors
     assert not (emulated.folder / "run").exists()
 
 
@@ -98,5 +99,5 @@ def test_an_emulation_has_no_fastest_size(emulated: Emulated, npu_zygote: Zygote
 def test_an_emulation_has_no_peak(emulated: Emulated, npu_zygote: Zygote) -> None:
     code, errors = run(emulated, npu_zygote, "peak", "backend=npu")
     assert code == 3
-    assert "the device is an emulation, whose speed says nothing of any device" in errors
+    assert "the device is an emulation" in errors
     assert not (emulated.folder / "runs").exists()

@@ -1,4 +1,4 @@
-"""Small trainings through the harness's own parts: what is trained on either device, and how far curves lie apart."""
+"""Small trainings through the harness's own modules on either device, and the distance between their curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.workload.optimizer import build_optimizer, learning_rate
 
 SHAPES = {
     "gpt2": ("model=gpt2-124m", "model.max_position_embeddings=32"),
-    # Two key and value heads for four query heads, and an inner size that is no multiple of much.
+    # Two key and value heads for four query heads, and an odd intermediate size.
     "llama": (
         "model=llama-1b",
         "model.num_key_value_heads=2",
@@ -48,7 +48,7 @@ OVERFLOWING = ("model.initializer_range=1.0",)
 
 
 class Setup(NamedTuple):
-    """One of the trainings."""
+    """Configuration of one training."""
 
     shape: str
     precision: str
@@ -68,7 +68,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
     """Train from the same weights on the same tokens and return the curves; all numbers as Python floats.
 
     Keys: `losses`, `norms` (of the gradients, before clipping), `held_out`, `parameters` (their final norms), `init`
-    (digest), `effective` (as probed), `skipped` (steps, by the loss scaler).
+    (digest), `effective_settings` (as probed), `skipped` (steps, by the loss scaler).
     """
     config = load([
         f"backend={backend_name}",
@@ -129,7 +129,7 @@ def distance(reference: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def _difference(a: float, b: float) -> float:
-    # Asked for first: comparisons with NaN are false, and max() drops it without a word.
+    # Checked first: comparisons with NaN are false, so that max() would drop it.
     if not (math.isfinite(a) and math.isfinite(b)):
         return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else math.inf
     return abs(a - b) / abs(a) if a else abs(b)

@@ -1,6 +1,6 @@
-"""`python -m harness doctor` tells of every backend whether it can run here, what is missing and what would help.
+"""`python -m harness doctor`: state of every backend, its problems and their remedies.
 
-The answers change as the machine does: here a package, a library or a variable is put in its way.
+Tests remove or add packages, libraries and variables, and check that the report follows.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ HAS_CUDA = not CudaBackend(BackendConfig(name="cuda")).preflight()
 
 without_an_npu = pytest.mark.skipif(
     bool(device_nodes(DEVICE_FOLDER)) or on_loader_path("libascendcl.so"),
-    reason="this machine has CANN or an NPU: the answers would be its own",
+    reason="this machine has CANN or an NPU of its own",
 )
 
 
 def search_path(folder: Path) -> dict[str, str]:
-    """Return the environment in which a folder comes before everything that is installed."""
+    """Return the environment with a folder before all installed packages."""
     rest = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": f"{folder}{os.pathsep}{rest}" if rest else str(folder)}
 
 
 def hide(folder: Path, name: str) -> dict[str, str]:
-    """Return the environment in which a distribution is not installed, whether it is or not."""
+    """Return the environment that hides an installed distribution."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "from importlib import metadata\n"
@@ -48,7 +48,7 @@ def hide(folder: Path, name: str) -> dict[str, str]:
 
 
 def install(folder: Path, name: str, version: str) -> None:
-    """Make a distribution look installed: its metadata is all that doctor reads."""
+    """Make a distribution look installed: doctor reads its metadata only."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -58,15 +58,15 @@ def reports(text: str) -> dict[str, dict[str, Any]]:
     return {report["name"]: report for report in json.loads(text)["backends"]}
 
 
-def asked(harness: Harness, **env: str) -> dict[str, Any]:
-    """Return what doctor says of the NPU, as JSON, with these variables set."""
+def npu_report(harness: Harness, **env: str) -> dict[str, Any]:
+    """Return doctor's JSON report on the NPU with these variables set."""
     done = harness("doctor", "npu", "--json", env=env)
     assert done.returncode == 3, done.stderr
     assert done.stderr == ""
     return reports(done.stdout)["npu"]
 
 
-def said(report: dict[str, Any]) -> str:
+def problems_of(report: dict[str, Any]) -> str:
     return "\n".join(problem["what"] for problem in report["problems"])
 
 
@@ -132,13 +132,13 @@ class TestJson:
                 assert problem["what"].strip()
                 assert problem["remedy"].strip()
         if not HAS_CUDA:
-            assert "CUDA" in said(found["cuda"]) or "GPU" in said(found["cuda"])
+            assert "CUDA" in problems_of(found["cuda"]) or "GPU" in problems_of(found["cuda"])
 
 
 @without_an_npu
 class TestAnswersFollowTheMachine:
     def test_bare(self, harness: Harness, tmp_path: Path) -> None:
-        report = asked(harness, **hide(tmp_path / "site", "torch-npu"))
+        report = npu_report(harness, **hide(tmp_path / "site", "torch-npu"))
         assert [problem["what"].split(" (")[0] for problem in report["problems"]] == [
             "the package torch-npu is not installed",
             "CANN is not on the loader's path",
@@ -150,15 +150,15 @@ class TestAnswersFollowTheMachine:
     def test_with_the_package(self, harness: Harness, tmp_path: Path) -> None:
         torch = installed_version("torch") or ""
         install(tmp_path / "site", "torch-npu", torch.split("+", maxsplit=1)[0])
-        report = asked(harness, **search_path(tmp_path / "site"))
-        assert "package" not in said(report)
-        assert "CANN is not on the loader's path" in said(report)
-        assert "no Ascend device node" in said(report)
+        report = npu_report(harness, **search_path(tmp_path / "site"))
+        assert "package" not in problems_of(report)
+        assert "CANN is not on the loader's path" in problems_of(report)
+        assert "no Ascend device node" in problems_of(report)
         assert report["versions"]["torch-npu"] == torch.split("+", maxsplit=1)[0]
 
     def test_with_a_package_for_another_torch(self, harness: Harness, tmp_path: Path) -> None:
         install(tmp_path / "site", "torch-npu", "2.8.0.post4")
-        first = asked(harness, **search_path(tmp_path / "site"))["problems"][0]
+        first = npu_report(harness, **search_path(tmp_path / "site"))["problems"][0]
         assert "torch-npu 2.8.0.post4 is made for torch 2.8.0" in first["what"]
         assert f"torch {installed_version('torch')} is installed" in first["what"]
         assert "pip install torch==2.8.0" in first["remedy"]
@@ -170,29 +170,29 @@ class TestAnswersFollowTheMachine:
         for name in REQUIRED_LIBRARIES:
             if name != missing:
                 (folder / name).touch()
-        report = asked(harness, LD_LIBRARY_PATH=str(folder))
-        assert f"CANN on the loader's path is incomplete ({missing} not found)" in said(report)
+        report = npu_report(harness, LD_LIBRARY_PATH=str(folder))
+        assert f"CANN on the loader's path is incomplete ({missing} not found)" in problems_of(report)
         (folder / missing).touch()
         cann = {"LD_LIBRARY_PATH": str(folder), "ASCEND_HOME_PATH": str(tmp_path), "ASCEND_OPP_PATH": str(tmp_path)}
-        assert "CANN" not in said(asked(harness, **cann))
+        assert "CANN" not in problems_of(npu_report(harness, **cann))
 
     def test_with_variables_that_would_falsify_a_run(self, harness: Harness) -> None:
-        report = asked(harness, ASCEND_RT_VISIBLE_DEVICES="1,0", TORCH_TRANSFER_TO_NPU="1")
-        assert "ASCEND_RT_VISIBLE_DEVICES='1,0' is not in ascending order" in said(report)
-        assert "TORCH_TRANSFER_TO_NPU=1" in said(report)
+        report = npu_report(harness, ASCEND_RT_VISIBLE_DEVICES="1,0", TORCH_TRANSFER_TO_NPU="1")
+        assert "ASCEND_RT_VISIBLE_DEVICES='1,0' is not in ascending order" in problems_of(report)
+        assert "TORCH_TRANSFER_TO_NPU=1" in problems_of(report)
         assert "unset TORCH_TRANSFER_TO_NPU" in [problem["remedy"] for problem in report["problems"]]
 
     def test_the_refusal_of_a_run_says_the_same(self, harness: Harness) -> None:
         done = harness("backend=npu", "experiment=smoke", env={"ASCEND_RT_VISIBLE_DEVICES": "0 1"})
         assert done.returncode == 3
         [line] = done.stderr.splitlines()
-        for problem in asked(harness, ASCEND_RT_VISIBLE_DEVICES="0 1")["problems"]:
+        for problem in npu_report(harness, ASCEND_RT_VISIBLE_DEVICES="0 1")["problems"]:
             assert problem["what"] in line
         assert "python -m harness doctor npu" in line
 
 
 class TestABrokenPlugInOfTorch:
-    """torch-npu registers itself with torch: without its CANN, `import torch` fails unless somebody prevents it."""
+    """torch-npu registers itself with torch: without its CANN, `import torch` would fail."""
 
     @pytest.fixture
     def site(self, tmp_path: Path) -> dict[str, str]:

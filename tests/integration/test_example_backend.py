@@ -1,4 +1,4 @@
-"""An accelerator added out of tree in under 60 lines: it passes the contract, and computes what the CPU does."""
+"""An out-of-tree accelerator in under 60 lines passes the contract and computes the same as the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CODE = EXAMPLE / "harness_graphchip" / "backend.py"
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """The package as pip installs it: its own folder on the path, and what its pyproject.toml declares."""
+    """The package as pip installs it: its folder on the path, and the entry points of its pyproject.toml."""
     declared = (EXAMPLE / "pyproject.toml").read_text()
     name, version = (re.search(rf'^{key} = "(.+)"$', declared, re.MULTILINE) for key in ("name", "version"))
     points = re.search(r'\[project\.entry-points\."(.+)"\]\n(\w+) = "(.+)"', declared)
@@ -48,7 +48,7 @@ def test_passes_the_contract(installed: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
     counted = re.search(r"(\d+) passed, (\d+) skipped", done.stdout)
     assert counted is not None
-    # What is skipped is fp16, which this chip refuses.
+    # The skipped tests are those of fp16, which this chip does not support.
     assert (int(counted[1]) >= 25, int(counted[2]) <= 5) == (True, True)
 
 

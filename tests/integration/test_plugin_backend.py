@@ -28,7 +28,7 @@ BROKEN = 'raise OSError("libzpu.so.1: cannot open [/opt/zpu/lib]")\n'
 
 
 class PlugIn:
-    """A package as pip would have installed it, in a folder that goes on PYTHONPATH."""
+    """A package as pip would install it, in a folder on PYTHONPATH."""
 
     def __init__(self, folder: Path, name: str, source: str, *, init: str = "", kind: str = "Zpu") -> None:
         self.name = name
@@ -57,7 +57,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
-    """Return the single line of a refusal."""
+    """Return the one line of an error."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.strip()]
@@ -67,7 +67,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 
 def examined(harness: Harness, plug_in: PlugIn) -> dict[str, Any]:
-    """Return what doctor says of the plug-in alone."""
+    """Return doctor's report on the plug-in."""
     done = harness("doctor", plug_in.name, "--json", env=plug_in.env)
     assert "Traceback" not in done.stderr
     [report] = json.loads(done.stdout)["backends"]
@@ -109,7 +109,7 @@ class TestAWorkingOne:
         assert "name: zpu" in composed.stdout
 
     def test_may_lack_the_packaging_of_its_configs_folder(self, site: Path, harness: Harness) -> None:
-        """The __init__.py that makes a folder of YAML a package is easily forgotten."""
+        """A plug-in may lack the __init__.py that makes its folder of YAML a package."""
         plug_in = PlugIn(site, "zpu", SUBCLASS)
         (site / "harness_zpu" / "configs" / "__init__.py").unlink()
         composed = harness("backend=zpu", "--cfg", env=plug_in.env)
@@ -145,7 +145,7 @@ class TestAWorkingOne:
         assert "backend zpu is not available here: no ZPU, torch loaded: False. First remedy: buy one" in line
 
 
-# Where a plug-in can be broken, as (code of its package, code of its module, name of its class).
+# Faults of a plug-in, as (code of its package, code of its module, name of its class).
 WAYS_TO_BE_BROKEN = {
     "its module raises": ("", BROKEN, "Zpu"),
     "its package raises": (BROKEN, SUBCLASS, "Zpu"),
@@ -187,7 +187,7 @@ class TestABrokenOne:
         assert problem["remedy"].strip()
 
     def test_is_shown_in_doctors_table_as_well(self, way: str, plug_in: PlugIn, harness: Harness) -> None:
-        """A reason may hold brackets, which the library that draws the table would take for markup."""
+        """A reason may contain brackets, which rich would take for markup."""
         done = harness("doctor", "zpu", env=plug_in.env)
         assert done.returncode == 3, done.stderr
         assert done.stderr == ""
@@ -223,7 +223,7 @@ class TestTheCpuBesideABrokenOne:
 
 
 class TestOneThatMisbehavesWhenAsked:
-    """Doctor asks every backend; an answer that never comes must not cost the others theirs."""
+    """Doctor queries every backend; one that hangs must not hide the reports of the others."""
 
     @pytest.mark.parametrize("member", ["preflight", "versions"])
     def test_in_doctors_own_process(self, member: str, site: Path, harness: Harness) -> None:
@@ -252,7 +252,7 @@ class TestOneThatMisbehavesWhenAsked:
             assert "harness.doctor zpu" in problem["remedy"]
 
     def test_a_description_of_the_promised_keys_is_enough(self, site: Path, harness: Harness) -> None:
-        """base.py promises kind, name, index and memory_bytes; doctor's table may not ask for more."""
+        """base.py promises kind, name, index and memory_bytes; doctor's table may use no more."""
         source = SUBCLASS + (
             "\n"
             "    def describe(self):\n"
@@ -264,7 +264,7 @@ class TestOneThatMisbehavesWhenAsked:
 
 
 def test_a_name_that_two_packages_claim_is_refused(site: Path, harness: Harness, tmp_path: Path) -> None:
-    """Whichever came last would run under the other's name, and the record would not show it."""
+    """One would run under the other's name, and the record would not show it."""
     PlugIn(site, "zpu", SUBCLASS)
     other = tmp_path / "other"
     other.mkdir()

@@ -151,7 +151,7 @@ int aclmdlRICaptureGetInfo(void*, int* status, void** graph) {
   return code::success;
 }
 
-// ---- waiting: here an asynchronous fault comes to light
+// ---- waiting, which reports an asynchronous fault
 
 int aclrtSynchronizeDevice() {
   MAY_FAIL(aclrtSynchronizeDevice);

@@ -1,5 +1,5 @@
-// What every file of the emulator shares: error codes, settings, faults. Nothing of libtorch, whose headers take most of
-// a build: what computes includes kernel.h.
+// Error codes, settings and faults, shared by every file of the emulator. No libtorch, whose headers take most of the
+// build time: files that compute include kernel.h.
 #pragma once
 
 #include <atomic>
@@ -30,7 +30,7 @@ constexpr int kernel_failed = 561002;
 constexpr int kernel_not_found = 561103;
 }  // namespace code
 
-// A kernel that cannot do what it is asked throws this; the launch returns the code, the message says why.
+// Thrown by a kernel that does not support its arguments: the launch returns the code, the message gives the reason.
 struct Refusal {
   int code;
   std::string message;
@@ -47,10 +47,10 @@ size_t memory_limit_bytes();  // of the device (memory.cpp)
 
 void set_error(const std::string& message);    // what aclGetRecentErrMsg returns next
 int injected_failure(const char* function);    // the code that CANN_EMULATOR_FAIL names for a function, or 0
-int pending_fault();                           // the code of an asynchronous fault that a synchronise reports, or 0
+int pending_fault();                           // the code of an asynchronous fault that a synchronize reports, or 0
 void raise_fault(int code, const std::string& message);
 bool faults_now(const char* kernel);           // whether this launch is the one that CANN_EMULATOR_FAULT names
-bool is_nulled(const char* kernel);            // whether this kernel is to do nothing, as a test's sabotage
+bool is_nulled(const char* kernel);            // whether this kernel does nothing, as a test's sabotage
 bool poisons_memory();                         // whether fresh device memory is filled with NaN
 bool register_kernel(const char* kernel);      // so that tests can list what is implemented
 void note_launch(const char* kernel);

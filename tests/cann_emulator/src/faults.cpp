@@ -1,6 +1,6 @@
-// Settings and sabotage: what the environment or a test tells the emulator to get wrong.
+// Settings and sabotage: failures that the environment or a test injects.
 //   CANN_EMULATOR_FAIL=function=code,...      a runtime, HCCL or kernel function returns that code
-//   CANN_EMULATOR_FAULT=kernel:n[:code]       its n-th launch kills the device; the next synchronise says so
+//   CANN_EMULATOR_FAULT=kernel:n[:code]       its n-th launch kills the device; the next synchronize reports it
 //   CANN_EMULATOR_NULL=kernel                 that kernel does nothing
 //   CANN_EMULATOR_POISON=1                    fresh device memory is NaN
 //   CANN_EMULATOR_LAUNCHES=file               the name of every kernel that is launched, once each, is appended to it
@@ -148,7 +148,7 @@ const char* aclGetRecentErrMsg() {
   return message.c_str();
 }
 
-// The generated stubs end here: a kernel that is not written, a runtime call that training does not make.
+// Called by the generated stubs: an unimplemented kernel, or a runtime call that training does not make.
 int cann_emulator_no_kernel(const char* kernel) {
   fprintf(stderr, "cann emulator: kernel %s is not implemented\n", kernel);
   emulator::set_error(std::string("EZ9999: the emulator does not implement the kernel ") + kernel);

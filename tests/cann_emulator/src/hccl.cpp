@@ -1,5 +1,5 @@
 // HCCL between processes of one machine. Every rank reduces in rank order, so all get the same bits. A peer that does not
-// come is an asynchronous fault, as on the device: the call returns, a later synchronise reports 507048.
+// come is an asynchronous fault, as on the device: the call returns, a later synchronize reports 507048.
 #include <unistd.h>
 
 #include <memory>

@@ -1,4 +1,4 @@
-// How ranks wait for each other and pass data; see hccl_segment.h.
+// Synchronization and data exchange between ranks; see hccl_segment.h.
 #include "hccl_segment.h"
 
 #include <c10/util/BFloat16.h>

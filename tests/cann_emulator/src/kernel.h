@@ -1,4 +1,4 @@
-// Handles, kernel arguments and the KERNEL macro: what every file that computes through libtorch needs.
+// Handles, kernel arguments and the KERNEL macro, for every file that computes through libtorch.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -23,7 +23,7 @@ struct Handle {
 struct TensorHandle : Handle {
   at::Tensor tensor;
   std::vector<int64_t> view_shape;  // what aclGetViewShape reports: kernels with results of unknown size change it
-  std::string refusal;              // why the handle could not be made, told when a kernel uses it
+  std::string refusal;              // why the handle could not be made, thrown when a kernel uses it
 };
 struct ScalarHandle : Handle {
   at::Scalar value;

@@ -1,1 +1,1 @@
-"""What runs on the emulated device: each a process of its own that prints its findings as JSON."""
+"""Programs for the emulated device. Each runs in a process of its own and prints its results as JSON."""

@@ -1,9 +1,9 @@
-"""One rank of a group on emulated NPUs: does every collective give the exact result?
+"""One rank of a process group on emulated NPUs that checks every collective for the exact result.
 
     RANK=r WORLD_SIZE=n python -m tests.emulated.programs.collectives STORE_FILE [die]
 
 Writes {"results": {name: whether it was exact}, "launched": [...]} to STORE_FILE.RANK.json. With `die` the last rank
-leaves without a word after the first collective, and the others write what they saw: {"error": ..., "seconds": ...}.
+exits after the first collective without notice, and the others write the outcome: {"error": ..., "seconds": ...}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.cann_emulator import control
 
 RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 DEVICE = f"npu:{RANK}"
-# More than one slot of the emulator's shared memory, so that pieces have to be put together; no multiple of anything.
+# More elements than a slot of the emulator's shared memory holds, so that they are sent in pieces of unequal size.
 MANY = 3_000_017
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     # torch-npu prints to standard output too.
     Path(f"{store}.{RANK}.json").write_text(json.dumps(found))
     if mode == ["die"]:
-        os._exit(0)  # the group is broken: nothing can be taken down in order
+        os._exit(0)  # a broken group cannot be destroyed
 
 
 def everything() -> dict[str, bool]:
@@ -134,7 +134,7 @@ def survive() -> dict[str, object]:
     try:
         dist.all_reduce(tensor)
         torch.npu.synchronize()  # pyright: ignore[reportAttributeAccessIssue]
-    except Exception as error:  # noqa: BLE001 (its type is part of what is looked at)
+    except Exception as error:  # noqa: BLE001 (its type is part of the result)
         return {"error": f"{type(error).__name__}: {error}", "seconds": time.monotonic() - began}
     return {"error": None, "seconds": time.monotonic() - began}
 

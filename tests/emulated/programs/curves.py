@@ -1,4 +1,4 @@
-"""Prints the curves of the trainings named on the command line (shape-precision-adamw), trained on the NPU.
+"""Train the setups named on the command line (shape-precision-adamw) on the NPU, and print their curves.
 
     python -m tests.emulated.programs.curves STEPS SETUP...
 

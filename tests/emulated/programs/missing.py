@@ -1,4 +1,4 @@
-"""Calls a kernel and a runtime function that the emulator does not have, and prints what came of it."""
+"""Call a kernel and a runtime function that the emulator does not implement, and print the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nulls each kernel that a training launches, one after the other, and prints what came of it.
+"""Null each kernel that a training launches, one after the other, and print the outcomes.
 
     python -m tests.emulated.programs.nulled REFERENCE.json STEPS SETUP...
 
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def outcome(nulled: str, setups: list[str], reference: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Train with a kernel nulled, until a setup shows it."""
+    """Train with a kernel nulled, until a setup differs."""
     results: dict[str, Any] = {}
     control.null(nulled)
     for name in setups:
         try:
             results[name] = distance(reference[name], train("npu", Setup(*name.split("-")), steps))
-        except Exception as error:  # noqa: BLE001 (whatever it is, the nulled kernel was noticed)
+        except Exception as error:  # noqa: BLE001 (any exception means that the nulled kernel was detected)
             results[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if results[name] != 0.0:
             break
@@ -68,7 +68,7 @@ def in_child(work: Any) -> Any:
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     os.waitpid(child, 0)
-    # A process that died said nothing: that is noticed as well.
+    # A process that died without output counts as detected too.
     return json.loads(text) if text else {"results": {"": "the process died"}, "launched": []}
 
 

@@ -1,4 +1,4 @@
-"""Every operation in the table on the NPU and on the CPU, and whether the results are equal to the bit.
+"""Run every operation of the table on the NPU and on the CPU, and compare the results to the bit.
 
 Prints {"results": {name: null or what differs}, "launched": [...], "kernels": [...]}.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Names that torch keeps for its own optimizers and for FSDP: what they launch is looked at here.
+# Private functions of torch's own optimizers and FSDP, whose kernels are tested here too.
 PRIVATE: Any = torch
 Operation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 

@@ -1,7 +1,7 @@
 """A made-up accelerator that owns the step: it compiles loss and gradients to one graph for each shape of batch.
 
-It stands for devices that compile before they compute, and is what harness/docs/backends.md explains. Torch is
-imported where it is used: a device is asked whether it can run at all before torch is loaded.
+An example of devices that compile, explained in harness/docs/backends.md. Torch is imported inside methods only, since
+preflight checks run before torch is loaded.
 """
 
 from harness.backends.base import Backend
@@ -10,7 +10,7 @@ from harness.errors import BackendUnavailable
 
 
 class GraphChip(Backend):
-    """Runs graphs, and nothing but graphs."""
+    """A device that runs compiled graphs only."""
 
     name = "graphchip"
 

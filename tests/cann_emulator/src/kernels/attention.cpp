@@ -14,7 +14,7 @@ namespace {
 // reads a fixed upper triangle. The mode alone would do: the mask is checked so that a wrong one is noticed.
 constexpr int64_t top_left_causal = 2, bottom_right_causal = 3;
 
-void refuse_what_is_not_emulated(const Tensor& q, const Tensor& k, TensorArg position_bias, TensorArg dropped,
+void check_supported(const Tensor& q, const Tensor& k, TensorArg position_bias, TensorArg dropped,
                                  TensorArg mask, double keep_probability, const char* layout, int64_t sparse_mode) {
   auto refuse = [](const std::string& what) { throw Refusal{code::invalid_parameter, what}; };
   if (std::string(layout) != "BNSD") refuse(std::string("layout ") + layout);
@@ -34,7 +34,7 @@ KERNEL(aclnnFlashAttentionScore, TensorArg q, TensorArg k, TensorArg v, TensorAr
        TensorArg, TensorArg mask, IntsArg, double scale, double keep_probability, int64_t, int64_t, int64_t,
        const char* layout, int64_t, int64_t sparse_mode, TensorArg row_maximum, TensorArg row_sum, TensorArg,
        TensorArg out) {
-  refuse_what_is_not_emulated(*q, *k, position_bias, dropped, mask, keep_probability, layout, sparse_mode);
+  check_supported(*q, *k, position_bias, dropped, mask, keep_probability, layout, sparse_mode);
   auto [mixed, log_sum_exp] =
       at::_scaled_dot_product_flash_attention_for_cpu(*q, *k, *v, 0.0, true, std::nullopt, scale);
   out.write(mixed);
@@ -47,7 +47,7 @@ KERNEL(aclnnFlashAttentionScoreGrad, TensorArg q, TensorArg k, TensorArg v, Tens
        TensorArg, TensorArg mixed, IntsArg, double scale, double keep_probability, int64_t, int64_t, int64_t,
        const char* layout, int64_t, int64_t sparse_mode, TensorArg q_gradient, TensorArg k_gradient,
        TensorArg v_gradient, TensorArg) {
-  refuse_what_is_not_emulated(*q, *k, position_bias, dropped, mask, keep_probability, layout, sparse_mode);
+  check_supported(*q, *k, position_bias, dropped, mask, keep_probability, layout, sparse_mode);
   Tensor log_sum_exp = ((*row_maximum).select(-1, 0) + at::log((*row_sum).select(-1, 0))).contiguous();
   auto [of_q, of_k, of_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
       *gradient, *q, *k, *v, *mixed, log_sum_exp, 0.0, true, std::nullopt, scale);

@@ -127,8 +127,8 @@ UNARY(Silu, at::silu)
 KERNEL(aclnnSiluBackward, TensorArg gradient, TensorArg self, TensorArg out) {
   out.write(at::silu_backward(*gradient, *self));
 }
-// The device's GELU is the tanh approximation, whatever the caller of F.gelu asked for: torch-npu drops that word on 910B,
-// and the sources of CANN's own operator give the tanh formula. CANN_EMULATOR_GELU=none computes the exact one instead.
+// The device's GELU is the tanh approximation, whatever the argument of F.gelu: torch-npu drops it on 910B, and the
+// sources of CANN's own operator have the tanh formula. CANN_EMULATOR_GELU=none computes the exact one instead.
 static const char* gelu_formula() {
   static const std::string formula = setting("GELU") ? setting("GELU") : "tanh";
   return formula.c_str();

@@ -56,7 +56,7 @@ std::vector<at::Scalar> ScalarsArg::of_size(size_t count) const {
 }
 
 int prepare(Launch* launch, uint64_t* workspace_bytes, Launch** out) {
-  // CANN_EMULATOR_WORKSPACE=kernel=bytes: so much scratch memory is asked for, from torch-npu's workspace allocator.
+  // CANN_EMULATOR_WORKSPACE=kernel=bytes: scratch memory to request from torch-npu's workspace allocator.
   static const std::string plan = setting("WORKSPACE") ? setting("WORKSPACE") : "";
   static const auto equals = plan.find('=');
   bool planned = equals != std::string::npos && plan.substr(0, equals) == launch->kernel;
@@ -84,7 +84,7 @@ int refuse(const char* kernel, int code, const std::string& why) {
 
 int run(Launch* launch) {
   std::unique_ptr<Launch> owned(launch);
-  // After a fault the context is dead: launches go nowhere, and the next synchronise tells.
+  // After a fault the context is dead: launches do nothing, and the next synchronize reports it.
   if (pending_fault()) return code::success;
   note_launch(launch->kernel);
   if (faults_now(launch->kernel) || is_nulled(launch->kernel)) return code::success;

@@ -1,4 +1,4 @@
-// What transformers are made of beside attention: SwiGLU and rotary positions, each as one kernel.
+// SwiGLU and rotary positions, each as one kernel.
 #include "kernel.h"
 
 using namespace emulator;
@@ -28,7 +28,7 @@ Tensor turned_back(const Tensor& x) {
   auto halves = x.chunk(2, -1);
   return at::cat({halves[1], -halves[0]}, -1);
 }
-void refuse_other_modes(int64_t mode) {
+void check_mode(int64_t mode) {
   if (mode != 0) throw Refusal{code::invalid_parameter, "rotary mode " + std::to_string(mode)};
 }
 
@@ -36,15 +36,15 @@ void refuse_other_modes(int64_t mode) {
 
 KERNEL(aclnnRotaryPositionEmbeddingV2, TensorArg self, TensorArg cosines, TensorArg sines, int64_t mode,
        TensorArg turning_matrix, TensorArg out) {
-  refuse_other_modes(mode);
+  check_mode(mode);
   if (turning_matrix) throw Refusal{code::invalid_parameter, "a rotary matrix"};
   out.write(*self * *cosines + turned(*self) * *sines);
 }
 KERNEL(aclnnRotaryPositionEmbeddingGrad, TensorArg gradient, TensorArg cosines, TensorArg sines, TensorArg self,
        int64_t mode, TensorArg self_gradient, TensorArg cosines_gradient, TensorArg sines_gradient) {
-  refuse_other_modes(mode);
+  check_mode(mode);
   self_gradient.write(*gradient * *cosines + turned_back(*gradient * *sines));
-  // Of the tables nobody asks for gradients here, but the kernel computes them where it is given the input.
+  // The tables' gradients are unused here, but the kernel computes them if it gets the input.
   if (!self) return;
   if (cosines_gradient) cosines_gradient.write(at::sum_to(*gradient * *self, (*cosines).sizes()));
   if (sines_gradient) sines_gradient.write(at::sum_to(*gradient * turned(*self), (*sines).sizes()));
