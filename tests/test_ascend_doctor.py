@@ -1,4 +1,4 @@
-"""`harness doctor npu` on broken Ascend hosts: the first thing that is wrong, and the command that mends it.
+"""`harness doctor npu` on broken Ascend hosts: the first problem, and the command that fixes it.
 
 Packages, libraries, device nodes and files are simulated; what doctor makes of them is the real thing.
 """
@@ -19,7 +19,7 @@ from harness.commands import doctor
 
 
 class AscendHost:
-    """A whole Ascend host in a folder; tests take things away from it."""
+    """A complete Ascend host in a folder; tests remove parts of it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch = folder, monkeypatch
@@ -38,14 +38,14 @@ class AscendHost:
             monkeypatch.setattr(module, "installed_version", self.packages.get)
         monkeypatch.setattr(host, "DEVICE_FOLDER", self.nodes)
         monkeypatch.setattr(host, "DRIVER_LIBRARIES", self.driver)
-        # What the machine that runs the tests may have of its own.
+        # Settings of the machine that runs the tests.
         monkeypatch.setattr(host, "_loader_cache", set)
         for name in (host.VISIBLE_DEVICES, *host.UNSAFE_ENV_VARS):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("LD_LIBRARY_PATH", f"{self.libraries}:{self.driver}")
         monkeypatch.setenv("ASCEND_HOME_PATH", str(self.cann))
         monkeypatch.setenv("ASCEND_OPP_PATH", str(self.cann / "opp"))
-        # Opening the device is another matter: these tests end before it.
+        # These tests end before the device is opened.
         opened = {"device": {"name": "Ascend910B3", "memory_bytes": 2**36, "count": 8}}
         monkeypatch.setattr(doctor, "_probe_in_fresh_process", lambda name: opened)
 

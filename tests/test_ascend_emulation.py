@@ -1,4 +1,4 @@
-"""Whether CANN is the emulator is asked of the library itself: the loaded one, else the first on the loader's path."""
+"""Detection of the emulator by its library: the loaded one, or else the first on the loader's path."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_first_on_the_path_decides(emulated: bool, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("emulated", [True, False])
 def test_the_loaded_one_outranks_the_path(emulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever changes the environment or the file after the start changes nothing of what is loaded."""
+    """Changes of the environment or the file after the start do not affect the loaded library."""
     loaded = SimpleNamespace(**({MARK: 1} if emulated else {}))
     monkeypatch.setattr(emulation, "_loaded_library", lambda: loaded)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library(tmp_path / "path", emulated=not emulated)))

@@ -1,6 +1,6 @@
-"""What each message of torch-npu and CANN is taken to mean: its status, a cause in one line, and a remedy that helps.
+"""Classification of torch-npu's and CANN's messages: status, a cause in one line, and a remedy.
 
-The messages are torch-npu 2.13.0's own words, recorded with failures injected into a stand-in for CANN; those of older
+The messages are those of torch-npu 2.13.0, recorded with failures injected into the emulated CANN; those of older
 releases are from public issues.
 """
 
@@ -19,14 +19,14 @@ ASCEND_LOG = "Rectify the fault based on the error information in the ascend log
 
 
 def acl(where: str, call: str, code: int, said: str) -> str:
-    """Return a message in the shape that torch-npu gives every failed call of CANN's runtime."""
+    """Return a message in torch-npu's format for a failed call of CANN's runtime."""
     return (
         f"{where} NPU function error: {call}, error code is {code}\n"
         f"{STAMP} ERR00100 PTA call acl api failed\n[Error]: {said}\nEZ9999: Inner Error!"
     )
 
 
-def known(text: str) -> Failure:
+def classified(text: str) -> Failure:
     failure = classify_message(text)
     assert failure is not None
     assert failure.status in STATUSES
@@ -70,7 +70,7 @@ OTHER_FAILURES = [
     f"Both events must be recorded before calculating elapsed time.\n{STAMP} ERR00005 PTA internal error",
     "HCCL function error: HcclAllReduce(...), error code is 4\nERR02200 DIST call hccl",
 ]
-# message, what the cause says, what the remedy says
+# message, part of the cause, part of the remedy
 OF_SEVERAL_RANKS = {
     "EI0006": (
         "EI0006: Getting socket times out. Reason: 1. The remote does not initiate a connect request.",
@@ -100,7 +100,7 @@ OF_SEVERAL_RANKS = {
     ),
     "507057": (acl(SYNCHRONIZE, WAIT, 507057, "SUSPECT REMOTE ERROR"), "remote device", "other ranks' output"),
 }
-# Which of them may only tell of what befell another rank.
+# Those that may be the consequence of another rank's failure.
 ECHOES = {"EI0002", "507048", "507057"}
 OF_THE_SET_UP = {
     "stub libraries": (
@@ -119,13 +119,13 @@ OF_THE_SET_UP = {
 
 @pytest.mark.parametrize("name", OF_SEVERAL_RANKS)
 def test_an_echo_is_known_as_one(name: str) -> None:
-    assert known(OF_SEVERAL_RANKS[name][0]).secondary is (name in ECHOES)
+    assert classified(OF_SEVERAL_RANKS[name][0]).secondary is (name in ECHOES)
 
 
 class TestFaults:
     @pytest.mark.parametrize(("code", "text", "cause"), KERNEL_FAULTS, ids=[str(code) for code, _, _ in KERNEL_FAULTS])
     def test_a_kernel_fault_is_reported_late(self, code: int, text: str, cause: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "device_fault"
         assert cause in failure.cause
         assert f"ACL {code}" in failure.cause
@@ -136,7 +136,7 @@ class TestFaults:
 
     @pytest.mark.parametrize(("code", "text", "cause"), START_FAULTS, ids=[str(code) for code, _, _ in START_FAULTS])
     def test_a_device_that_does_not_start(self, code: int, text: str, cause: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "device_fault"
         assert cause in failure.cause
         assert f"ACL {code}" in failure.cause
@@ -147,7 +147,7 @@ class TestFaults:
         assert "not the culprit" not in failure.cause
 
     def test_an_operation_that_the_task_queue_rejected_is_named(self) -> None:
-        failure = known(
+        failure = classified(
             "The Inner error is reported as above. The process exits for this inner error, and the current working "
             "operator name is aclnnMatmul.\nSince the operator is called asynchronously, the stacktrace may be "
             "inaccurate. If you want to get the accurate stacktrace, please set the environment variable "
@@ -159,8 +159,8 @@ class TestFaults:
 
     @pytest.mark.parametrize("code", [161002, 561103])
     def test_an_operation_without_a_kernel_is_named(self, code: int) -> None:
-        """CANN's kernels come in a package for each chip; without it every operation is refused like this."""
-        failure = known(
+        """CANN's kernels come in a package for each chip; without it every operation fails like this."""
+        failure = classified(
             f"{MATMUL} NPU function error: call aclnnMatmul failed, error code is {code}\n"
             f"{STAMP} ERR00100 PTA call acl api failed.\nEZ9999: Inner Error!"
         )
@@ -171,7 +171,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("text", OTHER_FAILURES, ids=lambda text: text[:30])
     def test_every_other_failure_keeps_its_first_line(self, text: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "device_fault"
         assert failure.cause == text.splitlines()[0]
         assert "ascend/log/debug/plog" in failure.remedy
@@ -182,31 +182,33 @@ class TestFaults:
         ids=[*OF_SEVERAL_RANKS, *OF_THE_SET_UP],
     )
     def test_failures_with_a_remedy_of_their_own(self, text: str, cause: str, remedy: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "device_fault"
         assert cause in failure.cause
         assert remedy in failure.remedy
-        # What one rank reports, another one caused: nothing is to be hunted here.
+        # Another rank caused it: no operation of this one is to blame.
         assert "LAUNCH_BLOCKING" not in failure.remedy
 
     def test_a_missing_kernel_without_a_code_is_known_by_its_words(self) -> None:
-        failure = known("EZ9999: Inner Error!\n[OpParamInfo] Cannot find bin of op GroupedMatmul, integral key 0/1/")
+        failure = classified(
+            "EZ9999: Inner Error!\n[OpParamInfo] Cannot find bin of op GroupedMatmul, integral key 0/1/"
+        )
         assert "no kernel" in failure.cause
         assert "kernels package" in failure.remedy
 
     def test_the_compact_form_is_known_too(self) -> None:
         """With TORCH_NPU_COMPACT_ERROR_OUTPUT=1 neither torch-npu's nor CANN's codes are in the message."""
-        failure = known("CANN error: The vector core execution is abnormal. Solution: see the log.")
+        failure = classified("CANN error: The vector core execution is abnormal. Solution: see the log.")
         assert failure.status == "device_fault"
         assert "The vector core execution is abnormal" in failure.cause
 
     def test_the_first_of_several_codes_is_enough(self) -> None:
-        failure = known(acl(COPY, "aclrtMemcpy", 507035, "x") + "\n" + acl(SYNCHRONIZE, "Sync", 107002, "y"))
+        failure = classified(acl(COPY, "aclrtMemcpy", 507035, "x") + "\n" + acl(SYNCHRONIZE, "Sync", 107002, "y"))
         assert "vector core" in failure.cause
 
     def test_every_fault_code_has_words(self) -> None:
         for code, words in FAULT_CODES.items():
-            failure = known(acl(SYNCHRONIZE, "AclrtSynchronizeDeviceWithTimeout", code, "..."))
+            failure = classified(acl(SYNCHRONIZE, "AclrtSynchronizeDeviceWithTimeout", code, "..."))
             assert words in failure.cause
 
 
@@ -228,20 +230,22 @@ class TestOutOfMemory:
             "NPUWorkspaceAllocator tried to allocate 1073741824 bytes",
             acl(OLD_SOURCE, "aclrtMallocAlign32", 207001, "Failed to apply for memory."),
             acl(OLD_SOURCE, "aclrtMallocAlign32", 207018, "The memory on the device is exhausted."),
-            # Two more codes of Huawei's table with 207001's words.
+            # Two more codes of Huawei's table with the text of 207001.
             acl(OLD_SOURCE, "aclrtMallocAlign32", 200000, "Failed to apply for memory."),
             acl(OLD_SOURCE, "aclrtMallocAlign32", 207005, "Failed to apply for memory."),
         ],
         ids=["allocator", "old release", "workspace", "207001", "207018", "200000", "207005"],
     )
     def test_is_a_result_and_no_crash(self, text: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "oom"
         assert failure.cause == text.splitlines()[0]
         assert "workload.micro_batch_size" in failure.remedy
 
     def test_outranks_a_code_in_the_same_message(self) -> None:
-        assert known(ALLOCATOR + f"\n{STAMP} ERR00006 PTA memory error\nEL0004: alloc memory failed").status == "oom"
+        assert (
+            classified(ALLOCATOR + f"\n{STAMP} ERR00006 PTA memory error\nEL0004: alloc memory failed").status == "oom"
+        )
 
 
 class TestFallback:
@@ -255,7 +259,7 @@ class TestFallback:
         ],
     )
     def test_is_a_failure(self, text: str) -> None:
-        failure = known(text)
+        failure = classified(text)
         assert failure.status == "failed"
         assert "aten::" in failure.cause
         assert "on the host instead of the NPU" in failure.cause

@@ -1,4 +1,4 @@
-"""What an Ascend host is asked before torch is imported, and how every lack of it is named with its remedy."""
+"""Checks of an Ascend host before torch is imported: every problem is named with its remedy."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ class TestVersions:
 
 
 class TestInstallation:
-    """CANN's libraries are on the path: which installation are they of?"""
+    """CANN's libraries are on the loader's path; the environment names their installation."""
 
     @pytest.fixture
     def cann(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:

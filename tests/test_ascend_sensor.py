@@ -1,4 +1,4 @@
-"""An Ascend chip's power and temperature, by a stand-in for npu-smi: which card is asked, and what gives no answer."""
+"""The npu-smi sensor over a fake of npu-smi: the card that it reads, and the reasons for no sensor."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestNpuSmi:
 
         assert open_npu_smi(0, {}, ask) == "npu-smi did not answer within 10 s"
 
-    def test_a_board_that_tells_nothing_there(self) -> None:
+    def test_a_board_without_values(self) -> None:
         reason = open_npu_smi(
             0, {}, lambda *words: MAPPING if words == ("-m",) else "This device does not support it.\n"
         )

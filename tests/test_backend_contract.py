@@ -1,4 +1,4 @@
-"""What every backend promises, whichever it is: run over every registered name, out-of-tree ones included.
+"""Contract of every backend: run over every registered name, out-of-tree ones included.
 
 The first half needs no device. The second runs where the device is and is skipped elsewhere, with the first missing
 thing named.
@@ -50,7 +50,7 @@ def test_the_three_built_in_backends_are_registered() -> None:
     assert {"cpu", "cuda", "npu"} <= set(NAMES)
 
 
-def test_built_ins_come_through_the_door_that_plug_ins_use() -> None:
+def test_built_ins_are_entry_points_like_plug_ins() -> None:
     text = (PROJECT / "pyproject.toml").read_text()
     section = text.split('[project.entry-points."harness.backends"]', 1)[1].split("\n[", 1)[0]
     declared = dict(re.findall(r'^(\w+) = "([\w.]+:\w+)"$', section, re.MULTILINE))
@@ -132,7 +132,7 @@ class TestWithoutADevice:
         ],
         ids=lambda error: str(error)[:20] or type(error).__name__,
     )
-    def test_out_of_memory_is_told_apart(self, name: str, error: BaseException) -> None:
+    def test_out_of_memory_is_classified(self, name: str, error: BaseException) -> None:
         failure = create(name).classify_error(error)
         assert failure is not None
         assert failure.status == "oom"
@@ -151,7 +151,7 @@ class TestWithoutADevice:
         ],
         ids=lambda error: str(error)[:20],
     )
-    def test_our_own_mistakes_are_not_the_devices(self, name: str, error: BaseException) -> None:
+    def test_errors_of_the_harness_are_not_the_device_s(self, name: str, error: BaseException) -> None:
         assert create(name).classify_error(error) is None
 
 
@@ -205,15 +205,15 @@ precisions = pytest.mark.parametrize("precision", PRECISIONS)
 @every_backend
 class TestOnTheDevice:
     def test_describes_itself(self, name: str, opened: Opened) -> None:
-        facts = opened.backend.describe()
-        assert {"kind", "name", "index", "memory_bytes", "count", "emulated"} <= set(facts)
-        json.dumps(facts)
-        assert isinstance(facts["kind"], str)
-        assert isinstance(facts["emulated"], bool)
-        assert 0 <= facts["index"] < facts["count"]
-        assert facts["memory_bytes"] is None or facts["memory_bytes"] > 0
+        described = opened.backend.describe()
+        assert {"kind", "name", "index", "memory_bytes", "count", "emulated"} <= set(described)
+        json.dumps(described)
+        assert isinstance(described["kind"], str)
+        assert isinstance(described["emulated"], bool)
+        assert 0 <= described["index"] < described["count"]
+        assert described["memory_bytes"] is None or described["memory_bytes"] > 0
         key = opened.backend.peak_lookup_key()
-        assert key is None or key == facts["name"], "a catalogue lists devices by their exact names"
+        assert key is None or key == described["name"], "a catalogue lists devices by their exact names"
 
     def test_a_device_of_several_is_named_with_its_index(self, name: str, opened: Opened) -> None:
         device = opened.backend.device()
@@ -311,7 +311,7 @@ class TestOnTheDevice:
         assert all(isinstance(key, str) for key in kernels)
         sensor = opened.backend.telemetry()
         if isinstance(sensor, str):
-            # Why there is none, in one line.
+            # The reason why there is none, in one line.
             assert sensor.strip()
             assert "\n" not in sensor
         else:
@@ -323,8 +323,52 @@ class TestOnTheDevice:
         assert set(opened.backend.distributions) <= set(versions)
 
 
+class FakeSensor:
+    """A sensor with one reading, or one that fails."""
+
+    source, scope, period_seconds = "fake", "nothing", 1.0
+
+    def __init__(self, reading: Reading | Exception) -> None:
+        self._reading, self.closed = reading, False
+
+    def read(self) -> Reading:
+        if isinstance(self._reading, Exception):
+            raise self._reading
+        return self._reading
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class TestClockState:
+    @pytest.mark.parametrize(
+        ("reading", "expected"),
+        [
+            (
+                Reading(power_watts=9.0, clock_mhz=900.0, throttle_reasons=("power cap",)),
+                {"clock_mhz": 900.0, "clock_limit_mhz": None, "throttle_reasons": ["power cap"],
+                 "temperature_celsius": None},
+            ),
+            (OSError("no answer"), None),
+            (RuntimeError("an error of a vendor's library"), None),
+        ],
+    )  # fmt: skip
+    def test_is_one_reading_of_the_sensor(
+        self, reading: Reading | Exception, expected: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backend, sensor = create("cpu"), FakeSensor(reading)
+        monkeypatch.setattr(backend, "telemetry", lambda: sensor)
+        assert backend.clock_state() == expected
+        assert sensor.closed
+
+    def test_is_none_without_a_sensor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        backend = create("cpu")
+        monkeypatch.setattr(backend, "telemetry", lambda: "no sensor")
+        assert backend.clock_state() is None
+
+
 def test_a_skip_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hardware test that is skipped without a word looks like one that passed."""
+    """A hardware test skipped without a reason would look like one that passed."""
     monkeypatch.setattr("harness.backends.cpu.CpuBackend.preflight", lambda self: [Problem("no CPU at all", "buy one")])
     with pytest.raises(pytest.skip.Exception, match="backend cpu: no CPU at all"):
         create_or_skip("cpu")

@@ -1,4 +1,4 @@
-"""Failures that look alike on every device."""
+"""Failures that are classified alike on every device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The step that eager devices share: accumulation is one big batch, clipping and the learning rate take effect, fp16
-overflows are skipped and counted, and an evaluation leaves no trace."""
+"""The step of eager devices: gradient accumulation equals one big batch, clipping and learning rate take effect, fp16
+overflows are skipped and counted, and an evaluation changes no state."""
 
 from __future__ import annotations
 

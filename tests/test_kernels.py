@@ -1,4 +1,4 @@
-"""Tuned kernels compute what the stock ones do: values and gradients."""
+"""Tuned kernels equal the stock ones in values and gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, CLASSES = 24, 61
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a test's few tokens are several chunks and blocks, the last one short."""
+    """Make the few tokens of a test several chunks and blocks, the last one short."""
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
     monkeypatch.setattr(kernels, "CHUNK_MULTIPLE", 8)
     monkeypatch.setattr(kernels, "MIN_QUERY_BLOCK", 8)
@@ -77,8 +77,8 @@ def test_products_are_aligned(classes: int, monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[torch.Size] = []
     kernel = ChunkedCrossEntropy()
     inner = kernel._loss_and_gradient
-    look = lambda z, t, v: (seen.append(z.shape), inner(z, t, v))[1]  # noqa: E731
-    monkeypatch.setattr(kernel, "_loss_and_gradient", look)
+    record_shape = lambda z, t, v: (seen.append(z.shape), inner(z, t, v))[1]  # noqa: E731
+    monkeypatch.setattr(kernel, "_loss_and_gradient", record_shape)
     kernel(torch.nn.Linear(WIDTH, classes, bias=False), torch.randn(1, 8, WIDTH), torch.zeros(1, 8, dtype=torch.long))
     assert seen == [torch.Size([8, 64])]
 

@@ -1,6 +1,6 @@
-"""The NPU backend over a stand-in for torch_npu: what it sets and refuses, and how its failures are explained.
+"""The NPU backend over a fake of torch_npu: its settings, refusals and classified failures.
 
-The stand-in answers as torch-npu 2.13.0 does and computes on the CPU: it proves calls, never numbers.
+The fake answers as torch-npu 2.13.0 does and computes on the CPU: it checks calls, not numbers.
 """
 
 from __future__ import annotations
@@ -24,38 +24,20 @@ from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, UserError
 from harness.training.run import run
 from tests.conftest import TINY
+from tests.fake_events import FakeEvent
 
 FALLBACK = "TORCH_NPU_FALLBACK_CPU_DISABLE"
 STAMP = "[ERROR] 2026-11-23-21:27:34 (PID:13111, Device:0, RankID:-1)"
 
 
 class WriteOnly:
-    """torch.npu.config: what is set there cannot be read back through it."""
+    """torch.npu.config, whose values cannot be read back."""
 
     def __init__(self) -> None:
         object.__setattr__(self, "written", {})
 
     def __setattr__(self, name: str, value: object) -> None:
         object.__getattribute__(self, "written")[name] = value
-
-
-class FakeEvent:
-    """Events a quarter of a second apart; elapsed_time is in milliseconds."""
-
-    made = 0
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        assert enable_timing
-        self.recorded_at: float | None = None
-
-    def record(self) -> None:
-        FakeEvent.made += 1
-        self.recorded_at = 250.0 * FakeEvent.made
-
-    def elapsed_time(self, later: FakeEvent) -> float:
-        assert self.recorded_at is not None
-        assert later.recorded_at is not None
-        return later.recorded_at - self.recorded_at
 
 
 class FakeNpu:
@@ -84,7 +66,7 @@ class FakeNpu:
         self.synchronized.append(device)
 
     def current_stream(self, index: int) -> object:
-        """The first stream is what makes the real one start CANN in full, and ask it for every function."""
+        """Return a stream. The first one makes the real torch-npu start CANN in full and look up every function."""
         if self.stream_error is not None:
             raise self.stream_error
         return object()
@@ -114,7 +96,7 @@ class FakeNpu:
         return 0
 
     def option(self, name: str) -> bytes:
-        """Return what the options behind the write-only settings say: nothing, before they are set."""
+        """Return the option behind a write-only setting: empty before it is set."""
         assert name == "ALLOW_INTERNAL_FORMAT"
         written = self.config.__dict__["written"].get("allow_internal_format")
         return b"" if written is None else b"enable" if written else b"disable"
@@ -136,13 +118,13 @@ class FakeNpu:
 
 @pytest.fixture
 def npu(monkeypatch: pytest.MonkeyPatch) -> FakeNpu:
-    """Install the stand-in. `raising=False`: torch has no attribute npu until the plug-in gives it one."""
+    """Install the fake. `raising=False`: torch has no attribute npu until the plug-in adds it."""
     fake = FakeNpu()
     module = ModuleType("torch_npu")
     module._C = SimpleNamespace(_npu_getOption=fake.option)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch_npu", module)
     monkeypatch.setattr(torch, "npu", fake, raising=False)
-    # load() changes this process's environment: have it put back.
+    # load() changes this process's environment, which monkeypatch restores.
     monkeypatch.setenv(FALLBACK, "0")
     return fake
 
@@ -162,7 +144,7 @@ def refusal(made: NpuBackend) -> str:
 
 @pytest.fixture
 def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file torch_npu.py that a test fills; whatever it leaves in sys.modules is taken out again."""
+    """A file torch_npu.py for a test to write. Its entry in sys.modules is removed afterwards."""
     monkeypatch.delitem(sys.modules, "torch_npu", raising=False)
     monkeypatch.setattr(torch, "npu", FakeNpu(), raising=False)
     monkeypatch.setenv(FALLBACK, "0")
@@ -198,7 +180,7 @@ class TestLoad:
 
 class TestImportThatFails:
     def test_because_cann_is_missing(self, importable: Path) -> None:
-        # As the entry point of torch itself would put it: the reason is the cause of the cause.
+        # As raised by torch's own entry point: the reason is the cause of the cause.
         importable.write_text(
             "try:\n"
             "    raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')\n"
@@ -303,7 +285,7 @@ class TestDeviceThatCannotBeOpened:
         assert "install the CANN release" in text
 
     def test_because_the_plug_in_is_older_than_the_chip(self, npu: FakeNpu) -> None:
-        """Said by set_device, not by the import."""
+        """set_device raises it, not the import."""
         npu.open_error = RuntimeError("Unsupported soc version: Ascend910B9Z")
         text = refusal(backend())
         assert "Ascend910B9Z" in text
@@ -377,11 +359,11 @@ class TestApply:
         assert effective["hf32_matmul"] is effective["hf32_conv"] is effective["jit_compile"] is False
         assert effective["cpu_fallback_disabled"] is True
         assert effective["internal_format"] is False
-        # Not what was asked for but what is there.
+        # Read back from the device, not from the request.
         npu.matmul.allow_hf32 = True
         assert made.effective_settings()["hf32_matmul"] is True
 
-    def test_effective_tells_settings_that_come_by_the_environment(
+    def test_effective_settings_include_those_of_the_environment(
         self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CPU_AFFINITY_CONF", "2")
@@ -390,7 +372,7 @@ class TestApply:
         assert effective["cpu_affinity"] == "2"
         assert effective["allocator_settings"] == "expandable_segments:True"
 
-    def test_what_a_release_does_not_tell_is_null(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unreadable_setting_is_null(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delattr(FakeNpu, "_get_deterministic_level")
         monkeypatch.delattr(sys.modules["torch_npu"], "_C")
         effective = backend().effective_settings()
@@ -398,7 +380,7 @@ class TestApply:
         assert effective["internal_format"] is None
 
 
-class TestFacts:
+class TestDescription:
     def test_device_is_always_named_with_its_index(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # torch.device("npu") != torch.device("npu:0") in torch-npu; without the plug-in torch knows neither.
         monkeypatch.setattr(torch, "device", lambda *words: words)
@@ -406,9 +388,9 @@ class TestFacts:
         assert backend().device() == ("npu", 0)
 
     def test_describe(self, npu: FakeNpu) -> None:
-        facts = backend(index=1).describe()
-        json.dumps(facts)
-        assert facts == {
+        described = backend(index=1).describe()
+        json.dumps(described)
+        assert described == {
             "kind": "npu",
             "name": "Ascend910B3",
             "index": 1,
@@ -420,7 +402,7 @@ class TestFacts:
         }
         assert backend().peak_lookup_key() == "Ascend910B3"
 
-    def test_an_emulated_device_says_so_and_has_no_peak(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_emulated_device_is_marked_and_has_no_peak(self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(emulation, "is_emulated", lambda: True)
         assert backend().describe()["name"] == "Ascend910B3 (emulated)"
         assert backend().describe()["emulated"] is True
@@ -433,7 +415,7 @@ class TestFacts:
         assert backend().describe()["cube_cores"] is None
         assert backend().describe()["vector_cores"] is None
 
-    def test_memory_beside_the_allocators_is_told(self, npu: FakeNpu) -> None:
+    def test_memory_outside_the_allocator_is_included(self, npu: FakeNpu) -> None:
         assert backend().memory() == {
             "peak_allocated_bytes": 1000,
             "peak_reserved_bytes": 2000,
@@ -517,7 +499,7 @@ class TestPreflight:
             problem = SimpleNamespace(what=name, remedy="x")
             monkeypatch.setattr(host, f"{name}_problems", lambda problem=problem: [problem])
         assert tuple(problem.what for problem in backend().preflight()) == order
-        # Only with CANN's libraries on the path is it worth asking which installation they are of.
+        # The installation is checked only if CANN's libraries are on the loader's path.
         monkeypatch.setattr(host, "library_problems", list)
         found = tuple(problem.what for problem in backend().preflight())
         assert found == ("package", "installation", "device", "variable")
@@ -530,13 +512,13 @@ class TestPreflight:
         monkeypatch.setattr(emulation, "is_emulated", lambda: True)
         assert backend().preflight() == []
         monkeypatch.setattr(emulation, "is_emulated", lambda: False)
-        # Without a node there is nothing that a driver's library would drive.
+        # Without a device node the driver's library is not checked.
         assert [problem.what for problem in backend().preflight()] == ["no node"]
         monkeypatch.setattr(host, "device_problems", list)
         assert [problem.what for problem in backend().preflight()] == ["no driver"]
 
 
-class TestWhatItTellsOfItself:
+class TestTelemetry:
     def test_the_sensor_is_the_devices_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(emulation, "is_emulated", lambda: False)
         monkeypatch.setattr("harness.backends.npu.open_npu_smi", lambda index: f"sensor of {index}")
@@ -554,7 +536,7 @@ class TestWhatItTellsOfItself:
 class CpuInDisguise(NpuBackend):
     """The same backend with its tensors on the CPU: without the plug-in, torch knows no device of that name."""
 
-    # Page-locked memory needs a real accelerator.
+    # Pinned memory needs a real accelerator.
     pins_host_memory = False
 
     def device(self) -> torch.device:
@@ -589,7 +571,7 @@ class TestARun:
         prepared = made.prepare
 
         def prepare(*words: Any, **named: Any) -> Any:
-            # From here on the context is lost: whatever is asked of the device raises the same.
+            # From here on the context is lost: every call of the device raises the same error.
             for name in ("synchronize", "mem_get_info", "get_device_properties", "get_device_name", "device_count"):
                 monkeypatch.setattr(npu, name, raising(set_device_failed(507015, "The aicore execution is abnormal.")))
             return prepared(*words, **named)
@@ -605,7 +587,7 @@ class TestARun:
     def test_whose_first_operation_fails_ends_in_one_line(
         self, npu: FakeNpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The probe runs the first operation: where CANN's kernels are missing, this is where it shows."""
+        """The probe runs the first operation, which fails if CANN's kernels are missing."""
         failure = RuntimeError(
             "matmul_implement_npu:../third_party/op-plugin/op_plugin/ops/opapi/MatmulKernelNpuOpApi.cpp:94 NPU "
             f"function error: call aclnnMatmul failed, error code is 561103\n{STAMP} ERR00100 PTA call acl api failed."
@@ -624,7 +606,7 @@ class TestARun:
 
 
 class TestFusedKernels:
-    """That they compute what the model does is shown on the emulated device (tests/emulated/test_tuned.py)."""
+    """Their results are tested on the emulated device (tests/emulated/test_tuned.py)."""
 
     def test_each_is_one_call(self, npu: FakeNpu) -> None:
         plug_in = sys.modules["torch_npu"]
@@ -643,7 +625,7 @@ class TestFusedKernels:
         kernels = backend().kernels()
         x, tables = torch.ones(1, 2, 3, 4, dtype=torch.bfloat16), torch.ones(3, 4)
         turned = kernels["rotary"]["fused"](x, tables, tables)
-        # In float32, since the tables are; and back to what came in.
+        # In float32 like the tables, and back to the input's dtype.
         assert asked["npu_rotary_mul"][0].dtype == torch.float32
         assert asked["npu_rotary_mul"][1].shape == (1, 1, 3, 4)
         assert turned.dtype == torch.bfloat16

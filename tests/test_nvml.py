@@ -21,7 +21,7 @@ class NVMLError(Exception):
     pass
 
 
-def refuse(*_: object) -> None:
+def unsupported(*_: object) -> None:
     raise NVMLError("not supported")
 
 
@@ -44,7 +44,7 @@ class FakeNvml:
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("nvml") and name in object.__getattribute__(self, "refused"):
-            return refuse
+            return unsupported
         return object.__getattribute__(self, name)
 
     def nvmlInit(self) -> None:

@@ -39,13 +39,13 @@ class Backend(ABC):
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
     """Prefixes of the environment variables that can change what this device does."""
     pins_host_memory: ClassVar[bool] = False
-    """Whether copies from pinned host memory overlap with the device's work."""
+    """True if copies from pinned host memory overlap with the device's work."""
     fallback_pattern: ClassVar[str | None] = None
     """Matches the message on standard error of an operation that ran on the host instead of the device."""
     asynchronous: ClassVar[bool] = True
-    """Whether work is queued, so that the host clock measures it only up to a synchronize."""
+    """True if the device queues work, so that the host clock measures it only up to a synchronize."""
     devices_share_memory: ClassVar[bool] = False
-    """Whether all devices of a host share the `memory_bytes` of one."""
+    """True if all devices of a host share the `memory_bytes` of one."""
 
     def __init__(self, settings: BackendConfig) -> None:
         self.settings = settings

@@ -14,7 +14,7 @@ class Failure:
     cause: str
     remedy: str
     secondary: bool = False
-    """Whether it may only be the consequence of a failure in another process of the same run."""
+    """True if it may be the consequence of a failure in another process of the same run."""
 
 
 OUT_OF_MEMORY_REMEDY = (

@@ -96,7 +96,7 @@ def _aligned(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the summed loss of the first `classes` columns of logits [N, V or more], and its gradient in their dtype."""
+    """Return the summed loss of the first `classes` columns of logits [N, V+], and the gradient in their dtype."""
     columns = torch.arange(logits.shape[1], device=logits.device)[None]
     wide = logits.float()
     if logits.shape[1] > classes:

@@ -23,7 +23,7 @@ class TorchDeviceBackend(Backend):
     driver_tool: ClassVar[str]
     """Command that shows the driver's view of the devices."""
     takes_index: ClassVar[bool] = True
-    """Whether the module's functions take a device index. If not, they act on the current device."""
+    """True if the module's functions take a device index, False if they act on the current device."""
     profiler_activity: ClassVar[str | None] = None
     """Name of this device's member of torch.profiler.ProfilerActivity, if PyTorch's profiler traces it."""
     fault_pattern: ClassVar[re.Pattern[str] | None] = None
