@@ -35,6 +35,7 @@ MAX_README_LINES = 160
 SETTINGS = {key for key, _, _ in iter_settings(Config)}
 SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 RECORD_SCHEMA = json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text())
+GROUP_OPTIONS = group_options()
 TRAIN_OPTIONS = {"--cfg", "--settings", "-m", "--multirun", "--version", "-h", "--help", "--metrics-file"}
 # Backends that a page describes and nobody has: examples of how to add one.
 EXAMPLE_BACKENDS = ("mychip",)
@@ -157,10 +158,19 @@ def problems_of_settings(words: list[str]) -> Iterator[str]:
     words = [word for word in words if word.startswith("data.path=") or not is_placeholder(word.partition("=")[2])]
     if any(f"backend={name}" in words for name in EXAMPLE_BACKENDS):
         words = [word for word in words if not word.startswith("backend=")]
-    try:
-        load([word if "," not in word else word.split(",")[0] for word in words])
-    except ConfigError as error:
+    # Of a sweep, the first.
+    error = error_of_settings(tuple(word.partition(",")[0] for word in words))
+    if error:
         yield f"{' '.join(words)}: {error}"
+
+
+@functools.cache
+def error_of_settings(words: tuple[str, ...]) -> str | None:
+    try:
+        load(list(words))
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def is_placeholder(value: str) -> bool:
@@ -173,7 +183,7 @@ def problems_of_span(page: Path, span: str) -> Iterator[str]:
     for key, value in re.findall(r"(?<![\w./$=-])([a-z][a-z_.]*)=([^\s,]*)", span) if "--" not in span else []:
         if key not in (*GROUPS, *SETTINGS, *OTHER_KEYS):
             yield f"`{span}`: no setting {key}"
-        elif key in GROUPS and not is_placeholder(value) and value not in (*group_options()[key], *EXAMPLE_BACKENDS):
+        elif key in GROUPS and not is_placeholder(value) and value not in (*GROUP_OPTIONS[key], *EXAMPLE_BACKENDS):
             yield f"`{span}`: no {key} {value}"
     for word in span.split():
         first, _, rest = word.partition(".")
