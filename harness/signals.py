@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, keep what is done, then end. A second signal ends at once."""
+"""SIGINT and SIGTERM: the run finishes the current step, saves, and ends; a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import FrameType
 
 from harness.errors import Interrupted
 
-# torchrun passes a terminal's Ctrl-C on to processes that the terminal has reached already: one wish, two signals.
-SECONDS_OF_ONE_WISH = 2.0
+# torchrun forwards a terminal's Ctrl-C to processes that already received it: two signals for one request.
+DUPLICATE_SIGNAL_SECONDS = 2.0
 
 
 class StopRequest:
-    """Remembers a signal while the loop runs; outside the loop a signal ends the process straight away."""
+    """A request to stop: deferred while the loop runs; outside the loop a signal ends the process at once."""
 
     def __init__(self, *, launched: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal_number: int | None = None
@@ -28,7 +28,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Hold the first signal back for the loop to see."""
+        """Defer the first signal until the loop polls `requested`."""
         self._deferring = True
         try:
             yield
@@ -36,18 +36,18 @@ class StopRequest:
             self._deferring = False
 
     def request(self, number: int) -> None:
-        """Note the wish to stop, also one that another process of the run was told."""
+        """Note a request to stop, also one that another process of the run received."""
         if self.signal_number is None:
             self.signal_number, self._first_at = number, self._clock()
 
-    def begin_shutdown(self, *, launched: bool) -> None:
-        """From here on the end is written down: a launcher, which stops all processes now, has to wait for it."""
-        self._ending = launched
+    def begin_shutdown(self) -> None:
+        """Ignore the signals of a launcher from here on: it stops all processes now, and has to wait for the record."""
+        self._ending = self._launched
 
     def handle(self, number: int, _: FrameType | None) -> None:
         now = self._clock()
         if self._ending or (self._launched and self.signal_number is not None
-                            and now - self._first_at < SECONDS_OF_ONE_WISH):  # fmt: skip
+                            and now - self._first_at < DUPLICATE_SIGNAL_SECONDS):  # fmt: skip
             return
         if self._deferring and self.signal_number is None:
             self.request(number)
@@ -57,10 +57,10 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
-    """Install handlers for SIGINT and SIGTERM and put the old ones back afterwards.
+    """Install handlers for SIGINT and SIGTERM, and restore the old ones afterwards.
 
     Args:
-        launched: whether a launcher started this process, which passes signals on.
+        launched: whether a launcher that forwards signals started this process.
     """
     request = StopRequest(launched=launched)
     numbers = (signal.SIGINT, signal.SIGTERM)

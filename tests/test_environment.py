@@ -213,13 +213,13 @@ class TestClocks:
         ],
     )
     def test_tell_what_happened(self, later: tuple[float, float, float], shift: float, suspended: float) -> None:
-        found = self.clocks((1000.0, 10.0, 30.0), later).facts()
+        found = self.clocks((1000.0, 10.0, 30.0), later).to_record()
         assert found == {"wall_clock_shift_seconds": pytest.approx(shift), "suspended_seconds": suspended}
 
     def test_a_system_without_a_clock_since_boot(self) -> None:
-        found = self.clocks((1000.0, 10.0, None), (1060.0, 70.0, None)).facts()
+        found = self.clocks((1000.0, 10.0, None), (1060.0, 70.0, None)).to_record()
         assert found == {"wall_clock_shift_seconds": 0.0, "suspended_seconds": None}
 
     def test_of_this_host_run(self) -> None:
-        found = environment.Clocks().facts()
+        found = environment.Clocks().to_record()
         assert found["wall_clock_shift_seconds"] == pytest.approx(0.0, abs=0.5)

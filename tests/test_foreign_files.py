@@ -172,7 +172,7 @@ class TestRunFolder:
     def test_other_files_are_no_obstacle(self, tmp_path: Path) -> None:
         (tmp_path / "slurm-17.out").write_text("precious")
         (tmp_path / "checkpoints").mkdir()
-        assert acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny").folder == tmp_path
+        assert acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny").path == tmp_path
         assert (tmp_path / "slurm-17.out").read_text() == "precious"
 
     def test_a_link_to_a_disk_that_is_not_mounted(self, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pulses of runs: who leaves them, who reads them, and that a slow run is told from one that hangs."""
+"""Heartbeats of runs: their writer, their reader, and the difference between a slow run and a hung one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from harness import log
 from harness.commands import health
 from harness.commands.health import HUNG
 from harness.errors import UserError
-from harness.training.monitoring import heartbeat as pulse_module
+from harness.training.monitoring import heartbeat as heartbeat_module
 from harness.training.monitoring.heartbeat import (
-    SECONDS_TO_BEGIN,
+    SETUP_LIMIT_SECONDS,
     Heartbeat,
+    HeartbeatState,
     HeartbeatWriter,
     heartbeat_folder,
     read_heartbeats,
@@ -35,56 +36,57 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return heartbeat_folder()
 
 
-def leave(place: Path, **changes: object) -> Heartbeat:
+def leave(place: Path, **changes: object) -> HeartbeatState:
     own = os.getpid()
-    heartbeat = Heartbeat(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
-    heartbeat = replace(heartbeat, **changes)
-    (place / f"{heartbeat.pid}.json").write_text(json.dumps(vars(heartbeat)))
-    return heartbeat
+    state = HeartbeatState(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
+    state = replace(state, **changes)
+    (place / f"{state.pid}.json").write_text(json.dumps(vars(state)))
+    return state
 
 
 class TestWriter:
     def test_silence_is_measured_against_the_longest_pause_so_far(self, tmp_path: Path) -> None:
         now = [100.0]
-        writer = HeartbeatWriter(tmp_path, patience_seconds=60.0, clock=lambda: now[0])
+        heartbeat = Heartbeat(clock=lambda: now[0])
+        writer = HeartbeatWriter(heartbeat, timeout_seconds=60.0, folder=tmp_path)
         now[0] = 150.0
         writer.set_run_folder(tmp_path / "run")
         writer.interval_begins("first")
         now[0] += 900.0
-        writer.beat()
+        heartbeat.beat()
         # Compilation may take as long, and is no measure of what comes after it.
-        assert writer.heartbeat().allowed_silence_seconds == SECONDS_TO_BEGIN
-        assert writer.heartbeat().phase == "setting up"
+        assert writer.state().allowed_silence_seconds == SETUP_LIMIT_SECONDS
+        assert writer.state().phase == "setting up"
         now[0] += 1.0
         writer.interval_ended()
-        assert writer.heartbeat().allowed_silence_seconds == 60.0
+        assert writer.state().allowed_silence_seconds == 60.0
         for _ in range(2):
             now[0] += 50.0
-            writer.beat()
-        told = writer.heartbeat()
-        assert told.allowed_silence_seconds == 500.0
-        assert (told.advances, told.advanced_at, told.phase) == (5, 1151.0, "training")
+            heartbeat.beat()
+        state = writer.state()
+        assert state.allowed_silence_seconds == 500.0
+        assert (state.beats, state.last_beat_at, state.phase) == (5, 1151.0, "training")
         # A slow run: every step takes five times the patience. Ten times the slowest is hung.
         now[0] += 300.0
-        writer.beat()
-        assert not writer.heartbeat().hung(now[0] + 2999.0)
-        assert writer.heartbeat().hung(now[0] + 3001.0)
+        heartbeat.beat()
+        assert not writer.state().is_hung(now[0] + 2999.0)
+        assert writer.state().is_hung(now[0] + 3001.0)
 
     def test_a_thread_writes_when_something_advanced_and_the_end_takes_it_away(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pulse_module, "SECONDS_BETWEEN_WRITES", 0.01)
-        writer = HeartbeatWriter(tmp_path, patience_seconds=60.0)
+        monkeypatch.setattr(heartbeat_module, "SECONDS_BETWEEN_WRITES", 0.01)
+        writer = HeartbeatWriter(Heartbeat(), timeout_seconds=60.0, folder=tmp_path)
         writer.start()
         [file] = tmp_path.glob("*.json")
         first = json.loads(file.read_text())
-        assert (first["phase"], first["advances"]) == ("setting up", 0)
+        assert (first["phase"], first["beats"]) == ("setting up", 0)
         written = file.stat().st_mtime_ns
         time.sleep(0.1)
         assert file.stat().st_mtime_ns == written
         writer.set_run_folder(tmp_path / "run")
         deadline = time.monotonic() + 10
-        while json.loads(file.read_text())["advances"] == 0 and time.monotonic() < deadline:
+        while json.loads(file.read_text())["beats"] == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert json.loads(file.read_text())["folder"] == str(tmp_path / "run")
         writer.stop()
@@ -92,9 +94,9 @@ class TestWriter:
 
     def test_where_none_can_be_left_the_run_goes_on(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         log.set_up([], {})
-        writer = HeartbeatWriter(tmp_path / "missing", patience_seconds=60.0)
+        writer = HeartbeatWriter(Heartbeat(), timeout_seconds=60.0, folder=tmp_path / "missing")
         writer.start()
-        writer.beat()
+        writer.interval_ended()
         writer.stop()
         assert "harness health" in capsys.readouterr().err
 
@@ -102,20 +104,20 @@ class TestWriter:
 class TestVerb:
     def test_no_run(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert health.main([]) == 0
-        assert capsys.readouterr().out == "no run under way\n"
+        assert capsys.readouterr().out == "no run is running\n"
 
     def test_a_run_that_gets_further(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         leave(folder)
         assert health.main([]) == 0
         said = capsys.readouterr().out
-        assert said.startswith(f"training: runs/a (pid {os.getpid()}), advanced 12 times, the last 5 s ago; 600 s")
+        assert said.startswith(f"training: runs/a (pid {os.getpid()}), last progress 5 s ago (limit 600 s)")
 
     def test_one_that_hangs_also_beside_one_that_does_not(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         parent = os.getppid()
         leave(folder, pid=parent, started=started(parent), folder="runs/b")
-        leave(folder, advanced_at=time.monotonic() - 601.0)
+        leave(folder, last_beat_at=time.monotonic() - 601.0)
         assert health.main([]) == HUNG
         said = sorted(capsys.readouterr().out.splitlines())
         assert said[0].startswith("HUNG: runs/a")
@@ -131,7 +133,7 @@ class TestVerb:
     @pytest.mark.parametrize("change", [{"started": "1"}, {"pid": 2**22 + 1}])
     def test_what_a_process_that_is_gone_left_behind_is_swept_up(self, change: dict[str, object], folder: Path) -> None:
         # A container that is started again has a process of the same number.
-        leave(folder, advanced_at=time.monotonic() - 10_000.0, **change)
+        leave(folder, last_beat_at=time.monotonic() - 10_000.0, **change)
         assert read_heartbeats(folder) == []
         assert list(folder.iterdir()) == []
 
@@ -166,7 +168,7 @@ class TestVerb:
         assert "--tmpfs /tmp" in capsys.readouterr().out
 
     def test_bad_words(self) -> None:
-        with pytest.raises(UserError, match="cannot read 'runs/a'"):
+        with pytest.raises(UserError, match="unrecognized arguments: runs/a"):
             health.main(["runs/a"])
 
     def test_needs_no_torch(self, tmp_path: Path) -> None:
@@ -178,4 +180,4 @@ class TestVerb:
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
         )
-        assert (done.returncode, done.stdout) == (0, "no run under way\n"), done.stderr
+        assert (done.returncode, done.stdout) == (0, "no run is running\n"), done.stderr

@@ -16,9 +16,13 @@ from harness.backends.step import PhaseContext, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
+from harness.training.distributed.collectives import Ranks
+from harness.training.evaluation import Evaluator
 from harness.training.history import TrainingHistory
-from harness.training.loop import SPIKE_WINDOW, Loop, plan_intervals
-from harness.training.monitoring.progress import IntervalReport
+from harness.training.loop import Loop, plan_intervals
+from harness.training.loss_checks import SPIKE_WINDOW
+from harness.training.monitoring.loggers import StepsLogger
+from harness.training.observer import IntervalReport, LoopObserver, LoopObservers
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
@@ -89,7 +93,7 @@ class FakeDataset(Dataset):
     def held_out(self, first_sample: int, count: int) -> np.ndarray:
         return np.arange(first_sample, first_sample + count)[:, None]
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {}
 
 
@@ -113,6 +117,19 @@ def on_device(value: float, log: list[str]) -> torch.Tensor:
     return scalar
 
 
+class Display(LoopObserver):
+    """Writes down what a display would show."""
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    def interval_done(self, report: IntervalReport) -> None:
+        self._log.append("show")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self._log.append("show")
+
+
 class Scene:
     """A loop among fakes that write down, in order, everything it does."""
 
@@ -125,19 +142,22 @@ class Scene:
         self.steps = 0
         self._losses, self._norms, self._stop_after_step = losses, norms, stop_after_step
         self._ticks = map(float, count())
+        self.history = done or TrainingHistory()
+        clock = self._ticks.__next__
         self.loop = Loop(
             config,
             self,
             self,  # type: ignore[arg-type]
-            FakeDataset(),
-            StepClock(lambda: self.log.append("sync"), None, asynchronous=True, clock=self._ticks.__next__),
-            self,  # type: ignore[arg-type]
-            self,  # type: ignore[arg-type]
+            StepClock(lambda: self.log.append("sync"), None, asynchronous=True, clock=clock),
+            Evaluator(config.workload, self, FakeDataset(), self.digest, Ranks(), heartbeat=lambda: None, clock=clock),
+            Ranks(),
+            LoopObservers(StepsLogger(self), Display(self.log)),  # type: ignore[arg-type]
             stop_requested=lambda: self._stop_after_step is not None and self.steps >= self._stop_after_step,
-            done=done,
-            save=lambda step, _: self.saved.append(step),
-            clock=self._ticks.__next__,
+            save=(lambda step, _: self.saved.append(step)) if config.checkpoint.every else None,
         )
+
+    def run(self) -> None:
+        self.loop.run(self.history)
 
     # Prefetcher
     def next(self) -> tuple[torch.Tensor, ...]:
@@ -173,21 +193,11 @@ class Scene:
         self.log.append("write")
         self.rows += rows
 
-    # MetricsLogger
-    def interval_done(self, interval: IntervalReport) -> None:
-        self.log.append("show")
-
-    def evaluated(self, step: int, loss: float) -> None:
-        self.log.append("show")
-
-    def close(self) -> None:
-        return None
-
 
 class TestLoop:
     def test_nothing_but_data_and_steps_between_two_synchronisations(self) -> None:
         scene = Scene(config_of())
-        scene.loop.run()
+        scene.run()
         inside, opened = [], False
         for event in scene.log:
             if event == "sync":
@@ -202,40 +212,40 @@ class TestLoop:
 
     def test_rows_are_complete(self) -> None:
         scene = Scene(config_of())
-        scene.loop.run()
+        scene.run()
         assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5, 6]
         assert [row["loss"] for row in scene.rows] == pytest.approx([5, 5 / 2, 5 / 3, 5 / 4, 1, 5 / 6])
         assert {row["tokens"] for row in scene.rows} == {4 * 32}
-        assert scene.loop.result.losses == [row["loss"] for row in scene.rows]
+        assert scene.history.losses == [row["loss"] for row in scene.rows]
 
     def test_evaluation_weighs_parts_of_unequal_size(self) -> None:
         # Five held-out sequences in parts of 2, 2 and 1: the mean over sequences is 2, over parts 2.67.
         scene = Scene(config_of("workload.eval_sequences=5"))
-        scene.loop.run()
-        assert [point["loss"] for point in scene.loop.result.evaluations] == [2.0, 2.0]
+        scene.run()
+        assert [point["loss"] for point in scene.history.evaluations] == [2.0, 2.0]
         assert scene.digest.hexdigest() != BatchDigest().hexdigest()
 
     def test_evaluation_is_no_part_of_training_time(self) -> None:
         with_it, without = Scene(config_of()), Scene(config_of("workload.eval_every=0"))
-        with_it.loop.run()
-        without.loop.run()
+        with_it.run()
+        without.run()
         intervals = {"first": 1, "warmup": 1, "measured": 3}
-        assert len(with_it.loop.result.intervals) == sum(intervals.values())
+        assert len(with_it.history.intervals) == sum(intervals.values())
         # A tick of the scripted clock at each of its readings: two around each step's data, one to end the interval.
-        assert with_it.loop.result.training_seconds == 6 * 2 + 5 * 1
-        assert with_it.loop.result.evaluation_seconds == 2
-        assert without.loop.result.evaluation_seconds == 0
+        assert with_it.history.training_seconds == 6 * 2 + 5 * 1
+        assert with_it.history.evaluation_seconds == 2
+        assert without.history.evaluation_seconds == 0
 
     def test_stops_at_the_target_after_the_evaluation_that_meets_it(self) -> None:
         scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0"))
-        scene.loop.run()
+        scene.run()
         assert scene.steps == 3
-        assert scene.loop.result.target_step == 3
-        assert scene.loop.result.target_training_seconds == scene.loop.result.training_seconds
+        assert scene.history.target_step == 3
+        assert scene.history.target_training_seconds == scene.history.training_seconds
 
     def test_a_stop_request_finishes_the_step_and_keeps_it(self) -> None:
         scene = Scene(config_of("workload.steps=100", "workload.interval_steps=50"), stop_after_step=7)
-        scene.loop.run()
+        scene.run()
         assert scene.steps == 7
         assert [row["step"] for row in scene.rows] == list(range(1, 8))
         assert scene.log[-2:] == ["write", "show"]
@@ -244,84 +254,80 @@ class TestLoop:
     def test_a_loss_that_is_not_finite_ends_the_run_after_it_is_written(self, bad: float) -> None:
         scene = Scene(config_of(), losses=[5.0, 4.0, 3.0, bad, 2.0, 1.0])
         with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step 4") as caught:
-            scene.loop.run()
+            scene.run()
         assert caught.value.status == "diverged"
         assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5]
 
     def test_a_gradient_that_is_not_finite_ends_the_run_except_under_a_loss_scaler(self) -> None:
         norms = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0]
         with pytest.raises(RunFailed, match="the gradient norm became inf at step 3"):
-            Scene(config_of(), norms=norms).loop.run()
-        Scene(config_of("precision=fp16"), norms=norms).loop.run()
+            Scene(config_of(), norms=norms).run()
+        Scene(config_of("precision=fp16"), norms=norms).run()
 
     def test_the_samples_of_a_bad_step_are_kept(self) -> None:
         scene = Scene(config_of(), losses=[5.0, 4.0, math.nan, 3.0, 2.0, 1.0])
         with pytest.raises(RunFailed, match=r"at step 3 \(samples 8 to 11\)"):
-            scene.loop.run()
-        assert scene.loop.result.nonfinite == [
-            {"step": 3, "what": "loss", "value": "nan", "first_sample": 8, "samples": 4}
-        ]
+            scene.run()
+        assert scene.history.nonfinite == [{"step": 3, "what": "loss", "value": "nan", "first_sample": 8, "samples": 4}]
 
     def test_bad_steps_may_be_skipped_up_to_a_limit(self) -> None:
         losses = [5.0, math.nan, 3.0, math.inf, 2.0, 1.0]
         scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=2"), losses=losses)
-        scene.loop.run()
-        assert [entry["step"] for entry in scene.loop.result.nonfinite] == [2, 4]
+        scene.run()
+        assert [entry["step"] for entry in scene.history.nonfinite] == [2, 4]
         scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=1"), losses=losses)
-        with pytest.raises(RunFailed, match=r"at step 4 .* after 1 updates had been skipped"):
-            scene.loop.run()
+        with pytest.raises(RunFailed, match=r"at step 4 .* after one skipped update"):
+            scene.run()
 
     def test_a_loss_that_jumps_ends_the_run_if_asked_to(self) -> None:
         losses = [2.0] * SPIKE_WINDOW + [3.1, 2.0]
         words = [f"workload.steps={len(losses)}", "workload.eval_every=0"]
-        Scene(config_of(*words), losses=losses).loop.run()
-        Scene(config_of(*words, "loss_spike_factor=1.6"), losses=losses).loop.run()
+        Scene(config_of(*words), losses=losses).run()
+        Scene(config_of(*words, "loss_spike_factor=1.6"), losses=losses).run()
         with pytest.raises(RunFailed, match=r"the loss jumped to 3.1000 at step 51 \(samples 200 to 203\)") as caught:
-            Scene(config_of(*words, "loss_spike_factor=1.5"), losses=losses).loop.run()
+            Scene(config_of(*words, "loss_spike_factor=1.5"), losses=losses).run()
         assert caught.value.status == "loss_spike"
 
     def test_early_steps_are_no_spikes(self) -> None:
-        Scene(config_of("loss_spike_factor=1.1"), losses=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]).loop.run()
+        Scene(config_of("loss_spike_factor=1.1"), losses=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]).run()
 
 
 class TestCheckpoints:
     def test_are_due_every_so_many_steps_and_at_the_end(self) -> None:
         scene = Scene(config_of("checkpoint.every=4"))
-        scene.loop.run()
+        scene.run()
         assert scene.saved == [4, 6]
         assert Scene(config_of()).saved == []
 
     def test_are_outside_timed_blocks_and_apart_from_them(self) -> None:
         with_them, without = Scene(config_of("checkpoint.every=2")), Scene(config_of())
-        with_them.loop.run()
-        without.loop.run()
-        assert with_them.loop.result.checkpoint_seconds == 3  # a tick each
-        assert without.loop.result.checkpoint_seconds == 0
+        with_them.run()
+        without.run()
+        assert with_them.history.checkpoint_seconds == 3  # a tick each
+        assert without.history.checkpoint_seconds == 0
         # One interval more, since a save ends one: a tick more.
-        intervals = [len(scene.loop.result.intervals) for scene in (with_them, without)]
-        assert (
-            with_them.loop.result.training_seconds - without.loop.result.training_seconds == intervals[0] - intervals[1]
-        )
+        intervals = [len(scene.history.intervals) for scene in (with_them, without)]
+        assert with_them.history.training_seconds - without.history.training_seconds == intervals[0] - intervals[1]
 
     def test_a_stop_saves_where_it_stops(self) -> None:
         scene = Scene(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)
-        scene.loop.run()
+        scene.run()
         assert scene.saved == [7]
 
     def test_so_does_a_target(self) -> None:
         scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0", "checkpoint.every=50"))
-        scene.loop.run()
+        scene.run()
         assert scene.saved == [3]
 
     def test_a_resumed_loop_goes_on(self) -> None:
         scene = Scene(config_of("checkpoint.every=4"), stop_after_step=3)
-        scene.loop.run()
-        done = TrainingHistory.from_json(json.loads(json.dumps(scene.loop.result.to_json())))
-        assert done == scene.loop.result
+        scene.run()
+        done = TrainingHistory.from_json(json.loads(json.dumps(scene.history.to_json())))
+        assert done == scene.history
         again = Scene(config_of("checkpoint.every=4"), done=done)
-        again.loop.run()
+        again.run()
         assert [row["step"] for row in again.rows] == [4, 5, 6]
         # The evaluation of step 3 was due when the run was stopped: it comes first now.
-        assert [point["step"] for point in again.loop.result.evaluations] == [3, 6]
-        assert again.loop.result.steps_done == 6
+        assert [point["step"] for point in again.history.evaluations] == [3, 6]
+        assert again.history.steps_done == 6
         assert again.saved == [4, 6]

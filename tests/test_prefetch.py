@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.config import WorkloadConfig
 from harness.errors import DataError
 from harness.training.prefetch import Prefetcher
 from harness.workload.data import Dataset
@@ -35,10 +36,14 @@ class Numbered(Dataset):
         return {}
 
 
-def prefetcher(dataset: Dataset, *, first_step: int = 1, last_step: int = 20) -> Prefetcher:
-    return Prefetcher(
-        dataset, first_step=first_step, last_step=last_step, global_batch_size=6, micro_batch_size=2, pin_memory=False
+def work(steps: int) -> WorkloadConfig:
+    return WorkloadConfig(
+        steps=steps, timing_warmup_steps=1, seq_len=2, global_batch_size=6, micro_batch_size=2, learning_rate=1.0
     )
+
+
+def prefetcher(dataset: Dataset, *, first_step: int = 1, last_step: int = 20) -> Prefetcher:
+    return Prefetcher(dataset, work(last_step), first_step=first_step, pin_memory=False)
 
 
 def test_steps_come_in_order_cut_into_micro_batches() -> None:

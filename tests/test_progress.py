@@ -9,12 +9,16 @@ from itertools import count
 import pytest
 
 from harness import log
-from harness.training.monitoring.progress import IntervalReport, JsonProgress, MetricsLoggers, Progress
+from harness.training.monitoring.progress import JsonProgress, Progress
+from harness.training.observer import IntervalReport, LoopObservers
 
 
 def interval(last: int, loss: float, tokens: int, seconds: float, steps: int = 1) -> IntervalReport:
     first = last - steps + 1
-    return IntervalReport("measured", first, last, 100, [loss] * steps, [0.5] * steps, [0.1] * steps, tokens, seconds)
+    each = [seconds / steps] * steps
+    return IntervalReport(
+        "measured", first, last, 100, [loss] * steps, [0.5] * steps, [0.1] * steps, each, tokens, seconds
+    )
 
 
 class Terminal(io.StringIO):
@@ -111,11 +115,11 @@ def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.Capt
     assert "step_seconds" not in line
 
 
-def test_several_listeners_are_all_told() -> None:
+def test_several_observers_are_all_told() -> None:
     one, two = io.StringIO(), io.StringIO()
-    listeners = MetricsLoggers(Progress(2, stream=one), Progress(2, stream=two))
-    listeners.interval_done(interval(2, 1.0, 10, 1.0))
-    listeners.evaluated(2, 0.5)
-    listeners.close()
+    observers = LoopObservers(Progress(2, stream=one), Progress(2, stream=two))
+    observers.interval_done(interval(2, 1.0, 10, 1.0))
+    observers.evaluated(2, 0.5)
+    observers.close()
     assert one.getvalue() == two.getvalue()
     assert one.getvalue().splitlines()[-1] == "step 2/2  eval loss 0.5000"

@@ -10,8 +10,8 @@ from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
 from harness.training.monitoring import prometheus as metrics_file
-from harness.training.monitoring.progress import IntervalReport
 from harness.training.monitoring.prometheus import PrometheusFile, check_prometheus_file
+from harness.training.observer import IntervalReport
 
 parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus-client")
 
@@ -19,7 +19,9 @@ LABELS = {"run": 'runs/"a"', "model": "tiny", "device": "some\nchip"}
 
 
 def interval(last: int = 20) -> IntervalReport:
-    return IntervalReport("measured", last - 9, last, 40, [2.0] * 9 + [1.5], [0.5] * 10, [0.01] * 10, 5120, 0.5)
+    return IntervalReport(
+        "measured", last - 9, last, 40, [2.0] * 9 + [1.5], [0.5] * 10, [0.01] * 10, [0.05] * 10, 5120, 0.5
+    )
 
 
 def read(path: Path) -> dict[str, float]:

@@ -24,15 +24,14 @@ def config(folder: Path, *words: str) -> Config:
 
 def test_a_new_folder_is_begun(tmp_path: Path) -> None:
     taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert taken.folder == tmp_path / "run"
+    assert taken.path == tmp_path / "run"
     assert not taken.resuming
     assert taken.existing_record is None
 
 
 def test_a_run_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
     first = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert first.lock is not None
-    first.lock.close()
+    first.__exit__()
     # How the work is cut up and timed, and on what, may change in between.
     again = acquire_run_folder(
         config(tmp_path / "run", "workload.micro_batch_size=1", "workload.interval_steps=3"), "cpu-tiny"
@@ -44,8 +43,7 @@ def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     held = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     with pytest.raises(ConfigError, match="another process is at work on the run"):
         acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert held.lock is not None
-    held.lock.close()
+    held.__exit__()
     acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
 
 
@@ -71,8 +69,7 @@ def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
 )
 def test_other_work_is_refused_by_name(words: list[str], named: str, tmp_path: Path) -> None:
     taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert taken.lock is not None
-    taken.lock.close()
+    taken.__exit__()
     with pytest.raises(ConfigError) as refused:
         acquire_run_folder(config(tmp_path / "run", *words), "cpu-tiny")
     assert named in str(refused.value)
@@ -88,8 +85,7 @@ def test_a_damaged_config_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert taken.lock is not None
-    taken.lock.close()
+    taken.__exit__()
     write_record(tmp_path / "run", make_record())
     again = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     assert again.existing_record == read_record(tmp_path / "run")
@@ -98,8 +94,7 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
 def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
     for _ in range(2):
         taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-        assert taken.lock is not None
-        taken.lock.close()
+        taken.__exit__()
         write_record(tmp_path / "run", make_record(status="interrupted"))
     assert acquire_run_folder(config(tmp_path / "run"), "cpu-tiny").resuming
     assert sorted(path.name for path in (tmp_path / "run").glob("record*")) == ["record-1.json", "record-2.json"]
@@ -107,8 +102,7 @@ def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
 
 def test_without_resume_nothing_is_taken_up(tmp_path: Path) -> None:
     taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert taken.lock is not None
-    taken.lock.close()
+    taken.__exit__()
     with pytest.raises(ConfigError, match="was cut off"):
         acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
 

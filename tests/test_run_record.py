@@ -1,4 +1,4 @@
-"""From raw intervals to the record's timing part: arithmetic, and null for what was not measured."""
+"""The record's timing and ranks from raw intervals: arithmetic, and null for what was not measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 
 from harness.composition import load
 from harness.training.history import TrainingHistory
-from harness.training.run_record import describe_ranks, rank_timing, target_section, timing_section
+from harness.training.measurements import Measurements, describe_ranks, rank_timing
+from harness.training.run_record import target_section, timing_section
 from harness.training.timing import TimedInterval
 from tests.conftest import TINY
 
@@ -18,7 +19,7 @@ def interval(first: int, last: int, seconds: float, wait: float = 0.0) -> TimedI
     return TimedInterval(first, last, seconds, wait, [seconds / steps] * steps, None)
 
 
-def test_headline_comes_from_the_measured_blocks_alone() -> None:
+def test_headline_comes_from_the_measured_intervals_alone() -> None:
     done = TrainingHistory(
         intervals=[
             ("first", interval(1, 1, 100.0)),
@@ -28,7 +29,7 @@ def test_headline_comes_from_the_measured_blocks_alone() -> None:
         ],
         evaluation_seconds=3.0,
     )
-    found = timing_section(CONFIG, done, 1.5, "host")
+    found = timing_section(CONFIG, Measurements(setup_seconds=1.5, step_seconds_method="host"), done)
     assert found["first_step_seconds"] == 100.0
     assert found["warmup"] == {"steps": 4, "seconds": 40.0}
     assert found["measured_steps"] == 5
@@ -44,10 +45,10 @@ def test_headline_comes_from_the_measured_blocks_alone() -> None:
 
 
 def test_what_was_not_measured_is_null_not_zero() -> None:
-    found = timing_section(CONFIG, TrainingHistory(intervals=[("first", interval(1, 1, 2.0))]), None, "host")
+    found = timing_section(CONFIG, Measurements(), TrainingHistory(intervals=[("first", interval(1, 1, 2.0))]))
     for key in ("mean_step_seconds", "tokens_per_second", "data_wait_fraction", "setup_seconds"):
         assert found[key] is None
-    assert timing_section(CONFIG, TrainingHistory(), None, "host")["first_step_seconds"] is None
+    assert timing_section(CONFIG, Measurements(), TrainingHistory())["first_step_seconds"] is None
 
 
 def test_target() -> None:
@@ -62,7 +63,7 @@ def test_target() -> None:
     }  # fmt: skip
 
 
-def told(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
+def figures_of(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
     return [
         {
             "step_seconds": None if busy is None else busy + (waited or 0.0),
@@ -76,20 +77,20 @@ def told(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, 
 class TestRanks:
     def test_the_straggler_is_the_one_that_does_not_wait(self) -> None:
         # All take 0.4 s a step, since each waits for the slowest.
-        found = describe_ranks(told((0.3, 0.1), (0.4, 0.0), (0.31, 0.09), (0.29, 0.11)))
+        found = describe_ranks(figures_of((0.3, 0.1), (0.4, 0.0), (0.31, 0.09), (0.29, 0.11)))
         assert [rank["rank"] for rank in found["ranks"]] == [0, 1, 2, 3]
         assert [rank["step_seconds"] for rank in found["ranks"]] == pytest.approx([0.4] * 4)
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == pytest.approx([0.3, 0.4, 0.31, 0.29])
         assert found["stragglers"] == [{"rank": 1, "slowdown": pytest.approx(0.4 / 0.3)}]
 
     def test_a_few_per_cent_make_no_straggler(self) -> None:
-        assert describe_ranks(told((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
+        assert describe_ranks(figures_of((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
 
     def test_of_two_ranks_the_slower_one(self) -> None:
-        assert [rank["rank"] for rank in describe_ranks(told((0.4, 0.0), (0.3, 0.1)))["stragglers"]] == [0]
+        assert [rank["rank"] for rank in describe_ranks(figures_of((0.4, 0.0), (0.3, 0.1)))["stragglers"]] == [0]
 
     def test_unknown_waits_make_no_straggler(self) -> None:
-        found = describe_ranks(told((0.3, None), (0.9, None)))
+        found = describe_ranks(figures_of((0.3, None), (0.9, None)))
         assert found["stragglers"] == []
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == [None, None]
 

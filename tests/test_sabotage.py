@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
 from harness.records.files import content_digest
 from harness.training import loop as loop_module
-from harness.training import trainer as trainer_module
+from harness.training import prepare as prepare_module
 from harness.training.distributed import parallel as parallel_module
 from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.training.prefetch import Prefetcher
@@ -81,7 +82,7 @@ def skipped_batch(patch: pytest.MonkeyPatch) -> None:
     # One more is made, so that the last step has its data.
     made = Prefetcher.__init__
     patch.setattr(
-        Prefetcher, "__init__", lambda self, *a, **k: made(self, *a, **{**k, "last_step": k["last_step"] + 1})
+        Prefetcher, "__init__", lambda self, data, work, **k: made(self, data, replace(work, steps=work.steps + 1), **k)
     )
 
 
@@ -122,12 +123,12 @@ def no_clipping(patch: pytest.MonkeyPatch) -> None:
 
 
 def half_precision_of_another_kind(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(eager, "AUTOCAST_DTYPES", {"bf16": torch.float16})
+    patch.setattr(eager, "autocast_dtype", lambda precision: torch.float16)
 
 
 def optimizer_with(**changes: Any) -> Patch:
     def sabotage(patch: pytest.MonkeyPatch) -> None:
-        real = trainer_module.build_optimizer
+        real = prepare_module.build_optimizer
 
         def build(model: torch.nn.Module, work: WorkloadConfig, track: TrackConfig) -> torch.optim.AdamW:
             optimizer = real(model, work, track)
@@ -135,7 +136,7 @@ def optimizer_with(**changes: Any) -> Patch:
                 group.update(changes)
             return optimizer
 
-        patch.setattr(trainer_module, "build_optimizer", build)
+        patch.setattr(prepare_module, "build_optimizer", build)
 
     return sabotage
 
@@ -144,7 +145,6 @@ def one_layer_fewer(patch: pytest.MonkeyPatch) -> None:
     real = parallel_module.build_model
 
     def build(config: Any, *rest: Any, **named: Any) -> Transformer:
-        from dataclasses import replace
 
         return real(replace(config, num_hidden_layers=config.num_hidden_layers - 1), *rest, **named)
 
@@ -270,7 +270,7 @@ def test_another_seed_is_caught(honest: dict[str, Path], tmp_path: Path) -> None
     assert "seed: 1 against 2" in pair.gates[-1].details
 
 
-@pytest.mark.parametrize("careful", [False, True], ids=["by an editor", "checksum made anew"])
+@pytest.mark.parametrize("careful", [False, True], ids=["by an editor", "checksum recomputed"])
 def test_a_tampered_record_is_refused(careful: bool, honest: dict[str, Path], tmp_path: Path) -> None:
     record: dict[str, Any] = json.loads((honest["fp32"] / "record.json").read_text())
     record["timing"]["mean_step_seconds"] /= 2

@@ -123,15 +123,15 @@ class TestLedger:
                 telemetry._integrator.add(
                     float(second), Reading(watts, temperature_celsius=watts / 10, throttle_reasons=())
                 )
-            ledgers.append(telemetry.facts(4.0, 400))
-        elsewhere = Telemetry(READ_BY_ANOTHER).facts(4.0, 400)
+            ledgers.append(telemetry.to_record(4.0, 400))
+        elsewhere = Telemetry(READ_BY_ANOTHER).to_record(4.0, 400)
         whole = merge_ranks([*ledgers, elsewhere])
         assert (whole["method"], whole["reason"]) == ("sampled", None)
         assert whole["measured_joules"] == pytest.approx(1600.0)
         assert whole["joules_per_token"] == pytest.approx(4.0)
         assert whole["temperature_celsius"] == {"mean": 20.0, "min": 10.0, "max": 30.0}
         assert merge_ranks([ledgers[0], elsewhere]) == ledgers[0]
-        silent = merge_ranks([ledgers[0], Telemetry("no driver").facts(4.0, 400), elsewhere])
+        silent = merge_ranks([ledgers[0], Telemetry("no driver").to_record(4.0, 400), elsewhere])
         assert (silent["method"], silent["reason"]) == ("none", "rank 1: no driver")
         assert silent["measured_joules"] is None
         assert set(silent) == set(whole) == set(ledgers[0])
@@ -177,7 +177,7 @@ class TestTelemetry:
         sensor = ScriptedSensor()
         telemetry = self.measured(sensor)
         seconds = telemetry._integrator._closed_seconds
-        facts = telemetry.facts(seconds, tokens=1000)
+        facts = telemetry.to_record(seconds, tokens=1000)
         assert facts["reason"] is None
         assert (facts["method"], facts["source"], facts["scope"]) == ("sampled", "script", "the board")
         assert facts["mean_power_watts"] == pytest.approx(50.0)
@@ -189,7 +189,7 @@ class TestTelemetry:
         assert telemetry.latest == Reading(power_watts=50.0, temperature_celsius=60.0, throttle_reasons=())
 
     def test_no_sensor_is_said_and_every_figure_is_null(self) -> None:
-        facts = self.measured("hidden from this machine").facts(10.0, 1000)
+        facts = self.measured("hidden from this machine").to_record(10.0, 1000)
         assert (facts["method"], facts["reason"]) == ("none", "hidden from this machine")
         figures = ("measured_joules", "mean_power_watts", "joules_per_token", "power_watts", "temperature_celsius",
                    "clock_mhz", "utilization_percent", "throttled", "source", "scope", "period_seconds")  # fmt: skip
@@ -204,7 +204,7 @@ class TestTelemetry:
         thread.join(10)
         assert not thread.is_alive()
         telemetry.stop()
-        facts = telemetry.facts(10.0, 1000)
+        facts = telemetry.to_record(10.0, 1000)
         # The last one is the look at the end.
         assert facts["failed_readings"] == FAILURES_IN_A_ROW + 1
         assert facts["reason"] == f"{FAILURES_IN_A_ROW + 1} readings failed: no answer"
@@ -213,7 +213,7 @@ class TestTelemetry:
     def test_a_sensor_that_fails_once_goes_on(self) -> None:
         sensor = ScriptedSensor(fails=1)
         telemetry = self.measured(sensor)
-        assert telemetry.facts(telemetry._integrator._closed_seconds, 10)["failed_readings"] == 1
+        assert telemetry.to_record(telemetry._integrator._closed_seconds, 10)["failed_readings"] == 1
         assert telemetry.latest is not None
 
 
@@ -270,7 +270,7 @@ class TestRapl:
         counts.mkdir(parents=True)
         (counts / "package_throttle_count").write_text("3\n")
         sensor = self.opened(tmp_path)
-        assert sensor.read() == Reading(energy_joules=14.0, temperature_celsius=61.0, throttle_reasons=())
+        assert sensor.read() == Reading(energy_joules=14.0, temperature_celsius=61.0)
         (counts / "package_throttle_count").write_text("4\n")
         assert sensor.read().throttle_reasons == ("temperature",)
         assert sensor.read().throttle_reasons == ()

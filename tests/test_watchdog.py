@@ -10,14 +10,15 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.training.distributed.watchdog import (
-    SECONDS_OF_SILENCE,
-    SECONDS_OF_SILENCE_AFTER_BREAK,
-    SECONDS_TO_END,
-    SECONDS_TO_WRITE,
+    END_TIMEOUT_SECONDS,
+    SILENCE_AFTER_BREAK_TIMEOUT_SECONDS,
+    SILENCE_TIMEOUT_SECONDS,
+    WRITE_TIMEOUT_SECONDS,
     RankFailure,
     Watchdog,
     rendezvous,
 )
+from harness.training.monitoring.heartbeat import Heartbeat
 
 OOM = RankFailure(1, "oom", "out of memory; use less")
 
@@ -63,11 +64,13 @@ class Scene:
     def __init__(self, size: int, hung_seconds: float = 100) -> None:
         self.store, self.now = MemoryStore(), 0.0
         self.abandoned: dict[int, RankFailure] = {}
+        self.heartbeats = [Heartbeat() for _ in range(size)]
         self.ranks = [
             Watchdog(
                 self.store,
                 rank,
                 size,
+                self.heartbeats[rank],
                 hung_seconds=hung_seconds,
                 force_exit=self._force_exit(rank),
                 clock=lambda: self.now,
@@ -87,7 +90,7 @@ class Scene:
             self.now += 1
             for rank in sorted(alive):
                 if busy is None or rank in busy:
-                    self.ranks[rank].beat()
+                    self.heartbeats[rank].beat()
                 self.ranks[rank].poll()
 
 
@@ -134,24 +137,24 @@ class TestWatch:
         scene = Scene(3)
         scene.pass_time(20, {0, 1, 2})
         alive = {0, 1, 2} - {dead}
-        scene.pass_time(SECONDS_OF_SILENCE, alive)
+        scene.pass_time(SILENCE_TIMEOUT_SECONDS, alive)
         assert scene.ranks[0].first_failure() is None
         scene.pass_time(2, alive)
         known = scene.ranks[0].first_failure()
         assert known is not None
         assert (known.rank, known.status) == (dead, "rank_lost")
-        assert "gone without a word" in known.message
+        assert "stopped responding" in known.message
         # The main thread has its time to end by itself.
         assert scene.abandoned == {}
-        scene.pass_time(SECONDS_TO_END + 2, alive)
+        scene.pass_time(END_TIMEOUT_SECONDS + 2, alive)
         assert set(scene.abandoned) == alive
         assert all(failure.rank == dead for failure in scene.abandoned.values())
 
     def test_after_a_broken_connection_less_silence_is_enough(self) -> None:
         scene = Scene(2)
         scene.pass_time(5, {0, 1})
-        scene.ranks[0]._silence = SECONDS_OF_SILENCE_AFTER_BREAK  # what settle sets
-        scene.pass_time(SECONDS_OF_SILENCE_AFTER_BREAK + 2, {0})
+        scene.ranks[0]._silence = SILENCE_AFTER_BREAK_TIMEOUT_SECONDS  # what settle sets
+        scene.pass_time(SILENCE_AFTER_BREAK_TIMEOUT_SECONDS + 2, {0})
         known = scene.ranks[0].first_failure()
         assert known is not None
         assert known.status == "rank_lost"
@@ -159,16 +162,16 @@ class TestWatch:
     def test_the_others_find_rank_0_dead(self) -> None:
         scene = Scene(3)
         scene.pass_time(5, {0, 1, 2})
-        scene.pass_time(SECONDS_OF_SILENCE + SECONDS_TO_END + 3, {1, 2})
+        scene.pass_time(SILENCE_TIMEOUT_SECONDS + END_TIMEOUT_SECONDS + 3, {1, 2})
         assert set(scene.abandoned) == {1, 2}
         assert all(failure.rank == 0 for failure in scene.abandoned.values())
 
     def test_a_rank_that_lives_but_gets_no_further_hangs(self) -> None:
         scene = Scene(3, hung_seconds=30)
         scene.pass_time(5, {0, 1, 2})
-        # All stand still at the next collective; rank 2 had got least far.
-        scene.ranks[0].beat()
-        scene.ranks[1].beat()
+        # All wait at the next collective; rank 2 is the furthest behind.
+        scene.heartbeats[0].beat()
+        scene.heartbeats[1].beat()
         scene.pass_time(30, {0, 1, 2}, busy=set())
         assert scene.ranks[0].first_failure() is None
         scene.pass_time(3, {0, 1, 2}, busy=set())
@@ -196,9 +199,9 @@ class TestWatch:
     def test_a_main_thread_that_reported_has_time_to_wait_for_the_record(self) -> None:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
-        scene.pass_time(SECONDS_TO_END + 2, {0, 1})
+        scene.pass_time(END_TIMEOUT_SECONDS + 2, {0, 1})
         assert set(scene.abandoned) == {0}
-        scene.pass_time(SECONDS_TO_WRITE, {1})
+        scene.pass_time(WRITE_TIMEOUT_SECONDS, {1})
         assert set(scene.abandoned) == {0, 1}
 
     def test_waits_for_the_record(self) -> None:
@@ -220,7 +223,7 @@ class TestSeats:
     def test_a_rank_that_does_not_come_is_named(self) -> None:
         store = MemoryStore()
         store.set("seat/2", "1")
-        with pytest.raises(ConfigError, match=r"1, 3 of the ranks 0 to 3 did not come within 3 s"):
+        with pytest.raises(ConfigError, match=r"1, 3 of the ranks 0 to 3 did not join within 3 s"):
             self.take(store, 0, 4)
 
     def test_two_processes_of_one_rank(self) -> None:

@@ -30,38 +30,45 @@ STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 @dataclass
 class RunFolder:
-    """A run's folder, held by this process until it ends."""
+    """A run's folder, locked by this process until the context ends or the process does."""
 
-    folder: Path
+    path: Path
     existing_record: dict[str, Any] | None = None
     """The record, if the run in the folder had ended well before."""
     resuming: bool = False
     """Whether the folder holds an earlier attempt at this run."""
-    lock: IO[str] | None = None
+    _lock: IO[str] | None = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
 
 def acquire_run_folder(config: Config, label: str) -> RunFolder:
-    """Take a new folder, or with `resume=auto` the folder of a run that was cut off.
+    """Create a folder and lock it, or with `resume=auto` lock the folder of an interrupted run.
 
     Raises:
-        ConfigError: the folder holds another run, or a process that is still at work on this one.
+        ConfigError: the folder holds another run, or another process is running this one.
     """
     folder = Path(config.out).expanduser() if config.out is not None else None
     if config.checkpoint.every and folder is not None:
         _refuse_broken_link(folder / CHECKPOINT_FOLDER)
     if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
-        lock = _lock(folder)
+        lock = _acquire_lock(folder)
         _refuse_other_work(folder, config)
         if (folder / RECORD_FILE).exists():
             record = read_record(folder)
             if record["status"] == "ok":
-                return RunFolder(folder, existing_record=record, lock=lock)
+                return RunFolder(folder, existing_record=record, _lock=lock)
             # The record of an attempt that did not end well is kept under another name.
             archive_file(folder / RECORD_FILE)
-        return RunFolder(folder, resuming=True, lock=lock)
+        return RunFolder(folder, resuming=True, _lock=lock)
     folder = create_run_folder(config.out, label)
     write_config(folder, to_yaml(config))
-    return RunFolder(folder, lock=_lock(folder))
+    return RunFolder(folder, _lock=_acquire_lock(folder))
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -144,7 +151,7 @@ def _refuse_broken_link(folder: Path) -> None:
         )
 
 
-def _lock(folder: Path) -> IO[str] | None:
+def _acquire_lock(folder: Path) -> IO[str] | None:
     """Hold the folder until this process ends, however it ends."""
     file = open(folder / CONFIG_FILE, encoding="utf-8")  # noqa: SIM115 (held as long as the process lives)
     try:

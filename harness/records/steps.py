@@ -50,16 +50,6 @@ class StepsWriter:
             self._file.close()
 
 
-class NoWriter:
-    """Stands in for steps.jsonl on the ranks that write nothing."""
-
-    def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-
 def _rows_up_to(path: Path, step: int) -> str:
     """Return the lines of the first `step` steps; a last one that was cut off by a crash is not among them."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]

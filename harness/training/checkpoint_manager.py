@@ -1,15 +1,20 @@
-"""Saves a run while it lasts, and puts one that was cut off back to where its checkpoint left it."""
+"""Checkpoints of a run: saved while it trains, and restored when it is resumed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.backends.step import TrainStep
+from harness.config import Config, workload_id
 from harness.errors import CheckpointError
 from harness.training.checkpoint import CheckpointStore, TrainingState
 from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.process_group import RunProcesses
 from harness.training.history import TrainingHistory
+from harness.training.prepare import PreparedTraining
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
 
@@ -30,8 +35,10 @@ class CheckpointManager:
     """Of the batches that this rank has trained on; what is saved is that of all ranks."""
     ranks: Ranks
     global_batch_size: int
+    heartbeat: Callable[[], None]
+    """Called after each save."""
     fixed: dict[str, Any]
-    """What has to be the same when the run goes on: `init`, the digest of the initial weights, and `data`."""
+    """Has to be the same when the run is resumed: `init`, the digest of the initial weights, and `data`."""
 
     def save(self, at_step: int, done: TrainingHistory) -> None:
         """Write the checkpoint of the step that has just been done. Collective.
@@ -39,7 +46,7 @@ class CheckpointManager:
         Raises:
             RunFailed: the disk is full or not writable.
         """
-        self.dataset.refuse_changes()
+        self.dataset.check_unchanged()
         progress = {
             "loop": done.to_json(),
             "batches": self.ranks.combined_digest(self.batch_digest),
@@ -48,6 +55,7 @@ class CheckpointManager:
             "samples": self._samples(at_step),
         }
         self.checkpoints.save(at_step, self.state.tensors(), progress)
+        self.heartbeat()
 
     def resume(self, from_step: int) -> TrainingHistory:
         """Put model, optimizer and step where the checkpoint left them, and return what had been measured. Collective.
@@ -65,7 +73,7 @@ class CheckpointManager:
             if before != now:
                 raise CheckpointError(
                     f"resume: {what} are not what the run began with: found {now}, expected {before}; bring that back, "
-                    "or begin anew in another out=DIR"
+                    "or start again in another out=DIR"
                 )
         self.step.restore(progress["step"])
         if self.ranks.is_main:
@@ -79,3 +87,32 @@ class CheckpointManager:
         for sample in (0, (step - 1) * self.global_batch_size):
             digest.add("train", sample, self.dataset.train(sample, 1))
         return digest.hexdigest()
+
+
+def make_checkpoint_manager(
+    folder: Path,
+    config: Config,
+    prepared: PreparedTraining,
+    dataset: Dataset,
+    batch_digest: BatchDigest,
+    processes: RunProcesses,
+    *,
+    data: dict[str, Any],
+) -> CheckpointManager:
+    """Return the checkpoint manager of a run.
+
+    Args:
+        data: the description of the dataset, which must not change between attempts.
+    """
+    ranks = processes.ranks
+    return CheckpointManager(
+        checkpoints=CheckpointStore(folder, ranks, workload_id=workload_id(config), keep=config.checkpoint.keep),
+        state=TrainingState(prepared.model, prepared.optimizer),
+        step=prepared.step,
+        dataset=dataset,
+        batch_digest=batch_digest,
+        ranks=ranks,
+        global_batch_size=config.workload.global_batch_size,
+        fixed={"init": prepared.init_digest, "data": data},
+        heartbeat=processes.heartbeat.beat,
+    )

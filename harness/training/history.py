@@ -1,4 +1,4 @@
-"""What a run has measured so far."""
+"""The history of a training: its losses, timed intervals and evaluations so far."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from harness.training.timing import TimedInterval
 
 @dataclass
 class TrainingHistory:
-    """Everything that a run has measured so far. Lists are in step order and complete up to the last interval."""
+    """The losses, times and evaluations so far. Lists are in step order and complete up to the last interval."""
 
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     intervals: list[tuple[str, TimedInterval]] = field(default_factory=list)
     exchanges: list[tuple[int, float | None]] = field(default_factory=list)
-    """Of each interval, the bytes that this rank handed to collectives and the seconds it stood still for them."""
+    """Of each interval, the bytes that this rank handed to collectives, and its exposed communication in seconds."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
@@ -24,7 +24,6 @@ class TrainingHistory:
     target_training_seconds: float | None = None
     target_wall_seconds: float | None = None
     evaluation_seconds: float = 0.0
-
     checkpoint_seconds: float = 0.0
 
     @property
@@ -41,8 +40,8 @@ class TrainingHistory:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingHistory:
-        """Return what `to_json` was made of."""
-        done = cls(**values)
-        done.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
-        done.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
-        return done
+        """Return the history that `to_json` was called on."""
+        history = cls(**values)
+        history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
+        history.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
+        return history

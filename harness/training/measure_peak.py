@@ -1,9 +1,8 @@
-"""Measures what a device can do at most, alone or with others, and makes the record of it."""
+"""The peak rates of a device, measured on one process or on several at once, as a record."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 from harness import environment, log
@@ -12,59 +11,61 @@ from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
 from harness.records.record import SCHEMA_VERSION
 from harness.text import utc_now
-from harness.training.distributed.process_group import RunProcesses
+from harness.training.distributed.process_group import RunProcesses, join_processes
+from harness.training.measurements import Contention
 from harness.training.microbenchmarks import Microbenchmarks
+from harness.training.monitoring.heartbeat import Heartbeat
 from harness.world import World
 
 
 def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, Any]:
     """Return the peak record of a backend that passed its preflight.
 
-    Of several processes each calls this; each measures its own device while the others do the same, and rank 0's
-    figures are returned, with those of the all-reduce that all take part in.
+    Each of several processes calls this and measures its own device while the others do the same. Returned are rank
+    0's figures, and the all-reduce of all ranks.
 
     Raises:
         UserError: the device cannot be used, or is an emulation and has no speed.
     """
-    group = RunProcesses(world, config.parallel.timeout_seconds)
-    group.connect()
-    try:
-        backend.load()
+    with join_processes(world, Heartbeat(), timeout_seconds=config.parallel.timeout_seconds) as processes:
         try:
-            group.init_collectives(backend)
-            return _measure(config, backend, group)
-        finally:
-            backend.close()
-    except UserError as error:
-        raise group.failure_for_all(error) from error
-    except Exception as error:
-        failure = backend.classify_error(error)
-        if failure is None:
-            raise
-        raise group.failure_for_all(BackendUnavailable(f"{failure.cause}; {failure.remedy}")) from error
-    finally:
-        group.close()
+            backend.load()
+            try:
+                processes.init_collectives(backend)
+                return _measure(backend, processes)
+            finally:
+                backend.close()
+        except UserError as error:
+            raise processes.failure_for_all(error) from error
+        except Exception as error:
+            failure = backend.classify_error(error)
+            if failure is None:
+                raise
+            unavailable = BackendUnavailable(f"{failure.cause}; {failure.remedy}")
+            raise processes.failure_for_all(unavailable) from error
 
 
-def _measure(config: Config, backend: Backend, group: RunProcesses) -> dict[str, Any]:
-    started_at = utc_now()
+def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
+    started_at, world_size = utc_now(), processes.world.size
     backend.apply("fp32")
     device = backend.describe()
     if device.get("emulated"):
         raise BackendUnavailable(
-            f"backend {backend.name}: the device is an emulation, whose speed says nothing of any device; measure a "
+            f"backend {backend.name}: the device is an emulation, whose speed is not that of any device; measure a "
             "real one"
         )
-    say = _progress_printer(group)
-    before = backend.clock_state()
-    contention = environment.CpuContention()
+    progress = _ProgressPrinter(processes)
+    contention = Contention(backend, processes.ranks)
     benchmarks = Microbenchmarks(backend, device.get("memory_bytes"))
-    products = {precision: _products(benchmarks, backend, precision, say, group) for precision in PRECISIONS}
+    products = {precision: _products(benchmarks, backend, precision, progress) for precision in PRECISIONS}
     backend.apply("fp32")
-    say("memory")
+    progress.print("memory")
     memory = benchmarks.memory_bandwidth()
-    say("launches and copies from the host")
-    peak = {
+    progress.print("launches and copies from the host")
+    launch, host_copies = benchmarks.launch_latency(), benchmarks.host_copies()
+    if world_size > 1:
+        progress.print("all-reduce")
+    return {
         "schema_version": SCHEMA_VERSION,
         "kind": "peak",
         "started_at": started_at,
@@ -76,51 +77,47 @@ def _measure(config: Config, backend: Backend, group: RunProcesses) -> dict[str,
         "device": device,
         "effective_settings": {**backend.effective_settings(), "threads": backend.device_threads()},
         "environment": environment.collect(backend.environment_prefixes, backend.distributions),
-        "world_size": group.world.size,
+        "world_size": world_size,
         "matrix_products": products,
         "memory": memory,
-        "launch": benchmarks.launch_latency(),
-        "host_copies": benchmarks.host_copies(),
-    }
-    if group.world.size > 1:
-        say("all-reduce")
-    return {
-        **peak,
-        "all_reduce": benchmarks.all_reduce(group.world.size),
-        "contention": {
-            "other_processes_cpu_fraction": contention.other_fraction(),
-            "device_processes": backend.other_processes(),
-            "device_condition": None if before is None else {"before": before, "after": backend.clock_state()},
-        },
+        "launch": launch,
+        "host_copies": host_copies,
+        "all_reduce": benchmarks.all_reduce(world_size),
+        "contention": contention.finish(),
         "finished_at": utc_now(),
     }
 
 
+class _ProgressPrinter:
+    """Logs the stages of the measurement on rank 0, with the seconds since its start."""
+
+    def __init__(self, processes: RunProcesses) -> None:
+        self._processes, self._began = processes, time.monotonic()
+
+    def beat(self) -> None:
+        """Note that a size has been measured."""
+        self._processes.heartbeat.beat()
+
+    def print(self, stage: str) -> None:
+        self.beat()
+        if self._processes.world.is_main:
+            log.info(f"{time.monotonic() - self._began:5.1f} s  {stage}")
+
+
 def _products(
-    benchmarks: Microbenchmarks, backend: Backend, precision: str, say: Callable[[str], None], group: RunProcesses
+    benchmarks: Microbenchmarks, backend: Backend, precision: str, progress: _ProgressPrinter
 ) -> dict[str, Any] | None:
-    """Return the sweep of one precision, or None where the device does not have it."""
-    say(f"matrix products in {precision}")
+    """Return the sweep of one precision, or None where the device does not support it."""
+    progress.print(f"matrix products in {precision}")
     try:
         backend.apply(precision)
-        return benchmarks.matrix_products(precision, group.heartbeat)
+        return benchmarks.matrix_products(precision, progress.beat)
     except BackendUnavailable as error:
-        say(f"{precision} is left out: {error}")
+        progress.print(f"{precision} is skipped: {error}")
         return None
     except RuntimeError as error:
         if backend.classify_error(error) is not None:
             raise
-        # A precision without a kernel: PyTorch says so in its own words.
-        say(f"{precision} is left out: {' '.join(str(error).split())}")
+        # PyTorch's own message about a precision without a kernel.
+        progress.print(f"{precision} is skipped: {' '.join(str(error).split())}")
         return None
-
-
-def _progress_printer(group: RunProcesses) -> Callable[[str], None]:
-    began = time.monotonic()
-
-    def say(what: str) -> None:
-        group.heartbeat()
-        if group.world.is_main:
-            log.info(f"{time.monotonic() - began:5.1f} s  {what}")
-
-    return say

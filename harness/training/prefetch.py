@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that needs them, on a thread of their own."""
+"""Prefetching: batches made ahead of the step that needs them, on a thread of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 
 import torch
 
+from harness.config import WorkloadConfig
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
 
@@ -24,20 +25,16 @@ class Prefetcher:
     def __init__(
         self,
         dataset: Dataset,
+        work: WorkloadConfig,
         *,
         first_step: int,
-        last_step: int,
-        global_batch_size: int,
-        micro_batch_size: int,
         pin_memory: bool,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self._dataset = dataset
-        self._steps = range(first_step, last_step + 1)
-        self._global_batch_size = global_batch_size
-        self._micro_batch_size = micro_batch_size
-        self._rank, self._share = rank, global_batch_size // ranks
+        self._dataset, self._work = dataset, work
+        self._steps = range(first_step, work.steps + 1)
+        self._rank, self._share = rank, work.global_batch_size // ranks
         self._pin_memory = pin_memory
         self._queue: queue.Queue[tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException] = queue.Queue(DEPTH)
         self._stop = threading.Event()
@@ -74,14 +71,14 @@ class Prefetcher:
             self._put(error)
 
     def _make(self, step: int) -> tuple[tuple[torch.Tensor, ...], BatchDigest]:
-        first_sample = (step - 1) * self._global_batch_size + self._rank * self._share
+        first_sample = (step - 1) * self._work.global_batch_size + self._rank * self._share
         sequences = self._dataset.train(first_sample, self._share)
         digest = BatchDigest()
         digest.add("train", first_sample, sequences)
         batch = torch.from_numpy(sequences)
         if self._pin_memory:
             batch = batch.pin_memory()
-        return batch.split(self._micro_batch_size), digest
+        return batch.split(self._work.micro_batch_size), digest
 
     def _put(self, item: tuple[tuple[torch.Tensor, ...], BatchDigest] | BaseException) -> bool:
         while not self._stop.is_set():

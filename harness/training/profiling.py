@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,68 +24,85 @@ from torch.utils._pytree import tree_leaves
 
 from harness.backends.base import Backend
 from harness.backends.step import STEP_PHASES, TrainStep
+from harness.config import Config
 from harness.errors import RunFailed
 from harness.records.run_folder import PROFILE_FOLDER
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.communication import CommunicationMeter
+from harness.training.distributed.process_group import RunProcesses
+from harness.training.tuning import force_eager
+from harness.workload.data import Dataset
+from harness.workload.optimizer import learning_rate
 
 STEPS = 3
 LISTED_OPERATIONS = 12
-Run = Callable[[Sequence[torch.Tensor]], None]
 
 
 def profile_steps(
     step: TrainStep,
-    batches: Sequence[Sequence[torch.Tensor]],
-    learning_rate: float,
+    config: Config,
+    dataset: Dataset,
     *,
     backend: Backend,
     folder: Path,
-    rank: int = 0,
-    waited: Callable[[], float | None] = lambda: None,
-    stop_requested: Callable[[], bool] = lambda: False,
-    uncompiled: Callable[[], AbstractContextManager[Any]],
-    heartbeat: Callable[[], None] = lambda: None,
+    processes: RunProcesses,
+    meter: CommunicationMeter,
+    stop_requested: Callable[[], bool],
 ) -> dict[str, Any] | None:
-    """Return what the profile says of one step of this rank, and leave its trace in the run's folder. Collective.
+    """Return the profile of one step of this rank, and write its trace into the run's folder. Collective.
 
-    None if a stop was requested before it was whole.
+    None if a stop was requested before it was complete.
 
     Args:
-        batches: of each step one global batch (this rank's share of it), as `TrainStep` takes them.
-        waited: returns the seconds stood still for collectives since the last call, None where that is not known.
-        stop_requested: asked after every step; the same on all ranks.
-        uncompiled: a context in which a compiled model runs operation by operation.
+        stop_requested: called after every step; the same answer on all ranks.
 
     Raises:
         RunFailed: the trace cannot be written.
     """
+    rate = learning_rate(config.workload.steps, config.workload)
 
     def run(micro_batches: Sequence[torch.Tensor]) -> None:
-        step(micro_batches, learning_rate)
-        heartbeat()
+        step(micro_batches, rate)
+        processes.heartbeat.beat()
         if stop_requested():
             raise _Stopped
 
+    def waited() -> float | None:
+        return meter.pop()[1] if processes.ranks.size > 1 else 0.0
+
+    batches = _first_batches(config, dataset, processes.ranks, pin_memory=backend.pins_host_memory)
+    trace = folder / PROFILE_FOLDER / f"trace-rank{processes.ranks.rank}.json.gz"
     try:
-        return _passes(
-            step, run, batches, backend, folder / PROFILE_FOLDER / f"trace-rank{rank}.json.gz", waited, uncompiled
-        )
+        with_phases = time_phases(step, run, batches, backend.synchronize, waited)
+        traced = trace_steps(run, batches, backend, trace)
+        with force_eager(config.track), BytesAccessed() as counted:
+            run(batches[0])
     except _Stopped:
         return None
+    return {
+        "steps": len(batches),
+        **with_phases,
+        **traced,
+        "trace": f"{PROFILE_FOLDER}/{trace.name}",
+        "bytes_accessed": counted.total,
+    }
+
+
+def _first_batches(
+    config: Config, dataset: Dataset, ranks: Ranks, *, pin_memory: bool
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return this rank's micro-batches of the run's first steps, int64 [micro_batch_size, seq_len + 1] each."""
+    work = config.workload
+    share = work.global_batch_size // ranks.size
+    batches = []
+    for number in range(min(STEPS, work.steps)):
+        batch = torch.from_numpy(dataset.train(number * work.global_batch_size + ranks.rank * share, share))
+        batches.append((batch.pin_memory() if pin_memory else batch).split(work.micro_batch_size))
+    return batches
 
 
 class _Stopped(Exception):
     """A stop was requested."""
-
-
-def _passes(step: TrainStep, run: Run, batches: Sequence[Sequence[torch.Tensor]], backend: Backend, trace: Path,
-           waited: Callable[[], float | None], uncompiled: Callable[[], AbstractContextManager[Any]],
-           ) -> dict[str, Any]:  # fmt: skip
-    found: dict[str, Any] = {"steps": len(batches), **time_phases(step, run, batches, backend.synchronize, waited)}
-    found |= trace_steps(run, batches, backend, trace)
-    found["trace"] = f"{PROFILE_FOLDER}/{trace.name}"
-    with uncompiled(), BytesAccessed() as counted:
-        run(batches[0])
-    return {**found, "bytes_accessed": counted.total}
 
 
 def time_phases(

@@ -1,101 +1,120 @@
-"""From what a run measured to its record. Arithmetic on host numbers; nothing here touches a device."""
+"""The record of a run, built from its description, its measurements and its history. No device is touched here."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from harness.analysis.roofline import roofline
 from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
 from harness.records.record import SCHEMA_VERSION
+from harness.text import utc_now
 from harness.training.history import TrainingHistory
 from harness.training.loop import PHASES
+from harness.training.measurements import Measurements, describe_ranks
+from harness.training.setup import RunDescription
 from harness.training.timing import TimedInterval
-
-if TYPE_CHECKING:
-    from harness.training.setup import Facts
-
-# Ranks on one kind of device differ by a few per cent; what a shared host adds stays below this on an idle one.
-STRAGGLER = 1.15
 
 
 def build_record(
-    config: Config,
+    description: RunDescription,
+    measurements: Measurements,
+    history: TrainingHistory,
     *,
     status: str,
     error: str | None,
-    facts: Facts,
-    history: TrainingHistory | None,
-    batch_digest: str,
-    step_seconds_method: str,
-    backend_name: str,
-    world_size: int = 1,
     attempts: list[dict[str, Any]] | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record; harness/schemas/record.schema.json describes it."""
-    done = history or TrainingHistory()
-    times = timing_section(config, done, facts.setup_seconds, step_seconds_method)
+    """Return the record; harness/schemas/record.schema.json describes it.
+
+    Args:
+        attempts: of a run that writes checkpoints, all its attempts so far.
+        profile: where the time of a step goes, if that was measured.
+    """
+    config = description.config
+    times = timing_section(config, measurements, history)
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "error": error,
         "workload_id": workload_id(config),
-        "digests": {"init": facts.init_digest, "batches": batch_digest if done.steps_done else None},
-        "world_size": world_size,
-        "started_at": facts.started_at,
-        "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "digests": {
+            "init": measurements.init_digest,
+            "batches": measurements.batch_digest if history.steps_done else None,
+        },
+        "world_size": description.world_size,
+        "started_at": description.start.started_at,
+        "finished_at": utc_now(),
         "config": to_dict(config),
-        "model": {"parameters": facts.parameters},
-        "data": facts.data,
+        "model": {"parameters": description.parameters},
+        "data": description.data,
         "backend": {
-            "name": backend_name,
-            "versions": facts.versions,
-            "peak_lookup_key": facts.peak_lookup_key,
+            "name": description.backend_name,
+            "versions": description.versions,
+            "peak_lookup_key": description.peak_lookup_key,
         },
-        "device": facts.device,
-        "effective_settings": facts.effective_settings,
-        "environment": facts.environment,
+        "device": description.device,
+        "effective_settings": {**description.effective_settings, **measurements.observed_settings},
+        "environment": description.environment,
         "timing": times,
-        "losses": {
-            "unit": "nats/token",
-            "train": done.losses,
-            "gradient_norm": done.gradient_norms,
-            "skipped_steps": facts.skipped_steps,
-            "nonfinite": done.nonfinite,
-        },
-        "eval": {
-            "unit": "nats/token",
-            "sequences": config.workload.eval_sequences if config.workload.eval_every else 0,
-            "points": done.evaluations,
-            "final": done.evaluations[-1]["loss"] if done.evaluations else None,
-        },
-        "weights": {"final_norms": facts.final_norms},
-        "target": target_section(config, done),
-        "memory": facts.memory,
+        "losses": losses_section(measurements, history),
+        "eval": eval_section(config, history),
+        "weights": {"final_norms": measurements.final_norms},
+        "target": target_section(config, history),
+        "memory": measurements.memory,
         "contention": {
-            "other_processes_cpu_fraction": facts.other_processes_cpu_fraction,
-            "device_processes": facts.device_processes,
-            "device_condition": facts.device_condition,
+            "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
+            "device_processes": measurements.device_processes,
+            "device_condition": measurements.device_condition,
         },
-        "clocks": facts.clocks.facts(),
-        "telemetry": facts.telemetry,
-        "parallel": facts.parallel and {**facts.parallel, "scaling": scaling_section(facts, world_size, times)},
-        "measured_peak": facts.measured_peak,
+        "clocks": description.start.clocks.to_record(),
+        "telemetry": measurements.telemetry,
+        "parallel": parallel_section(description, measurements, times),
+        "measured_peak": description.measured_peak,
         "attempts": attempts,
     }
     record["utilization"] = utilization(record)
-    record["profile"] = profile_section(facts.profile, record)
+    record["profile"] = None if profile is None else profile_section(profile, record)
     return record
 
 
-def profile_section(found: Mapping[str, Any] | None, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record's part on where the time of a step goes, or None if nobody asked."""
-    if found is None:
+def losses_section(measurements: Measurements, history: TrainingHistory) -> dict[str, Any]:
+    """Return the training losses and gradient norms of every step."""
+    return {
+        "unit": "nats/token",
+        "train": history.losses,
+        "gradient_norm": history.gradient_norms,
+        "skipped_steps": measurements.skipped_steps,
+        "nonfinite": history.nonfinite,
+    }
+
+
+def eval_section(config: Config, history: TrainingHistory) -> dict[str, Any]:
+    """Return the evaluations on held-out data."""
+    return {
+        "unit": "nats/token",
+        "sequences": config.workload.eval_sequences if config.workload.eval_every else 0,
+        "points": history.evaluations,
+        "final": history.evaluations[-1]["loss"] if history.evaluations else None,
+    }
+
+
+def parallel_section(
+    description: RunDescription, measurements: Measurements, times: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the ranks of a distributed run, its stragglers and its scaling efficiency; None for any other run."""
+    if measurements.ranks is None:
         return None
+    baseline, speed = description.scaling_baseline, times["tokens_per_second"]
+    scaling = None if baseline is None else baseline.efficiency(description.world_size, speed)
+    return {**describe_ranks(measurements.ranks), "scaling": scaling}
+
+
+def profile_section(found: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the profile of a step, with its position under the roofline of the record's measured peak."""
     times, used = record["timing"], record["utilization"]
     position = None
     if times["mean_step_seconds"] is not None and used is not None:
@@ -114,17 +133,10 @@ def profile_section(found: Mapping[str, Any] | None, record: Mapping[str, Any]) 
     }
 
 
-def scaling_section(facts: Facts, world_size: int, times: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how much of a smaller world's speed was kept, or None if there was none to go by."""
-    if facts.scaling_baseline is None:
-        return None
-    return facts.scaling_baseline.efficiency(world_size, times["tokens_per_second"])
-
-
-def timing_section(config: Config, done: TrainingHistory, setup_seconds: float | None, method: str) -> dict[str, Any]:
-    """Return the timing part: the headline numbers come from the measured intervals alone."""
+def timing_section(config: Config, measurements: Measurements, history: TrainingHistory) -> dict[str, Any]:
+    """Return the timing: the headline numbers come from the measured intervals alone."""
     phases: dict[str, list[TimedInterval]] = {phase: [] for phase in PHASES}
-    for phase, interval in done.intervals:
+    for phase, interval in history.intervals:
         phases[phase].append(interval)
     measured = phases["measured"]
     steps = sum(interval.steps for interval in measured)
@@ -132,9 +144,9 @@ def timing_section(config: Config, done: TrainingHistory, setup_seconds: float |
     waited = math.fsum(interval.data_wait_seconds for interval in measured)
     tokens_per_step = config.workload.global_batch_size * config.workload.seq_len
     return {
-        "clock": "host, between two synchronisations",
-        "step_seconds_method": method,
-        "setup_seconds": setup_seconds,
+        "clock": "host, between two synchronizations",
+        "step_seconds_method": measurements.step_seconds_method,
+        "setup_seconds": measurements.setup_seconds,
         "first_step_seconds": phases["first"][0].seconds if phases["first"] else None,
         "warmup": {
             "steps": sum(interval.steps for interval in phases["warmup"]),
@@ -151,9 +163,9 @@ def timing_section(config: Config, done: TrainingHistory, setup_seconds: float |
             "steps": sum(interval.steps for interval in phases["resumed"]),
             "seconds": math.fsum(interval.seconds for interval in phases["resumed"]),
         },
-        "evaluation_seconds": done.evaluation_seconds,
-        "checkpoint_seconds": done.checkpoint_seconds,
-        "training_seconds": done.training_seconds,
+        "evaluation_seconds": history.evaluation_seconds,
+        "checkpoint_seconds": history.checkpoint_seconds,
+        "training_seconds": history.training_seconds,
         "intervals": [
             {
                 "first_step": interval.first_step,
@@ -168,61 +180,15 @@ def timing_section(config: Config, done: TrainingHistory, setup_seconds: float |
     }
 
 
-def target_section(config: Config, done: TrainingHistory) -> dict[str, Any] | None:
+def target_section(config: Config, history: TrainingHistory) -> dict[str, Any] | None:
     """Return when the target loss was reached, or None if there was no target."""
     if config.target_loss is None:
         return None
     return {
         "loss": config.target_loss,
-        "reached": done.target_step is not None,
-        "step": done.target_step,
+        "reached": history.target_step is not None,
+        "step": history.target_step,
         # Steps alone, the first and the warm-up included; evaluations and writing left out.
-        "training_seconds": done.target_training_seconds,
-        "wall_seconds": done.target_wall_seconds,
+        "training_seconds": history.target_training_seconds,
+        "wall_seconds": history.target_wall_seconds,
     }
-
-
-def rank_timing(done: TrainingHistory) -> dict[str, Any]:
-    """Return what one rank measured of itself, per step of the measured window."""
-    measured = [
-        (interval, exchange)
-        for (phase, interval), exchange in zip(done.intervals, done.exchanges, strict=True)
-        if phase == "measured"
-    ]
-    steps = sum(interval.steps for interval, _ in measured)
-    if not steps:
-        return {"step_seconds": None, "payload_bytes_per_step": None, "exposed_communication_seconds": None}
-    waits = [waited for _, (_, waited) in measured]
-    waited = None if None in waits else math.fsum(wait for wait in waits if wait is not None) / steps
-    return {
-        "step_seconds": math.fsum(interval.seconds for interval, _ in measured) / steps,
-        "payload_bytes_per_step": sum(payload for _, (payload, _) in measured) / steps,
-        "exposed_communication_seconds": waited,
-    }
-
-
-def describe_ranks(told: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the record's part on the ranks, from what each told of itself, in rank order.
-
-    A rank's busy time is its step time less what it stood still for the others. Where gradients are exchanged in
-    every step all ranks take the same time: only their busy times tell which of them the others wait for.
-    """
-    ranks = []
-    for number, own in enumerate(told):
-        step, waited = own["step_seconds"], own["exposed_communication_seconds"]
-        busy = None if step is None or waited is None else max(0.0, step - waited)
-        ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
-    return {"ranks": ranks, "stragglers": stragglers(ranks)}
-
-
-def stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the ranks that are busy for clearly longer than the others, and how many times as long."""
-    busy = [rank["busy_seconds_per_step"] for rank in ranks]
-    if len(busy) < 2 or any(value is None for value in busy):
-        return []
-    found = []
-    for rank, value in enumerate(busy):
-        typical = statistics.median(busy[:rank] + busy[rank + 1 :])
-        if typical > 0 and value > STRAGGLER * typical:
-            found.append({"rank": rank, "slowdown": value / typical})
-    return found

@@ -1,74 +1,73 @@
-"""What is found out while a run is set up: the record is made of it, however far the run came."""
+"""Set-up of a run: settings applied and resolved, what took effect probed, and all of it described for the record."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from harness import environment
-from harness.analysis.scaling import ScalingBaseline
+from harness.analysis.flops import STATE_BYTES_PER_PARAMETER
+from harness.analysis.scaling import ScalingBaseline, scaling_baseline
 from harness.backends.base import Backend
-from harness.config import Config, TrackConfig
+from harness.config import Config
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
 from harness.records.peak import find_peak
+from harness.text import utc_now
+from harness.training.distributed.process_group import RunProcesses
 from harness.training.probe import probe
 from harness.training.tuning import resolve_track
 from harness.workload.data import Dataset
 from harness.workload.model import parameter_count
 
-# float32 weight, gradient and two AdamW moments.
-STATE_BYTES_PER_PARAMETER = 16
 
+@dataclass(frozen=True)
+class RunStart:
+    """The moment at which a run began, by every clock that its record needs."""
 
-@dataclass
-class Facts:
-    """Everything that the record says beside what was measured."""
-
-    started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    began: float = field(default_factory=time.perf_counter)
-    setup_seconds: float | None = None
-    parameters: int = 0
-    init_digest: str | None = None
-    batch_digest: str | None = None
-    device: dict[str, Any] = field(default_factory=dict)
-    # Asked once, while the device is well: after a fault it answers nothing more.
-    peak_lookup_key: str | None = None
-    versions: dict[str, str | None] = field(default_factory=dict)
-    effective_settings: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, int | None] | None = None
-    skipped_steps: int | None = None
-    final_norms: dict[str, float] | None = None
-    other_processes_cpu_fraction: float | None = None
-    device_processes: list[str] | None = None
-    device_condition: dict[str, Any] | None = None
-    track: TrackConfig = field(default_factory=TrackConfig)
-    """As the backend resolved it."""
-    parallel: dict[str, Any] | None = None
-    scaling_baseline: ScalingBaseline | None = None
-    measured_peak: dict[str, Any] | None = None
-    profile: dict[str, Any] | None = None
-    telemetry: dict[str, Any] | None = None
+    started_at: str = field(default_factory=utc_now)
+    began_seconds: float = field(default_factory=time.perf_counter)
     clocks: Clocks = field(default_factory=Clocks)
 
 
-def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -> None:
-    """Apply the settings, probe what took effect, and note the facts of device, software, host and data.
+@dataclass(frozen=True)
+class RunDescription:
+    """A run as it was set up: everything in its record that is known before training."""
+
+    start: RunStart
+    config: Config
+    """As asked for; the training itself uses the config with the resolved track."""
+    backend_name: str
+    world_size: int
+    parameters: int
+    device: dict[str, Any]
+    peak_lookup_key: str | None
+    versions: dict[str, str | None]
+    effective_settings: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    measured_peak: dict[str, Any] | None
+    scaling_baseline: ScalingBaseline | None
+
+
+def describe_run(
+    config: Config, backend: Backend, dataset: Dataset, processes: RunProcesses, start: RunStart
+) -> tuple[Config, RunDescription]:
+    """Apply the settings, probe what took effect, and return the config with its track resolved, and the description.
+
+    Collective, since rank 0 reads the runs that scaling is measured against.
 
     Raises:
         UserError: the device does not do what was asked for, or the model is too large for it.
     """
     try:
-        _inspect(config, backend, dataset, facts)
+        return _describe(config, backend, dataset, processes, start)
     except UserError:
         raise
     except Exception as error:
-        # The probes are the device's first operations: a missing kernel package, say, shows itself here.
+        # The probes are the device's first operations: a missing kernel package, for instance, shows itself here.
         classified = backend.classify_error(error)
         if classified is None:
             raise
@@ -77,44 +76,56 @@ def inspect_or_refuse(config: Config, backend: Backend, dataset: Dataset, facts:
         ) from error
 
 
-def _inspect(config: Config, backend: Backend, dataset: Dataset, facts: Facts) -> None:
+def _describe(
+    config: Config, backend: Backend, dataset: Dataset, processes: RunProcesses, start: RunStart
+) -> tuple[Config, RunDescription]:
     backend.apply(config.precision)
-    facts.track = resolve_track(config.track, backend, sharded=config.parallel.name == "fsdp")
-    config = replace(config, track=facts.track)
-    backend.check_work(config)
-    facts.device = backend.describe()
-    if config.profile and facts.device.get("emulated"):
+    resolved = replace(config, track=resolve_track(config.track, backend, sharded=config.parallel.name == "fsdp"))
+    backend.check_work(resolved)
+    # Asked once, while the device is well: after a fault it may not answer.
+    device, versions = backend.describe(), backend.versions()
+    if config.profile and device.get("emulated"):
         raise BackendUnavailable(
-            f"profile: the device of backend {backend.name} is an emulation, whose times say nothing of any device; "
-            "set profile=false, or profile a real one"
+            f"profile: backend {backend.name} runs on an emulated device, whose times are not those of any device; "
+            "set profile=false, or profile a real device"
         )
-    facts.peak_lookup_key = backend.peak_lookup_key()
-    facts.versions = backend.versions()
-    facts.parameters = parameter_count(config.model)
-    _refuse_too_large(config, backend, facts)
-    facts.effective_settings = probe(backend, config)
-    facts.environment = environment.collect(backend.environment_prefixes, backend.distributions)
-    facts.data = dataset.facts()
-    facts.measured_peak = find_peak(
-        Path(config.peak_dir).expanduser(),
-        {
-            "backend": {"name": backend.name, "versions": facts.versions},
-            "device": facts.device,
-            "effective_settings": {"threads": backend.device_threads()},
-        },
+    parameters, threads = parameter_count(config.model), backend.device_threads()
+    _check_memory(config, backend, device, parameters)
+    identity = {
+        "backend": {"name": backend.name, "versions": versions},
+        "device": device,
+        "effective_settings": {"threads": threads},
+    }
+    return resolved, RunDescription(
+        start=start,
+        config=config,
+        backend_name=backend.name,
+        world_size=processes.world.size,
+        parameters=parameters,
+        device=device,
+        peak_lookup_key=backend.peak_lookup_key(),
+        versions=versions,
+        effective_settings=probe(backend, resolved),
+        environment=environment.collect(backend.environment_prefixes, backend.distributions),
+        data=dataset.describe(),
+        measured_peak=find_peak(Path(config.peak_dir).expanduser(), identity),
+        scaling_baseline=processes.broadcast_from_main(
+            lambda: scaling_baseline(config, processes.world.size, device, threads)
+        ),
     )
 
 
-def _refuse_too_large(config: Config, backend: Backend, facts: Facts) -> None:
-    world, available = backend.world, facts.device.get("memory_bytes")
-    needed = facts.parameters * STATE_BYTES_PER_PARAMETER
+def _check_memory(config: Config, backend: Backend, device: dict[str, Any], parameters: int) -> None:
+    """Raise ConfigError if weights, gradients and AdamW's moments alone exceed the device's memory."""
+    world, available = backend.world, device.get("memory_bytes")
+    needed = parameters * STATE_BYTES_PER_PARAMETER
     if config.parallel.name == "fsdp":
         needed /= world.local_size if config.parallel.hybrid_shard else world.size
     if backend.devices_share_memory:
         needed *= world.local_size
     if available is not None and needed > available:
         raise ConfigError(
-            f"model={config.model.name}: {facts.parameters:,} parameters need {needed / 2**30:,.1f} GiB for weights, "
-            f"gradients and AdamW's moments alone, but {facts.device['name']} has {available / 2**30:,.1f} GiB; "
+            f"model={config.model.name}: {parameters:,} parameters need {needed / 2**30:,.1f} GiB for weights, "
+            f"gradients and AdamW's moments alone, but {device['name']} has {available / 2**30:,.1f} GiB; "
             "choose a smaller model or a larger device"
         )

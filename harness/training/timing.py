@@ -67,6 +67,10 @@ class StepClock:
             return "device_event"
         return "interval_mean" if self._asynchronous else "host"
 
+    def now(self) -> float:
+        """Return the clock's reading, seconds."""
+        return self._clock()
+
     def begin(self, first_step: int) -> None:
         """Open a interval: wait for the device, then read the clock."""
         assert self._open is None, "the last interval is still open"

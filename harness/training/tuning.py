@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from harness.backends.base import Backend
-from harness.config import OPERATIONS, TrackConfig
+from harness.config import OPERATIONS, STOCK, TrackConfig
 from harness.errors import ConfigError
+from harness.training.observer import LoopObserver
 from harness.workload.model import Transformer
-
-STOCK = "stock"
 
 
 def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
@@ -50,8 +49,11 @@ def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> Tra
     return resolved
 
 
-def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> None:
-    """Give a model the kernels of a resolved track and have it compiled, which happens at its first call."""
+def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Compilation:
+    """Give a model the kernels of a resolved track and have it compiled, which happens at its first call.
+
+    Returns a counter of what torch.compile does from now on.
+    """
     known = backend.kernels()
     chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
     model.use_kernels(chosen)
@@ -69,9 +71,10 @@ def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Non
             compile_kernel = getattr(kernel, "compile", None)
             if compile_kernel is not None:
                 compile_kernel()
+    return Compilation(track)
 
 
-class Compilation:
+class Compilation(LoopObserver):
     """Counts what torch.compile does while a run lasts, and what of it falls into timed blocks, where none belongs."""
 
     def __init__(self, track: TrackConfig) -> None:
@@ -86,7 +89,7 @@ class Compilation:
         if self._graphs_before is not None:
             self._graphs_in_window += _graphs() - self._graphs_before
 
-    def facts(self) -> dict[str, Any] | None:
+    def to_record(self) -> dict[str, Any] | None:
         """Return graphs, graph breaks, seconds, and graphs that were compiled in timed blocks; None if it is off."""
         if not self._on:
             return None

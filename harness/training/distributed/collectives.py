@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -93,6 +94,10 @@ class CoordinatedStop:
         self._next = 1
         self._asked_at = clock()
         self._agreed = False
+
+    def deferred(self) -> AbstractContextManager[None]:
+        """Return a context in which the first signal is held back for `requested` to report."""
+        return self._request.deferred()
 
     def requested(self) -> bool:
         """Return whether to stop now: the same on every rank."""

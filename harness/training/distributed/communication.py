@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from harness.backends.step import EventTimer
+from harness.training.history import TrainingHistory
+from harness.training.observer import LoopObserver
 
 # torch 2.13 has given both new names; the old ones still work in it, with a warning.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -75,6 +77,20 @@ class CommunicationMeter:
         assert self._events is not None
         self._events.mark()
         self._waits.append(waited)
+
+
+class ExchangeObserver(LoopObserver):
+    """Adds what each interval exchanged to the history."""
+
+    def __init__(self, meter: CommunicationMeter, history: TrainingHistory) -> None:
+        self._meter, self._history = meter, history
+
+    def interval_begins(self, phase: str) -> None:
+        # What an evaluation exchanged is no part of the interval.
+        self._meter.pop()
+
+    def interval_ended(self) -> None:
+        self._history.exchanges.append(self._meter.pop())
 
 
 def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:

@@ -1,4 +1,4 @@
-"""Makes one run of several processes: joins them, opens their collectives, and ends all of them when one fails."""
+"""The processes of one run: they join, open their collectives, and all of them end when one fails."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -21,120 +23,63 @@ from harness.records.files import archive_file, write_atomically
 from harness.records.run_folder import STACKS_FILE
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.watchdog import RankFailure, Watchdog, rendezvous
-from harness.training.monitoring.heartbeat import HeartbeatWriter
+from harness.training.monitoring.heartbeat import Heartbeat
 from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.world import World
 
 T = TypeVar("T")
+OnFatal = Callable[[RankFailure], object]
 _NO_STORE = (
-    "MASTER_ADDR: no store of this run answers at {host}:{port}; see that rank 0 was started there, that this host "
+    "MASTER_ADDR: no store of this run answers at {host}:{port}; check that rank 0 was started there, that this host "
     "reaches it, and that nothing else listens on that port"
 )
-SECONDS_OF_PATIENCE = 5.0
-# Collectives' own time-outs come long after the watchdog's, which can say what is wrong. (HCCL waits 1 836 s for a
+STORE_GRACE_SECONDS = 5.0
+# Collectives' own time-outs come long after the watchdog's, whose message names the cause. (HCCL waits 1 836 s for a
 # collective, and torch-npu warns of a time-out below that.)
 COLLECTIVE_TIMEOUT_MARGIN_SECONDS = 1900
 
 
-class RunProcesses:
-    """The processes of one run. A run of one process has no watchdog and no collectives."""
+class RunProcesses(ABC):
+    """The processes of one run, as one of them sees them."""
 
-    def __init__(
-        self, world: World, timeout_seconds: float, *, heartbeat_writer: HeartbeatWriter | None = None
-    ) -> None:
-        """
-        Args:
-            heartbeat_writer: tells `harness health` of every heartbeat of this process.
-        """
-        self.world = world
-        self.heartbeat_writer = heartbeat_writer or HeartbeatWriter(patience_seconds=timeout_seconds)
-        self.ranks = Ranks(world)
-        self.watchdog: Watchdog | None = None
-        self._timeout_seconds = timeout_seconds
-        self._store: Store | None = None
-        self._formed = False
-        self._failed_with: int | None = None
-        self.lock: IO[str] | None = None
-        """Holds the run's folder while this process lives, on rank 0."""
-        self.on_fatal: Callable[[RankFailure], object] | None = None
-        """Writes the record of a failed run; set once the folder is claimed."""
+    def __init__(self, world: World, heartbeat: Heartbeat) -> None:
+        self.world, self.heartbeat, self.ranks = world, heartbeat, Ranks(world)
 
-    def connect(self) -> None:
-        """Meet the other processes in the store, and begin to watch over each other.
-
-        Raises:
-            ConfigError: the address is taken or not to be reached, ranks are missing or there twice.
-        """
-        if not self.world.is_distributed:
-            return
-        self._store = PrefixStore(f"harness/{self.world.restarts}", self._open_store())
-        rendezvous(self._store, self.world.rank, self.world.size, timeout_seconds=self._timeout_seconds)
-        self.watchdog = Watchdog(
-            self._store.clone(),  # pyright: ignore[reportAttributeAccessIssue] (missing from its type stub)
-            self.world.rank,
-            self.world.size,
-            hung_seconds=self._timeout_seconds,
-            force_exit=self._force_exit,
-        )
-        self.watchdog.start()
-
+    @abstractmethod
     def init_collectives(self, backend: Backend) -> None:
         """Open the collectives: gloo for host data, and the device's own.
 
         Raises:
             BackendUnavailable: the device has no collectives.
         """
-        if not self.world.is_distributed:
-            return
-        device, collective = backend.device(), backend.collective
-        if collective is None:
-            raise BackendUnavailable(f"backend {backend.name} has no collectives; use parallel=single")
-        assert self._store is not None
-        for name, value in backend.collective_variables.items():
-            os.environ.setdefault(name, value)
-        names = collective if device.type == "cpu" else f"cpu:gloo,{device.type}:{collective}"
-        dist.init_process_group(
-            names,
-            store=PrefixStore("collectives", self._store),
-            rank=self.world.rank,
-            world_size=self.world.size,
-            timeout=timedelta(seconds=self._timeout_seconds + COLLECTIVE_TIMEOUT_MARGIN_SECONDS),
-        )
-        self._formed = True
 
-    def heartbeat(self) -> None:
-        """Note that this process has got further."""
-        self.heartbeat_writer.beat()
-        if self.watchdog is not None:
-            self.watchdog.beat()
-
+    @abstractmethod
     def resolve_failure(self, own: RunFailed, *, certain: bool = True) -> RunFailed:
-        """Return the failure that ends the run for all ranks, which may be another rank's.
+        """Return the failure that ends the run on all ranks, which may be another rank's.
 
         Args:
-            certain: whether `own` is this rank's own, and not the echo of what befell another one.
+            certain: False if `own` may only be the consequence of another rank's failure.
         """
-        if self.watchdog is None:
-            return own
-        rank = None if own.shared else self.world.rank
-        settled = self.watchdog.resolve_failure(RankFailure(rank, own.status, str(own), own.exit_code), certain=certain)
-        failure = RunFailed(str(settled), settled.status, shared=own.shared)
-        failure.exit_code = ExitCode(settled.exit_code)
-        self._failed_with = failure.exit_code
-        return failure
 
+    @abstractmethod
     def failure_for_all(self, error: UserError) -> UserError:
-        """Return what to raise on this rank when nothing is run because of `error`, here or on another rank."""
-        if self.watchdog is None or isinstance(error, EndedWithAll):
-            return error
-        failure = self.watchdog.report(RankFailure(self.world.rank, "failed", str(error), error.exit_code))
-        self._failed_with = failure.exit_code
-        if not self.world.is_main:
-            self.watchdog.wait_until_written()
-            return EndedWithAll(str(failure), failure.exit_code)
-        told = UserError(str(failure))
-        told.exit_code = ExitCode(failure.exit_code)
-        return told
+        """Return what to raise on this rank when nothing runs because of `error`, here or on another rank."""
+
+    @abstractmethod
+    def on_fatal(self, write_record: OnFatal) -> None:
+        """Have `write_record` called on rank 0 if this process has to be ended from the watchdog's thread."""
+
+    @abstractmethod
+    def record_written(self) -> None:
+        """Announce, on rank 0, that the record is on disk, or wait for that, elsewhere."""
+
+    @abstractmethod
+    def write_stacks(self, folder: Path) -> None:
+        """Write the stacks of all processes, as they were when the run was found to hang, to hung.txt."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the group."""
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """Return on every rank what `make` returns on rank 0, the only one to call it. Collective.
@@ -155,21 +100,115 @@ class RunProcesses:
             raise error if self.world.is_main else EndedWithAll(str(error), error.exit_code)
         return value  # pyright: ignore[reportReturnType]
 
+
+@contextmanager
+def join_processes(world: World, heartbeat: Heartbeat, *, timeout_seconds: float) -> Iterator[RunProcesses]:
+    """Join the other processes of the run, if there are any, and leave them at the end.
+
+    Raises:
+        ConfigError: the address is taken or does not answer, ranks are missing or started twice.
+    """
+    processes: RunProcesses
+    if world.is_distributed:
+        processes = _DistributedProcesses(world, heartbeat, timeout_seconds)
+    else:
+        processes = _SingleProcess(world, heartbeat)
+    try:
+        yield processes
+    finally:
+        processes.close()
+
+
+class _SingleProcess(RunProcesses):
+    def init_collectives(self, backend: Backend) -> None:
+        pass
+
+    def resolve_failure(self, own: RunFailed, *, certain: bool = True) -> RunFailed:
+        return own
+
+    def failure_for_all(self, error: UserError) -> UserError:
+        return error
+
+    def on_fatal(self, write_record: OnFatal) -> None:
+        pass
+
     def record_written(self) -> None:
-        """Say, on rank 0, that the record is on disk, or wait for that, elsewhere."""
-        if self.watchdog is None:
-            return
-        if self.world.is_main:
-            self.watchdog.mark_record_written()
-        else:
-            self.watchdog.wait_until_written()
+        pass
 
     def write_stacks(self, folder: Path) -> None:
-        """Write what each process was doing when the run was found to hang to hung.txt."""
-        assert self.watchdog is not None
-        told = self.watchdog.stacks()
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _DistributedProcesses(RunProcesses):
+    def __init__(self, world: World, heartbeat: Heartbeat, timeout_seconds: float) -> None:
+        super().__init__(world, heartbeat)
+        self._timeout_seconds = timeout_seconds
+        self._has_collectives = False
+        self._exit_code: ExitCode | None = None
+        self._write_record: OnFatal = lambda failure: None
+        self._store = PrefixStore(f"harness/{world.restarts}", _open_store(world, timeout_seconds))
+        rendezvous(self._store, world.rank, world.size, timeout_seconds=timeout_seconds)
+        self._watchdog = Watchdog(
+            self._store.clone(),  # pyright: ignore[reportAttributeAccessIssue] (missing from its type stub)
+            world.rank,
+            world.size,
+            heartbeat,
+            hung_seconds=timeout_seconds,
+            force_exit=self._force_exit,
+        )
+        self._watchdog.start()
+
+    def init_collectives(self, backend: Backend) -> None:
+        device, collective = backend.device(), backend.collective
+        if collective is None:
+            raise BackendUnavailable(f"backend {backend.name} has no collectives; use parallel=single")
+        for name, value in backend.collective_variables.items():
+            os.environ.setdefault(name, value)
+        names = collective if device.type == "cpu" else f"cpu:gloo,{device.type}:{collective}"
+        dist.init_process_group(
+            names,
+            store=PrefixStore("collectives", self._store),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            timeout=timedelta(seconds=self._timeout_seconds + COLLECTIVE_TIMEOUT_MARGIN_SECONDS),
+        )
+        self._has_collectives = True
+
+    def resolve_failure(self, own: RunFailed, *, certain: bool = True) -> RunFailed:
+        rank = None if own.shared else self.world.rank
+        first = self._watchdog.resolve_failure(RankFailure(rank, own.status, str(own), own.exit_code), certain=certain)
+        failure = RunFailed(str(first), first.status, shared=own.shared)
+        failure.exit_code = self._exit_code = ExitCode(first.exit_code)
+        return failure
+
+    def failure_for_all(self, error: UserError) -> UserError:
+        if isinstance(error, EndedWithAll):
+            return error
+        first = self._watchdog.report(RankFailure(self.world.rank, "failed", str(error), error.exit_code))
+        self._exit_code = ExitCode(first.exit_code)
+        if not self.world.is_main:
+            self._watchdog.wait_until_written()
+            return EndedWithAll(str(first), first.exit_code)
+        failure = UserError(str(first))
+        failure.exit_code = self._exit_code
+        return failure
+
+    def on_fatal(self, write_record: OnFatal) -> None:
+        self._write_record = write_record
+
+    def record_written(self) -> None:
+        if self.world.is_main:
+            self._watchdog.mark_record_written()
+        else:
+            self._watchdog.wait_until_written()
+
+    def write_stacks(self, folder: Path) -> None:
+        stacks = self._watchdog.stacks()
         parts = [
-            f"rank {rank}\n{told.get(rank, 'gave no answer: its process is stopped or gone')}"
+            f"rank {rank}\n{stacks.get(rank, 'no answer: its process is stopped or gone')}"
             for rank in range(self.world.size)
         ]
         file = folder / STACKS_FILE
@@ -178,70 +217,65 @@ class RunProcesses:
         write_atomically(file, "\n\n".join(parts) + "\n")
 
     def close(self) -> None:
-        """Leave the group."""
-        if self.watchdog is not None:
-            self.watchdog.close()
-        if not self._formed:
+        self._watchdog.close()
+        if not self._has_collectives:
             return
-        if self._failed_with is None:
+        if self._exit_code is None:
             dist.destroy_process_group()
         else:
-            # Collectives that are still under way wait for ranks that have gone, and the interpreter's end for them.
-            atexit.register(_leave, self._failed_with)
-
-    def _open_store(self) -> Store:
-        """Connect to the store at MASTER_ADDR, which rank 0 opens there, or torchrun has opened already.
-
-        Raises:
-            ConfigError: the port is taken, or nothing that is a store answers.
-        """
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        hosts_it = self.world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
-        # Something else that listens there and says nothing is waited for without end.
-        guard = threading.Timer(self._timeout_seconds + SECONDS_OF_PATIENCE, self._give_up_store, (host, port))
-        guard.daemon = True
-        guard.start()
-        try:
-            return TCPStore(
-                host,
-                port,
-                is_master=hosts_it,
-                timeout=timedelta(seconds=self._timeout_seconds),
-                wait_for_workers=False,
-                multi_tenant=True,
-            )
-        except Exception as error:
-            text = str(error)
-            if "EADDRINUSE" in text or "address already in use" in text.lower():
-                raise ConfigError(
-                    f"MASTER_PORT: {host}:{port} is taken by another process, most likely another run; choose a free "
-                    "port (torchrun --master-port=... or --standalone)"
-                ) from error
-            raise ConfigError(_NO_STORE.format(host=host, port=port)) from error
-        finally:
-            guard.cancel()
-
-    def _give_up_store(self, host: str, port: int) -> NoReturn:
-        log.error(f"rank {self.world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))
-        os._exit(ExitCode.USAGE)
+            # Collectives in flight wait for ranks that have ended, and the interpreter would wait for them.
+            atexit.register(_exit_at_once, self._exit_code)
 
     def _force_exit(self, failure: RankFailure) -> NoReturn:
-        """End this process from the watchdog's thread: its main thread waits for what will never come."""
+        """End this process from the watchdog's thread: its main thread waits in a collective that never finishes."""
         StderrWatch.stop_active()
         if self.world.is_main:
-            if self.on_fatal is not None:
-                self.on_fatal(failure)
+            self._write_record(failure)
             log.error(str(failure), exit_code=failure.exit_code)
-            assert self.watchdog is not None
-            self.watchdog.mark_record_written()
-        else:
-            assert self.watchdog is not None
-            self.watchdog.wait_until_written()
+        self.record_written()
         sys.stdout.flush()
         os._exit(failure.exit_code)
 
 
-def _leave(exit_code: int) -> NoReturn:
+def _open_store(world: World, timeout_seconds: float) -> Store:
+    """Connect to the store at MASTER_ADDR, which rank 0 opens there unless torchrun has opened it already.
+
+    Raises:
+        ConfigError: the port is taken, or no store answers.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_host = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+    def give_up() -> NoReturn:
+        log.error(f"rank {world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))
+        os._exit(ExitCode.USAGE)
+
+    # PyTorch waits without end for something else that listens there and does not answer.
+    guard = threading.Timer(timeout_seconds + STORE_GRACE_SECONDS, give_up)
+    guard.daemon = True
+    guard.start()
+    try:
+        return TCPStore(
+            host,
+            port,
+            is_master=is_host,
+            timeout=timedelta(seconds=timeout_seconds),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except Exception as error:
+        text = str(error)
+        if "EADDRINUSE" in text or "address already in use" in text.lower():
+            raise ConfigError(
+                f"MASTER_PORT: {host}:{port} is taken by another process, most likely another run; choose a free "
+                "port (torchrun --master-port=... or --standalone)"
+            ) from error
+        raise ConfigError(_NO_STORE.format(host=host, port=port)) from error
+    finally:
+        guard.cancel()
+
+
+def _exit_at_once(exit_code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

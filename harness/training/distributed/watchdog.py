@@ -1,7 +1,7 @@
-"""LoopObservers over the processes of one run, so that whatever befalls one of them ends all of them, with one message.
+"""Watches over the processes of one run, so that a failure of one of them ends all of them, with one message.
 
-A rank that fails says so in the store that the ranks share; a rank that dies falls silent there; a rank that hangs
-gets no further. A thread on each rank looks every second. Where the main thread of a rank does not come back from a
+A rank that fails says so in the store that the ranks share; a rank that dies stops beating there; a rank that hangs
+makes no progress. A thread on each rank polls every second. Where the main thread of a rank does not return from a
 collective that will never finish, the thread ends the process itself.
 """
 
@@ -14,22 +14,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any, Protocol
 
 from harness.errors import ConfigError, ExitCode
+from harness.training.monitoring.heartbeat import Heartbeat
 
-SECONDS_BETWEEN_LOOKS = 1.0
-# A process is taken for dead after as long a silence. Its thread beats even while its main thread is busy.
-SECONDS_OF_SILENCE = 10.0
+POLL_SECONDS = 1.0
+# A process counts as dead after this silence. Its thread beats even while its main thread is busy.
+SILENCE_TIMEOUT_SECONDS = 10.0
 # After a connection to another rank broke, less is enough.
-SECONDS_OF_SILENCE_AFTER_BREAK = 4.0
+SILENCE_AFTER_BREAK_TIMEOUT_SECONDS = 4.0
 # How long the main thread has to end by itself once a failure is known.
-SECONDS_TO_END = 5.0
-# How long the other ranks wait for the record to be written, before they go and the launcher stops everything.
-SECONDS_TO_WRITE = 15.0
-MAX_STACKS = 20_000
-SECONDS_TO_LEAVE = 2.0
+END_TIMEOUT_SECONDS = 5.0
+# How long the other ranks wait for the record to be written, before they end and the launcher stops everything.
+WRITE_TIMEOUT_SECONDS = 15.0
+MAX_STACK_BYTES = 20_000
+LEAVE_TIMEOUT_SECONDS = 2.0
 _FAILURE, _WRITTEN, _LEFT = "failure", "written", "left"
 
 
@@ -45,12 +45,12 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class RankFailure:
-    """Why a run of several processes ended, as all of them learn it."""
+    """The reason why a run of several processes ended, the same on all of them."""
 
     rank: int | None
     """Whose it is; None if all ranks failed alike."""
     status: str
-    """What the record says."""
+    """As in the record."""
     message: str
     """Cause and remedy in one line, without the rank."""
     exit_code: int = ExitCode.RUN_FAILED
@@ -60,8 +60,8 @@ class RankFailure:
 
 
 @dataclass
-class _Seen:
-    """The last sign of life of a rank, and when it changed."""
+class _LastSeen:
+    """The last beat of a rank, and when it changed."""
 
     beat: str = ""
     beat_at: float = 0.0
@@ -74,7 +74,8 @@ class Watchdog:
 
     Args:
         store: a connection of its own; it is used from the thread and, under a lock, from the main thread.
-        hung_seconds: no rank gets any further for so long: the run hangs.
+        heartbeat: counts this rank's steps and collectives.
+        hung_seconds: the run hangs when no rank has made progress for this time.
         force_exit: called in the thread when the main thread does not end in time; must end the process.
     """
 
@@ -83,24 +84,24 @@ class Watchdog:
         store: Store,
         rank: int,
         size: int,
+        heartbeat: Heartbeat,
         *,
         hung_seconds: float,
         force_exit: Callable[[RankFailure], Any],
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
     ) -> None:
-        self._store, self._rank, self._size = store, rank, size
+        self._store, self._rank, self._size, self._heartbeat = store, rank, size, heartbeat
         self._hung_seconds, self._force_exit, self._clock = hung_seconds, force_exit, clock
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
-        self._progress = 0
-        self._beats = 0
-        self._silence = SECONDS_OF_SILENCE
+        self._polls = 0
+        self._silence = SILENCE_TIMEOUT_SECONDS
         now = clock()
-        self._seen = {other: _Seen(beat_at=now, progress_at=now) for other in range(size)}
+        self._seen = {other: _LastSeen(beat_at=now, progress_at=now) for other in range(size)}
         self._known_at: float | None = None
-        self._seconds_to_end = SECONDS_TO_END
+        self._seconds_to_end = END_TIMEOUT_SECONDS
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
@@ -111,7 +112,7 @@ class Watchdog:
         self._closing.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
-        limit = self._clock() + SECONDS_TO_LEAVE
+        limit = self._clock() + LEAVE_TIMEOUT_SECONDS
         try:
             if self._rank != 0:
                 self._store.add(_LEFT, 1)
@@ -122,14 +123,10 @@ class Watchdog:
 
     # From the main thread
 
-    def beat(self) -> None:
-        """Note that this rank has got further. Cheap: called for every step and every collective."""
-        self._progress += 1
-
     def report(self, failure: RankFailure) -> RankFailure:
-        """Tell all ranks of a failure and return the one that came first, which may be another's."""
+        """Publish a failure to all ranks, and return the one that came first, which may be another rank's."""
         # The main thread is about to end; it may have to wait for the record.
-        self._seconds_to_end = SECONDS_TO_END + SECONDS_TO_WRITE
+        self._seconds_to_end = END_TIMEOUT_SECONDS + WRITE_TIMEOUT_SECONDS
         return self._publish_failure(failure)
 
     def _publish_failure(self, failure: RankFailure) -> RankFailure:
@@ -149,8 +146,8 @@ class Watchdog:
         """
         if certain:
             return self.report(own)
-        self._silence = SECONDS_OF_SILENCE_AFTER_BREAK
-        limit = self._clock() + self._silence + 4 * SECONDS_BETWEEN_LOOKS
+        self._silence = SILENCE_AFTER_BREAK_TIMEOUT_SECONDS
+        limit = self._clock() + self._silence + 4 * POLL_SECONDS
         while self._clock() < limit:
             known = self.first_failure()
             if known is not None:
@@ -178,7 +175,7 @@ class Watchdog:
 
     def wait_until_written(self) -> None:
         """Stay until the record is written: the launcher stops everybody as soon as one process has gone."""
-        limit = self._clock() + SECONDS_TO_WRITE
+        limit = self._clock() + WRITE_TIMEOUT_SECONDS
         while self._clock() < limit:
             try:
                 with self._lock:
@@ -191,7 +188,7 @@ class Watchdog:
     def stacks(self) -> dict[int, str]:
         """Return what each rank was doing when the run was found to hang, as far as it could still say."""
         found = {}
-        limit = self._clock() + 3 * SECONDS_BETWEEN_LOOKS
+        limit = self._clock() + 3 * POLL_SECONDS
         while len(found) < self._size and self._clock() < limit:
             for rank in range(self._size):
                 if rank not in found and self._check(f"stacks/{rank}"):
@@ -208,16 +205,16 @@ class Watchdog:
                 self.poll()
             except Exception:  # noqa: BLE001 (the store's host has gone)
                 self._shut_down(RankFailure(0, "rank_lost", _LOST.format("its process")))
-            self._sleep(SECONDS_BETWEEN_LOOKS)
+            self._sleep(POLL_SECONDS)
 
     def poll(self) -> None:
-        """Give a sign of life, look for those of the others, and see to it that this process ends if it has to."""
+        """Publish this rank's beat, read those of the others, and end this process if the run has failed."""
         with self._lock:
-            self._beats += 1
-            self._store.set(f"beat/{self._rank}", f"{self._beats}:{self._progress}")
-            told = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
-        if told is not None:
-            self._shut_down(RankFailure(**told))
+            self._polls += 1
+            self._store.set(f"beat/{self._rank}", f"{self._polls}:{self._heartbeat.beats}")
+            published = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
+        if published is not None:
+            self._shut_down(RankFailure(**published))
             return
         # Rank 0 watches all; all watch rank 0.
         self._note_beats(range(self._size) if self._rank == 0 else (0,))
@@ -256,8 +253,8 @@ class Watchdog:
         return RankFailure(
             behind,
             "hung",
-            f"no process has got any further for {self._hung_seconds:g} s, and this one had got least far; what each "
-            "was doing is in hung.txt; raise parallel.timeout_seconds if a step can take longer",
+            f"no progress for {self._hung_seconds:g} s, and this rank is the furthest behind; the stacks of all ranks "
+            "are in hung.txt; raise parallel.timeout_seconds if a step can take longer",
         )
 
     def _shut_down(self, failure: RankFailure) -> None:
@@ -273,7 +270,7 @@ class Watchdog:
         with tempfile.TemporaryFile() as file:
             faulthandler.dump_traceback(file, all_threads=True)
             file.seek(0)
-            text = file.read(MAX_STACKS).decode(errors="replace")
+            text = file.read(MAX_STACK_BYTES).decode(errors="replace")
         with self._lock:
             self._store.set(f"stacks/{self._rank}", text)
 
@@ -283,37 +280,33 @@ class Watchdog:
 
 
 _LOST = (
-    "{} has gone without a word: it was killed, its host ran out of memory, or the connection to it broke; see the "
+    "{} stopped responding: it was killed, its host ran out of memory, or the connection to it broke; see the "
     "kernel's log on that host"
 )
 
 
 def rendezvous(store: Store, rank: int, size: int, *, timeout_seconds: float,
                clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-    """Wait until every rank is there, each once, and all were told the same number of ranks.
+    """Wait until every rank has joined, each once, and check that all were started with the same world size.
 
     Raises:
-        ConfigError: two processes have one rank, the numbers differ, or a rank does not come.
+        ConfigError: two processes have the same rank, the world sizes differ, or a rank does not join in time.
     """
     if store.add(f"seat/{rank}", 1) != 1:
         raise ConfigError(
             f"RANK: two processes were started as rank {rank} of {size}; give each its own, or let torchrun do it"
         )
-    told = store.compare_set("size", "", str(size)).decode()
-    if told != str(size):
+    first = store.compare_set("size", "", str(size)).decode()
+    if first != str(size):
         raise ConfigError(
-            f"WORLD_SIZE: rank {rank} was started with {size}, another one with {told}; start all with the same"
+            f"WORLD_SIZE: rank {rank} was started with {size}, another one with {first}; start all with the same"
         )
     limit = clock() + timeout_seconds
     while not store.check([f"seat/{other}" for other in range(size)]):
         if clock() >= limit:
             missing = [str(other) for other in range(size) if not store.check([f"seat/{other}"])]
             raise ConfigError(
-                f"WORLD_SIZE: {', '.join(missing)} of the ranks 0 to {size - 1} did not come within "
-                f"{timeout_seconds:g} s; see that all were started and reach MASTER_ADDR"
+                f"WORLD_SIZE: {', '.join(missing)} of the ranks 0 to {size - 1} did not join within "
+                f"{timeout_seconds:g} s; check that all were started and reach MASTER_ADDR"
             )
         time.sleep(0.05)
-
-
-def join_timeout(seconds: float) -> timedelta:
-    return timedelta(seconds=seconds)

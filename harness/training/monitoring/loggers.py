@@ -1,39 +1,62 @@
-"""Who is told of a run's progress, by its settings."""
+"""The loggers of a run's progress, as its settings choose them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from harness import log
-from harness.backends.sensors import Reading
 from harness.config import Config, workload_id
-from harness.training.monitoring.progress import JsonProgress, MetricsLogger, MetricsLoggers, Progress
+from harness.records.steps import StepsWriter
+from harness.training.monitoring.progress import JsonProgress, Progress
 from harness.training.monitoring.prometheus import PrometheusFile
-from harness.training.setup import Facts
+from harness.training.monitoring.telemetry import Telemetry
+from harness.training.observer import IntervalReport, LoopObserver
+
+
+class StepsLogger(LoopObserver):
+    """Writes every finished step to steps.jsonl, before anything else learns of it."""
+
+    def __init__(self, writer: StepsWriter) -> None:
+        self._writer = writer
+
+    def interval_done(self, report: IntervalReport) -> None:
+        tokens = report.tokens // report.steps
+        self._writer.append(
+            {
+                "step": report.first_step + index,
+                "phase": report.phase,
+                "loss": report.losses[index],
+                "gradient_norm": report.gradient_norms[index],
+                "learning_rate": report.learning_rates[index],
+                "tokens": tokens,
+                "seconds": report.step_seconds[index],
+            }
+            for index in range(report.steps)
+        )
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def build_loggers(
-    config: Config,
-    facts: Facts,
-    folder: Path,
-    *,
-    done: int,
-    stream: TextIO,
-    reading: Callable[[], Reading | None],
-) -> MetricsLoggers:
-    """Return all of them, on the process that speaks for the run.
+    config: Config, folder: Path, device: dict[str, Any], telemetry: Telemetry, *, stream: TextIO, from_step: int
+) -> list[LoopObserver]:
+    """Return the loggers of the process that reports for the run; steps.jsonl first.
 
     Args:
-        done: steps that the run has behind it already.
-        stream: where the display goes.
-        reading: returns the last look at the device.
+        device: as the record describes it.
+        telemetry: its latest reading goes into the metrics file.
+        stream: of the display.
+        from_step: steps that the run had done before.
+
+    Raises:
+        RunFailed: steps.jsonl cannot be written.
     """
-    # An emulation's speed is nobody's.
-    shows_speed = not facts.device.get("emulated")
+    # The speed of an emulation is not that of any device.
+    shows_speed = not device.get("emulated")
     steps = config.workload.steps
-    found: list[MetricsLogger] = []
+    loggers: list[LoopObserver] = [StepsLogger(StepsWriter(folder, from_step))]
     labels = {
         "run": str(folder),
         "workload_id": workload_id(config),
@@ -41,18 +64,18 @@ def build_loggers(
         "precision": config.precision,
         "track": config.track.name,
         "backend": config.backend.name,
-        "device": str(facts.device.get("name")),
+        "device": str(device.get("name")),
     }
     if log.is_json():
-        log.info("run began", **labels, steps=steps, from_step=done)
-        found.append(JsonProgress(steps, done=done, shows_speed=shows_speed))
+        log.info("run began", **labels, steps=steps, from_step=from_step)
+        loggers.append(JsonProgress(steps, done=from_step, shows_speed=shows_speed))
     elif log.shows("info"):
-        found.append(Progress(steps, done=done, shows_speed=shows_speed, stream=stream))
+        loggers.append(Progress(steps, done=from_step, shows_speed=shows_speed, stream=stream))
     if config.metrics_file is not None:
         path = Path(config.metrics_file).expanduser()
-        found.append(PrometheusFile(path, labels, shows_speed=shows_speed, reading=reading))
+        loggers.append(PrometheusFile(path, labels, shows_speed=shows_speed, reading=lambda: telemetry.latest))
     if config.tensorboard:
         from harness.training.monitoring.tensorboard import TensorBoard
 
-        found.append(TensorBoard(folder, shows_speed=shows_speed))
-    return MetricsLoggers(*found)
+        loggers.append(TensorBoard(folder, shows_speed=shows_speed))
+    return loggers

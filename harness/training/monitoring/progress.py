@@ -8,72 +8,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NoReturn, Protocol, TextIO
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 
 from harness import log
+from harness.training.observer import IntervalReport, LoopObserver
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-@dataclass(frozen=True)
-class IntervalReport:
-    """A interval that has been trained, in numbers that the loop has read from the device already."""
-
-    phase: str
-    first_step: int
-    last_step: int
-    steps_planned: int
-    losses: list[float]
-    """Of each step, as are the next two."""
-    gradient_norms: list[float]
-    learning_rates: list[float]
-    tokens: int
-    """Trained on in this interval, on all devices."""
-    seconds: float
-
-    @property
-    def loss(self) -> float:
-        return self.losses[-1]
-
-    @property
-    def steps(self) -> int:
-        return self.last_step - self.first_step + 1
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        return self.tokens / self.seconds if self.seconds > 0 else None
-
-
-class MetricsLogger(Protocol):
-    """Is told of a run's progress, between intervals."""
-
-    def interval_done(self, interval: IntervalReport) -> None: ...
-
-    def evaluated(self, step: int, loss: float) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class MetricsLoggers:
-    """Several of them as one; without any, nobody is told."""
-
-    def __init__(self, *listeners: MetricsLogger) -> None:
-        self._build_loggers = listeners
-
-    def interval_done(self, interval: IntervalReport) -> None:
-        for listener in self._build_loggers:
-            listener.interval_done(interval)
-
-    def evaluated(self, step: int, loss: float) -> None:
-        for listener in self._build_loggers:
-            listener.evaluated(step, loss)
-
-    def close(self) -> None:
-        for listener in self._build_loggers:
-            listener.close()
 
 
 class _Pace:
@@ -94,7 +36,7 @@ class _Pace:
         return (now - self._began) / (step - self._done_before) * (self._steps - step)
 
 
-class Progress:
+class Progress(LoopObserver):
     """Shows step, loss, tokens/s (if it is one of a device) and time left to people."""
 
     def __init__(
@@ -117,17 +59,17 @@ class Progress:
         if self._stream.isatty():
             self._show(self._open_bar)
 
-    def interval_done(self, interval: IntervalReport) -> None:
+    def interval_done(self, report: IntervalReport) -> None:
         speed = "emulated"
         if self._shows_speed:
-            known = interval.tokens_per_second
+            known = report.tokens_per_second
             speed = f"{known:,.0f} tokens/s" if known is not None else "? tokens/s"
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {interval.loss:.4f}, {speed}{self._evaluation}", refresh=False)
-            self._show(self._bar.update, interval.last_step - self._done)
-        self._done = interval.last_step
+            self._bar.set_postfix_str(f"loss {report.loss:.4f}, {speed}{self._evaluation}", refresh=False)
+            self._show(self._bar.update, report.last_step - self._done)
+        self._done = report.last_step
         if self._bar is None and (left := self._pace.seconds_left(self._done)) is not None:
-            self._say(f"step {self._done}/{self._steps}  loss {interval.loss:.4f}  {speed}  {left:.0f} s left")
+            self._say(f"step {self._done}/{self._steps}  loss {report.loss:.4f}  {speed}  {left:.0f} s left")
 
     def evaluated(self, step: int, loss: float) -> None:
         self._evaluation = f", eval {loss:.4f}"
@@ -163,7 +105,7 @@ class Progress:
             self._closed = True
 
 
-class JsonProgress:
+class JsonProgress(LoopObserver):
     """The same for machines: a log line at the ends and every ten seconds, its numbers as fields."""
 
     def __init__(
@@ -172,27 +114,24 @@ class JsonProgress:
         self._steps, self._shows_speed = steps, shows_speed
         self._pace = _Pace(steps, done, clock)
 
-    def interval_done(self, interval: IntervalReport) -> None:
-        left = self._pace.seconds_left(interval.last_step)
+    def interval_done(self, report: IntervalReport) -> None:
+        left = self._pace.seconds_left(report.last_step)
         if left is None:
             return
         fields = {
-            "step": interval.last_step,
+            "step": report.last_step,
             "steps": self._steps,
-            "phase": interval.phase,
-            "loss": interval.loss,
-            "gradient_norm": interval.gradient_norms[-1],
-            "learning_rate": interval.learning_rates[-1],
+            "phase": report.phase,
+            "loss": report.loss,
+            "gradient_norm": report.gradient_norms[-1],
+            "learning_rate": report.learning_rates[-1],
         }
         if self._shows_speed:
             fields |= {
-                "tokens_per_second": interval.tokens_per_second,
-                "step_seconds": interval.seconds / interval.steps,
+                "tokens_per_second": report.tokens_per_second,
+                "step_seconds": report.seconds / report.steps,
             }
         log.info("training", **fields, seconds_left=left)
 
     def evaluated(self, step: int, loss: float) -> None:
         log.info("evaluated", step=step, steps=self._steps, loss=loss)
-
-    def close(self) -> None:
-        """Nothing is left open."""

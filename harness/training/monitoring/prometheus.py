@@ -11,7 +11,7 @@ from typing import Any
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
-from harness.training.monitoring.progress import IntervalReport
+from harness.training.observer import IntervalReport, LoopObserver
 
 # What is known after a interval, and what it means; the units are in the names, as Prometheus has it.
 GAUGES = {
@@ -30,7 +30,7 @@ GAUGES = {
 }
 
 
-class PrometheusFile:
+class PrometheusFile(LoopObserver):
     """Writes the file; one that cannot be written any more is said once, and costs the run nothing."""
 
     def __init__(
@@ -65,16 +65,16 @@ class PrometheusFile:
         self._running.set(1)
         self._write()
 
-    def interval_done(self, interval: IntervalReport) -> None:
-        self._tokens.inc(interval.tokens)
-        self._set("harness_step", interval.last_step)
-        self._set("harness_steps_planned", interval.steps_planned)
-        self._set("harness_loss", interval.loss)
-        self._set("harness_gradient_norm", interval.gradient_norms[-1])
-        self._set("harness_learning_rate", interval.learning_rates[-1])
+    def interval_done(self, report: IntervalReport) -> None:
+        self._tokens.inc(report.tokens)
+        self._set("harness_step", report.last_step)
+        self._set("harness_steps_planned", report.steps_planned)
+        self._set("harness_loss", report.loss)
+        self._set("harness_gradient_norm", report.gradient_norms[-1])
+        self._set("harness_learning_rate", report.learning_rates[-1])
         if self._shows_speed:
-            self._set("harness_step_seconds", interval.seconds / interval.steps)
-            self._set("harness_tokens_per_second", interval.tokens_per_second)
+            self._set("harness_step_seconds", report.seconds / report.steps)
+            self._set("harness_tokens_per_second", report.tokens_per_second)
         self._progressed()
 
     def evaluated(self, step: int, loss: float) -> None:

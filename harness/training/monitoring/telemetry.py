@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.backends.base import Backend
 from harness.backends.sensors import READ_BY_ANOTHER, Reading, Sensor
+from harness.training.observer import LoopObserver
 
 # Energy needs so many stretches between two readings, and these over so much of the measured window.
 MIN_INTERVALS = 3
@@ -138,7 +139,7 @@ class EnergyIntegrator:
         return None
 
 
-class Telemetry:
+class Telemetry(LoopObserver):
     """Reads a device's sensor beside the loop, whose measured intervals it is told of."""
 
     def __init__(self, sensor: Sensor | str, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -157,6 +158,13 @@ class Telemetry:
         self._thread: threading.Thread | None = None
         self._failures = self._failures_in_a_row = 0
         self.latest: Reading | None = None
+
+    def __enter__(self) -> Telemetry:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Begin to read."""
@@ -185,7 +193,7 @@ class Telemetry:
         with self._lock:
             self._integrator.stop(self._clock())
 
-    def facts(self, measured_seconds: float, tokens: int) -> dict[str, Any]:
+    def to_record(self, measured_seconds: float, tokens: int) -> dict[str, Any]:
         """Return the record's part on telemetry.
 
         Args:

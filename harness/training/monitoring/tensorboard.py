@@ -9,7 +9,7 @@ from typing import Any
 from harness import log
 from harness.errors import ConfigError
 from harness.records.run_folder import TENSORBOARD_FOLDER
-from harness.training.monitoring.progress import IntervalReport
+from harness.training.observer import IntervalReport, LoopObserver
 
 
 def check_tensorboard() -> None:
@@ -25,7 +25,7 @@ def check_tensorboard() -> None:
         )
 
 
-class TensorBoard:
+class TensorBoard(LoopObserver):
     """Writes loss, gradient norm, learning rate and speed of every step, between intervals."""
 
     def __init__(self, folder: Path, *, shows_speed: bool = True) -> None:
@@ -36,14 +36,14 @@ class TensorBoard:
         self._shows_speed = shows_speed
         self._broken = False
 
-    def interval_done(self, interval: IntervalReport) -> None:
-        for offset, step in enumerate(range(interval.first_step, interval.last_step + 1)):
-            self._add("loss/train", interval.losses[offset], step)
-            self._add("gradient_norm", interval.gradient_norms[offset], step)
-            self._add("learning_rate", interval.learning_rates[offset], step)
-        if self._shows_speed and interval.tokens_per_second is not None:
-            self._add("speed/tokens_per_second", interval.tokens_per_second, interval.last_step)
-            self._add("speed/step_seconds", interval.seconds / interval.steps, interval.last_step)
+    def interval_done(self, report: IntervalReport) -> None:
+        for offset, step in enumerate(range(report.first_step, report.last_step + 1)):
+            self._add("loss/train", report.losses[offset], step)
+            self._add("gradient_norm", report.gradient_norms[offset], step)
+            self._add("learning_rate", report.learning_rates[offset], step)
+        if self._shows_speed and report.tokens_per_second is not None:
+            self._add("speed/tokens_per_second", report.tokens_per_second, report.last_step)
+            self._add("speed/step_seconds", report.seconds / report.steps, report.last_step)
 
     def evaluated(self, step: int, loss: float) -> None:
         self._add("loss/evaluation", loss, step)

@@ -1,0 +1,99 @@
+"""The loss on held-out data, over all ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from harness.backends.step import TrainStep
+from harness.config import WorkloadConfig
+from harness.errors import RunFailed
+from harness.training.distributed.collectives import Ranks
+from harness.training.history import TrainingHistory
+from harness.workload.data import Dataset
+from harness.workload.digest import BatchDigest
+
+
+class Evaluator:
+    """Evaluates the same held-out sequences each time, every rank its share of them."""
+
+    def __init__(
+        self,
+        work: WorkloadConfig,
+        train_step: TrainStep,
+        dataset: Dataset,
+        batch_digest: BatchDigest,
+        ranks: Ranks,
+        *,
+        heartbeat: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """
+        Args:
+            batch_digest: of the batches that this rank trains on; the held-out sequences are added to it.
+            heartbeat: called once per evaluation.
+        """
+        self._work, self._train_step, self._dataset = work, train_step, dataset
+        self._batch_digest, self._ranks = batch_digest, ranks
+        self._heartbeat, self._clock = heartbeat, clock
+        self._shard: list[tuple[torch.Tensor, int]] = []
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the workload evaluates after this step."""
+        every = self._work.eval_every
+        return every > 0 and (step % every == 0 or step == self._work.steps)
+
+    def evaluate(self, step: int, history: TrainingHistory) -> float:
+        """Return the mean loss in nats per token, and note it in the history. Collective.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
+        began = self._clock()
+        if not self._shard:
+            # A run that was resumed after an evaluation has the sequences in its digest already.
+            self._shard = self._eval_shard(is_first=not history.evaluations)
+        losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._shard]).tolist()
+        self._heartbeat()
+        counted = [(loss, count) for loss, (_, count) in zip(losses, self._shard, strict=True) if count]
+        everyone = [pair for part in self._ranks.gather(counted) for pair in part]
+        loss = math.fsum(loss * count for loss, count in everyone) / sum(count for _, count in everyone)
+        history.evaluation_seconds += self._clock() - began
+        history.evaluations.append(
+            {
+                "step": step,
+                "loss": loss,
+                "training_seconds": history.training_seconds,
+                # Runs that stop at a target stop at different steps: their batches are compared at a common one.
+                "batches": self._ranks.combined_digest(self._batch_digest),
+            }
+        )
+        return loss
+
+    def check_finite(self, step: int, loss: float) -> None:
+        """Raise RunFailed if an evaluation's loss is not finite."""
+        if not math.isfinite(loss):
+            raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged", shared=True)
+
+    def _eval_shard(self, *, is_first: bool) -> list[tuple[torch.Tensor, int]]:
+        """Return this rank's held-out sequences in parts, int64 [micro_batch_size, seq_len + 1], and how many count.
+
+        All ranks get as many parts, since a sharded model is gathered part by part: a rank that has too few evaluates
+        a sequence that does not count.
+        """
+        size, most = self._work.eval_sequences, self._work.micro_batch_size
+        each = math.ceil(size / self._ranks.size)
+        first = min(self._ranks.rank * each, size)
+        own = min(each, size - first)
+        parts: list[tuple[torch.Tensor, int]] = []
+        if own:
+            sequences = self._dataset.held_out(first, own)
+            if is_first:
+                self._batch_digest.add("held out", first, sequences)
+            parts = [(part, len(part)) for part in torch.from_numpy(sequences).split(most)]
+        while len(parts) < math.ceil(each / most):
+            parts.append((torch.from_numpy(self._dataset.held_out(0, 1)), 0))
+        return parts

@@ -1,0 +1,163 @@
+"""The measurements of a run beside its history: memory, power, contention, and what each rank exchanged."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from harness.backends.base import Backend
+from harness.backends.step import TrainStep
+from harness.environment import CpuContention
+from harness.training.distributed.collectives import Ranks, all_of_this_host
+from harness.training.history import TrainingHistory
+from harness.training.monitoring.telemetry import Telemetry, merge_ranks
+from harness.workload.digest import BatchDigest, parameter_norms
+
+# Ranks on one kind of device differ by a few per cent; what a shared host adds stays below this on an idle one.
+STRAGGLER = 1.15
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything in a run's record that is measured or observed, except its history; None where not known."""
+
+    init_digest: str | None = None
+    batch_digest: str | None = None
+    setup_seconds: float | None = None
+    step_seconds_method: str | None = None
+    observed_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings in effect that only the training itself shows: types of linear layers, compilation, CPU fallback."""
+    memory: dict[str, int | None] | None = None
+    skipped_steps: int | None = None
+    final_norms: dict[str, float] | None = None
+    other_processes_cpu_fraction: float | None = None
+    device_processes: list[str] | None = None
+    device_condition: dict[str, Any] | None = None
+    telemetry: dict[str, Any] | None = None
+    ranks: list[dict[str, Any]] | None = None
+    """Each rank's own times and payloads; None for a run that is not distributed."""
+
+    def observing(self, **settings: Any) -> Measurements:
+        """Return the same measurements with more observed settings."""
+        return replace(self, observed_settings={**self.observed_settings, **settings})
+
+
+class Contention:
+    """Who else used host and device, and what held the device's clock down, from construction to `finish`."""
+
+    def __init__(self, backend: Backend, ranks: Ranks) -> None:
+        self._backend = backend
+        self._host = CpuContention(all_of_this_host(ranks))
+        self._processes = backend.other_processes()
+        self._clock_state = backend.clock_state()
+
+    def finish(self, *, device_is_well: bool = True) -> dict[str, Any]:
+        """Return the fields of Measurements that are about contention. Collective."""
+        condition = None
+        if device_is_well and self._clock_state is not None:
+            # At once: a device that was held down cools within seconds.
+            condition = {"before": self._clock_state, "after": self._backend.clock_state()}
+        return {
+            "other_processes_cpu_fraction": self._host.other_fraction(),
+            "device_processes": self._processes,
+            "device_condition": condition,
+        }
+
+
+def collect_measurements(
+    found: Measurements,
+    *,
+    model: torch.nn.Module,
+    step: TrainStep,
+    backend: Backend,
+    ranks: Ranks,
+    batch_digest: BatchDigest,
+    telemetry: Telemetry,
+    history: TrainingHistory,
+    own_from: int,
+    device: Mapping[str, Any],
+    host: str | None,
+    tokens_per_step: int,
+) -> Measurements:
+    """Return `found` with what device and ranks know at the end of the training. Collective.
+
+    Args:
+        own_from: the first interval of the history that this process trained itself: an earlier attempt's power was
+            not read.
+    """
+    memory = backend.memory()
+    measured = [interval for phase, interval in history.intervals[own_from:] if phase == "measured"]
+    own_telemetry = telemetry.to_record(
+        math.fsum(interval.seconds for interval in measured),
+        sum(interval.steps for interval in measured) * tokens_per_step,
+    )
+    by_rank = None
+    if ranks.world.is_distributed:
+        own = {
+            "host": host,
+            "device": device.get("name"),
+            "device_index": device.get("index"),
+            "peak_allocated_bytes": (memory or {}).get("peak_allocated_bytes"),
+            **rank_timing(history),
+        }
+        by_rank = ranks.gather(own)
+    return replace(
+        found,
+        final_norms=parameter_norms(model),
+        memory=memory,
+        skipped_steps=step.skipped_steps(),
+        batch_digest=ranks.combined_digest(batch_digest),
+        telemetry=merge_ranks(ranks.gather(own_telemetry)),
+        ranks=by_rank,
+    )
+
+
+def rank_timing(history: TrainingHistory) -> dict[str, Any]:
+    """Return one rank's own times and payload, each per step of the measured window."""
+    measured = [
+        (interval, exchange)
+        for (phase, interval), exchange in zip(history.intervals, history.exchanges, strict=True)
+        if phase == "measured"
+    ]
+    steps = sum(interval.steps for interval, _ in measured)
+    if not steps:
+        return {"step_seconds": None, "payload_bytes_per_step": None, "exposed_communication_seconds": None}
+    waits = [waited for _, (_, waited) in measured]
+    waited = None if None in waits else math.fsum(wait for wait in waits if wait is not None) / steps
+    return {
+        "step_seconds": math.fsum(interval.seconds for interval, _ in measured) / steps,
+        "payload_bytes_per_step": sum(payload for _, (payload, _) in measured) / steps,
+        "exposed_communication_seconds": waited,
+    }
+
+
+def describe_ranks(by_rank: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the record's section on the ranks, from the own figures of each, in rank order.
+
+    A rank's busy time is its step time less its exposed communication. Where gradients are exchanged in every step
+    all ranks take the same time: only their busy times show which of them the others wait for.
+    """
+    ranks = []
+    for number, own in enumerate(by_rank):
+        step, waited = own["step_seconds"], own["exposed_communication_seconds"]
+        busy = None if step is None or waited is None else max(0.0, step - waited)
+        ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
+    return {"ranks": ranks, "stragglers": find_stragglers(ranks)}
+
+
+def find_stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the ranks that are busy for clearly longer than the others, with their slowdown."""
+    busy = [rank["busy_seconds_per_step"] for rank in ranks]
+    if len(busy) < 2 or any(value is None for value in busy):
+        return []
+    found = []
+    for rank, value in enumerate(busy):
+        typical = statistics.median(busy[:rank] + busy[rank + 1 :])
+        if typical > 0 and value > STRAGGLER * typical:
+            found.append({"rank": rank, "slowdown": value / typical})
+    return found

@@ -1,0 +1,96 @@
+"""Model, optimizer, training step and evaluator of a run, ready for the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from harness.backends.base import Backend
+from harness.backends.step import TrainStep
+from harness.config import Config
+from harness.training.distributed.collectives import Ranks, same_on_all
+from harness.training.distributed.communication import CommunicationMeter
+from harness.training.distributed.parallel import parallelize_model
+from harness.training.evaluation import Evaluator
+from harness.training.probe import observe_dtypes
+from harness.training.tuning import Compilation, apply_track, force_eager
+from harness.workload.data import Dataset
+from harness.workload.digest import BatchDigest, init_digest, sharded_digests, total_digest
+from harness.workload.model import Transformer
+from harness.workload.optimizer import build_optimizer
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """Everything that a loop trains and evaluates with."""
+
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    step: TrainStep
+    evaluator: Evaluator
+    compilation: Compilation
+    init_digest: str
+
+
+def prepare_training(
+    config: Config,
+    backend: Backend,
+    dataset: Dataset,
+    ranks: Ranks,
+    meter: CommunicationMeter,
+    batch_digest: BatchDigest,
+    heartbeat: Callable[[], None],
+) -> PreparedTraining:
+    """Build the model with its initial weights, the optimizer, the backend's training step, the evaluator. Collective.
+
+    Args:
+        config: with its track resolved.
+        batch_digest: of this rank's batches; evaluations add the held-out sequences to it.
+        heartbeat: called for every parameter that is made.
+
+    Raises:
+        ConfigError: the layout does not fit the device or the number of processes.
+        RunFailed: the ranks do not have the same initial weights.
+    """
+    parallel_model = parallelize_model(config, backend, ranks, meter, heartbeat)
+    model = parallel_model.model
+    compilation = apply_track(model, config.track, backend)
+    digest = _init_digest(config, model, ranks, heartbeat)
+    heartbeat()
+    optimizer = build_optimizer(model, config.workload, config.track)
+    step = backend.prepare(
+        parallel_model.wrapped,
+        optimizer,
+        precision=config.precision,
+        max_grad_norm=config.workload.max_grad_norm,
+        grad_sync=parallel_model.grad_sync,
+        skip_nonfinite=config.on_nonfinite == "skip",
+    )
+    evaluator = Evaluator(config.workload, step, dataset, batch_digest, ranks, heartbeat=heartbeat)
+    return PreparedTraining(model, optimizer, step, evaluator, compilation, digest)
+
+
+def observe_linear_dtypes(prepared: PreparedTraining, config: Config, dataset: Dataset) -> list[str] | None:
+    """Return the types in which the step's linear layers compute, by one forward pass; None where it is opaque.
+
+    Raises:
+        RunFailed: they compute in another precision than the configured one.
+    """
+    first = torch.from_numpy(dataset.train(0, 1))
+    with force_eager(config.track):
+        return observe_dtypes(prepared.step, prepared.model, first, config.precision)
+
+
+def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat: Callable[[], None]) -> str:
+    """Return the digest of the initial weights; of sharded ones, put together from all ranks.
+
+    Raises:
+        RunFailed: the ranks do not have the same weights.
+    """
+    if config.parallel.name == "fsdp":
+        parts = ranks.gather(sharded_digests(model, ranks.rank, ranks.size, heartbeat))
+        return total_digest({name: digest for part in parts for name, digest in part.items()})
+    same_on_all(ranks, "the initial weights", digest := init_digest(model))
+    return digest
