@@ -1,7 +1,8 @@
-"""The door: which verb, which exit code. Torch is imported only once a backend has said that it can run."""
+"""Entry point: dispatch to a verb's module, and exit codes. Torch is imported only once a backend can run."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -13,51 +14,78 @@ from harness.commands import VERBS
 from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
 from harness.signals import stop_on_signals
 
+CANNOT_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. User errors become one line on standard error."""
     # A broken device plug-in must not break the import of torch for another backend; each backend imports its own.
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    # A letter that the terminal's encoding lacks is shown as an escape, as on standard error; it ends no command.
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    # A character that the terminal's encoding lacks is printed as an escape, as on standard error.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        log.set_up(words)
-        words = _with_metrics_file(words)
-        verb = words.pop(0) if words and words[0] in VERBS else "train"
-        command = import_module(f"harness.commands.{verb}")
-        # A command that starts one process after another can be told to stop between two of them.
-        with stop_on_signals():
-            return command.main(words)
-    except EndedWithAll as ended:
-        return ended.exit_code
+        log.set_up(argv)
+        code = _dispatch(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UserError as error:
-        log.error(str(error), exit_code=int(error.exit_code))
+        # Of processes that end together, another one reports it.
+        if not isinstance(error, EndedWithAll):
+            log.error(str(error), exit_code=int(error.exit_code))
         return error.exit_code
     except (Interrupted, KeyboardInterrupt) as interrupted:
         code = int(getattr(interrupted, "exit_code", ExitCode.SIGINT))
         if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
-            # Of the processes of a host, one speaks.
+            # One process of each host reports it.
             log.info("interrupted", exit_code=code)
         return code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "harness":
             raise
-        # `compare` runs where only the packages that it needs are installed; everything else says what it lacks.
-        log.error(f"the package {error.name} is not installed; pip install -e . in the project's folder")
+        # `compare` needs only some of the packages; every other command names the one that is missing.
+        log.error(f"the package {error.name} is not installed; run `pip install -e .` in the project's folder")
         return ExitCode.USAGE
-    except BrokenPipeError:
-        # The reader of our output has seen enough (| head). Point the stream elsewhere, or Python's own flush at
-        # exit would complain; what was asked for is done, records included.
+    except OSError as error:
+        # A file that cannot be written is named by the code that writes it; what is left is standard output.
+        if error.errno not in CANNOT_WRITE or error.filename is not None:
+            raise
+        # Python's own flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        if error.errno == errno.EPIPE:
+            # The reader has seen enough (| head). The command itself is done, records included.
+            return ExitCode.OK
+        log.error(f"standard output: cannot be written: {error.strerror}; free some space, or redirect it elsewhere")
+        return ExitCode.RUN_FAILED
 
 
-def _with_metrics_file(words: list[str]) -> list[str]:
-    """Return the words with `--metrics-file PATH`, as node_exporter's users write it, as the setting that it is."""
+def _dispatch(argv: list[str]) -> int:
+    for word in argv:
+        if word.endswith("\r"):
+            raise UserError(
+                f"{word!r}: ends with a carriage return, so the script that runs this command has Windows line "
+                r"endings (CRLF); convert it: sed -i 's/\r$//' SCRIPT"
+            )
+    argv = _with_metrics_file(argv)
+    verb = argv.pop(0) if argv and argv[0] in VERBS else "train"
+    command = import_module(f"harness.commands.{verb}")
+    # A command that starts several processes can be interrupted between two of them.
+    with stop_on_signals():
+        try:
+            return command.main(argv)
+        except SystemExit as ended:
+            # argparse, after --help.
+            if ended.code:
+                raise
+            return ExitCode.OK
+
+
+def _with_metrics_file(argv: list[str]) -> list[str]:
+    """Return the command line with `--metrics-file PATH`, as node_exporter's users write it, as the setting it is."""
     found: list[str] = []
-    rest = iter(words)
+    rest = iter(argv)
     for word in rest:
         name, equals, path = word.partition("=")
         if name != "--metrics-file":

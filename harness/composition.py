@@ -1,7 +1,7 @@
-"""Hydra glue: command-line overrides to one typed Config, or to one line that says what is wrong with them.
+"""Composition of a Config from YAML files and command-line overrides, with one-line errors.
 
-Hydra's own `hydra.main` is not used: it writes files, runs a sweep's jobs in one process, and answers mistakes
-with several lines. Composition, override grammar and sweep expansion are Hydra's.
+Composition, override grammar and sweep expansion are Hydra's. `hydra.main` is not used: it writes files, runs a
+sweep's jobs in one process, and reports errors on several lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
 from harness.config import BackendConfig, Config, config_directory, iter_settings
+from harness.environment import check_working_directory
 from harness.errors import ConfigError
+from harness.text import shortened
 from harness.validation import validate
 
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
@@ -38,11 +40,12 @@ def load(overrides: list[str]) -> Config:
     """Compose, type and validate one run's settings.
 
     Args:
-        overrides: command-line words in Hydra's grammar, such as `model=tiny` or `workload.steps=5`.
+        overrides: settings in Hydra's override grammar, such as `model=tiny` or `workload.steps=5`.
 
     Raises:
-        ConfigError: a word is misspelt, of the wrong type, or the settings contradict each other.
+        ConfigError: an override is misspelled or of the wrong type, or settings contradict each other.
     """
+    check_working_directory()
     with _hydra() as loader:
         _check_overrides(_parse(overrides), loader, sweeps_allowed=False)
         try:
@@ -64,7 +67,7 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
 
 
 def group_options() -> dict[str, list[str]]:
-    """Return what each config group can be set to."""
+    """Return the options of each config group."""
     with _hydra() as loader:
         return {group: _options(loader, group) for group in GROUPS}
 
@@ -76,7 +79,7 @@ def _hydra() -> Iterator[ConfigLoaderImpl]:
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
         # Out-of-tree backends bring their own configs/backend/*.yaml. They come after ours, so that none can redefine
-        # what `model=tiny` means, and before Hydra's schema source, which has to be the last.
+        # `model=tiny`, and before Hydra's schema source, which must be the last.
         elements = loader.get_search_path().get_path()
         for package in plugin_config_packages():
             elements.insert(len(elements) - 1, SearchPathElement(provider=package, search_path=f"pkg://{package}"))
@@ -85,7 +88,7 @@ def _hydra() -> Iterator[ConfigLoaderImpl]:
 
 
 def _options(loader: Any, group: str) -> list[str]:
-    """Return what a group can be set to, folders' files included as FOLDER/NAME."""
+    """Return the options of a group, with the files of its folders as FOLDER/NAME."""
     own = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
     folders = loader.get_group_options(group, results_filter=ObjectType.GROUP)
     return sorted([*own, *(f"{folder}/{name}" for folder in folders for name in _options(loader, f"{group}/{folder}"))])
@@ -94,48 +97,60 @@ def _options(loader: Any, group: str) -> list[str]:
 def _parse(overrides: list[str], loader: Any = None) -> list[Override]:
     parser = OverridesParser.create(config_loader=loader)
     parsed = []
-    for word in overrides:
+    for text in overrides:
         try:
-            parsed += parser.parse_overrides([word])
-        except HydraException as error:
-            raise ConfigError(
-                f"cannot read {word!r}: expected key=value, and a value with spaces, commas, brackets or "
-                f"equal signs in quotes, such as 'data.path=\"my texts (1)\"'; python -m harness --help"
-            ) from error
+            parsed += parser.parse_overrides([text])
+        except (HydraException, RecursionError) as error:
+            raise ConfigError(_unreadable(text)) from error
     return parsed
 
 
+def _unreadable(override: str) -> str:
+    """Return the message for an override that Hydra's grammar refuses."""
+    cause, value = "", override.partition("=")[2]
+    if not value.startswith(("'", '"')) and (foreign := [letter for letter in value if not letter.isascii()]):
+        cause = f"found {foreign[0]!r}, which is not ASCII, outside quotes; "
+    return (
+        f"cannot read {shortened(override)!r}: {cause}expected key=value, with quotes around a value with spaces, "
+        "commas, brackets, equal signs or letters beyond ASCII, such as 'data.path=\"my texts (1)\"'; "
+        "python -m harness --help"
+    )
+
+
 def _check_overrides(overrides: list[Override], loader: Any, *, sweeps_allowed: bool) -> None:
-    """Refuse unknown keys and group options in words of our own; Hydra would take `+typo=1` silently."""
+    """Check keys and group options. Hydra itself would accept `+typo=1`.
+
+    Raises:
+        ConfigError: a key or an option does not exist, or an override deletes or sweeps where it cannot.
+    """
     leaves = [key for key, _, _ in iter_settings(Config)]
     nodes = {key.rsplit(".", 1)[0] for key in leaves if "." in key}
     for override in overrides:
-        key, word = override.key_or_group, override.input_line or ""
+        key, text = override.key_or_group, shortened(override.input_line or "")
         if override.is_delete():
-            raise ConfigError(f"{word!r}: settings cannot be deleted; set the key to the value that you want")
+            raise ConfigError(f"{text!r}: settings cannot be deleted; set the key to a value")
         if override.is_sweep_override() and not sweeps_allowed:
-            raise ConfigError(f"{word!r} names several values; add -m to run each in turn, or quote the value")
+            raise ConfigError(f"{text!r}: found several values, expected one; add -m to run each, or quote the value")
         if key in GROUPS:
-            choices = _options(loader, key)
-            values = _swept_values(override)
-            for value in values:
-                if value in choices or (key == "experiment" and value is None):
-                    continue
-                if key == "backend" and value in registered():
-                    # Its package brings no YAML file, or is broken, in which case this says how.
-                    create(BackendConfig(name=value))
-                    raise ConfigError(
-                        f"backend: {value} is registered, but its package brings no configs/backend/{value}.yaml; "
-                        f"use backend.name={value}"
-                    )
-                raise ConfigError(
-                    f"{key}: found {value!r}, expected one of: {', '.join(choices)}{_nearest(value, choices)}"
-                )
+            _check_options(key, _swept_values(override), _options(loader, key))
         elif key not in leaves and key not in nodes:
-            everything = [*leaves, *GROUPS]
+            near = _nearest(key, [*leaves, *GROUPS])
+            raise ConfigError(f"{shortened(key)}: no such setting{near}; python -m harness --settings lists all")
+
+
+def _check_options(group: str, values: list[Any], options: list[str]) -> None:
+    for value in values:
+        if value in options or (group == "experiment" and value is None):
+            continue
+        if group == "backend" and isinstance(value, str) and value in registered():
+            # Its package has no YAML file, or is broken, in which case this raises the reason.
+            create(BackendConfig(name=value))
             raise ConfigError(
-                f"{key}: no such setting{_nearest(key, everything)}; python -m harness --settings lists all"
+                f"backend: {value} is registered, but its package has no configs/backend/{value}.yaml; "
+                f"use backend.name={value}"
             )
+        found = "null" if value is None else shortened(repr(value))
+        raise ConfigError(f"{group}: found {found}, expected one of: {', '.join(options)}{_nearest(value, options)}")
 
 
 def _swept_values(override: Override) -> list[Any]:
@@ -155,12 +170,12 @@ def _nearest(found: Any, known: list[str]) -> str:
 def _to_typed(composed: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        raise ConfigError(f"{missing[0]}: has no value; set it on the command line or in its YAML file")
+        raise ConfigError(f"{missing[0]}: found no value; set it on the command line or in its YAML file")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     given = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(given, dict)
-    # to_object drops keys that the schema lacks: a typo in a YAML file must not pass as a setting.
+    # to_object drops keys that the schema lacks: a typo in a YAML file must be an error.
     unknown = _unknown_keys(given, asdict(config))
     if unknown:
         leaves = [key for key, _, _ in iter_settings(Config)]
@@ -179,20 +194,20 @@ def _unknown_keys(given: dict[Any, Any], known: dict[str, Any], prefix: str = ""
 
 
 def _one_line(error: Exception) -> str:
-    """Make one line of Hydra's or OmegaConf's several, with the key in front where they name it."""
+    """Return Hydra's or OmegaConf's message on one line, with the key first where they name it."""
     cause = error
     while isinstance(cause.__cause__, (HydraException, OmegaConfBaseException)):
         cause = cause.__cause__
     text = str(cause)
     key = re.search(r"full_key: (\S+)", text)
-    said = " ".join(
+    message = " ".join(
         line.strip()
         for line in text.splitlines()
         if not re.match(r"\s*(full_key|object_type|reference_type)[:=]", line)
     )
-    said = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", _expected_type, said)
-    said = re.sub(r"Value '(.*)' is not a valid bool.*", r"found '\1', expected true or false", said)
-    return f"{key.group(1)}: {said}" if key else said
+    message = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", _expected_type, message)
+    message = re.sub(r"Value '(.*)' is not a valid bool.*", r"found '\1', expected true or false", message)
+    return f"{key.group(1)}: {message}" if key else message
 
 
 def _expected_type(match: re.Match[str]) -> str:

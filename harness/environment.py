@@ -1,4 +1,4 @@
-"""Facts about the host, the software and the process. No torch, no device words; unknown is None."""
+"""Host, software and process. No torch, no device words; unknown is None."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.errors import ConfigError
 
 # Variables that can change what is computed or how fast on any device; backends add their own prefixes.
 COMMON_PREFIXES = (
@@ -38,15 +39,15 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
         "harness_version": harness.__version__,
         "git": git_state(Path(harness.__file__).resolve().parent),
         "host": host_name(),
-        **host_facts(),
+        **describe_host(),
         "packages": {name: _version(name) for name in dict.fromkeys((*PACKAGES, *extra_packages))},
         "variables": relevant_variables(extra_prefixes),
         "command": sys.orig_argv,
     }
 
 
-def host_facts() -> dict[str, Any]:
-    """Return what the host is, and what of it this process may use."""
+def describe_host() -> dict[str, Any]:
+    """Return the host's properties and the part of it that this process may use."""
     return {
         "os": _os_name(),
         "kernel": platform.release() or None,
@@ -59,6 +60,14 @@ def host_facts() -> dict[str, Any]:
         "memory_limit_bytes": memory_limit_bytes(),
         "python": platform.python_version(),
     }
+
+
+def check_working_directory() -> None:
+    """Raise ConfigError if the working directory has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the working directory does not exist any more; cd to an existing folder") from error
 
 
 def host_name() -> str | None:
@@ -77,27 +86,27 @@ def relevant_variables(extra_prefixes: Iterable[str] = ()) -> dict[str, str]:
 
 
 def allowed_cores() -> int:
-    """Return how many cores this process may use: its affinity mask and its cgroup's quota, whichever is less."""
+    """Return the number of cores that this process may use: the smaller of affinity mask and cgroup quota."""
     affinity = _affinity_size()
     quota = _cgroup_cpu_quota()
     return affinity if quota is None else max(1, min(affinity, math.floor(quota)))
 
 
 class CpuContention:
-    """How busy other processes keep the cores that this one may use, over a stretch of time."""
+    """Load by other processes on the cores that this one may use, over a period."""
 
     def __init__(self, all_own: Callable[[float], float] = lambda own: own) -> None:
         """
         Args:
-            all_own: from this process's seconds to those of all processes of the same run on this host.
+            all_own: maps this process's CPU seconds to those of all processes of the run on this host.
         """
         self._all_own = all_own
         self._began = self._sample()
 
     def other_fraction(self) -> float | None:
-        """Return the share of the allowed cores' time that others had since the start; None where it is not told.
+        """Return the fraction of the allowed cores' time that others used since the start; None if unknown.
 
-        A hypervisor's steal counts as others.
+        A hypervisor's steal time counts as others.
         """
         now = self._sample()
         if self._began is None or now is None:
@@ -124,8 +133,8 @@ class CpuContention:
 
 
 class Clocks:
-    """What happened to the host's clocks over a stretch of time. Step times come from the steady one, so neither a
-    wall clock that is set nor a host that sleeps falsifies them; but dates in records and logs do not fit then.
+    """Changes of the host's clocks over a period. Step times come from the steady clock, so neither a wall clock that
+    is set nor a suspended host changes them; but the dates in records and logs are then inconsistent.
     """
 
     def __init__(
@@ -138,7 +147,7 @@ class Clocks:
         self._since_boot = since_boot or _seconds_since_boot
         self._began = self._sample()
 
-    def facts(self) -> dict[str, float | None]:
+    def to_record(self) -> dict[str, float | None]:
         """Return by how much the wall clock was set since the start, and how long the host was suspended, seconds."""
         (wall, steady, since_boot), (wall_then, steady_then, since_boot_then) = self._sample(), self._began
         elapsed, suspended = steady - steady_then, None
@@ -154,7 +163,7 @@ class Clocks:
 
 
 def _seconds_since_boot() -> float | None:
-    """Return the seconds since the host was started, those in which it was suspended included, where it is told."""
+    """Return the seconds since boot, including suspension, or None if unknown."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return None if clock is None else time.clock_gettime(clock)
 
@@ -164,7 +173,7 @@ def _affinity_size() -> int:
 
 
 def cpu_model() -> str | None:
-    """Return the CPU's marketing name, or None where the system does not tell."""
+    """Return the CPU's marketing name, or None if unknown."""
     text = _read("/proc/cpuinfo") or ""
     for key in ("model name", "Model Name", "Hardware", "CPU part"):
         found = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
@@ -187,12 +196,12 @@ def peak_resident_bytes() -> int:
 
 
 def container_kind() -> str | None:
-    """Return the kind of container the process runs in, or None if it seems to run in none."""
+    """Return the kind of container that the process runs in, or None."""
     if os.environ.get("KUBERNETES_SERVICE_HOST"):
         return "kubernetes"
     if Path("/.dockerenv").exists():
         return "docker"
-    # podman's file is missing where the root file system is read-only; like others, it says so in a variable too.
+    # podman's file is missing where the root file system is read-only; it sets a variable too, as others do.
     if Path("/run/.containerenv").exists():
         return "podman"
     if os.environ.get("container"):  # noqa: SIM112 (that is its name)
@@ -205,18 +214,18 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit and whether the work tree differs from it (None in an image), or None if neither is known."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        # An image's build says what it was made of; nothing in the image can tell whether that was changed.
+        # The image's build sets the commit; whether files were changed since is unknown.
         built_of = os.environ.get("HARNESS_COMMIT")
         return {"commit": built_of, "dirty": None} if built_of else None
-    # Of the source and the settings only: runs, notes and data that lie in the checkout change nothing.
+    # Source and settings only: runs, notes and data in the checkout do not matter.
     status = _git(folder, "status", "--porcelain", "--", ".", ":/configs")
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

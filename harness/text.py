@@ -61,3 +61,8 @@ def utc_now() -> str:
 def utc_stamp() -> str:
     """Return the time for a file or folder name: 20261124T100000Z."""
     return datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+
+
+def capitalized(text: str) -> str:
+    """Return a text with an upper-case first letter and the rest as it is."""
+    return text[:1].upper() + text[1:]

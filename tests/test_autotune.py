@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import log
-from harness.commands.autotune import candidates, run_autotune
+from harness.commands.autotune import list_candidates, run_autotune
 from harness.composition import load
 from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
@@ -62,9 +62,9 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def test_candidates_divide_the_batch_and_lie_apart() -> None:
-    assert [each.micro_batch_size for each in candidates(8)] == [1, 2, 4, 8]
-    assert [(each.micro_batch_size, each.accumulation) for each in candidates(6)] == [(1, 6), (2, 3), (3, 2), (6, 1)]
-    assert [each.micro_batch_size for each in candidates(480)] == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
+    assert [each.micro_batch_size for each in list_candidates(8)] == [1, 2, 4, 8]
+    assert [(each.micro_batch_size, each.accumulation) for each in list_candidates(6)] == [(1, 6), (2, 3), (3, 2), (6, 1)]
+    assert [each.micro_batch_size for each in list_candidates(480)] == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
 
 
 def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

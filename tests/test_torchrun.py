@@ -38,5 +38,6 @@ def test_an_option_that_torchrun_lacks_is_refused_in_one_line() -> None:
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
     assert "--nproc-per-node=8" in capsys.readouterr().out

@@ -40,9 +40,9 @@ def test_a_single_process_needs_no_variables_and_minds_none() -> None:
 @pytest.mark.parametrize(
     ("parallel", "variables", "said"),
     [
-        ("single", SET, "parallel: single trains in one process, but 4 were started (WORLD_SIZE)"),
+        ("single", SET, "parallel: single trains in one process, but WORLD_SIZE is 4"),
         ("ddp", {}, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
-        ("ddp", {**SET, "MASTER_PORT": " "}, "MASTER_PORT is not set; start it with torchrun"),
+        ("ddp", {**SET, "MASTER_PORT": " "}, "MASTER_PORT is not set; launch it with torchrun"),
         ("fsdp", {**SET, "RANK": "four"}, "RANK: found 'four', expected a whole number"),
         ("fsdp", {**SET, "RANK": "4"}, "RANK: found 4, expected less than 4 (WORLD_SIZE is 4)"),
         ("fsdp", {**SET, "RANK": "-1"}, "RANK: found -1, expected at least 0"),

@@ -1,4 +1,13 @@
-"""One file for each verb of the command line, and what several of them share."""
+"""The verbs of the command line, one module each, and what several of them share."""
 
-VERBS = ("audit", "claim", "compare", "doctor", "health", "peak", "project", "torchrun")
-"""Each is a module here with a function `main`; a command line that begins with none of them is a run's (train.py)."""
+VERBS = {
+    "compare": "compare recorded runs: same work, same computation, which is faster",
+    "claim": "list published claims about chips, and the commands that test them",
+    "audit": "check a published table of training speeds",
+    "project": "estimate a large training run: days, device-hours, energy",
+    "doctor": "show which backends can run on this host, and what the others lack",
+    "peak": "measure the peak rates of a device",
+    "health": "is a run on this host making progress? (for container health checks)",
+    "torchrun": "launch one run on several devices",
+}
+"""Each verb is a module with a function `main`. A command line without a verb is a run's (train.py)."""

@@ -1,32 +1,82 @@
-"""Options of the verbs that take some: mistakes become one line, as everywhere."""
+"""The argument parser of the verbs: --help is built from its options, and a mistake is one line."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from harness.commands import VERBS
 from harness.errors import UserError
+from harness.text import capitalized, shortened
+
+HELP_WIDTH = 100
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that neither prints usage nor ends the process."""
+    """Parses one verb's command line.
 
-    def __init__(self, verb: str) -> None:
-        super().__init__(add_help=False, allow_abbrev=False)
+    Args:
+        verb: one of VERBS, whose summary is the first line of the help.
+        description: the paragraph after the summary.
+        exit_codes: the last paragraph of the help.
+        usage: the forms of the command, if argparse's own usage is too long.
+        notes: text before the exit codes; its line breaks are kept.
+    """
+
+    def __init__(
+        self, verb: str, description: str, exit_codes: str, *, usage: str | None = None, notes: str = ""
+    ) -> None:
+        super().__init__(
+            prog=f"python -m harness {verb}",
+            usage=usage,
+            description=_wrapped(f"{capitalized(VERBS[verb])}\n\n{description}"),
+            epilog=_wrapped(f"{notes}\n\nexit codes: {exit_codes}".strip()),
+            formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=28, width=HELP_WIDTH),
+            allow_abbrev=False,
+        )
         self._verb = verb
 
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Return the options.
+
+        Raises:
+            UserError: an option is unknown, or a value is none that it takes.
+            SystemExit: --help was given, and printed.
+        """
+        options, unknown = self.parse_known_intermixed_args(argv)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=", 1)[0], self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self._verb}: {message}; python -m harness {self._verb} --help")
+        raise UserError(f"{self._verb}: {shortened(message, 300)}; python -m harness {self._verb} --help")
 
 
-def expand_path(written: str) -> Path:
-    """Return a path in which ~ stands for a home.
+def expand_path(path: str) -> Path:
+    """Return a path with ~ expanded to a home folder.
 
     Raises:
         UserError: there is no such user.
     """
     try:
-        return Path(written).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{written}: no home is known for that user; write the path out") from error
+        raise UserError(f"{path}: found no home folder of that user; write out the path") from error
+
+
+def _wrapped(text: str) -> str:
+    lines = (
+        textwrap.fill(line, HELP_WIDTH, break_on_hyphens=False, subsequent_indent=_indent(line))
+        for line in text.split("\n")
+    )
+    return "\n".join(lines)
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()) + 2) if line.startswith(" ") else ""

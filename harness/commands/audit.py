@@ -1,12 +1,11 @@
-"""`python -m harness audit`: is a published table of training speeds possible, consistent, and what does it show?"""
+"""`python -m harness audit`: checks of a published table of training speeds."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
+from harness import log
 from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS
 from harness.analysis.audit.summary import Audit, audit, to_dict
@@ -17,43 +16,34 @@ from harness.records.files import refuse_foreign_report, write_atomically
 
 FORMATS = ("table", "json")
 NOT_SOUND = 1
-HELP = """\
-usage: python -m harness audit FILE [options]
-
-Checks the rows of a published comparison, a YAML or CSV file: model FLOP/s against the chip's peak, the row's figures
-against each other and against the other rows, what it leaves out. Each finding is impossible, inconsistent, suspicious
-or unproven; a row with nothing worse than unproven is sound, or untested where no speed could be held against a peak.
-Then the mean over the sound rows of each pair of chips.
-
-options:
-  --claim NAME       a claim to hold the sound rows against; python -m harness claim lists them
-  --out DIR          write audit.html and audit.json there
-  --expect sound     exit 1 if a row is not
-  --format FORMAT    table (default) or json
-
-columns, each of them optional; numbers without thousands separators:
-{columns}
-
-exit codes: 0 ok, 1 --expect does not hold, 2 bad usage or file, 5 the report cannot be written\
-"""
 
 
-def main(words: list[str]) -> int:
+def build_parser() -> Parser:
+    """Return the parser of the verb."""
+    parser = Parser(
+        "audit",
+        "Checks the rows of a published comparison, a YAML or CSV file: model FLOP/s against the chip's peak, the "
+        "figures of a row against each other and against the other rows, and what a row leaves out. Each finding is "
+        "impossible, inconsistent, suspicious or unproven. A row with nothing worse than unproven is sound, or "
+        "untested if no speed could be compared with a peak. Then the mean over the sound rows of each pair of chips.",
+        "0 ok, 1 --expect does not hold, 2 bad usage or file, 5 the report cannot be written",
+        notes=f"columns, all optional, numbers without thousands separators:\n{_columns()}",
+    )
+    parser.add_argument("file", metavar="FILE", type=expand_path, help="a YAML or CSV file of published rows")
+    parser.add_argument("--claim", metavar="NAME", help="a claim to judge by the sound rows")
+    parser.add_argument("--out", metavar="DIR", type=expand_path, help="write audit.html and audit.json there")
+    parser.add_argument("--expect", choices=("sound",), help="exit 1 if a row is not sound")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
     """Audit, print, write the report, and return the exit code."""
-    if {"-h", "--help"} & set(words):
-        print(HELP.format(columns=_columns()))
-        return ExitCode.OK
-    parser = Parser("audit")
-    parser.add_argument("file")
-    parser.add_argument("--claim")
-    parser.add_argument("--out")
-    parser.add_argument("--expect", choices=("sound",))
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    options: argparse.Namespace = parser.parse_args(words)
+    options = build_parser().parse(argv)
     claim = None if options.claim is None else find_claim(options.claim)
-    table = audit(read_rows(expand_path(options.file)))
+    table = audit(read_rows(options.file))
     if options.out is not None:
-        _write(table, claim, expand_path(options.out))
+        _write(table, claim, options.out)
     if options.format == "json":
         print(json.dumps(to_dict(table, claim), indent=1))
     else:
@@ -69,11 +59,11 @@ def _write(table: Audit, claim: Claim | None, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFailed(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
+        raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another --out") from error
     refuse_foreign_report(folder, ("audit.json", "audit.html"), marker="audit.json", key="rows")
     write_atomically(folder / "audit.json", json.dumps(to_dict(table, claim), indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "audit.html", render_audit(table, claim))
-    print(f"report: {folder / 'audit.html'}", file=sys.stderr)
+    log.info(f"report: {folder / 'audit.html'}")
 
 
 def _columns() -> str:

@@ -1,4 +1,4 @@
-"""Runs of the harness in fresh processes."""
+"""Runs of the harness in child processes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from typing import IO, Any
 from harness.errors import Interrupted
 
 
-def run_job(words: list[str], folder: Path) -> int:
-    """Run one training in a fresh process, its words on standard error, and return its exit code."""
-    return run_process([sys.executable, "-m", "harness", *words, f"out={hydra_quote(folder)}"], sys.stderr)
+def harness_command(overrides: list[str]) -> list[str]:
+    """Return the command line of a run in a fresh interpreter."""
+    return [sys.executable, "-m", "harness", *overrides]
+
+
+def run_job(overrides: list[str], folder: Path) -> int:
+    """Run one training in a child process, with its output on standard error, and return its exit code."""
+    return run_process(harness_command([*overrides, f"out={hydra_quote(folder)}"]), sys.stderr)
 
 
 def hydra_quote(path: Path | str) -> str:
-    """Return a path as a value in Hydra's override grammar."""
+    """Return a path quoted as a value of Hydra's override grammar."""
     # In quotes a backslash stands for itself, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"
 
 
 def run_process(command: list[str], output: IO[str] | None = None) -> int:
-    """Run a child, pass SIGTERM and SIGINT on to it, and return its exit code; its words go to `output`, if given.
+    """Run a child process, forward SIGTERM and SIGINT to it, and return its exit code.
+
+    Args:
+        output: destination of the child's standard output and error, or None for this process's own.
 
     Raises:
         Interrupted: such a signal came; the child has ended.
@@ -39,7 +47,7 @@ def run_process(command: list[str], output: IO[str] | None = None) -> int:
         if child is not None and (number == signal.SIGTERM or not sys.stdin.isatty()):
             child.send_signal(number)
 
-    # Before the child is there: a signal that comes while it is being started must not leave it behind.
+    # Installed before the child starts: a signal during the start must not leave the child behind.
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         child = subprocess.Popen(command, stdout=output, stderr=output)

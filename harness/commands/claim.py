@@ -1,4 +1,4 @@
-"""`python -m harness claim`: published claims, what would test them, and what the published evidence says of them."""
+"""`python -m harness claim`: published claims, the commands that test them, and the verdict of published rows."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from harness.text import printable
 FORMATS = ("table", "json")
 DEVICES_OF_A_NODE = 8
 MANY_HOSTS = "/cluster"
-HELP = """\
-usage: python -m harness claim [NAME] [--evidence FILE] [--format FORMAT]
-
-Without NAME: every claim of configs/claim/ with the ratio that its words allow and what the published rows say of it.
-With one: the claim, the commands that would test it, and the rows.
-
-options:
-  --evidence FILE    published rows to hold it against (default: configs/published.yaml), as for audit
-  --format FORMAT    table (default) or json
-
-exit codes: 0 ok, 2 bad usage or file\
-"""
 
 
-def main(words: list[str]) -> int:
+def build_parser() -> Parser:
+    """Return the parser of the verb."""
+    parser = Parser(
+        "claim",
+        "Without NAME: every claim of configs/claim/, the ratio that its wording accepts, and the verdict of the "
+        "published rows. With NAME: the claim, the commands that test it, and the rows.",
+        "0 ok, 2 bad usage or file",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one claim")
+    parser.add_argument(
+        "--evidence",
+        metavar="FILE",
+        type=expand_path,
+        default=config_directory() / "published.yaml",
+        help="published rows to judge by, as for audit (default: configs/published.yaml)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
     """Print the claims, or one of them, and return the exit code."""
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-        return ExitCode.OK
-    parser = Parser("claim")
-    parser.add_argument("name", nargs="?")
-    parser.add_argument("--evidence", default=str(config_directory() / "published.yaml"))
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    options = parser.parse_args(words)
-    evidence = audit(read_rows(expand_path(options.evidence)))
+    options = build_parser().parse(argv)
+    evidence = audit(read_rows(options.evidence))
     claims = list(load_claims().values()) if options.name is None else [find_claim(options.name)]
     if options.format == "json":
         print(json.dumps([_to_dict(claim, evidence) for claim in claims], indent=1))
@@ -60,7 +61,7 @@ def main(words: list[str]) -> int:
 
 
 def how_to_test(claim: Claim) -> dict[str, list[str]]:
-    """Return, by experiment, the commands that would test a claim: the reference's, the subject's, the comparison."""
+    """Return, by experiment, the commands that test a claim: the reference's, the subject's, the comparison."""
     return {experiment: list(_commands(claim, experiment)) for experiment in claim.experiment}
 
 
@@ -69,12 +70,12 @@ def _commands(claim: Claim, experiment: str) -> Iterator[str]:
     for side, written in (("reference", claim.reference), ("subject", claim.subject)):
         backend = _backend(written)
         if backend is None:
-            yield f'{written}: no backend of this harness drives it yet; harness/docs/backends.md describes how to add one'
+            yield f"{written}: no backend drives it yet; harness/docs/backends.md describes how to add one"
             continue
         settings = " ".join([f"experiment={experiment} backend={backend}", *changes(claim)])
         launcher = f"python -m harness torchrun --nproc-per-node={DEVICES_OF_A_NODE}"
         if experiment.endswith(MANY_HOSTS):
-            # On every host alike, HEAD being one of them.
+            # The same command on every host; HEAD is one of them.
             launcher += " --nnodes=$NODES --rdzv-backend=c10d --rdzv-endpoint=$HEAD:29500 --rdzv-id=$n"
         if _needs_launcher(experiment):
             command = f"for n in 1 2 3 4 5; do {launcher} {settings} out={folder}/{side}/$n; done"
@@ -85,15 +86,15 @@ def _commands(claim: Claim, experiment: str) -> Iterator[str]:
 
 
 def changes(claim: Claim) -> list[str]:
-    """Return the settings by which an experiment becomes one of the claim's size and precision."""
+    """Return the settings that give an experiment the claim's size and precision."""
     return [*claim.settings, *([f"precision={claim.precision}"] if claim.precision is not None else [])]
 
 
-def _backend(written: str) -> str | None:
-    """Return the backend of the chips that a claim names; a rehearsal's runs on any, the CPU among them."""
-    if written == ANY_DEVICE:
+def _backend(chips: str) -> str | None:
+    """Return the backend of the chips that a claim names; a rehearsal's is the CPU. None if no backend runs them."""
+    if chips == ANY_DEVICE:
         return "cpu"
-    vendors = {chip.vendor for chip in chips_of(written)}
+    vendors = {chip.vendor for chip in chips_of(chips)}
     found = {catalogue().backends.get(vendor) for vendor in vendors}
     return found.pop() if len(found) == 1 else None
 
@@ -117,19 +118,19 @@ def _to_dict(claim: Claim, evidence: Audit) -> dict[str, object]:
 
 def _print_list(claims: list[Claim], evidence: Audit) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("claim", "of", "allowed", "published rows say"):
+    for column in ("claim", "of", "accepted ratio", "published rows"):
         table.add_column(column, overflow="fold", no_wrap=column == "claim")
     for claim in claims:
         verdict = judge_by_rows(claim, evidence)
         table.add_row(
             Text(claim.name),
             Text(f"{claim.subject} against {claim.reference}"),
-            Text(f"{claim.quantity} ratio {claim.allowed}"),
+            Text(f"{claim.quantity} ratio {claim.accepted_range}"),
             Text(verdict.verdict),
         )
     console = PlainConsole(WIDTH)
     console.print(table)
-    console.print(Text("\npython -m harness claim NAME: what would test it, and why the rows say so"))
+    console.print(Text("\npython -m harness claim NAME: the commands that test it, and the reason of the verdict"))
 
 
 def _print_one(claim: Claim, evidence: Audit) -> None:
@@ -144,7 +145,7 @@ def _print_one(claim: Claim, evidence: Audit) -> None:
         ("source", f"{claim.source} ({claim.date})"),
         ("subject", _chips(claim.subject)),
         ("reference", _chips(claim.reference)),
-        ("stated", f"{claim.quantity} ratio, subject over reference: {stated}the words allow {claim.allowed}"),
+        ("stated", f"{claim.quantity} ratio, subject over reference: {stated}accepted range {claim.accepted_range}"),
         ("why", claim.rationale),
         ("workload", claim.workload),
         ("note", claim.note),
@@ -155,8 +156,8 @@ def _print_one(claim: Claim, evidence: Audit) -> None:
             table.add_row(name, Text(printable(text)))
     console.print(table)
     for experiment, commands in how_to_test(claim).items():
-        # Not through the table: a command is copied whole.
-        print(f"\nwould test it, experiment={experiment}:")
+        # Not in the table: a command must stay on one line, to be copied.
+        print(f"\ncommands that test it, experiment={experiment}:")
         for command in commands:
             print(f"  {command}")
 

@@ -1,47 +1,48 @@
-"""`python -m harness doctor`: what can run here, and for the rest what is missing and what would mend it."""
+"""`python -m harness doctor`: which backends can run here; for the others, what is missing and how to fix it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from datetime import datetime, timezone
 from typing import Any
 
 from rich.table import Table
 
 import harness
 from harness import backends, environment
+from harness.commands.arguments import Parser
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, ExitCode, UserError
 from harness.report.console import PlainConsole
+from harness.text import utc_now
 
 PROBE_TIMEOUT_SECONDS = 120
-HELP = """\
-usage: python -m harness doctor [BACKEND] [--json]
-
-Prints, for every registered backend or for the one named, whether it can run here, its devices and versions, and
-for one that cannot what is missing and the command that would help. With --json: one object, host and software
-included, to be collected from many hosts.
-
-exit codes: 0 the named backend (or, if none is named, at least one) is ready; 3 it is not; 2 bad usage\
-"""
 
 
-def main(words: list[str]) -> int:
+def build_parser() -> Parser:
+    """Return the parser of the verb."""
+    parser = Parser(
+        "doctor",
+        "Prints, for every registered backend or for BACKEND, whether it can run here, its devices and versions; for "
+        "one that cannot run, what is missing and the command that fixes it.",
+        "0 BACKEND is ready, or without BACKEND at least one is; 3 not ready; 2 bad usage",
+    )
+    parser.add_argument("backend", nargs="?", metavar="BACKEND", help="one registered backend")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with host and software")
+    return parser
+
+
+def main(argv: list[str]) -> int:
     """Print the table, or JSON, and return the exit code."""
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-        return ExitCode.OK
-    names = [word for word in words if not word.startswith("-")]
-    unknown = [word for word in words if word.startswith("-") and word != "--json"]
-    if unknown or len(names) > 1:
-        raise UserError(f"doctor: cannot read {' '.join(unknown or names)!r}, expected [BACKEND] [--json]")
+    options = build_parser().parse(argv)
+    environment.check_working_directory()
     registered = list(backends.registered())
-    if names and names[0] not in registered:
-        raise UserError(f"doctor: no backend {names[0]!r}, expected one of: {', '.join(registered)}")
-    reports = [examine(name) for name in names or registered]
-    if "--json" in words:
+    if options.backend not in (None, *registered):
+        raise UserError(f"doctor: no backend {options.backend!r}, expected one of: {', '.join(registered)}")
+    names = registered if options.backend is None else [options.backend]
+    reports = [examine(name) for name in names]
+    if options.json:
         print(json.dumps(inventory(reports), indent=1))
     else:
         _print_table(reports)
@@ -49,13 +50,13 @@ def main(words: list[str]) -> int:
 
 
 def inventory(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the reports with what a fleet's inventory has to know of the host that they are of."""
+    """Return the reports with their host's name, hardware and software, for a fleet's inventory."""
     return {
         "schema_version": 1,
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": utc_now(),
         "host": environment.host_name(),
         "harness_version": harness.__version__,
-        "environment": environment.host_facts(),
+        "environment": environment.describe_host(),
         "backends": reports,
     }
 
@@ -63,8 +64,8 @@ def inventory(reports: list[dict[str, Any]]) -> dict[str, Any]:
 def examine(name: str) -> dict[str, Any]:
     """Return one backend's state: keys `name`, `ready`, `problems` [{what, remedy}], `device`, `versions`.
 
-    What needs torch or the device is asked of a process of its own: a plug-in that hangs or crashes there, or
-    two plug-ins that cannot live together, cannot spoil the other answers.
+    A child process imports torch and opens the device: a plug-in that hangs or crashes there, or two plug-ins that
+    conflict, cannot affect the other backends' reports.
     """
     report: dict[str, Any] = {"name": name, "ready": False, "problems": [], "device": None, "versions": {}}
     try:
@@ -75,7 +76,7 @@ def examine(name: str) -> dict[str, Any]:
     try:
         report["versions"] = backend.versions()
         problems = backend.preflight()
-    except Exception as error:  # noqa: BLE001 (a backend that fails when asked must not cost the others their answers)
+    except Exception as error:  # noqa: BLE001 (a backend whose check fails must not affect the others)
         report["problems"] = [
             {"what": f"its check failed: {type(error).__name__}: {error}", "remedy": "report it to its maintainers"}
         ]
@@ -98,16 +99,17 @@ def _probe_in_fresh_process(name: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {
             "problem": f"opening the device took more than {PROBE_TIMEOUT_SECONDS} s",
-            "remedy": f"see where it hangs: {' '.join(command)}",
+            "remedy": f"run this to see where it hangs: {' '.join(command)}",
         }
     lines = done.stdout.strip().splitlines()
     try:
         return json.loads(lines[-1])
     except (IndexError, json.JSONDecodeError):
-        said = done.stderr.strip().splitlines()
+        errors = done.stderr.strip().splitlines()
+        reason = errors[-1] if errors else "no message"
         return {
-            "problem": f"opening the device ended with code {done.returncode}: {said[-1] if said else 'no message'}",
-            "remedy": f"see the whole message: {' '.join(command)}",
+            "problem": f"opening the device ended with exit code {done.returncode}: {reason}",
+            "remedy": f"run this to see the whole message: {' '.join(command)}",
         }
 
 
@@ -128,8 +130,8 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
     for heading, ratio in (
         ("backend", None),
         ("ready", None),
-        ("what is there, or what is missing", 5),
-        ("what would help", 4),
+        ("device and versions, or problems", 5),
+        ("remedy", 4),
     ):
         table.add_column(heading, ratio=ratio, overflow="fold", no_wrap=ratio is None)
     for report in reports:

@@ -1,4 +1,4 @@
-"""Runs the sides of a comparison here, in fresh processes, interleaved so that a drifting machine favours none."""
+"""Runs of the sides of a comparison in fresh processes, interleaved so that a drifting machine favors no side."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from harness import backends, log
-from harness.commands.child_process import hydra_quote, run_process
+from harness import log
+from harness.commands.child_process import harness_command, hydra_quote, run_process
+from harness.commands.preflight import check_backend
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
 from harness.records.files import write_atomically
 from harness.records.record import RECORD_FILE, read_record
+from harness.text import override_key, utc_stamp
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"
@@ -31,25 +32,25 @@ INTERRUPTED_FOLDER = "interrupted"
 def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) -> Path:
     """Run every side `repeats` times and return the folder of the comparison.
 
-    The order is drawn round by round: in each round every side runs once, and over the rounds every side comes
-    equally often at each place, as far as the numbers allow. The folder holds the plan, so that the same command
-    goes on after an interruption; finished runs are kept, a run that was cut off is made again.
+    The order is random and balanced: in each round every side runs once, and over the rounds every side has each
+    position equally often, as far as the numbers allow. The folder holds the plan, so the same command resumes after an
+    interruption; finished runs are kept, an interrupted run is repeated.
 
     Args:
-        settings: a side's overrides in one string, as a shell would read them.
+        settings: the overrides of each side in one string, split as a shell does.
         out: the folder, or None for runs/<UTC time>-comparison.
 
     Raises:
         ConfigError: settings are wrong, set `out` or `repeats`, or the folder belongs to another comparison.
         BackendUnavailable: a side cannot run here.
-        RunFailed: a run ended badly; its record says why.
+        RunFailed: a run failed; its record holds the reason.
     """
-    words = [_words(text) for text in settings]
-    # An experiment's file may ask for repeats of its own; here each run is one of ours.
-    configs = [load([*own, "repeats=1"]) for own in words]
-    for text, own, config in zip(settings, words, configs, strict=True):
+    overrides = [_split(text) for text in settings]
+    # An experiment's file may set repeats; here each run is one of the comparison's own.
+    configs = [load([*own, "repeats=1"]) for own in overrides]
+    for text, own, config in zip(settings, overrides, configs, strict=True):
         _check(text, own, config)
-    _refuse_different_work(settings, configs)
+    _check_same_work(settings, configs)
     folder = _folder(out)
     plan = _plan(folder, settings, repeats)
     runs = [(place, side) for place, side in enumerate(plan["order"])]
@@ -62,7 +63,7 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
             bar.set_description(f"run {place + 1} of {len(runs)}: {settings[side]}")
             if _is_to_run(target):
                 began = time.monotonic()
-                _run(words[side], target, settings[side])
+                _run(overrides[side], target, settings[side])
                 durations.append(time.monotonic() - began)
                 _log_progress(bar, place + 1, len(runs), settings[side], durations)
             bar.update()
@@ -70,58 +71,56 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
 
 
 def side_folders(count: int) -> list[str]:
-    """Return the names of the sides' folders below a comparison's own."""
+    """Return the names of the sides' folders in the comparison's folder."""
     return ["reference", *(f"other-{number}" for number in range(1, count))] if count > 2 else ["reference", "other"]
 
 
-def _words(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"--run {text!r}: cannot be read as words of a command line: {error}") from error
+        raise ConfigError(f"--run {text!r}: cannot be split as a command line: {error}; close the quotes") from error
 
 
-def _check(text: str, words: Sequence[str], config: Config) -> None:
-    own = {word.lstrip("+").split("=", 1)[0] for word in words}
+def _check(text: str, overrides: Sequence[str], config: Config) -> None:
+    own = {override_key(override) for override in overrides}
     for key in ("out", "repeats"):
         if key in own or (key == "out" and config.out is not None):
             raise ConfigError(f"--run {text!r}: sets {key}, which compare decides; use --{key}")
     if config.autotune:
         raise ConfigError(
-            f"--run {text!r}: autotune tries several micro-batch sizes; run it by itself, and compare with the size "
-            "that it names"
+            f"--run {text!r}: autotune tries several micro-batch sizes; run it separately, and compare with the size "
+            "that it finds"
         )
-    backend = backends.create(config.backend)
-    problems = backend.preflight()
-    if problems:
-        raise backend.unavailable_error(problems)
+    check_backend(config)
 
 
-def _refuse_different_work(settings: Sequence[str], configs: Sequence[Config]) -> None:
-    """Say at once, not after an hour of runs, that the sides are not the same work."""
+def _check_same_work(settings: Sequence[str], configs: Sequence[Config]) -> None:
+    """Raise ConfigError before the first run if the sides are not the same work."""
     for text, config in zip(settings[1:], configs[1:], strict=True):
         if workload_id(config) != workload_id(configs[0]):
             raise ConfigError(
-                f"--run {text!r} is not the same work as --run {settings[0]!r} (workload_id {workload_id(config)} "
-                f"against {workload_id(configs[0])}); change only backend, parallel, micro_batch_size and the like"
+                f"--run {text!r} is not the same work as --run {settings[0]!r} (workload_id {workload_id(config)}, "
+                f"expected {workload_id(configs[0])}); change only settings outside the work, such as backend"
             )
 
 
 def _folder(out: Path | None) -> Path:
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    folder = out or Path("runs") / f"{stamp}-comparison"
+    folder = out or Path("runs") / f"{utc_stamp()}-comparison"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = [child.name for child in folder.iterdir() if not child.name.startswith(".")]
     except OSError as error:
-        raise ConfigError(f"--out: cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+        raise ConfigError(
+            f"--out: cannot create the folder {folder}: {error.strerror}; choose another --out"
+        ) from error
     if foreign and not (folder / PLAN_FILE).is_file():
-        raise ConfigError(f"--out: {folder} holds {sorted(foreign)[0]} and no comparison; choose another --out")
+        raise ConfigError(f"--out: {folder} holds {sorted(foreign)[0]} but no comparison; choose another --out")
     return folder
 
 
 def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list[int]]:
-    """Return the plan in the folder, or draw one and put it there."""
+    """Return the plan in the folder, or write a new one there."""
     file = folder / PLAN_FILE
     if file.is_file():
         try:
@@ -142,10 +141,10 @@ def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list
 
 
 def balanced_order(sides: int, repeats: int, source: random.Random) -> Iterator[int]:
-    """Yield the side of each run: rounds in which each side runs once, and each comes equally often at each place.
+    """Yield the side of each run: rounds in which each side runs once, and has each position equally often.
 
-    Of every `sides` rounds the orders are the rotations of one random order, themselves in random order (a
-    randomised Latin square), so that over them no side is favoured by coming first.
+    Every `sides` rounds are a randomized Latin square, the rotations of one random order in random order, so that no
+    side is favored by its position.
     """
     rounds: list[list[int]] = []
     while len(rounds) < repeats:
@@ -158,28 +157,28 @@ def balanced_order(sides: int, repeats: int, source: random.Random) -> Iterator[
 
 
 def _is_to_run(target: Path) -> bool:
-    """Return whether a run has yet to be made: there is none, or it was cut off or interrupted."""
+    """Return whether a run is still missing: there is none, or it was interrupted."""
     if not (target / RECORD_FILE).is_file():
         return True
     return read_record(target)["status"] == "interrupted"
 
 
-def _run(words: Sequence[str], target: Path, text: str) -> None:
-    log = target.parent / f"{target.name}.{LOG_FILE}"
-    for path in (target, log):
+def _run(overrides: Sequence[str], target: Path, text: str) -> None:
+    output_file = target.parent / f"{target.name}.{LOG_FILE}"
+    for path in (target, output_file):
         _keep_interrupted(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "harness", *words, "repeats=1", f"out={hydra_quote(target)}"]
-    with open(log, "x", encoding="utf-8") as output:
+    command = harness_command([*overrides, "repeats=1", f"out={hydra_quote(target)}"])
+    with open(output_file, "x", encoding="utf-8") as output:
         code = run_process(command, output)
     if code != ExitCode.OK:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise RunFailed(f"a run of {text!r} ended with exit code {code}: {said[-1] if said else 'no message'}")
-    log.unlink()
+        lines = output_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise RunFailed(f"a run of {text!r} ended with exit code {code}: {lines[-1] if lines else 'no message'}")
+    output_file.unlink()
 
 
 def _keep_interrupted(path: Path) -> None:
-    """Move what a run that was cut off or failed left to where no comparison reads it: it is no evidence, but data."""
+    """Move the files of an interrupted or failed run to a folder that no comparison reads."""
     if os.path.lexists(path):
         kept = path.parent.parent / INTERRUPTED_FOLDER
         kept.mkdir(exist_ok=True)
@@ -190,7 +189,7 @@ def _keep_interrupted(path: Path) -> None:
 
 
 def _log_progress(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence[float]) -> None:
-    """Off a terminal, a plain line a run."""
+    """Without a terminal, log a line for each run."""
     if bar.disable:
         left = sum(durations) / len(durations) * (total - number)
         log.info(f"run {number} of {total} done: {text}  {left:.0f} s left")

@@ -1,4 +1,4 @@
-"""`python -m harness peak`: what this device can do at most, measured, for runs to be held against."""
+"""`python -m harness peak`: measures the peak rates of a device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from harness.analysis.format import tflops
+from harness.commands.arguments import Parser
 from harness.commands.preflight import ready_backend, report_once_per_host
 from harness.composition import load
 from harness.errors import ConfigError, ExitCode
@@ -17,35 +18,36 @@ from harness.records.run_folder import create_run_folder, refuse_existing_run
 from harness.report.console import WIDTH, PlainConsole
 from harness.world import from_environment
 
-HELP = """\
-usage: python -m harness peak backend=NAME [backend.threads=N] [out=DIR]
-       python -m harness torchrun --nproc-per-node=N peak backend=NAME parallel=ddp
 
-Measures what the device can do at most: matrix products in every precision that it has, copies in its memory and from
-the host, the time to launch an operation; of several devices, all-reduce too. Writes DIR/peak.json (default
-runs/peaks/<UTC time>-<backend>), from which later runs on the same device and software take the peak that they are
-held against. Takes one to three minutes; leave the machine alone meanwhile.
+def build_parser() -> Parser:
+    """Return the parser of the verb."""
+    parser = Parser(
+        "peak",
+        "Measures matrix products in every supported precision, copies in device memory and from the host, and kernel "
+        "launch overhead; with several devices, all-reduce too. Writes DIR/peak.json (default: runs/peaks/<UTC "
+        "time>-<backend>), from which later runs on the same device and software take their measured peak. Takes one "
+        "to three minutes; leave the machine idle meanwhile.",
+        "0 ok, 2 bad usage or settings, 3 backend unavailable",
+        usage="%(prog)s backend=NAME [backend.threads=N] [out=DIR]\n"
+        "       python -m harness torchrun --nproc-per-node=N peak backend=NAME parallel=ddp",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as on the command line of a run")
+    return parser
 
-exit codes: 0 ok, 2 bad usage or settings, 3 backend unavailable\
-"""
 
-
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Measure, write the record, print it, and return the exit code."""
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-        return ExitCode.OK
     with report_once_per_host():
-        config = load(words)
+        config = load(build_parser().parse(argv).overrides)
         world = from_environment(config.parallel.name)
         if config.out is not None:
-            # Now rather than when a minute has been spent on measuring.
+            # Checked before a minute of measurements.
             folder = Path(config.out).expanduser()
             refuse_existing_run(folder)
             if (folder / PEAK_FILE).exists():
-                raise ConfigError(f"out: {folder} holds a peak already; choose another out=DIR")
+                raise ConfigError(f"out: {folder} already holds a peak record; choose another out=DIR")
     backend = ready_backend(config, world)
-    # Here, since torch is imported with it: only once a backend has said that it can run.
+    # Imported here, because it imports torch: only once the backend can run.
     from harness.training.measure_peak import measure_peak
 
     peak = measure_peak(config, backend, world)
@@ -56,7 +58,7 @@ def main(words: list[str]) -> int:
 
 
 def print_peak(peak: dict[str, Any], path: Path) -> None:
-    """Print the ceilings, one a line."""
+    """Print a peak record, one line for each rate."""
     device = peak["device"]
     table = Table(title=f"peak {path}", title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -64,13 +66,13 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     threads = peak["effective_settings"]["threads"]
     table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
     for precision, found in peak["matrix_products"].items():
-        table.add_row(precision, "not to be had" if found is None else _products(found))
+        table.add_row(precision, "not supported" if found is None else _products(found))
     memory = peak["memory"]
-    table.add_row("memory", f"{_giga(memory, 'bytes_per_second')} GB/s, a copy, read and written bytes")
+    table.add_row("memory", f"{_giga(memory, 'bytes_per_second')} GB/s, copy, bytes read and written")
     launch = peak["launch"]
     table.add_row(
         "launch",
-        f"{1e6 * launch['queued_seconds']:.2f} us each of many, {1e6 * launch['round_trip_seconds']:.2f} us waited for",
+        f"{1e6 * launch['queued_seconds']:.2f} us when queued, {1e6 * launch['round_trip_seconds']:.2f} us round trip",
     )
     for name, found in (peak["host_copies"] or {}).items():
         if isinstance(found, dict):
@@ -87,7 +89,7 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
 
 def _products(found: dict[str, Any]) -> str:
     return (
-        f"{tflops(found['best_flops'])} at best, {tflops(found['median_flops'])} in the median, "
+        f"{tflops(found['best_flops'])} best, {tflops(found['median_flops'])} median, "
         f"{found['size']} x {found['size']} x {found['size']}"
     )
 

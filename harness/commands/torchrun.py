@@ -1,7 +1,7 @@
-"""`python -m harness torchrun`: PyTorch's launcher, which ends with the run's exit code instead of a 1 of its own.
+"""`python -m harness torchrun`: PyTorch's launcher with the run's own exit code.
 
-A scheduler tells by the exit code whether to start a run again. Everything else is torchrun's: this only puts
-`-m harness` between its options and the run's settings, and reads how its processes ended.
+torchrun itself ends with 1 after any failure, and a scheduler decides by the exit code whether to start a run again.
+This verb only puts `-m harness` between torchrun's options and the run's settings, and maps the exit codes.
 """
 
 from __future__ import annotations
@@ -13,47 +13,51 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 
+from harness import environment
+from harness.commands.arguments import Parser
 from harness.errors import ExitCode, UserError
 
-SECONDS_TO_SAVE = 600
-HELP = """\
-usage: python -m harness torchrun [--option=value ...] [peak] [key=value ...]
-
-Starts the processes of one run with torchrun and ends with the run's own exit code; torchrun by itself ends with 1
-whatever happened. Options are torchrun's, each in one word: --standalone, --nproc-per-node=8, --nnodes=4,
---rdzv-backend=c10d, --rdzv-endpoint=HOST:PORT, --node-rank=0, --max-restarts=3, ... Settings are those of a run.
-
-  python -m harness torchrun --standalone --nproc-per-node=8 parallel=ddp backend=NAME out=eight
-
-exit codes: as of a run; 143 or 130 after SIGTERM or SIGINT, when all processes have saved and ended\
-"""
+SHUTDOWN_TIMEOUT_SECONDS = 600
 
 
-def main(words: list[str]) -> int:
-    """Start the processes, wait for them, and return the run's exit code."""
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-        return ExitCode.OK
-    options = [word for word in words if word.startswith("-")]
-    settings = [word for word in words if not word.startswith("-")]
+def build_parser() -> Parser:
+    """Return the parser of the verb, which leaves torchrun's options to torchrun."""
+    return Parser(
+        "torchrun",
+        "Launches the processes of one run with torchrun, and ends with the run's own exit code; torchrun itself ends "
+        "with 1 after any failure. The options are torchrun's, each in one word: --standalone, --nproc-per-node=8, "
+        "--nnodes=4, --rdzv-backend=c10d, --rdzv-endpoint=HOST:PORT, --node-rank=0, --max-restarts=3, ... The settings "
+        "are those of a run.",
+        "as of a run; 143 or 130 after SIGTERM or SIGINT, once all processes have saved and ended",
+        usage="%(prog)s [--option=value ...] [peak] [key=value ...]",
+        notes="example:\n  python -m harness torchrun --standalone --nproc-per-node=8 backend=NAME parallel=ddp",
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Launch the processes, wait for them, and return the run's exit code."""
+    _, rest = build_parser().parse_known_args(argv)
+    environment.check_working_directory()
+    options = [word for word in rest if word.startswith("-")]
+    settings = [word for word in rest if not word.startswith("-")]
     for word in settings[1:] if settings[:1] == ["peak"] else settings:
         if "=" not in word and not word.startswith("~"):
             raise UserError(
                 f"torchrun: found {word!r}, expected a setting as key=value, or an option in one word "
                 "(--nproc-per-node=8); python -m harness torchrun --help"
             )
-    # Here, since torch is imported with it.
+    # Imported here, because it imports torch.
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-    # The processes say what happened; the launcher would say so again, at length. And the number of threads of which it
-    # warns is the backend's to set.
+    # The processes report their failures; the launcher would repeat them, at length. And it warns about the number of
+    # threads, which the backend sets.
     for name in ("torch.distributed.run", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Its own patience after SIGTERM, 30 s, is less than a save may take; the scheduler's grace time is what counts.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_SAVE))
+    # A save can take longer than torchrun's 30 s after SIGTERM; the scheduler's grace time is the limit.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_SECONDS))
     try:
         run.run(_parsed([*options, "-m", "harness", *settings], run.parse_args))
     except SignalException as stopped:
@@ -65,22 +69,26 @@ def main(words: list[str]) -> int:
     return ExitCode.OK
 
 
-def _parsed(words: list[str], parse: Callable[[list[str]], argparse.Namespace]) -> argparse.Namespace:
-    """Return torchrun's options, or say in one line which of them it does not know."""
-    said = io.StringIO()
+def _parsed(argv: list[str], parse: Callable[[list[str]], argparse.Namespace]) -> argparse.Namespace:
+    """Return torchrun's options.
+
+    Raises:
+        UserError: torchrun does not know one of them.
+    """
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return parse(words)
+        with contextlib.redirect_stderr(output):
+            return parse(argv)
     except SystemExit as error:
-        reason = said.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        reason = output.getvalue().strip().splitlines()[-1].split("error: ")[-1]
         raise UserError(f"torchrun: {reason}; torchrun --help lists its options") from error
 
 
 def code_of(codes: Mapping[int, int]) -> int:
-    """Return the exit code of a run from those of the processes that did not end well, by rank.
+    """Return the exit code of a run from those of its failed processes, by rank.
 
-    The lowest rank that ended by itself knows why. One that a signal killed says nothing, and one that was told to stop
-    says no more than that: the launcher tells all others as soon as one has failed.
+    It is that of the lowest rank that ended by itself. A process that ended with SIGINT's or SIGTERM's code was stopped
+    by the launcher, which stops all others as soon as one has failed; a negative code is a signal that killed it.
     """
     own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
     reasons = [code for code in own if code not in (ExitCode.SIGINT, ExitCode.SIGTERM)]

@@ -1,33 +1,34 @@
-"""From a command line to one run, to repeats of it, or to the jobs of a sweep; and the help texts."""
+"""A command line without a verb: one run, its repeats, or the jobs of a sweep; and the help texts."""
 
 from __future__ import annotations
 
-import sys
+import difflib
 from pathlib import Path
 
 import harness
 from harness import log
 from harness.commands import VERBS
-from harness.commands.child_process import hydra_quote, run_job, run_process
+from harness.commands.child_process import harness_command, hydra_quote, run_job, run_process
 from harness.commands.help import print_config, print_help, print_settings
-from harness.commands.preflight import ready_backend, refuse_missing_backend, report_once_per_host
-from harness.composition import expand_sweep, load
-from harness.config import Config
+from harness.commands.preflight import check_backend, ready_backend, report_once_per_host
+from harness.composition import GROUPS, expand_sweep, load
+from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
 from harness.records.run_folder import create_run_folder, refuse_existing_run
+from harness.text import override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
 
 OPTIONS = ("-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Train and time one run, or several in fresh processes, and return the exit code."""
-    flags = [word for word in words if word.startswith("-")]
-    overrides = [word for word in words if not word.startswith("-")]
+    flags = [word for word in argv if word.startswith("-")]
+    overrides = [word for word in argv if not word.startswith("-")]
     for flag in flags:
         if flag not in OPTIONS:
-            raise UserError(f"{flag}: no such option, expected one of: {', '.join(sorted(OPTIONS))}")
+            raise UserError(f"{flag}: no such option{_remedy(flag)}")
     if {"-h", "--help"} & set(flags):
         return print_help()
     if "--version" in flags:
@@ -36,9 +37,11 @@ def main(words: list[str]) -> int:
     if "--settings" in flags:
         return print_settings()
     if overrides and "=" not in overrides[0] and not overrides[0].startswith(("+", "~")):
+        near = difflib.get_close_matches(overrides[0], VERBS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(
-            f"{overrides[0]!r}: no such command, expected one of: {', '.join(VERBS)}, or settings as key=value; "
-            "python -m harness --help"
+            f"{shortened(overrides[0])!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings "
+            f"as key=value{hint}; python -m harness --help"
         )
     if "--cfg" in flags:
         return print_config(overrides)
@@ -47,10 +50,22 @@ def main(words: list[str]) -> int:
     return run_once_or_repeat(overrides)
 
 
+def _remedy(flag: str) -> str:
+    """Return what to do about an option that a run does not have, for its error message."""
+    name = flag.split("=", 1)[0]
+    if name in ("--local-rank", "--local_rank"):
+        return ": torch.distributed.launch passes it; launch with python -m harness torchrun, or with torchrun"
+    key = name.lstrip("-")
+    if key in GROUPS or key in (known for known, _, _ in iter_settings(Config)):
+        return f", but a setting; write it without dashes: {flag.lstrip('-') if '=' in flag else key + '=VALUE'}"
+    near = difflib.get_close_matches(name, OPTIONS, n=1)
+    return f", expected one of: {', '.join(sorted(OPTIONS))}" + (f"; did you mean {near[0]}?" if near else "")
+
+
 def run_once_or_repeat(overrides: list[str]) -> int:
     with report_once_per_host():
         config = load(overrides)
-        # However they were set: by words in another form, or by an experiment's file.
+        # Again, because an experiment's file may set them too.
         log.set_up([f"log={config.log}", f"log_level={config.log_level}"])
         world = from_environment(config.parallel.name)
         if not config.autotune:
@@ -59,20 +74,20 @@ def run_once_or_repeat(overrides: list[str]) -> int:
     if config.autotune:
         from harness.commands.autotune import run_autotune
 
-        refuse_missing_backend(config)
+        check_backend(config)
         return run_autotune(config, overrides, run_job)
     return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
 
 
 def run_once(config: Config, world: World) -> int:
-    """Run in this process: preflight first, torch only if the backend is there."""
+    """Run in this process: preflight first, torch only if the backend can run."""
     backend = ready_backend(config, world)
     from harness.report.summary import key_figures, print_summary
     from harness.training.run import run
 
     outcome = run(config, backend, world)
     if not world.is_main:
-        # Rank 0 speaks for all.
+        # Rank 0 reports for all.
         ended = outcome.failure or outcome.interrupted
         if ended is not None:
             raise EndedWithAll(str(ended), ended.exit_code)
@@ -84,7 +99,7 @@ def run_once(config: Config, world: World) -> int:
     else:
         print_summary(outcome.record, outcome.folder)
     if outcome.failure is not None:
-        # What came after the run.
+        # A failure after the run, such as a report that cannot be written.
         raise outcome.failure
     if outcome.interrupted is not None:
         raise outcome.interrupted
@@ -92,9 +107,9 @@ def run_once(config: Config, world: World) -> int:
 
 
 def check_loggers(config: Config, world: World) -> None:
-    """Refuse what somebody was to be told by, and cannot, before anything is begun. Torch is not imported.
+    """Check the loggers that the settings ask for, before anything starts. Torch is not imported.
 
-    Packages are the same on every rank; the file is written by the first.
+    Every rank checks for the packages; rank 0 alone writes the metrics file.
 
     Raises:
         ConfigError: the metrics file cannot be written, or a package is missing.
@@ -111,9 +126,9 @@ def check_loggers(config: Config, world: World) -> None:
 
 def run_repeats(config: Config, overrides: list[str]) -> int:
     """Run the same settings `repeats` times, each in a fresh process, into out/1, out/2, ..."""
-    refuse_missing_backend(config)
+    check_backend(config)
     folder = create_run_folder(config.out, f"{config.backend.name}-{config.model.name}")
-    own = [word for word in overrides if word.lstrip("+").split("=", 1)[0] not in ("repeats", "out")]
+    own = [override for override in overrides if override_key(override) not in ("repeats", "out")]
     jobs = [[*own, "repeats=1", f"out={hydra_quote(folder / str(number))}"] for number in range(1, config.repeats + 1)]
     return _run_jobs(jobs, "repeat")
 
@@ -121,13 +136,13 @@ def run_repeats(config: Config, overrides: list[str]) -> int:
 def run_sweep(overrides: list[str]) -> int:
     """Run each combination of a sweep in a fresh process; with out=DIR into DIR/1, DIR/2, ..."""
     jobs = expand_sweep(overrides)
-    configs = [load(job) for job in jobs]  # every job's settings are checked before the first one runs
+    configs = [load(job) for job in jobs]  # checks the settings of every job before the first one runs
     if len({config.out for config in configs}) < len(jobs) and configs[0].out is not None:
         folder = Path(configs[0].out).expanduser()
         refuse_existing_run(folder)
         jobs = [
             [
-                *(word for word in job if word.lstrip("+").split("=", 1)[0] != "out"),
+                *(override for override in job if override_key(override) != "out"),
                 f"out={hydra_quote(folder / str(number))}",
             ]
             for number, job in enumerate(jobs, 1)
@@ -138,7 +153,7 @@ def run_sweep(overrides: list[str]) -> int:
 def _run_jobs(jobs: list[list[str]], noun: str) -> int:
     for number, job in enumerate(jobs, 1):
         log.info(f"{noun} {number} of {len(jobs)}: {' '.join(job)}")
-        code = run_process([sys.executable, "-m", "harness", *job])
+        code = run_process(harness_command(job))
         if code != ExitCode.OK:
             log.error(f"{noun} {number} of {len(jobs)} ended with exit code {code}; the rest is not run")
             return code

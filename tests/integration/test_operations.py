@@ -240,7 +240,7 @@ class TestHealth:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
         done = harness("health", env=place)
-        assert (done.returncode, done.stdout) == (0, "no run under way\n")
+        assert (done.returncode, done.stdout) == (0, "no run is running\n")
 
     def test_a_run_that_was_killed_leaves_no_trace(
         self, process: subprocess.Popen[str], harness: Harness, tmp_path: Path
@@ -248,4 +248,4 @@ class TestHealth:
         process.kill()
         process.wait()
         done = harness("health", env={"TMPDIR": str(tmp_path)})
-        assert (done.returncode, done.stdout) == (0, "no run under way\n")
+        assert (done.returncode, done.stdout) == (0, "no run is running\n")
