@@ -338,7 +338,7 @@ def workload_settings(config: Config) -> dict[str, Any]:
 def workload_id(config: Config) -> str:
     """Return the identity of the work: 16 hexadecimal digits of a SHA-256 over its settings.
 
-    Two runs with equal ids were asked to compute the same; digests and loss curves prove that they did.
+    Two runs with equal ids have the same settings of the work; digests and loss curves prove that they did.
     """
     identity = {"version": WORKLOAD_VERSION, **workload_settings(config)}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that the user can mend, and the exit code of each."""
+"""Errors that the user can fix, and the exit code of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """A mistake or a lack that the user can mend: shown as one line, never as a traceback.
+    """An error that the user can fix: shown as one line, never as a traceback.
 
     The message names the key or file, what was found, what was expected, and the remedy.
     """
@@ -30,7 +30,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A setting is misspelt, of the wrong type, out of range, or at odds with another one."""
+    """A setting is misspelled, of the wrong type, out of range, or contradicts another one."""
 
 
 class DataError(UserError):
@@ -38,11 +38,11 @@ class DataError(UserError):
 
 
 class RecordError(UserError):
-    """A record cannot be read or is not ours."""
+    """A record cannot be read, or is not one of this harness."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint is damaged, or not one of this run. Of several processes all find so alike."""
+    """A checkpoint is damaged, or belongs to another run. Every process of the run finds the same."""
 
     exit_code = ExitCode.RUN_FAILED
 
@@ -54,19 +54,19 @@ class BackendUnavailable(UserError):
 
 
 class RunFailed(UserError):
-    """A run began and did not end well; `status` is what its record says."""
+    """A run started and failed; `status` is the one of its record."""
 
     exit_code = ExitCode.RUN_FAILED
 
     def __init__(self, message: str, status: str = "failed", *, shared: bool = False) -> None:
         super().__init__(message)
         self.status = status
-        # Of several processes, whether all of them fail alike, at the same place.
+        # Whether every process of the run fails in the same way at the same place.
         self.shared = shared
 
 
 class EndedWithAll(UserError):
-    """One process of several ends because of a failure that another one tells the user of."""
+    """One process of several ends because of a failure that another one reports."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

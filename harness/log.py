@@ -1,7 +1,7 @@
-"""What the harness says on standard error: plain lines for people, or one JSON object a line for machines. No torch.
+"""Log lines on standard error: plain lines for people, or one JSON object per line for machines. No torch.
 
-Results that were asked for (a summary, a table, a verdict) are no log and go to standard output. What C++ libraries
-write to the descriptor themselves is passed on as it is.
+Requested results (a summary, a table, a verdict) are not logged; they go to standard output. Lines that C++ libraries
+write to the descriptor directly are not converted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
 
-from harness.text import printable
+from harness.text import override_key, printable
 
 LEVELS = ("info", "warning", "error")
 FORMS = ("human", "json")
@@ -25,18 +25,18 @@ _LOGGER = logging.getLogger("harness")
 _form = "human"
 
 
-def set_up(words: Sequence[str], variables: Mapping[str, str] = os.environ) -> None:
-    """Choose form and level by a command line's own words, `log=` and `log_level=`.
+def set_up(argv: Sequence[str], variables: Mapping[str, str] = os.environ) -> None:
+    """Set form and level from the settings `log=` and `log_level=` of a command line.
 
-    By the words, since mistakes in the settings have to be told in the right form too. Values that are no choice are
-    left for the check of the settings to refuse.
+    The command line is read before the settings are composed, so that errors in them are logged in the right form too.
+    Unknown values are ignored here; the validation of the settings refuses them.
     """
     global _form  # noqa: PLW0603 (standard error is one for the whole process)
     chosen = {"log": "human", "log_level": "info"}
-    for word in words:
-        key, _, value = word.partition("=")
+    for override in argv:
+        key = override_key(override)
         if key in chosen:
-            chosen[key] = value
+            chosen[key] = override.partition("=")[2]
     _form = chosen["log"] if chosen["log"] in FORMS else "human"
     level = chosen["log_level"] if chosen["log_level"] in LEVELS else "info"
     handler = _StandardError()
@@ -44,7 +44,7 @@ def set_up(words: Sequence[str], variables: Mapping[str, str] = os.environ) -> N
     _LOGGER.setLevel(level.upper())
     if _form == "json":
         handler.setFormatter(_JsonLines(rank(variables)))
-        # Libraries' own warnings and log lines as well: a collector reads no line that is not JSON.
+        # Warnings and log lines of libraries as well: a log collector can only read JSON lines.
         root = _StandardError()
         root.setFormatter(_JsonLines(rank(variables)))
         logging.getLogger().handlers = [root]
@@ -58,7 +58,7 @@ def set_up(words: Sequence[str], variables: Mapping[str, str] = os.environ) -> N
 
 
 def adopt_libraries() -> None:
-    """Take over the lines of libraries that have been imported and write lines of their own form. Only with JSON."""
+    """With log=json, route the log lines of imported libraries that have their own handlers through this module."""
     if not is_json():
         return
     for name, logger in logging.root.manager.loggerDict.items():
@@ -77,28 +77,28 @@ def shows(level: str) -> bool:
 
 
 def info(message: str, **fields: Any) -> None:
-    """Say what goes on. `fields` are in JSON lines alone, which people read in the message."""
+    """Log progress. `fields` appear in JSON lines only; the message holds them for people."""
     _LOGGER.info(message, extra={"fields": fields})
 
 
 def warning(message: str, **fields: Any) -> None:
-    """Say what the user should know, though the run goes on."""
+    """Log a problem that does not end the run."""
     _LOGGER.warning(message, extra={"fields": fields})
 
 
 def error(message: str, **fields: Any) -> None:
-    """Say why nothing came of it."""
+    """Log the reason of a failure."""
     _LOGGER.error(message, extra={"fields": fields})
 
 
 def rank(variables: Mapping[str, str] = os.environ) -> int | None:
-    """Return this process's rank as torchrun tells it, or None outside it."""
+    """Return this process's rank from torchrun's variables, or None outside torchrun."""
     text = variables.get("RANK", "")
     return int(text) if text.isdecimal() and variables.get("WORLD_SIZE") else None
 
 
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes to what sys.stderr is at the time. A reader that has gone away ends the lines, never the run."""
+    """Writes to the current sys.stderr. When its reader is gone, logging stops and the run goes on."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -113,7 +113,7 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
 class _HumanLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         before = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        # Names of files and keys are quoted from strangers' files, whose control characters a terminal would obey.
+        # Names from foreign files may hold control characters, which a terminal would obey.
         return before + "\n".join(printable(line) for line in record.getMessage().split("\n"))
 
 
@@ -133,7 +133,7 @@ class _JsonLines(logging.Formatter):
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        # NaN and infinity, which JSON lacks, as their names.
+        # NaN and infinity as text: JSON has no such numbers.
         return json.dumps({key: _plain(value) for key, value in line.items()})
 
 
@@ -144,6 +144,6 @@ def _plain(value: Any) -> Any:
 
 
 def _log_fault(kind: type[BaseException], fault: BaseException | None, trace: TracebackType | None) -> None:
-    """Tell a fault of our own as one JSON line, traceback included."""
+    """Log an unexpected exception as one JSON line with its traceback."""
     shown = "".join(traceback.format_exception(kind, fault, trace))
     error(f"{kind.__name__}: {fault}", traceback=shown)

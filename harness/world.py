@@ -1,4 +1,4 @@
-"""Which process of how many this one is, as torchrun tells it. No torch."""
+"""Rank and world size of this process, from torchrun's environment variables. No torch."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ from dataclasses import dataclass
 
 from harness.errors import ConfigError
 
-# What torchrun sets, with the least value of each.
+# Variables that torchrun sets, with the smallest value of each.
 _NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = "torchrun --nproc-per-node=N -m harness ..."
 
 
 class RankError(ConfigError):
-    """The place that this very process was given cannot be, so it has to say so itself."""
+    """RANK or LOCAL_RANK is impossible; since it differs between processes, each reports its own."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The place of one process among those of its run."""
+    """Rank and size of this process in its run and on its host."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Number of this process among those of its host: which device it takes."""
+    """Rank among the processes of this host; it selects the device."""
     local_size: int = 1
     restarts: int = 0
-    """How often torchrun has started the processes of this run anew."""
+    """Number of times that torchrun has restarted the processes of this run."""
     is_distributed: bool = False
-    """Whether the processes form a group, even one of a single process."""
+    """Whether the run has a process group, even of a single process."""
 
     @property
     def is_main(self) -> bool:
-        """Return whether this process writes and speaks for all."""
+        """Return whether this process writes the files and reports for all."""
         return self.rank == 0
 
     def name(self) -> str:
-        """Return `rank R of N`, to say who speaks."""
+        """Return `rank R of N`."""
         return f"rank {self.rank} of {self.size}"
 
 
 def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -> World:
-    """Return this process's place, from the variables that torchrun sets and from `parallel=`.
+    """Return rank and size of this process from torchrun's variables and `parallel=`.
 
     Raises:
-        ConfigError: the two do not fit, or a variable is missing or impossible.
+        ConfigError: they contradict each other, or a variable is missing or impossible.
     """
     if parallel == "single":
         if _whole_number(variables, "WORLD_SIZE", "1") > 1:
             raise ConfigError(
-                f"parallel: single trains in one process, but {variables['WORLD_SIZE']} were started (WORLD_SIZE); "
-                "choose parallel=ddp or parallel=fsdp, or start python -m harness without torchrun"
+                f"parallel: single trains in one process, but WORLD_SIZE is {variables['WORLD_SIZE']}; "
+                "choose parallel=ddp or parallel=fsdp, or run python -m harness without torchrun"
             )
         return World()
     missing = [name for name in (*_NUMBERS, *_ADDRESS) if not variables.get(name, "").strip()]
     if missing:
         raise ConfigError(
-            f"parallel: {parallel} needs one process for each device, but {', '.join(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not set; start it with {TORCHRUN}"
+            f"parallel: {parallel} needs one process per device, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set; launch it with {TORCHRUN}"
         )
     values = {name: _whole_number(variables, name) for name in _NUMBERS}
-    for name, least in _NUMBERS.items():
-        if values[name] < least:
-            raise _wrong(name, f"found {values[name]}, expected at least {least}")
+    for name, minimum in _NUMBERS.items():
+        if values[name] < minimum:
+            raise _wrong(name, f"found {values[name]}, expected at least {minimum}")
     for name, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
         limit = values[size] if name != "LOCAL_WORLD_SIZE" else values[size] + 1
         if values[name] >= limit:
@@ -90,6 +90,6 @@ def _whole_number(variables: Mapping[str, str], name: str, default: str | None =
         raise _wrong(name, f"found {text!r}, expected a whole number") from None
 
 
-def _wrong(name: str, what: str) -> ConfigError:
+def _wrong(name: str, mismatch: str) -> ConfigError:
     kind = RankError if name in ("RANK", "LOCAL_RANK") else ConfigError
-    return kind(f"{name}: {what}; start it with {TORCHRUN}")
+    return kind(f"{name}: {mismatch}; launch the run with {TORCHRUN}")
