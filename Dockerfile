@@ -1,18 +1,18 @@
-# One image for each kind of device, by two arguments: what it is built on, and which of pyproject.toml's extras it gets.
+# One image per kind of device, by two build arguments: the base image, and the extras of pyproject.toml.
 #
 #   CPU      docker build -t harness --secret id=pip.conf,src=pip.conf .
 #   CUDA     docker build -t harness:cuda --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 --build-arg EXTRA=ops,cuda .
-#            (or a PyTorch runtime image as BASE: if it has the torch that constraints.txt names, that one is used)
+#            (or a PyTorch runtime image as BASE: its torch is used if it has the version of constraints.txt)
 #   Ascend   docker build -t harness:npu --secret id=pip.conf,src=pip.conf --build-arg EXTRA=ops,npu \
 #              --build-arg BASE=quay.io/ascend/cann:9.1.0-910b-ubuntu22.04-py3.11 .
 #
-# PyPI's torch for x86 carries CUDA's libraries, gigabytes of them, which the build of a CPU or Ascend image refuses: name
-# an index that has CPU builds in a pip.conf. It is handed in as a secret and stays out of the image, as do certificates
+# PyPI's torch for x86 has gigabytes of CUDA's libraries, with which the build of a CPU or Ascend image fails: name an
+# index with CPU builds in a pip.conf. It is a build secret and stays out of the image, as do certificates
 # (--secret id=certificates,src=ca.pem).
 #
-# track=tuned compiles with g++ on a CPU, which no image has unless it is asked for: --build-arg PACKAGES=g++
+# track=tuned compiles with g++ on a CPU, which an image has only with --build-arg PACKAGES=g++
 #
-# How to run it is said in scripts/container/README.md.
+# To run an image: scripts/container/README.md.
 
 ARG BASE=python:3.11-slim
 
@@ -25,7 +25,7 @@ COPY scripts/container/python.sh scripts/container/
 RUN sh scripts/container/python.sh with-venv
 COPY scripts/container/constraints.txt scripts/container/install.sh scripts/container/check_pins.py scripts/container/
 COPY pyproject.toml README.md LICENSE ./
-# What everything rests on lies in a layer of its own, which a change of the sources does not build again.
+# The dependencies have their own layer, which a change of the sources does not rebuild.
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=certificates \
     sh scripts/container/install.sh dependencies "${EXTRA}"
 COPY harness harness
@@ -46,7 +46,7 @@ RUN sh /usr/local/share/harness/python.sh without-venv "${PACKAGES}" \
     && mkdir -p /work/runs && chmod 2775 /work /work/runs
 COPY --from=build /opt/harness /opt/harness
 
-# USER and LOGNAME: a user number that no password file lists has no name, and PyTorch asks for one.
+# USER and LOGNAME: PyTorch needs a name, and a number that is not in /etc/passwd has none.
 ENV PATH=/opt/harness/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -54,10 +54,10 @@ ENV PATH=/opt/harness/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     HARNESS_COMMIT=${COMMIT}
 WORKDIR /work
-# The number of HwHiAiUser, whose Ascend's device nodes are; group 0, so that any other number may write to /work.
+# The number of HwHiAiUser, which owns Ascend's device nodes; group 0, so that any other number may write to /work.
 USER 1000:0
 STOPSIGNAL SIGTERM
-# A run that gets no further is told from a slow one by its own pace, so one answer is enough.
+# health measures a run by its own step times, so one failure is enough: it does not fail for a slow run.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=30s --retries=1 CMD ["python", "-m", "harness", "health"]
 ENTRYPOINT ["/usr/local/share/harness/entry.sh"]
 CMD ["--help"]

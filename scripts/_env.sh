@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: finds Python, makes .venv beside the project and activates it.
-# PYTHON names another interpreter; VENV names another folder.
+# Environment of the other scripts, which source this file: finds Python, creates .venv and activates it.
+# PYTHON names another interpreter, VENV another folder.
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$project/.venv}
@@ -8,7 +8,7 @@ venv=${VENV:-$project/.venv}
 make_environment() { # make_environment EXTRAS
   local extras=$1 python=${PYTHON:-python3}
   if ! command -v "$python" > /dev/null; then
-    echo "error: no $python on the PATH; install Python 3.10 or later, or set PYTHON" >&2
+    echo "error: $python is not on the PATH; install Python 3.10 or later, or set PYTHON" >&2
     exit 2
   fi
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
@@ -16,11 +16,11 @@ make_environment() { # make_environment EXTRAS
     exit 2
   fi
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || {
-    echo "error: cannot make a virtual environment in $venv (Debian and Ubuntu: apt install python3-venv)" >&2
+    echo "error: cannot create a virtual environment in $venv; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 2
   }
-  # torch first and by an exact version: a range would let pip take a newer build with gigabytes of GPU libraries.
-  # TORCH=torch==X.Y.Z chooses another release, TORCH= (empty) keeps what is installed.
+  # torch first and with an exact version: with a range pip may take a newer build with gigabytes of GPU libraries.
+  # TORCH=torch==X.Y.Z selects another release, TORCH= (empty) keeps the installed one.
   local torch=${TORCH-torch==2.13.0}
   if [ -n "$torch" ] && ! "$venv/bin/python" -c "
 import sys

@@ -1,4 +1,4 @@
-"""How `compare` scales: seconds and memory for 10, 100 and 1 000 records.
+"""Scaling of `compare`: seconds and memory for 10, 100 and 1 000 records.
 
 python scripts/bench_compare.py
 """
@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from harness_runs import run_harness
+
 from harness.records.files import content_digest
 
 # Runs a command and prints the peak resident set of it alone, in kilobytes.
@@ -29,13 +31,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000])
     options = parser.parse_args()
+    record, _ = run_harness([])
+    size = len(json.dumps(record))
+    print(f"records of the default run: {len(record['losses']['train'])} steps, {size / 1e3:.0f} kB each")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        command = [sys.executable, "-m", "harness", f"out={folder}/run"]
-        subprocess.run(command, check=True, capture_output=True)
-        record = json.loads((folder / "run" / "record.json").read_text())
-        size = (folder / "run" / "record.json").stat().st_size
-        print(f"records of the default run: {len(record['losses']['train'])} steps, {size / 1e3:.0f} kB each")
         print(f"{'records':>8} {'seconds':>8} {'ms/record':>10} {'peak MB':>8}")
         for count in options.sizes:
             sides = [
@@ -54,15 +54,15 @@ def main() -> int:
 
 
 def write(folder: Path, record: dict[str, Any], count: int, shift: int) -> str:
-    """Write `count` repeats that differ in their step times, and return the folder."""
+    """Write `count` repeats with different step times, and return the folder."""
     for number in range(count):
         changed = copy.deepcopy(record)
         changed["finished_at"] += f" {shift} {number}"
         factor = 1 + 0.001 * ((7 * number + shift) % 11)
         timing = changed["timing"]
-        for block in timing["intervals"]:
-            block["seconds"] *= factor
-        timing["measured_seconds"] = sum(block["seconds"] for block in timing["intervals"])
+        for interval in timing["intervals"]:
+            interval["seconds"] *= factor
+        timing["measured_seconds"] = sum(interval["seconds"] for interval in timing["intervals"])
         timing["mean_step_seconds"] = timing["measured_seconds"] / timing["measured_steps"]
         timing["tokens_per_second"] = timing["tokens_per_step"] / timing["mean_step_seconds"]
         changed["content_sha256"] = content_digest(changed)

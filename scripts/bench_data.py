@@ -1,4 +1,4 @@
-"""How fast training data is made or read, on one core: tokens/s of every kind of data set, digest included.
+"""Speed of data sets on one core: tokens/s of generating or reading each, with and without the digest.
 
     python scripts/bench_data.py
 
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# As the door does: a plug-in that is installed beside torch must not break this.
+# As harness/__main__.py does: an installed plug-in of torch must not be loaded.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import numpy as np
@@ -36,8 +36,8 @@ def main() -> int:
         print(f"{'data':<28} {'generate or read':>17} {'with digest':>12}   million tokens/s, median of five")
         for name, overrides in cases.items():
             for seq_len in (256, 1024):
-                words = [*overrides, f"workload.seq_len={seq_len}", "model.max_position_embeddings=1024"]
-                alone, digested = measure(words, options.seconds, False), measure(words, options.seconds, True)
+                settings = [*overrides, f"workload.seq_len={seq_len}", "model.max_position_embeddings=1024"]
+                alone, digested = (measure(settings, options.seconds, digested) for digested in (False, True))
                 print(
                     f"{name + f', {seq_len} a sequence':<28} {alone / 1e6:>17.1f} {digested / 1e6:>12.1f}", flush=True
                 )
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(overrides: list[str], seconds: float, digested: bool) -> float:
-    """Return the median tokens/s over five stretches of `seconds` / 5."""
+    """Return the median tokens/s of five samples of `seconds` / 5."""
     config = load(overrides)
     dataset = open_dataset(config)
     dataset.train(0, BATCH)

@@ -1,11 +1,11 @@
-"""How speed goes down as sequences and models grow: runs, and the pictures that are made of their records.
+"""Speed against sequence length and model size: runs, and plots of their records.
 
-    python scripts/bench_growth.py --out growth              runs what is missing in growth/, then draws
-    python scripts/bench_growth.py --out growth --draw-only  draws again from the records that are there
+    python scripts/bench_growth.py --out growth              makes the runs that growth/ lacks, then draws
+    python scripts/bench_growth.py --out growth --draw-only  draws again from existing records
 
 Sequences of 128 to 4,096 tokens with llama-30m, and models of 0.8 M to 355 M parameters at 512 tokens, in bf16, with
-both tracks; as many tokens a step everywhere. The ceiling in the pictures is the matrix-product peak that `python -m
-harness peak` measured: run that first, on the same device and threads.
+both tracks; every step has the same number of tokens. The ceiling in the plots is the matrix-product peak measured by
+`python -m harness peak`: run that first, on the same device and threads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness.report.draw_growth import growth
+from harness.report.draw_growth import draw_growth
 from harness.report.svg import standalone
 
 COMMON = ("workload=gpt2", "workload.steps=5", "workload.timing_warmup_steps=2", "workload.eval_every=0",
@@ -33,21 +33,21 @@ TRACKS = ("tuned", "portable")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the records and pictures")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records and plots")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens in a step")
     parser.add_argument("--draw-only", action="store_true")
     parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
     options = parser.parse_args()
     if not options.draw_only:
-        for name, words in runs(options.tokens):
-            run(options.out / name, [*COMMON, *words, *options.overrides])
+        for name, overrides in runs(options.tokens):
+            run(options.out / name, [*COMMON, *overrides, *options.overrides])
     records = [json.loads(path.read_text()) for path in sorted(options.out.glob("*/record.json"))]
     finished = [record for record in records if record["status"] == "ok"]
     without = [record for record in finished if not (record["utilization"] or {}).get("measured_peak_flops")]
     if without:
-        print(f"no measured peak in {len(without)} of {len(finished)} records, and so no ceiling for them: run "
-              "python -m harness peak first, and delete the folders to run them again", file=sys.stderr)  # fmt: skip
-    for name, picture in growth(finished).items():
+        print(f"{len(without)} of {len(finished)} records have no measured peak, and no ceiling in the plots: run "
+              "python -m harness peak, delete their folders and start again", file=sys.stderr)  # fmt: skip
+    for name, picture in draw_growth(finished).items():
         path = options.out / f"{name}.svg"
         path.write_text(standalone(picture), encoding="utf-8")
         print(path)
@@ -55,27 +55,28 @@ def main() -> int:
 
 
 def runs(tokens: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the settings of each run."""
+    """Yield the name and the overrides of each run."""
     shapes = [*(("llama-30m", length) for length in LENGTHS), *((model, LENGTH) for model in MODELS)]
     for model, length in dict.fromkeys(shapes):
         sequences = max(1, tokens // length)
         for track in TRACKS:
-            words = [
+            overrides = [
                 f"model={model}", f"track={track}", f"workload.seq_len={length}",
                 f"workload.global_batch_size={sequences}", f"workload.micro_batch_size={sequences}",
             ]  # fmt: skip
             if model == "llama-30m":
-                words.append(f"model.max_position_embeddings={max(LENGTHS)}")
-            yield f"{model}-{length}-{track}", words
+                overrides.append(f"model.max_position_embeddings={max(LENGTHS)}")
+            yield f"{model}-{length}-{track}", overrides
 
 
-def run(folder: Path, words: list[str]) -> None:
+def run(folder: Path, overrides: list[str]) -> None:
+    """Make one run, unless its folder holds a finished one."""
     if (folder / "record.json").exists():
         status = json.loads((folder / "record.json").read_text())["status"]
         if status != "ok":
             sys.exit(f"{folder}: holds a run that ended with status {status}; delete the folder to run it again")
         return
-    command = [sys.executable, "-m", "harness", *words, f"out={folder}"]
+    command = [sys.executable, "-m", "harness", *overrides, f"out={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{folder.name}: {done.stderr[-2000:]}")

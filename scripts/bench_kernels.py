@@ -1,9 +1,9 @@
-"""Attention and cross-entropy by themselves, forward and backward: each way that track=tuned could take.
+"""Kernels of attention and cross-entropy, forward and backward: each alternative of track=tuned.
 
     python scripts/bench_kernels.py [--tokens 2048]
 
-On this host's CPU, in bf16, at llama-30m's shape. The rows of a table are measured in turn, and the best of seven is
-shown. FLOP/s count a causal attention's half of the score matrix, whatever the kernel computes.
+On this host's CPU, in bf16, at llama-30m's shape. The rows of a table are measured in turn; shown is the best of seven
+times. FLOP/s count the causal half of the score matrix, for every kernel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from harness.backends.kernels import ChunkedCrossEntropy, blocked_attention
 from harness.environment import allowed_cores
 from harness.workload.model import causal_attention, mean_cross_entropy
 
-LENGTH, HEADS, HEAD_SIZE, WIDTH, CLASSES = 512, 6, 64, 384, 32000
+LENGTH, HEADS, HEAD_SIZE, HIDDEN_SIZE, VOCAB_SIZE = 512, 6, 64, 384, 32000
 ROUNDS = 7
 
 
@@ -63,16 +63,16 @@ def attention(sequences: int) -> None:
 
 
 def products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The whole score matrix, as transformers' `eager` attention has it."""
+    """Attention with the whole score matrix, as transformers' `eager` attention."""
     scores = (q @ k.transpose(-1, -2)).float() * HEAD_SIZE**-0.5
     future = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
     return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1).to(v.dtype) @ v
 
 
 def cross_entropy(tokens: int) -> None:
-    head = torch.nn.Linear(WIDTH, CLASSES, bias=False)
-    hidden = torch.randn(1, tokens, WIDTH, requires_grad=True)
-    targets = torch.randint(0, CLASSES, (1, tokens))
+    head = torch.nn.Linear(HIDDEN_SIZE, VOCAB_SIZE, bias=False)
+    hidden = torch.randn(1, tokens, HIDDEN_SIZE, requires_grad=True)
+    targets = torch.randint(0, VOCAB_SIZE, (1, tokens))
     compiled = ChunkedCrossEntropy()
     compiled.compile()
     kernels = {
@@ -90,7 +90,7 @@ def cross_entropy(tokens: int) -> None:
         loss.backward()
         hidden.grad = head.weight.grad = None
 
-    show("cross-entropy", kernels, run, 3 * 2 * tokens * WIDTH * CLASSES, tokens)
+    show("cross-entropy", kernels, run, 3 * 2 * tokens * HIDDEN_SIZE * VOCAB_SIZE, tokens)
 
 
 def linear(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, options: Any = None) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Kills one training at random moments, saves included, until it has been resumed so many times; compares the end.
+"""Kills and resumes one training at random moments, saves included, and compares the result with an unbroken run.
 
     python scripts/bench_kills.py --kills 50
 
-The training is a small one on the CPU with a checkpoint after every fourth step. Each process is killed (SIGKILL) at a
-random moment after it began to train. In the end the weights' norms, every loss and every digest have to be those of a
-run that was never interrupted, to the last bit.
+A small training on the CPU saves a checkpoint after every fourth step. Each process gets SIGKILL at a random moment
+after it began to train. At the end the norms of the weights, all losses, all digests and the checkpoint's tensors have
+to equal those of an uninterrupted run, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-WORDS = (
+import torch
+
+OVERRIDES = (
     "model=tiny", "workload=smoke", "workload.steps=600", "workload.timing_warmup_steps=2", "workload.interval_steps=2",
     "workload.seq_len=64", "workload.global_batch_size=4", "workload.micro_batch_size=2", "workload.eval_every=100",
     "workload.eval_sequences=4", "checkpoint.every=4", "resume=auto",
@@ -53,8 +53,8 @@ def main() -> int:
         finish(cut)
         found, expected = (json.loads((one / "record.json").read_text()) for one in (cut, whole))
         attempts = found["attempts"]
-        print(f"{killed} kills, {in_save} of them in a save; {len(attempts)} attempts")
-        print("went on from steps:", *(attempt["from_step"] for attempt in attempts))
+        print(f"{killed} kills, {in_save} of them during a save; {len(attempts)} attempts")
+        print("resumed from steps:", *(attempt["from_step"] for attempt in attempts))
         same = {part: found[part] == expected[part] for part in ("workload_id", "digests", "losses", "weights")}
         same["checkpoint tensors"] = last_tensors(cut) == last_tensors(whole)
         for part, equal in same.items():
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", *WORDS, f"out={folder}"]
+    command = [sys.executable, "-m", "harness", *OVERRIDES, f"out={folder}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

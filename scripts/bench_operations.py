@@ -1,10 +1,10 @@
-"""What watching a run costs, and whether a long run stays as small as it began.
+"""Cost of monitoring a run, and growth of memory and open files in a long run.
 
-    python scripts/bench_operations.py overhead --pairs 300      blocks with and without a sensor that is read, in turn
-    python scripts/bench_operations.py soak --minutes 30         one run with everything on; memory and files every 5 s
+    python scripts/bench_operations.py overhead --pairs 300      intervals with and without a sensor that is read
+    python scripts/bench_operations.py soak --minutes 30         one run with all monitoring; memory and files every 5 s
 
-Everything: log=json, a metrics file, telemetry from a sensor that is read every second. The sensor is RAPL's own code
-over a made-up /sys, since most machines hide theirs: the reading costs the same, its values mean nothing.
+All monitoring: log=json, a metrics file, telemetry from a sensor that is read every second. The sensor is RAPL's code
+over a fake /sys, since most machines hide theirs: a reading costs the same, its values mean nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness_runs import geometric_mean
 from scipy import stats
 
 WORK = ("backend=cpu", "model=tiny", "workload.eval_every=0", "workload.lr_warmup_steps=2")
-# A block is about as long as the time between two readings.
-BLOCK_STEPS = 4
-# Runs the harness with a CPU whose energy counters lie in a folder of our own, and reads them in some blocks alone, if
-# read.json says in which.
+# An interval is about as long as the time between two readings.
+INTERVAL_STEPS = 4
+# Runs the harness with a CPU whose energy counters lie in our own folder. With read.json the counters are read in the
+# intervals that it lists; in the others the last reading is repeated.
 PROGRAM = """
 import json, sys
 from functools import partial
@@ -37,27 +38,29 @@ import harness.backends.cpu as cpu
 from harness.backends.rapl import open_rapl
 cpu.open_rapl = partial(open_rapl, place / "powercap")
 if (place / "read.json").exists():
-    from harness.training import session, telemetry
-    class Alternating(telemetry.Telemetry):
-        reads = iter(json.loads((place / "read.json").read_text()))
-        reading = False
-        def interval_begins(self, phase):
-            self.reading = phase == "measured" and next(self.reads)
-            super().interval_begins(phase)
-        def _read_on(self, sensor):
-            while not self._enough.wait(sensor.period_seconds):
-                if self.reading:
-                    self._look(sensor)
-    session.Telemetry = Alternating
+    from harness.backends.rapl import Rapl
+    from harness.training.monitoring.telemetry import Telemetry
+    plan, reading, last = iter(json.loads((place / "read.json").read_text())), True, None
+    begins, read = Telemetry.interval_begins, Rapl.read
+    def begins_by_plan(self, phase):
+        global reading
+        reading = phase == "measured" and next(plan)
+        begins(self, phase)
+    def read_by_plan(self):
+        global last
+        if reading:
+            last = read(self)
+        return last
+    Telemetry.interval_begins, Rapl.read = begins_by_plan, read_by_plan
 from harness.__main__ import main
 sys.exit(main(sys.argv[2:]))
 """
-SECONDS_BETWEEN_LOOKS = 5.0
-# What imports, first steps and caches take is no growth; nor are the few MiB by which malloc's arena grows in one or
-# two jumps in the first minutes, until it has met the largest hole it needs.
-SECONDS_TO_SETTLE = 300.0
-SECONDS_BETWEEN_FIGURES = 180.0
-# Three floats of 24 bytes, each with its place of 8 in a list.
+SAMPLE_PERIOD_SECONDS = 5.0
+# Growth is measured after imports, first steps and caches, and after the first minutes, in which malloc's arena grows
+# by a few MiB in one or two jumps.
+SETTLING_SECONDS = 300.0
+PRINT_PERIOD_SECONDS = 180.0
+# Three floats of 24 bytes, each with a pointer of 8 in a list.
 BYTES_KEPT_PER_STEP = 96
 
 
@@ -76,46 +79,45 @@ def main() -> int:
 
 
 def overhead(place: Path, pairs: int) -> int:
-    """Print the time of blocks in which the sensor is read over that of blocks in which it is not.
+    """Print the time of intervals in which the sensor is read over that of intervals in which it is not.
 
-    Within one process, block by block, in pairs of random order: processes that do the same differ by more than what
-    is sought. JSON lines and the metrics file are written between blocks, where no clock runs.
+    The intervals alternate within one process, in pairs of random order: identical processes differ by more than the
+    effect. JSON lines and the metrics file are written between intervals, outside the timing.
     """
     random = np.random.default_rng(1)
     read = [bool(one) for first in random.integers(0, 2, pairs) for one in (first, 1 - first)]
     (place / "read.json").write_text(json.dumps(read))
     out = place / "run"
-    steps = 20 + 2 * pairs * BLOCK_STEPS
-    words = [*WORK, f"workload.steps={steps}", f"workload.interval_steps={BLOCK_STEPS}", *_watched(place), f"out={out}"]
-    with _start(place, words) as process:
+    steps = 20 + 2 * pairs * INTERVAL_STEPS
+    sizes = [f"workload.steps={steps}", f"workload.interval_steps={INTERVAL_STEPS}"]
+    with _start(place, [*WORK, *sizes, f"out={out}"]) as process:
         if process.wait() != 0:
             print((place / "output.log").read_text()[-2000:], file=sys.stderr)
             return 1
     record = json.loads((out / "record.json").read_text())
-    seconds = np.array([block["seconds"] for block in record["timing"]["intervals"]]).reshape(pairs, 2)
+    seconds = np.array([interval["seconds"] for interval in record["timing"]["intervals"]]).reshape(pairs, 2)
     order = np.array(read).reshape(pairs, 2)
-    logarithms = np.log(seconds[order] / seconds[~order])
-    low, high = _interval(logarithms)
-    print(f"{pairs} pairs of blocks of {1000 * np.median(seconds):.0f} ms, "
-          f"{record['telemetry']['readings']} readings in the window")  # fmt: skip
-    print(f"read over not read: geometric mean {np.exp(logarithms.mean()):.4f}, 95 % interval {low:.4f} to {high:.4f}; "
-          f"median {np.exp(np.median(logarithms)):.4f}")  # fmt: skip
+    ratios = list(seconds[order] / seconds[~order])
+    mean, low, high = geometric_mean(ratios)
+    print(f"{pairs} pairs of intervals of {1000 * np.median(seconds):.0f} ms, "
+          f"{record['telemetry']['readings']} readings in the window, half of them repeated")  # fmt: skip
+    print(f"read over not read: geometric mean {mean:.4f}, 95 % interval {low:.4f} to {high:.4f}; "
+          f"median {np.median(ratios):.4f}")  # fmt: skip
     return 0
 
 
 def soak(place: Path, minutes: float) -> int:
-    """Train for so long with everything on, and print how resident memory and open files went."""
+    """Train for `minutes` with all monitoring, and print the course of resident memory and open files."""
     out = place / "run"
-    words = [*WORK, "workload.steps=100000000", *_watched(place), f"out={out}"]
-    looks: list[tuple[float, int, int]] = []
-    with _start(place, words) as process:
+    samples: list[tuple[float, int, int]] = []
+    with _start(place, [*WORK, "workload.steps=100000000", f"out={out}"]) as process:
         began = time.monotonic()
         while time.monotonic() - began < 60 * minutes and process.poll() is None:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            looks.append((time.monotonic() - began, _resident_bytes(process.pid), _open_files(process.pid)))
+            time.sleep(SAMPLE_PERIOD_SECONDS)
+            samples.append((time.monotonic() - began, _resident_bytes(process.pid), _open_files(process.pid)))
         process.terminate()
         code = process.wait()
-    settled = [look for look in looks if look[0] >= min(SECONDS_TO_SETTLE, 20 * minutes)]
+    settled = [sample for sample in samples if sample[0] >= min(SETTLING_SECONDS, 20 * minutes)]
     hours = np.array([seconds / 3600 for seconds, _, _ in settled])
     mebibytes = np.array([size / 2**20 for _, size, _ in settled])
     fit: Any = stats.linregress(hours, mebibytes)
@@ -124,34 +126,24 @@ def soak(place: Path, minutes: float) -> int:
     record = json.loads((out / "record.json").read_text())
     print(f"{settled[-1][0] / 60:.1f} minutes, {record['timing']['measured_steps']:,} measured steps, ended {code} "
           f"({record['status']}), {record['telemetry']['readings']} readings of the sensor")  # fmt: skip
-    every = max(1, round(SECONDS_BETWEEN_FIGURES / SECONDS_BETWEEN_LOOKS))
-    course = ", ".join(f"{size / 2**20:.2f} at {seconds / 60:.0f}" for seconds, size, _ in looks[every - 1 :: every])
+    every = max(1, round(PRINT_PERIOD_SECONDS / SAMPLE_PERIOD_SECONDS))
+    course = ", ".join(f"{size / 2**20:.2f} at {seconds / 60:.0f}" for seconds, size, _ in samples[every - 1 :: every])
     print(f"resident memory in MiB, at minutes: {course}")
     print(f"  after {settled[0][0] / 60:.0f} minutes: {mebibytes.min():.2f} to {mebibytes.max():.2f} MiB; "
           f"slope {fit.slope:+.2f} ± {margin:.2f} MiB/h")  # fmt: skip
     steps = len(record["losses"]["train"])
-    print(f"  the record keeps a loss, a norm and a time of each of {steps:,} steps: "
+    print(f"  the record holds a loss, a norm and a time for each of {steps:,} steps: "
           f"{BYTES_KEPT_PER_STEP * steps / 2**20:.2f} MiB at the end")  # fmt: skip
-    print(f"open files: {files[0]} at first, {files[-1]} at last, {min(files)} to {max(files)}")
+    print(f"open files: first {files[0]}, last {files[-1]}, {min(files)} to {max(files)}")
     return 0
 
 
-def _watched(place: Path) -> list[str]:
-    return ["log=json", "telemetry=true", f"metrics_file={place / 'harness.prom'}"]
-
-
-def _start(place: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", PROGRAM, str(place), *words]
+def _start(place: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
+    """Start a run with all monitoring."""
+    monitoring = ["log=json", "telemetry=true", f"metrics_file={place / 'harness.prom'}"]
+    command = [sys.executable, "-c", PROGRAM, str(place), *overrides, *monitoring]
     with open(place / "output.log", "ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-
-
-def _interval(logarithms: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of the geometric mean, by Student's t."""
-    if len(logarithms) < 2:
-        return float("nan"), float("nan")
-    half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
-    return float(np.exp(np.mean(logarithms) - half)), float(np.exp(np.mean(logarithms) + half))
 
 
 def _fake_counters(folder: Path) -> None:

@@ -1,12 +1,12 @@
-"""What the harness costs: its tokens/s over those of a bare PyTorch loop that trains the same model.
+"""Overhead of the harness: its tokens/s over those of a bare PyTorch loop that trains the same model.
 
 Both sides run in fresh processes, in turn, so that a noisy machine disturbs both alike; quote the median ratio.
 
     python scripts/bench_overhead.py                 five pairs on the CPU, about three minutes on two cores
     python scripts/bench_overhead.py --pairs 3 backend=cuda model=gpt2-124m workload=gpt2 workload.steps=60
 
-`window` compares the timed windows: what a record reports. `process` compares whole processes, start-up, proofs,
-files and summary included, and so depends on the length of the run.
+`window` compares the timed windows, which a record reports. `process` compares whole processes, with start-up, digests,
+files and summary, and so depends on the length of the run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-# As the door does: a plug-in that is installed beside torch must not break this.
+# As harness/__main__.py does: an installed plug-in of torch must not be loaded.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness_runs import in_turn, run_harness
 
 DEFAULTS = ("workload.steps=60", "workload.timing_warmup_steps=10", "workload.eval_every=0")
 
@@ -39,11 +39,9 @@ def main() -> int:
         return 0
     windows, processes = [], []
     print(f"{'pair':>4} {'harness tokens/s':>17} {'bare tokens/s':>14} {'window':>7} {'process':>8}")
+    sides = {"harness": run_with_harness, "bare": run_bare}
     for pair in range(1, options.pairs + 1):
-        sides = {"harness": run_harness, "bare": run_bare}
-        # Who goes first alternates: caches and clocks favour neither.
-        order = list(sides) if pair % 2 else list(reversed(sides))
-        found = {name: sides[name](overrides) for name in order}
+        found = {name: sides[name](overrides) for name in in_turn(sides, pair)}
         (speed, seconds), (bare_speed, bare_seconds) = found["harness"], found["bare"]
         windows.append(speed / bare_speed)
         processes.append(bare_seconds / seconds)
@@ -53,19 +51,14 @@ def main() -> int:
     return 0
 
 
-def run_harness(overrides: list[str]) -> tuple[float, float]:
+def run_with_harness(overrides: list[str]) -> tuple[float, float]:
     """Return (tokens/s of the measured window, seconds of the whole process)."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "harness", *overrides, f"out={out}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seconds = time.perf_counter() - began
-        timing = json.loads((out / "record.json").read_text())["timing"]
-    return timing["tokens_per_second"], seconds
+    record, seconds = run_harness(overrides)
+    return record["timing"]["tokens_per_second"], seconds
 
 
 def run_bare(overrides: list[str]) -> tuple[float, float]:
+    """Return the same of the bare loop."""
     began = time.perf_counter()
     command = [sys.executable, __file__, "--bare", *overrides]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -73,9 +66,9 @@ def run_bare(overrides: list[str]) -> tuple[float, float]:
 
 
 def bare_loop(overrides: list[str]) -> dict[str, float]:
-    """Train as a short script would: no proofs, no files, no thread, one clock at each end.
+    """Train as a short script does, without digests, files and threads, and read the clock at both ends.
 
-    Weights and tokens are the harness's own, made beforehand: the time of some operations depends on the values.
+    Weights and tokens are the harness's own: the time of some operations depends on the values.
     """
     import torch
 

@@ -1,27 +1,22 @@
-"""What DDP and checkpoints cost: tokens/s with them over tokens/s without, and how long a save stops the run.
+"""Cost of DDP, FSDP and checkpoints: tokens/s with them over tokens/s without, and the seconds of a save.
 
     python scripts/bench_parallel.py --rounds 15 [settings of the harness]
 
 Every run is a fresh process; the variants take turns, so that a noisy machine disturbs all alike. `window` is the ratio
-of the timed windows, from which saves are left out; `with saves` counts their time as if they were training. Each is
-the geometric mean over the rounds with its 95 % interval (Student's t of the logarithms of each round's ratio).
+of the timed windows, which exclude saves; `with saves` includes their time. Each is the geometric mean over the rounds
+with its 95 % interval (Student's t of the logarithms of each round's ratio).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
-
-from scipy import stats
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness_runs import geometric_mean, in_turn, run_harness
 
 DEFAULTS = ("workload.steps=120", "workload.timing_warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
@@ -42,11 +37,11 @@ def main() -> int:
     with_saves: dict[str, list[float]] = {name: [] for name in VARIANTS}
     saves: list[float] = []
     for number in range(options.rounds):
-        order = list(VARIANTS) if number % 2 == 0 else list(reversed(VARIANTS))
         found = {}
-        for name in order:
-            launcher, words = VARIANTS[name]
-            found[name] = run(launcher, [*DEFAULTS, *options.overrides, *words])
+        for name in in_turn(VARIANTS, number):
+            launcher, overrides = VARIANTS[name]
+            record, _ = run_harness([*DEFAULTS, *options.overrides, *overrides], launcher)
+            found[name] = record["timing"]
         plain = found["plain"]["tokens_per_second"]
         for name, timing in found.items():
             speed = timing["tokens_per_second"]
@@ -63,24 +58,9 @@ def main() -> int:
 
 
 def interval(ratios: list[float]) -> str:
-    """Return the geometric mean of ratios with its 95 % interval, in words."""
-    logarithms = [math.log(ratio) for ratio in ratios]
-    mean = statistics.fmean(logarithms)
-    if len(ratios) < 2:
-        return f"{math.exp(mean):.4f}"
-    half = stats.t.ppf(0.975, len(ratios) - 1) * statistics.stdev(logarithms) / math.sqrt(len(ratios))
-    return f"{math.exp(mean):.4f} [{math.exp(mean - half):.4f}, {math.exp(mean + half):.4f}]"
-
-
-def run(launcher: tuple[str, ...], words: list[str]) -> dict[str, float]:
-    """Return the record's timing part of one run."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, *launcher, "-m", "harness", *words, f"out={out}"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode != 0:
-            sys.exit(done.stderr)
-        return json.loads((out / "record.json").read_text())["timing"]
+    """Return the geometric mean of ratios with its 95 % interval, as text."""
+    mean, low, high = geometric_mean(ratios)
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}]" if len(ratios) > 1 else f"{mean:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How far apart honest runs of the same work lie, against what the parity gate allows.
+"""Distance between honest runs of the same work, as a share of the limits of the parity gate.
 
     python scripts/bench_parity.py          about three minutes on two cores
 
-The same work is computed with other rounding: another micro-batch size, another thread count, attention written out
-instead of fused. Printed is each test's quantity as a share of its limit (harness/analysis/parity.py). Bounds are
-chosen well above the largest share here and well below what the sabotage tests provoke.
+The same work is computed with other rounding: another micro-batch size, another number of threads, unfused attention.
+The table shows each quantity as a share of its limit (harness/analysis/parity.py). The limits are well above the
+largest share here and well below those of the sabotage tests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# As the door does: a plug-in that is installed beside torch must not break this.
+# As harness/__main__.py does: an installed plug-in of torch must not be loaded.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import torch
@@ -52,8 +52,8 @@ SHAPES = {
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention from its definition, with the softmax in float32."""
+def unfused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return causal attention from its definition, with the softmax in float32."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = (q @ k.transpose(-1, -2)).float() / q.shape[-1] ** 0.5
@@ -63,8 +63,8 @@ def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tens
 
 VARIANTS: dict[str, tuple[tuple[str, ...], Attention | None]] = {
     "micro-batches of 2, all threads": (("workload.micro_batch_size=2", "backend.threads=null"), None),
-    "attention written out": ((), written_out),
-    "both, micro-batches of 1": (("workload.micro_batch_size=1", "backend.threads=null"), written_out),
+    "unfused attention": ((), unfused_attention),
+    "both, micro-batches of 1": (("workload.micro_batch_size=1", "backend.threads=null"), unfused_attention),
 }
 
 
@@ -85,10 +85,10 @@ def main() -> int:
 
 
 def rows(folder: Path, steps: int) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Yield (what varies, precision, share of each limit)."""
-    for shape, words in SHAPES.items():
+    """Yield (variant, precision, share of each limit)."""
+    for shape, overrides in SHAPES.items():
         for precision in ("fp32", "bf16", "fp16"):
-            base = (*WORK, *words, f"workload.steps={steps}", f"precision={precision}", "backend.threads=1")
+            base = (*WORK, *overrides, f"workload.steps={steps}", f"precision={precision}", "backend.threads=1")
             reference = record(folder / f"{shape}-{precision}", base, None)
             for name, (changes, attention) in VARIANTS.items():
                 other = record(folder / f"{shape}-{precision}-{name}", (*base, *changes), attention)
@@ -96,8 +96,9 @@ def rows(folder: Path, steps: int) -> Iterator[tuple[str, str, dict[str, float]]
                 yield f"{shape}, {name}"[:36], precision, shares
 
 
-def record(out: Path, words: tuple[str, ...], attention: Attention | None) -> dict[str, Any]:
-    config = load([*words, f"out='{out}'"])
+def record(out: Path, overrides: tuple[str, ...], attention: Attention | None) -> dict[str, Any]:
+    """Return the record of one run in this process, with another attention if one is given."""
+    config = load([*overrides, f"out='{out}'"])
     fused = model_module.causal_attention
     model_module.causal_attention = attention or fused
     try:

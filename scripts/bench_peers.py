@@ -1,21 +1,20 @@
-"""The harness against what people train with today: tokens/s, peak memory, start-up, on the same work.
+"""The harness against other trainers on the same work: tokens/s, peak memory, start-up time.
 
     python scripts/bench_peers.py                                llama-30m, 512 tokens, bf16, five rounds
     python scripts/bench_peers.py model=gpt2-124m workload.global_batch_size=8
 
 The peers are Hugging Face Trainer, accelerate, Lightning Fabric with litgpt's GPT, and a bare PyTorch loop, each in two
-ways: `plain` is bf16 and the library's defaults; `best` is with its torch.compile, fused AdamW, and the attention and
-the micro-batch size that were fastest in a search before the rounds begin (the attention first, then the size). The
-harness's track=tuned gets the same search for its size, and track=portable, as another reference, none. Every run is a
-fresh process and the runs of a round take turns, so that a noisy machine disturbs all alike. Peers are installed into
-an environment of their own (--environment, made on first use), without the harness.
+ways: `plain` is bf16 and the library's defaults; `best` has torch.compile, fused AdamW, and the fastest attention and
+micro-batch size, found by a search before the rounds (the attention first, then the size). The harness's track=tuned
+gets the same search for its size; track=portable, as another reference, none. Every run is a fresh process and the runs
+of a round take turns, so that a noisy machine disturbs all alike. The peers are installed into their own environment
+(--environment, created on first use), without the harness.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -27,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness_runs import geometric_mean, in_turn, run_harness
 
 from harness.composition import load
 from harness.config import Config, intermediate_size
@@ -49,7 +49,7 @@ WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.gl
         "workload.micro_batch_size=4", "workload.steps=7", "workload.timing_warmup_steps=2", "workload.eval_every=0",
         "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
 OURS = "harness, track=tuned"
-# Of a run in a search: enough to tell the fastest, by a step that is compiled and warm.
+# A run of the search: two compiled and warm steps are enough to find the fastest.
 SEARCH_STEPS = {"steps": 4, "timing_warmup_steps": 2}
 
 
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
-    parser.add_argument("--only", action="append", default=[], help="name of a peer; once for each")
+    parser.add_argument("--only", action="append", default=[], help="name of a peer; may be repeated")
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()
     config = load([*WORK, *options.overrides])
@@ -85,7 +85,7 @@ def main() -> int:
 
 
 def environment(folder: Path) -> Path:
-    """Return the peers' Python, with all of them installed."""
+    """Return the Python of the peers' environment, and create that first if need be."""
     python = folder / "bin" / "python"
     if not python.exists():
         torch = subprocess.run(
@@ -99,7 +99,7 @@ def environment(folder: Path) -> Path:
 
 
 def write_tokens(config: Config, folder: Path) -> Path:
-    """Write the tokens of all steps, the same for everybody, and return the file."""
+    """Write the tokens of all steps, the same for every trainer, and return the file."""
     dataset = open_dataset(config)
     count = config.workload.steps * config.workload.global_batch_size
     path = folder / "tokens.bin"
@@ -108,6 +108,7 @@ def write_tokens(config: Config, folder: Path) -> Path:
 
 
 def describe(config: Config, tokens: Path) -> dict[str, Any]:
+    """Return the fields of `Work` in peers/common.py that all peers share."""
     work = config.workload
     return {
         "tokens": str(tokens),
@@ -132,7 +133,7 @@ def search(name: str, python: Path, program: str, work: dict[str, Any], attentio
             if (attention, size) not in tried:
                 choice = {"compile": True, "tuned": True, "attention": attention, "micro_batch_size": size}
                 tried[attention, size] = peer(python, program, {**work, **choice, **SEARCH_STEPS})["tokens_per_second"]
-                told(f"{name}, {attention}", size, tried[attention, size])
+                print_speed(f"{name}, {attention}", size, tried[attention, size])
         return max(candidates, key=lambda candidate: tried[candidate])
 
     attention, _ = fastest([(attention, work["micro_batch_size"]) for attention in attentions])
@@ -141,49 +142,43 @@ def search(name: str, python: Path, program: str, work: dict[str, Any], attentio
 
 
 def sizes(work: dict[str, Any]) -> list[int]:
-    """Return the micro-batch sizes to try: what is set, half of it and twice, as far as they divide the batch."""
+    """Return the micro-batch sizes to try: the configured one, its half and its double, if they divide the batch."""
     size, batch = work["micro_batch_size"], work["global_batch_size"]
     return [each for each in (size // 2, size, 2 * size) if each and batch % each == 0]
 
 
-def search_harness(words: list[str], tried_sizes: list[int]) -> str:
+def search_harness(overrides: list[str], tried_sizes: list[int]) -> str:
     """Return the harness's fastest micro-batch size, as a setting."""
     steps = [f"workload.{key}={value}" for key, value in SEARCH_STEPS.items()]
     tried = {}
     for size in tried_sizes:
         setting = f"workload.micro_batch_size={size}"
-        tried[setting] = harness([*words, *steps, setting])["tokens_per_second"]
-        told(OURS, size, tried[setting])
+        tried[setting] = harness([*overrides, *steps, setting])["tokens_per_second"]
+        print_speed(OURS, size, tried[setting])
     return max(tried, key=lambda setting: tried[setting])
 
 
-def told(name: str, size: int, speed: float) -> None:
+def print_speed(name: str, size: int, speed: float) -> None:
     print(f"{name}, micro-batch size {size}: {speed:,.0f} tokens/s", flush=True)
 
 
 def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, float]:
-    words = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    """Return the measurements of one run of a peer."""
+    command = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(f"{program} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def harness(words: list[str]) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "harness", *words, f"out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began
-        if done.returncode != 0:
-            sys.exit(f"the harness failed:\n{done.stderr[-3000:]}")
-        record = json.loads((out / "record.json").read_text())
+def harness(overrides: list[str]) -> dict[str, float]:
+    """Return the same measurements of one run of the harness."""
+    record, seconds = run_harness(overrides)
     timing = record["timing"]
     return {
         "tokens_per_second": timing["tokens_per_second"],
         "peak_memory_bytes": record["memory"]["peak_allocated_bytes"],
-        # Of the whole process, what came after the first step taken off; writing the record counts against us.
+        # The whole process less the time after the first step; it includes writing the record.
         "start_up_seconds": seconds - timing["training_seconds"] + timing["first_step_seconds"],
         "loss": record["losses"]["train"][-1],
     }
@@ -192,7 +187,7 @@ def harness(words: list[str]) -> dict[str, float]:
 def rounds(runs: dict[str, Any], count: int) -> dict[str, list[dict[str, float]]]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in range(count):
-        for name in list(runs) if number % 2 == 0 else list(reversed(runs)):
+        for name in in_turn(runs, number):
             found[name].append(runs[name]())
             print(f"round {number + 1}: {name}: {found[name][-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
     return found
@@ -212,14 +207,10 @@ def print_table(found: dict[str, list[dict[str, float]]]) -> None:
 
 
 def interval(ratios: list[float]) -> str:
-    """Return the median of ratios, and the 95 % interval of their geometric mean."""
-    median = statistics.median(ratios)
-    if len(ratios) < 2:
-        return f"{median:.3f}"
-    logarithms = [math.log(ratio) for ratio in ratios]
-    half = stats.t.ppf(0.975, len(ratios) - 1) * statistics.stdev(logarithms) / math.sqrt(len(ratios))
-    mean = statistics.fmean(logarithms)
-    return f"{median:.3f} [{math.exp(mean - half):.3f}, {math.exp(mean + half):.3f}]"
+    """Return the median of ratios and the 95 % interval of their geometric mean, as text."""
+    _, low, high = geometric_mean(ratios)
+    median = f"{statistics.median(ratios):.3f}"
+    return f"{median} [{low:.3f}, {high:.3f}]" if len(ratios) > 1 else median
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How long one waits: for the help text, and from the launch to the end of the first training step; peers beside it.
+"""Start-up time of the harness and of other trainers: to the help text, and to the end of the first step.
 
     python scripts/bench_startup.py --rounds 5
 
-The first step is of the harness's smallest model (tiny, 16 x 256 tokens, bf16), trained by the programs of
-bench_peers.py too. A peer's help is that of its own launcher; where it has none, importing what a training needs.
+The first step trains the harness's smallest model (tiny, 16 x 256 tokens, bf16), also in the programs of
+bench_peers.py. A peer's help text is that of its launcher; a peer without one imports its training classes instead.
 """
 
 from __future__ import annotations
@@ -54,24 +54,24 @@ def main() -> int:
             steps[name] = lambda program=program: bench_peers.peer(python, program, plain)["start_up_seconds"]
         measured: dict[str, list[float]] = {name: [] for name in (*helps, *steps)}
         for _ in range(options.rounds):
-            for name, words in helps.items():
-                measured[name].append(seconds(words))
+            for name, command in helps.items():
+                measured[name].append(seconds(command))
             for name, step in steps.items():
                 measured[name].append(step())
-    print_table("until the help is there", {name: measured[name] for name in helps})
+    print_table("to the help text", {name: measured[name] for name in helps})
     print_table("from launch to the end of the first step of tiny", {name: measured[name] for name in steps})
     return 0
 
 
-def seconds(words: list[str]) -> float:
-    """Return how long a command takes."""
+def seconds(command: list[str]) -> float:
+    """Return the seconds that a command takes."""
     began = time.perf_counter()
-    subprocess.run(words, capture_output=True, check=True)
+    subprocess.run(command, capture_output=True, check=True)
     return time.perf_counter() - began
 
 
 def print_table(title: str, measured: dict[str, list[float]]) -> None:
-    print(f"\n| {title} | seconds, median | least to most |")
+    print(f"\n| {title} | seconds, median | min to max |")
     print("|---|---|---|")
     for name, values in measured.items():
         print(f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} to {max(values):.2f} |")

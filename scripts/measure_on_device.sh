@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# For whoever has a GPU or another accelerator at hand: how much of it does the harness use, and how do others? Runs
-# measure_on_device.py with the Python environment that is active, and ends in a table and the records. Most of
-# the time goes to the peers.
+# Measures a GPU or another accelerator: its peaks, the harness on it, and other trainers. Runs measure_on_device.py in
+# the active Python environment, which writes a table and the records. The other trainers take most of the time.
 #   scripts/measure_on_device.sh cuda
 #   scripts/measure_on_device.sh npu --no-peers
 set -euo pipefail

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a finished run and a comparison: makes .venv, installs the harness, trains the small default model on
-# the CPU (about two minutes on two cores), shows the summary, and compares one CPU thread with all of them (one more
-# minute). Extra words are settings of the first run:
+# Installs the harness and makes a first run and a comparison: creates .venv, trains the small default model on the CPU
+# (about two minutes on two cores), shows the summary, and compares one CPU thread with all of them (one more minute).
+# Arguments are settings of the first run:
 #   scripts/quickstart.sh workload.steps=100 out=my-run
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"

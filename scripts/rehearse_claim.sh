@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole way from runs to a verdict on a claim, on a CPU of two cores, in about four minutes: one thread against two
-# refutes "almost the same time", one against itself supports it, an emulated Ascend NPU does not test it. Ends with 1 if
-# a word is another one. Leave the machine alone meanwhile.
+# Rehearses the judgment of a claim from runs to verdict, on two CPU cores, in about four minutes: one thread against
+# two refutes "almost the same time", one against itself supports it, an emulated Ascend NPU does not test it. Exit code
+# 1 if a verdict differs. Other load on the machine disturbs the times.
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 make_environment ""
@@ -9,7 +9,7 @@ out=${1:-$(mktemp -d)}
 one='experiment=iflytek/smoke backend.threads=1'
 two='experiment=iflytek/smoke backend.threads=2'
 
-word() { # word FOLDER: what verdict.json says of the claim
+verdict_of() { # verdict_of FOLDER: the verdict on the claim in verdict.json
   python - "$1/verdict.json" <<'PYTHON'
 import json, sys
 [pair] = json.load(open(sys.argv[1]))["pairs"]
@@ -17,12 +17,12 @@ print(pair["claim"]["verdict"])
 PYTHON
 }
 
-expect() { # expect WORD FOLDER WHAT
+expect() { # expect VERDICT FOLDER WHAT
   local found
-  found=$(word "$2")
+  found=$(verdict_of "$2")
   printf '%-13s %s\n' "$found" "$3"
   if [ "$found" != "$1" ]; then
-    echo "rehearse_claim: found $found, expected $1; $2/report.html says why" >&2
+    echo "rehearse_claim: found $found, expected $1; see $2/report.html" >&2
     failed=1
   fi
 }

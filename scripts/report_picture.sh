@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The picture in the documentation: the first screen of a report on real runs of this machine. Needs Chromium.
+# Takes the screenshot of the documentation: the top of a report on runs of this machine. Needs Chromium.
 #   scripts/report_picture.sh [PICTURE.png]
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"

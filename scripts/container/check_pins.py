@@ -1,9 +1,9 @@
-"""Two questions of an image's build: what is to be installed, and did anything come in that no pin names?
+"""Requirements of an image, and a check that every installed package is pinned.
 
-    python check_pins.py requirements PYPROJECT EXTRA          prints the requirements, the extras' included
-    python check_pins.py installed VENV CONSTRAINTS EXTRA      fails, naming each package without a pin
+    python check_pins.py requirements PYPROJECT EXTRA          prints the requirements, extras included
+    python check_pins.py installed VENV CONSTRAINTS EXTRA      fails and names each package without a pin
 
-A package is pinned by constraints.txt, or by another package that asks for one exact version of it, as torch does for
+A package is pinned by constraints.txt, or by another package that requires one exact version of it, as torch does with
 CUDA's libraries.
 """
 
@@ -32,12 +32,12 @@ def requirements(pyproject: Path, extras: str) -> list[str]:
     asked = [extra for extra in extras.split(",") if extra]
     unknown = [extra for extra in asked if extra not in known]
     if unknown:
-        sys.exit(f"EXTRA: found {unknown[0]!r}, expected some of: {', '.join(known)}, with commas between")
+        sys.exit(f"EXTRA: found {unknown[0]!r}, expected some of: {', '.join(known)}, separated by commas")
     return [*project["dependencies"], *(line for extra in asked for line in known[extra])]
 
 
 def pins(constraints: Path) -> dict[str, str]:
-    """Return the versions that a constraints file names."""
+    """Return the versions that a constraints file pins, by package."""
     lines = constraints.read_text(encoding="utf-8").splitlines()
     found = (re.fullmatch(r"([\w.-]+)==([\w.+!-]+)", line.split("#")[0].strip()) for line in lines)
     return {canonicalize_name(line[1]): line[2] for line in found if line}
@@ -58,18 +58,18 @@ def unpinned(site_packages: Path, named: dict[str, str]) -> list[str]:
     )
 
 
-def main(words: list[str]) -> None:
-    if words[0] == "requirements":
-        print("\n".join(requirements(Path(words[1]), words[2])))
+def main(argv: list[str]) -> None:
+    if argv[0] == "requirements":
+        print("\n".join(requirements(Path(argv[1]), argv[2])))
         return
-    [site_packages] = Path(words[1]).glob("lib/python3*/site-packages")
+    [site_packages] = Path(argv[1]).glob("lib/python3*/site-packages")
     built = (site_packages / "torch" / "version.py").read_text() if (site_packages / "torch").is_dir() else ""
-    if "cuda" not in words[3].split(",") and re.search(r"^cuda\b.*= '", built, re.MULTILINE):
+    if "cuda" not in argv[3].split(",") and re.search(r"^cuda\b.*= '", built, re.MULTILINE):
         sys.exit(
-            f"EXTRA={words[3]}: the index gave a torch that was built for CUDA, gigabytes of which nothing here uses; "
-            "name one with CPU builds in the secret pip.conf"
+            f"EXTRA={argv[3]}: pip installed a torch built for CUDA, with gigabytes that this image does not use; "
+            "name an index with CPU builds in the secret pip.conf"
         )
-    loose = unpinned(site_packages, pins(Path(words[2])))
+    loose = unpinned(site_packages, pins(Path(argv[2])))
     if loose:
         sys.exit(f"no pin for {', '.join(loose)}; run scripts/container/lock.sh and commit constraints.txt")
 

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Installs what an image needs into /opt/harness, every package at the version that constraints.txt names.
+# Installs the packages of an image into /opt/harness, with the versions of constraints.txt.
 #
-#   install.sh dependencies EXTRA    what pyproject.toml asks for with these extras ("ops,cuda")
-#   install.sh harness EXTRA         the harness itself, and a check that nothing came in unpinned
+#   install.sh dependencies EXTRA    the requirements of pyproject.toml with these extras ("ops,cuda")
+#   install.sh harness EXTRA         the harness itself, and a check that every package is pinned
 #
-# pip's settings and certificates, if there are any, lie in /run/secrets while this runs.
+# pip's settings and certificates, if any, lie in /run/secrets during the build.
 set -eu
 
 what=$1 extra=$2
@@ -19,11 +19,11 @@ if [ "$what" = dependencies ]; then
   python3 -m venv "$tools"
   # Older releases of pip cannot install into another environment.
   "$tools/bin/pip" install pip setuptools packaging
-  # The base's own torch is used, if it has one. No pip in it: nothing is installed where it runs.
+  # The base's torch is used, if it has one. Without pip: nothing is installed in a running container.
   python3 -m venv --system-site-packages --without-pip "$venv"
   "$tools/bin/python" "$here/check_pins.py" requirements pyproject.toml "$extra" >/build/requirements.txt
   "$tools/bin/pip" --python "$venv/bin/python" install --requirement /build/requirements.txt
-  # Packages' own tests, a sixth of it all; nothing imports them.
+  # The packages' tests, a sixth of the size; nothing imports them.
   find "$venv"/lib/python3*/site-packages -type d \( -name tests -o -path '*/torch/test' \) -prune -exec rm -rf {} +
   exit
 fi

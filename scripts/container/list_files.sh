@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lists what is in an image: every file with its size and mode, and every Python and Debian package with its version.
+# Lists the contents of an image: every file with its size and mode, every Python and Debian package with its version.
 #
 #   scripts/container/list_files.sh ENGINE IMAGE
 #
-# Two builds of the same sources list the same. Times are left out, and so is what holds them: compiled Python, caches
-# and logs of the package managers.
+# Two builds of the same sources give the same list. It leaves out times, and files that hold them: compiled Python,
+# caches and logs of the package managers.
 set -euo pipefail
 
 # shellcheck disable=SC2016 # expanded in the container

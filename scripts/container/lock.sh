@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes constraints.txt anew: the versions that pip would choose today for the harness with every extra that images have.
-# Run it on the Python of the CPU image (3.11) and with PyPI's own torch for Linux on x86, so that what CUDA builds ask
-# for is in it; nothing is downloaded but metadata. Read the difference, and commit it.
+# Updates constraints.txt to the versions that pip chooses today for the harness with every extra of the images. Run it
+# with the Python of the CPU image (3.11) and PyPI's torch for Linux on x86, so that the requirements of CUDA builds are
+# included; it downloads metadata only. Read the difference and commit it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sees to it that an image has Python, and the Debian packages that were asked for.
+# Installs Python, if the image lacks it, and the given Debian packages.
 #
 #   python.sh with-venv|without-venv ["PACKAGE ..."]
 set -eu
@@ -20,5 +20,5 @@ fi
 python3 - <<'P'
 import sys
 if sys.version_info < (3, 11):
-  sys.exit(f"BASE: its Python is {sys.version.split()[0]}, expected 3.11 or later, which the pinned versions need")
+  sys.exit(f"BASE: its Python is {sys.version.split()[0]}, expected 3.11 or later, as the pinned versions need")
 P

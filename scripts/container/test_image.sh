@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the image twice and runs it the way that operations do: any user number, read-only root, no network, no
-# capabilities, little memory, records on a volume; stopped, out of memory, hung. Says what holds and gives figures.
+# Tests the image: builds it twice and runs it as operations do, with any user number, read-only root, no network, no
+# capabilities, little memory, records on a volume; stopped, out of memory, hung. Prints each check and some figures.
 #
 #   scripts/container/test_image.sh [BUILD OPTION ...]
 #
-#   ENGINE=podman|docker   which to use (default: the one that is there)
-#   BASE_SIZE_OF=IMAGE     whose size is not the image's own (default: BASE of the Dockerfile)
-#   KEEP=1                 leave the images
+#   ENGINE=podman|docker   container engine (default: the installed one)
+#   BASE_SIZE_OF=IMAGE     image whose size is subtracted (default: BASE of the Dockerfile)
+#   KEEP=1                 keep the images
 #
-# Further words go to the engine's build: --secret id=pip.conf,src=pip.conf --build-arg BASE=...
+# Arguments go to the engine's build: --secret id=pip.conf,src=pip.conf --build-arg BASE=...
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
 
@@ -25,11 +25,11 @@ holds() { # holds WHAT COMMAND ...
   local what=$1
   shift
   checks=$((checks + 1))
-  if "$@" >"$work/said" 2>&1; then
+  if "$@" >"$work/output" 2>&1; then
     echo "ok    $what"
   else
     echo "FAIL  $what (code $?)"
-    tail -n 8 "$work/said" | sed 's/^/      /'
+    tail -n 8 "$work/output" | sed 's/^/      /'
     failed=$((failed + 1))
   fi
 }
@@ -47,7 +47,7 @@ ends_with() { # ends_with CODE COMMAND ...
 hardened=(--read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges --network none --user 12345:0)
 run() { "$engine" run --rm "${hardened[@]}" "$@"; }
 
-volume() { # a folder that group 0 may write to, as a volume of an arbitrary user is
+volume() { # a folder that group 0 may write to, as a volume of any user
   local folder=$work/$1
   mkdir -p "$folder"
   chgrp 0 "$folder" 2>/dev/null
@@ -55,7 +55,7 @@ volume() { # a folder that group 0 may write to, as a volume of an arbitrary use
   echo "$folder"
 }
 
-wait_for() { # a file with something in it, for a minute
+wait_for() { # wait_for FILE: until it is not empty, at most a minute
   for _ in $(seq 120); do
     [ ! -s "$1" ] || return 0
     sleep 0.5
@@ -64,7 +64,7 @@ wait_for() { # a file with something in it, for a minute
 
 status_of() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$1"; }
 
-# ---- built twice
+# ---- two builds
 commit=$(git rev-parse HEAD 2>/dev/null || true)
 seconds=$SECONDS
 for number in 1 2; do
@@ -78,7 +78,7 @@ for number in 1 2; do
   seconds=$SECONDS
 done
 base=${BASE_SIZE_OF:-$(sed -n 's/^ARG BASE=//p' Dockerfile | head -n 1)}
-# An engine may build without leaving the base where it can be asked for.
+# After a build some engines do not list the base image.
 "$engine" image inspect "$base" >/dev/null 2>&1 || "$engine" pull "$base" >/dev/null 2>&1
 size=$("$engine" image inspect --format '{{.Size}}' "$image:1")
 base_size=$("$engine" image inspect --format '{{.Size}}' "$base" 2>/dev/null || echo 0)
@@ -118,9 +118,9 @@ holds "doctor cpu" run --memory 1g "$image" doctor cpu --json
 holds "doctor npu names what is missing, with 3" ends_with 3 run "$image" doctor npu
 holds "compare" run -v "$records:/work/runs" "$image" compare /work/runs/one/1 /work/runs/one/2 --out /work/runs/report
 holds "report written" [ -s "$records/report/report.html" ]
-holds "a folder that may not be written to is refused with 2" ends_with 2 run "$image" "${tiny[@]}" out=/usr/no
+holds "a read-only folder ends with 2" ends_with 2 run "$image" "${tiny[@]}" out=/usr/no
 
-# ---- CANN's environment, as its own scripts set it: testing variables that are not set, returning what the last test said
+# ---- CANN's environment, by a script that tests unset variables and returns the status of its last test
 mkdir -p "$work/driver"
 cat >"$work/set_env.sh" <<'S'
 export ASCEND_HOME_PATH="/no where"
@@ -137,12 +137,12 @@ path = json.load(open(sys.argv[1]))["environment"]["variables"]["LD_LIBRARY_PATH
 assert path.startswith("/usr/local/Ascend/driver/lib64/driver:") and "/cann/lib64" in path, path
 ' "$records/cann/record.json"
 
-# ---- told to stop
+# ---- SIGTERM
 stopped=$(volume stopped)
 "$engine" run -d --name harness-test "${hardened[@]}" -v "$stopped:/work/runs" "$image" \
   backend=cpu model=tiny workload.steps=1000000 workload.eval_every=0 out=/work/runs/stop >/dev/null 2>"$work/started"
 wait_for "$stopped/stop/steps.jsonl"
-holds "health of a run that gets further" "$engine" exec harness-test python -m harness health
+holds "health of a run that makes progress" "$engine" exec harness-test python -m harness health
 seconds=$SECONDS
 "$engine" stop -t 60 harness-test >/dev/null 2>&1
 echo "figure  stopped after $((SECONDS - seconds)) s"
@@ -150,32 +150,32 @@ holds "stop: exit code 143" [ "$("$engine" inspect --format '{{.State.ExitCode}}
 holds "stop: an interrupted record" [ "$(status_of "$stopped/stop/record.json")" = interrupted ]
 "$engine" rm -f harness-test >/dev/null 2>&1
 
-# ---- more memory than there is
+# ---- out of memory
 killed=$(volume killed)
 "$engine" run -d --name harness-test "${hardened[@]}" --memory 1g --memory-swap 1g -v "$killed:/work/runs" "$image" \
   backend=cpu model=tiny workload.steps=1000000 workload.eval_every=0 out=/work/runs/big >/dev/null 2>"$work/started"
 wait_for "$killed/big/steps.jsonl"
-# What lies in /tmp counts against the limit, and the kernel takes the largest process.
+# Files in /tmp count towards the limit, and the kernel kills the largest process.
 "$engine" exec harness-test dd if=/dev/zero of=/tmp/fill bs=1M count=2000 >/dev/null 2>&1
 holds "out of memory: killed, 137" [ "$("$engine" wait harness-test)" = 137 ]
 "$engine" rm -f harness-test >/dev/null 2>&1
-holds "out of memory: finished blocks can be read" python3 -c '
+holds "out of memory: finished intervals can be read" python3 -c '
 import json, sys
 rows = [json.loads(line) for line in open(sys.argv[1])]
 assert rows and [row["step"] for row in rows] == list(range(1, len(rows) + 1)), rows[-1:]
 print(len(rows), "steps")
 ' "$killed/big/steps.jsonl"
 
-# ---- the Kubernetes Job's own command, word for word
+# ---- the command of the Kubernetes Job
 job=$(volume job)
-python3 - >"$work/words" <<'P'
+python3 - >"$work/args" <<'P'
 import re
 text = open("scripts/launch/kubernetes/job.yaml").read()
 main = text[text.index("      containers:"):]
 print("\n".join(re.findall(r"^            - (\S+)$", main, re.MULTILINE)))
 P
-mapfile -t words < <(grep -v '^name:' "$work/words")
-holds "Kubernetes Job: ${words[*]}" run --memory 2g -v "$job:/work/runs" "$image" "${words[@]}"
+mapfile -t args < <(grep -v '^name:' "$work/args")
+holds "Kubernetes Job: ${args[*]}" run --memory 2g -v "$job:/work/runs" "$image" "${args[@]}"
 
 echo "$checks checks, $failed failed"
 [ "${KEEP:-}" = 1 ] || "$engine" rmi -f "$image" "${image%:1}:2" >/dev/null 2>&1

@@ -1,4 +1,4 @@
-"""A loop of one's own with Hugging Face accelerate and a transformers model."""
+"""Training loop with Hugging Face accelerate and a transformers model."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ for batch in loader:
         optimizer.zero_grad()
     if accelerator.sync_gradients:
         measured.step_done()
-measured.tell(loss.item())
+measured.report(loss.item())

@@ -1,4 +1,4 @@
-"""A bare PyTorch loop with a model of its own, in the manner of nanoGPT."""
+"""Bare PyTorch loop with its own model, in the style of nanoGPT."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ work = read_work()
 measured = Measured(work)
 shape = work.model
 llama = shape["norm"] == "rmsnorm"
-width, heads, length = shape["hidden_size"], shape["num_attention_heads"], work.seq_len
+hidden_size, heads, length = shape["hidden_size"], shape["num_attention_heads"], work.seq_len
 kv_heads, size = shape["num_key_value_heads"] or heads, shape["hidden_size"] // shape["num_attention_heads"]
-hidden = shape["intermediate_size"] or 4 * width
+intermediate_size = shape["intermediate_size"] or 4 * hidden_size
 
 
 def norm():
-    return nn.RMSNorm(width, eps=shape["norm_eps"]) if llama else nn.LayerNorm(width, bias=shape["bias"])
+    return nn.RMSNorm(hidden_size, eps=shape["norm_eps"]) if llama else nn.LayerNorm(hidden_size, bias=shape["bias"])
 
 
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm1, self.norm2 = norm(), norm()
-        self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * size, bias=shape["bias"])
-        self.proj = nn.Linear(width, width, bias=shape["bias"])
-        self.up = nn.Linear(width, hidden * (2 if llama else 1), bias=shape["bias"])
-        self.down = nn.Linear(hidden, width, bias=shape["bias"])
+        self.qkv = nn.Linear(hidden_size, (heads + 2 * kv_heads) * size, bias=shape["bias"])
+        self.proj = nn.Linear(hidden_size, hidden_size, bias=shape["bias"])
+        self.up = nn.Linear(hidden_size, intermediate_size * (2 if llama else 1), bias=shape["bias"])
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=shape["bias"])
 
     def forward(self, x, cos, sin):
         batch, seq, _ = x.shape
-        parts = self.qkv(self.norm1(x)).split([width, kv_heads * size, kv_heads * size], dim=2)
+        parts = self.qkv(self.norm1(x)).split([hidden_size, kv_heads * size, kv_heads * size], dim=2)
         q, k, v = (part.view(batch, seq, -1, size).transpose(1, 2) for part in parts)
         if llama:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=kv_heads != heads)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, seq, width))
+        x = x + self.proj(y.transpose(1, 2).reshape(batch, seq, hidden_size))
         h = self.up(self.norm2(x))
         if llama:
             gate, h = h.chunk(2, dim=-1)
@@ -54,11 +54,11 @@ def rotate(x, cos, sin):
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.tokens = nn.Embedding(shape["vocab_size"], width)
-        self.positions = None if llama else nn.Embedding(shape["max_position_embeddings"], width)
+        self.tokens = nn.Embedding(shape["vocab_size"], hidden_size)
+        self.positions = None if llama else nn.Embedding(shape["max_position_embeddings"], hidden_size)
         self.blocks = nn.ModuleList(Block() for _ in range(shape["num_hidden_layers"]))
         self.norm = norm()
-        self.head = nn.Linear(width, shape["vocab_size"], bias=False)
+        self.head = nn.Linear(hidden_size, shape["vocab_size"], bias=False)
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02)
@@ -96,4 +96,4 @@ for _ in range(work.steps):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     measured.step_done()
-measured.tell(loss.item() * work.accumulation)
+measured.report(loss.item() * work.accumulation)

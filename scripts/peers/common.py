@@ -1,7 +1,7 @@
-"""What every peer's program shares: the work that it is given, its clock, and how it tells what it measured.
+"""Shared part of the peers' programs: the work to do, the clock, and the report of the measurements.
 
-These programs run in an environment of their own, made by scripts/bench_peers.py, without the harness. Each is a
-training loop as that library's users write it; only what is timed, and the tokens, come from here.
+These programs run in their own environment, created by scripts/bench_peers.py, without the harness. Each is a training
+loop as that library's users write it; only the tokens and the timing come from here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 @dataclass
 class Work:
-    """One piece of work, as scripts/bench_peers.py describes it."""
+    """The work of one run, as scripts/bench_peers.py describes it."""
 
     began: float
     """time.time() when the process was started."""
@@ -39,7 +39,7 @@ class Work:
     attention: str
     """How transformers computes attention: sdpa or eager."""
     tuned: bool
-    """Whether the library's settings for speed are on; otherwise bf16 and nothing else."""
+    """Use the library's settings for speed; otherwise bf16 alone."""
 
     @property
     def accumulation(self) -> int:
@@ -62,7 +62,7 @@ class Measured:
     start_up_seconds: float | None = None
 
     def step_done(self) -> None:
-        """Note the end of an optimizer step. Only the first and the two ends of the window wait for the device."""
+        """Note the end of an optimizer step. Only the first step and both ends of the window synchronize."""
         number = len(self.ends) + 1
         if self.work.device != "cpu" and number in (1, self.work.timing_warmup_steps, self.work.steps):
             torch.cuda.synchronize()
@@ -70,8 +70,8 @@ class Measured:
         if number == 1:
             self.start_up_seconds = time.time() - self.work.began
 
-    def tell(self, loss: float) -> None:
-        """Print what was measured, as the last line."""
+    def report(self, loss: float) -> None:
+        """Print the measurements as JSON, in the last line."""
         work = self.work
         steps = work.steps - work.timing_warmup_steps
         seconds = self.ends[work.steps - 1] - self.ends[work.timing_warmup_steps - 1]
@@ -105,7 +105,7 @@ class Sequences(torch.utils.data.Dataset):
 
 
 def read_work() -> Work:
-    """Return the work that was given on the command line, with its threads set."""
+    """Return the work given on the command line, and set threads and seed."""
     work = Work(**json.loads(sys.argv[1]))
     torch.set_num_threads(work.threads)
     torch.manual_seed(1)
@@ -113,7 +113,7 @@ def read_work() -> Work:
 
 
 def transformers_model(work: Work) -> Any:
-    """Return the same shape as a transformers model with weights in float32."""
+    """Return a transformers model of the same shape, with weights in float32."""
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
     shape = work.model

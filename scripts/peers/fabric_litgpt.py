@@ -1,6 +1,6 @@
-"""Lightning Fabric with litgpt's GPT, after litgpt's own pretraining script.
+"""Training loop with Lightning Fabric and litgpt's GPT, after litgpt's pretraining script.
 
-litgpt has no learned positions: for a GPT-2 shape it uses rotary ones, which cost next to nothing.
+litgpt has no learned positions: a GPT-2 shape gets rotary ones, which cost almost nothing.
 """
 
 from __future__ import annotations
@@ -59,4 +59,4 @@ for number, batch in enumerate(loader, 1):
         optimizer.step()
         optimizer.zero_grad()
         measured.step_done()
-measured.tell(loss.item())
+measured.report(loss.item())

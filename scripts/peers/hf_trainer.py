@@ -1,4 +1,4 @@
-"""Hugging Face Trainer."""
+"""Training with Hugging Face Trainer and a transformers model."""
 
 from __future__ import annotations
 
@@ -43,4 +43,4 @@ with tempfile.TemporaryDirectory() as folder:
     )
     trainer = Trainer(transformers_model(work), arguments, train_dataset=Causal(work), callbacks=[Clock()])
     result = trainer.train()
-measured.tell(result.training_loss)
+measured.report(result.training_loss)

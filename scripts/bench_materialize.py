@@ -1,10 +1,10 @@
-"""How much host memory a sharded model takes while it is made: peak of each rank, against its shard and one parameter.
+"""Host memory during the creation of a sharded model: peak of each rank, against its shard and one parameter.
 
-    python scripts/bench_materialise.py                       # llama2-7b in bf16 on two processes: 13 GB in all
-    python scripts/bench_materialise.py --ranks 4 model=llama-1b
+    python scripts/bench_materialize.py                       # llama2-7b in bf16 on two processes: 13 GB in all
+    python scripts/bench_materialize.py --ranks 4 model=llama-1b
 
-Each rank builds the model on the meta device, shards it with FSDP2 and fills its shards from the per-parameter seeds,
-as a training with parallel=fsdp does, and nothing else.
+As a training with parallel=fsdp does, each rank builds the model on the meta device, shards it with FSDP2 and fills its
+shards from the per-parameter seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def resident_bytes() -> int:
 
 
 class Peak(threading.Thread):
-    """LoopObservers this process's resident memory."""
+    """Samples the peak of this process's resident memory."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -74,10 +74,10 @@ def build(dtype_name: str, overrides: list[str]) -> None:
     seconds = time.monotonic() - began
     parameters = list(model.parameters())
     shard = sum(parameter.to_local().nbytes for parameter in parameters)  # type: ignore[operator]
-    # One parameter's rows of this rank, in float32, from which the shard is filled.
+    # At most one parameter in float32 is in memory while the shards are filled.
     largest = max(parameter.numel() for parameter in parameters) * 4
-    told = (shard, largest, peak.bytes - before, before, seconds)
-    for rank, (own, one, used, start, took) in enumerate(ranks.gather(told)):
+    measured = (shard, largest, peak.bytes - before, before, seconds)
+    for rank, (own, one, used, start, took) in enumerate(ranks.gather(measured)):
         if ranks.is_main:
             print(
                 f"rank {rank}: shard {own / MIB:,.0f} MiB, largest parameter (float32) {one / MIB:,.0f} MiB, peak "

@@ -1,0 +1,52 @@
+"""Runs of the harness for the benchmarks in this folder, each in a fresh process, and the interval of their ratios."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+
+def run_harness(
+    overrides: Sequence[str], launcher: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], float]:
+    """Return the record of one run and the seconds of its whole process; a failed run ends the script.
+
+    Args:
+        launcher: arguments of Python before `-m harness`.
+        env: variables to add to the environment.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, *launcher, "-m", "harness", *overrides, f"out={out}"]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+        seconds = time.perf_counter() - began
+        if done.returncode != 0:
+            sys.exit(f"the harness failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+        return json.loads((out / "record.json").read_text()), seconds
+
+
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """Return the order of a round: reversed in every other one, so that caches and clocks favor no name."""
+    return list(names)[:: 1 if number % 2 == 0 else -1]
+
+
+def geometric_mean(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Return the geometric mean and its 95 % interval, by Student's t of the logarithms; NaN bounds for one ratio."""
+    logarithms = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logarithms)
+    if len(ratios) < 2:
+        return math.exp(mean), math.nan, math.nan
+    half = stats.t.ppf(0.975, len(ratios) - 1) * statistics.stdev(logarithms) / math.sqrt(len(ratios))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
