@@ -1,8 +1,8 @@
-"""Writes tests/integration/FAULTS.md: what was done to runs, and what came of it.
+"""Writes tests/integration/FAULTS.md: the outcome of every fault of tests/faults.py.
 
     python scripts/fault_table.py > tests/integration/FAULTS.md
 
-tests/integration/test_faults.py brings about the same faults and holds the outcome fast; this shows it.
+tests/integration/test_faults.py checks the same outcomes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from tests.faults import FAULTS, Fault  # noqa: E402
 from tests.ranks import Ended  # noqa: E402
 
 HEAD = """\
-# What was done to runs, and what came of it
+# Faults and their outcomes
 
-Written by `python scripts/fault_table.py`; `tests/integration/test_faults.py` holds it fast. Of several processes rank
-0's exit code is shown; the others end with the same one and say nothing. Long lines are cut at 240 characters.
+Written by `python scripts/fault_table.py`; `tests/integration/test_faults.py` checks the outcomes. Of several processes
+rank 0's exit code is shown; the others end with the same one and print nothing. Lines end after 240 characters.
 
-| fault | exit code | record's status | seconds | what the user is told |
+| fault | exit code | record's status | seconds | message |
 |---|---|---|---|---|"""
-LONGEST = 240
+MAX_MESSAGE_CHARACTERS = 240
 
 
 def main() -> None:
@@ -38,21 +38,22 @@ def main() -> None:
     for name, fault in FAULTS.items():
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
-            ended = fault.bring_about(Path(folder))
+            ended = fault.run(Path(folder))
             seconds = time.monotonic() - began
             record = Path(folder) / "run" / "record.json"
             status = json.loads(record.read_text())["status"] if fault.status and record.exists() else "no record"
-            said = told(fault, ended).replace(folder, "")
-        print(f"| {name} | {ended[0].code} | {status} | {seconds:.0f} | {said} |", flush=True)
+            text = message(fault, ended).replace(folder, "")
+        print(f"| {name} | {ended[0].code} | {status} | {seconds:.0f} | {text} |", flush=True)
 
 
-def told(fault: Fault, ended: list[Ended]) -> str:
-    """Return the line that a user reads, without what differs from host to host."""
+def message(fault: Fault, ended: list[Ended]) -> str:
+    """Return the line that a user reads, without the port number."""
     errors = [line for one in ended for line in one.errors]
-    lines = errors or [line for one in ended for line in (one.out + one.err).splitlines() if fault.said in line]
-    said = next((line for line in lines if fault.said in line), lines[0] if lines else "nothing")
-    said = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", " ".join(said.split()))
-    return (said if len(said) <= LONGEST else said[:LONGEST] + "...").replace("|", "\\|")
+    lines = errors or [line for one in ended for line in (one.out + one.err).splitlines() if fault.message in line]
+    line = next((line for line in lines if fault.message in line), lines[0] if lines else "nothing")
+    line = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", " ".join(line.split()))
+    end = "..." if len(line) > MAX_MESSAGE_CHARACTERS else ""
+    return (line[:MAX_MESSAGE_CHARACTERS] + end).replace("|", "\\|")
 
 
 if __name__ == "__main__":

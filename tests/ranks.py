@@ -1,6 +1,6 @@
-"""Starts the processes of one run without a launcher, each with its own words and variables, and one that misbehaves.
+"""Processes of one run, started without a launcher, each with its own variables and possibly a fault.
 
-`python -m tests.ranks FAULT WORDS...` is one such process: the harness, with what FAULT names done to it.
+`python -m tests.ranks FAULT OVERRIDES...` is one such process: the harness with the fault of that name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 from tests.conftest import TINY
 from tests.zygote import Forked, Zygote
 
-# Both ranks' micro-batches fit into the tiny run's global batch, with accumulation; blocks are short.
-WORDS = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
+# The tiny run with a global batch that two ranks can divide, with accumulation.
+OVERRIDES = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
 FAULT_STEP = 5
-# Later than the steps by whose median a spike is told.
+# Later than the steps whose median a spike is compared with.
 SPIKE_STEP = 60
 
 
@@ -50,7 +50,7 @@ def free_port() -> int:
 
 def start_ranks(
     size: int,
-    words: Sequence[str],
+    overrides: Sequence[str],
     folder: Path,
     *,
     fault: str = "none",
@@ -58,7 +58,7 @@ def start_ranks(
     variables: Mapping[int, Mapping[str, str]] | None = None,
     zygote: Zygote | None = None,
 ) -> list[Forked]:
-    """Start one process a rank. `variables` are by rank, on top of those that torchrun would set."""
+    """Start one process per rank. `variables` are by rank, in addition to those of torchrun."""
     port = port or free_port()
     started = []
     for rank in range(size):
@@ -72,53 +72,53 @@ def start_ranks(
             "MASTER_PORT": str(port),
             **(variables or {}).get(rank, {}),
         }
-        started.append((zygote or shared_zygote()).start(["tests.ranks", fault, *words], folder, env))
+        started.append((zygote or shared_zygote()).start(["tests.ranks", fault, *overrides], folder, env))
     return started
 
 
 @cache
 def shared_zygote() -> Zygote:
-    """Return the zygote that all tests share; it ends with the tests."""
+    """Return the zygote that all tests of this process share; it ends with the tests."""
     zygote = Zygote()
     atexit.register(zygote.close)
     return zygote
 
 
 def end_ranks(started: Sequence[Forked], timeout: float = 90) -> list[Ended]:
-    """Wait until all have ended. None is left behind, whatever happens."""
+    """Wait for all to end, and kill those that do not."""
     limit = time.monotonic() + timeout
     try:
-        spoken = [process.communicate(timeout=max(1.0, limit - time.monotonic())) for process in started]
+        outputs = [process.communicate(timeout=max(1.0, limit - time.monotonic())) for process in started]
     finally:
         for process in started:
             process.kill()
     return [
         Ended(process.returncode, out, err)
-        for process, (out, err) in zip(started, spoken, strict=True)
+        for process, (out, err) in zip(started, outputs, strict=True)
         if process.returncode is not None
     ]
 
 
-def run_harness(folder: Path, *words: str, fault: str = "none", timeout: float = 120) -> Ended:
-    """Run `python -m harness WORDS...` in a folder."""
+def run_harness(folder: Path, *argv: str, fault: str = "none", timeout: float = 120) -> Ended:
+    """Run `python -m harness ARGV...` in a folder."""
     program = ["harness"] if fault == "none" else ["tests.ranks", fault]
-    process = shared_zygote().start([*program, *words], folder, os.environ)
+    process = shared_zygote().start([*program, *argv], folder, os.environ)
     return end_ranks([process], timeout)[0]
 
 
-def run_ranks(size: int, words: Sequence[str], folder: Path, **options: Any) -> list[Ended]:
-    return end_ranks(start_ranks(size, words, folder, **options))
+def run_ranks(size: int, overrides: Sequence[str], folder: Path, **options: Any) -> list[Ended]:
+    return end_ranks(start_ranks(size, overrides, folder, **options))
 
 
 def record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "record.json").read_text())
 
 
-# What can be done to a run. Each is called on every rank before the harness begins.
+# Faults. Each function is called on every rank before the harness starts.
 
 
 def at_step(rank: int, act: Callable[[], object], step: int = FAULT_STEP) -> None:
-    """Have one rank do something when it asks for the batch of a step."""
+    """Call `act` on one rank when it asks for the batch of `step` or of a later one."""
     from harness.training.prefetch import Prefetcher
 
     ask, asked = Prefetcher.next, [0]
@@ -149,7 +149,7 @@ def hang() -> None:
     time.sleep(1000)
 
 
-def dawdle() -> None:
+def be_slow() -> None:
     time.sleep(0.05)
 
 
@@ -163,8 +163,8 @@ def find_bad_data() -> None:
     raise DataError("data.path=corpus.bin: holds token id 999, expected ids below 256")
 
 
-def stumble() -> None:
-    raise ZeroDivisionError("a fault of our own")
+def raise_a_bug() -> None:
+    raise ZeroDivisionError("a bug in the harness")
 
 
 def have_other_software() -> None:
@@ -190,7 +190,7 @@ def have_other_weights() -> None:
         parallel.build_model = lambda model, seed, device, **more: build(model, seed + 1, device, **more)
 
 
-def find_its_disk_full() -> None:
+def find_disk_full() -> None:
     if os.environ["RANK"] == "0":
         from harness.errors import RunFailed
         from harness.records.steps import StepsWriter
@@ -207,7 +207,7 @@ def find_its_disk_full() -> None:
 
 
 def fill_the_disk() -> None:
-    """Have the kernel refuse to let any file grow beyond what all but a checkpoint need."""
+    """Limit the size of files, so that only a checkpoint is too large."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
@@ -216,14 +216,14 @@ def change_the_data() -> None:
         file.write(b"more")
 
 
-def have_a_clock_that_is_set() -> None:
+def set_the_clock() -> None:
     tell, shift = time.time, [0.0]
     time.time = lambda: tell() + shift[0]
     at_step(0, lambda: shift.__setitem__(0, 3600.0))
 
 
 def get_stuck() -> None:
-    """Stand still in a step, but hear signals."""
+    """Hang in a step, in which signals still arrive."""
     if Path("run/checkpoints/step-00000002").exists():
         time.sleep(1000)
 
@@ -244,7 +244,7 @@ def have_an_infinite_gradient() -> None:
     torch.nn.utils.clip_grad_norm_ = clip_and_act
 
 
-def learn_far_too_fast() -> None:
+def learn_too_fast() -> None:
     from harness.training import loop
 
     rate = loop.learning_rate
@@ -266,34 +266,34 @@ def run_out_of_memory_in_the_profile() -> None:
     profiling.BytesAccessed.__enter__ = fail  # type: ignore[method-assign, assignment]
 
 
-def be_told_to_stop_in_the_profile() -> None:
+def stop_in_the_profile() -> None:
     from harness.training import profiling
 
-    look = profiling.trace_steps
+    trace_steps = profiling.trace_steps
 
-    def told(*words: Any) -> Any:
+    def stop_and_trace(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return look(*words)
+        return trace_steps(*args)
 
-    profiling.trace_steps = told
+    profiling.trace_steps = stop_and_trace
 
 
-def be_slow_in_the_backward_pass_of_rank_1() -> None:
-    """So that rank 0 waits for it where gradients are exchanged."""
+def slow_backward_pass() -> None:
+    """Rank 0 then waits in the all-reduce of the gradients."""
     import torch
 
     backward = torch.Tensor.backward
 
-    def slow(self: Any, *words: Any, **options: Any) -> Any:
+    def slow(self: Any, *args: Any, **options: Any) -> Any:
         if os.environ.get("RANK") == "1":
             time.sleep(0.1)
-        return backward(self, *words, **options)
+        return backward(self, *args, **options)
 
     torch.Tensor.backward = slow  # type: ignore[method-assign]
 
 
-def measure_in_no_time() -> None:
-    """No fault: small operands and short stretches, for `peak` where its figures do not matter."""
+def measure_quickly() -> None:
+    """Not a fault: small operands and short samples, for tests of `peak` that do not use its values."""
     from harness.training import microbenchmarks as benchmarks
 
     benchmarks.SIZES, benchmarks.SAMPLE_SECONDS, benchmarks.LAUNCHES = (64, 128), 0.001, 10
@@ -302,38 +302,38 @@ def measure_in_no_time() -> None:
 
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
-    "quick peak": measure_in_no_time,
+    "quick peak": measure_quickly,
     "killed": lambda: at_step(1, die),
     "killed once": die_on_first_attempt,
-    "leader killed": lambda: at_step(0, die),
+    "rank 0 killed": lambda: at_step(0, die),
     "frozen": lambda: at_step(1, freeze),
     "hung": lambda: at_step(1, hang),
-    "slow": lambda: at_step(1, dawdle, 1),
+    "slow": lambda: at_step(1, be_slow, 1),
     "out of memory": lambda: at_step(1, run_out_of_memory),
     "bad data": lambda: at_step(1, find_bad_data),
-    "our fault": lambda: at_step(1, stumble),
+    "bug": lambda: at_step(1, raise_a_bug),
     "other software": have_other_software,
     "other data": have_other_data,
     "other weights": have_other_weights,
-    "disk full": find_its_disk_full,
+    "disk full": find_disk_full,
     "disk full while saving": fill_the_disk,
     "data changed": lambda: at_step(0, change_the_data),
-    "clock jumps": have_a_clock_that_is_set,
+    "clock jumps": set_the_clock,
     "stuck": lambda: at_step(0, get_stuck, 1),
     "bad gradient": have_an_infinite_gradient,
-    "loss spike": learn_far_too_fast,
+    "loss spike": learn_too_fast,
     "out of memory in the profile": run_out_of_memory_in_the_profile,
-    "stopped in the profile": be_told_to_stop_in_the_profile,
-    "slow backward pass": be_slow_in_the_backward_pass_of_rank_1,
+    "stopped in the profile": stop_in_the_profile,
+    "slow backward pass": slow_backward_pass,
 }
 
 
-def main(words: Sequence[str]) -> int:
-    """Do to this process what the first word names, and run the harness with the others."""
+def main(argv: Sequence[str]) -> int:
+    """Install the fault that the first argument names, and run the harness with the others."""
     from harness.__main__ import main as harness
 
-    FAULTS[words[0]]()
-    return harness(words[1:])
+    FAULTS[argv[0]]()
+    return harness(argv[1:])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Starts processes that have imported torch already, since importing it is most of what a short test run costs.
+"""Zygote: forks processes that have imported torch already, since that import is most of the time of a short run.
 
-A zygote is one Python process that has imported what runs need, and done nothing with it; each process that a test asks
-for is a fork of it, with its own variables, folder, words and streams. What has to be seen from the very start of an
-interpreter (which module is imported when) is tested with fresh interpreters instead.
+A zygote is a Python process that has imported the modules of a run and used none of them; each process that a test
+starts is a fork of it, with its own variables, folder, arguments and streams. Tests of the start of an interpreter
+(which module is imported when) use fresh interpreters instead.
 
-`python -m tests.zygote [MODULE ...]` is the zygote itself; it reads one JSON line for each process that it is to start.
+`python -m tests.zygote [MODULE ...]` is the zygote; it reads one JSON line for each process to start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# What a run of several ranks with checkpoints imports.
+# Imports of a run of several ranks with checkpoints.
 IMPORTED = (
     "torch",
     "torch.distributed.fsdp",
@@ -39,7 +39,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Forked:
-    """A process that a zygote started: the part of subprocess.Popen that tests use."""
+    """A process forked by a zygote, with the part of subprocess.Popen that tests use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,13 +67,13 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float = 60) -> tuple[str, str]:
-        """Wait for the end and return what the process said on its two streams."""
+        """Wait for the end and return standard output and standard error."""
         self.wait(timeout)
-        return self.said("out"), self.said("err")
+        return self.output("out"), self.output("err")
 
-    def said(self, stream: str) -> str:
+    def output(self, stream: str) -> str:
         file = self._folder / stream
-        # One that was killed at once may not have come to open it.
+        # A process that was killed at once may not have opened it.
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def send_signal(self, number: int) -> None:
@@ -96,8 +96,8 @@ class Zygote:
     """A running zygote.
 
     Args:
-        modules: what it imports beside IMPORTED.
-        variables: environment that has to be there when it starts, such as the loader's path.
+        modules: imports in addition to IMPORTED.
+        variables: environment at its start, such as the loader's path.
     """
 
     def __init__(self, modules: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> None:
@@ -111,12 +111,12 @@ class Zygote:
             text=True,
         )
 
-    def start(self, words: Sequence[str], folder: Path, env: Mapping[str, str]) -> Forked:
-        """Start `python -m WORDS...` in a folder. The variables are all that the process has."""
+    def start(self, argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> Forked:
+        """Start `python -m ARGV...` in a folder. `env` is the whole environment of the process."""
         self._count += 1
         own = Path(self._scratch.name) / str(self._count)
         own.mkdir()
-        order = {"words": list(words), "folder": str(folder), "env": dict(env), "own": str(own)}
+        order = {"argv": list(argv), "folder": str(folder), "env": dict(env), "own": str(own)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -132,7 +132,7 @@ class Zygote:
 def serve(modules: Sequence[str]) -> None:
     for module in (*IMPORTED, *modules):
         importlib.import_module(module)
-    # Children are never waited for: each has a parent of its own, which ends with it.
+    # Never wait for children: each has its own parent, which ends with it.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         order = json.loads(line)
@@ -142,7 +142,7 @@ def serve(modules: Sequence[str]) -> None:
 
 
 def wait_for(order: dict[str, Any]) -> None:
-    """Start the process that was asked for and write down how it ends."""
+    """Start one process, and write its process id and exit code."""
     own = Path(order["own"])
     pid = os.fork()
     if pid == 0:
@@ -160,11 +160,11 @@ def become(order: dict[str, Any], own: Path) -> None:
     for name, descriptor in (("/dev/null", 0), (own / "out", 1), (own / "err", 2)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), descriptor)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    module, *words = order["words"]
-    sys.argv = [module, *words]
+    module, *arguments = order["argv"]
+    sys.argv = [module, *arguments]
     code: Any = 1
     try:
-        code = importlib.import_module("harness.__main__" if module == "harness" else module).main(words)
+        code = importlib.import_module("harness.__main__" if module == "harness" else module).main(arguments)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:  # noqa: BLE001 (the end of a process)

@@ -10,7 +10,7 @@ import pytest
 from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.integration.test_parallel import GPT2, SHAPE, TOLERANCE, assert_same_work, run_alone
-from tests.ranks import WORDS, Ended, end_ranks, record, start_ranks
+from tests.ranks import OVERRIDES, Ended, end_ranks, record, start_ranks
 from tests.zygote import Zygote
 
 DEVICES = 2
@@ -49,7 +49,7 @@ def test_equals_one_cpu(overrides: tuple[str, ...], cann: Path, npu_zygote: Zygo
 
 @pytest.mark.parametrize("fault", ["killed", "out of memory"])
 def test_a_fault_of_one_rank_ends_both(fault: str, cann: Path, npu_zygote: Zygote, tmp_path: Path) -> None:
-    ended = run_on_npu(cann, npu_zygote, tmp_path, *WORDS, "out=run", fault=fault, HCCL_EXEC_TIMEOUT="4")
+    ended = run_on_npu(cann, npu_zygote, tmp_path, *OVERRIDES, "out=run", fault=fault, HCCL_EXEC_TIMEOUT="4")
     assert ended[0].code == 5, ended[0].err[-3000:]
     assert len(ended[0].errors) == 1, ended[0].err[-3000:]
     assert ended[0].errors[0].startswith("error: rank 1: ")

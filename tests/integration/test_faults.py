@@ -1,4 +1,4 @@
-"""Everything that a long run of several processes meets with ends as faults.py says, and leaves no process behind."""
+"""Every fault of tests/faults.py ends with its expected outcome, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ LIMIT_SECONDS = 60
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_ends_as_it_should(name: str, tmp_path: Path) -> None:
+def test_outcome(name: str, tmp_path: Path) -> None:
     fault = FAULTS[name]
     began = time.monotonic()
     try:
-        ended = fault.bring_about(tmp_path)
+        ended = fault.run(tmp_path)
     except Missing as missing:
         pytest.skip(f"no device can be emulated: {missing}")
     assert time.monotonic() - began < LIMIT_SECONDS
 
     for rank, one in enumerate(ended):
-        if rank not in fault.spared:
+        if rank not in fault.silent:
             assert one.code == fault.exit_code, one.err
             assert "Traceback" not in one.err
-    errors = [line for rank, one in enumerate(ended) for line in one.errors if rank not in fault.spared]
+    errors = [line for rank, one in enumerate(ended) for line in one.errors if rank not in fault.silent]
     if fault.exit_code in (FAILED, REFUSED):
-        assert errors, "nobody was told"
-        assert any(fault.said in line for line in errors), errors
+        assert errors, "no error message"
+        assert any(fault.message in line for line in errors), errors
         if fault.exit_code == FAILED:
-            # Told once: by rank 0.
+            # One message: rank 0's.
             assert len(errors) == len(ended[0].errors) == 1
     else:
         assert not errors
-        assert fault.said in ended[0].out + ended[0].err
+        assert fault.message in ended[0].out + ended[0].err
 
     folder = tmp_path / "run"
     if fault.status is None:
@@ -53,6 +53,6 @@ def test_ends_as_it_should(name: str, tmp_path: Path) -> None:
         assert "in hang" in (folder / "hung.txt").read_text().split("rank 1")[1]
     if fault.exit_code == FAILED:
         assert found["error"] in ended[0].errors[0]
-    # Nobody can take it for a result.
+    # compare does not accept it as a result.
     write_runs(tmp_path / "other", [make_record()])
     assert compare([str(tmp_path / "other"), str(folder)]) == FAILED

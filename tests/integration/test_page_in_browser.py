@@ -1,4 +1,4 @@
-"""The page in a real browser: it shows, on a desk and on a phone, light and dark, and asks nobody for anything."""
+"""The HTML page in a real browser: layout on desktop and phone, light and dark, and no network requests."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.records import A100, ASCEND, make_records, make_side
 from tests.test_page import page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-DESK, PHONE = (1280, 900), (390, 844)
+DESKTOP, PHONE = (1280, 900), (390, 844)
 DARK = "--blink-settings=preferredColorScheme=0"
 LIGHT = "--blink-settings=preferredColorScheme=1"
-# Whatever would go past the proxy ends nowhere; the proxy itself has to stay within reach.
+# Requests that bypass the proxy fail; the proxy itself stays reachable.
 DEAD_END = "--host-resolver-rules=MAP * 127.0.0.1:9, EXCLUDE 127.0.0.1"
 
 pytestmark = pytest.mark.slow
 
 
 class Browser:
-    """Headless Chromium. What it asks of the network goes to a proxy that answers nothing and writes it down."""
+    """Headless Chromium, whose requests go to a proxy that logs them and answers none."""
 
     def __init__(self, program: str, profile: Path, proxy: int) -> None:
         self._command = [
@@ -42,12 +42,12 @@ class Browser:
             f"--user-data-dir={profile}", f"--proxy-server=http://127.0.0.1:{proxy}",
         ]  # fmt: skip
 
-    def run(self, *words: str) -> str:
-        done = subprocess.run([*self._command, *words], capture_output=True, text=True, timeout=120, check=True)
+    def run(self, *arguments: str) -> str:
+        done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, timeout=120, check=True)
         return done.stdout
 
     def screenshot(self, source: Path, size: tuple[int, int], *flags: str) -> Any:
-        """Return the screen as an array of heights x widths x RGBA, from 0 to 1."""
+        """Return a screenshot: [height, width, RGBA], from 0 to 1."""
         from matplotlib.image import imread
 
         target = source.with_suffix(".png")
@@ -57,9 +57,9 @@ class Browser:
         return np.asarray(imread(target))
 
     def measure(self, source: Path, width: int) -> dict[str, Any]:
-        """Return how wide the page is in a window of this width, and what sticks out of it.
+        """Return the width of the page in a window of `width`, and the elements that overflow it.
 
-        In a frame, since a window cannot be that narrow; the script is the frame's parent's, for the page allows none.
+        The page is in a frame, since a window cannot be that narrow. The script is the parent's: the page allows none.
         """
         script = """
           addEventListener("load", () => {
@@ -78,8 +78,8 @@ class Browser:
 
 
 @pytest.fixture
-def asked() -> Iterator[tuple[int, list[str]]]:
-    """Yield a proxy's port and the first lines of all requests that it got."""
+def requests() -> Iterator[tuple[int, list[str]]]:
+    """Yield a proxy's port and the first lines of its requests."""
     lines: list[str] = []
 
     class Handler(socketserver.StreamRequestHandler):
@@ -93,11 +93,11 @@ def asked() -> Iterator[tuple[int, list[str]]]:
 
 
 @pytest.fixture
-def browser(tmp_path: Path, asked: tuple[int, list[str]]) -> Browser:
+def browser(tmp_path: Path, requests: tuple[int, list[str]]) -> Browser:
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is on PATH")
-    return Browser(program, tmp_path / "profile", asked[0])
+    return Browser(program, tmp_path / "profile", requests[0])
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -106,14 +106,14 @@ def saved(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
 def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: Path) -> None:
     screen = browser.screenshot(saved("slower", tmp_path), size, scheme)
     assert screen.shape[:2] == (size[1], size[0])
     paper = screen[2, 2, :3].mean()
     assert paper > 0.95 if scheme == LIGHT else paper < 0.15
-    # Text, table and badges: a blank page or an error page has next to none of it.
+    # Text, tables and badges; a blank page or an error page has almost none.
     different = np.abs(screen[..., :3] - screen[2, 2, :3]).max(axis=-1) > 0.2
     assert 0.01 < different.mean() < 0.5
     assert different[: size[1] // 4].any()
@@ -122,7 +122,7 @@ def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: P
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_sticks_out_on_a_phone(name: str, browser: Browser, tmp_path: Path) -> None:
+def test_nothing_overflows_on_a_phone(name: str, browser: Browser, tmp_path: Path) -> None:
     found = browser.measure(saved(name, tmp_path), PHONE[0])
     assert found["window"] == PHONE[0]
     assert found["document"] <= found["window"]
@@ -130,7 +130,7 @@ def test_nothing_sticks_out_on_a_phone(name: str, browser: Browser, tmp_path: Pa
     assert found["scrolling"] >= 1, "wide tables scroll inside their box"
 
 
-def test_a_word_without_end_does_not_stick_out(browser: Browser, tmp_path: Path) -> None:
+def test_a_very_long_word_does_not_overflow(browser: Browser, tmp_path: Path) -> None:
     label = "x" * 150
     sides = [make_side(name, make_records(2, on=on)) for name, on in ((label, A100), ("b", ASCEND))]
     path = tmp_path / "long.html"
@@ -140,23 +140,23 @@ def test_a_word_without_end_does_not_stick_out(browser: Browser, tmp_path: Path)
     assert found["outside"] == []
 
 
-def test_the_measure_finds_what_sticks_out(browser: Browser, tmp_path: Path) -> None:
+def test_measure_finds_what_overflows(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "wide.html"
     path.write_text("<!doctype html><body style='margin:0'><p style='width:500px'>wide</p>")
     assert browser.measure(path, PHONE[0]) == {"document": 500, "window": 390, "outside": ["P."], "scrolling": 0}
 
 
 @pytest.mark.parametrize("name", ["slower", "hostile"])
-def test_asks_nobody_for_anything(name: str, browser: Browser, asked: tuple[int, list[str]], tmp_path: Path) -> None:
-    """Even without the policy that forbids it."""
+def test_makes_no_requests(name: str, browser: Browser, requests: tuple[int, list[str]], tmp_path: Path) -> None:
+    """Even without the Content-Security-Policy."""
     path = saved(name, tmp_path)
     path.write_text(without_policy(path.read_text()), encoding="utf-8")
-    browser.screenshot(path, DESK, DEAD_END)
-    assert foreign(asked[1]) == []
-    # The same way of looking hears what a page does ask for.
+    browser.screenshot(path, DESKTOP, DEAD_END)
+    assert foreign(requests[1]) == []
+    # The proxy does log the request of a page that makes one.
     path.write_text(path.read_text().replace("</body>", "<img src='http://evil.example/a.png'></body>"))
-    browser.screenshot(path, DESK, DEAD_END)
-    assert foreign(asked[1]) == ["GET http://evil.example/a.png HTTP/1.1"]
+    browser.screenshot(path, DESKTOP, DEAD_END)
+    assert foreign(requests[1]) == ["GET http://evil.example/a.png HTTP/1.1"]
 
 
 def without_policy(text: str) -> str:
@@ -166,7 +166,7 @@ def without_policy(text: str) -> str:
 
 
 def foreign(lines: list[str]) -> list[str]:
-    """Return the requests that are not the browser's own (updates, the time, its maker's accounts)."""
+    """Return the requests without the browser's own (updates, time, accounts)."""
     return sorted(
         {
             line.strip()
@@ -177,7 +177,7 @@ def foreign(lines: list[str]) -> list[str]:
 
 
 def test_hostile_records_run_nothing(browser: Browser, tmp_path: Path) -> None:
-    """Even without the policy that forbids it."""
+    """Even without the Content-Security-Policy."""
     path = saved("hostile", tmp_path)
     path.write_text(
         without_policy(path.read_text()).replace(

@@ -1,4 +1,4 @@
-"""One run of several processes: the same work, the same numbers, one record; and an end for all when one fails."""
+"""Runs of several processes: the same work and numbers as one process, one record, and an end of all if one fails."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import jsonschema
 import pytest
 
 from tests.conftest import PROJECT, TINY
-from tests.ranks import WORDS, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
+from tests.ranks import OVERRIDES, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
 
-# The tiny run with what ranks must agree on: accumulation, evaluation in unequal shares, both model families.
+# The tiny run with accumulation and unequal shares of the evaluation; both model families follow.
 SHAPE = ("workload.global_batch_size=8", "workload.micro_batch_size=1", "workload.steps=20", "workload.eval_every=10",
          "workload.eval_sequences=5")  # fmt: skip
 GPT2 = ("model.position_embedding=learned", "model.bias=true")
@@ -29,7 +29,7 @@ LLAMA = (
     "model.num_key_value_heads=1",
 )
 TOLERANCE = 1e-5
-# Gradients that overflow fp16 at the loss scaler's first scale.
+# Gradients overflow fp16 at the first scale of the loss scaler.
 OVERFLOWING = ("precision=fp16", "model.initializer_range=3.0")
 
 
@@ -37,8 +37,8 @@ def relative(found: list[float], expected: list[float]) -> float:
     return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
 
 
-def run_alone(folder: Path, *words: str) -> dict[str, Any]:
-    ended = run_harness(folder.parent, *TINY, *SHAPE, *words, f"out={folder}")
+def run_alone(folder: Path, *overrides: str) -> dict[str, Any]:
+    ended = run_harness(folder.parent, *TINY, *SHAPE, *overrides, f"out={folder}")
     assert ended.code == 0, ended.err
     return record(folder)
 
@@ -68,15 +68,15 @@ def assert_same_work(found: dict[str, Any], expected: dict[str, Any], tolerance:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_the_number_of_processes_changes_nothing_of_the_work(
+def test_the_number_of_processes_does_not_change_the_work(
     parallel: str, processes: int, shape: tuple[str, ...], alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    # Three do not share a global batch of eight: it is one of twelve, and other work.
+    # Three do not divide a global batch of eight: with twelve it is other work.
     more = ["workload.global_batch_size=12"] if processes == 3 else []
     if more:
         alone = run_alone(tmp_path / "alone", *shape, *more)
-    words = [*TINY, *SHAPE, *shape, *more, f"parallel={parallel}", "out=run"]
-    for ended in run_ranks(processes, words, tmp_path):
+    overrides = [*TINY, *SHAPE, *shape, *more, f"parallel={parallel}", "out=run"]
+    for ended in run_ranks(processes, overrides, tmp_path):
         assert ended.code == 0, ended.err
     found = record(tmp_path / "run")
     jsonschema.validate(found, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
@@ -85,12 +85,12 @@ def test_the_number_of_processes_changes_nothing_of_the_work(
     for rank in found["parallel"]["ranks"]:
         assert rank["step_seconds"] >= rank["exposed_communication_seconds"] >= 0
         if parallel == "ddp":
-            # Every gradient once a step, as float32, however many micro-batches it was made of.
+            # Every gradient once per step, in float32, for any number of micro-batches.
             assert rank["payload_bytes_per_step"] == 4 * found["model"]["parameters"]
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ("parallel=ddp",),
         ("parallel=fsdp",),
@@ -99,13 +99,13 @@ def test_the_number_of_processes_changes_nothing_of_the_work(
     ],
     ids=" ".join,
 )
-def test_bf16_is_within_the_gate(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_bf16_is_within_the_gate(overrides: tuple[str, ...], tmp_path: Path) -> None:
     expected = run_alone(tmp_path / "alone", "precision=bf16")
-    for ended in run_ranks(2, [*TINY, *SHAPE, "precision=bf16", *words, "out=run"], tmp_path):
+    for ended in run_ranks(2, [*TINY, *SHAPE, "precision=bf16", *overrides, "out=run"], tmp_path):
         assert ended.code == 0, ended.err
     found = record(tmp_path / "run")
     assert found["effective_settings"]["linear_output_dtypes"] == ["bfloat16"]
-    # The type in which weights are gathered is the one that autocast gives them anyway.
+    # Weights are gathered in the dtype to which autocast casts them anyway.
     assert_same_work(found, expected)
 
 
@@ -113,34 +113,34 @@ def test_fp16_skips_the_same_steps(tmp_path: Path) -> None:
     expected = run_alone(tmp_path / "alone", *OVERFLOWING)
     assert expected["losses"]["skipped_steps"] > 0
     for parallel in ("ddp", "fsdp"):
-        words = [*TINY, *SHAPE, *OVERFLOWING, f"parallel={parallel}", f"out={parallel}"]
-        for ended in run_ranks(2, words, tmp_path):
+        overrides = [*TINY, *SHAPE, *OVERFLOWING, f"parallel={parallel}", f"out={parallel}"]
+        for ended in run_ranks(2, overrides, tmp_path):
             assert ended.code == 0, ended.err
         found = record(tmp_path / parallel)
         assert found["losses"]["skipped_steps"] == expected["losses"]["skipped_steps"]
         assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-3
 
 
-def test_shards_within_hosts_and_copies_across_them(
+def test_shards_within_hosts_and_replicas_across_them(
     alone: dict[str, Any], shape: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Two hosts of two processes each, as far as the processes can tell."""
+    """Two simulated hosts of two processes each."""
     hosts = {rank: {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"} for rank in range(4)}
-    words = [*TINY, *SHAPE, *shape, "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
-    for ended in run_ranks(4, words, tmp_path, variables=hosts):
+    overrides = [*TINY, *SHAPE, *shape, "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
+    for ended in run_ranks(4, overrides, tmp_path, variables=hosts):
         assert ended.code == 0, ended.err
     assert_same_work(record(tmp_path / "run"), alone)
 
 
-def test_hosts_are_needed_to_shard_within_them(tmp_path: Path) -> None:
-    words = [*WORDS[:-1], "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
-    first, second = run_ranks(2, words, tmp_path)
+def test_hybrid_shard_needs_several_hosts(tmp_path: Path) -> None:
+    overrides = [*OVERRIDES[:-1], "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
+    first, second = run_ranks(2, overrides, tmp_path)
     assert (first.code, second.code) == (5, 5)
     assert "parallel.hybrid_shard: needs several hosts" in first.errors[0]
 
 
-def test_one_process_speaks_and_writes(tmp_path: Path) -> None:
-    first, second = run_ranks(2, [*WORDS, "out=run"], tmp_path)
+def test_one_process_prints_and_writes(tmp_path: Path) -> None:
+    first, second = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path)
     assert "2 processes (ddp)" in first.out
     assert "in all" in first.out
     assert "step 1/12" in first.err
@@ -149,10 +149,10 @@ def test_one_process_speaks_and_writes(tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 12
 
 
-def test_torchrun_starts_it(tmp_path: Path) -> None:
+def test_torchrun_launches_it(tmp_path: Path) -> None:
     """As in harness/docs/distributed.md."""
     done = subprocess.run(
-        ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "harness", *WORDS, "out=run"],
+        ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "harness", *OVERRIDES, "out=run"],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_torchrun_starts_it(tmp_path: Path) -> None:
 
 
 def test_the_straggler_is_named(tmp_path: Path) -> None:
-    first, _ = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="slow")
+    first, _ = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path, fault="slow")
     assert first.code == 0, first.err
     stragglers = record(tmp_path / "run")["parallel"]["stragglers"]
     assert [straggler["rank"] for straggler in stragglers] == [1]
@@ -169,34 +169,34 @@ def test_the_straggler_is_named(tmp_path: Path) -> None:
     assert re.search(r"straggler\s+rank 1 \(", first.out)
 
 
-def test_a_bug_of_ours_shows_its_traceback_on_its_rank(tmp_path: Path) -> None:
-    ended = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="our fault")
-    assert "ZeroDivisionError: a fault of our own" in ended[1].err
+def test_a_bug_shows_its_traceback_on_its_rank(tmp_path: Path) -> None:
+    ended = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path, fault="bug")
+    assert "ZeroDivisionError: a bug in the harness" in ended[1].err
     assert "Traceback" in ended[1].err
-    assert ended[0].errors == ["error: rank 1: ZeroDivisionError: a fault of our own"]
+    assert ended[0].errors == ["error: rank 1: ZeroDivisionError: a bug in the harness"]
     assert record(tmp_path / "run")["status"] == "failed"
 
 
-def test_without_rank_0_the_others_end_too(tmp_path: Path) -> None:
+def test_all_end_without_rank_0(tmp_path: Path) -> None:
     began = time.monotonic()
-    ended = run_ranks(2, [*WORDS, "out=run"], tmp_path, fault="leader killed")
+    ended = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path, fault="rank 0 killed")
     assert time.monotonic() - began < 60
     assert ended[0].code == -signal.SIGKILL
     assert ended[1].code not in (0, None)
 
 
 def test_a_stop_reaches_all_ranks_after_one_step(tmp_path: Path) -> None:
-    started = start_ranks(2, [*WORDS, "workload.steps=20000", "workload.eval_every=0", "out=run"], tmp_path)
+    started = start_ranks(2, [*OVERRIDES, "workload.steps=20000", "workload.eval_every=0", "out=run"], tmp_path)
     steps = tmp_path / "run" / "steps.jsonl"
     limit = time.monotonic() + 60
     while not (steps.exists() and len(steps.read_text().splitlines()) > 20):
         assert time.monotonic() < limit
         time.sleep(0.1)
-    asked = time.monotonic()
-    # One rank is told; both stop, after the same step.
+    signalled = time.monotonic()
+    # One rank gets the signal; both stop after the same step.
     started[1].send_signal(signal.SIGTERM)
     first, second = end_ranks(started)
-    assert time.monotonic() - asked < 20
+    assert time.monotonic() - signalled < 20
     assert (first.code, second.code) == (143, 143), first.err + second.err
     assert "interrupted" in first.err
     found = record(tmp_path / "run")
@@ -205,48 +205,55 @@ def test_a_stop_reaches_all_ranks_after_one_step(tmp_path: Path) -> None:
 
 
 class TestStart:
-    def refused(self, ended: list[Ended], code: int, said: str) -> None:
+    def assert_refused(self, ended: list[Ended], code: int, message: str) -> None:
         assert [one.code for one in ended] == [code] * len(ended), [one.err for one in ended]
         errors = [line for one in ended for line in one.errors]
         assert len(errors) == 1, errors
-        assert said in errors[0]
+        assert message in errors[0]
         assert not any("Traceback" in one.err for one in ended)
 
-    def test_settings_that_cannot_be_dealt_out(self, tmp_path: Path) -> None:
-        ended = run_ranks(3, [*WORDS, "out=run"], tmp_path)
-        self.refused(ended, 2, "is not a multiple of workload.micro_batch_size (2) times the number of processes (3)")
+    def test_a_batch_that_the_processes_do_not_divide(self, tmp_path: Path) -> None:
+        ended = run_ranks(3, [*OVERRIDES, "out=run"], tmp_path)
+        self.assert_refused(
+            ended, 2, "is not a multiple of workload.micro_batch_size (2) times the number of processes (3)"
+        )
         assert not (tmp_path / "run").exists()
 
     def test_a_folder_that_holds_a_run(self, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "record.json").write_text("{}")
-        self.refused(run_ranks(2, [*WORDS, "out=run"], tmp_path), 2, "run holds a finished run")
+        self.assert_refused(run_ranks(2, [*OVERRIDES, "out=run"], tmp_path), 2, "run holds a finished run")
 
-    def test_an_accelerator_that_is_not_there(self, tmp_path: Path) -> None:
-        self.refused(run_ranks(2, [*WORDS, "backend=cuda", "out=run"], tmp_path), 3, "backend cuda is not available")
+    def test_a_missing_accelerator(self, tmp_path: Path) -> None:
+        self.assert_refused(
+            run_ranks(2, [*OVERRIDES, "backend=cuda", "out=run"], tmp_path), 3, "backend cuda is not available"
+        )
 
-    def test_two_of_one_rank(self, tmp_path: Path) -> None:
-        words = [*WORDS, "parallel.timeout_seconds=8", "out=run"]
-        started = start_ranks(2, words, tmp_path, variables={1: {"RANK": "0"}}, port=free_port())
+    def test_two_processes_of_one_rank(self, tmp_path: Path) -> None:
+        overrides = [*OVERRIDES, "parallel.timeout_seconds=8", "out=run"]
+        started = start_ranks(2, overrides, tmp_path, variables={1: {"RANK": "0"}}, port=free_port())
         ended = end_ranks(started)
         assert {one.code for one in ended} == {2}
         assert any("two processes were started as rank 0" in line or "is taken" in line
                    for one in ended for line in one.errors)  # fmt: skip
 
 
-def test_a_record_of_fewer_processes_tells_the_efficiency(tmp_path: Path) -> None:
+def test_a_record_of_fewer_processes_gives_the_efficiency(tmp_path: Path) -> None:
     run_alone(tmp_path / "one")
-    words = [*TINY, *SHAPE, "parallel=ddp", "parallel.scaling_reference=one"]
-    first, _ = run_ranks(2, [*words, "out=two"], tmp_path)
+    overrides = [*TINY, *SHAPE, "parallel=ddp", "parallel.scaling_reference=one"]
+    first, _ = run_ranks(2, [*overrides, "out=two"], tmp_path)
     assert first.code == 0, first.err
     speeds = [record(tmp_path / name)["timing"]["tokens_per_second"] for name in ("one", "two")]
     scaling = record(tmp_path / "two")["parallel"]["scaling"]
     assert scaling["efficiency"] == pytest.approx(speeds[1] / 2 / speeds[0])
     assert (scaling["kind"], scaling["world_size"], scaling["reference"]) == ("strong", 1, "one")
     assert f"efficiency {scaling['efficiency']:.3f}" in first.out
-    # Other work, and two against two: refused before anything is trained.
-    for word, said in (("seed=2", "its seed is 1, expected 2"), ("parallel.scaling_reference=two", "world size 2")):
-        first, second = run_ranks(2, [*words, word, "out=three"], tmp_path)
+    # Other work, and two against two processes, are errors before the training.
+    for override, message in (
+        ("seed=2", "its seed is 1, expected 2"),
+        ("parallel.scaling_reference=two", "world size 2"),
+    ):
+        first, second = run_ranks(2, [*overrides, override, "out=three"], tmp_path)
         assert (first.code, second.code) == (2, 2)
-        assert said in first.errors[0]
+        assert message in first.errors[0]
         assert not (tmp_path / "three").exists()

@@ -1,8 +1,8 @@
-"""The independent reference: the harness's loss curve is that of another implementation of the same training.
+"""Independent reference: the harness's loss curve equals that of another implementation of the same training.
 
-The harness runs as a user would start it, with gradient accumulation. The reference takes its initial weights and its
-sequences and nothing else: the model is the transformers library's, and schedule, parameter groups, clipping and loop
-are written here from their documentation, over whole batches.
+The harness runs from the command line, with gradient accumulation. The reference shares only its initial weights and
+sequences: the model is the transformers library's, and schedule, parameter groups, clipping and loop are written here
+from their documentation, over whole batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from harness.workload.initialization import build_model
 from tests.conftest import Harness
 from tests.test_model import gpt2_reference, llama_reference
 
-STEPS, RISE, BATCH, PEAK = 20, 5, 8, 3e-3
+STEPS, WARMUP, BATCH, PEAK = 20, 5, 8, 3e-3
 WORK = (
     "model.num_hidden_layers=2",
     "model.hidden_size=64",
@@ -40,7 +40,7 @@ WORK = (
     f"workload.eval_every={STEPS}",
     "workload.eval_sequences=12",
     f"workload.learning_rate={PEAK}",
-    f"workload.lr_warmup_steps={RISE}",
+    f"workload.lr_warmup_steps={WARMUP}",
     "workload.min_lr_ratio=0.1",
     "workload.weight_decay=0.1",
     "workload.beta1=0.9",
@@ -51,7 +51,7 @@ WORK = (
     "precision=fp32",
     "seed=3",
 )
-# With a clip norm in the middle of the gradient norms that each shape has.
+# With a clip norm in the middle of the gradient norms of each shape.
 SHAPES: dict[str, tuple[tuple[str, ...], float, Callable[..., Any]]] = {
     "gpt2": (("model=gpt2-124m",), 0.9, gpt2_reference),
     "llama": (("model=llama-1b", "model.num_key_value_heads=2", "model.intermediate_size=176"), 0.8, llama_reference),
@@ -66,7 +66,7 @@ class Curve:
 
 
 def reference_curve(config: Config, clip: float, reference: Callable[..., Any]) -> Curve:
-    """Train transformers' model by a loop of this file's own."""
+    """Train transformers' model in a loop without the harness."""
     torch.set_num_threads(1)
     weights = dict(build_model(config.model, config.seed, torch.device("cpu")).named_parameters())
     model, dataset = reference(config.model, weights), open_dataset(config)
@@ -92,8 +92,8 @@ def reference_curve(config: Config, clip: float, reference: Callable[..., Any]) 
         norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in parameters))
         for parameter in parameters:
             parameter.grad *= min(1.0, clip / norm)
-        done = (step - RISE) / (STEPS - RISE)
-        rate = PEAK * step / RISE if step <= RISE else PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
+        done = (step - WARMUP) / (STEPS - WARMUP)
+        rate = PEAK * step / WARMUP if step <= WARMUP else PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi * done)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -104,8 +104,8 @@ def reference_curve(config: Config, clip: float, reference: Callable[..., Any]) 
     return curve
 
 
-def harness_curve(harness: Harness, folder: Path, words: tuple[str, ...]) -> Curve:
-    done = harness(*words, "out=run")
+def harness_curve(harness: Harness, folder: Path, overrides: tuple[str, ...]) -> Curve:
+    done = harness(*overrides, "out=run")
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "run" / "record.json").read_text())
     rows = [json.loads(line) for line in (folder / "run" / "steps.jsonl").read_text().splitlines()]
@@ -118,19 +118,20 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_loss_curve_is_that_of_a_bare_reference(shape: str, harness: Harness, tmp_path: Path) -> None:
-    words, clip, reference = SHAPES[shape]
-    words = (*words, *WORK, f"workload.max_grad_norm={clip}")
-    found, expected = harness_curve(harness, tmp_path, words), reference_curve(load(list(words)), clip, reference)
+def test_the_loss_curve_equals_the_reference(shape: str, harness: Harness, tmp_path: Path) -> None:
+    overrides, clip, reference = SHAPES[shape]
+    overrides = (*overrides, *WORK, f"workload.max_grad_norm={clip}")
+    found = harness_curve(harness, tmp_path, overrides)
+    expected = reference_curve(load(list(overrides)), clip, reference)
     assert len(found.losses) == STEPS
-    # The comparison is worth something only if it learned, and if clipping was at work in some steps and not in all.
+    # The comparison is significant only if the loss fell, and if some steps were clipped and some were not.
     assert expected.losses[-1] < expected.losses[0] - 0.3
     assert 5 <= sum(norm > clip for norm in expected.gradient_norms) <= STEPS - 5, expected.gradient_norms
     losses = largest_difference(found.losses, expected.losses)
     norms = largest_difference(found.gradient_norms, expected.gradient_norms)
     evaluation = largest_difference([found.final_eval_loss], [expected.final_eval_loss])
     print(f"{shape}: largest relative difference: loss {losses:.1e}, gradient norm {norms:.1e}, eval {evaluation:.1e}")
-    # Found on a CPU: 2e-7, 2e-6 and 1e-7, float32's rounding. AdamW's epsilon at 1e-6 makes 7e-5, 1e-3 and 7e-5.
+    # On a CPU: 2e-7, 2e-6 and 1e-7, the rounding of float32. With AdamW's epsilon at 1e-6: 7e-5, 1e-3 and 7e-5.
     assert losses <= 1e-5
     assert norms <= 1e-4
     assert evaluation <= 1e-5

@@ -1,4 +1,4 @@
-"""A run that is cut off goes on from its checkpoint, and ends in the very bits of one that never was."""
+"""Interrupted runs resume from their checkpoint, and end with the same bits as uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def assert_same_bits(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert points[0] == points[1]
 
 
-def uninterrupted(folder: Path, *words: str) -> dict[str, Any]:
-    ended = run_harness(folder.parent, *LONG, *words, f"out={folder}")
+def uninterrupted(folder: Path, *overrides: str) -> dict[str, Any]:
+    ended = run_harness(folder.parent, *LONG, *overrides, f"out={folder}")
     assert ended.code == 0, ended.err
     return record(folder)
 
 
-def start(folder: Path, *words: str) -> Forked:
-    return shared_zygote().start(["harness", *LONG, *KEPT, *words, f"out={folder}"], folder.parent, os.environ)
+def start(folder: Path, *overrides: str) -> Forked:
+    return shared_zygote().start(["harness", *LONG, *KEPT, *overrides, f"out={folder}"], folder.parent, os.environ)
 
 
 def wait_for_training(process: Forked) -> None:
-    while process.poll() is None and "step" not in process.said("err"):
+    while process.poll() is None and "step" not in process.output("err"):
         time.sleep(0.005)
 
 
 def kill_in_training(process: Forked, seconds: float) -> bool:
-    """Kill a process so long after it began to train. Returns whether it was still alive."""
+    """Kill a process `seconds` after it began to train, and return whether it was still alive."""
     wait_for_training(process)
     time.sleep(seconds)
     alive = process.poll() is None
@@ -64,14 +64,14 @@ def kill_in_training(process: Forked, seconds: float) -> bool:
     return alive
 
 
-@pytest.mark.parametrize("words", [(), ("precision=fp16",)], ids=["fp32", "fp16"])
-def test_kills_at_random_moments_change_no_bit(words: tuple[str, ...], tmp_path: Path) -> None:
-    expected = uninterrupted(tmp_path / "whole", *words)
+@pytest.mark.parametrize("overrides", [(), ("precision=fp16",)], ids=["fp32", "fp16"])
+def test_kills_at_random_moments_change_no_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    expected = uninterrupted(tmp_path / "whole", *overrides)
     moments = random.Random(7)
     folder = tmp_path / "run"
-    killed = sum(kill_in_training(start(folder, *words), moments.uniform(0, 0.25)) for _ in range(KILLS))
+    killed = sum(kill_in_training(start(folder, *overrides), moments.uniform(0, 0.25)) for _ in range(KILLS))
     assert killed >= KILLS // 2
-    last = start(folder, *words)
+    last = start(folder, *overrides)
     _, errors = last.communicate(timeout=120)
     assert last.returncode == 0, errors
     found = record(folder)
@@ -79,13 +79,13 @@ def test_kills_at_random_moments_change_no_bit(words: tuple[str, ...], tmp_path:
     assert [row["loss"] for row in rows(folder)] == expected["losses"]["train"]
     assert [row["step"] for row in rows(folder)] == list(range(1, 121))
     jsonschema.validate(found, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
-    # Every interruption is told of, and no time stretches over one.
+    # Every attempt is recorded, and no timed interval spans an interruption.
     assert len(found["attempts"]) == KILLS + 1
     assert [attempt["status"] for attempt in found["attempts"]] == [None] * KILLS + ["ok"]
     assert found["timing"]["measured_steps"] + found["timing"]["resumed"]["steps"] + 2 == 120
 
 
-def test_a_signal_saves_and_a_resume_goes_on(tmp_path: Path) -> None:
+def test_a_signal_saves_and_a_resume_continues(tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path / "whole")
     process = start(tmp_path / "run", "workload.steps=120")
     wait_for_training(process)
@@ -107,7 +107,7 @@ def test_a_signal_saves_and_a_resume_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "record-1.json").read_text())["status"] == "interrupted"
 
 
-def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     for _ in range(2):
         process = start(tmp_path / "run")
         out, errors = process.communicate(timeout=120)
@@ -118,8 +118,8 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
 
 class TestRefusals:
     @pytest.fixture
-    def cut(self, tmp_path: Path) -> Path:
-        """A run that was killed after its second checkpoint."""
+    def interrupted(self, tmp_path: Path) -> Path:
+        """Folder of a run that was killed after its second checkpoint."""
         folder = tmp_path / "run"
         process = start(folder)
         while len(checkpoint_steps(folder)) < 2:
@@ -132,27 +132,27 @@ class TestRefusals:
         newest = folder / "checkpoints" / f"step-{checkpoint_steps(folder)[-1]:08d}"
         change(newest / "__0_0.distcp")
 
-    def test_a_damaged_checkpoint(self, cut: Path, harness: Harness) -> None:
-        self.damage_newest(cut, lambda file: os.truncate(file, 100))
-        done = harness(*LONG, *KEPT, f"out={cut}")
+    def test_a_damaged_checkpoint(self, interrupted: Path, harness: Harness) -> None:
+        self.damage_newest(interrupted, lambda file: os.truncate(file, 100))
+        done = harness(*LONG, *KEPT, f"out={interrupted}")
         assert done.returncode == 5
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert "is damaged: it has 100 bytes" in errors[0]
-        assert record(cut)["status"] == "bad_checkpoint"
-        # The remedy that it names works.
-        step = checkpoint_steps(cut)[-1]
-        for file in (cut / "checkpoints" / f"step-{step:08d}").iterdir():
+        assert record(interrupted)["status"] == "bad_checkpoint"
+        # The remedy of the message works.
+        step = checkpoint_steps(interrupted)[-1]
+        for file in (interrupted / "checkpoints" / f"step-{step:08d}").iterdir():
             file.unlink()
-        (cut / "checkpoints" / f"step-{step:08d}").rmdir()
-        assert harness(*LONG, *KEPT, f"out={cut}").returncode == 0
+        (interrupted / "checkpoints" / f"step-{step:08d}").rmdir()
+        assert harness(*LONG, *KEPT, f"out={interrupted}").returncode == 0
 
-    def test_other_work(self, cut: Path, harness: Harness) -> None:
-        done = harness(*LONG, *KEPT, "seed=2", f"out={cut}")
+    def test_other_work(self, interrupted: Path, harness: Harness) -> None:
+        done = harness(*LONG, *KEPT, "seed=2", f"out={interrupted}")
         assert done.returncode == 2
         assert "seed was 1, now 2" in done.stderr
 
-    def test_another_process_at_work(self, tmp_path: Path, harness: Harness) -> None:
+    def test_another_process_in_the_folder(self, tmp_path: Path, harness: Harness) -> None:
         process = start(tmp_path / "run", "workload.steps=100000")
         while not checkpoint_steps(tmp_path / "run"):
             time.sleep(0.02)
@@ -166,13 +166,13 @@ class TestRefusals:
 class TestRanks:
     @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
     def test_a_killed_rank_changes_no_bit(self, parallel: str, tmp_path: Path) -> None:
-        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
                  f"parallel={parallel}", "checkpoint.every=2"]  # fmt: skip
-        for ended in run_ranks(2, [*words, "out=whole"], tmp_path):
+        for ended in run_ranks(2, [*overrides, "out=whole"], tmp_path):
             assert ended.code == 0, ended.err
-        first, _ = run_ranks(2, [*words, "resume=auto", "out=run"], tmp_path, fault="killed")
+        first, _ = run_ranks(2, [*overrides, "resume=auto", "out=run"], tmp_path, fault="killed")
         assert first.code == 5
-        for ended in run_ranks(2, [*words, "resume=auto", "out=run"], tmp_path):
+        for ended in run_ranks(2, [*overrides, "resume=auto", "out=run"], tmp_path):
             assert ended.code == 0, ended.err
         found = record(tmp_path / "run")
         assert_same_bits(found, record(tmp_path / "whole"))
@@ -180,14 +180,14 @@ class TestRanks:
         assert found["attempts"][1]["from_step"] == 4
 
     @pytest.mark.parametrize(("before", "after"), [("fsdp", "ddp"), ("ddp", "fsdp")])
-    def test_another_number_of_processes_goes_on_correctly(self, before: str, after: str, tmp_path: Path) -> None:
-        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+    def test_another_number_of_processes_resumes(self, before: str, after: str, tmp_path: Path) -> None:
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
                  "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
-        first, _ = run_ranks(2, [*words, f"parallel={before}"], tmp_path, fault="killed")
+        first, _ = run_ranks(2, [*overrides, f"parallel={before}"], tmp_path, fault="killed")
         assert first.code == 5
-        for ended in run_ranks(4, [*words, f"parallel={after}", "workload.micro_batch_size=1"], tmp_path):
+        for ended in run_ranks(4, [*overrides, f"parallel={after}", "workload.micro_batch_size=1"], tmp_path):
             assert ended.code == 0, ended.err
-        alone = [word for word in words if word != "out=run"]
+        alone = [override for override in overrides if override != "out=run"]
         done = subprocess.run(
             [sys.executable, "-m", "harness", *alone, "out=alone"],
             capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
@@ -199,42 +199,42 @@ class TestRanks:
         assert [attempt["world_size"] for attempt in found["attempts"]] == [2, 4]
 
     def test_a_signal_makes_one_checkpoint_and_one_record(self, tmp_path: Path) -> None:
-        words = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
                  "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
-        started = start_ranks(2, words, tmp_path)
+        started = start_ranks(2, overrides, tmp_path)
         while not checkpoint_steps(tmp_path / "run"):
             time.sleep(0.05)
-        asked = time.monotonic()
+        signalled = time.monotonic()
         for process in started:
             process.send_signal(signal.SIGTERM)
         ended = end_ranks(started)
-        assert time.monotonic() - asked < 20
+        assert time.monotonic() - signalled < 20
         assert [one.code for one in ended] == [143, 143], ended[0].err + ended[1].err
         found = record(tmp_path / "run")
         assert found["status"] == "interrupted"
         assert checkpoint_steps(tmp_path / "run")[-1] == len(found["losses"]["train"])
 
-    def test_the_launcher_ends_as_the_run_does(self, tmp_path: Path) -> None:
-        """SIGTERM reaches the launcher alone, as it does in a container."""
-        words = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
+    def test_the_launcher_ends_with_the_code_of_the_run(self, tmp_path: Path) -> None:
+        """SIGTERM reaches the launcher alone, as in a container."""
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
                  "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
         command = [sys.executable, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
-        with subprocess.Popen([*command, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
+        with subprocess.Popen([*command, *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
             while not checkpoint_steps(tmp_path / "run"):
                 assert launcher.poll() is None
                 time.sleep(0.05)
-            asked = time.monotonic()
+            signalled = time.monotonic()
             launcher.send_signal(signal.SIGTERM)
             _, errors = launcher.communicate(timeout=60)
         assert launcher.returncode == 143, errors
-        assert time.monotonic() - asked < 20
+        assert time.monotonic() - signalled < 20
         found = record(tmp_path / "run")
         assert found["status"] == "interrupted"
         assert checkpoint_steps(tmp_path / "run")[-1] == len(found["losses"]["train"])
         assert "Traceback" not in errors
-        # What a run refuses, its launcher refuses too: in the run's one line, and with its code.
+        # An error of the run is the launcher's too, with the same line and exit code.
         done = subprocess.run(
-            [*command, *words, "model.num_hidden_layers=0"],
+            [*command, *overrides, "model.num_hidden_layers=0"],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -246,12 +246,12 @@ class TestRanks:
             "error: model.num_hidden_layers: found 0, expected at least 1"
         ]
 
-    def test_torchrun_starts_a_killed_rank_again(self, tmp_path: Path) -> None:
-        words = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
+    def test_torchrun_restarts_a_killed_rank(self, tmp_path: Path) -> None:
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
                  "parallel=ddp", "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
         done = subprocess.run(
             ["torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m", "tests.ranks",
-             "killed once", *words],
+             "killed once", *overrides],
             capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path,
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                  "PYTHONPATH": str(PROJECT)},

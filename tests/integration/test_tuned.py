@@ -1,4 +1,4 @@
-"""The tuned track computes what the portable one does, and says what it did."""
+"""track=tuned: the same computation as track=portable, and a record of the settings in effect."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.conftest import PROJECT, TINY, Harness
 from tests.ranks import record, run_harness, run_ranks
 
 WORK = (*TINY, "workload.steps=12", "workload.eval_every=6", "workload.eval_sequences=5")
-# More steps than the gate takes for early ones.
+# More steps than the early ones of the parity gate.
 LONGER = ("workload.steps=26", "workload.eval_every=13")
 GPT2 = ("model.position_embedding=learned", "model.bias=true")
 LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.num_key_value_heads=1")
-# Each knob by itself, and all of them as the backend chooses.
+# Each setting alone, and all of them by default.
 KNOBS = {
     "chunked": ("track.compile=no", "track.attention=stock", "track.cross_entropy=chunked"),
     "blocked": ("track.compile=no", "track.attention=blocked", "track.cross_entropy=stock"),
@@ -30,8 +30,8 @@ KNOBS = {
 }
 
 
-def run(folder: Path, name: str, *words: str) -> dict[str, Any]:
-    ended = run_harness(folder, *words, f"out={name}")
+def run(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
+    ended = run_harness(folder, *overrides, f"out={name}")
     assert ended.code == 0, ended.err
     return record(folder / name)
 
@@ -48,9 +48,9 @@ def run(folder: Path, name: str, *words: str) -> dict[str, Any]:
 def test_passes_the_parity_gate_against_portable(
     precision: str, shape: tuple[str, ...], knobs: str, tmp_path: Path
 ) -> None:
-    words = [*WORK, *LONGER, *shape, f"precision={precision}"]
-    portable = run(tmp_path, "portable", *words)
-    tuned = run(tmp_path, "tuned", *words, "track=tuned", *KNOBS[knobs])
+    overrides = [*WORK, *LONGER, *shape, f"precision={precision}"]
+    portable = run(tmp_path, "portable", *overrides)
+    tuned = run(tmp_path, "tuned", *overrides, "track=tuned", *KNOBS[knobs])
     assert tuned["workload_id"] == portable["workload_id"]
     assert tuned["digests"] == portable["digests"]
     [reference], others = (load_runs(tmp_path / name) for name in ("portable", "tuned"))
@@ -60,7 +60,7 @@ def test_passes_the_parity_gate_against_portable(
     jsonschema.validate(tuned, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
 
 
-def test_says_what_was_in_effect(tmp_path: Path) -> None:
+def test_records_the_settings_in_effect(tmp_path: Path) -> None:
     found = run(tmp_path, "run", *WORK, "track=tuned")
     effective = found["effective_settings"]
     assert effective["compile"] == "blocks"
@@ -69,12 +69,12 @@ def test_says_what_was_in_effect(tmp_path: Path) -> None:
     compilation = effective["compilation"]
     assert compilation["graphs"] > 0
     assert compilation["graph_breaks"] == 0
-    # Nothing was compiled while time was taken.
+    # Nothing was compiled in the timed window.
     assert compilation["graphs_in_window"] == 0
     assert found["config"]["track"]["compile"] is None
 
 
-def test_without_a_compiler_it_refuses(harness: Harness) -> None:
+def test_a_missing_compiler_is_an_error(harness: Harness) -> None:
     done = harness(*WORK, "track=tuned", env={"CXX": "no-such-compiler", "PATH": os.environ["PATH"]})
     assert done.returncode == 3
     assert "torch.compile needs a C++ compiler, and no-such-compiler is not on the PATH" in done.stderr
@@ -91,9 +91,9 @@ def test_tracks_are_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_several_processes_do_the_same_work(parallel: str, tmp_path: Path) -> None:
-    words = [*WORK, "workload.global_batch_size=8", "track=tuned"]
-    expected = run(tmp_path, "alone", *words)
-    for ended in run_ranks(2, [*words, f"parallel={parallel}", "out=run"], tmp_path):
+    overrides = [*WORK, "workload.global_batch_size=8", "track=tuned"]
+    expected = run(tmp_path, "alone", *overrides)
+    for ended in run_ranks(2, [*overrides, f"parallel={parallel}", "out=run"], tmp_path):
         assert ended.code == 0, ended.err
     found = record(tmp_path / "run")
     assert found["digests"] == expected["digests"]
@@ -101,14 +101,14 @@ def test_several_processes_do_the_same_work(parallel: str, tmp_path: Path) -> No
         assert one == pytest.approx(other, rel=1e-5)
 
 
-def test_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    """Compiled modules keep their parameters' names."""
-    words = [*WORK, "track=tuned", "checkpoint.every=4", "resume=auto"]
-    whole = run(tmp_path, "whole", *words)
+def test_resumes_from_a_checkpoint(tmp_path: Path) -> None:
+    """Compiled modules keep the names of their parameters."""
+    overrides = [*WORK, "track=tuned", "checkpoint.every=4", "resume=auto"]
+    whole = run(tmp_path, "whole", *overrides)
     folder = tmp_path / "run"
-    cut = run(tmp_path, "run", *words)
+    cut = run(tmp_path, "run", *overrides)
     assert cut["losses"] == whole["losses"]
     (folder / "record.json").unlink()
-    resumed = run(tmp_path, "run", *words)
+    resumed = run(tmp_path, "run", *overrides)
     assert resumed["losses"] == whole["losses"]
     assert resumed["weights"] == whole["weights"]
