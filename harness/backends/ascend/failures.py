@@ -48,7 +48,6 @@ PEER_FAULTS = {
     507048: "a collective waited longer than HCCL_EXEC_TIMEOUT",
     507057: "a remote device is suspected of a fault",
 }
-FAULT_CODES = {**LATE_FAULTS, **START_FAULTS, **PEER_FAULTS}
 # Errors of the operator library: CANN's kernels for this chip or this dtype are not installed.
 NO_KERNEL_CODES = {161002, 561103}
 CALLED_OPERATOR = re.compile(r"call (aclnn\w+) failed")
