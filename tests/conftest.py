@@ -17,7 +17,7 @@ import pytest
 from harness import log
 from harness.backends.ascend.host import on_loader_path
 
-# As the door does, and before any test imports torch: an installed plug-in must not break these tests.
+# As harness/__main__.py does, before any test imports torch: an installed plug-in must not break these tests.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 if not on_loader_path("libascendcl.so"):
     # Libraries that look for the plug-in themselves (transformers does) would import it, and fail for want of CANN.
@@ -51,10 +51,10 @@ Harness = Callable[..., subprocess.CompletedProcess[str]]
 def harness(tmp_path: Path) -> Harness:
     """Return a function that runs `python -m harness WORDS...` in a scratch folder."""
 
-    def run(*words: str, cwd: Path = tmp_path, timeout: float = 120, env: dict[str, str] | None = None,
+    def run(*argv: str, cwd: Path = tmp_path, timeout: float = 120, env: dict[str, str] | None = None,
             **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
         return subprocess.run(
-            [sys.executable, "-m", "harness", *words],
+            [sys.executable, "-m", "harness", *argv],
             cwd=cwd,
             capture_output=True,
             text=True,
@@ -72,11 +72,11 @@ def forked_harness(tmp_path: Path) -> Harness:
     """As `harness`, but a fork of a process that has imported torch: for tests that do not ask when it is imported."""
     from tests.ranks import shared_zygote
 
-    def run(*words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        process = shared_zygote().start(["harness", *words], tmp_path, os.environ)
+    def run(*argv: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        process = shared_zygote().start(["harness", *argv], tmp_path, os.environ)
         out, errors = process.communicate(timeout)
         assert process.returncode is not None
-        return subprocess.CompletedProcess(words, process.returncode, out, errors)
+        return subprocess.CompletedProcess(argv, process.returncode, out, errors)
 
     return run
 

@@ -119,9 +119,9 @@ def commands(text: str) -> Iterator[list[str]]:
             yield rest.split()
 
 
-def problems_of_command(words: list[str]) -> Iterator[str]:
+def problems_of_command(argv: list[str]) -> Iterator[str]:
     """Yield what is wrong with the words after `python -m harness`."""
-    plain = [word for word in words if word not in ("...", ">", "|")]
+    plain = [word for word in argv if word not in ("...", ">", "|")]
     verb = plain[0] if plain and re.fullmatch(r"[a-z]+", plain[0]) else "train"
     if verb != "train" and verb not in VERBS:
         yield f"python -m harness {verb}: no such command"
@@ -153,21 +153,21 @@ def options_of(verb: str) -> set[str]:
     return {"--help", "-h", *re.findall(r"--[a-z][a-z-]*", shown.getvalue())}
 
 
-def problems_of_settings(words: list[str]) -> Iterator[str]:
+def problems_of_settings(argv: list[str]) -> Iterator[str]:
     """Yield what Hydra and the limits say to the settings of a run."""
-    words = [word for word in words if word.startswith("data.path=") or not is_placeholder(word.partition("=")[2])]
-    if any(f"backend={name}" in words for name in EXAMPLE_BACKENDS):
-        words = [word for word in words if not word.startswith("backend=")]
+    argv = [word for word in argv if word.startswith("data.path=") or not is_placeholder(word.partition("=")[2])]
+    if any(f"backend={name}" in argv for name in EXAMPLE_BACKENDS):
+        argv = [word for word in argv if not word.startswith("backend=")]
     # Of a sweep, the first.
-    error = error_of_settings(tuple(word.partition(",")[0] for word in words))
+    error = error_of_settings(tuple(word.partition(",")[0] for word in argv))
     if error:
-        yield f"{' '.join(words)}: {error}"
+        yield f"{' '.join(argv)}: {error}"
 
 
 @functools.cache
-def error_of_settings(words: tuple[str, ...]) -> str | None:
+def error_of_settings(argv: tuple[str, ...]) -> str | None:
     try:
-        load(list(words))
+        load(list(argv))
     except ConfigError as error:
         return str(error)
     return None
@@ -228,8 +228,8 @@ def problems_of_file(page: Path, word: str) -> Iterator[str]:
 
 def problems_of_line(page: Path, line: str) -> Iterator[str]:
     """Yield what is wrong with a line of code: commands of the harness, and scripts with their options."""
-    for words in commands(line):
-        yield from problems_of_command(words)
+    for argv in commands(line):
+        yield from problems_of_command(argv)
     for script, rest in re.findall(r"(?:^|\s)(?:\./)?(scripts/[\w/]+\.(?:py|sh))(.*)", line.partition(" # ")[0]):
         path = PROJECT / script
         if not path.exists():

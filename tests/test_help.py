@@ -99,11 +99,11 @@ def test_letters_beyond_ascii_are_read_in_quotes() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--help"], ["health"]])
-def test_an_output_that_cannot_be_written_is_one_line(words: list[str], unbuffered: str) -> None:
+@pytest.mark.parametrize("argv", [["--help"], ["health"]])
+def test_an_output_that_cannot_be_written_is_one_line(argv: list[str], unbuffered: str) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "harness", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            [sys.executable, "-m", "harness", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False,
             cwd=PROJECT, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
     assert done.returncode == 5
@@ -111,16 +111,16 @@ def test_an_output_that_cannot_be_written_is_one_line(words: list[str], unbuffer
     assert line.startswith("error: standard output: cannot be written: No space left on device; free some space")
 
 
-@pytest.mark.parametrize("words", [["workload.steps=3"], ["--cfg"], ["-m", "seed=1,2"], ["peak"], ["doctor", "cpu"],
+@pytest.mark.parametrize("argv", [["workload.steps=3"], ["--cfg"], ["-m", "seed=1,2"], ["peak"], ["doctor", "cpu"],
                                    ["torchrun", "--nproc-per-node=2", "parallel=ddp"]])  # fmt: skip
 def test_a_deleted_working_directory_is_named(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert main(words) == 2
+    assert main(argv) == 2
     assert capsys.readouterr().err == (
         "error: the working directory does not exist any more; cd to an existing folder\n"
     )

@@ -68,7 +68,7 @@ FORBIDDEN = {
     "harness.backends": ("harness.training", "harness.workload", "harness.report", "harness.analysis"),
 }
 
-# What devices promise to the rest, and what they tell of themselves while they work.
+# Modules with the interface between devices and the rest.
 SEAM = ("harness.backends.base", "harness.backends.failures", "harness.backends.sensors", "harness.backends.step")
 
 # Imports that the floors forbid, with the reason why this one may stay.

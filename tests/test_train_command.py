@@ -1,4 +1,4 @@
-"""Which process of a host says what is wrong with the words that all of them were given."""
+"""Error messages of several processes of one host: one process reports what all have in common."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_others_wait_for_it_and_say_nothing(told_to_stop: bool, monkeypatch:
 def test_of_the_interrupted_one_says_so(
     own: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(words: list[str]) -> int:
+    def interrupted(argv: list[str]) -> int:
         raise Interrupted(15)
 
     monkeypatch.setenv("LOCAL_RANK", own)

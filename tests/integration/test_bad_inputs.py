@@ -1,6 +1,6 @@
 """Bad input, typed as a user would type it: one line, no traceback, the documented exit code, nothing left behind.
 
-Each case: the words, the exit code, and what the line has to name.
+Each case: the arguments, the exit code, and the parts of the message.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("--turbo", 2, ["--turbo", "no such option"]),
     ("doctor tpu", 2, ["tpu", "cpu, cuda, hpu, mps, npu, xpu"]),
     ("doctor --jsno", 2, ["--jsno", "--json"]),
-    # Wrong types and malformed words
+    # Wrong types and malformed arguments
     ("workload.steps=many", 2, ["workload.steps", "many", "whole number"]),
     ("workload.steps=2.5", 2, ["workload.steps", "2.5", "whole number"]),
     ("workload.steps=null", 2, ["workload.steps"]),
@@ -166,11 +166,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("words", "code", "named"), CASES, ids=[words for words, _, _ in CASES])
+@pytest.mark.parametrize(("argv", "code", "named"), CASES, ids=[argv for argv, _, _ in CASES])
 def test_bad_input_is_answered_with_one_line(
-    words: str, code: int, named: list[str], data: Path, forked_harness: Harness, tmp_path: Path
+    argv: str, code: int, named: list[str], data: Path, forked_harness: Harness, tmp_path: Path
 ) -> None:
-    typed = [word.format(data=data) for word in words.split(" ")]
+    typed = [word.format(data=data) for word in argv.split(" ")]
     is_verb = typed[0] in ("trian", "prject", "compare", "project", "audit", "claim", "doctor") or typed[0].startswith(
         "--"
     )
@@ -227,14 +227,14 @@ def test_a_folder_that_cannot_be_written_is_named(harness: Harness, tmp_path: Pa
     assert "Permission denied" in done.stderr
 
 
-def _as_nobody(harness: Harness, words: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+def _as_nobody(harness: Harness, argv: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Run without root's right to read everything (CAP_DAC_OVERRIDE), if we are root."""
     if os.geteuid() != 0:
-        return harness(*words)
+        return harness(*argv)
     drop = "-dac_override,-dac_read_search"
     return subprocess.run(
         ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", "--no-new-privs",
-         sys.executable, "-m", "harness", *words],
+         sys.executable, "-m", "harness", *argv],
         cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -243,8 +243,8 @@ def test_a_token_id_deep_in_the_data_ends_the_run_with_a_record(harness: Harness
     tokens = (np.arange(5000) % 256).astype("<u2")
     tokens[2000] = 700  # in one window of 148, which 40 steps of 4 sequences are bound to meet
     tokens.tofile(tmp_path / "bad.bin")
-    words = (*TINY, "data=tokens", "data.path=bad.bin", "workload.eval_every=0", "workload.steps=40", "out=run")
-    done = harness(*words)
+    argv = (*TINY, "data=tokens", "data.path=bad.bin", "workload.eval_every=0", "workload.steps=40", "out=run")
+    done = harness(*argv)
     assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
     assert "token id 700" in done.stderr

@@ -1,4 +1,4 @@
-"""What operations copy to start a run: each file unedited, on the CPU, with a stand-in for the scheduler around it."""
+"""Launch files for operations: each runs unedited on the CPU, under a fake scheduler."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def variables(**more: str) -> dict[str, str]:
     return {**own, "PYTHON": sys.executable, **more}
 
 
-def start(words: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
+def start(argv: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        words, cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        argv, cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -128,11 +128,11 @@ class TestSlurm:
             "PROCESSES": "1",
         }
 
-    def submit(self, folder: Path, cluster: dict[str, str], *words: str, **more: str) -> subprocess.Popen[str]:
+    def submit(self, folder: Path, cluster: dict[str, str], *argv: str, **more: str) -> subprocess.Popen[str]:
         # sbatch copies the script: nothing beside it may be needed.
         copy = folder / "job"
         shutil.copy(LAUNCH / "slurm.sh", copy)
-        return start(["bash", str(copy), *words], folder, **cluster, **more)
+        return start(["bash", str(copy), *argv], folder, **cluster, **more)
 
     def test_unedited_and_without_words(self, tmp_path: Path, cluster: dict[str, str]) -> None:
         del cluster["PROCESSES"]
@@ -149,8 +149,8 @@ class TestSlurm:
         assert not (tmp_path / "requeued").exists()
 
     def test_pre_empted_it_saves_is_queued_again_and_goes_on(self, tmp_path: Path, cluster: dict[str, str]) -> None:
-        words = [*BRIEF, "workload.steps=400", "workload.interval_steps=5"]
-        job = self.submit(tmp_path, cluster, *words, CHECKPOINT_EVERY="50")
+        argv = [*BRIEF, "workload.steps=400", "workload.interval_steps=5"]
+        job = self.submit(tmp_path, cluster, *argv, CHECKPOINT_EVERY="50")
         run = tmp_path / "runs" / f"slurm-{cluster['SLURM_JOB_ID']}"
         deadline = time.monotonic() + 90
         while not ((run / "steps.jsonl").exists() and len((run / "steps.jsonl").read_text().splitlines()) > 60):
@@ -165,7 +165,7 @@ class TestSlurm:
         assert (tmp_path / "requeued").read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
         first = record(run)
         assert first["status"] == "interrupted"
-        code, errors = ended(self.submit(tmp_path, cluster, *words, CHECKPOINT_EVERY="50"))
+        code, errors = ended(self.submit(tmp_path, cluster, *argv, CHECKPOINT_EVERY="50"))
         assert code == 0, errors
         found = record(run)
         assert found["status"] == "ok"
@@ -224,8 +224,8 @@ class TestKubernetes:
     def test_the_job_as_it_stands(self, tmp_path: Path) -> None:
         pod = pod_of("job.yaml")
         for container, code in ((pod["initContainers"][0], 0), (pod["containers"][0], 0)):
-            words = [word.replace("/work/runs", str(tmp_path)) for word in container["args"]]
-            found, errors = ended(start([sys.executable, "-m", "harness", *words], tmp_path))
+            argv = [word.replace("/work/runs", str(tmp_path)) for word in container["args"]]
+            found, errors = ended(start([sys.executable, "-m", "harness", *argv], tmp_path))
             assert found == code, errors
         assert record(tmp_path / "job")["status"] == "ok"
 
@@ -237,14 +237,14 @@ class TestKubernetes:
         own = str(free_port())
         pods = []
         for rank in range(2):
-            words = [
+            argv = [
                 word.replace("$(NODE_RANK)", str(rank))
                 .replace("harness-nodes-0.harness-nodes", "127.0.0.1")
                 .replace(port, own)
                 .replace("/work/runs", str(tmp_path))
                 for word in container["args"]
             ]
-            pods.append(start([sys.executable, "-m", "harness", *words], tmp_path))
+            pods.append(start([sys.executable, "-m", "harness", *argv], tmp_path))
         for pod in pods:
             code, errors = ended(pod)
             assert code == 0, errors
@@ -264,8 +264,8 @@ class TestCompose:
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["stop_grace_period"] == "2m"
-        words = [word.replace("/work/runs", str(tmp_path)) for word in service["command"]]
-        code, errors = ended(start([sys.executable, "-m", "harness", *words], tmp_path))
+        argv = [word.replace("/work/runs", str(tmp_path)) for word in service["command"]]
+        code, errors = ended(start([sys.executable, "-m", "harness", *argv], tmp_path))
         assert code == 0, errors
         assert "harness_tokens_total" in (tmp_path / "harness.prom").read_text()
         # Every line is one JSON object.

@@ -37,7 +37,7 @@ class TestJsonLogs:
         assert said[0]["workload_id"] == said[-1]["workload_id"]
 
     @pytest.mark.parametrize(
-        ("words", "code"),
+        ("argv", "code"),
         [
             (("workload.stps=5",), 2),
             (("trian",), 2),
@@ -45,8 +45,8 @@ class TestJsonLogs:
             (("workload.learning_rate=1e30", "out=run"), 5),
         ],
     )
-    def test_one_that_does_not(self, words: tuple[str, ...], code: int, harness: Harness) -> None:
-        done = harness(*words[:1], *TINY, *words[1:], "log=json")
+    def test_one_that_does_not(self, argv: tuple[str, ...], code: int, harness: Harness) -> None:
+        done = harness(*argv[:1], *TINY, *argv[1:], "log=json")
         assert done.returncode == code
         last = lines(done.stderr)[-1]
         assert (last["level"], last["exit_code"]) == ("error", code)
@@ -135,7 +135,7 @@ class TestTelemetry:
             "sys.exit(main(sys.argv[2:]))\n"
         )
         # Long blocks: what is written between the short ones of this tiny model takes as long as they do.
-        words = [
+        argv = [
             *TINY,
             "workload.steps=1000",
             "workload.interval_steps=500",
@@ -144,7 +144,7 @@ class TestTelemetry:
             "--metrics-file",
             "h.prom",
         ]
-        command = [sys.executable, "-c", program, str(tmp_path / "powercap"), *words]
+        command = [sys.executable, "-c", program, str(tmp_path / "powercap"), *argv]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         record = json.loads((tmp_path / "run" / "record.json").read_text())
@@ -168,7 +168,7 @@ class TestMetricsFile:
         assert 'run="run"' in text
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("argv", "said"),
         [
             (("--metrics-file",), "--metrics-file PATH.prom"),
             (("--metrics-file", "metrics.txt"), "ending in .prom"),
@@ -176,9 +176,9 @@ class TestMetricsFile:
         ],
     )
     def test_what_cannot_be_is_refused_before_anything_begins(
-        self, words: tuple[str, ...], said: str, harness: Harness, tmp_path: Path
+        self, argv: tuple[str, ...], said: str, harness: Harness, tmp_path: Path
     ) -> None:
-        done = harness(*TINY, "out=run", *words)
+        done = harness(*TINY, "out=run", *argv)
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert said in line
@@ -198,9 +198,9 @@ def test_tensorboard_reads_every_step(harness: Harness, tmp_path: Path) -> None:
     assert events.Scalars("speed/tokens_per_second")
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+def started(folder: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", *TINY, *words],
+        [sys.executable, "-m", "harness", *TINY, *argv],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(folder)},
     )  # fmt: skip

@@ -20,8 +20,8 @@ def peaks(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("runs/peaks/*/peak.json"))]
 
 
-def run_peak(folder: Path, *words: str) -> Ended:
-    return run_harness(folder, "peak", "backend=cpu", "backend.threads=1", *words, fault=QUICK)
+def run_peak(folder: Path, *argv: str) -> Ended:
+    return run_harness(folder, "peak", "backend=cpu", "backend.threads=1", *argv, fault=QUICK)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_a_damaged_one_is_named(measured: dict[str, Any], tmp_path: Path) -> Non
 
 
 def test_two_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
-    words = ["peak", "backend=cpu", "parallel=ddp"]
-    first, second = end_ranks(start_ranks(2, words, tmp_path, fault=QUICK))
+    argv = ["peak", "backend=cpu", "parallel=ddp"]
+    first, second = end_ranks(start_ranks(2, argv, tmp_path, fault=QUICK))
     assert (first.code, second.code) == (0, 0), first.err + second.err
     assert second.out == second.err == ""
     [peak] = peaks(tmp_path)
@@ -99,15 +99,15 @@ def test_nothing_is_overwritten(measured: dict[str, Any], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("argv", "code", "said"),
     [
         (("backend=cuda",), 3, "backend cuda is not available here"),
         (("backend=none",), 2, "backend"),
         (("backend.thread=1",), 2, "backend.thread"),
     ],
 )
-def test_bad_usage(words: tuple[str, ...], code: int, said: str, harness: Harness) -> None:
-    done = harness("peak", *words)
+def test_bad_usage(argv: tuple[str, ...], code: int, said: str, harness: Harness) -> None:
+    done = harness("peak", *argv)
     assert done.returncode == code
     assert len(done.stderr.splitlines()) == 1
     assert said in done.stderr
