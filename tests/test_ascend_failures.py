@@ -10,13 +10,8 @@ from itertools import pairwise
 
 import pytest
 
-from harness.backends.ascend.failures import (
-    LATE_FAULTS,
-    PEER_FAULTS,
-    START_FAULTS,
-    classify_message,
-    explain_import_failure,
-)
+from harness.backends.ascend import failures
+from harness.backends.ascend.failures import classify_message, explain_import_failure
 from harness.backends.failures import Failure
 from harness.records.record import STATUSES
 
@@ -213,7 +208,7 @@ class TestFaults:
         assert "vector core" in failure.cause
 
     def test_every_fault_code_has_a_cause(self) -> None:
-        for code, cause in {**LATE_FAULTS, **START_FAULTS, **PEER_FAULTS}.items():
+        for code, cause in {**failures.LATE_FAULTS, **failures.START_FAULTS, **failures.PEER_FAULTS}.items():
             failure = classified(acl(SYNCHRONIZE, "AclrtSynchronizeDeviceWithTimeout", code, "..."))
             assert cause in failure.cause
 
