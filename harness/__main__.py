@@ -28,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         log.set_up(argv)
         code = _dispatch(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        print(end="", flush=True)
         return code
     except UserError as error:
         # Of processes that end together, another one reports it.
