@@ -14,7 +14,7 @@ from harness.config import Config
 
 SETUP_SECONDS = 4.0
 EVALUATION_SECONDS = 0.5
-# The first step builds kernels: it takes as long as so many others.
+# The first step builds kernels: it takes as long as this number of others.
 FIRST_STEP = 8
 
 
@@ -41,7 +41,7 @@ def batch_digest(config: Config, steps: int) -> str:
 
 
 def make_timing(config: Config, steps: int, speed: Speed, chance: random.Random) -> dict[str, Any]:
-    """Return the record's part `timing` of a run that finished so many steps."""
+    """Return the record's part `timing` of a run that finished a number of steps."""
     work = config.workload
     mean = speed.step_seconds * math.exp(chance.gauss(0, speed.process_noise))
     intervals, step_times = _intervals(config, steps, mean, speed, chance)
@@ -106,7 +106,7 @@ class LossCurve:
         self.last_step = self._stop()
 
     def expected(self, step: int) -> float:
-        """Return the loss after so many updates, without any noise, nats per token."""
+        """Return the loss after a number of updates, without any noise, nats per token."""
         start = math.log(self._config.model.vocab_size)
         pace = 30 * math.sqrt(6e-4 / self._config.workload.learning_rate)
         return self.FLOOR + (start - self.FLOOR) * (0.75 * math.exp(-step / pace) + 0.25 / (1 + step / pace))

@@ -152,7 +152,7 @@ def make_record(
 
 
 def make_records(count: int, **arguments: Any) -> list[dict[str, Any]]:
-    """Return the records of so many repeats, numbered from 1; arguments as of `make_record`."""
+    """Return the records of a number of repeats, numbered from 1; arguments as of `make_record`."""
     return [make_record(**{"process": number, **arguments}) for number in range(1, count + 1)]
 
 

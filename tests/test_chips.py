@@ -179,7 +179,7 @@ class TestWhatPeopleWrite:
 
 @pytest.mark.parametrize("text", ["", "chips: [1]", "chips: {X: {reported_names: [x]}}"])
 def test_a_malformed_catalogue_is_named(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read as a catalogue"):
+    with pytest.raises(ConfigError, match="is no valid catalogue"):
         read(tmp_path, text)
 
 
@@ -188,7 +188,7 @@ def test_a_malformed_catalogue_is_named(text: str, tmp_path: Path) -> None:
     [
         ({"grade": "Z"}, "grade 'Z'"),
         ({"but": {"memory": {"source": "s", "grade": "C"}}}, "'memory' is not one of"),
-        ({"lacks": ["bf16"]}, "lacks bf16, yet has a peak"),
+        ({"lacks": ["bf16"]}, "lacks bf16, but has a peak"),
         ({"but": {"memory_gb": {"source": "one page", "grade": "D"}}}, "grade 'D'"),
     ],
 )

@@ -14,7 +14,7 @@ from harness.__main__ import main
 from harness.analysis.audit.reading import read_rows
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import (
-    CLAIM_WORDS,
+    CLAIM_VERDICTS,
     INCONCLUSIVE,
     NOT_TESTED,
     REFUTED,
@@ -23,8 +23,8 @@ from harness.analysis.claims import (
     ClaimVerdict,
     chips_of,
     find_claim,
+    judge_ratio,
     load_claims,
-    within,
 )
 from harness.analysis.flops import matrix_weights
 from harness.analysis.run_group import RunGroup
@@ -130,7 +130,7 @@ class TestRecords:
 
     def test_of_another_precision_do_not_test_it(self) -> None:
         found = verdict("accelerate-mrpc", side(A100, "A100"), side(ASCEND, "Ascend"))
-        assert found.reason.startswith("other precision: the claim is of fp32, Ascend of bf16")
+        assert found.reason.startswith("other precision: the claim is of fp32, Ascend ran in bf16")
 
     def test_that_may_not_be_compared_do_not_test_it(self) -> None:
         found = verdict(IFLYTEK, side(A100, "A100"), side(ASCEND, "Ascend", config={"seed": 2}))
@@ -166,13 +166,13 @@ class TestWithin:
         ],
     )
     def test_two_borders(self, low: float, high: float, word: str) -> None:
-        assert within(find_claim(IFLYTEK), (low + high) / 2, low, high).verdict == word
+        assert judge_ratio(find_claim(IFLYTEK), (low + high) / 2, low, high).verdict == word
 
     @pytest.mark.parametrize(
         ("low", "high", "word"), [(1.0, 50, SUPPORTED), (0.5, 0.8, REFUTED), (0.9, 1.5, INCONCLUSIVE)]
     )
     def test_one_border(self, low: float, high: float, word: str) -> None:
-        assert within(find_claim("gh200-above-h100"), (low + high) / 2, low, high).verdict == word
+        assert judge_ratio(find_claim("gh200-above-h100"), (low + high) / 2, low, high).verdict == word
 
 
 class TestFiles:
@@ -265,10 +265,10 @@ class TestFiles:
             ({"subject": "910B7"}, "'910B7' is no chip"),
             ({"low": None, "high": None}, "both are null"),
             ({"stated": 2.0}, "not between low and high"),
-            ({"margin": 0.1}, "margin: no such key"),
+            ({"margin": 0.1}, "margin: unknown key"),
             ({"low": 2.0, "high": 1.0, "stated": None}, "2.0 is more than 1.0"),
-            ({"experiment": "iflytek/card"}, "experiment: found 'iflytek/card', expected a list of words"),
-            ({"parameters_reason": ...}, "parameters: stands beside parameters_reason"),
+            ({"experiment": "iflytek/card"}, "experiment: found 'iflytek/card', expected a list of strings"),
+            ({"parameters_reason": ...}, "parameters, parameters_reason: found one of them"),
             ({"devices": [1, 2, 3]}, "positional arguments"),
             ({"source": ...}, "source is missing"),
         ],
@@ -335,7 +335,7 @@ class TestCommands:
         printed = capsys.readouterr().out
         assert f"--claim {name}" in printed
         evidence = next(line for line in printed.splitlines() if line.startswith("evidence"))
-        assert any(f" {word}: " in evidence for word in CLAIM_WORDS)
+        assert any(f" {word}: " in evidence for word in CLAIM_VERDICTS)
 
     def test_for_programs(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["claim", IFLYTEK, "--format", "json"]) == 0

@@ -27,13 +27,13 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     return {name: write_runs(tmp_path / name, records) for name, records in made.items()}
 
 
-def compare(folders: dict[str, Path], *words: str) -> int:
-    return main(["compare", *(str(folders.get(word, word)) for word in words)])
+def compare(folders: dict[str, Path], *argv: str) -> int:
+    return main(["compare", *(str(folders.get(word, word)) for word in argv)])
 
 
 class TestExitCodes:
     @pytest.mark.parametrize(
-        ("words", "code"),
+        ("argv", "code"),
         [
             (("reference", "same"), 0),
             (("reference", "slow"), 0),
@@ -48,20 +48,20 @@ class TestExitCodes:
         ids=str,
     )
     def test_are_as_documented(
-        self, words: tuple[str, ...], code: int, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+        self, argv: tuple[str, ...], code: int, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert compare(folders, *words) == code
+        assert compare(folders, *argv) == code
         assert capsys.readouterr().out
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("argv", "said"),
         [
             ((), "found 0 side(s), expected a reference and one or more others"),
             (("reference",), "found 1 side(s)"),
             (("reference", "nowhere"), "nowhere: no such file or folder"),
-            (("reference", "reference"), "is the same run as"),
+            (("reference", "reference"), "the same record was given twice"),
             (("reference", "same", "--margin", "5"), "--margin: found 5, expected a fraction between 0 and 1"),
             (("reference", "same", "--margin", "nan"), "--margin: found nan"),
             (("reference", "same", "--margin", "wide"), "invalid float value: 'wide'"),
@@ -79,9 +79,9 @@ class TestRefusals:
         ids=str,
     )
     def test_are_one_line_with_exit_code_2(
-        self, words: tuple[str, ...], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+        self, argv: tuple[str, ...], said: str, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert compare(folders, *words) == 2
+        assert compare(folders, *argv) == 2
         printed = capsys.readouterr()
         assert printed.out == ""
         [line] = printed.err.splitlines()

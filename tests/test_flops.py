@@ -48,7 +48,7 @@ def test_is_near_six_times_the_parameters_and_a_little_more(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ("model.bias=true",),
         ("model.num_key_value_heads=2", "model.activation=swiglu", "model.norm=rmsnorm"),
@@ -56,7 +56,7 @@ def test_is_near_six_times_the_parameters_and_a_little_more(name: str) -> None:
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_forward_and_backward_as_torch_counts_them(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_and_backward_as_torch_counts_them(overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The counter sees full attention, so the causal half is taken from its sum: S x S scores against S (S + 1) / 2."""
 
     def written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_forward_and_backward_as_torch_counts_them(words: tuple[str, ...], monke
 
     monkeypatch.setattr(model_module, "causal_attention", written_out)
     config = load(
-        ["model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", *words]
+        ["model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", *overrides]
     ).model
     length, batch = 32, 2
     with torch.device("meta"):

@@ -27,7 +27,7 @@ def markdown(name: str) -> str:
 
 @cache
 def html(name: str) -> str:
-    """What a reader of CommonMark with tables makes of it; raw HTML, if any came through, stays raw."""
+    """Render as CommonMark with tables; raw HTML, if any came through, stays raw."""
     return MarkdownIt("commonmark").enable("table").render(markdown(name))
 
 

@@ -44,7 +44,7 @@ class Parsed(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, Mapping[str, str | None]]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -62,11 +62,11 @@ class Parsed(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] != "style":
-            self.words.append(data)
+            self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.texts).split())
 
     def named(self, tag: str) -> list[Mapping[str, str | None]]:
         return [attributes for found, attributes in self.elements if found == tag]
@@ -249,7 +249,7 @@ class TestFiles:
 
     def test_a_folder_that_cannot_be_made_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(RunFailed, match=r"file/report: cannot be made: .*; choose another folder$"):
+        with pytest.raises(RunFailed, match=r"file/report: cannot be created: .*; choose another folder$"):
             write_report(case("single_run"), tmp_path / "file" / "report", [])
 
     def test_a_full_disk_is_one_line_and_leaves_nothing_half_done(

@@ -114,7 +114,7 @@ class TestWhatTheySay:
         assert set(timing["phase_seconds"]) == {"forward", "backward", "optimizer"}
         found = draw_runs.mean_phases(make_side("a", [case("faster").reference.first]))
         assert math.fsum(found.values()) == pytest.approx(timing["mean_step_seconds"])
-        assert found["the rest"] == pytest.approx(0.04 * timing["mean_step_seconds"])
+        assert found["rest"] == pytest.approx(0.04 * timing["mean_step_seconds"])
 
     def test_differences_are_drawn_of_the_same_work_only(self) -> None:
         def lines(name: str) -> int:

@@ -59,20 +59,20 @@ def plan(**changes: Any) -> Plan:
 
 
 def step(chip: Chip, assumed: Assumptions = FIXED, **changes: Any) -> float:
-    return project(plan(**changes), chip, assumed=assumed).step_seconds.middle
+    return project(plan(**changes), chip, assumed=assumed).step_seconds.median
 
 
 class TestByHand:
     def test_one_device(self, chip: Chip) -> None:
         # 1e10 x 1e6 FLOPs at 1e14: 100 s a step, 1e5 s in all.
         found = project(plan(), chip, assumed=FIXED)
-        assert found.step_seconds.middle == pytest.approx(100)
-        assert found.days.middle == pytest.approx(1e5 / 86_400)
-        assert found.device_hours.middle == pytest.approx(1e5 / HOUR)
+        assert found.step_seconds.median == pytest.approx(100)
+        assert found.days.median == pytest.approx(1e5 / 86_400)
+        assert found.device_hours.median == pytest.approx(1e5 / HOUR)
         assert found.mfu is not None
-        assert found.mfu.middle == pytest.approx(0.5)
+        assert found.mfu.median == pytest.approx(0.5)
         assert found.megawatt_hours is not None
-        assert found.megawatt_hours.middle == pytest.approx(1e5 / HOUR * 400 / 1e6)
+        assert found.megawatt_hours.median == pytest.approx(1e5 / HOUR * 400 / 1e6)
         assert found.shares["compute"] == pytest.approx(1)
 
     def test_recomputation_costs_a_third(self, chip: Chip) -> None:
@@ -130,8 +130,8 @@ class TestByHand:
                           device_hours_between_interruptions=Range(100, 100, 100))  # fmt: skip
         found = project(plan(), chip, assumed=assumed)
         hours = 1e5 / HOUR
-        assert found.uninterrupted_days.middle == pytest.approx(hours / 24)
-        assert found.days.middle == pytest.approx(hours * 1.01 / (1 - 2 / 100) / 24)
+        assert found.uninterrupted_days.median == pytest.approx(hours / 24)
+        assert found.days.median == pytest.approx(hours * 1.01 / (1 - 2 / 100) / 24)
 
     def test_collectives(self) -> None:
         ones = np.ones(1)
@@ -150,7 +150,7 @@ class TestInterval:
         found = project(plan(), chip, Speed(flops, "three runs"), FIXED)
         # Student's t of two degrees of freedom, and the mean of three is not certain itself.
         spread = float(np.std(np.log(flops), ddof=1)) * math.sqrt(1 + 1 / 3)
-        assert found.step_seconds.middle == pytest.approx(100 / np.exp(np.mean(np.log(flops))) * 1e14, rel=0.01)
+        assert found.step_seconds.median == pytest.approx(100 / np.exp(np.mean(np.log(flops))) * 1e14, rel=0.01)
         assert math.log(found.step_seconds.high / found.step_seconds.low) == pytest.approx(2 * 2.920 * spread, rel=0.05)
         assert found.source == "three runs"
 
@@ -186,7 +186,7 @@ class TestInterval:
         speed = Speed((1e14,), "a run", watts=100.0)
         found = project(plan(), chip, speed, FIXED)
         assert found.megawatt_hours is not None
-        assert found.megawatt_hours.middle == pytest.approx(1e5 / HOUR * 100 / 1e6)
+        assert found.megawatt_hours.median == pytest.approx(1e5 / HOUR * 100 / 1e6)
         assert {"power_share", "efficiency_of_products"} <= found.unused
 
     def test_no_draw_is_faster_than_the_chip(self, chip: Chip) -> None:
@@ -200,9 +200,9 @@ class TestInterval:
         assumed = replace(FIXED, power_share=Range(0.5, 0.75, 1.0))
         found = project(plan(devices=4), chip, assumed=assumed)
         assert found.megawatt_hours is not None
-        hours = found.device_hours.middle
-        assert found.megawatt_hours.middle == pytest.approx(hours * 0.75 * 400 / 1e6, rel=0.01)
-        assert found.megawatt_hours.low < 0.9 * found.megawatt_hours.middle
+        hours = found.device_hours.median
+        assert found.megawatt_hours.median == pytest.approx(hours * 0.75 * 400 / 1e6, rel=0.01)
+        assert found.megawatt_hours.low < 0.9 * found.megawatt_hours.median
 
 
 class TestRefusals:
@@ -213,7 +213,7 @@ class TestRefusals:
             ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
             ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
             ({"devices": 8, "tensor": 8, "heads": 12}, "found 8, expected a divisor of the model's 12 heads"),
-            ({"layers": 96, "width": 12288}, "found 1 B, expected more: 96 layers of width 12288 have some 174 B"),
+            ({"layers": 96, "width": 12288}, "found 1 B, expected more: 96 layers of width 12288 have about 174 B"),
             ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
             ({"devices": 4, "pipeline": 4, "virtual_stages": 3}, "found 4 stages of 3, expected no more than"),
         ],
@@ -223,14 +223,14 @@ class TestRefusals:
             plan(**changes)
 
     def test_what_does_not_fit(self, chip: Chip) -> None:
-        with pytest.raises(UserError, match=r"does not fit: .* take 160 GB a device.* use --sharded, or"):
+        with pytest.raises(UserError, match=r"memory: .* take 160 GB a device.* use --sharded, or"):
             project(plan(parameters=1e10), chip)
         with pytest.raises(UserError, match=r"take 800 GB a device.* use more --tensor or --pipeline"):
             project(plan(parameters=1e11, devices=2, sharded=True), chip)
         project(plan(parameters=1e10, devices=4, sharded=True), chip)
 
     def test_more_devices_than_can_be_kept_running(self, chip: Chip) -> None:
-        with pytest.raises(UserError, match="interrupted faster than a training gets on"):
+        with pytest.raises(UserError, match="make no progress between interruptions"):
             project(plan(devices=1_048_576, global_batch_size=1_048_576), chip)
 
     def test_precisions_and_peaks_that_there_are_not(self, chip: Chip) -> None:
@@ -244,7 +244,7 @@ class TestRefusals:
 
     def test_a_bridge_between_two_cards_does_not_join_eight(self, chip: Chip) -> None:
         bridged = replace(chip, link_devices=2)
-        with pytest.raises(UserError, match="joins 2 devices, and the plan has 8 in a node; give --link-gb-per-s"):
+        with pytest.raises(UserError, match="joins 2 devices, but the plan has 8 in a node; give --link-gb-per-s"):
             project(plan(devices=40), bridged)
         project(plan(devices=40, devices_per_node=2), bridged)
         project(plan(devices=2, tensor=2), bridged)
@@ -269,7 +269,7 @@ class TestPublishedTrainings:
 
     def test_a_malformed_file_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "t.yaml").write_text("trainings: {x: {chip: A100}}")
-        with pytest.raises(ConfigError, match=r"t\.yaml: cannot be read as trainings"):
+        with pytest.raises(ConfigError, match=r"t\.yaml: is no valid list of trainings"):
             load_trainings(tmp_path / "t.yaml")
 
     def test_a_named_model_has_its_own_size(self) -> None:
@@ -285,8 +285,8 @@ class TestCommand:
     def test_from_the_catalogue_says_so(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", *self.PLAN, "--chip", "A100 80GB SXM"]) == 0
         printed = capsys.readouterr().out
-        assert "no run was measured" in printed
-        assert "efficiency of products: 0.45 to 0.8" in printed
+        assert "catalogue (grade A), not measured" in printed
+        assert "efficiency of products 0.45 to 0.8" in " ".join(printed.split())
 
     def test_from_records(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = write_runs(tmp_path / "a", make_records(5, on=A100, step_seconds=0.25))
@@ -296,7 +296,7 @@ class TestCommand:
         assert found["uninterrupted_days"]["median"] == pytest.approx(1e9 / (32 * 1024 / 0.25) / 86_400, rel=0.01)
         assert found["source"] == "5 measured runs on NVIDIA A100-SXM4-80GB"
 
-    def test_json_has_all_that_it_was_reckoned_from(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_json_has_all_that_it_was_estimated_from(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", *self.PLAN, "--chip", "A100 80GB SXM", "--format", "json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["plan"]["tokens"] == 1e9
@@ -311,36 +311,36 @@ class TestCommand:
     ) -> None:
         config = {"model": {"activation_checkpointing": True}}
         folder = write_runs(tmp_path / "a", make_records(5, on=A100, step_seconds=0.25, config=config))
-        words = ["project", *self.PLAN, "--records", str(folder), "--format", "json"]
-        assert main([*words, "--recompute"]) == 0
+        argv = ["project", *self.PLAN, "--records", str(folder), "--format", "json"]
+        assert main([*argv, "--recompute"]) == 0
         again = json.loads(capsys.readouterr().out)["step_seconds"]["median"]
-        assert main(words) == 0
+        assert main(argv) == 0
         once = json.loads(capsys.readouterr().out)["step_seconds"]["median"]
         # The plan's 1024 sequences are 32 of the runs' steps.
         assert again == pytest.approx(32 * 0.25, rel=0.01)
         assert once == pytest.approx(again * 3 / 4, rel=0.01)
 
     def test_assumptions_can_be_one_s_own(self, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ["project", *self.PLAN, "--chip", "A100 80GB SXM", "--format", "json"]
-        assert main([*words, "--assume", "device-hours-between-interruptions=1000", "--assume",
+        argv = ["project", *self.PLAN, "--chip", "A100 80GB SXM", "--format", "json"]
+        assert main([*argv, "--assume", "device-hours-between-interruptions=1000", "--assume",
                      "link-efficiency=0.5:0.5:0.8"]) == 0  # fmt: skip
         often = json.loads(capsys.readouterr().out)
         assert often["assumptions"]["device_hours_between_interruptions"] == {"low": 1000, "likely": 1000, "high": 1000}
         assert often["assumptions"]["link_efficiency"] == {"low": 0.5, "likely": 0.5, "high": 0.8}
-        assert main(words) == 0
+        assert main(argv) == 0
         seldom = json.loads(capsys.readouterr().out)
         assert often["shares"]["interruptions"] > 3 * seldom["shares"]["interruptions"]
 
     def test_activations_that_do_not_fit_are_cautioned_about(self, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ["project", "--model", "llama2-7b", "--tokens", "1B", "--devices", "8", "--chip", "A100 80GB SXM",
+        argv = ["project", "--model", "llama2-7b", "--tokens", "1B", "--devices", "8", "--chip", "A100 80GB SXM",
                  "--sharded", "--global-batch-size", "8", "--format", "json"]  # fmt: skip
-        assert main([*words, "--seq-len", "4096"]) == 0
+        assert main([*argv, "--seq-len", "4096"]) == 0
         assert json.loads(capsys.readouterr().out)["cautions"] == []
         # 34 bytes x 65,536 tokens x 4096 x 32 layers.
-        assert main([*words, "--seq-len", "65536"]) == 0
+        assert main([*argv, "--seq-len", "65536"]) == 0
         [caution] = json.loads(capsys.readouterr().out)["cautions"]
-        assert caution.startswith("activations come to some 292 GB a device")
-        assert main([*words, "--seq-len", "65536", "--recompute"]) == 0
+        assert caution.startswith("activations need about 292 GB a device")
+        assert main([*argv, "--seq-len", "65536", "--recompute"]) == 0
         assert json.loads(capsys.readouterr().out)["cautions"] == []
 
     def test_published_trainings_under_other_assumptions(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,25 +349,25 @@ class TestCommand:
                    if check["name"].startswith("llama2"))  # fmt: skip
 
     def test_a_link_that_is_given_takes_the_place_of_a_bridge(self, capsys: pytest.CaptureFixture[str]) -> None:
-        words = ["project", "--model", "gpt2-124m", "--tokens", "1B", "--devices", "8", "--chip", "NVIDIA H100 PCIe"]
-        assert main(words) == 2
+        argv = ["project", "--model", "gpt2-124m", "--tokens", "1B", "--devices", "8", "--chip", "NVIDIA H100 PCIe"]
+        assert main(argv) == 2
         assert "joins 2 devices" in capsys.readouterr().err
-        assert main([*words, "--link-gb-per-s", "25"]) == 0
+        assert main([*argv, "--link-gb-per-s", "25"]) == 0
 
     def test_records_of_another_size_are_cautioned_about(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder = write_runs(tmp_path / "a", make_records(2, on=A100, model={"parameters": 124_439_808}))
-        words = ["project", "--model", "llama2-7b", "--tokens", "1T", "--devices", "64", "--sharded"]
-        assert main([*words, "--records", str(folder)]) == 0
-        assert "the runs trained 0.124 B parameters, the plan is of 6.74 B" in " ".join(capsys.readouterr().out.split())
+        argv = ["project", "--model", "llama2-7b", "--tokens", "1T", "--devices", "64", "--sharded"]
+        assert main([*argv, "--records", str(folder)]) == 0
+        assert "the runs trained 0.124 B parameters, the plan has 6.74 B" in " ".join(capsys.readouterr().out.split())
 
     @pytest.mark.parametrize(
         ("on", "changes", "said"),
         [
             (EMULATED, {}, "its device is emulated and has no speed"),
             (A100, {"world_size": 8}, "it ran on 8 devices"),
-            (A100, {"step_seconds": 0.01}, "above the chip's peak of 312: one is wrong"),
+            (A100, {"step_seconds": 0.01}, "above the chip's peak of 312 TFLOP/s: one is wrong"),
             # 0.09 s are 290 TFLOP/s of the model, and with activations computed twice 387 of the device.
             (A100, {"step_seconds": 0.09, "config": {"model": {"activation_checkpointing": True}}}, "above the chip's"),
             (A100, {"status": "oom", "error": "no memory", "finished_steps": 40}, "the run ended oom"),
@@ -400,7 +400,7 @@ class TestCommand:
     ) -> None:
         folder = write_runs(tmp_path / "a", [make_record(on=A100), make_record(on=A100, process=2, **changes)])
         assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
-        assert "it is of other work than" in capsys.readouterr().err
+        assert "its work differs from that of" in capsys.readouterr().err
 
     def test_a_precision_that_was_not_run_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = write_runs(tmp_path / "a", make_records(2, on=A100))
@@ -421,7 +421,7 @@ class TestCommand:
         found = json.loads(capsys.readouterr().out)
         assert found["mfu"] is None
         assert any("memory bandwidth of NVIDIA A100-SXM4-80GB is unknown" in caution for caution in found["cautions"])
-        assert "the runs had 1024 tokens in a sequence, the plan has 2048" in found["cautions"]
+        assert "the runs had sequences of 1024 tokens, the plan has 2048" in found["cautions"]
 
     def test_check_prints_every_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check"]) == 0
@@ -431,7 +431,7 @@ class TestCommand:
         assert len(json.loads(capsys.readouterr().out)) == len(load_trainings())
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("argv", "said"),
         [
             (["--tokens", "1B", "--devices", "1", "--chip", "H200"], "either --model or --parameters"),
             (["--model", "tiny", "--devices", "1", "--chip", "H200"], "--tokens is missing"),
@@ -443,7 +443,7 @@ class TestCommand:
             (["--model", "tiny", "--tokens", "1B", "--devices", "1", "--chip", "H20O"], "did you mean 'H20'?"),
             (
                 ["--model", "tiny", "--virtual-stages", "2", "--tokens", "1B", "--devices", "1", "--chip", "H200"],
-                "found without --pipeline",
+                "found no --pipeline",
             ),
             (
                 [
@@ -458,7 +458,7 @@ class TestCommand:
                     "--assume",
                     "product-share-of-peak=0.5",
                 ],
-                "product-share-of-peak: takes no part",
+                "product-share-of-peak: not used",
             ),
             (
                 ["--model", "llama2-7b", "--tensor", "5", "--tokens", "1B", "--devices", "5", "--chip", "H200"],
@@ -472,16 +472,19 @@ class TestCommand:
             (["--check", "--assume", "restart-hours=3:2:1"], "found '3:2:1', expected a number of at least 0"),
             (["--check", "--assume", "restart-hours=x:1"], "found 'x:1'"),
             (["--check", "--assume", "restart-hours=inf"], "found 'inf'"),
-            (["--check", "--assume", "product-share-of-peak=0.5"], "product-share-of-peak: takes no part"),
+            (["--check", "--assume", "product-share-of-peak=0.5"], "product-share-of-peak: not used"),
             (["--check", "--devices", "8"], "--devices: found beside --check"),
             (["--check", "--records", "runs"], "--records: found beside --check"),
             (["--model", "x", "--tokens", "1B", "--devices", "1", "--chip", "H200"], "--model: found 'x'"),
-            (["--model", "tiny", "--tokens", "1B", "--devices", "1", "--chip", "910B"], "it may be Ascend 910B1"),
+            (
+                ["--model", "tiny", "--tokens", "1B", "--devices", "1", "--chip", "910B"],
+                "the name matches Ascend 910B1",
+            ),
             (["--model", "tiny", "--tokens", "7Q", "--devices", "1", "--chip", "H200"], "found '7Q'"),
             (["--model", "tiny", "--tokens", "7B", "--devices", "1.5", "--chip", "H200"], "found '1.5'"),
         ],
     )
-    def test_mistakes_are_one_line(self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["project", *words]) == 2
+    def test_mistakes_are_one_line(self, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["project", *argv]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert said in line

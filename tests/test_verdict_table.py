@@ -138,7 +138,9 @@ class TestContent:
 
     def test_facts_show_what_differs_within_a_side(self) -> None:
         records = [*make_records(1, environment={"host": "one"}), *make_records(1, environment={"host": "two"})]
-        facts = dict(provenance.facts(compare([make_side("a", records), make_side("b", make_records(1, on=A100))])))
+        facts = dict(
+            provenance.provenance_rows(compare([make_side("a", records), make_side("b", make_records(1, on=A100))]))
+        )
         assert facts["host"] == ["one / two", "bench-1"]
         assert facts["driver"] == ["none", "570.86.15"]
         assert facts["uncommitted changes"] == ["no", "no"]
@@ -154,7 +156,7 @@ class TestContent:
     def test_hostile_text_is_made_printable_everywhere(self) -> None:
         comparison = case("hostile")
         texts = [content.title(comparison), *(content.describe(side) for side in content.all_sides(comparison))]
-        texts += [cell for name, cells in provenance.facts(comparison) for cell in (name, *cells)]
+        texts += [cell for name, cells in provenance.provenance_rows(comparison) for cell in (name, *cells)]
         texts += [cell for row in provenance.records(comparison) for cell in row]
         assert all("\x1b" not in text for text in texts)
         assert sum(printable(HOSTILE) in text for text in texts) >= 6

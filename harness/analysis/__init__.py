@@ -1,1 +1,1 @@
-"""What sets of records allow to be said. Reads records only: no torch, no device."""
+"""Verdicts on recorded runs and on published claims. Reads records only: no torch, no device."""

@@ -1,7 +1,7 @@
-"""The catalogue of chips (configs/chips.yaml): figures with their sources.
+"""Catalogue of chips (configs/chips.yaml): peaks, memory, links and power, with their sources.
 
-A run's device is found by its exact reported name only: a peak is never guessed from part of a name. What people write
-in tables and claims ("A100", "910B") may mean several chips, and is answered with all of them.
+A run's device is found by its exact reported name only: a peak is never guessed from part of a name. A name in a table
+or a claim ("A100", "910B") can mean several chips, and `match_chips` returns all of them.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from harness.text import normalized_name
 
 GRADES = ("A", "B", "C")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
-# A figure's key in the file, and the factor to the unit that it has here.
+# Key of a figure in the file, and the factor to its unit in `Chip`.
 FIGURES = {"memory_gb": 1e9, "memory_tb_per_s": 1e12, "link_gb_per_s": 1e9, "power_watts": 1.0}
 WITH_SOURCE = ("dense_tflops", "reported_names", "lacks", *FIGURES)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a figure is from, and how far to trust it."""
+    """Source of a figure, and its grade."""
 
     text: str
     grade: str
-    """A: the vendor's data sheet. B: several independent sources agree. C: one source, or sources disagree."""
+    """A: the vendor's data sheet. B: several independent sources agree. C: one source, or sources that disagree."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator. RunningStats are the vendor's; None where nothing trustworthy is known."""
+    """One accelerator. Figures are the vendor's; None where no trustworthy one is known."""
 
     name: str
     vendor: str
     reported_names: tuple[str, ...]
-    """What drivers call it, letter by letter."""
+    """Names that drivers report, exactly."""
     also_called: tuple[str, ...]
     peak_flops: Mapping[str, float | None]
     """Dense FLOP/s by precision: fp32 (no TF32 or HF32), tf32, bf16, fp16, fp8."""
     lacks: tuple[str, ...]
-    """Precisions that the chip does not have."""
+    """Precisions that the chip does not support."""
     memory_bytes: float | None
     memory_bytes_per_second: float | None
     link_bytes_per_second: float | None
-    """To others of its node, one direction, all links together."""
+    """To the other devices of its node, one direction, all links together."""
     link_devices: int | None
-    """How many devices the link joins; None for all of a node."""
+    """Number of devices that the link joins; None for all of a node."""
     power_watts: float | None
     measured_flops: Mapping[str, float]
-    """Best matrix products that somebody measured, FLOP/s by precision."""
+    """Best published measurements of matrix products, FLOP/s by precision."""
     measured_source: str | None
     sources: Mapping[str, Source]
-    """Of every figure, by its key in the file."""
+    """Source of every figure, by its key in the file."""
 
     @property
     def confidence(self) -> str:
@@ -73,12 +73,12 @@ class Chip:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All chips, by what drivers report and by what people write."""
+    """All chips, by reported name and by the names in tables and claims."""
 
     chips: tuple[Chip, ...]
     reported: Mapping[str, Chip]
-    written: Mapping[str, tuple[Chip, ...]]
-    """By normalized name, alias or family: the chips that may be meant."""
+    by_name: Mapping[str, tuple[Chip, ...]]
+    """By normalized name, alias or family: the chips that the name can mean."""
     backends: Mapping[str, str]
     """By vendor, the name of the backend that drives its chips."""
 
@@ -88,7 +88,7 @@ def catalogue(path: Path | None = None) -> Catalogue:
     """Read the catalogue.
 
     Raises:
-        ConfigError: the file is malformed, or one name leads to two things.
+        ConfigError: the file is malformed, or a name is ambiguous in it.
     """
     file = path or config_directory() / "chips.yaml"
     try:
@@ -99,23 +99,23 @@ def catalogue(path: Path | None = None) -> Catalogue:
             for name, entry in (content.get("families") or {}).items()
         }
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as a catalogue of chips: {error!r}") from error
+        raise ConfigError(f"{file}: is no valid catalogue of chips: {error!r}") from error
     reported: dict[str, Chip] = {}
-    written: dict[str, tuple[Chip, ...]] = {}
+    by_name: dict[str, tuple[Chip, ...]] = {}
     for chip in chips.values():
         for name in chip.reported_names:
             if name in reported:
                 raise ConfigError(f"{file}: {name!r} is a reported name of {reported[name].name} and of {chip.name}")
             reported[name] = chip
         for name in (chip.name, *chip.also_called):
-            _write(file, written, name, (chip,))
+            _add_name(file, by_name, name, (chip,))
     for name, (members, aliases) in families.items():
         for alias in (name, *aliases):
-            _write(file, written, alias, members)
+            _add_name(file, by_name, alias, members)
     for name, chip in reported.items():
-        # What a driver calls one chip may be what people call its family: GAUDI.
-        written.setdefault(normalized_name(name), (chip,))
-    return Catalogue(tuple(chips.values()), reported, written, content.get("backends", {}))
+        # A reported name can also be the name of a family: GAUDI.
+        by_name.setdefault(normalized_name(name), (chip,))
+    return Catalogue(tuple(chips.values()), reported, by_name, content.get("backends", {}))
 
 
 def find_chip(reported_name: str | None) -> Chip | None:
@@ -123,33 +123,33 @@ def find_chip(reported_name: str | None) -> Chip | None:
     return None if reported_name is None else catalogue().reported.get(reported_name)
 
 
-def match_chips(written: str) -> tuple[Chip, ...]:
-    """Return the chips that somebody may mean who writes this: one, a family's, or none.
+def match_chips(name: str | None) -> tuple[Chip, ...]:
+    """Return the chips that a name in a table or a claim can mean: one, all of a family, or none.
 
-    Names count whole; only upper case, spaces and hyphens are taken loosely.
+    The whole name counts; only case, spaces and hyphens do not.
     """
-    return catalogue().written.get(normalized_name(written), ())
+    return () if name is None else catalogue().by_name.get(normalized_name(name), ())
 
 
 def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
-    """Return the FLOP/s that none of the chips exceeds; None where one of them has no known peak, or there is none."""
+    """Return the largest peak FLOP/s of the chips, or None where the peak of one of them is unknown."""
     peaks = [chip.peak_flops.get(precision) for chip in chips if precision not in chip.lacks]
     known = [peak for peak in peaks if peak is not None]
     return max(known) if known and len(known) == len(peaks) else None
 
 
-def ambiguity(written: str | None) -> str | None:
-    """Return the words that say which chips a name may mean, or None if it means one or none."""
-    meant = () if written is None else match_chips(written)
-    return None if len(meant) < 2 else f"{written!r} may be {', '.join(chip.name for chip in meant)}"
+def ambiguity(name: str | None) -> str | None:
+    """Return a text that lists the chips which a name can mean, or None if there are fewer than two."""
+    chips = match_chips(name)
+    return None if len(chips) < 2 else f"{name!r} may be {', '.join(chip.name for chip in chips)}"
 
 
-def _write(file: Path, written: dict[str, tuple[Chip, ...]], name: str, chips: tuple[Chip, ...]) -> None:
+def _add_name(file: Path, by_name: dict[str, tuple[Chip, ...]], name: str, chips: tuple[Chip, ...]) -> None:
     key = normalized_name(name)
-    if written.get(key, chips) != chips:
-        others = ", ".join(chip.name for chip in written[key])
+    if by_name.get(key, chips) != chips:
+        others = ", ".join(chip.name for chip in by_name[key])
         raise ConfigError(f"{file}: {name!r} means {others} and {', '.join(chip.name for chip in chips)}")
-    written[key] = chips
+    by_name[key] = chips
 
 
 def _chip(name: str, entry: dict[str, Any]) -> Chip:
@@ -161,7 +161,7 @@ def _chip(name: str, entry: dict[str, Any]) -> Chip:
     lacks = tuple(entry.get("lacks", ()))
     for precision in lacks:
         if peaks[precision] is not None:
-            raise ValueError(f"{name}: lacks {precision}, yet has a peak of it")
+            raise ValueError(f"{name}: lacks {precision}, but has a peak of it")
     measured = dict(entry.get("measured", {}))
     measured_source = measured.pop("source") if measured else None
     figures = {key: _scaled(entry[key], factor) for key, factor in FIGURES.items()}

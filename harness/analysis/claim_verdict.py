@@ -1,11 +1,12 @@
-"""What records of runs say of a published claim."""
+"""Verdicts on a published claim from the records of a comparison."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from harness.analysis.chips import find_chip, match_chips
-from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, TIME, Claim, ClaimVerdict, within
+from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, Claim, ClaimVerdict, judge_time_ratio
+from harness.analysis.ratio_statistics import inverse
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair
 from harness.records.load import get_path
@@ -18,27 +19,29 @@ def judge_claim(comparison: Comparison, claim: Claim) -> Comparison:
 
 
 def judge(claim: Claim, pair: Pair) -> ClaimVerdict:
-    """Return what a pair's records say of the claim. Which of the two sides is the subject is found by their chips."""
+    """Return the verdict on a claim from one pair; the chips decide which of the two sides is the subject."""
     if obstacle := _not_tested(claim, pair):
         return ClaimVerdict(NOT_TESTED, obstacle)
     assert pair.headline is not None
     ratio = pair.headline.ratio
     if ratio.low is None or ratio.high is None or ratio.single_run:
         return ClaimVerdict(INCONCLUSIVE, "a side has one process: cannot estimate run-to-run variance")
-    # The pair's ratio is one of step times, other over reference.
-    if (_subject(claim, pair) is pair.other) == (claim.quantity == TIME):
-        return within(claim, ratio.estimate, ratio.low, ratio.high)
-    return within(claim, 1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low)
+    # The pair's ratio is that of the other's step time to the reference's.
+    if _subject(claim, pair) is pair.reference:
+        ratio = inverse(ratio)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    return judge_time_ratio(claim, ratio.estimate, ratio.low, ratio.high)
 
 
 def _not_tested(claim: Claim, pair: Pair) -> str | None:
-    """Return why the pair's records do not test the claim at all, or None if they do."""
+    """Return the reason for which a pair's records do not test the claim, or None if they do."""
     sides = (pair.other, pair.reference)
     if emulated := [side.label for side in sides if side.emulated]:
-        return f"emulated device: {' and '.join(emulated)} computes, but has no speed"
+        return f"emulated device: {' and '.join(emulated)} has no speed"
     if _subject(claim, pair) is None:
         found = " and ".join(f"{_device(side)} ({side.label})" for side in sides)
-        return f"wrong chips: the claim is of {claim.subject} against {claim.reference}, the records of {found}"
+        return f"wrong chips: the claim compares {claim.subject} with {claim.reference}, the records are of {found}"
     if obstacle := _other_conditions(claim, sides):
         return obstacle
     if pair.headline is None:
@@ -47,17 +50,17 @@ def _not_tested(claim: Claim, pair: Pair) -> str | None:
 
 
 def _subject(claim: Claim, pair: Pair) -> RunGroup | None:
-    """Return the side that is the claim's subject, if the other one is its reference."""
+    """Return the side whose chip is the claim's subject, if the other side's chip is its reference."""
     for subject, reference in ((pair.other, pair.reference), (pair.reference, pair.other)):
         if _is_of(subject, claim.subject) and _is_of(reference, claim.reference):
             return subject
     return None
 
 
-def _is_of(side: RunGroup, written: str) -> bool:
-    # By the name under which its peak is looked up: a slice of a chip has none.
+def _is_of(side: RunGroup, name: str) -> bool:
+    # By the name under which its peak is looked up, which a slice of a chip does not have.
     chip = find_chip(get_path(side.first, "backend", "peak_lookup_key"))
-    return written == ANY_DEVICE or (chip is not None and chip in match_chips(written))
+    return name == ANY_DEVICE or (chip is not None and chip in match_chips(name))
 
 
 def _device(side: RunGroup) -> str:
@@ -65,11 +68,12 @@ def _device(side: RunGroup) -> str:
 
 
 def _other_conditions(claim: Claim, sides: tuple[RunGroup, RunGroup]) -> str | None:
-    """Return in what the records miss the claim's conditions: precision, size, scale, length."""
+    """Return the first condition of the claim that the records miss: precision, size, scale, sequence length."""
     for side in sides:
         first = side.first
-        if claim.precision is not None and first["config"]["precision"] != claim.precision:
-            return f"other precision: the claim is of {claim.precision}, {side.label} of {first['config']['precision']}"
+        precision = first["config"]["precision"]
+        if claim.precision not in (None, precision):
+            return f"other precision: the claim is of {claim.precision}, {side.label} ran in {precision}"
         size = get_path(first, "model", "parameters")
         if not claim.parameters.holds(size):
             found = "of unknown size" if size is None else f"of {size / 1e9:.3g} billion"

@@ -1,4 +1,4 @@
-"""Claims that somebody published (configs/claim/*.yaml), and what the records of two sides say of one."""
+"""Published claims (configs/claim/*.yaml), and how a measured ratio is held against one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from harness.analysis.chips import Chip, match_chips
 from harness.analysis.format import ratio_with_interval
 from harness.config import config_directory
 from harness.errors import ConfigError
+from harness.text import capitalized
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
-CLAIM_WORDS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED)
+CLAIM_VERDICTS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED)
 TIME, SPEED = "time", "speed"
 ANY_DEVICE = "any"
 REQUIRED = ("statement", "source", "date", "subject", "reference", "quantity", "stated", "low", "high", "rationale",
@@ -27,19 +28,19 @@ OPTIONAL = ("settings", "precision", "parameters", "parameters_reason", "devices
 
 @dataclass(frozen=True)
 class Bounds:
-    """How small and how large something may be; None for no limit."""
+    """Lower and upper bound of a quantity; None for no bound."""
 
     low: float | None = None
     high: float | None = None
 
     def holds(self, value: float | None) -> bool:
-        """Return whether a value lies within. One that is unknown lies within nothing but no limits."""
+        """Return whether a value lies within. An unknown one does so only where there is no bound."""
         if value is None:
             return self.low is None and self.high is None
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
     def text(self, unit: float = 1.0) -> str:
-        """Return the limits in words, in multiples of a unit."""
+        """Return the bounds in words, in multiples of a unit."""
         low, high = (None if each is None else f"{each / unit:.3g}" for each in (self.low, self.high))
         if low == high:
             return str(low)
@@ -48,41 +49,41 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Claim:
-    """One published sentence as data: whose time or speed is how many times whose."""
+    """One published claim: the ratio of a subject's time or speed to a reference's."""
 
     name: str
     statement: str
     source: str
     date: str
     subject: str
-    """Chip or family of chips as the source writes it; `any` for a rehearsal."""
+    """Name of a chip or of a family of chips, as in the source; `any` for a rehearsal."""
     reference: str
     quantity: str
-    """`time` or `speed`: the ratio is the subject's over the reference's."""
+    """`time` or `speed`, of which the ratio is the subject's over the reference's."""
     stated: float | None
-    """The ratio that is stated, if a figure is."""
+    """The ratio that the source states, if it states one."""
     low: float | None
-    """The smallest ratio that the words allow; None if they set no lower limit."""
+    """Lower end of the accepted range of ratios; None for no lower bound."""
     high: float | None
     rationale: str
-    """Why the words allow just that."""
+    """Reason for the accepted range."""
     workload: str
     experiment: tuple[str, ...]
-    """Which experiments would test it."""
+    """Experiments that test the claim."""
     settings: tuple[str, ...] = ()
-    """What the experiments are changed by, to be of the claim's size."""
+    """Settings that give the experiments the claim's model size."""
     precision: str | None = None
     parameters: Bounds = Bounds()
-    """Of the models that the claim is of."""
+    """Sizes of the models that the claim covers."""
     parameters_reason: str | None = None
     devices: Bounds = Bounds()
     seq_len: int | None = None
-    """Tokens in a sequence, if the claim says how many."""
+    """Tokens in a sequence, if the claim states them."""
     note: str | None = None
 
     @property
-    def allowed(self) -> str:
-        """The allowed ratios in words."""
+    def accepted_range(self) -> str:
+        """The accepted range of ratios in words."""
         if self.low is None:
             return f"at most {self.high:.4g}"
         return f"at least {self.low:.4g}" if self.high is None else f"{self.low:.4g} to {self.high:.4g}"
@@ -90,24 +91,24 @@ class Claim:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """What is said of a claim: one of CLAIM_WORDS, with the reason."""
+    """Verdict on a claim: one of CLAIM_VERDICTS, with its reason."""
 
     verdict: str
     reason: str
     ratio: float | None = None
-    """The subject's time or speed over the reference's, as the claim counts."""
+    """The subject's time or speed over the reference's, whichever the claim states."""
     low: float | None = None
     high: float | None = None
 
     @property
     def summary(self) -> str:
         """The reason as a sentence."""
-        return f"{self.reason[:1].upper()}{self.reason[1:]}."
+        return f"{capitalized(self.reason)}."
 
 
 @cache
 def load_claims(folder: Path | None = None) -> dict[str, Claim]:
-    """Return every claim by its name, which is its file's.
+    """Return every claim by its name, which is its file's stem.
 
     Raises:
         ConfigError: a file is malformed.
@@ -117,10 +118,10 @@ def load_claims(folder: Path | None = None) -> dict[str, Claim]:
 
 
 def find_claim(name: str) -> Claim:
-    """Return a claim by its name.
+    """Return the claim of a name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such claim.
     """
     claims = load_claims()
     if name not in claims:
@@ -132,24 +133,31 @@ def find_claim(name: str) -> Claim:
     return claims[name]
 
 
-def within(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
-    """Hold a ratio with its 95 % interval against what the claim allows."""
+def judge_ratio(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
+    """Return the verdict on a claim from a ratio of the claim's quantity with its 95 % interval."""
     found = f"{claim.quantity} ratio {ratio_with_interval(estimate, low, high)}"
-    said = f"{found}; the claim allows {claim.allowed}"
+    reason = f"{found}; accepted range: {claim.accepted_range}"
     floor = float("-inf") if claim.low is None else claim.low
     ceiling = float("inf") if claim.high is None else claim.high
     if floor <= low and high <= ceiling:
-        word = SUPPORTED
+        verdict = SUPPORTED
     elif high < floor or low > ceiling:
-        word = REFUTED
+        verdict = REFUTED
     else:
-        word, said = INCONCLUSIVE, f"{said}, and the interval reaches across its border"
-    return ClaimVerdict(word, said, estimate, low, high)
+        verdict, reason = INCONCLUSIVE, f"{reason}; the interval crosses the bound"
+    return ClaimVerdict(verdict, reason, estimate, low, high)
 
 
-def chips_of(written: str) -> tuple[Chip, ...]:
-    """Return the chips that a claim's subject or reference may be; none for `any`."""
-    return () if written == ANY_DEVICE else match_chips(written)
+def judge_time_ratio(claim: Claim, estimate: float, low: float, high: float) -> ClaimVerdict:
+    """Return the verdict on a claim from the ratio of the subject's time to the reference's."""
+    if claim.quantity == TIME:
+        return judge_ratio(claim, estimate, low, high)
+    return judge_ratio(claim, 1 / estimate, 1 / high, 1 / low)
+
+
+def chips_of(name: str) -> tuple[Chip, ...]:
+    """Return the chips that a claim's subject or reference may mean; none for `any`."""
+    return () if name == ANY_DEVICE else match_chips(name)
 
 
 def _read(file: Path) -> Claim:
@@ -164,25 +172,25 @@ def _claim(name: str, entry: Mapping[str, Any]) -> Claim:
     if missing := [key for key in REQUIRED if key not in entry]:
         raise ValueError(f"{missing[0]} is missing")
     if unknown := sorted(entry.keys() - {*REQUIRED, *OPTIONAL}):
-        raise ValueError(f"{unknown[0]}: no such key, expected {', '.join((*REQUIRED, *OPTIONAL))}")
+        raise ValueError(f"{unknown[0]}: unknown key, expected one of {', '.join((*REQUIRED, *OPTIONAL))}")
     if entry["quantity"] not in (TIME, SPEED):
         raise ValueError(f"quantity: found {entry['quantity']!r}, expected time or speed")
     for key in ("subject", "reference"):
         if entry[key] != ANY_DEVICE and not match_chips(str(entry[key])):
-            raise ValueError(f"{key}: {entry[key]!r} is no chip or family of chips.yaml")
+            raise ValueError(f"{key}: {entry[key]!r} is no chip or family of configs/chips.yaml")
     low, high, stated = entry["low"], entry["high"], entry["stated"]
     if low is None and high is None:
-        raise ValueError("low, high: both are null, so that nothing could refute it")
+        raise ValueError("low, high: both are null, expected at least one bound")
     if stated is not None and not (low or 0) <= stated <= (high or float("inf")):
         raise ValueError(f"stated: {stated} is not between low and high")
     if low is not None and high is not None and low > high:
         raise ValueError(f"low, high: {low} is more than {high}")
     for key in ("experiment", "settings"):
-        words = entry.get(key, [])
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise ValueError(f"{key}: found {words!r}, expected a list of words")
+        found = entry.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+            raise ValueError(f"{key}: found {found!r}, expected a list of strings")
     if ("parameters" in entry) != ("parameters_reason" in entry):
-        raise ValueError("parameters: stands beside parameters_reason, which says why it is so")
+        raise ValueError("parameters, parameters_reason: found one of them, expected both or none")
     values = {
         **entry,
         "parameters": Bounds(*entry.get("parameters", ())),

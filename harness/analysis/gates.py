@@ -1,4 +1,4 @@
-"""What has to hold before a speed may be stated: the same work, the same computation, a possible speed, sound runs."""
+"""Gates before any speed is stated: finished runs, the same work, the same computation, a plausible speed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from harness.analysis.utilization import achieved_flops, catalogued_peak, measur
 from harness.config import flatten, is_part_of_the_work
 from harness.records.load import LoadedRecord, get_path
 
-# Drivers keep some of a chip's memory, and vendors count in powers of ten or of two.
+# Reported memory over the catalogue's: drivers reserve some of it, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
-# A peak is measured at one moment, by one shape of matrices: what goes a little beyond it is not impossible.
+# A peak is measured at one moment with one shape of matrices, so that a little more than it is plausible.
 MEASURED_PEAK_SLACK = 1.10
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate's answer. `passed` None: it could not be checked, and `summary` says why."""
+    """Result of one gate. `passed` is None where it could not be checked; `summary` gives the reason."""
 
     name: str
     passed: bool | None
@@ -33,14 +33,14 @@ class Gate:
 
 @dataclass(frozen=True)
 class Computation:
-    """The gate *same computation* with its findings, for tables and pictures."""
+    """Result of the gate *same computation*, with its single tests for tables and pictures."""
 
     gate: Gate
     findings: tuple[ParityResult, ...] = field(default=())
 
 
 def finished(sides: Sequence[RunGroup]) -> Gate:
-    """Every run ended well."""
+    """Check that every run finished with status ok, on its own device."""
     details = []
     for side in sides:
         for run in side.runs:
@@ -49,14 +49,14 @@ def finished(sides: Sequence[RunGroup]) -> Gate:
                 reason = run.record.get("error")
                 details.append(f"{run.path.parent}: {status}{f': {reason}' if reason else ''}")
             elif get_path(run.record, "effective_settings", "cpu_fallback"):
-                details.append(f"{run.path.parent}: part of the work ran on the host, so it is no run of its device")
+                details.append(f"{run.path.parent}: part of the work fell back to the CPU")
     if details:
-        return Gate("finished", False, f"{len(details)} of the runs did not end well", tuple(details))
-    return Gate("finished", True, f"all {sum(len(side.runs) for side in sides)} runs ended well")
+        return Gate("finished", False, f"{len(details)} of the runs did not finish", tuple(details))
+    return Gate("finished", True, f"all {sum(len(side.runs) for side in sides)} runs finished")
 
 
 def comparable(reference: RunGroup, other: RunGroup) -> Gate:
-    """All runs of both sides were asked to do the same work by the same rules, and did it on the same data."""
+    """Check that all runs of both sides had the same work, track and world size, and the same data."""
     first = reference.runs[0]
     details: list[str] = []
     for run in (*reference.runs[1:], *other.runs):
@@ -66,12 +66,15 @@ def comparable(reference: RunGroup, other: RunGroup) -> Gate:
     details += _mixed(reference)
     details += _mixed(other)
     if details:
-        return Gate("comparable", False, "not the same work: " + "; ".join(_heads(details)), tuple(details))
-    identity = first.record["workload_id"]
-    return Gate("comparable", True, f"workload {identity}, initial weights and batches are the same in every run")
+        return Gate("comparable", False, "not the same work: " + "; ".join(_names(details)), tuple(details))
+    return Gate(
+        "comparable",
+        True,
+        f"workload {first.record['workload_id']}, initial weights and batches are the same in every run",
+    )
 
 
-def _heads(details: Sequence[str]) -> list[str]:
+def _names(details: Sequence[str]) -> list[str]:
     shown = [detail.split(":", 1)[0] for detail in details[:4]]
     return [*shown, f"and {len(details) - 4} more"] if len(details) > 4 else shown
 
@@ -99,7 +102,7 @@ def _differences(reference: LoadedRecord, run: LoadedRecord) -> Iterator[str]:
 
 
 def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return both batch digests, at the last evaluation that both have if a target stopped them at different steps."""
+    """Return both batch digests: of the last common evaluation where a target stopped the runs at different steps."""
     lengths = [len(record["losses"]["train"]) for record in (one, two)]
     if lengths[0] == lengths[1] or get_path(one, "config", "target_loss") is None:
         return one["digests"].get("batches"), two["digests"].get("batches")
@@ -111,7 +114,7 @@ def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _mixed(side: RunGroup) -> Iterator[str]:
-    """Repeats are of one thing: one backend, one chip, one version of torch."""
+    """Yield what differs between the repeats of one side, which must be of one device and one set-up."""
     for name, keys in (
         ("backend", ("backend", "name")),
         ("device", ("device", "name")),
@@ -134,15 +137,15 @@ def _short(digest: str | None) -> str:
 
 
 def same_computation(reference: RunGroup, other: RunGroup) -> Computation:
-    """The numbers that came out belong to one computation: see parity.TOLERANCES."""
+    """Check that losses, gradients, weights and number formats agree within parity.TOLERANCES."""
     precision = reference.first["config"]["precision"]
     others = [*reference.runs[1:], *other.runs]
     findings = compare_computation(reference.runs[0], others, precision)
     details = [finding.text for finding in findings if finding.passed is False]
-    details += [f"{what} differs: {values}" for what, values in _effective_differences(reference, other)]
+    details += [f"{name} differs: {values}" for name, values in _effective_differences(reference, other)]
     checked = [finding for finding in findings if finding.passed is not None]
     if not checked:
-        details.append("no losses were recorded by both: nothing shows that the computation was the same")
+        details.append("no losses are in both records, so the same computation cannot be shown")
     if details:
         gate = Gate("same computation", False, details[0], tuple(details))
     else:
@@ -150,15 +153,15 @@ def same_computation(reference: RunGroup, other: RunGroup) -> Computation:
         gate = Gate(
             "same computation",
             True,
-            f"{len(checked)} tests at {precision}; nearest to its limit: {tightest.text}",
+            f"{len(checked)} tests at {precision}; closest to its limit: {tightest.text}",
             tuple(finding.text for finding in findings),
         )
     return Computation(gate, tuple(findings))
 
 
 def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tuple[str, str]]:
-    """What was really in effect, where it decides what is computed rather than how."""
-    for name, key in (("type of matrix products", "matmul_dtype"), ("type of linear layers", "linear_output_dtypes")):
+    """Yield (name, values) of the effective number formats that differ."""
+    for name, key in (("dtype of matrix products", "matmul_dtype"), ("dtype of linear layers", "linear_output_dtypes")):
         values = [json.dumps(value) for side in (reference, other) for value in side.values("effective_settings", key)]
         known = sorted(set(values) - {"null"})
         if len(known) > 1:
@@ -166,47 +169,52 @@ def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tup
 
 
 def plausible(side: RunGroup) -> Gate:
-    """No run of the side did more arithmetic a second than its chip can."""
+    """Check that no run of a side achieved more FLOP/s than its device's measured or catalogued peak."""
     achieved = [achieved_flops(run.record) for run in side.runs]
     fastest = max(value for value in achieved if value is not None) if any(achieved) else None
     if fastest is None:
         return Gate("plausible", None, f"{side.label}: no speed was measured")
-    said = f"{side.label}: {tflops(fastest)} of model arithmetic a device"
+    found = f"{side.label}: {tflops(fastest)} a device (model FLOPs)"
     chip = find_chip(side.first["backend"].get("peak_lookup_key"))
     precision = side.first["config"]["precision"]
-    problems = list(_identity_problems(side.first, chip, precision))
-    limits: list[tuple[str, float, float]] = []
-    if (peak := measured_peak(side.first)) is not None:
-        limits.append((f"the {precision} peak measured on this device", peak, MEASURED_PEAK_SLACK))
-    if chip is not None and (peak := catalogued_peak(side.first)) is not None:
-        limits.append((f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0))
-    problems += [f"{said}, above {what}: {tflops(peak)}" for what, peak, slack in limits if fastest > slack * peak]
+    peaks = list(_peaks(side.first, chip, precision))
+    problems = [
+        *_device_problems(side.first, chip, precision),
+        *(f"{found}, above {name}: {tflops(peak)}" for name, peak, slack in peaks if fastest > slack * peak),
+    ]
     if problems:
         return Gate("plausible", False, problems[0], tuple(problems))
-    if not limits:
+    if not peaks:
         name = side.first["device"].get("name")
         unclear = ambiguity(name)
-        why = f"; {unclear}" if unclear else ""
-        return Gate("plausible", None, f"{said}; no peak is known for {name!r}, so this could not be checked{why}")
-    return Gate(
-        "plausible", True, said + "; " + ", ".join(f"{fastest / peak:.1%} of {what}" for what, peak, _ in limits)
-    )
+        hint = f"; {unclear}" if unclear else ""
+        return Gate("plausible", None, f"{found}; not checked, since no peak is known for {name!r}{hint}")
+    shares = ", ".join(f"{fastest / peak:.1%} of {name}" for name, peak, _ in peaks)
+    return Gate("plausible", True, f"{found}; {shares}")
 
 
-def _identity_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:
-    """A chip under another's name gives itself away by its memory or by a precision that it lacks."""
+def _peaks(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[tuple[str, float, float]]:
+    """Yield (name, FLOP/s, factor by which a run may exceed it) of the peaks of a record's device."""
+    if (peak := measured_peak(record)) is not None:
+        yield f"the {precision} peak measured on this device", peak, MEASURED_PEAK_SLACK
+    if chip is not None and (peak := catalogued_peak(record)) is not None:
+        yield f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0
+
+
+def _device_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:
+    """Yield the signs that a chip runs under another's name: its memory, or a precision that the chip lacks."""
     name, memory = get_path(record, "device", "name"), get_path(record, "device", "memory_bytes")
     key = get_path(record, "backend", "peak_lookup_key")
     if key is not None and key != name:
-        yield f"the device calls itself {name!r}, but its peak is looked up as {key!r}"
+        yield f"the device reports the name {name!r}, but its peak is looked up as {key!r}"
     if chip is None:
         return
     if precision in chip.lacks:
-        yield f"{chip.name} has no {precision} arithmetic, yet the run says precision={precision}"
+        yield f"{chip.name} does not support {precision}, but the run has precision={precision}"
     if memory is not None and chip.memory_bytes is not None:
         share = memory / chip.memory_bytes
         if not MEMORY_RANGE[0] <= share <= MEMORY_RANGE[1]:
             yield (
-                f"the device says it is {name} with {memory / 1e9:.0f} GB of memory, but that chip has "
+                f"the device reports the name {name} and {memory / 1e9:.0f} GB of memory, but that chip has "
                 f"{chip.memory_bytes / 1e9:.0f} GB"
             )

@@ -1,4 +1,4 @@
-"""Shapes of the models of configs/model/, for arithmetic that needs neither Hydra nor torch."""
+"""Shapes of the model presets in configs/model/, read without Hydra or torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEFAULTS = {"num_key_value_heads": None, "intermediate_size": None, "activation"
 
 @cache
 def model_preset(name: str | None) -> Mapping[str, Any] | None:
-    """Return the shape of a model by its name, or None if there is none of that name.
+    """Return the shape of a model preset, or None if there is none of that name.
 
-    Tables write LLaMA2-70B or Llama 2 70B: upper case, spaces and hyphens are taken loosely.
+    Case, spaces and hyphens do not count: LLaMA2-70B and Llama 2 70B name the same model.
     """
     file = _files().get(normalized_name(name)) if name is not None else None
     return None if file is None else {**DEFAULTS, **yaml.safe_load(file.read_text(encoding="utf-8"))}
@@ -31,5 +31,5 @@ def _files() -> dict[str, Path]:
 
 
 def model_names() -> list[str]:
-    """Return the names of all of them."""
+    """Return the names of all model presets."""
     return sorted(file.stem for file in (config_directory() / "model").glob("*.yaml"))

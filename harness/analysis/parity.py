@@ -1,6 +1,6 @@
-"""Same computation? Loss and gradient curves, evaluations and final weights, against tolerances with reasons.
+"""Tests for the same computation: loss and gradient curves, evaluations and final weights, against tolerances.
 
-Every test has two sides: a curve that is too good is as wrong as one that is too bad.
+Every test is two-sided: a loss that is too low fails like one that is too high.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 
 from harness.records.load import LoadedRecord, get_path
 
-# Up to here rounding has had little time to grow: the curves of two devices still lie on each other, and a wrong
-# learning rate, mask or target shows itself far above rounding. Afterwards training amplifies every difference.
+# In the first steps rounding differences are still small, so that a wrong learning rate, mask or target shows far above
+# them. Afterwards training amplifies every difference.
 EARLY_STEPS = 20
-# Single losses are noisy; the end of a curve is the mean over this share of its steps.
+# The final loss is the mean over this share of the steps, since single losses are noisy.
 FINAL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """One test: what it measures, how much of it each precision explains, and why."""
+    """One test: its quantity, its limit for each precision, and the reason for the limit."""
 
     key: str
     measures: str
@@ -47,7 +47,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "loss_curve",
         f"mean relative difference of losses after step {EARLY_STEPS}",
         {"fp32": 0.02, "bf16": 0.02, "fp16": 0.02},
-        "the trade's bar; training amplifies rounding, so precision no longer matters",
+        "the usual limit in the field; training amplifies rounding, so precision no longer matters",
     ),
     Tolerance(
         "loss_bias",
@@ -59,13 +59,13 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "final_loss",
         "relative difference of the mean loss of the last tenth of the steps",
         {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
-        "what the training was for",
+        "the result of the training",
     ),
     Tolerance(
         "final_eval",
         "relative difference of the last evaluation's loss",
         {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
-        "what the training was for, on data that it has not seen",
+        "the result of the training, on held-out data",
     ),
     Tolerance(
         "first_gradient",
@@ -77,7 +77,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "early_gradient",
         f"mean relative difference of gradient norms, steps 2 to {EARLY_STEPS}",
         {"fp32": 5e-3, "bf16": 0.03, "fp16": 0.02},
-        "sees layers that get no gradient, masks and scalings that hardly move the loss",
+        "detects layers without a gradient, and masks and scalings that hardly change the loss",
     ),
     Tolerance(
         "gradient_curve",
@@ -89,7 +89,7 @@ TOLERANCES: tuple[Tolerance, ...] = (
         "weights",
         "largest relative difference of a parameter's final 2-norm",
         {"fp32": 2e-3, "bf16": 0.05, "fp16": 0.05},
-        "sees decay or updates of single parameters that no loss shows; some gradients (those of key biases) are "
+        "detects decay or updates of single parameters that no loss shows; some gradients (those of key biases) are "
         "rounding alone, which AdamW magnifies in reduced precision",
     ),
 )
@@ -97,30 +97,30 @@ TOLERANCES: tuple[Tolerance, ...] = (
 
 @dataclass(frozen=True)
 class ParityResult:
-    """One test's outcome; the worst of all runs."""
+    """Outcome of one test: the worst of all runs."""
 
     key: str
     measures: str
     limit: float
     value: float | None
-    """Signed where the quantity is: positive means above the reference. None: not measured in both."""
+    """Positive means above the reference. None where one of the records lacks the data."""
     where: str
     passed: bool | None
 
     @property
     def text(self) -> str:
         if self.value is None:
-            return f"{self.measures}: not recorded by both"
+            return f"{self.measures}: not in both records"
         sense = ""
         if not self.passed and self.key in ("first_loss", "loss_bias", "final_loss", "final_eval"):
-            sense = ", too high" if self.value > 0 else ", too good to be the same work"
+            sense = ", too high" if self.value > 0 else ", too low for the same work"
         return f"{self.measures}: {abs(self.value):.2g} of {self.limit:.2g} allowed{sense}{self.where}"
 
 
 def compare_computation(reference: LoadedRecord, others: Iterable[LoadedRecord], precision: str) -> list[ParityResult]:
-    """Return one finding a test: the worst over `others`, each against the reference run.
+    """Return the result of every test: the worst over `others`, each against the reference run.
 
-    Losses that are not numbers (null in the record) fail every test that they are part of.
+    A loss that is not finite (null in the record) fails every test that it is part of.
     """
     runs = list(others)
     findings = []
@@ -141,7 +141,7 @@ def compare_computation(reference: LoadedRecord, others: Iterable[LoadedRecord],
 
 
 def measure(key: str, reference: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """Return one test's quantity, or None where it was not recorded by both or the runs are too short for it."""
+    """Return one test's quantity, or None where a record lacks it or the runs are too short for it."""
     if key == "final_eval":
         return _final_eval(reference, other)
     if key == "weights":
@@ -165,12 +165,12 @@ def measure(key: str, reference: Mapping[str, Any], other: Mapping[str, Any]) ->
             return float(y.mean() / x.mean() - 1)
         signed = y / x - 1
         value = float(signed.mean() if key in ("loss_bias", "first_loss", "first_gradient") else np.abs(signed).mean())
-    # An equal pair of zeros is equal.
+    # 0 / 0: two curves of zeros are equal.
     return 0.0 if np.isnan(value) and np.array_equal(x, y) else value
 
 
 def _curves(reference: Sequence[float | None] | None, other: Sequence[float | None] | None) -> tuple[Any, Any]:
-    """Return both curves over the steps that both have; null becomes NaN."""
+    """Return both curves over their common steps; null becomes NaN."""
     x, y = (np.array(curve or [], dtype=float) for curve in (reference, other))
     steps = min(len(x), len(y))
     return x[:steps], y[:steps]
@@ -197,7 +197,7 @@ def _weight_differences(reference: Mapping[str, Any], other: Mapping[str, Any]) 
             found[name] = nan
         else:
             found[name] = 0.0 if before == after else (after / before - 1 if before else float("inf"))
-    # A NaN has to win every comparison.
+    # max() must not pass over a NaN.
     return {name: value for name, value in found.items() if np.isnan(value)} or found
 
 

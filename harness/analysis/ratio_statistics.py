@@ -1,8 +1,7 @@
-"""How much faster, with an interval: ratios of positive quantities over repeats, on the log scale.
+"""Ratios of positive quantities over repeats, with confidence intervals and equivalence tests, on the log scale.
 
-The unit of evidence is one process: its mean step time is one number. Steps within a process share its memory
-layout, its clocks and its neighbours, so they say little about the next process. Tests and distributions are
-SciPy's; what is chosen here is which test answers which question.
+The unit of evidence is one process: its mean step time is one number. Steps within a process share its memory layout,
+clocks and neighbors, so that they cannot show how far apart two processes are. Tests and distributions are SciPy's.
 """
 
 from __future__ import annotations
@@ -16,39 +15,39 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-# Two-sided error of the interval and of "faster" or "slower"; and the error of each one-sided equivalence test.
+# Error of the two-sided interval and of "faster" or "slower", and of each one-sided equivalence test.
 ALPHA = 0.05
 OUTLIER_ALPHA = 0.01
-# "How many more repeats" means: enough for a decision in four of five attempts (Cohen 1988).
+# Power of the number of repeats that is suggested: a decision in four of five attempts (Cohen 1988).
 WANTED_POWER = 0.8
 MAX_REPEATS = 100
-# Batches of a single process's window. Fewer leave too little to estimate a variance from; more are not
-# independent of each other (Schmeiser 1982 recommends 10 to 30 batches).
+# Batches of a single process's intervals: fewer give a poor estimate of the variance, more are not independent of each
+# other (Schmeiser 1982 recommends 10 to 30).
 BATCHES = 10
-# With one process a side, nothing tells how far apart two equal processes are. A difference is believed only where it
-# is beyond what machines with several per cent of noise between processes show (scripts/bench_verdict.py).
-WEAK_MARGINS = 4
+# One process a side cannot estimate run-to-run variance. A difference counts only beyond what machines with several
+# per cent of noise between processes show (scripts/bench_verdict.py).
+SINGLE_RUN_MARGINS = 4
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """One quantity of the other side over the reference's, with its interval and what the tests said."""
+    """One quantity of the other side over the reference's, with its interval and the results of the tests."""
 
     estimate: float
     low: float | None
     high: float | None
-    """95 % confidence interval; None where it cannot be had."""
+    """95 % confidence interval; None where it cannot be estimated."""
     not_slower: bool
-    """A one-sided test puts the ratio below 1 + margin."""
+    """The one-sided test puts the ratio below 1 + margin."""
     equivalent: bool
     """Both one-sided tests put the ratio inside the margin."""
     differs: bool
     """The interval excludes 1."""
     single_run: bool
-    """One process on a side: the interval knows nothing of the difference between processes."""
+    """One process on a side: the interval leaves out run-to-run variance."""
     repeats: tuple[int, int]
     repeats_needed: int | None
-    """Repeats a side that would probably decide; None if decided already, or if more than 100."""
+    """Repeats a side that would probably decide; None if decided already, or if more than MAX_REPEATS."""
 
 
 def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, *, plan: bool = True) -> Ratio:
@@ -59,21 +58,21 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
 
     Args:
         reference, other: one positive number a process, two or more each.
-        margin: how far apart may still be called the same, as a fraction: 0.05 for 5 %.
-        plan: where nothing is decided, find how many repeats would (slow against all the rest).
+        margin: largest difference that counts as the same, as a fraction: 0.05 for 5 %.
+        plan: where nothing is decided, also estimate the repeats that would decide (slow).
     """
     x, y = np.log(np.asarray(reference, float)), np.log(np.asarray(other, float))
     difference = float(y.mean() - x.mean())
     limit = math.log1p(margin)
     error = math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
     if error == 0.0:
-        # Scripted clocks, not machines: without any scatter the difference is what it is.
+        # Scripted clocks, not machines: there is no variance.
         return Ratio(
             math.exp(difference), math.exp(difference), math.exp(difference), difference < limit,
             abs(difference) < limit, difference != 0.0, False, (len(x), len(y)), None,
         )  # fmt: skip
     with warnings.catch_warnings():
-        # SciPy warns of lost precision when samples are all but equal; the case of no scatter is dealt with above.
+        # SciPy warns of lost precision when samples are almost equal; equal ones are handled above.
         warnings.simplefilter("ignore", RuntimeWarning)
         welch: Any = stats.ttest_ind(y, x, equal_var=False)
         interval = welch.confidence_interval(1 - ALPHA)
@@ -96,16 +95,16 @@ def single_run_ratio_of(
     margin: float,
     means: tuple[Sequence[float], Sequence[float]],
 ) -> Ratio:
-    """Return the ratio where a side has a single process, with an interval from the intervals inside the processes.
+    """Return the ratio where a side has a single process, with an interval from its timed intervals.
 
-    Each process's intervals are joined into BATCHES batches in order of time, which keeps most of their
-    autocorrelation inside a batch. The interval leaves out all that differs from process to process, so it never
-    supports "equivalent", and "differs" only if it lies beyond WEAK_MARGINS times the margin altogether.
+    Each process's timed intervals are joined into BATCHES batches in order of time, which keeps most of their
+    autocorrelation inside a batch. The confidence interval leaves out run-to-run variance, so that it never supports
+    "equivalent", and "differs" only if all of it lies beyond SINGLE_RUN_MARGINS times the margin.
 
     Args:
-        reference, other: step times of the intervals of each process, in order, seconds.
+        reference, other: step times of the timed intervals of each process, in order, seconds.
         margin: as in `ratio_of`.
-        means: each process's mean step time, seconds, which the ratio itself is of: intervals may differ in length.
+        means: each process's mean step time, seconds. The ratio is taken of these, since intervals differ in length.
     """
     sides = [np.concatenate([_batches(process) for process in side]) for side in (reference, other)]
     difference = float(np.log(means[1]).mean() - np.log(means[0]).mean())
@@ -116,21 +115,21 @@ def single_run_ratio_of(
     degrees = min(len(side) for side in sides) - 1
     half = float(stats.t.ppf(1 - ALPHA / 2, degrees)) * error
     low, high = math.exp(difference - half), math.exp(difference + half)
-    limit = 1 + WEAK_MARGINS * margin
+    limit = 1 + SINGLE_RUN_MARGINS * margin
     differs = low > limit or high < 1 / limit
-    # Three a side are the fewest that a variance can be estimated from with any use.
+    # Three a side are the fewest that give a useful estimate of the variance.
     return Ratio(math.exp(difference), low, high, False, False, differs, True, repeats, None if differs else 3)
 
 
 def inverse(ratio: Ratio) -> Ratio:
-    """Return the same answer about the inverse quantity: speed, where the ratio is of step times."""
+    """Return the ratio of the inverse quantity: speed, where the ratio is of step times."""
     low = None if ratio.high is None else 1 / ratio.high
     high = None if ratio.low is None else 1 / ratio.low
     return replace(ratio, estimate=1 / ratio.estimate, low=low, high=high)
 
 
 def repeats_needed(difference: float, deviation: float, limit: float) -> int | None:
-    """Return how many repeats a side would decide with WANTED_POWER, if sizes and scatter stay as they look now.
+    """Return the repeats a side that decide with WANTED_POWER, if difference and deviation stay as estimated now.
 
     Args:
         difference: of the means of logarithms.
@@ -162,7 +161,7 @@ def decision_power(difference: float, deviation: float, limit: float, repeats: i
 def trend(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the relative change of values from the first to the last, and a 99 % interval of it.
 
-    By the Theil-Sen slope, which a few outlying intervals do not move.
+    By the Theil-Sen slope, which is robust against a few outlying values.
     """
     y = np.asarray(values, float)
     found: Any = stats.theilslopes(y, alpha=0.99)
@@ -173,8 +172,8 @@ def trend(values: Sequence[float]) -> tuple[float, float, float]:
 def outliers(values: Sequence[float]) -> list[int]:
     """Return the positions of outlying values by the generalised ESD test (Rosner 1983), in order.
 
-    Unlike rules on the median absolute deviation it keeps its error, OUTLIER_ALPHA, also with three or five values.
-    They are shown, never dropped.
+    Unlike rules on the median absolute deviation it keeps its error, OUTLIER_ALPHA, with three or five values too.
+    Outliers are shown, never dropped.
     """
     y = np.asarray(values, float)
     left, removed, found = list(range(len(y))), [], 0
@@ -193,5 +192,5 @@ def outliers(values: Sequence[float]) -> list[int]:
 
 
 def _batches(intervals: Sequence[float]) -> np.ndarray:
-    """Return the logarithms of the means of up to BATCHES stretches of a process's intervals."""
+    """Return the logarithms of the means of up to BATCHES batches of a process's timed intervals."""
     return np.log([part.mean() for part in np.array_split(np.asarray(intervals, float), min(BATCHES, len(intervals)))])

@@ -1,4 +1,4 @@
-"""Where a step lies under the roofline of its device (Williams, Waterman and Patterson 2009). No torch."""
+"""Roofline model of a training step (Williams, Waterman and Patterson 2009)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ def roofline(
     peak_flops: float | None,
     memory_bytes_per_second: float | None,
 ) -> dict[str, Any]:
-    """Return the position of a step.
+    """Return the position of a step under the roofline of its device.
 
-    Fusion and caches lessen the traffic that operand bytes stand for: as a rule the true intensity is higher than the
-    one stated, so that "bound by memory" is the worst case. A step that is faster than the stated intensity allows
-    shows that it was; then nothing is said of the bound.
+    Fusion and caches save memory traffic, so that the true arithmetic intensity is usually higher than the one from
+    `bytes_accessed`, and "bound by memory" is the worst case. A step that is faster than this intensity allows proves
+    it; then `attainable_flops` and `bound_by` are None.
 
     Args:
         flops: model FLOPs of one step on one device.
-        bytes_accessed: what its operations read and write.
-        step_seconds: what it takes.
-        peak_flops, memory_bytes_per_second: the device's ceilings; None where unknown.
+        bytes_accessed: bytes that the step's operations read and write.
+        step_seconds: duration of the step.
+        peak_flops, memory_bytes_per_second: peaks of the device; None where unknown.
 
     Returns:
-        `arithmetic_intensity`, FLOP a byte; `ridge_arithmetic_intensity`, from which on a device is bound by compute;
-        `attainable_flops` a second at that intensity; `achieved_flops` a second; `bound_by`: compute or memory. None
-        for what needs a peak that is not known, and where more was achieved than was attainable.
+        `arithmetic_intensity`, FLOP per byte; `ridge_arithmetic_intensity`, above which a step is bound by compute;
+        `attainable_flops`, FLOP/s at that intensity; `achieved_flops`, FLOP/s; `bound_by`, compute or memory. None
+        where a peak is unknown.
     """
     intensity = flops / bytes_accessed
     position: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""From paths on the command line to sides of a comparison: each a label and the records of one or more processes."""
+"""Run groups, the sides of a comparison: a label and the records of the repeats of one workload on one device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.records.load import LoadedRecord, get_path, load_runs
 
 @dataclass(frozen=True)
 class RunGroup:
-    """What is compared: the repeats of one workload on one device."""
+    """The repeats of one workload on one device, with a label."""
 
     label: str
     runs: tuple[LoadedRecord, ...]
@@ -23,7 +23,7 @@ class RunGroup:
         return self.runs[0].record
 
     def values(self, *keys: str) -> list[Any]:
-        """Return one value of every run, by the path of its keys; None where a key is missing."""
+        """Return the value at a path of keys in every record; None where a key is missing."""
         return [get_path(run.record, *keys) for run in self.runs]
 
     @property
@@ -39,7 +39,7 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
         labels: names for the sides; by default their paths.
 
     Raises:
-        RecordError: a path holds no run, an unfinished one, a damaged or edited record, or a run twice.
+        RecordError: a path holds no run, an unfinished one, a damaged or edited record, or the same record twice.
     """
     names = list(labels) if labels is not None else [str(path) for path in paths]
     sides = [RunGroup(name, load_runs(path)) for name, path in zip(names, paths, strict=True)]
@@ -49,7 +49,7 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
             digest = run.record["content_sha256"]
             if digest in seen:
                 raise RecordError(
-                    f"{run.path} is the same run as {seen[digest]}; a run says nothing about itself: give each once"
+                    f"{run.path}: the same record was given twice, also as {seen[digest]}; give each run once"
                 )
             seen[digest] = run.path
     return sides

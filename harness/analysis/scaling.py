@@ -1,7 +1,6 @@
-"""How much of a smaller world's speed per device a run on more devices keeps.
+"""Scaling efficiency: tokens/s per device of a run over those of a run on fewer devices.
 
-Efficiency is the ratio of tokens/s per device. With the same global batch that is strong scaling: each device has less
-to do and as much to exchange. With the same share of a larger global batch for each device it is weak scaling.
+With the same global batch size this is strong scaling, with the same share of it for each device weak scaling.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ BATCH = "workload.global_batch_size"
 
 @dataclass(frozen=True)
 class ScalingBaseline:
-    """What the efficiency of a larger world is measured by."""
+    """Speed of the runs on fewer devices that `parallel.scaling_reference` names."""
 
     reference: str
-    """The path that was given."""
+    """The path, as given."""
     kind: str
     """`strong` or `weak`."""
     world_size: int
     runs: int
     tokens_per_second: float
-    """In all; of several runs their mean step time's."""
+    """Of all devices together, at the mean step time of the runs."""
 
     def efficiency(self, world_size: int, tokens_per_second: float | None) -> dict[str, Any] | None:
-        """Return the record's part, or None for a run that measured no speed."""
+        """Return the `scaling` section of a record, or None if the run measured no speed."""
         if tokens_per_second is None:
             return None
-        each = self.tokens_per_second / self.world_size
-        return {**asdict(self), "efficiency": tokens_per_second / world_size / each}
+        baseline = self.tokens_per_second / self.world_size
+        return {**asdict(self), "efficiency": tokens_per_second / world_size / baseline}
 
 
 def scaling_baseline(
@@ -45,11 +44,11 @@ def scaling_baseline(
     """Read the runs that `parallel.scaling_reference` names, if any.
 
     Args:
-        device: of the run that begins, as the record has it.
-        threads: host threads of each process where they are its device; None where another device does the work.
+        device: the `device` section of the starting run's record.
+        threads: host threads of each process on the CPU backend; None on others.
 
     Raises:
-        ConfigError: they are no measure for this run, and why.
+        ConfigError: they are not comparable with this run.
         RecordError: they cannot be read.
     """
     given = config.parallel.scaling_reference
@@ -57,10 +56,10 @@ def scaling_baseline(
         return None
     runs = load_runs(Path(given).expanduser())
     for run in runs:
-        for what, found, expected in _differences(config, device, threads, run.record):
+        for name, found, expected in _differences(config, device, threads, run.record):
             raise ConfigError(
-                f"{KEY}: {run.path} is no measure for this run: its {what} is {found}, expected {expected}; give a "
-                "run of the same work on fewer of the same devices, or leave it out"
+                f"{KEY}: {run.path} is not comparable with this run: its {name} is {found}, expected {expected}; give "
+                "a run of the same work on fewer of the same devices, or leave it out"
             )
     sizes = sorted({run.record["world_size"] for run in runs})
     if len(sizes) > 1 or sizes[0] >= world_size:
@@ -83,11 +82,11 @@ def scaling_baseline(
 
 
 def _differences(config: Config, device: dict[str, Any], threads: int | None, record: dict[str, Any]) -> Any:
-    """Yield (what, found, expected) where a record is of other work, another device, or no measured speed."""
+    """Yield (name, found, expected) where a record is of other work, of another device, or without a speed."""
     if record["status"] != "ok":
         yield "status", record["status"], "ok"
     if device.get("emulated") or get_path(record, "device", "emulated"):
-        yield "device", "emulated", "a real one: an emulation has no speed"
+        yield "device", "emulated", "a real one, since an emulation has no speed"
     if record["device"]["name"] != device.get("name"):
         yield "device", repr(record["device"]["name"]), repr(device.get("name"))
     if threads is not None and get_path(record, "effective_settings", "threads") != threads:
@@ -96,11 +95,11 @@ def _differences(config: Config, device: dict[str, Any], threads: int | None, re
             get_path(record, "effective_settings", "threads"),
             f"{threads} (backend.threads)",
         )
-    now, before = flatten(to_dict(config)), flatten(record["config"])
-    for key in sorted(now.keys() | before.keys()):
-        decides = is_part_of_the_work(key) or key.startswith("track.")
-        if decides and key != BATCH and now.get(key) != before.get(key):
-            yield key, before.get(key), now.get(key)
+    expected, found = flatten(to_dict(config)), flatten(record["config"])
+    for key in sorted(expected.keys() | found.keys()):
+        counts = is_part_of_the_work(key) or key.startswith("track.")
+        if counts and key != BATCH and expected.get(key) != found.get(key):
+            yield key, found.get(key), expected.get(key)
 
 
 def _kind(config: Config, world_size: int, record: dict[str, Any], given: str) -> str:
@@ -110,7 +109,7 @@ def _kind(config: Config, world_size: int, record: dict[str, Any], given: str) -
     if batch * record["world_size"] == before * world_size:
         return "weak"
     raise ConfigError(
-        f"{KEY}: {given} trained {before} sequences a step on {record['world_size']} devices, this run is to train "
+        f"{KEY}: {given} trained {before} sequences a step on {record['world_size']} devices, this run trains "
         f"{batch} on {world_size}; keep {BATCH} ({before}, strong scaling) or each device's share of it "
         f"({before * world_size // record['world_size']}, weak scaling)"
     )

@@ -1,4 +1,4 @@
-"""Model FLOP/s that a run achieved, and which share of its device's ceilings that is (MFU, Chowdhery et al. 2022)."""
+"""Model FLOP/s of a run, and their share of its device's peaks: MFU (Chowdhery et al. 2022)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.records.load import get_path
 
 
 def utilization(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record's part on utilization, or None for a run that measured no speed or ran on an emulation.
+    """Return the `utilization` section of a record, or None if no speed was measured or the device is emulated.
 
-    Keys: `flops_per_token`, `achieved_flops` a second and device, `catalogued_peak_flops`, `measured_peak_flops`, and
-    the achieved as a share of each, `mfu` and `mfu_of_measured_peak`. A share is None where no peak
-    is known, and where it would be above one: then the peak is not the device's, or the speed is none.
+    Keys: `flops_per_token`; in FLOP/s of one device `achieved_flops`, `catalogued_peak_flops`, `measured_peak_flops`;
+    and the achieved as a share of each peak, `mfu` and `mfu_of_measured_peak`. A share is None where the peak is
+    unknown, and where it would be above one: then peak or speed is wrong.
     """
     achieved = achieved_flops(record)
     if achieved is None or get_path(record, "device", "emulated"):
@@ -46,11 +46,11 @@ def achieved_flops(record: Mapping[str, Any]) -> float | None:
 
 
 def catalogued_peak(record: Mapping[str, Any]) -> float | None:
-    """Return the FLOP/s that the catalogue gives for the run's chip and precision, or None."""
+    """Return the catalogue's peak FLOP/s of the run's chip and precision, or None."""
     chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
     return None if chip is None else chip.peak_flops.get(record["config"]["precision"])
 
 
 def measured_peak(record: Mapping[str, Any]) -> float | None:
-    """Return the FLOP/s of matrix products that `harness peak` measured on the run's device, or None."""
+    """Return the peak FLOP/s that `harness peak` measured on the run's device in its precision, or None."""
     return get_path(record, "measured_peak", "flops", record["config"]["precision"])

@@ -1,4 +1,4 @@
-"""From sides to words: first the gates, then the number, then what may be said."""
+"""Verdicts of a comparison: first the gates, then the ratio with its interval, then the verdict and its summary."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 from harness.analysis import gates
 from harness.analysis.cautions import Caution, cautions_about, interval_step_seconds
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
+from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
 from harness.analysis.parity import ParityResult
-from harness.analysis.ratio_statistics import Ratio, inverse, ratio_of, single_run_ratio_of
+from harness.analysis.ratio_statistics import MAX_REPEATS, Ratio, inverse, ratio_of, single_run_ratio_of
 from harness.analysis.run_group import RunGroup
 from harness.errors import ExitCode
 from harness.records.load import get_path
+from harness.text import capitalized
 
 VERDICT_SCHEMA_VERSION = 2
 DEFAULT_MARGIN = 0.05
@@ -24,9 +26,9 @@ EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE = "equivalent", "faster", "slower", "in
 NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
     "not comparable", "different computation", "implausible", "failed",
 )  # fmt: skip
-# What emulated devices can show, and all that they can show.
+# The only verdict that emulated devices can get beside a failed gate.
 SAME_COMPUTATION = "same computation"
-WORDS = (
+VERDICTS = (
     EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
 )  # fmt: skip
 EXPECTATIONS = ("equivalent", "faster", "not-slower", SUPPORTED)
@@ -35,7 +37,7 @@ CLAIM_DOES_NOT_HOLD = 1
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured quantity on both sides, a value a process, and the ratio other over reference."""
+    """One measured quantity of both sides, a value for each process, and the ratio of the other to the reference."""
 
     key: str
     title: str
@@ -47,7 +49,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Pair:
-    """The verdict on one side against the reference."""
+    """Verdict on one side against the reference."""
 
     reference: RunGroup
     other: RunGroup
@@ -58,17 +60,17 @@ class Pair:
     verdict: str
     summary: str
     claim: ClaimVerdict | None = None
-    """What these records say of the claim that was asked about, if one was."""
+    """Verdict on the claim of `--claim`, if one was given."""
 
     @property
     def headline(self) -> Quantity | None:
-        """The ratio of step times, or None where no speed may be stated."""
+        """Step time, or None where no speed may be stated."""
         return self.quantities[0] if self.quantities else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All verdicts, each against the first side."""
+    """Verdicts on all sides, each against the first."""
 
     reference: RunGroup
     pairs: tuple[Pair, ...]
@@ -81,7 +83,7 @@ def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN) -> Compar
 
     Args:
         sides: two or more.
-        margin: how far apart step times may be and still be called the same, as a fraction.
+        margin: largest relative difference of step times that counts as the same, as a fraction.
     """
     return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
 
@@ -91,12 +93,10 @@ def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
     findings: tuple[ParityResult, ...] = ()
     cautions = tuple([*cautions_about(reference), *cautions_about(other)])
 
-    def stop(word: str) -> Pair:
+    def stop(verdict: str) -> Pair:
         last = next(gate for gate in passed if gate.passed is False)
-        names = f"{other.label} against {reference.label}"
-        return Pair(
-            reference, other, tuple(passed), findings, cautions, (), word, f"{names}: {word}. {_capital(last.summary)}."
-        )
+        summary = f"{other.label} against {reference.label}: {verdict}. {capitalized(last.summary)}."
+        return Pair(reference, other, tuple(passed), findings, cautions, (), verdict, summary)
 
     passed.append(gates.finished([reference, other]))
     if passed[-1].passed is False:
@@ -111,26 +111,26 @@ def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
         return stop(DIFFERENT)
     if reference.emulated or other.emulated:
         emulated = " and ".join(side.label for side in (reference, other) if side.emulated)
-        sentence = (
-            f"{other.label} computes the same as {reference.label}; {emulated} is emulated, so no speed is stated."
-        )
-        return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, sentence)
+        summary = f"{other.label} computes the same as {reference.label}; {emulated} is emulated: no speed is stated."
+        return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, summary)
     passed += [gates.plausible(reference), gates.plausible(other)]
     if any(gate.passed is False for gate in passed):
         return stop(IMPLAUSIBLE)
     quantities = tuple(_quantities(reference, other, margin))
     ratio = quantities[0].ratio
-    word = _word(ratio)
-    sentence = _sentence(reference.label, other.label, word, ratio, margin) + _named(cautions)
-    return Pair(reference, other, tuple(passed), findings, cautions, quantities, word, sentence)
+    verdict = _verdict(ratio)
+    summary = _summary(reference.label, other.label, verdict, ratio, margin) + _caution_names(cautions)
+    return Pair(reference, other, tuple(passed), findings, cautions, quantities, verdict, summary)
 
 
-def _word(ratio: Ratio) -> str:
+def _verdict(ratio: Ratio) -> str:
     if ratio.equivalent:
         return EQUIVALENT
-    if ratio.differs:
-        return FASTER if ratio.estimate < 1 else SLOWER
-    return INCONCLUSIVE
+    return _direction(ratio) if ratio.differs else INCONCLUSIVE
+
+
+def _direction(ratio: Ratio) -> str:
+    return FASTER if ratio.estimate < 1 else SLOWER
 
 
 QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -142,7 +142,7 @@ QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 
 
 def _quantities(reference: RunGroup, other: RunGroup, margin: float) -> list[Quantity]:
-    """Return the ratios of what every process of both sides has; step time first, and always."""
+    """Return the quantities that every process of both sides has, step time first and always."""
     found = []
     for key, title, unit, keys in QUANTITIES:
         one, two = reference.values(*keys), other.values(*keys)
@@ -160,49 +160,40 @@ def _quantities(reference: RunGroup, other: RunGroup, margin: float) -> list[Qua
 
 
 def _single_run_ratio(reference: RunGroup, other: RunGroup, margin: float) -> Ratio:
-    """Return the ratio of step times where a side has one process."""
+    """Return the ratio of step times where a side has a single process."""
     one, two = ([interval_step_seconds(run.record) for run in side.runs] for side in (reference, other))
     means = [side.values("timing", "mean_step_seconds") for side in (reference, other)]
     return single_run_ratio_of(one, two, margin, (means[0], means[1]))
 
 
-def _sentence(reference: str, other: str, word: str, ratio: Ratio, margin: float) -> str:
-    interval = "" if ratio.low is None else f", 95 % interval {ratio.low:.3f} to {ratio.high:.3f}"
-    number = f"step time {ratio.estimate:.3f} times the reference's{interval}"
+def _summary(reference: str, other: str, verdict: str, ratio: Ratio, margin: float) -> str:
+    number = f"step time ratio {ratio_with_interval(ratio.estimate, ratio.low, ratio.high)}"
     repeats = " and ".join(str(count) for count in ratio.repeats)
     evidence = "one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes"
     if ratio.single_run:
         evidence += "; cannot estimate run-to-run variance"
-    if word == EQUIVALENT:
-        also = f", though {_side_of_one(ratio)} by a measurable amount" if ratio.differs else ""
+    if verdict == EQUIVALENT:
+        also = f", though measurably {_direction(ratio)}" if ratio.differs else ""
         return f"{other} takes the same time as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
-    if word in (FASTER, SLOWER):
-        return f"{other} is {word} than {reference}: {number} ({evidence})."
-    return f"{other} against {reference}: inconclusive. {_capital(number)} ({evidence}). {_more(ratio)}"
+    if verdict in (FASTER, SLOWER):
+        return f"{other} is {verdict} than {reference}: {number} ({evidence})."
+    return f"{other} against {reference}: {verdict}. {capitalized(number)} ({evidence}). {_repeats_advice(ratio)}"
 
 
-def _named(cautions: Sequence[Caution]) -> str:
-    """Return the cautions by name: a number measured on a shared machine is not to be quoted without them."""
+def _caution_names(cautions: Sequence[Caution]) -> str:
+    """Return the cautions by name: nobody should quote a number that was measured on a shared machine without them."""
     names = list(dict.fromkeys(caution.name for caution in cautions))
     return f" Caution: {', '.join(names)}." if names else ""
 
 
-def _side_of_one(ratio: Ratio) -> str:
-    return FASTER if ratio.estimate < 1 else SLOWER
-
-
-def _more(ratio: Ratio) -> str:
+def _repeats_advice(ratio: Ratio) -> str:
     if ratio.repeats_needed is None:
-        return "Even 100 repeats a side would probably not decide it: the machines are too noisy for this margin."
-    return f"About {ratio.repeats_needed} repeats a side would probably decide it."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        return f"Even {MAX_REPEATS} repeats a side would probably not decide: the step times vary too much."
+    return f"About {ratio.repeats_needed} repeats a side would probably decide."
 
 
 def holds(pair: Pair, expectation: str) -> bool:
-    """Return whether what was expected of a side is shown by its records; "inconclusive" shows nothing."""
+    """Return whether a side's records show what was expected of it; an inconclusive verdict shows nothing."""
     if expectation == SUPPORTED:
         return pair.claim is not None and pair.claim.verdict == SUPPORTED
     ratio = pair.headline.ratio if pair.headline is not None else None
@@ -216,11 +207,11 @@ def holds(pair: Pair, expectation: str) -> bool:
 
 
 def exit_code(comparison: Comparison, expectation: str | None) -> int:
-    """Return the command's exit code: the worst of its pairs."""
-    words = [pair.verdict for pair in comparison.pairs]
-    if FAILED in words:
+    """Return the exit code of `compare`: the worst of its pairs."""
+    verdicts = {pair.verdict for pair in comparison.pairs}
+    if FAILED in verdicts:
         return ExitCode.RUN_FAILED
-    if any(word in (NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE) for word in words):
+    if verdicts & {NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE}:
         return ExitCode.NOT_COMPARABLE
     if expectation is not None and not all(holds(pair, expectation) for pair in comparison.pairs):
         return CLAIM_DOES_NOT_HOLD
@@ -228,7 +219,7 @@ def exit_code(comparison: Comparison, expectation: str | None) -> int:
 
 
 def to_dict(comparison: Comparison) -> dict[str, Any]:
-    """Return what verdict.json holds; harness/schemas/verdict.schema.json describes it."""
+    """Return the content of verdict.json, as harness/schemas/verdict.schema.json describes it."""
     return {
         "schema_version": VERDICT_SCHEMA_VERSION,
         "margin": comparison.margin,

@@ -1,1 +1,1 @@
-"""What a person reads: tables and summaries. No torch."""
+"""Reports for people: terminal tables, pages, Markdown and pictures. No torch."""

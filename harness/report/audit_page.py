@@ -1,4 +1,4 @@
-"""An audit as one page: HTML that needs no network, no script and no other file."""
+"""Report of an audit as one HTML page, without scripts, network access or other files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TONES = {IMPOSSIBLE: "bad", INCONSISTENT: "bad", SUSPICIOUS: "care", UNPROVEN: "
 
 
 def render_audit(table: Audit, claim: Claim | None) -> str:
-    """Return the page. Everything that comes from the file is escaped by the template."""
+    """Return the page. The template escapes everything that comes from the table."""
     verdict = None if claim is None else judge_by_rows(claim, table)
     return template(TEMPLATE).render(
         title=f"Audit of {len(table.rows)} published rows",
         conclusion=[printable(line) for line in conclusion(table, claim)],
         statement=None if claim is None else f"The claim: {claim.statement} ({claim.source}; {claim.date}.)",
-        claim_word=None if verdict is None else verdict.verdict,
+        claim_verdict=None if verdict is None else verdict.verdict,
         claim_tone=None if verdict is None else CLAIM_TONES[verdict.verdict],
         rows=[_row(row) for row in table.rows],
         version=harness.__version__,
@@ -37,14 +37,14 @@ def _row(row: AuditedRow) -> dict[str, Any]:
         "name": printable(printed.name),
         "chips": printable(" against ".join(filter(None, (printed.text("subject"), printed.text("reference"))))),
         "grade": grade(row),
-        "tone": ("good" if row.tested else TONES[UNPROVEN]) if row.sound else TONES[row.findings[0].sure],
+        "tone": ("good" if row.tested else TONES[UNPROVEN]) if row.sound else TONES[row.findings[0].severity],
         "ratio": "" if row.ratio is None else ratio(row.ratio),
         "subject": _teraflops(printed.flops_per_device("subject")),
         "reference": _teraflops(printed.flops_per_device("reference")),
         "findings": [
             (
-                {"sure": finding.sure, "what": printable(finding.what), "why": printable(finding.why)},
-                TONES[finding.sure],
+                {"severity": finding.severity, "what": printable(finding.what), "why": printable(finding.why)},
+                TONES[finding.severity],
             )
             for finding in row.findings
         ],

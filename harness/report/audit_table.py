@@ -1,4 +1,4 @@
-"""The screen that `audit` and `claim` print. Fits 100 columns."""
+"""Terminal table of an audit, as `audit` and `claim` print it, 100 columns wide."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.text import printable
 STYLES = {IMPOSSIBLE: "bold red", INCONSISTENT: "bold red", SUSPICIOUS: "yellow"}
 SOUND = "sound"
 UNTESTED = "untested"
-NO_MEAN = "No sound row has a ratio: the table shows nothing."
+NO_MEAN = "No sound row has a ratio."
 
 
 def print_audit(table: Audit, claim: Claim | None = None, console: Console | None = None) -> None:
-    """Print every row with its findings, then what the sound ones say."""
+    """Print every row with its findings, then the conclusion."""
     console = console or PlainConsole(WIDTH)
     for row in table.rows:
         console.print(
@@ -33,14 +33,14 @@ def print_audit(table: Audit, claim: Claim | None = None, console: Console | Non
 
 
 def heading(row: AuditedRow) -> str:
-    """Return a row's name, what it compares, and the ratio of times."""
+    """Return a row's name, its two chips, and the time ratio."""
     chips = " against ".join(text for side in ("subject", "reference") if (text := row.row.text(side)) is not None)
     shown = "" if row.ratio is None else f"time ratio {ratio(row.ratio)}"
     return ", ".join(part for part in (row.row.name, chips, shown) if part)
 
 
 def grade(row: AuditedRow) -> str:
-    """Return the word on a row; a sound one may still be short of proofs."""
+    """Return the grade of a row: its worst finding, or `sound`, with `unproven` if something is missing."""
     if not row.sound:
         return str(row.grade)
     if not row.tested:
@@ -49,7 +49,7 @@ def grade(row: AuditedRow) -> str:
 
 
 def conclusion(table: Audit, claim: Claim | None) -> list[str]:
-    """Return what the table says as a whole, and of the claim."""
+    """Return the lines about the table as a whole, and about the claim."""
     sound = sum(row.sound for row in table.rows)
     untested = sum(row.sound and not row.tested for row in table.rows)
     lines = [f"{sound} of {len(table.rows)} rows are sound{f', {untested} of them untested' * (untested > 0)}."]
@@ -68,7 +68,7 @@ def conclusion(table: Audit, claim: Claim | None) -> list[str]:
 
 
 def mean_text(mean: Mean) -> str:
-    """Return a mean with its interval and spread, in words."""
+    """Return a mean with its interval and its range, in words."""
     if mean.count == 1:
         return f"time ratio {ratio(mean.estimate)} (one row)"
     return (
@@ -85,7 +85,7 @@ def _findings(row: AuditedRow) -> Table:
     grid.add_column(overflow="fold")
     for finding in row.findings:
         grid.add_row(
-            Text(f"  {finding.sure}", style=STYLES.get(finding.sure, "")),
+            Text(f"  {finding.severity}", style=STYLES.get(finding.severity, "")),
             Text(finding.check),
             Text(printable(f"{finding.what}: {finding.why}")),
         )

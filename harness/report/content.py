@@ -1,4 +1,4 @@
-"""What every report of a comparison says, as plain text: the screen, the page and the Markdown only lay it out."""
+"""Content of every report of a comparison, as plain text that screen, page and Markdown lay out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from harness.text import printable
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
 REFERENCE, OTHER = "reference", "other"
 SINGLE_RUN = "single run"
-WEAK_MEANS = "Weak: one process on a side tells nothing of the difference between processes."
-OUTLIER_MEANS = "Outliers are marked; they count like every other process."
-GATES_STOP = "The gates after one that fails are not looked at, and no speed is stated."
-# Cautions about how fast a side ran: they say nothing where no speed is stated, and must not give one away.
+SINGLE_RUN_NOTE = "Single run: one process on a side cannot estimate run-to-run variance."
+OUTLIER_NOTE = "Outliers are marked; they count like every other process."
+GATES_STOP = "Gates after a failed one are not checked, and no speed is stated."
+# Cautions about speed are left out where no speed is stated, since they would reveal one.
 ABOUT_SPEED = ("drift", "data wait", "outliers")
 
 
 @dataclass(frozen=True)
 class GateRow:
-    """One gate; `details` are the lines that its summary does not say already."""
+    """One gate; `details` are the lines that its summary does not repeat."""
 
     name: str
     state: str
@@ -35,7 +35,7 @@ class GateRow:
 
 @dataclass(frozen=True)
 class Test:
-    """One test of the gate *same computation*: the worst of all runs."""
+    """One test of the gate *same computation*, for the worst of all runs."""
 
     measures: str
     measured: str
@@ -46,7 +46,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Value:
-    """What one process measured."""
+    """Value of one process."""
 
     text: str
     outlier: bool
@@ -73,7 +73,7 @@ class SideRow:
     """One side in the summary of a comparison of more than two."""
 
     label: str
-    word: str
+    verdict: str
     ratio: str
     interval: str
     repeats: str
@@ -85,7 +85,7 @@ def all_sides(comparison: Comparison) -> list[RunGroup]:
 
 
 def measured_sides(comparison: Comparison) -> dict[int, RunGroup]:
-    """Return the sides whose speed may be stated, by their number: those with a ratio, and the reference behind it."""
+    """Return the sides whose speed may be stated, by number: the reference is 0, if any other side has a ratio."""
     others = {number: pair.other for number, pair in enumerate(comparison.pairs, 1) if pair.quantities}
     return {0: comparison.reference, **others} if others else {}
 
@@ -100,7 +100,7 @@ def title(comparison: Comparison) -> str:
 
 
 def describe(side: RunGroup) -> str:
-    """Return what a side is, in a line: device, precision, how many processes."""
+    """Return one line about a side: device, precision, number of processes."""
     first = side.first
     count = len(side.runs)
     emulated = ", emulated" if side.emulated else ""
@@ -109,7 +109,7 @@ def describe(side: RunGroup) -> str:
 
 
 def work(comparison: Comparison) -> str:
-    """Return what the reference was asked to do, in a line."""
+    """Return one line about the reference's workload."""
     config = comparison.reference.first["config"]
     shape = config["workload"]
     return printable(
@@ -119,20 +119,20 @@ def work(comparison: Comparison) -> str:
 
 
 def claim_sentence(comparison: Comparison, pair: Pair) -> str | None:
-    """Return what the pair's records say of the claim, or None if none was asked about."""
+    """Return a pair's verdict on the claim in a sentence, or None without a claim."""
     if comparison.claim is None or pair.claim is None:
         return None
     return printable(f"Claim {comparison.claim.name}: {pair.claim.verdict}. {pair.claim.summary}")
 
 
 def claim_statement(comparison: Comparison) -> str | None:
-    """Return what is claimed and by whom, or None if no claim was asked about."""
+    """Return the claim with its source, or None without a claim."""
     claim = comparison.claim
     return None if claim is None else printable(f"The claim: {claim.statement} ({claim.source}; {claim.date}.)")
 
 
 def gate_rows(pair: Pair) -> list[GateRow]:
-    """Return the gates that were looked at."""
+    """Return the gates that were checked."""
     return [
         GateRow(
             gate.name,
@@ -153,7 +153,7 @@ def tests(pair: Pair) -> list[Test]:
     return [
         Test(
             printable(finding.measures),
-            "not recorded by both" if finding.value is None else f"{abs(finding.value):.2g}",
+            "not in both records" if finding.value is None else f"{abs(finding.value):.2g}",
             f"{finding.limit:.2g}",
             _state(finding.passed),
             printable(finding.where.strip(" ()")),
@@ -163,9 +163,9 @@ def tests(pair: Pair) -> list[Test]:
 
 
 def details_beyond_tests(pair: Pair, row: GateRow) -> list[str]:
-    """Return a gate's details without those that the table of tests says."""
-    said = {printable(finding.text) for finding in pair.findings}
-    return [detail for detail in row.details if detail not in said]
+    """Return a gate's details without those that are in the table of tests."""
+    tested = {printable(finding.text) for finding in pair.findings}
+    return [detail for detail in row.details if detail not in tested]
 
 
 def number_rows(pair: Pair) -> list[NumberRow]:
@@ -175,7 +175,7 @@ def number_rows(pair: Pair) -> list[NumberRow]:
 
 def _number_row(quantity: Quantity) -> NumberRow:
     one, two = quantity.reference, quantity.other
-    # The ratio is one of geometric means: so the three numbers fit each other.
+    # Geometric means, so that their quotient is the ratio.
     means = [statistics.geometric_mean(one), statistics.geometric_mean(two)]
     texts, unit = scaled([*means, *one, *two], quantity.unit)
     odd = {*outliers(one), *(len(one) + index for index in outliers(two))}
@@ -199,7 +199,7 @@ def _repeats(found: Ratio) -> str:
 
 
 def notes(pair: Pair, margin: float) -> list[str]:
-    """Return what has to be known to read a pair's numbers."""
+    """Return the notes that explain a pair's numbers."""
     rows = number_rows(pair)
     lines = [
         "Means are geometric, over processes; a ratio is the other side over the reference.",
@@ -208,16 +208,18 @@ def notes(pair: Pair, margin: float) -> list[str]:
     if any(quantity.key == "energy_per_token" for quantity in pair.quantities):
         lines.append(f"Energy: reference {_energy_method(pair.reference)}; other {_energy_method(pair.other)}.")
     if any(value.outlier for row in rows for value in (*row.reference, *row.other)):
-        lines.append(OUTLIER_MEANS)
+        lines.append(OUTLIER_NOTE)
     if any(row.strength == SINGLE_RUN for row in rows):
-        lines.append(WEAK_MEANS)
+        lines.append(SINGLE_RUN_NOTE)
     return lines
 
 
 def _energy_method(side: RunGroup) -> str:
-    """Return how a side's energy was found, and whose it is: figures found in different ways differ by that too."""
-    told = [tuple(get_path(run.record, "telemetry", key) for key in ("method", "source", "scope")) for run in side.runs]
-    return " or ".join(printable(f"{method} ({source}: {scope})") for method, source, scope in dict.fromkeys(told))
+    """Return method, source and scope of a side's energy: different methods give different figures."""
+    found = [
+        tuple(get_path(run.record, "telemetry", key) for key in ("method", "source", "scope")) for run in side.runs
+    ]
+    return " or ".join(printable(f"{method} ({source}: {scope})") for method, source, scope in dict.fromkeys(found))
 
 
 def side_rows(comparison: Comparison) -> list[SideRow]:
@@ -239,7 +241,7 @@ def side_rows(comparison: Comparison) -> list[SideRow]:
 
 
 def cautions(comparison: Comparison) -> list[Caution]:
-    """Return every caution once, ready to print: each pair has the reference's again."""
+    """Return every caution once, ready to print: all pairs repeat the reference's."""
     measured = {side.label for side in measured_sides(comparison).values()}
     found = dict.fromkeys(caution for pair in comparison.pairs for caution in pair.cautions)
     return [

@@ -1,4 +1,4 @@
-"""Pictures of how the speed goes down as sequences or models grow, with the measured ceiling drawn in."""
+"""Pictures of speed against sequence length and model size, with the measured peak."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Record = Mapping[str, Any]
 HEIGHT_INCHES = 3.1
 
 
-def growth(records: Sequence[Record]) -> dict[str, str]:
-    """Return the pictures `sequence_length` and `model_size` as SVG, each made of the records that differ in it.
+def draw_growth(records: Sequence[Record]) -> dict[str, str]:
+    """Return the pictures `sequence_length` and `model_size` as SVG.
 
-    A record is of the first if its model is one that several sequence lengths were tried with, of the second if its
-    sequence length is one that several models were tried with; a picture without two points is left out.
+    `sequence_length` shows the model with the most sequence lengths, `model_size` the sequence length with the most
+    models; a picture with a single point is left out.
     """
     found: dict[str, str] = {}
     for name, title, axis, x, group in (
@@ -38,7 +38,7 @@ def growth(records: Sequence[Record]) -> dict[str, str]:
 
 
 def ceiling(record: Record) -> float | None:
-    """Return the tokens/s at which a run would reach its device's measured peak; None if that is unknown."""
+    """Return the tokens/s at the device's measured peak, or None if that is unknown."""
     used = record["utilization"]
     if used is None or used["measured_peak_flops"] is None:
         return None
@@ -74,7 +74,7 @@ def _draw(records: Sequence[Record], x: Callable[[Record], int], axis: str, figu
         [line] = axes.plot(places, [limits[place] for place in places], color=INK, linestyle=dashes(1), linewidth=1)
         handles.append(line)
         names.append("measured peak")
-        words.append("measured peak: " + _told(places, [limits[place] for place in places]))
+        words.append("measured peak: " + _speeds_text(places, [limits[place] for place in places]))
     for number, track in enumerate(sorted({_track(record) for record in records}, reverse=True)):
         speeds: dict[int, list[float]] = {}
         for record in records:
@@ -85,7 +85,7 @@ def _draw(records: Sequence[Record], x: Callable[[Record], int], axis: str, figu
         [line] = axes.plot(places, best, marker=marker(number), color=color(number), linestyle=dashes(number))
         handles.append(line)
         names.append(f"track={track}")
-        words.append(f"track={track}: " + _told(places, best))
+        words.append(f"track={track}: " + _speeds_text(places, best))
     ticks = sorted({x(record) for record in records})
     axes.set_xticks(ticks, [_short(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
@@ -98,7 +98,7 @@ def _draw(records: Sequence[Record], x: Callable[[Record], int], axis: str, figu
     return "; ".join(words)
 
 
-def _told(places: Sequence[int], speeds: Sequence[float]) -> str:
+def _speeds_text(places: Sequence[int], speeds: Sequence[float]) -> str:
     return ", ".join(
         f"{_short(place)}: {tokens_per_second(speed)}" for place, speed in zip(places, speeds, strict=True)
     )

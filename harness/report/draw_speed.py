@@ -1,4 +1,4 @@
-"""Pictures of how fast: the ratio with its interval, step times inside processes, the speed of each process."""
+"""Pictures of speed: the ratio with its interval, step times inside processes, tokens/s of each process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_DOTS = 900  # a side in the picture of step times
-# Neighbours that are shifted by this share of the width never come to lie above one another.
+# Dots that are shifted by multiples of the golden ratio do not cover each other.
 GOLDEN_SHARE = 0.618034
 
 
-def ratios(comparison: Comparison, figure: Figure) -> str:
+def draw_ratios(comparison: Comparison, figure: Figure) -> str:
     axes: Axes = figure.subplots()
     margin = (1 / (1 + comparison.margin), 1 + comparison.margin)
     axes.axvspan(*margin, color=INK, alpha=0.1, linewidth=0)
@@ -35,7 +35,7 @@ def ratios(comparison: Comparison, figure: Figure) -> str:
             continue
         edges += _bar(axes, len(names), number, pair.headline.ratio)
         names.append(truncate(pair.other.label, 22))
-        words.append(f"{printable(pair.other.label)}: {_told(pair.headline.ratio)}")
+        words.append(f"{printable(pair.other.label)}: {_ratio_text(pair.headline.ratio)}")
     room = 0.45 * (max(edges) - min(edges))
     axes.set(xlim=(min(edges) - room, max(edges) + room), ylim=(len(names) - 0.5, -0.8))
     axes.set_yticks(range(len(names)), names)
@@ -46,19 +46,21 @@ def ratios(comparison: Comparison, figure: Figure) -> str:
 
 
 def _bar(axes: Axes, place: int, number: int, found: Ratio) -> list[float]:
-    """Draw one side's interval and return its ends."""
+    """Draw one side's interval, and return its ends."""
     ends = [found.estimate] if found.low is None or found.high is None else [found.low, found.high]
     axes.plot(ends, [place] * len(ends), color=color(number), linewidth=2.5, solid_capstyle="round")
     axes.plot([found.estimate], [place], marker(number), color=color(number), markersize=7)
-    axes.annotate(_told(found), (found.estimate, place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.annotate(
+        _ratio_text(found), (found.estimate, place), (0, 7), textcoords="offset points", ha="center", fontsize=9
+    )
     return ends
 
 
-def _told(found: Ratio) -> str:
+def _ratio_text(found: Ratio) -> str:
     return f"{ratio(found.estimate)} ({interval(found.low, found.high)})"
 
 
-def step_times(sides: Mapping[int, RunGroup], figure: Figure) -> str:
+def draw_step_times(sides: Mapping[int, RunGroup], figure: Figure) -> str:
     axes: Axes = figure.subplots()
     intervals = {number: [interval_step_seconds(run.record) for run in side.runs] for number, side in sides.items()}
     factor, unit = scale([value for runs in intervals.values() for run in runs for value in run], "s")
@@ -78,7 +80,7 @@ def step_times(sides: Mapping[int, RunGroup], figure: Figure) -> str:
     return "; ".join(words)
 
 
-def speeds(comparison: Comparison, figure: Figure) -> str:
+def draw_speeds(comparison: Comparison, figure: Figure) -> str:
     axes: Axes = figure.subplots()
     sides = measured_sides(comparison)
     columns = _columns(list(sides.values()))
@@ -104,7 +106,7 @@ def _speed_intervals(pair: Pair) -> list[tuple[float, float]]:
 
 
 def _columns(sides: Sequence[RunGroup]) -> list[list[float]]:
-    """Return where each process of each side stands on the horizontal axis, with a gap between sides."""
+    """Return the horizontal position of each process of each side, with a gap between sides."""
     found, start = [], 0.0
     for side in sides:
         found.append([start + index for index in range(len(side.runs))])

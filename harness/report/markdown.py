@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured Markdown: for issues, pull requests and wikis. Pictures lie beside it as files."""
+"""Report of a comparison as GitHub-flavored Markdown, with pictures as files beside it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.report import content, provenance
 from harness.report.plots import CAPTIONS, figures
 from harness.text import printable
 
-# What Markdown, and GitHub beyond it, would take for markup. An entity is never markup; a backslash reads better.
+# Markup of Markdown and of GitHub. An entity is never markup; a backslash reads better.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 BACKSLASHED = "\\`*_[]|~#"
 LEFT, RIGHT = ":--", "--:"
@@ -22,14 +22,14 @@ def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: I
 
     Args:
         comparison: what is reported.
-        commands: command lines that make the runs and the report again.
-        pictures: names of those that lie beside the file as NAME.svg; by default all that `figures` draws.
+        commands: command lines that reproduce the runs and the report.
+        pictures: names of the files NAME.svg beside the report; by default all that `figures` draws.
     """
     names = list(figures(comparison) if pictures is None else pictures)
     parts = [f"# {escape(content.title(comparison))}"]
     for pair in comparison.pairs:
-        parts += [f"**{escape(said)}**" for said in (pair.summary, content.claim_sentence(comparison, pair)) if said]
-    parts += [escape(said) for said in (content.claim_statement(comparison),) if said]
+        parts += [f"**{escape(text)}**" for text in (pair.summary, content.claim_sentence(comparison, pair)) if text]
+    parts += [escape(text) for text in (content.claim_statement(comparison),) if text]
     parts.append(_sides(comparison))
     several = len(comparison.pairs) > 1
     if several:
@@ -44,7 +44,7 @@ def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: I
                   if name in names]  # fmt: skip
     parts += ["## Cautions", _cautions(comparison)]
     parts += _reproduction(comparison, commands)
-    parts.append(f"Report of harness {harness.__version__}; the same content for programs is in verdict.json.")
+    parts.append(f"Report of harness {harness.__version__}; verdict.json has the same content for programs.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,12 +69,12 @@ def _sides(comparison: Comparison) -> str:
         (content.OTHER if number else content.REFERENCE, escape(side.label), escape(content.describe(side)))
         for number, side in enumerate(content.all_sides(comparison))
     ]
-    return _table(("side", "name", "what ran"), rows)
+    return _table(("side", "name", "device and runs"), rows)
 
 
 def _summary(comparison: Comparison) -> str:
     rows = [
-        (escape(row.label), row.word, row.ratio, row.interval, row.repeats) for row in content.side_rows(comparison)
+        (escape(row.label), row.verdict, row.ratio, row.interval, row.repeats) for row in content.side_rows(comparison)
     ]
     return _table(("side", "verdict", "step time ratio", "95 % interval", "processes"), rows, numeric=3)
 
@@ -83,7 +83,7 @@ def _pair(pair: Pair, margin: float, level: str) -> list[str]:
     rows = content.gate_rows(pair)
     parts = [
         f"{level} Gates",
-        _table(("gate", "result", "what was found"), [(row.name, row.state, escape(row.summary)) for row in rows]),
+        _table(("gate", "result", "finding"), [(row.name, row.state, escape(row.summary)) for row in rows]),
     ]
     details = [f"- {escape(detail)}" for row in rows if row.state == content.FAIL for detail in row.details]
     if details:
@@ -127,14 +127,14 @@ def _cautions(comparison: Comparison) -> str:
 
 def _reproduction(comparison: Comparison, commands: Sequence[str]) -> list[str]:
     lines = [printable(command) for command in commands]
-    # A fence ends at one as long as itself.
+    # The fence must be longer than any run of backticks inside.
     fence = "`" * max(3, 1 + max((len(run) for line in lines for run in re.findall("`+", line)), default=0))
     labels = [escape(side.label) for side in content.all_sides(comparison)]
-    facts = [(escape(name), *(escape(cell) for cell in cells)) for name, cells in provenance.facts(comparison)]
+    rows = [(escape(name), *map(escape, cells)) for name, cells in provenance.provenance_rows(comparison)]
     records = [(escape(label), escape(path), digest) for label, path, digest in provenance.records(comparison)]
     return [
         "## How to reproduce",
         "\n".join((f"{fence}sh", *lines, fence)),
-        _table(("of every process", *labels), facts),
+        _table(("of every process", *labels), rows),
         _table(("side", "record", "content_sha256"), records),
     ]

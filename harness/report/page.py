@@ -1,4 +1,4 @@
-"""The report as one page: HTML that needs no network, no script and no other file."""
+"""Report of a comparison as one HTML page, without scripts, network access or other files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.report.plots import CAPTIONS, figures
 from harness.text import printable
 
 TEMPLATE = "page.html.j2"
-# The color of a verdict says how to take it: as good news, as news, with care, or as a refusal.
+# Tone, and so color, of a verdict; any other is "bad".
 TONES = {
     verdict.EQUIVALENT: "good",
     verdict.SAME_COMPUTATION: "good",
@@ -37,15 +37,15 @@ STATE_TONES = {content.PASS: "good", content.FAIL: "bad", content.NOT_CHECKED: "
 def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mapping[str, str] | None = None) -> str:
     """Return the page.
 
-    Everything that comes from records or from the command line is escaped by the template; only the pictures, whose
-    text matplotlib has escaped, are put in as they are.
+    The template escapes everything from records and from the command line, except the pictures, whose text matplotlib
+    has escaped.
 
     Args:
         comparison: what is reported.
-        commands: command lines that make the runs and the report again.
-        pictures: what `figures` drew, if it was asked already.
+        commands: command lines that reproduce the runs and the report.
+        pictures: result of `figures`, if there is one already.
     """
-    render_svg = figures(comparison) if pictures is None else pictures
+    pictures = figures(comparison) if pictures is None else pictures
     return template(TEMPLATE).render(
         title=content.title(comparison),
         reference=printable(comparison.reference.label),
@@ -54,10 +54,10 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
         claim_statement=content.claim_statement(comparison),
         summary=content.side_rows(comparison) if len(comparison.pairs) > 1 else [],
         pairs=[_pair(comparison, pair) for pair in comparison.pairs],
-        pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in render_svg.items()],
+        pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in pictures.items()],
         cautions=content.cautions(comparison),
         commands=[printable(command) for command in commands],
-        facts=provenance.facts(comparison),
+        provenance=provenance.provenance_rows(comparison),
         digests=provenance.DIGESTS,
         records=provenance.records(comparison),
         tones=STATE_TONES,
@@ -68,7 +68,7 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
 
 
 def template(name: str) -> Template:
-    """Return a template of this folder; whatever it is given is escaped."""
+    """Return a template of this folder, which escapes all its variables."""
     environment = Environment(
         loader=FunctionLoader(lambda file: files("harness.report").joinpath(file).read_text(encoding="utf-8")),
         autoescape=True,
@@ -81,14 +81,14 @@ def template(name: str) -> Template:
 
 
 def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
-    """Return what the template shows of one verdict."""
+    """Return the template's variables for one verdict."""
     rows = content.gate_rows(pair)
     return {
         "verdict": pair.verdict,
         "tone": TONES.get(pair.verdict, "bad"),
         "summary": printable(pair.summary),
         "claim": content.claim_sentence(comparison, pair),
-        "claim_word": pair.claim.verdict if pair.claim else "",
+        "claim_verdict": pair.claim.verdict if pair.claim else "",
         "claim_tone": CLAIM_TONES[pair.claim.verdict] if pair.claim else "",
         "label": printable(pair.other.label),
         "gates": [(row, content.details_beyond_tests(pair, row)) for row in rows],

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, as SVG: losses for every side, speed only where a speed may be stated."""
+"""Pictures of a comparison as SVG: losses of every side, speed only where a speed may be stated."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from harness.report import draw_runs, draw_speed
 from harness.report.content import all_sides, measured_sides
 from harness.report.svg import Draw, legend_columns, render_svg
 
-# Name of a picture: its title, and what one has to know to read it.
+# Name of a picture: its title and its caption.
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "ratio": (
         "Step time, as a ratio to the reference's",
-        "Dot: ratio of means. Bar: 95 % interval. Shaded: what the margin calls the same time. Left is faster.",
+        "Dot: ratio of means. Bar: 95 % interval. Shaded: the same time within the margin. Left is faster.",
     ),
     "loss": (
-        "Training loss, and how far it is from the reference's",
+        "Training loss, and its difference from the reference's",
         "Above: the first process of each side. Below: every process against the reference's first; the reference's "
-        "own repeats show what chance does.",
+        "own repeats show the run-to-run variance.",
     ),
     "step_time": (
         "Step time within each process",
-        "A column a process: each dot is the mean step of one block, the bar is the process's mean. The axis does not "
-        "start at zero.",
+        "One column for each process: a dot is the mean step of one interval, the bar is the process's mean. The axis "
+        "does not start at zero.",
     ),
     "tokens_per_second": (
         "Speed of each process",
-        "Each dot is a process; dashed: the reference's mean, shaded: the margin around it. Bars: where the 95 % "
-        "interval of the ratio puts the other side. The axis does not start at zero.",
+        "One dot for each process. Dashed: the reference's mean. Shaded: the margin around it. Bars: the other side by "
+        "the 95 % interval of the ratio. The axis does not start at zero.",
     ),
-    "phases": ("Where a step's time goes", "Mean over all processes of a side."),
-    "memory": ("Peak memory of the device", "The highest of a side's processes, as the device's allocator counts it."),
-    "power": ("Power of the device over the run", "One line a process."),
+    "phases": ("Time of a step by phase", "Mean over all processes of a side."),
+    "memory": ("Peak memory of the device", "The highest peak of a side's processes, by the device's allocator."),
+    "power": ("Power of the device over the run", "One line for each process."),
 }
 
 
 def figures(comparison: Comparison) -> dict[str, str]:
-    """Return every picture that the records have the data for, by name, in the order of CAPTIONS."""
+    """Return every picture for which the records have data, by name, in the order of CAPTIONS."""
     return {
         name: render_svg(name, CAPTIONS[name][0], height_inches, draw)
         for name, (height_inches, draw) in _pictures(comparison).items()
@@ -53,17 +53,17 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[float, Draw]]:
     bars = 0.45 + 0.5 * len(measured)
     found: dict[str, tuple[float, Draw]] = {}
     if measured:
-        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.ratios, comparison))
+        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.draw_ratios, comparison))
     if any(get_path(side.first, "losses", "train") for side in sides):
-        found["loss"] = (3.9, partial(draw_runs.losses, comparison))
+        found["loss"] = (3.9, partial(draw_runs.draw_losses, comparison))
     if measured:
-        found["step_time"] = (2.9, partial(draw_speed.step_times, measured))
-        found["tokens_per_second"] = (2.9, partial(draw_speed.speeds, comparison))
+        found["step_time"] = (2.9, partial(draw_speed.draw_step_times, measured))
+        found["tokens_per_second"] = (2.9, partial(draw_speed.draw_speeds, comparison))
         names = draw_runs.phase_names(measured)
         rows = math.ceil(len(names) / legend_columns(names))
-        found["phases"] = (bars + 0.22 * rows, partial(draw_runs.phases, measured))
+        found["phases"] = (bars + 0.22 * rows, partial(draw_runs.draw_phases, measured))
     if any(draw_runs.peak_memory(side) for side in measured.values()):
-        found["memory"] = (bars, partial(draw_runs.memory, measured))
+        found["memory"] = (bars, partial(draw_runs.draw_memory, measured))
     if any(draw_runs.power_samples(run) for side in measured.values() for run in side.runs):
-        found["power"] = (2.9, partial(draw_runs.power, measured))
+        found["power"] = (2.9, partial(draw_runs.draw_power, measured))
     return found

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, on the terminal."""
+"""Terminal tables of a profile: phases of a step, slowest operations, idle time, roofline."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.analysis.format import UNKNOWN, tflops
+from harness.report.console import key_value_table
 from harness.text import printable
 
-PART_NAMES = {
+PHASE_NAMES = {
     "host_to_device": "host to device",
     "forward": "forward",
     "backward": "backward",
@@ -22,21 +23,20 @@ MAX_NAME = 56
 
 
 def print_profile(record: Mapping[str, Any], console: Console) -> None:
-    """Print the profile of a record that has one: the parts of a step, its operations, its place under the roofline."""
+    """Print the profile of a record that has one."""
     profile, step = record["profile"], record["timing"]["mean_step_seconds"]
     console.print()
-    console.print(_parts(profile, step))
+    console.print(_phases(profile, step))
     console.print()
     if profile["operations"]:
         console.print(_operations(profile))
         console.print()
-    for line in _lines(profile):
-        console.print(line)
+    console.print(key_value_table(_notes(profile)))
 
 
-def _parts(profile: Mapping[str, Any], step: float | None) -> Table:
-    table = _table(f"a step in parts, each waited for ({profile['steps']} steps)")
-    table.add_column("part", no_wrap=True)
+def _phases(profile: Mapping[str, Any], step: float | None) -> Table:
+    table = _table(f"phases of a step, each synchronized ({profile['steps']} steps)")
+    table.add_column("phase", no_wrap=True)
     table.add_column("ms", justify="right")
     table.add_column("of a measured step", justify="right")
 
@@ -46,24 +46,24 @@ def _parts(profile: Mapping[str, Any], step: float | None) -> Table:
 
     row("data wait (measured steps)", profile["data_wait_seconds"])
     if profile["phases"] is None:
-        table.add_row("(the backend's step is one piece)", UNKNOWN, UNKNOWN)
+        table.add_row("(the backend's step has no phases)", UNKNOWN, UNKNOWN)
     else:
-        for part, name in PART_NAMES.items():
-            row(name, profile["phases"][part])
-        row("between these, on the host", profile["host_overhead_seconds"])
+        for phase, name in PHASE_NAMES.items():
+            row(name, profile["phases"][phase])
+        row("host overhead between phases", profile["host_overhead_seconds"])
         row("sum", _sum(profile))
     row("measured step", step)
     return table
 
 
 def _sum(profile: Mapping[str, Any]) -> float:
-    parts = [profile["data_wait_seconds"], profile["host_overhead_seconds"], *profile["phases"].values()]
-    return sum(part for part in parts if part is not None)
+    seconds = [profile["data_wait_seconds"], profile["host_overhead_seconds"], *profile["phases"].values()]
+    return sum(each for each in seconds if each is not None)
 
 
 def _operations(profile: Mapping[str, Any]) -> Table:
     traced = profile["traced_step_seconds"]
-    table = _table("operations that take longest (their own time, traced steps)")
+    table = _table("slowest operations (self time, traced steps)")
     table.add_column("operation", no_wrap=True, max_width=MAX_NAME)
     table.add_column("calls a step", justify="right")
     table.add_column("ms a step", justify="right")
@@ -78,32 +78,28 @@ def _operations(profile: Mapping[str, Any]) -> Table:
     return table
 
 
-def _lines(profile: Mapping[str, Any]) -> list[str]:
+def _notes(profile: Mapping[str, Any]) -> list[tuple[str, str]]:
     idle = profile["idle_fraction"]
-    said = UNKNOWN + " (the profiler does not see this device)" if idle is None else f"{100 * idle:.1f} %"
-    lines = [
-        f"idle      {said} of a traced step, in which no operation was under way; traced steps take "
-        f"{_milliseconds(profile['traced_step_seconds'])} ms, the profiler's own work included",
-    ]
-    position = profile["roofline"]
-    if position is not None:
-        lines.append(f"roofline  {_roofline(position)}")
-    lines.append(f"trace     {printable(profile['trace'])} in the run's folder (open in Perfetto or chrome://tracing)")
-    return lines
+    share = f"{UNKNOWN} share (the profiler does not see this device)" if idle is None else f"{100 * idle:.1f} %"
+    traced = f"traced steps take {_milliseconds(profile['traced_step_seconds'])} ms, the profiler's overhead included"
+    rows = [("idle", f"{share} of a traced step without a running operation; {traced}")]
+    if profile["roofline"] is not None:
+        rows.append(("roofline", _roofline(profile["roofline"])))
+    trace = f"{profile['trace']} in the run's folder (open in Perfetto or chrome://tracing)"
+    return [*rows, ("trace", trace)]
 
 
 def _roofline(position: Mapping[str, Any]) -> str:
-    said = f"{position['arithmetic_intensity']:,.1f} FLOP for a byte of operands, were no two operations fused"
+    intensity = f"arithmetic intensity {position['arithmetic_intensity']:,.1f} FLOP/byte without fusion"
     if position["ridge_arithmetic_intensity"] is None:
-        return f"{said}; where the ridge lies python -m harness peak would tell"
+        return f"{intensity}; ridge unknown, run `python -m harness peak` to measure it"
     if position["bound_by"] is None:
-        return f"{said}; the step is faster than that allows, so fusion or caches save traffic"
+        return f"{intensity}; the step is faster than that allows, so fusion or caches save traffic"
     share = position["achieved_flops"] / position["attainable_flops"]
     worst = " at worst" if position["bound_by"] == "memory" else ""
     return (
-        f"{said}; the ridge is at {position['ridge_arithmetic_intensity']:,.1f}, so a step is bound by "
-        f"{position['bound_by']}{worst}; it reaches {tflops(position['achieved_flops'])}, {share:.2f} of "
-        f"the {tflops(position['attainable_flops'])} attainable there"
+        f"{intensity}, ridge {position['ridge_arithmetic_intensity']:,.1f}: bound by {position['bound_by']}{worst}; "
+        f"{tflops(position['achieved_flops'])}, {share:.2f} of the {tflops(position['attainable_flops'])} attainable"
     )
 
 

@@ -1,4 +1,4 @@
-"""The screen that `project` prints. Fits 100 columns."""
+"""Terminal tables of `project`: a projection, or the check against published trainings; 100 columns wide."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.chips import Chip
-from harness.analysis.format import significant
+from harness.analysis.format import UNKNOWN, significant
 from harness.analysis.projection.model import Estimate, Projection, assumptions_of, to_dict
-from harness.analysis.projection.plan import Assumptions, Plan
+from harness.analysis.projection.plan import Assumptions, Plan, Range
 from harness.analysis.projection.published import Check
-from harness.report.console import WIDTH, PlainConsole
-from harness.text import printable
+from harness.report.console import WIDTH, PlainConsole, key_value_table
 
-# Shares below this are left out of the picture.
+# Smaller shares of the time are left out.
 MIN_SHARE = 0.005
 
 
 def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumptions, cautions: Sequence[str]) -> None:
-    """Print what the plan comes to, what takes the time, and what was assumed."""
+    """Print a plan, its estimates, the shares of the time, and the assumptions."""
     console = PlainConsole(WIDTH)
-    grid = Table(show_header=False, box=None, pad_edge=False)
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
     rows = [
         ("training", f"{_scaled(plan.parameters)} parameters, {_scaled(plan.tokens)} tokens, "
                      f"{plan.steps:,.0f} steps of {plan.global_batch_size} x {plan.seq_len}"),
@@ -35,29 +31,30 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
         ("speed from", found.source),
         ("days", _text(found.days)),
         ("device-hours", _text(found.device_hours)),
-        ("energy, MWh", "unknown" if found.megawatt_hours is None else f"{_text(found.megawatt_hours)}, devices alone"),
-        ("MFU, all in", "unknown" if found.mfu is None else _text(found.mfu, percent=True)),
+        ("energy, MWh", UNKNOWN if found.megawatt_hours is None else f"{_text(found.megawatt_hours)}, devices alone"),
+        ("overall MFU", UNKNOWN if found.mfu is None else _text(found.mfu, percent=True)),
         ("step, s", _text(found.step_seconds)),
-        ("memory", f"{plan.state_bytes / 1e9:.3g} GB a device for weights, gradients and moments; activations on top"),
-        ("time goes to", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
+        ("memory", f"{plan.state_bytes / 1e9:.3g} GB a device for weights, gradients and moments, without activations"),
+        ("time shares", ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items()
                                    if share >= MIN_SHARE)),
     ]  # fmt: skip
     rows += [("caution", caution) for caution in cautions]
-    for name, text in rows:
-        grid.add_row(name, Text(printable(text)))
-    console.print(grid)
-    console.print(Text("\nMedians with 90 % intervals, over these assumptions at once:"))
-    for name, each in assumptions_of(found, assumed).items():
-        text = (
-            f"{each.low:g} to {each.high:g}, most likely {each.likely:g}" if each.low < each.high else f"{each.low:g}"
-        )
-        console.print(Text(f"  {name.replace('_', ' ')}: {text}"))
+    console.print(key_value_table(rows))
+    console.print(Text("\nMedians with 90 % intervals, under these assumptions:"))
+    ranges = assumptions_of(found, assumed).items()
+    console.print(key_value_table((f"  {name.replace('_', ' ')}", _range_text(each)) for name, each in ranges))
+
+
+def _range_text(found: Range) -> str:
+    if found.low == found.high:
+        return f"{found.low:g}"
+    return f"{found.low:g} to {found.high:g}, most likely {found.likely:g}"
 
 
 def projection_to_dict(
     plan: Plan, chip: Chip, found: Projection, assumed: Assumptions, cautions: Sequence[str]
 ) -> dict[str, Any]:
-    """Return a plan and what it comes to as JSON values."""
+    """Return a plan and its projection as JSON values."""
     return {
         "plan": {**asdict(plan), "data": plan.data, "steps": plan.steps, "state_bytes_per_device": plan.state_bytes},
         "chip": {"name": chip.name, "source": chip.source, "grade": chip.confidence},
@@ -68,7 +65,7 @@ def projection_to_dict(
 
 
 def print_check(checks: Sequence[Check]) -> None:
-    """Print every published training with what is projected of it, and the misses with their reasons."""
+    """Print every published training with its projection, and the misses with their reasons."""
     console = PlainConsole(WIDTH)
     table = Table(box=None, pad_edge=False)
     for heading, justify in (("training", "left"), ("devices", "right"), ("days stated", "right"), ("MFU", "right"),
@@ -81,22 +78,22 @@ def print_check(checks: Sequence[Check]) -> None:
             f"{check.training.plan.devices:,}",
             f"{check.training.days:.4g}",
             f"{check.training.mfu:.0%}",
-            f"{check.days.middle:.4g}",
+            f"{check.days.median:.4g}",
             f"{check.days.low:.4g} to {check.days.high:.4g}",
             f"{check.error:+.0%}",
             "within" if check.hit else "MISSED",
         )
     console.print(table)
     hits = sum(check.hit for check in checks)
-    console.print(Text(f"\n{hits} of {len(checks)} within the interval, which is to hold nine of ten."))
-    console.print(Text("From the catalogue and the assumptions alone: no run was measured."))
+    console.print(Text(f"\n{hits} of {len(checks)} within the 90 % interval."))
+    console.print(Text("Projected from the catalogue and the assumptions, without measured runs."))
     for check in checks:
         if not check.hit:
-            console.print(Text(f"- {check.training.name}: {check.training.miss or 'no reason is known'}."))
+            console.print(Text(f"- {check.training.name}: {check.training.miss or 'reason unknown'}."))
     filled = [
         f"{check.training.name} ({', '.join(check.training.assumed)})" for check in checks if check.training.assumed
     ]
-    console.print(Text(f"Not printed by the source, and filled in: {'; '.join(filled)}."))
+    console.print(Text(f"Not printed by the source, but filled in: {'; '.join(filled)}."))
 
 
 def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
@@ -120,8 +117,8 @@ def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 def _text(found: Estimate, *, percent: bool = False) -> str:
     if percent:
-        return f"{found.middle:.1%} ({found.low:.1%} to {found.high:.1%})"
-    return f"{significant(found.middle)} ({significant(found.low)} to {significant(found.high)})"
+        return f"{found.median:.1%} ({found.low:.1%} to {found.high:.1%})"
+    return f"{significant(found.median)} ({significant(found.low)} to {significant(found.high)})"
 
 
 def _scaled(value: float) -> str:

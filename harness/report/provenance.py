@@ -1,4 +1,4 @@
-"""What whoever wants to run it again has to know: devices, versions, digests, records."""
+"""Provenance of a comparison: devices, versions, settings, digests and records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from harness.records.load import get_path
 from harness.report.content import all_sides
 from harness.text import printable
 
-ABSENT = "none"  # not unknown: a side of another kind has no such thing
-# Title of a fact, path of its keys in the record.
-FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+ABSENT = "none"  # not unknown: another kind of device has no such version
+# Title of a row, and the path of its keys in the record.
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("device", ("device", "name")),
     ("backend", ("backend", "name")),
     ("emulated", ("device", "emulated")),
@@ -35,19 +35,22 @@ FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("container", ("environment", "container")),
     ("processor", ("environment", "cpu_model")),
     ("host", ("environment", "host")),
-    ("workload identity", ("workload_id",)),
+    ("workload id", ("workload_id",)),
     ("initial weights", ("digests", "init")),
     ("batches", ("digests", "batches")),
 )
-# Of what was in effect, findings that differ from run to run.
+# Effective settings that are measurements, which differ from run to run.
 MEASURED_EFFECTS = ("matmul_relative_error", "compilation")
-DIGESTS = ("git commit", "workload identity", "initial weights", "batches")
+DIGESTS = ("git commit", "workload id", "initial weights", "batches")
 
 
-def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Return a row a fact, with a cell a side: devices, versions, digests. What differs within a side all shows."""
+def provenance_rows(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Return rows of devices, versions, settings and digests: a title and a cell for each side.
+
+    A cell lists all values that differ within its side.
+    """
     sides = all_sides(comparison)
-    rows = [(name, [_distinct(name, side.values(*keys)) for side in sides]) for name, keys in FACTS]
+    rows = [(name, [_distinct(name, side.values(*keys)) for side in sides]) for name, keys in ROWS]
     for part in (("backend", "versions"), ("environment", "packages")):
         known = [name for name, _ in rows]
         found = [[get_path(run.record, *part) or {} for run in side.runs] for side in sides]
@@ -59,7 +62,7 @@ def facts(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _differing_settings(sides: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
-    """Return a row for everything that was in effect on one side and not on another: kernels, queues, affinity."""
+    """Return a row for every effective setting that differs between sides: kernels, queues, affinity."""
     rows = []
     effective = [[get_path(run.record, "effective_settings") or {} for run in side.runs] for side in sides]
     for name in dict.fromkeys(key for side in effective for values in side for key in values):
@@ -71,11 +74,10 @@ def _differing_settings(sides: Sequence[RunGroup]) -> list[tuple[str, list[str]]
 
 
 def _distinct(name: str, values: Sequence[Any]) -> str:
-    texts = dict.fromkeys(_fact(name, value) for value in values)
-    return " / ".join(texts)
+    return " / ".join(dict.fromkeys(_cell(name, value) for value in values))
 
 
-def _fact(name: str, value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return UNKNOWN
     if isinstance(value, bool):

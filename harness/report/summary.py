@@ -1,4 +1,4 @@
-"""The one screen that ends a run."""
+"""Summary of a run: the table that ends it, and the fields of its log line."""
 
 from __future__ import annotations
 
@@ -7,31 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from harness.analysis.format import gibibytes, tflops, tokens_per_second
-from harness.report.console import WIDTH, PlainConsole
+from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
 
-# A wall clock is corrected by fractions of a second all the time.
+# Wall clocks are corrected by fractions of a second all the time.
 CLOCK_TOLERANCE_SECONDS = 2.0
 
 
 def print_summary(record: dict[str, Any], folder: Path, console: Console | None = None) -> None:
-    """Print what a run did, from its record."""
+    """Print the summary of a run from its record."""
     console = console or PlainConsole(WIDTH)
-    table = Table(title=f"run {folder}", title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _lines(record):
-        table.add_row(name, value)
-    console.print(table)
+    console.print(key_value_table(_lines(record), title=f"run {folder}"))
     if record.get("profile") is not None:
         print_profile(record, console)
 
 
 def key_figures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return what a log line says of a run that has ended. Of an emulated device it tells no speed."""
+    """Return the fields of the log line that ends a run, without speed on an emulated device."""
     timing, memory, telemetry = record["timing"], record["memory"] or {}, record.get("telemetry") or {}
     losses = record["losses"]["train"]
     figures = {
@@ -59,18 +53,18 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
         ("work", _work(record)),
         ("device", _device(record)),
-        ("identity", _identity(record)),
+        ("fingerprints", _fingerprints(record)),
     ]
     if device["emulated"]:
-        lines.append(("speed", "none: the device is emulated, its times say nothing of any device"))
+        lines.append(("speed", "not stated, since the device is emulated"))
     else:
         lines += [
             ("step time", _step_time(timing)),
             ("speed", _speed(timing, record["world_size"])),
             *_utilization(record),
-            ("not in it", _outside(record)),
+            ("excluded", _excluded(record)),
         ]
-        lines += _exchange(record.get("parallel"))
+        lines += _communication(record.get("parallel"))
     lines.append(("loss", _loss(record)))
     if record["eval"]["points"]:
         lines.append(("held out", _held_out(record)))
@@ -102,8 +96,8 @@ def _attempts(record: dict[str, Any]) -> str:
     ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
     counted = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
     return (
-        f"{len(attempts)}; before: {counted}; the last went on from step {attempts[-1]['from_step']}; "
-        f"{record['timing']['resumed']['steps']} steps warmed up again, in no timing"
+        f"{len(attempts)}; before: {counted}; the last resumed at step {attempts[-1]['from_step']}; "
+        f"{record['timing']['resumed']['steps']} untimed warm-up steps after resuming"
     )
 
 
@@ -115,80 +109,74 @@ def _device(record: dict[str, Any]) -> str:
     return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
 
 
-def _exchange(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return what several processes stood still for each other, and which of them the others waited for."""
+def _communication(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the rows of several processes: payload and exposed communication, scaling efficiency, stragglers."""
     if parallel is None or len(parallel["ranks"]) < 2:
         return []
     ranks = parallel["ranks"]
     lines = []
-    payload, waits = ranks[0]["payload_bytes_per_step"], [rank["exposed_communication_seconds"] for rank in ranks]
+    payload, exposed = ranks[0]["payload_bytes_per_step"], [rank["exposed_communication_seconds"] for rank in ranks]
     if payload is not None:
-        said = f"{payload / 1e6:,.2f} MB a step from each process"
-        if None not in waits:
-            said += f"; they stood still for it {1000 * min(waits):.2f} to {1000 * max(waits):.2f} ms of the step"
-        lines.append(("exchange", said))
+        text = f"{payload / 1e6:,.2f} MB a step from each process"
+        if None not in exposed:
+            text += f"; exposed communication {1000 * min(exposed):.2f} to {1000 * max(exposed):.2f} ms a step"
+        lines.append(("communication", text))
     scaling = parallel.get("scaling")
     if scaling is not None:
         lines.append(("scaling", _scaling(scaling)))
     for straggler in parallel["stragglers"]:
         rank = ranks[straggler["rank"]]
-        lines.append(
-            (
-                "straggler",
-                f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']}) is busy "
-                f"{straggler['slowdown']:.2f} times as long as the others, who wait for it",
-            )
-        )
+        where = f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']})"
+        lines.append(("straggler", f"{where}: {straggler['slowdown']:.2f} times the step time of the others"))
     return lines
 
 
 def _scaling(scaling: dict[str, Any]) -> str:
-    batch = "the same global batch" if scaling["kind"] == "strong" else "the same share of the batch for each"
+    batch = "the same global batch" if scaling["kind"] == "strong" else "the same batch for each device"
     return (
-        f"efficiency {scaling['efficiency']:.3f}: tokens/s of a device over those with {scaling['world_size']} "
+        f"efficiency {scaling['efficiency']:.3f}: tokens/s a device over those with {scaling['world_size']} "
         f"({scaling['kind']} scaling, {batch}; reference {scaling['reference']}, runs: {scaling['runs']})"
     )
 
 
-def _energy(told: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return what the device drew, and what held it down, if it tells any of it."""
-    if told is None or told["source"] is None:
+def _energy(telemetry: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the row of energy, temperature and throttling, if the device has sensors."""
+    if telemetry is None or telemetry["source"] is None:
         return []
-    said = []
-    if told["measured_joules"] is not None:
-        said.append(
-            f"{1000 * told['joules_per_token']:,.3g} mJ a token, {told['mean_power_watts']:,.1f} W on average "
-            f"({told['method']}, {told['source']}: {told['scope']})"
-        )
+    parts = []
+    if telemetry["measured_joules"] is not None:
+        method = f"{telemetry['method']}, {telemetry['source']}: {telemetry['scope']}"
+        watts = f"{telemetry['mean_power_watts']:,.1f} W on average"
+        parts.append(f"{1000 * telemetry['joules_per_token']:,.3g} mJ a token, {watts} ({method})")
     else:
-        said.append(f"energy unknown: {told['reason']} ({told['source']})")
-    if told["temperature_celsius"] is not None:
-        said.append(f"up to {told['temperature_celsius']['max']:.0f} °C")
-    said += [f"clock held down by {reason} in {100 * share:.0f} % of the readings"
-             for reason, share in (told["throttled"] or {}).items()]  # fmt: skip
-    return [("energy", "; ".join(said))]
+        parts.append(f"energy unknown: {telemetry['reason']} ({telemetry['source']})")
+    if telemetry["temperature_celsius"] is not None:
+        parts.append(f"up to {telemetry['temperature_celsius']['max']:.0f} °C")
+    parts += [f"clock throttled by {reason} in {100 * share:.0f} % of the readings"
+             for reason, share in (telemetry["throttled"] or {}).items()]  # fmt: skip
+    return [("energy", "; ".join(parts))]
 
 
 def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:
-    """Return what happened to the host's clocks, if it is more than the usual correction of a wall clock."""
+    """Return the row of clock changes, if they are larger than the usual corrections."""
     if clocks is None:
         return []
     shift, suspended = clocks["wall_clock_shift_seconds"], clocks["suspended_seconds"]
-    said = []
+    parts = []
     if shift is not None and abs(shift) > CLOCK_TOLERANCE_SECONDS:
-        said.append(f"the wall clock was set by {shift:+,.0f} s during the run")
+        parts.append(f"the wall clock was set by {shift:+,.0f} s during the run")
     if suspended is not None and suspended > CLOCK_TOLERANCE_SECONDS:
-        said.append(f"the host was suspended for {suspended:,.0f} s")
-    if not said:
+        parts.append(f"the host was suspended for {suspended:,.0f} s")
+    if not parts:
         return []
-    return [("clocks", " and ".join(said) + "; step times are by the steady clock, which neither changes")]
+    return [("clocks", " and ".join(parts) + "; step times use the monotonic clock, which neither affects")]
 
 
 def _threads(record: dict[str, Any]) -> str:
     return f"{record['effective_settings'].get('threads', '?')} host threads"
 
 
-def _identity(record: dict[str, Any]) -> str:
+def _fingerprints(record: dict[str, Any]) -> str:
     digests = record["digests"]
     shown = {name: (value or "none")[:12] for name, value in digests.items()}
     return f"workload {record['workload_id']}, init {shown['init']}, batches {shown['batches']}"
@@ -196,7 +184,7 @@ def _identity(record: dict[str, Any]) -> str:
 
 def _step_time(timing: dict[str, Any]) -> str:
     if timing["mean_step_seconds"] is None:
-        return "nothing was measured: the run ended before its measured window"
+        return "not measured: the run ended before its first timed interval"
     steps = timing["measured_steps"]
     intervals = [
         interval["seconds"] / (interval["last_step"] - interval["first_step"] + 1) for interval in timing["intervals"]
@@ -219,24 +207,24 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
     used = record.get("utilization")
     if used is None:
         return []
-    said = f"{tflops(used['achieved_flops'])} of model arithmetic a device"
+    text = f"{tflops(used['achieved_flops'])} a device (model FLOPs)"
     precision = record["config"]["precision"]
     for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
-            said += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
+            text += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
         elif (known := used[f"{peak}_peak_flops"]) is not None:
-            said += f"; above the {peak} {precision} peak of {tflops(known)}: no MFU, peak or speed is wrong"
-    return [("compute", said)]
+            text += f"; no MFU: above the {peak} {precision} peak of {tflops(known)}, so peak or speed is wrong"
+    return [("compute", text)]
 
 
-def _outside(record: dict[str, Any]) -> str:
+def _excluded(record: dict[str, Any]) -> str:
     timing = record["timing"]
     parts = [
         ("set-up", timing["setup_seconds"]),
         ("first step", timing["first_step_seconds"]),
         (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
-        ("of all of these compilation", (record["effective_settings"].get("compilation") or {}).get("seconds")),
+        ("compilation within these", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
 
@@ -244,7 +232,7 @@ def _outside(record: dict[str, Any]) -> str:
 def _loss(record: dict[str, Any]) -> str:
     losses, data = record["losses"]["train"], record["data"]
     if not losses:
-        return "no step was finished"
+        return "no step finished"
     known = [
         (name, data.get(key))
         for name, key in (
@@ -252,8 +240,8 @@ def _loss(record: dict[str, Any]) -> str:
             ("unigram entropy", "unigram_entropy_nats"),
         )
     ]
-    said = "".join(f"; {name} of the data {value:.4f}" for name, value in known if value is not None)
-    return f"{losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)} nats/token{said}"
+    entropies = "".join(f"; {name} of the data {value:.4f}" for name, value in known if value is not None)
+    return f"{losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)} nats/token{entropies}"
 
 
 def _held_out(record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib, and making of its SVG what a page can take in: inline, in either color scheme."""
+"""SVG pictures from matplotlib, for embedding in a page of either color scheme."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from harness.text import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Draws on a figure and returns a description of the data in words.
+# A function that draws on a figure and returns a description of the data in words.
 Draw = Callable[["Figure"], str]
 
-# Drawn in this color, and replaced: matplotlib cannot write currentColor itself.
+# Placeholder for currentColor, which matplotlib cannot write.
 INK = "#010203"
-# Blue, vermilion, green, purple as in Okabe and Ito's set, then brown and grey; shifted until each has a contrast of
+# Blue, vermilion, green, purple as in Okabe and Ito's set, then brown and gray; shifted until each has a contrast of
 # 3 on white and on the dark page (WCAG 1.4.11) and the first five stay apart for every kind of color vision.
-# Markers and dashes say the same again without color.
+# Markers and dashes make the same distinctions without color.
 COLORS = ("#2068e8", "#d5661a", "#2f9a78", "#bb5cc0", "#8d6e35", "#7f8892")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 MAX_POINTS = 2000
 MAX_POINTS_OF_LINES = 10_000  # of all lines of a side together
-LEGEND_LETTERS = 64  # a row of a legend has room for
-LEGEND_HANDLE = 7  # letters that the line before a name takes up
+LEGEND_LETTERS = 64  # in a row of a legend
+LEGEND_HANDLE = 7  # width of the line before a name, in letters
 MAX_NAME = 40  # in a legend: leaves room where letters are wide
 WIDTH_INCHES = 5.0
 PIXELS_PER_INCH = 96
@@ -80,7 +80,7 @@ def render_svg(name: str, title: str, height_inches: float, draw: Draw) -> str:
 
     Args:
         name: prefix of the ids inside, so that pictures on one page do not share any.
-        title: what the picture shows, for those who cannot see it.
+        title: accessible title of the picture.
         height_inches: at a width of WIDTH_INCHES.
         draw: draws on the figure and returns a description of the data in words.
     """
@@ -94,23 +94,23 @@ def render_svg(name: str, title: str, height_inches: float, draw: Draw) -> str:
         matplotlib.rcParams.update(cast(Any, STYLE))
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
         FigureCanvasSVG(figure)
-        # Its font lacks some scripts, and it says so; the reader's browser has fonts for them.
+        # matplotlib warns of scripts that its font lacks; browsers have fonts for them.
         warnings.simplefilter("ignore", UserWarning)
         description = draw(figure)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return finished(stream.getvalue(), name, title, description)
+    return embeddable_svg(stream.getvalue(), name, title, description)
 
 
-def finished(text: str, name: str, title: str, description: str) -> str:
-    """Return matplotlib's SVG with ids of its own, a title, the page's text color, and nothing that is not needed."""
+def embeddable_svg(text: str, name: str, title: str, description: str) -> str:
+    """Return matplotlib's SVG with unique ids, a title, the page's text color, and without metadata and styles."""
     root = ElementTree.fromstring(text)
     view_box = root.attrib["viewBox"]
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG_SPACE}}}")
     for parent in list(root.iter()):
         for child in list(parent):
-            # The rule of its <style> would hold for the whole page: what it says is put on the root below.
+            # A <style> would apply to the whole page; its rule is set on the root below.
             if child.tag in ("metadata", "style"):
                 parent.remove(child)
     used = set(_references(root))
@@ -140,7 +140,7 @@ def _references(root: ElementTree.Element) -> Iterator[str]:
 
 
 def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Prefix the ids that something refers to, drop the others, and put in the page's color and fonts."""
+    """Prefix the ids that are referred to, drop the others, and set the page's color and fonts."""
     attributes = dict(element.attrib)
     element.attrib.clear()
     for key, value in attributes.items():
@@ -156,7 +156,7 @@ def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def standalone(svg: str) -> str:
-    """Return a picture as a file of its own: no page gives it a color, so it follows the reader's scheme."""
+    """Return a picture as a file of its own, whose color follows the reader's color scheme."""
     head, rest = svg.split(">", 1)
     width, height = (float(number) for number in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)[0])
     shown = WIDTH_INCHES * PIXELS_PER_INCH
@@ -167,15 +167,14 @@ def standalone(svg: str) -> str:
 def downsample(values: Sequence[float], most: int = MAX_POINTS) -> tuple[list[int], list[float]]:
     """Return positions and values of a curve with at most `most` points.
 
-    Of each stretch the lowest, the highest and the first missing point (NaN) are kept, in their order: spikes and gaps
-    stay where they were.
+    Of each section the lowest, the highest and the first missing point (NaN) are kept, so that spikes and gaps stay.
     """
     if len(values) <= most:
         return list(range(len(values))), list(values)
-    stretches = max(1, most // 3)
+    sections = max(1, most // 3)
     kept: set[int] = set()
-    for number in range(stretches):
-        places = range(number * len(values) // stretches, (number + 1) * len(values) // stretches)
+    for number in range(sections):
+        places = range(number * len(values) // sections, (number + 1) * len(values) // sections)
         known = [place for place in places if values[place] == values[place]]
         if known:
             kept |= {min(known, key=values.__getitem__), max(known, key=values.__getitem__)}
@@ -185,7 +184,7 @@ def downsample(values: Sequence[float], most: int = MAX_POINTS) -> tuple[list[in
 
 
 def points_per_line(count: int) -> int:
-    """Return how many points each of so many lines gets, so that many repeats do not make a page of megabytes."""
+    """Return the largest number of points of each of `count` lines, which limits the size of a page."""
     return min(MAX_POINTS, max(150, MAX_POINTS_OF_LINES // max(1, count)))
 
 
@@ -205,19 +204,19 @@ def dashes(index: int) -> Any:
 
 
 def truncate(text: str, most: int) -> str:
-    """Return a label that cannot push the drawing out of its picture."""
+    """Return a printable label of at most `most` characters."""
     shown = printable(text)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def legend_columns(names: Sequence[str]) -> int:
-    """Return how many names stand beside each other in a legend."""
+    """Return the number of columns of a legend."""
     widest = max((len(name) for name in names), default=0) + LEGEND_HANDLE
     return max(1, min(len(names), LEGEND_LETTERS // widest))
 
 
 def legend(figure: Figure, labels: Sequence[str], handles: Sequence[Any]) -> None:
-    """Name the lines above the drawing, where they cover nothing."""
+    """Put a legend above the drawing."""
     names = [truncate(label, MAX_NAME) for label in labels]
     columns = legend_columns(names)
     figure.legend(handles, names, loc="outside upper left", ncols=columns, borderpad=0.1, columnspacing=1.4)

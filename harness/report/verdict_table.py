@@ -1,4 +1,4 @@
-"""The screen that `compare` prints: the verdict, then what it rests on. Fits 100 columns."""
+"""Terminal table of a comparison, as `compare` prints it: verdict, gates, numbers, cautions; 100 columns wide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.report.console import WIDTH, PlainConsole
 from harness.text import printable
 
 STYLES = {content.PASS: "green", content.FAIL: "bold red", content.NOT_CHECKED: "yellow"}
-# A heading, and whether its column holds numbers.
+# Headings of columns, and whether they hold numbers.
 NUMBER_COLUMNS = (
     ("", False),
     (content.REFERENCE, True),
@@ -63,7 +63,7 @@ def _grid(*, header: bool = False) -> Table:
 
 
 def _legend(pair: Pair) -> Table:
-    """Which side is the reference, and what both are."""
+    """Return a table of the reference and the other side, with their devices."""
     grid = _grid()
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -75,7 +75,7 @@ def _legend(pair: Pair) -> Table:
 def _sides(comparison: Comparison) -> Table:
     table = _table(SIDE_COLUMNS)
     for row in content.side_rows(comparison):
-        _add(table, row.label, row.word, row.ratio, row.interval, row.repeats)
+        _add(table, row.label, row.verdict, row.ratio, row.interval, row.repeats)
     return table
 
 
@@ -118,7 +118,7 @@ def _numbers(rows: Iterable[content.NumberRow]) -> Table:
 
 
 def _values(pair: Pair, rows: Iterable[content.NumberRow]) -> Table:
-    """Every process's value, in the order of the processes."""
+    """Return a table of every process's value, in the order of the processes."""
     grid = _grid(header=True)
     grid.add_column("each process (* outlier)", no_wrap=True)
     grid.add_column("", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The files of a report: each is written whole or not at all, the page last."""
+"""Writer of the files of a report, each atomically, the page last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.analysis.verdict import Comparison, to_dict
 from harness.errors import RunFailed
-from harness.records.files import refuse_foreign_report, write_atomically
+from harness.records.files import check_report_folder, write_atomically
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from harness.report.plots import figures
@@ -24,17 +24,17 @@ def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) 
 
     Raises:
         ConfigError: the folder holds somebody else's files of the same names.
-        RunFailed: the folder cannot be made, or the disk is full or not writable.
+        RunFailed: the folder cannot be created, or the disk is full or not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFailed(f"{folder}: cannot be made: {error.strerror or error}; choose another folder") from error
+        raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another folder") from error
     pictures = figures(comparison)
-    # First, since a later report knows by it that the other files are ours.
+    # First, since it marks the other files as ours for a later report.
     texts = {VERDICT_FILE: json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"}
     texts |= {f"{name}.svg": standalone(svg) for name, svg in pictures.items()}
     texts[MARKDOWN_FILE] = render_markdown(comparison, commands, pictures)
     texts[PAGE_FILE] = render_page(comparison, commands, pictures)
-    refuse_foreign_report(folder, texts, marker=VERDICT_FILE, key="pairs")
+    check_report_folder(folder, texts, marker=VERDICT_FILE, key="pairs")
     return [write_atomically(folder / name, text) for name, text in texts.items()]

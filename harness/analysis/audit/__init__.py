@@ -1,1 +1,1 @@
-"""Is a published table of training speeds possible, consistent, and does it show what it is said to show?"""
+"""Audit of published training speeds: possible, consistent, and evidence for a claim or not."""

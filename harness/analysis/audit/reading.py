@@ -1,4 +1,4 @@
-"""Tables of published rows, read from YAML or CSV: every cell understood, or the place named where one is not."""
+"""Reader of tables of published rows in YAML or CSV, which names row and column of every mistake."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from harness.errors import UserError
 from harness.text import scaled_number
 
 PERCENT = ("mfu", "accuracy")
-# Names of precisions that tables print, and ours.
+# Other names of precisions in tables.
 PRECISION_NAMES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
-# Nothing that is printed of a training lies beyond.
+# No printed figure of a training lies outside.
 MIN_NUMBER, MAX_NUMBER = 1e-12, 1e18
 NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 WHOLE = ("layers", "width", "seq_len", "global_batch_size", "micro_batch_size", "accumulation", "devices", "tensor",
          "pipeline", "evaluation_samples")  # fmt: skip
-# Below this the unit was forgotten.
-MIN_MODEL = 1e5
-# A share of the peak beyond this was meant in percent.
+# Fewer parameters are a forgotten unit.
+MIN_PARAMETERS = 1e5
+# A larger MFU without a per cent sign is a forgotten one.
 MAX_BARE_MFU = 10.0
 
 
@@ -36,10 +36,10 @@ def read_rows(file: Path) -> list[Row]:
     """Read a table.
 
     Args:
-        file: *.csv with a head line, or YAML: a list of mappings, or a mapping with that list under `rows`.
+        file: *.csv with a header line, or YAML: a list of mappings, or a mapping with that list under `rows`.
 
     Raises:
-        UserError: it cannot be read, or holds a column or a value that is not understood.
+        UserError: it cannot be read, or a column or a value is invalid.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -59,16 +59,16 @@ def read_rows(file: Path) -> list[Row]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which PyYAML would take the last one."""
+    """A loader that rejects a duplicate key, of which PyYAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice!r}", node.start_mark)
         for key, value in node.value:
             # YAML 1.1 reads 1:30 as ninety.
             if isinstance(value, yaml.ScalarNode) and value.tag in NUMBER_TAGS and ":" in value.value:
-                what = f"{key.value}: found {value.value}, expected seconds as a number, or quotes around a text"
+                what = f"{key.value}: found {value.value}, expected a number of seconds, or a quoted text"
                 raise yaml.constructor.ConstructorError(None, None, what, value.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -78,12 +78,12 @@ def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
         if len(heads) < 2 and any(";" in head for head in heads):
-            raise UserError(f"{file}: its columns are separated by semicolons, expected commas; save it again so")
+            raise UserError(f"{file}: found semicolons between columns, expected commas; save the file with commas")
         if twice := next((head for head in heads if heads.count(head) > 1), None):
-            raise UserError(f"{file}: the column {twice!r} is there twice; which one counts?")
+            raise UserError(f"{file}: found the column {twice!r} twice, expected it once; delete one of them")
         for entry in reader:
             if None in entry or None in entry.values():
-                raise UserError(f"{file}: line {reader.line_num} has not as many cells as the head line's {len(heads)}")
+                raise UserError(f"{file}: line {reader.line_num}: expected {len(heads)} cells, as in the header line")
             yield {(key or "").strip(): value.strip() or None for key, value in entry.items()}
     except csv.Error as error:
         raise UserError(f"{file}: line {reader.line_num} cannot be read as CSV: {error}") from error
@@ -92,7 +92,7 @@ def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
 def _yaml(file: Path, text: str) -> Iterator[Mapping[str, Any]]:
     try:
         content = yaml.load(text, _Loader)
-    # What is no date or number after all, and nesting without end, come as errors of Python's own.
+    # Invalid dates and numbers, and endless nesting, raise Python's own errors.
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     rows = content.get("rows") if isinstance(content, dict) else content
@@ -109,9 +109,9 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
         if column not in COLUMNS:
             near = difflib.get_close_matches(column, COLUMNS, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; python -m harness audit --help lists the columns"
-            raise UserError(f"{where}: {head}: no such column{hint}")
+            raise UserError(f"{where}: {head}: unknown column{hint}")
         if column in values:
-            raise UserError(f"{where}: {column}: is there twice, as {head!r} too")
+            raise UserError(f"{where}: {column}: found twice, also as {head!r}, expected once")
         if value is None or value == "":
             continue
         if isinstance(value, (dict, list)):
@@ -127,15 +127,14 @@ def _row(file: Path, number: int, entry: Mapping[str, Any]) -> Row:
     if "precision" in values:
         values["precision"] = _precision(where, values["precision"])
     if not any(row.has(side) for side in SIDES) and row.number("ratio") is None:
-        raise UserError(f"{where}: nothing was measured; expected a column such as subject_tokens_per_second, or ratio")
+        raise UserError(f"{where}: found no measurement, expected a column such as subject_tokens_per_second, or ratio")
     return row
 
 
-def _precision(where: str, written: str) -> str:
-    normalized_name = written.casefold()
-    found = PRECISION_NAMES.get(normalized_name, normalized_name)
+def _precision(where: str, name: str) -> str:
+    found = PRECISION_NAMES.get(name.casefold(), name.casefold())
     if found not in PRECISIONS:
-        raise UserError(f"{where}: precision: found {written!r}, expected one of: {', '.join(PRECISIONS)}")
+        raise UserError(f"{where}: precision: found {name!r}, expected one of: {', '.join(PRECISIONS)}")
     return found
 
 
@@ -155,7 +154,7 @@ def _number(where: str, column: str, value: Any) -> float:
             f"{where}: {column}: found {value!r}, expected a number above 0 and of a possible size, without thousands "
             "separators"
         )
-    # An MFU above one is what somebody printed, an accuracy above one is what nobody means.
+    # An MFU above one occurs in print; an accuracy above one is a forgotten per cent sign.
     most = MAX_BARE_MFU if column.endswith("mfu") else 1.0
     if column.endswith("mfu") and not text.endswith("%") and number > most:
         raise UserError(f"{where}: {column}: found {value!r}, expected a fraction, or a percentage such as 38.5%")
@@ -165,6 +164,6 @@ def _number(where: str, column: str, value: Any) -> float:
         )
     if column in WHOLE and not number.is_integer():
         raise UserError(f"{where}: {column}: found {value!r}, expected a whole number")
-    if column == "parameters" and number < MIN_MODEL:
+    if column == "parameters" and number < MIN_PARAMETERS:
         raise UserError(f"{where}: parameters: found {value!r}, expected a number of parameters, such as 7B")
     return number

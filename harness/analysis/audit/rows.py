@@ -1,4 +1,4 @@
-"""Rows of a published comparison: what somebody printed, as data, and what follows from it by arithmetic."""
+"""Rows of a published comparison: the printed figures, and what follows from them by arithmetic."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.analysis.chips import Chip, match_chips
 from harness.analysis.flops import flops_per_token_of_size, matrix_weights, parameters_of, training_flops_per_token
 from harness.analysis.named_models import model_preset
 
 TEXTS = {
-    "id": "name of the row in what is said of it (default: its number)",
+    "id": "name of the row in findings (default: its number)",
     "source": "where it is printed",
-    "subject": "chip that is looked at, or a family of chips",
-    "reference": "chip that it is held against",
+    "subject": "chip that is compared, or a family of chips",
+    "reference": "chip that it is compared with",
     "stack": "software, if rows differ by it",
-    "model": "name; one of configs/model/ brings its shape along",
+    "model": "name; a model of configs/model/ has its shape from there",
     "precision": "fp32, tf32, bf16, fp16 or fp8",
-    "ratio_of": "time or speed: what `ratio` is of",
-    "states": "claim that the row is the source of, and so no evidence of (default: the one that its id names)",
-    "assumed": "columns that the source does not print and the table's author filled in, such as: reference, devices",
+    "ratio_of": "time or speed: the quantity of `ratio`",
+    "states": "claim whose source the row is, so that it is no evidence for it (default: the claim that its id names)",
+    "assumed": "columns that the source does not print but the table's author filled in, such as: reference, devices",
     "note": "anything else",
 }
 NUMBERS = {
@@ -31,11 +32,11 @@ NUMBERS = {
     "global_batch_size": "sequences a step, over all devices",
     "micro_batch_size": "sequences a device takes at once",
     "accumulation": "micro-batches a step",
-    "devices": "how many, on each side",
+    "devices": "number on each side",
     "tensor": "devices that share a layer",
-    "pipeline": "stages that the layers are spread over",
-    "ratio": "that is stated, subject over reference",
-    "evaluation_samples": "that accuracies are means over",
+    "pipeline": "stages of layers",
+    "ratio": "the stated ratio, subject over reference",
+    "evaluation_samples": "samples behind each accuracy",
 }
 MEASURED = {
     "tokens_per_second": "over all devices",
@@ -54,14 +55,14 @@ COLUMNS = {
     **NUMBERS,
     **{f"{side}_{name}": text for side in SIDES for name, text in MEASURED.items()},
 }
-# In order of preference. What a whole training took may have more in it than steps.
+# In order of preference; last, since a whole training takes more than its steps.
 RATIO_COLUMNS = ("tokens_per_second", "tokens_per_second_per_device", "samples_per_second",
                  "samples_per_second_per_device", "step_seconds", "total_seconds")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row. Numbers are floats in the column's unit, None where nothing is printed."""
+    """One row: texts and floats by column, in the column's unit; an empty cell has no entry."""
 
     name: str
     values: Mapping[str, Any]
@@ -72,22 +73,26 @@ class Row:
     def number(self, column: str) -> float | None:
         return self.values.get(column)
 
-    def of(self, side: str, what: str) -> float | None:
-        """Return what one side measured."""
-        return self.values.get(f"{side}_{what}")
+    def of(self, side: str, quantity: str) -> float | None:
+        """Return a measured quantity of one side."""
+        return self.values.get(f"{side}_{quantity}")
 
     def has(self, side: str) -> bool:
-        """Return whether anything was measured on a side."""
-        return any(self.of(side, what) is not None for what in MEASURED)
+        """Return whether any quantity of a side was measured."""
+        return any(self.of(side, quantity) is not None for quantity in MEASURED)
+
+    def chips(self, side: str) -> tuple[Chip, ...]:
+        """Return the chips that a side's name can mean."""
+        return match_chips(self.text(side))
 
     @property
     def sequences_per_step(self) -> float | None:
-        """The global batch size, as printed or from its parts."""
+        """The global batch size, as printed or as the product of its parts."""
         return self.number("global_batch_size") or self.batch_from_parts
 
     @property
     def largest_batch_from_parts(self) -> float | None:
-        """The global batch size if every device, or every group that the row tells of, has a copy of the model."""
+        """The product of the parts, one model copy for each device or printed model-parallel group."""
         parts = [self.number(name) for name in ("micro_batch_size", "accumulation", "devices")]
         if any(part is None for part in parts):
             return None
@@ -96,7 +101,7 @@ class Row:
 
     @property
     def copies_are_known(self) -> bool:
-        """Whether the row tells how many devices share one copy of the model."""
+        """True if the row prints how many devices share one copy of the model."""
         return self.number("devices") == 1 or any(self.number(name) is not None for name in ("tensor", "pipeline"))
 
     @property
@@ -109,14 +114,13 @@ class Row:
         return tuple(part.strip() for part in (self.text("assumed") or "").split(",") if part.strip())
 
     def speeds(self, side: str) -> dict[str, float]:
-        """Return every way in which the row tells a side's tokens/s over all devices, by the column it comes from."""
-        told = self.speeds_by_what_is_unknown(side)
-        return told.get(frozenset(), {})
+        """Return a side's tokens/s over all devices, by each column that they follow from."""
+        return self.speeds_by_unknown_factors(side).get(frozenset(), {})
 
-    def speeds_by_what_is_unknown(self, side: str) -> dict[frozenset[str], dict[str, float]]:
-        """Return a side's speeds by column, in tokens/s over all devices but for factors that the row does not print.
+    def speeds_by_unknown_factors(self, side: str) -> dict[frozenset[str], dict[str, float]]:
+        """Return a side's speeds by column, in tokens/s over all devices up to factors that the row does not print.
 
-        Those with the same unknown factors can be compared with one another, those without any are tokens/s.
+        Speeds with the same unknown factors are comparable; those without any are tokens/s.
         """
         batch, step = self.sequences_per_step, self.of(side, "step_seconds")
         given = {
@@ -136,20 +140,20 @@ class Row:
         return found
 
     def speed_per_device(self, side: str) -> float | None:
-        """Return tokens/s of one device, the smallest of what the row tells: an excess that it shows is one by any."""
+        """Return tokens/s of one device, the smallest that any column gives: if it exceeds a peak, all do."""
         seq_len, devices = self.number("seq_len"), self.number("devices")
-        told = [
+        found = [
             self.of(side, "tokens_per_second_per_device"),
             _times(self.of(side, "samples_per_second_per_device"), seq_len),
             *(_over(speed, devices) for speed in self.speeds(side).values()),
         ]
-        return min((value for value in told if value is not None), default=None)
+        return min((value for value in found if value is not None), default=None)
 
     @property
     def flops_per_token(self) -> float | None:
-        """Model FLOPs of a token, forward and backward, causal attention counted as far as the row tells the shape.
+        """Model FLOPs of a token, forward and backward.
 
-        Six times the parameters (Kaplan et al. 2020) where no shape is known, which leaves attention out.
+        Six times the parameters (Kaplan et al. 2020), without attention, where the shape is unknown.
         """
         seq_len = self.number("seq_len")
         shape = model_preset(self.text("model"))
@@ -164,17 +168,17 @@ class Row:
 
     @property
     def size(self) -> float | None:
-        """The model's parameters, as printed or of the named model."""
+        """The model's parameters, by the model preset or as printed."""
         shape = model_preset(self.text("model"))
         return self.number("parameters") if shape is None else float(parameters_of(shape))
 
     def flops_per_device(self, side: str) -> float | None:
-        """Return the model FLOP/s of one device that the row implies."""
+        """Return the model FLOP/s of one device that follow from the row."""
         return _times(self.flops_per_token, self.speed_per_device(side))
 
     @property
     def time_ratios(self) -> dict[str, float]:
-        """The subject's time over the reference's for the same work, by the column that both sides print alike."""
+        """The subject's time over the reference's for the same work, by column that both sides have."""
         found = {}
         for column in RATIO_COLUMNS:
             subject, reference = (self.of(side, column) for side in SIDES)
@@ -184,7 +188,7 @@ class Row:
 
     @property
     def time_ratio(self) -> float | None:
-        """The subject's time over the reference's, by the first of the columns that tell it."""
+        """The subject's time over the reference's, by the first column of RATIO_COLUMNS that both sides have."""
         return next(iter(self.time_ratios.values()), None)
 
 
@@ -197,17 +201,15 @@ def _over(one: float | None, two: float | None) -> float | None:
 
 
 IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN = "impossible", "inconsistent", "suspicious", "unproven"
-
-
-GRADES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
+SEVERITIES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
 
 
 @dataclass(frozen=True)
 class AuditFinding:
-    """One thing found."""
+    """One finding about a row."""
 
-    sure: str
-    """One of GRADES: how sure it is that the row is wrong."""
+    severity: str
+    """One of SEVERITIES, the certain errors first."""
     check: str
     what: str
     why: str

@@ -1,4 +1,4 @@
-"""What a table of published rows says as a whole, once those that cannot be trusted are left out."""
+"""Result of an audit: findings by row, mean ratios of the sound rows, and their verdict on a claim."""
 
 from __future__ import annotations
 
@@ -10,38 +10,46 @@ from typing import Any
 
 from scipy import stats
 
-from harness.analysis.audit.checks import has_peak
+from harness.analysis.audit.peak_checks import has_peak
 from harness.analysis.audit.rows import SIDES, UNPROVEN, AuditFinding, Row
 from harness.analysis.audit.table import PublishedTable
 from harness.analysis.chips import match_chips
-from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, TIME, Claim, ClaimVerdict, chips_of, within
+from harness.analysis.claims import (
+    ANY_DEVICE,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    Claim,
+    ClaimVerdict,
+    chips_of,
+    judge_time_ratio,
+)
 from harness.analysis.format import ratio
 
 AUDIT_SCHEMA_VERSION = 1
-# Two rows that happen to agree have next to no spread, and say next to nothing of other trainings.
+# Two rows that happen to agree would give a far too narrow interval.
 MIN_ROWS_FOR_AN_INTERVAL = 3
 
 
 @dataclass(frozen=True)
 class AuditedRow:
-    """A row with what was found about it."""
+    """A row with its findings."""
 
     row: Row
     findings: tuple[AuditFinding, ...]
 
     @property
     def grade(self) -> str | None:
-        """The gravest finding's, or None if nothing at all was found."""
-        return self.findings[0].sure if self.findings else None
+        """Severity of the most severe finding, or None without findings."""
+        return self.findings[0].severity if self.findings else None
 
     @property
     def sound(self) -> bool:
-        """Nothing was found but what is unproven."""
+        """True if no finding is worse than unproven."""
         return self.grade in (None, UNPROVEN)
 
     @property
     def tested(self) -> bool:
-        """A speed or an MFU could be held against a peak."""
+        """True if a speed or an MFU could be checked against a peak."""
         return any(
             self.row.of(side, "mfu") is not None
             or (self.row.flops_per_device(side) is not None and has_peak(self.row, side))
@@ -56,7 +64,7 @@ class AuditedRow:
 
 @dataclass(frozen=True)
 class Mean:
-    """The geometric mean of the time ratios of sound rows; the rows are taken for independent trials."""
+    """Geometric mean of the time ratios of sound rows, as independent trials."""
 
     count: int
     estimate: float
@@ -69,7 +77,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class PairMean:
-    """The mean over the sound rows of one pair of chips, as the first of them writes it."""
+    """Mean over the sound rows of one pair of chips, which have their names from the first row."""
 
     subject: str
     reference: str
@@ -78,15 +86,15 @@ class PairMean:
 
 @dataclass(frozen=True)
 class Audit:
-    """A table of rows, audited."""
+    """All audited rows of a table, and their means."""
 
     rows: tuple[AuditedRow, ...]
     means: tuple[PairMean, ...]
-    """Of the sound rows that have a ratio, by pair of chips: ratios of other chips have no common mean."""
+    """Of the sound rows with a ratio, one for each pair of chips."""
 
 
 def audit(rows: Sequence[Row]) -> Audit:
-    """Audit every row of a table, and average the sound ones."""
+    """Audit every row of a table, and take the means of the sound ones."""
     audited = tuple(
         AuditedRow(row, tuple(found)) for row, found in zip(rows, PublishedTable(rows).findings(), strict=True)
     )
@@ -96,11 +104,11 @@ def audit(rows: Sequence[Row]) -> Audit:
 def _means(rows: Sequence[AuditedRow]) -> Iterator[PairMean]:
     pairs: dict[tuple[object, object], list[AuditedRow]] = {}
     for row in rows:
-        written = [row.row.text(side) for side in SIDES]
-        if None not in written:
-            # By what is meant, however it is written.
-            subject, reference = (tuple(chip.name for chip in match_chips(text or "")) or text for text in written)
-            pairs.setdefault((subject, reference), []).append(row)
+        names = [row.row.text(side) for side in SIDES]
+        if None not in names:
+            # Different names of the same chips belong together.
+            key = [tuple(chip.name for chip in match_chips(name)) or name for name in names]
+            pairs.setdefault((key[0], key[1]), []).append(row)
     for group in pairs.values():
         if (mean := mean_of(group)) is not None:
             subject, reference = (str(group[0].row.text(side)) for side in SIDES)
@@ -108,13 +116,13 @@ def _means(rows: Sequence[AuditedRow]) -> Iterator[PairMean]:
 
 
 def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
-    """Return the geometric mean of the time ratios of the sound rows."""
+    """Return the geometric mean of the time ratios of the sound rows, or None without any."""
     ratios = [row.ratio for row in rows if row.sound and row.ratio is not None]
     if not ratios:
         return None
     logarithms = [math.log(ratio) for ratio in ratios]
     middle, low, high = statistics.fmean(logarithms), None, None
-    # Rows that agree to the last digit are no trials of one another.
+    # Equal ratios are not independent.
     if len(logarithms) >= MIN_ROWS_FOR_AN_INTERVAL and max(logarithms) > min(logarithms):
         half = stats.sem(logarithms) * stats.t.ppf(0.975, len(logarithms) - 1)
         low, high = math.exp(middle - half), math.exp(middle + half)
@@ -122,15 +130,12 @@ def mean_of(rows: Sequence[AuditedRow]) -> Mean | None:
 
 
 def rows_about(claim: Claim, table: Audit) -> list[AuditedRow]:
-    """Return the rows that have a ratio of just the claim's chips, and that its conditions do not rule out."""
+    """Return the rows with a ratio of the claim's chips that fulfil the claim's conditions."""
     return [row for row in table.rows if row.ratio is not None and _is_about(row.row, claim)]
 
 
-def _other_than_its_own(rows: Sequence[AuditedRow], claim: Claim) -> list[AuditedRow]:
-    """Return the rows that are not the claim itself: what is claimed is no evidence of it.
-
-    Nor are rows of which the table's author had to guess something.
-    """
+def _independent_rows(rows: Sequence[AuditedRow], claim: Claim) -> list[AuditedRow]:
+    """Return the rows that are evidence: not the claim's own source, and without filled-in columns."""
     return [row for row in rows if not _states(row.row, claim) and not row.row.assumed]
 
 
@@ -140,11 +145,11 @@ def _states(row: Row, claim: Claim) -> bool:
 
 
 def _is_about(row: Row, claim: Claim) -> bool:
-    for written, claimed in ((row.text("subject"), claim.subject), (row.text("reference"), claim.reference)):
-        meant = {chip.name for chip in match_chips(written or "")}
-        if not meant or not meant <= {chip.name for chip in chips_of(claimed)}:
+    for side, claimed in (("subject", claim.subject), ("reference", claim.reference)):
+        chips = {chip.name for chip in row.chips(side)}
+        if not chips or not chips <= {chip.name for chip in chips_of(claimed)}:
             return False
-    # As with records: what is not printed is not shown to be what the claim is of.
+    # As with records, a condition that is not printed is not fulfilled.
     return (
         claim.parameters.holds(row.size)
         and claim.devices.holds(row.number("devices"))
@@ -154,24 +159,24 @@ def _is_about(row: Row, claim: Claim) -> bool:
 
 
 def judge_by_rows(claim: Claim, table: Audit) -> ClaimVerdict:
-    """Return what the sound rows about the claim's chips say of it."""
+    """Return the verdict on a claim from the sound rows about its chips."""
     about = rows_about(claim, table)
-    others = _other_than_its_own(about, claim)
+    others = _independent_rows(about, claim)
     mean = mean_of(others)
     if mean is None:
         return ClaimVerdict(NOT_TESTED, _why_no_evidence(claim, about, others) + _own_grade(claim, table))
     if mean.count >= MIN_ROWS_FOR_AN_INTERVAL and mean.low is None:
-        return ClaimVerdict(INCONCLUSIVE, f"all {mean.count} sound rows have the very same ratio: they are no trials")
+        return ClaimVerdict(
+            INCONCLUSIVE, f"all {mean.count} sound rows have the same ratio, so they are not independent"
+        )
     if mean.low is None or mean.high is None:
         return ClaimVerdict(
             INCONCLUSIVE,
-            f"{_rows(mean.count)} (beside the claim's own and any with something guessed), where "
-            f"{MIN_ROWS_FOR_AN_INTERVAL} or more could tell how trainings differ; geometric mean of the time ratios "
+            f"{_rows(mean.count)} (without the claim's own and those with filled-in columns), expected "
+            f"{MIN_ROWS_FOR_AN_INTERVAL} or more for an interval; geometric mean of the time ratios "
             f"{ratio(mean.estimate)}",
         )
-    if claim.quantity == TIME:
-        return within(claim, mean.estimate, mean.low, mean.high)
-    return within(claim, 1 / mean.estimate, 1 / mean.high, 1 / mean.low)
+    return judge_time_ratio(claim, mean.estimate, mean.low, mean.high)
 
 
 def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence[AuditedRow]) -> str:
@@ -180,14 +185,14 @@ def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence
     if not about:
         return f"no published row compares {claim.subject} with {claim.reference}"
     if not others:
-        return "the only rows about it are the claim itself, which is no evidence, or have something that was guessed"
-    return f"none of the {len(others)} other rows about it can be trusted"
+        return "all rows about it are its own source or have filled-in columns, which is no evidence"
+    return f"none of the {len(others)} other rows about it is sound"
 
 
 def _own_grade(claim: Claim, table: Audit) -> str:
-    """Return what is wrong with the row that states the claim, if something is."""
+    """Return the severity of the claim's own row, if it is not sound."""
     own = next((row for row in table.rows if _states(row.row, claim) and not row.sound), None)
-    return "" if own is None else f"; and that row is {own.grade}"
+    return "" if own is None else f"; the claim's own row is {own.grade}"
 
 
 def _rows(count: int) -> str:
@@ -195,7 +200,7 @@ def _rows(count: int) -> str:
 
 
 def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
-    """Return the audit as JSON values."""
+    """Return the audit, with the verdict on a claim, as JSON values."""
     verdict = None if claim is None else judge_by_rows(claim, table)
     return {
         "schema_version": AUDIT_SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""What only the other rows of a table show of a row: that it was copied, or held against a weaker baseline."""
+"""Checks of a row against the other rows of its table: copied figures, and a baseline that is slower elsewhere."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from collections.abc import Iterator, Sequence
 
 from harness.analysis.audit.checks import own_findings
 from harness.analysis.audit.rows import (
-    GRADES,
     IMPOSSIBLE,
     MEASURED,
+    SEVERITIES,
     SIDES,
     SUSPICIOUS,
     UNPROVEN,
     AuditFinding,
     Row,
 )
-from harness.analysis.chips import PRECISIONS, Chip, match_chips
+from harness.analysis.chips import PRECISIONS, Chip
 from harness.analysis.format import tflops
 from harness.text import normalized_name
 
-# Model FLOP/s of one chip on one model by one source: software and shapes explain less than this.
+# Ratio of model FLOP/s of one chip on one model: differences of software and shapes are smaller.
 WEAKER_BASELINE = 1.25
-# RunningStats that other trainings have too, being of a few values.
+# Figures with few possible values, which different trainings have in common.
 COMMON = ("mfu", "accuracy", "final_loss")
-# So many figures that are alike, or one of so many digits, are no accident.
+# Two equal figures, or one of five digits, are no coincidence.
 MIN_ALIKE, DIGITS_ALIKE = 2, 5
 
 
 class PublishedTable:
-    """All rows of a file with what was found about each by itself."""
+    """All rows of a file, each with its own findings."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = tuple(rows)
         self._found = [own_findings(row) for row in rows]
         self._impossible = {number for number, found in enumerate(self._found)
-                            if any(finding.sure == IMPOSSIBLE for finding in found)}  # fmt: skip
+                            if any(finding.severity == IMPOSSIBLE for finding in found)}  # fmt: skip
         self._by_figure: dict[tuple[str, float], list[int]] = defaultdict(list)
         self._by_model: dict[tuple[object, ...], list[tuple[int, float, tuple[Chip, ...]]]] = defaultdict(list)
         for number, row in enumerate(rows):
             for figure in _figures(row).items():
                 self._by_figure[figure].append(number)
             for side in SIDES:
-                flops, chips = row.flops_per_device(side), match_chips(row.text(side) or "")
-                # What cannot be trusted by itself shows nothing of another row.
-                trusted = all(finding.sure == UNPROVEN for finding in self._found[number])
+                flops, chips = row.flops_per_device(side), row.chips(side)
+                # Only a sound row is a baseline for others.
+                trusted = all(finding.severity == UNPROVEN for finding in self._found[number])
                 if trusted and flops is not None and chips and _model(row) is not None:
                     self._by_model[_same_work(row)].append((number, flops, chips))
 
     def findings(self) -> list[list[AuditFinding]]:
-        """Return everything found about every row, the gravest first."""
+        """Return all findings about every row, the most severe first."""
         return [
             sorted(
                 [*own, *self._copied(number), *self._weaker_baseline(number)],
-                key=lambda finding: GRADES.index(finding.sure),
+                key=lambda finding: SEVERITIES.index(finding.severity),
             )
             for number, own in enumerate(self._found)
         ]
 
     def _copied(self, number: int) -> Iterator[AuditFinding]:
-        """Other rows have the same figures."""
+        """Yield findings about other rows with the same figures."""
         row, own = self.rows[number], _figures(self.rows[number])
         same, copies = [], []
         for other in sorted({each for figure in own.items() for each in self._by_figure[figure]} - {number}):
@@ -71,7 +71,7 @@ class PublishedTable:
                 continue
             if _work(self.rows[other]) == _work(row):
                 same.append(other)
-            # Of two that are alike, one may be the original: where the other one alone cannot be, this is the original.
+            # If only the other row is impossible, this one is the original.
             elif other not in self._impossible or number in self._impossible:
                 copies.append(other)
         if copies:
@@ -79,9 +79,9 @@ class PublishedTable:
                 SUSPICIOUS,
                 "identical",
                 f"the same figures as {self._names(copies)}, to the last digit",
-                "two different trainings do not measure alike: one row was copied",
+                "two trainings never agree to the last digit: one row was copied",
             )
-        # The first of them counts.
+        # The first of several equal rows counts.
         if same and same[0] < number:
             yield AuditFinding(SUSPICIOUS, "identical", f"the same row as {self._names(same)}", "a trial counts once")
 
@@ -90,9 +90,9 @@ class PublishedTable:
         return f"{self.rows[numbers[0]].name}{more}"
 
     def _weaker_baseline(self, number: int) -> Iterator[AuditFinding]:
-        """Another row has the same model on the same reference chip, and that runs it faster."""
+        """Yield a finding where another row has a faster run of the same model on the same reference chip."""
         row = self.rows[number]
-        own, chips = row.flops_per_device("reference"), match_chips(row.text("reference") or "")
+        own, chips = row.flops_per_device("reference"), row.chips("reference")
         if own is None or row.time_ratio is None or not chips or _model(row) is None:
             return
         rivals = [
@@ -107,7 +107,7 @@ class PublishedTable:
         subject = row.flops_per_device("subject")
         against = ""
         if subject is not None:
-            against = f"; against that one the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
+            against = f"; against that row the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
         yield AuditFinding(
             SUSPICIOUS,
             "baseline",
@@ -117,16 +117,14 @@ class PublishedTable:
 
 
 def _figures(row: Row) -> dict[str, float]:
-    """Return what was measured of speed and time, by column."""
+    """Return the measured speeds and times, by column."""
     columns = (f"{side}_{name}" for side in SIDES for name in MEASURED if name not in COMMON)
     return {column: value for column in columns if (value := row.number(column)) is not None}
 
 
 def _whole_sides(shared: set[str], alike: Sequence[str]) -> bool:
-    """Return whether no side has a figure that is alike and another one that is not."""
-    return all(
-        len({column in alike for column in shared if column.startswith(side)}) < 2 for side in SIDES
-    )  # fmt: skip
+    """Return whether all shared figures of a side are equal, or none is."""
+    return all(len({column in alike for column in shared if column.startswith(side)}) < 2 for side in SIDES)
 
 
 def _digits(value: float) -> int:
@@ -149,7 +147,7 @@ def _same_work(row: Row) -> tuple[object, ...]:
 
 
 def _same_work_or_unknown(row: Row) -> list[tuple[object, ...]]:
-    """Return the keys of rows that may be of the same work: precisions that are not printed may be any."""
+    """Return the keys of rows that may be of the same work, where a precision that is not printed can be any."""
     model, devices, precision = _same_work(row)
     precisions = {None, *PRECISIONS} if precision is None else {None, precision}
     return [(model, devices, each) for each in precisions]

@@ -1,4 +1,4 @@
-"""A training that is to be reckoned, and what is assumed of all that neither it nor records tell."""
+"""Plan of a large training run, and the assumptions about every quantity that neither plan nor records give."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from harness.analysis.flops import MIN_WEIGHTS, STATE_BYTES_PER_PARAMETER, param
 from harness.errors import UserError
 
 DRAWS = 20_000
-# Of a device's memory, what whole weights and gradients may take and leave room for activations.
+# Share of a device's memory that whole weights and gradients may take, so that activations fit as well.
 MEMORY_FOR_WHOLE_WEIGHTS = 0.6
-# Of what goes over links and between layers. With fp8 products, tensors are kept and sent in 16 bits.
+# Bytes of a weight, gradient or activation. With fp8 products, tensors are stored and sent in 16 bits.
 NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
-# Assumptions that are shares of something, and those of which there may be none.
+# Assumptions between 0 and 1, and those that may be 0.
 SHARES = frozenset(
     {"efficiency_of_products", "product_share_of_peak", "link_efficiency", "hiding_compute", "power_share"}
 )
-MAY_BE_NOTHING = frozenset({"latency_seconds", "hiding_compute", "restart_hours"})
+MAY_BE_ZERO = frozenset({"latency_seconds", "hiding_compute", "restart_hours"})
 
 Draws = np.ndarray
 
 
 @dataclass(frozen=True)
 class Range:
-    """What is assumed of a quantity: never below `low`, never above `high`, most likely `likely`."""
+    """Assumed range of a quantity, with its most likely value."""
 
     low: float
     likely: float
@@ -44,10 +44,10 @@ class Range:
 
     @classmethod
     def parse(cls, text: str) -> Range:
-        """Return what `0.5` or `0.4:0.5:0.7` (lowest, likeliest, highest) says.
+        """Return the range of a text such as `0.5` or `0.4:0.5:0.7` (lowest, likeliest, highest).
 
         Raises:
-            ValueError: it is neither, or out of order.
+            ValueError: the text is neither, or out of order.
         """
         numbers = [float(part) for part in text.split(":")]
         low, likely, high = numbers * 3 if len(numbers) == 1 else numbers
@@ -58,39 +58,39 @@ class Range:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What neither the plan nor records tell.
+    """Ranges of the quantities that neither plan nor records give.
 
-    The defaults were set by somebody who knew the published trainings of configs/trainings.yaml; interruptions are
-    those of two of them, and `efficiency_of_products` was raised once, from a likeliest 0.45, after a first comparison.
+    The defaults are not independent of the published trainings of configs/trainings.yaml: interruptions are those of
+    two of them, and the likeliest `efficiency_of_products` was raised from 0.45 after a first comparison.
     """
 
     efficiency_of_products: Range = Range(0.45, 0.65, 0.80)
-    """Model FLOP/s of a device by itself over its best matrix product: attention, norms and the rest are slower."""
+    """Model FLOP/s of a device by itself over its best matrix product; attention, norms and the rest are slower."""
     product_share_of_peak: Range = Range(0.65, 0.80, 0.90)
-    """Best matrix product over the sheet's peak, where nobody measured it."""
+    """Best matrix product over the data sheet's peak, where no measurement is known."""
     link_efficiency: Range = Range(0.6, 0.75, 0.9)
-    """Bandwidth of large collectives over the sheet's."""
+    """Bandwidth of large collectives over the data sheet's."""
     latency_seconds: Range = Range(5e-6, 10e-6, 30e-6)
     """Of one hop of a collective."""
     hiding_compute: Range = Range(0.3, 0.7, 0.95)
-    """Share of the compute behind which data-parallel collectives can hide."""
+    """Share of the compute that data-parallel collectives can overlap with."""
     checkpoint_seconds: Range = Range(10, 60, 300)
     device_hours_between_interruptions: Range = Range(20_000, 45_000, 100_000)
     """OPT-175B: 54 in 56 days of 992 devices; Llama 3 405B: 466 in 54 days of 16 384."""
     restart_hours: Range = Range(0.05, 0.1, 0.5)
-    """Llama 3 405B: more than 90 % of the time was of use, so that an interruption cost 0.28 h with the work lost."""
+    """Llama 3 405B: more than 90 % of the time was effective: 0.28 h an interruption, lost work included."""
     power_share: Range = Range(0.7, 0.85, 1.0)
-    """Mean power of a device in training over the sheet's."""
+    """Mean power of a device in training over the data sheet's."""
 
-    def replaced(self, words: Sequence[str]) -> Assumptions:
-        """Return the assumptions with others in the place of some, each as NAME=RANGE (`Range.parse`).
+    def replaced(self, overrides: Sequence[str]) -> Assumptions:
+        """Return the assumptions with overrides, each NAME=RANGE (`Range.parse`).
 
         Raises:
-            UserError: a name is unknown, or a range is none or cannot be.
+            UserError: a name is unknown or given twice, or a range is invalid.
         """
         given: dict[str, Range] = {}
-        for word in words:
-            name, _, text = word.partition("=")
+        for override in overrides:
+            name, _, text = override.partition("=")
             key = name.replace("-", "_")
             if key in given:
                 raise UserError(f"assume: {name}: found twice, expected once")
@@ -104,8 +104,8 @@ class Assumptions:
                 found = Range.parse(text)
             except ValueError:
                 found = None
-            if found is None or found.high > most or (found.low == 0 and key not in MAY_BE_NOTHING):
-                limit = "between 0 and 1" if key in SHARES else "of at least 0" if key in MAY_BE_NOTHING else "above 0"
+            if found is None or found.high > most or (found.low == 0 and key not in MAY_BE_ZERO):
+                limit = "between 0 and 1" if key in SHARES else "of at least 0" if key in MAY_BE_ZERO else "above 0"
                 raise UserError(
                     f"assume: {name}: found {text!r}, expected a number {limit}, or three as lowest:likeliest:highest"
                 )
@@ -115,7 +115,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training: what, with how many devices, laid out how."""
+    """A training run: model, tokens, devices and layout."""
 
     parameters: float
     tokens: float
@@ -130,7 +130,7 @@ class Plan:
     layers: int | None = None
     width: int | None = None
     heads: int | None = None
-    """Of attention; tensor parallelism spreads them over devices."""
+    """Attention heads, which tensor parallelism divides."""
     micro_batch_size: int = 1
     tensor: int = 1
     pipeline: int = 1
@@ -142,16 +142,16 @@ class Plan:
     """Of one device to other nodes, one direction."""
 
     def __post_init__(self) -> None:
-        """Refuse layouts that cannot be.
+        """Check the layout.
 
         Raises:
-            UserError: naming the option.
+            UserError: the layout is impossible; the message names the option.
         """
         split = self.tensor * self.pipeline
         if self.devices % split:
             raise UserError(
-                f"devices: found {self.devices}, expected a multiple of tensor x pipeline = {split}, or no whole copy "
-                "of the model is left over"
+                f"devices: found {self.devices}, expected a multiple of tensor x pipeline = {split}, so that they "
+                "hold whole copies of the model"
             )
         share = self.data * self.micro_batch_size
         if self.global_batch_size % share:
@@ -172,7 +172,7 @@ class Plan:
         ):
             raise UserError(
                 f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "
-                f"{self.width} have some {parameters_of_layers(self.layers, self.width) / 1e9:.3g} B"
+                f"{self.width} have about {parameters_of_layers(self.layers, self.width) / 1e9:.3g} B"
             )
         if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
             raise UserError(
@@ -182,7 +182,7 @@ class Plan:
 
     @property
     def data(self) -> int:
-        """Copies of the model that train on different sequences."""
+        """Data-parallel size: copies of the model, each with its own sequences."""
         return self.devices // (self.tensor * self.pipeline)
 
     @property
@@ -196,25 +196,25 @@ class Plan:
 
     @property
     def parameters_per_copy(self) -> float:
-        """Of a model-parallel part: what one device's collectives are about."""
+        """Parameters of one model-parallel part, which data-parallel collectives move."""
         return self.parameters / (self.tensor * self.pipeline)
 
     @property
     def state_bytes(self) -> float:
-        """Weights, gradients and moments on a device; activations come on top."""
+        """Bytes of weights, gradients and moments on a device, without activations."""
         return STATE_BYTES_PER_PARAMETER * self.parameters_per_copy / (self.data if self.sharded else 1)
 
     def keeps_weights_gathered(self, chip: Chip) -> bool:
-        """Return whether whole weights and gradients fit beside a device's share of the rest."""
+        """Return whether whole weights and gradients fit beside a device's share of the optimizer state."""
         whole = 2 * self.number_bytes * self.parameters_per_copy
         return chip.memory_bytes is None or whole + self.state_bytes <= MEMORY_FOR_WHOLE_WEIGHTS * chip.memory_bytes
 
     @property
     def activation_bytes(self) -> float | None:
-        """What a device keeps for the backward pass (Korthikanti et al. 2022, without attention's scores).
+        """Bytes of activations on a device (Korthikanti et al. 2022, without attention scores).
 
-        34 bytes a token and unit of width in 16 bits, 2 if all but a layer's input is computed again. The first stage
-        of a pipeline holds as many micro-batches as there are stages. None where the shape is unknown.
+        34 bytes a token, layer and unit of width in 16 bits; 2 with recomputation. The first stage of a pipeline holds
+        as many micro-batches as there are stages. None where the shape is unknown.
         """
         if self.layers is None or self.width is None:
             return None

@@ -1,4 +1,4 @@
-"""Trainings of which size, devices and time were published (configs/trainings.yaml): how well `project` does."""
+"""Published trainings (configs/trainings.yaml), projected from the catalogue to check the projection."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ LAYOUT = ("seq_len", "global_batch_size", "devices", "micro_batch_size", "tensor
 
 @dataclass(frozen=True)
 class Training:
-    """One published training."""
+    """One published training: its plan and its device-hours."""
 
     name: str
     source: str
     chip: Chip
     plan: Plan
     hours: float
-    """Device-hours, as stated or by the MFU that is stated."""
+    """Device-hours, as stated or from the stated MFU."""
     assumed: tuple[str, ...]
-    """What of the plan the source does not print."""
+    """Names of the settings of the plan that the source does not print."""
     of_steps: bool
-    """The time is a measured step's times the number of steps: without interruptions and checkpoints."""
+    """True if the time is that of the steps alone, without interruptions and checkpoints."""
     miss: str | None
-    """A reason, known from the source, for which the projection may miss it."""
+    """Reason from the source for which the projection may miss."""
 
     @property
     def days(self) -> float:
@@ -46,7 +46,7 @@ class Training:
 
     @property
     def mfu(self) -> float:
-        """What the hours come to."""
+        """MFU that follows from the hours."""
         peak = self.chip.peak_flops[PRECISION]
         assert peak is not None
         return self.plan.flops_per_token * self.plan.tokens / (3600 * self.hours * peak)
@@ -54,24 +54,24 @@ class Training:
 
 @dataclass(frozen=True)
 class Check:
-    """A projection held against what was published."""
+    """A published training and its projection."""
 
     training: Training
     projection: Projection
 
     @property
     def days(self) -> Estimate:
-        """What is projected of what is stated: the whole time, or that of the steps."""
+        """The projected time that corresponds to the stated one: the whole, or that of the steps."""
         return self.projection.uninterrupted_days if self.training.of_steps else self.projection.days
 
     @property
     def error(self) -> float:
-        """The projected median over the stated days, less one."""
-        return self.days.middle / self.training.days - 1
+        """Relative error of the projected median."""
+        return self.days.median / self.training.days - 1
 
     @property
     def hit(self) -> bool:
-        """The stated days lie within the 90 % interval."""
+        """True if the stated days lie within the 90 % interval."""
         return self.days.low <= self.training.days <= self.days.high
 
 
@@ -91,7 +91,7 @@ def load_trainings(file: Path | None = None) -> list[Training]:
         entries = yaml.safe_load(file.read_text(encoding="utf-8"))["trainings"]
         return [_training(name, entry) for name, entry in entries.items()]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read as trainings: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{file}: is no valid list of trainings: {' '.join(str(error).split())}") from error
 
 
 def _training(name: str, entry: Mapping[str, Any]) -> Training:
@@ -116,7 +116,7 @@ def _training(name: str, entry: Mapping[str, Any]) -> Training:
 
 
 def _plan(entry: Mapping[str, Any], chip: Chip) -> Plan:
-    """Return the plan of a training; where the source tells no tensor parallelism, the fastest one there is."""
+    """Return the plan of a training, with the fastest tensor parallelism where the source states none."""
     layout = {key: entry[key] for key in LAYOUT if key in entry}
     choices = TENSOR_CHOICES if layout.get("tensor") == FASTEST else (layout.get("tensor", 1),)
     found: list[tuple[float, Plan]] = []
@@ -131,7 +131,7 @@ def _plan(entry: Mapping[str, Any], chip: Chip) -> Plan:
                 network_bytes_per_second=1e9 * entry.get("network_gb_per_s", 25.0),
                 **{**layout, "tensor": tensor},
             )
-            found.append((project(plan, chip).days.middle, plan))
+            found.append((project(plan, chip).days.median, plan))
         except UserError:
             if len(choices) == 1:
                 raise
@@ -142,11 +142,11 @@ def plan_of(
     *, tokens: float, seq_len: int, parameters: float | None = None, model: str | None = None,
     layers: int | None = None, width: int | None = None, **layout: Any,
 ) -> Plan:  # fmt: skip
-    """Return a plan for a model of configs/model/, or for one of a size.
+    """Return a plan for a model of configs/model/, or for a number of parameters.
 
     Raises:
         ValueError: neither is given, or the name is unknown.
-        UserError: the layout cannot be.
+        UserError: the layout is impossible.
     """
     shape = model_preset(model)
     if shape is not None:
