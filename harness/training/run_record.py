@@ -51,11 +51,7 @@ def build_record(
         "config": to_dict(config),
         "model": {"parameters": description.parameters},
         "data": description.data,
-        "backend": {
-            "name": description.backend_name,
-            "versions": description.versions,
-            "peak_lookup_key": description.peak_lookup_key,
-        },
+        "backend": backend_section(description),
         "device": description.device,
         "effective_settings": {**description.effective_settings, **measurements.observed_settings},
         "environment": description.environment,
@@ -65,11 +61,7 @@ def build_record(
         "weights": {"final_norms": measurements.final_norms},
         "target": target_section(config, history),
         "memory": measurements.memory,
-        "contention": {
-            "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
-            "device_processes": measurements.device_processes,
-            "device_condition": measurements.device_condition,
-        },
+        "contention": contention_section(measurements),
         "clocks": description.start.clocks.to_record(),
         "telemetry": measurements.telemetry,
         "parallel": parallel_section(description, measurements, times),
@@ -79,6 +71,24 @@ def build_record(
     record["utilization"] = utilization(record)
     record["profile"] = None if profile is None else profile_section(profile, record)
     return record
+
+
+def backend_section(description: RunDescription) -> dict[str, Any]:
+    """Return the backend with the versions of its software."""
+    return {
+        "name": description.backend_name,
+        "versions": description.versions,
+        "peak_lookup_key": description.peak_lookup_key,
+    }
+
+
+def contention_section(measurements: Measurements) -> dict[str, Any]:
+    """Return who else used host and device, and what held the device's clock down."""
+    return {
+        "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
+        "device_processes": measurements.device_processes,
+        "device_condition": measurements.device_condition,
+    }
 
 
 def losses_section(measurements: Measurements, history: TrainingHistory) -> dict[str, Any]:
