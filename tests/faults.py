@@ -300,9 +300,9 @@ FAULTS: dict[str, Fault] = {
     "SIGTERM to both ranks": Fault(signal_both(signal.SIGTERM), SIGTERM, "interrupted", "interrupted"),
     "SIGINT to both ranks": Fault(signal_both(signal.SIGINT), SIGINT, "interrupted", "interrupted"),
     "a second SIGTERM in a step that does not end": Fault(two_sigterms, SIGTERM, "interrupted", "interrupted"),
-    "two processes on one folder": Fault(two_on_one_folder, REFUSED, None, "another process is at work on the run"),
+    "two processes on one folder": Fault(two_on_one_folder, REFUSED, None, "is locked by another process"),
     "resumed with the newest checkpoint gone": Fault(
-        resumed_after(remove_newest, SHORT), 0, "ok", "the last went on from step"
+        resumed_after(remove_newest, SHORT), 0, "ok", "the last resumed at step"
     ),
     "resumed with steps older than the checkpoint": Fault(
         resumed_after(restore_older_steps), FAILED, "failed", "does not hold the steps 1 to"

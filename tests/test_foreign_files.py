@@ -12,7 +12,7 @@ import torch
 from harness.commands.interleaved_runs import INTERRUPTED_FOLDER, _keep_interrupted
 from harness.composition import load
 from harness.errors import ConfigError, RunFailed
-from harness.records.files import archive_file, refuse_foreign_report, write_atomically
+from harness.records.files import archive_file, check_report_folder, write_atomically
 from harness.records.run_folder import acquire_run_folder
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointStore
@@ -222,18 +222,18 @@ class TestReports:
     def test_somebody_elses_report_is_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "report.md").write_text("precious")
         with pytest.raises(ConfigError, match=r"holds report\.md, which is not from an earlier report"):
-            refuse_foreign_report(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
+            check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
     @pytest.mark.parametrize("text", ["", "[1]", "{}", "[" * 100_000, '{"verdict": "guilty"}'])
     def test_nor_beside_a_file_of_the_markers_name(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "verdict.json").write_text(text)
         with pytest.raises(ConfigError, match=r"holds verdict\.json"):
-            refuse_foreign_report(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
+            check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
     def test_an_earlier_one_is(self, tmp_path: Path) -> None:
         (tmp_path / "verdict.json").write_text(json.dumps({"pairs": []}))
         (tmp_path / "report.md").write_text("of yesterday")
-        refuse_foreign_report(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
+        check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
 
 class TestMetricsFile:

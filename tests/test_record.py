@@ -14,7 +14,7 @@ from harness.errors import ConfigError, RecordError, RunFailed
 from harness.records import record
 from harness.records.files import content_digest
 from harness.records.record import read_record, write_record
-from harness.records.run_folder import create_run_folder, refuse_existing_run, write_config
+from harness.records.run_folder import check_no_existing_run, create_run_folder, write_config
 from harness.records.steps import StepsWriter
 
 
@@ -86,8 +86,8 @@ class TestReading:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("{", r"not whole JSON \(line 1\); copy it again"),
-            ("", "not whole JSON"),
+            ("{", r"not valid JSON \(line 1\); copy it again"),
+            ("", "not valid JSON"),
             ("[]", "not a record of this harness: it has no schema_version"),
             ('{"a": 1}', "not a record of this harness"),
             ('{"schema_version": "1"}', "not a record of this harness"),
@@ -109,7 +109,7 @@ class TestReading:
         with pytest.raises(RecordError, match="there is no run"):
             read_record(tmp_path)
         (tmp_path / "steps.jsonl").write_text("")
-        with pytest.raises(RecordError, match="under way or was cut off"):
+        with pytest.raises(RecordError, match="still running or was interrupted"):
             read_record(tmp_path)
 
 
@@ -125,12 +125,16 @@ class TestFolders:
 
     @pytest.mark.parametrize(
         ("file", "said"),
-        [("record.json", "holds a finished run"), ("config.yaml", "was cut off"), ("steps.jsonl", "was cut off")],
+        [
+            ("record.json", "holds a finished run"),
+            ("config.yaml", "was interrupted"),
+            ("steps.jsonl", "was interrupted"),
+        ],
     )
     def test_an_existing_run_is_refused(self, file: str, said: str, tmp_path: Path) -> None:
         (tmp_path / file).write_text("")
         with pytest.raises(ConfigError, match=said):
-            refuse_existing_run(tmp_path)
+            check_no_existing_run(tmp_path)
 
     def test_repeats_of_a_run_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "1").mkdir()

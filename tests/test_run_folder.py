@@ -41,7 +41,7 @@ def test_a_run_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
     held = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    with pytest.raises(ConfigError, match="another process is at work on the run"):
+    with pytest.raises(ConfigError, match="is locked by another process"):
         acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     held.__exit__()
     acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
@@ -103,7 +103,7 @@ def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
 def test_without_resume_nothing_is_taken_up(tmp_path: Path) -> None:
     taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
     taken.__exit__()
-    with pytest.raises(ConfigError, match="was cut off"):
+    with pytest.raises(ConfigError, match="was interrupted"):
         acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
 
 

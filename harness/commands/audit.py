@@ -12,7 +12,7 @@ from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RunFailed
-from harness.records.files import refuse_foreign_report, write_atomically
+from harness.records.files import check_report_folder, write_atomically
 
 FORMATS = ("table", "json")
 NOT_SOUND = 1
@@ -60,7 +60,7 @@ def _write(table: Audit, claim: Claim | None, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another --out") from error
-    refuse_foreign_report(folder, ("audit.json", "audit.html"), marker="audit.json", key="rows")
+    check_report_folder(folder, ("audit.json", "audit.html"), marker="audit.json", key="rows")
     write_atomically(folder / "audit.json", json.dumps(to_dict(table, claim), indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "audit.html", render_audit(table, claim))
     log.info(f"report: {folder / 'audit.html'}")

@@ -14,7 +14,7 @@ from harness.composition import load
 from harness.errors import ConfigError, ExitCode
 from harness.records.peak import PEAK_FILE
 from harness.records.record import write_record
-from harness.records.run_folder import create_run_folder, refuse_existing_run
+from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
 from harness.world import from_environment
 
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         if config.out is not None:
             # Checked before a minute of measurements.
             folder = Path(config.out).expanduser()
-            refuse_existing_run(folder)
+            check_no_existing_run(folder)
             if (folder / PEAK_FILE).exists():
                 raise ConfigError(f"out: {folder} already holds a peak record; choose another out=DIR")
     backend = ready_backend(config, world)

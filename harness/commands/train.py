@@ -14,7 +14,7 @@ from harness.commands.preflight import check_backend, ready_backend, report_once
 from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
-from harness.records.run_folder import create_run_folder, refuse_existing_run
+from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.text import override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
@@ -139,7 +139,7 @@ def run_sweep(overrides: list[str]) -> int:
     configs = [load(job) for job in jobs]  # checks the settings of every job before the first one runs
     if len({config.out for config in configs}) < len(jobs) and configs[0].out is not None:
         folder = Path(configs[0].out).expanduser()
-        refuse_existing_run(folder)
+        check_no_existing_run(folder)
         jobs = [
             [
                 *(override for override in job if override_key(override) != "out"),

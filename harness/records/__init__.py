@@ -1,1 +1,1 @@
-"""Everything about what lies on disk: a run's folder, its record and steps, and how they are read again. No torch."""
+"""Files of a run: its folder, its record and its steps, and how they are read again. No torch."""

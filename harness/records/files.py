@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON whose numbers are finite."""
+"""Atomic file writes, and JSON in which all numbers are finite."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from typing import Any
 
 from harness.errors import ConfigError, RunFailed
 
-# Of whole numbers in a record: a seed has 64 bits. Of others: losses that blow up come from 32 bits.
+# An integer in a record: a seed has 64 bits.
 MAX_DIGITS = 20
-
-
+# Any other number: a loss that diverges is a float32.
 MAX_NUMBER = 1e100
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a file whole or not at all. The file under another name until then is new: no link is followed.
+    """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
 
     Raises:
         RunFailed: the disk is full or not writable; no partial file is left behind.
@@ -32,31 +31,31 @@ def write_atomically(path: Path, text: str) -> Path:
     try:
         file = open(partial, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
     try:
         with file:
             file.write(text)
             file.flush()
-            _flush_to_disk(file.fileno())
+            flush_to_disk(file.fileno())
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
     return path
 
 
-def refuse_foreign_report(folder: Path, names: Iterable[str], *, marker: str, key: str) -> None:
-    """Refuse to write a report over files that are not an earlier report's.
+def check_report_folder(folder: Path, names: Iterable[str], *, marker: str, key: str) -> None:
+    """Check that a report overwrites only the files of an earlier report.
 
     Args:
-        names: of the files that the report consists of.
-        marker: name of the JSON file among them that is written first, and so tells whose they are.
-        key: of an object in it, which no other program's file of that name has.
+        names: of the report's files.
+        marker: name of the JSON file among them that is written first.
+        key: a key of the object in it, which no other program's file of that name has.
 
     Raises:
-        ConfigError: one of the files exists and the marker does not vouch for it.
+        ConfigError: one of the files exists, but no marker with that key.
     """
     existing = [name for name in names if os.path.lexists(folder / name)]
     if not existing:
@@ -81,9 +80,9 @@ def archive_file(path: Path) -> Path:
 
 
 def content_digest(record: dict[str, Any]) -> str:
-    """Return the SHA-256 of a record's content, `content_sha256` itself left out.
+    """Return the SHA-256 of a record's content without `content_sha256` itself.
 
-    It guards against slips of an editor and damaged copies, not against forgery: whoever wants to can compute it.
+    It detects accidental edits and damaged copies, not forgery: anybody can compute it.
     """
     content = {key: value for key, value in record.items() if key != "content_sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -91,59 +90,61 @@ def content_digest(record: dict[str, Any]) -> str:
 
 
 def strict_json(text: str) -> Any:
-    """Return JSON values, of which every number is one that arithmetic can use.
+    """Parse JSON in which every number is finite and of a plausible size.
 
     Raises:
-        ValueError: it is not JSON (then a JSONDecodeError), or has a number that is beyond all measure.
+        ValueError: it is not JSON (then a JSONDecodeError), or holds NaN, infinity or an absurdly large number.
     """
-    return json.loads(text, parse_int=_whole_number, parse_float=_number, parse_constant=_number)
+    return json.loads(text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_parse_float)
 
 
-def _whole_number(text: str) -> int:
+def _parse_int(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise ValueError(f"holds a number of {len(text)} digits")
     return int(text)
 
 
-def _number(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
-    # NaN is below nothing.
+    # Every comparison with NaN is false.
     if not abs(value) < MAX_NUMBER:
         raise ValueError(f"holds the number {text[:MAX_DIGITS]}")
     return value
 
 
-def _finite(value: Any) -> Any:
-    """Return the value with every NaN and infinity, which JSON lacks, as None."""
+def replace_nonfinite(value: Any) -> Any:
+    """Return the value with None in place of every NaN and infinity, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [replace_nonfinite(item) for item in value]
     return value
 
 
-def _flush_to_disk(descriptor: int) -> None:
+def flush_to_disk(descriptor: int) -> None:
+    """Call fsync, where the file system has it."""
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and in-memory file systems have no fsync; a full disk must still be heard.
+        # Some network and in-memory file systems have no fsync; a full disk must still be reported.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk has a folder's names."""
+    """Wait until a folder's entries are on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _flush_to_disk(descriptor)
+        flush_to_disk(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _write_failure(path: Path, error: OSError) -> RunFailed:
+def write_failure(path: Path, error: OSError) -> RunFailed:
+    """Return the failure to raise when a file of the run cannot be written."""
     return RunFailed(
         f"{path}: cannot be written: {error.strerror or error}; free some space or choose another out=DIR "
-        "(what was written before is kept)"
+        "(earlier files are kept)"
     )

@@ -1,4 +1,4 @@
-"""Records from the paths that a user gives: files, runs' folders, folders of repeats."""
+"""Loading of records from the paths that a user gives: record files, run folders, folders of repeats."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
 from harness.records.schema import record_problems
 from harness.records.steps import STEPS_FILE
 
-DEEPEST_FOLDER = 3
+MAX_FOLDER_DEPTH = 3
 
 
 @dataclass(frozen=True)
 class LoadedRecord:
-    """One process's record and the file that it came from."""
+    """A run's record and the file that it was read from."""
 
     path: Path
     record: dict[str, Any]
 
 
 def get_path(record: Any, *keys: str) -> Any:
-    """Return record[key1][key2]..., or None where it ends early."""
+    """Return record[key1][key2]..., or None where a key is missing."""
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
 
 
 def load_runs(path: Path) -> tuple[LoadedRecord, ...]:
-    """Read every record of a path, in the natural order of the folders' names."""
-    return tuple(LoadedRecord(file, _checked(file)) for file in record_files(path))
+    """Read every record below a path, in the natural order of the folders' names.
+
+    Raises:
+        RecordError: there is none, a run is unfinished, or a record is damaged, edited or inconsistent.
+    """
+    return tuple(LoadedRecord(file, _read_checked(file)) for file in record_files(path))
 
 
 def record_files(path: Path) -> list[Path]:
-    """Return the record files that a path stands for; a cut-off run among them is an error, never passed over."""
+    """Return the record files below a path; an unfinished run among them is an error, never skipped."""
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise RecordError(f"{path}: no such file or folder; give a run's folder, a folder of runs, or a record.json")
-    found = list(_search(path, DEEPEST_FOLDER))
+    found = list(_search(path, MAX_FOLDER_DEPTH))
     if not found:
-        raise RecordError(f"{path}: no run is in it or in its sub-folders; give the folder named by out=")
+        raise RecordError(f"{path}: holds no run, nor do its sub-folders; give the folder named by out=")
     return found
 
 
@@ -55,26 +59,26 @@ def _search(folder: Path, depth: int) -> Iterable[Path]:
         return
     if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
         raise RecordError(
-            f"{folder}: the run is under way or was cut off (no {RECORD_FILE}); wait for it, run it again, or move "
-            "the folder away"
+            f"{folder}: the run is still running or was interrupted (no {RECORD_FILE}); wait for it, run "
+            "it again, or move the folder away"
         )
     if (folder / AUTOTUNE_FILE).exists():
         raise RecordError(
-            f"{folder}: holds a search over micro-batch sizes, not repeats of one run; give one of its folders, the "
-            f"fastest is named in {AUTOTUNE_FILE}"
+            f"{folder}: holds a search over micro-batch sizes, not repeats of one run; give one of its folders "
+            f"({AUTOTUNE_FILE} names the fastest)"
         )
     if depth > 0:
-        for child in sorted((item for item in folder.iterdir() if item.is_dir()), key=_natural):
+        for child in sorted((item for item in folder.iterdir() if item.is_dir()), key=_natural_key):
             yield from _search(child, depth - 1)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Order 2 before 10."""
+def _natural_key(path: Path) -> list[tuple[int, str]]:
+    """Return a sort key that puts 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _checked(file: Path) -> dict[str, Any]:
+def _read_checked(file: Path) -> dict[str, Any]:
     record = read_record(file)
-    for complaint in record_problems(record):
-        raise RecordError(f"{file}: {complaint}")
+    for problem in record_problems(record):
+        raise RecordError(f"{file}: {problem}")
     return record

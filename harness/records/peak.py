@@ -1,4 +1,4 @@
-"""Records of what a device can do at most: written by `python -m harness peak`, found again by later runs. No torch."""
+"""Records of a device's peak rates: written by `python -m harness peak`, looked up by later runs. No torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ PEAK_FILE = "peak.json"
 
 
 def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the newest peak of a run's device and software as the run's record keeps it, or None if there is none.
+    """Return the newest peak of a run's device and software in the form that the run's record has, or None.
 
     Args:
-        folder: what the setting `peak_dir` names; it need not exist.
-        run: the parts `backend`, `device` and `effective` of the run's record.
+        folder: the setting `peak_dir`; it need not exist.
+        run: the sections `backend`, `device` and `effective_settings` of the run's record.
+
+    Raises:
+        RecordError: a peak record in the folder cannot be used.
     """
-    fitting = [(path, peak) for path, peak in _peaks(folder) if identity(peak) == identity(run)]
-    if not fitting:
+    matching = [(path, peak) for path, peak in _read_peaks(folder) if identity(peak) == identity(run)]
+    if not matching:
         return None
-    path, newest = max(fitting, key=lambda found: found[1]["finished_at"])
+    path, newest = max(matching, key=lambda found: found[1]["finished_at"])
     return {
         "path": str(path),
         "measured_at": newest["finished_at"],
@@ -38,7 +41,7 @@ def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a peak and its run share: device, software, and threads where they are the device."""
+    """Return the fields in which a peak and a run must agree: device, software, and threads if they are the device."""
     return {
         "backend": record["backend"]["name"],
         "versions": record["backend"]["versions"],
@@ -51,7 +54,7 @@ def read_peak(path: Path) -> dict[str, Any]:
     """Read one peak record.
 
     Raises:
-        RecordError: it is missing, damaged, changed, of a stranger's making, or of a newer version.
+        RecordError: it is missing, damaged, edited, not a peak record, or has another schema version.
     """
     try:
         peak = json.loads(path.read_text(encoding="utf-8"))
@@ -65,11 +68,11 @@ def read_peak(path: Path) -> dict[str, Any]:
     check_schema_version(path, version)
     if peak.get("content_sha256") != content_digest(peak):
         raise RecordError(
-            f"{path}: was changed after it was written (content_sha256 does not fit); delete it and measure again"
+            f"{path}: was changed after it was written (content_sha256 differs); delete it and measure again"
         )
     return peak
 
 
-def _peaks(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _read_peaks(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in sorted(folder.glob(f"*/{PEAK_FILE}")):
         yield path, read_peak(path)

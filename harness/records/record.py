@@ -1,7 +1,7 @@
-"""The record: one versioned JSON file that says what was asked, where, what took effect and what came out.
+"""The record: one versioned JSON file with a run's settings, device, settings in effect, timing, losses and outcome.
 
-A run's folder holds config.yaml (what was asked, written first), steps.jsonl (a row a step, appended block by
-block) and record.json (written once, at the end, atomically). A folder without record.json is an unfinished run.
+A run's folder holds config.yaml (the settings, written first), steps.jsonl (one row per step, appended after every
+interval) and record.json (written once, at the end, atomically). A folder without record.json is an unfinished run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import _finite, content_digest, strict_json, write_atomically
+from harness.records.files import content_digest, replace_nonfinite, strict_json, write_atomically
 from harness.records.steps import STEPS_FILE
 
 SCHEMA_VERSION = 2
@@ -32,14 +32,14 @@ STATUSES = (
 
 
 def write_record(folder: Path, record: dict[str, Any], name: str = RECORD_FILE) -> Path:
-    """Write a record atomically: a reader sees the whole file or none. NaN and infinity become null.
+    """Write a record atomically: a reader sees the complete file or none. NaN and infinity become null.
 
-    A checksum of the content is added, so that a record that was changed afterwards is not taken for evidence.
+    A checksum of the content is added: a record that was edited afterwards does not count as evidence.
 
     Raises:
         RunFailed: the disk is full or not writable; no partial record is left behind.
     """
-    sealed = _finite(record)
+    sealed = replace_nonfinite(record)
     sealed["content_sha256"] = content_digest(sealed)
     return write_atomically(folder / name, json.dumps(sealed, indent=1) + "\n")
 
@@ -48,19 +48,19 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read one record, given its file or its run's folder.
 
     Raises:
-        RecordError: it is missing, damaged, of a stranger's making, or of a newer version.
+        RecordError: it is missing, damaged, not a record of this harness, or has another schema version.
     """
     file = path / RECORD_FILE if path.is_dir() else path
     try:
         record = strict_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         unfinished = path.is_dir() and (path / STEPS_FILE).exists()
-        why = "the run is under way or was cut off" if unfinished else "there is no run"
-        raise RecordError(f"{file}: no such file: {why}") from error
+        reason = "the run is still running or was interrupted" if unfinished else "there is no run"
+        raise RecordError(f"{file}: no such file: {reason}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{file}: cannot be read: {error}") from error
     except json.JSONDecodeError as error:
-        raise RecordError(f"{file}: not whole JSON (line {error.lineno}); copy it again") from error
+        raise RecordError(f"{file}: not valid JSON (line {error.lineno}); copy it again") from error
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{file}: {error}; it was not written by this harness, or was edited") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
@@ -78,6 +78,6 @@ def check_schema_version(file: Path, version: int) -> None:
         )
     if version < SCHEMA_VERSION:
         raise RecordError(
-            f"{file}: schema_version {version} is older than this harness reads ({SCHEMA_VERSION}): fields have other "
-            "names since; measure again"
+            f"{file}: schema_version {version} is older than this harness reads ({SCHEMA_VERSION}): fields have been "
+            "renamed; measure again"
         )

@@ -1,7 +1,4 @@
-"""A run's folder over several attempts: who holds it, what it was begun with, and how often it was resumed.
-
-No torch. attempts.json is there only for runs that write checkpoints.
-"""
+"""A run's folder: its lock, its config.yaml, and the attempts of a run that is resumed. No torch."""
 
 from __future__ import annotations
 
@@ -19,12 +16,20 @@ import yaml
 
 from harness.config import Config, flatten, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError
-from harness.records.files import _flush_to_disk, _write_failure, archive_file, write_atomically
+from harness.records.files import archive_file, flush_to_disk, write_atomically, write_failure
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.steps import STEPS_FILE
 from harness.text import utc_now, utc_stamp
 
-# What a checkpoint is named from the moment that it is whole.
+CONFIG_FILE = "config.yaml"
+AUTOTUNE_FILE = "autotune.json"
+# Only of a run that writes checkpoints.
+ATTEMPTS_FILE = "attempts.json"
+STACKS_FILE = "hung.txt"
+CHECKPOINT_FOLDER = "checkpoints"
+PROFILE_FOLDER = "profile"
+TENSORBOARD_FOLDER = "tensorboard"
+# The name of a complete checkpoint.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
@@ -34,9 +39,9 @@ class RunFolder:
 
     path: Path
     existing_record: dict[str, Any] | None = None
-    """The record, if the run in the folder had ended well before."""
+    """The record of an earlier attempt that ended well; None if there is none."""
     resuming: bool = False
-    """Whether the folder holds an earlier attempt at this run."""
+    """True if the folder holds an earlier attempt at this run."""
     _lock: IO[str] | None = None
 
     def __enter__(self) -> RunFolder:
@@ -55,15 +60,15 @@ def acquire_run_folder(config: Config, label: str) -> RunFolder:
     """
     folder = Path(config.out).expanduser() if config.out is not None else None
     if config.checkpoint.every and folder is not None:
-        _refuse_broken_link(folder / CHECKPOINT_FOLDER)
+        _check_checkpoint_link(folder / CHECKPOINT_FOLDER)
     if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
         lock = _acquire_lock(folder)
-        _refuse_other_work(folder, config)
+        _check_same_work(folder, config)
         if (folder / RECORD_FILE).exists():
             record = read_record(folder)
             if record["status"] == "ok":
                 return RunFolder(folder, existing_record=record, _lock=lock)
-            # The record of an attempt that did not end well is kept under another name.
+            # The record of a failed attempt is kept under another name.
             archive_file(folder / RECORD_FILE)
         return RunFolder(folder, resuming=True, _lock=lock)
     folder = create_run_folder(config.out, label)
@@ -72,7 +77,7 @@ def acquire_run_folder(config: Config, label: str) -> RunFolder:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Return the steps of the whole checkpoints in a run's folder, oldest first."""
+    """Return the steps of the complete checkpoints in a run's folder, oldest first."""
     with suppress(FileNotFoundError):
         entries = (folder / CHECKPOINT_FOLDER).iterdir()
         return sorted(
@@ -82,7 +87,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | None) -> list[dict[str, Any]]:
-    """Note that a process begins to work on the run, and return all attempts so far, this one included."""
+    """Append an attempt to attempts.json, and return all attempts so far, this one included."""
     attempts = read_attempts(folder)
     attempts.append(
         {
@@ -95,20 +100,24 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
             "host": host,
         }
     )
-    _write(folder, attempts)
+    _write_attempts(folder, attempts)
     return attempts
 
 
 def end_attempt(folder: Path, *, status: str, to_step: int) -> list[dict[str, Any]]:
-    """Note how the attempt under way ended. One that was killed has no end."""
+    """Write the outcome of the current attempt, and return all attempts. One that was killed has no outcome."""
     attempts = read_attempts(folder)
     attempts[-1] |= {"finished_at": utc_now(), "status": status, "to_step": to_step}
-    _write(folder, attempts)
+    _write_attempts(folder, attempts)
     return attempts
 
 
 def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return the attempts noted in a folder, oldest first."""
+    """Return the attempts of the run in a folder, oldest first.
+
+    Raises:
+        ConfigError: attempts.json is damaged.
+    """
     file = folder / ATTEMPTS_FILE
     try:
         attempts = json.loads(file.read_text(encoding="utf-8"))
@@ -118,16 +127,17 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}; mend or delete it to resume") from error
+        raise ConfigError(f"{file}: cannot be read: {error}; fix or delete it to resume") from error
 
 
-def _refuse_other_work(folder: Path, config: Config) -> None:
+def _check_same_work(folder: Path, config: Config) -> None:
+    """Raise ConfigError if the run in a folder was started with settings that compute something else."""
     file = folder / CONFIG_FILE
     try:
         before = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
-    # Steps that are not timed and the like may differ; what is computed may not.
+    # Settings outside the workload, such as the untimed steps, may differ.
     now = flatten(to_dict(config))
     differing = [
         f"{key} was {value!r}, now {now.get(key)!r}"
@@ -136,14 +146,14 @@ def _refuse_other_work(folder: Path, config: Config) -> None:
     ]
     if differing or not isinstance(before, dict):
         raise ConfigError(
-            f"resume: {folder} holds a run of other work than workload {workload_id(config)}: "
-            f"{'; '.join(differing) or 'its config.yaml is empty'}; resume with the settings that it began with, or "
+            f"resume: {folder} holds a run of another workload than {workload_id(config)}: "
+            f"{'; '.join(differing) or 'its config.yaml is empty'}; resume with the settings that it started with, or "
             "choose another out=DIR"
         )
 
 
-def _refuse_broken_link(folder: Path) -> None:
-    """Raise ConfigError if checkpoints are to lie behind a link whose target is missing: a disk not mounted, say."""
+def _check_checkpoint_link(folder: Path) -> None:
+    """Raise ConfigError if the checkpoints' folder is a link whose target is missing: a disk not mounted, say."""
     if folder.is_symlink() and not folder.exists():
         raise ConfigError(
             f"out: {folder} is a link to {os.readlink(folder)}, which does not exist; mount or create it, or remove "
@@ -152,15 +162,15 @@ def _refuse_broken_link(folder: Path) -> None:
 
 
 def _acquire_lock(folder: Path) -> IO[str] | None:
-    """Hold the folder until this process ends, however it ends."""
-    file = open(folder / CONFIG_FILE, encoding="utf-8")  # noqa: SIM115 (held as long as the process lives)
+    """Lock the folder until the file is closed or this process ends; None on file systems without locks."""
+    file = open(folder / CONFIG_FILE, encoding="utf-8")  # noqa: SIM115 (open as long as the lock is held)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise ConfigError(
-                f"out: another process is at work on the run in {folder}; wait until it has ended, or choose another "
+                f"out: the run in {folder} is locked by another process; wait until it has ended, or choose another "
                 "out=DIR"
             ) from error
         # Some network file systems have no locks.
@@ -168,69 +178,48 @@ def _acquire_lock(folder: Path) -> IO[str] | None:
     return file
 
 
-def _write(folder: Path, attempts: list[dict[str, Any]]) -> None:
+def _write_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
     write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=1) + "\n")
 
 
-CONFIG_FILE = "config.yaml"
-
-
-AUTOTUNE_FILE = "autotune.json"
-
-
-ATTEMPTS_FILE = "attempts.json"
-
-
-STACKS_FILE = "hung.txt"
-
-
-CHECKPOINT_FOLDER = "checkpoints"
-
-
-PROFILE_FOLDER = "profile"
-
-
-TENSORBOARD_FOLDER = "tensorboard"
-
-
 def create_run_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
-    """Make the run's folder and return it. Nothing that exists is ever overwritten.
+    """Create the run's folder and return it. Nothing that exists is ever overwritten.
 
     Args:
-        out: the folder asked for, or None for parent/<UTC time>-<label>.
+        out: the folder that the user gave, or None for parent/<UTC time>-<label>.
 
     Raises:
-        ConfigError: the folder holds a run already, or cannot be made.
+        ConfigError: the folder holds a run already, or cannot be created.
     """
     try:
         if out is None:
-            return _fresh_default_folder(label, parent)
+            return _create_default_folder(label, parent)
         folder = Path(out).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        refuse_existing_run(folder)
+        check_no_existing_run(folder)
         return folder
     except OSError as error:
         raise ConfigError(
-            f"out: cannot make the folder {error.filename or out}: {error.strerror}; choose another out=DIR"
+            f"out: cannot create the folder {error.filename or out}: {error.strerror}; choose another out=DIR"
         ) from error
 
 
-def refuse_existing_run(folder: Path) -> None:
-    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over sizes."""
+def check_no_existing_run(folder: Path) -> None:
+    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over batch sizes."""
     remedy = "choose another out=DIR, or delete that folder first"
     if (folder / RECORD_FILE).exists():
         raise ConfigError(f"out: {folder} holds a finished run; {remedy}")
     if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
         raise ConfigError(
-            f"out: {folder} holds a run that is under way or was cut off (no {RECORD_FILE}); its finished "
-            f"steps are in {STEPS_FILE}; {remedy}"
+            f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}); its "
+            f"finished steps are in {STEPS_FILE}; {remedy}"
         )
     if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
         raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
     with suppress(FileNotFoundError):
         if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
-    # What a run writes under a fixed name: one of that name is somebody else's, or an earlier run's.
+    # Fixed names that a run writes: an existing one is an earlier run's, or another program's.
     for name in (ATTEMPTS_FILE, STACKS_FILE, PROFILE_FOLDER, TENSORBOARD_FOLDER):
         if os.path.lexists(folder / name):
             raise ConfigError(f"out: {folder} holds {name}, which a run would overwrite; choose another out=DIR")
@@ -240,7 +229,7 @@ def refuse_existing_run(folder: Path) -> None:
         )
 
 
-def _fresh_default_folder(label: str, parent: Path) -> Path:
+def _create_default_folder(label: str, parent: Path) -> Path:
     stamp = utc_stamp()
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
@@ -254,10 +243,10 @@ def _fresh_default_folder(label: str, parent: Path) -> Path:
 
 
 def write_config(folder: Path, text: str) -> None:
-    """Write config.yaml: the first file of a run, and what claims the folder.
+    """Write config.yaml: the first file of a run, whose creation reserves the folder.
 
     Raises:
-        ConfigError: another process claimed the folder first.
+        ConfigError: another process reserved the folder first.
         RunFailed: the disk is full or not writable.
     """
     path = folder / CONFIG_FILE
@@ -266,12 +255,12 @@ def write_config(folder: Path, text: str) -> None:
     except FileExistsError as error:
         raise ConfigError(f"out: {folder} was taken by another run just now; choose another out=DIR") from error
     except OSError as error:
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
     try:
         with file:
             file.write(text)
-            _flush_to_disk(file.fileno())
+            flush_to_disk(file.fileno())
     except OSError as error:
         with suppress(OSError):
             path.unlink()
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error

@@ -1,4 +1,4 @@
-"""Whether a record has the shape that harness/schemas/record.schema.json describes. Records may come from strangers."""
+"""Validation of records against harness/schemas/record.schema.json. Records may come from anywhere."""
 
 from __future__ import annotations
 
@@ -13,58 +13,56 @@ import fastjsonschema
 
 from harness.records.files import content_digest
 
-MAX_SHOWN = 40
-WORDS = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
-         "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
-
-RULES = {"enum": "one of", "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most",
-         "pattern": "text of the form", "const": "just"}  # fmt: skip
+MAX_SHOWN_CHARACTERS = 40
+TYPE_NAMES = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
+              "integer": "a whole number", "number": "a number", "null": "null"}  # fmt: skip
+RULE_NAMES = {"enum": "one of", "minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most",
+              "pattern": "text of the form", "const": "just"}  # fmt: skip
 
 
 def schema_problem(record: dict[str, Any]) -> str | None:
-    """Return the first part of a record that is missing or not what it has to be, or None."""
+    """Return the first violation of the schema in a record: the field, the value found, the value expected; or None."""
     try:
-        _check()(record)
+        _validator()(record)
     except fastjsonschema.JsonSchemaValueException as error:
-        return f"has no usable {_explained(error)}; it was not written by this harness, or was edited"
+        return f"has no usable {_explain(error)}; it was not written by this harness, or was edited"
     return None
 
 
-def _explained(error: fastjsonschema.JsonSchemaValueException) -> str:
-    """Return which part it is, what it is and what it should be."""
+def _explain(error: fastjsonschema.JsonSchemaValueException) -> str:
     path = ".".join(str(part) for part in error.path[1:])
     if error.rule == "required":
         missing = next(name for name in error.rule_definition if name not in error.value)
         return f"{path}.{missing}".lstrip(".")
-    found = f"{path}: found {json.dumps(error.value)[:MAX_SHOWN]}"
+    found = f"{path}: found {json.dumps(error.value)[:MAX_SHOWN_CHARACTERS]}"
     if error.rule == "type":
         kinds = error.rule_definition if isinstance(error.rule_definition, list) else [error.rule_definition]
-        return f"{found}, expected {' or '.join(WORDS[kind] for kind in kinds)}"
-    rule = RULES.get(error.rule or "")
+        return f"{found}, expected {' or '.join(TYPE_NAMES[kind] for kind in kinds)}"
+    rule = RULE_NAMES.get(error.rule or "")
     return found if rule is None else f"{found}, expected {rule} {error.rule_definition}"
 
 
 @cache
-def _check() -> Callable[[Any], Any]:
+def _validator() -> Callable[[Any], Any]:
     schema = json.loads((files("harness") / "schemas" / "record.schema.json").read_text(encoding="utf-8"))
-    return fastjsonschema.compile(_open(schema))
+    return fastjsonschema.compile(_allow_more_keys(schema))
 
 
-def _open(schema: Any) -> Any:
-    """Return the schema with room for keys that it does not name: a later harness may write more than this one."""
+def _allow_more_keys(schema: Any) -> Any:
+    """Return the schema without the ban on other keys: a later harness may write more than this one."""
     if isinstance(schema, dict):
-        return {key: _open(value) for key, value in schema.items()
+        return {key: _allow_more_keys(value) for key, value in schema.items()
                 if not (key == "additionalProperties" and value is False)}  # fmt: skip
-    return [_open(value) for value in schema] if isinstance(schema, list) else schema
+    return [_allow_more_keys(value) for value in schema] if isinstance(schema, list) else schema
 
 
 def record_problems(record: dict[str, Any]) -> Iterable[str]:
-    """Yield what is wrong with a record that was read whole: edited, incomplete, or at odds with itself."""
+    """Yield the problems of a record that was read: edited, incomplete, or inconsistent with itself."""
     stated = record.get("content_sha256")
     if stated is not None and stated != content_digest(record):
-        yield "was changed after the run had written it (content_sha256 does not fit); use the file that the run wrote"
-    if (complaint := schema_problem(record)) is not None:
-        yield complaint
+        yield "was changed after the run had written it (content_sha256 differs); use the file that the run wrote"
+    if (problem := schema_problem(record)) is not None:
+        yield problem
     elif record["status"] == "ok":
         yield from _arithmetic_problems(record)
 
@@ -80,7 +78,7 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
     tokens = steps * work["global_batch_size"] * work["seq_len"]
     stated = (timing["measured_seconds"], timing["mean_step_seconds"], timing["tokens_per_second"])
     if not seconds > 0:
-        yield f"has a measured window of {seconds} s; a clock cannot have run so"
+        yield f"has a measured window of {seconds} s, expected more than 0 s; it was edited"
     elif not all(
         isinstance(value, float) and math.isclose(value, expected, rel_tol=1e-6)
         for value, expected in zip(stated, (seconds, seconds / steps, tokens / seconds), strict=True)

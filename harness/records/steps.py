@@ -1,4 +1,4 @@
-"""steps.jsonl: a row for each optimizer step, appended as intervals are done."""
+"""steps.jsonl: one row per optimizer step, appended after every interval."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RunFailed
-from harness.records.files import _finite, _flush_to_disk, _write_failure, write_atomically
+from harness.records.files import flush_to_disk, replace_nonfinite, write_atomically, write_failure
 
 STEPS_FILE = "steps.jsonl"
 
 
 class StepsWriter:
-    """Appends finished steps to steps.jsonl, so that a crash loses nothing already done.
+    """Appends finished steps to steps.jsonl, so that a crash loses none of them.
 
     Args:
-        done: of a run that goes on from a checkpoint, its step: later rows, which are made again, are dropped.
+        done: the step of the checkpoint that the run is resumed from; later rows are dropped, since their steps are
+            trained again.
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
@@ -28,30 +29,30 @@ class StepsWriter:
                 write_atomically(self._path, _rows_up_to(self._path, done))
             self._file = open(self._path, "a" if done else "x", encoding="utf-8")  # noqa: SIM115 (closed by close)
         except OSError as error:
-            raise _write_failure(self._path, error) from error
+            raise write_failure(self._path, error) from error
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write one line a row and wait until the disk has them.
+        """Write one line per row and wait until they are on disk.
 
         Raises:
             RunFailed: the disk is full or not writable. Rows written before stay readable.
         """
-        text = "".join(json.dumps(_finite(row)) + "\n" for row in rows)
+        text = "".join(json.dumps(replace_nonfinite(row)) + "\n" for row in rows)
         try:
             self._file.write(text)
             self._file.flush()
-            _flush_to_disk(self._file.fileno())
+            flush_to_disk(self._file.fileno())
         except OSError as error:
-            raise _write_failure(self._path, error) from error
+            raise write_failure(self._path, error) from error
 
     def close(self) -> None:
-        # What could not be flushed was reported when it was appended.
+        # An error of the flush was raised by append.
         with suppress(OSError):
             self._file.close()
 
 
 def _rows_up_to(path: Path, step: int) -> str:
-    """Return the lines of the first `step` steps; a last one that was cut off by a crash is not among them."""
+    """Return the lines of the first `step` steps, without a partial last line that a crash left."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
     try:
         found = [json.loads(line)["step"] for line in lines]
@@ -59,7 +60,7 @@ def _rows_up_to(path: Path, step: int) -> str:
         found = []
     if found != list(range(1, step + 1)):
         raise RunFailed(
-            f"{path}: does not hold the steps 1 to {step} that the checkpoint goes on from; bring it back, or begin "
-            "anew in another out=DIR"
+            f"{path}: does not hold the steps 1 to {step} that precede the checkpoint; restore the file, or start "
+            "again in another out=DIR"
         )
     return "".join(lines)

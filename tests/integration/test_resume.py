@@ -160,7 +160,7 @@ class TestRefusals:
         process.kill()
         process.communicate()
         assert done.returncode == 2
-        assert "another process is at work on the run" in done.stderr
+        assert "is locked by another process" in done.stderr
 
 
 class TestRanks:
