@@ -1,4 +1,4 @@
-"""What ranks tell each other: of one rank alone here, of several in integration/test_parallel.py; and when all stop."""
+"""Ranks and CoordinatedStop, with one process or a fake second one; integration/test_parallel.py has several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.workload.digest import BatchDigest
 from harness.world import World
 
 
-def test_alone_everything_is_ones_own() -> None:
+def test_a_single_rank_gets_its_own_values() -> None:
     ranks, digest = Ranks(), BatchDigest()
     digest.add_step(1, "ab")
     assert ranks.gather("x") == ["x"]
@@ -24,7 +24,7 @@ def test_alone_everything_is_ones_own() -> None:
 
 
 class TwoRanks(Ranks):
-    """Rank 0 of two, the other one being a script."""
+    """Rank 0 of two; the other one's answers are given."""
 
     def __init__(self, others: list[int]) -> None:
         super().__init__(World(0, 2, 0, 2, is_distributed=True))
@@ -36,46 +36,46 @@ class TwoRanks(Ranks):
         return [max(values[0], other), values[1]]
 
 
-class TestStopAgreement:
-    def agreement(self, ranks: Any, step_seconds: float) -> tuple[CoordinatedStop, StopRequest]:
+class TestCoordinatedStop:
+    def make_stop(self, ranks: Any, step_seconds: float) -> tuple[CoordinatedStop, StopRequest]:
         request, now = StopRequest(), [0.0]
 
         def clock() -> float:
             return now[0]
 
-        agreement = CoordinatedStop(ranks, request, clock=clock)
-        ask = agreement.requested
+        stop = CoordinatedStop(ranks, request, clock=clock)
+        ask = stop.requested
 
         def step() -> bool:
             now[0] += step_seconds
             return ask()
 
-        agreement.requested = step  # type: ignore[method-assign]
-        return agreement, request
+        stop.requested = step  # type: ignore[method-assign]
+        return stop, request
 
-    def test_alone_a_request_is_seen_at_once(self) -> None:
+    def test_a_single_rank_stops_at_once(self) -> None:
         request = StopRequest()
-        agreement = CoordinatedStop(Ranks(), request)
-        assert not agreement.requested()
+        stop = CoordinatedStop(Ranks(), request)
+        assert not stop.requested()
         request.request(signal.SIGTERM)
-        assert agreement.requested()
+        assert stop.requested()
 
     @pytest.mark.parametrize(("step_seconds", "expected"), [(0.01, 12), (0.1, 103), (2.0, 1000)])
     def test_the_others_are_asked_about_once_a_second(self, step_seconds: float, expected: int) -> None:
         ranks = TwoRanks([])
-        agreement, _ = self.agreement(ranks, step_seconds)
-        assert not any(agreement.requested() for _ in range(1000))
+        stop, _ = self.make_stop(ranks, step_seconds)
+        assert not any(stop.requested() for _ in range(1000))
         assert ranks.asked == pytest.approx(expected, abs=expected // 8 + 1)
 
-    def test_what_another_rank_was_told_stops_this_one_too(self) -> None:
-        agreement, request = self.agreement(TwoRanks([0, 0, signal.SIGTERM]), 2.0)
-        assert [agreement.requested() for _ in range(4)] == [False, False, True, True]
+    def test_a_request_to_another_rank_stops_this_one_too(self) -> None:
+        stop, request = self.make_stop(TwoRanks([0, 0, signal.SIGTERM]), 2.0)
+        assert [stop.requested() for _ in range(4)] == [False, False, True, True]
         assert request.signal_number == signal.SIGTERM
 
-    def test_once_agreed_nobody_is_asked_again(self) -> None:
+    def test_once_agreed_no_rank_is_asked_again(self) -> None:
         ranks = TwoRanks([])
-        agreement, request = self.agreement(ranks, 2.0)
+        stop, request = self.make_stop(ranks, 2.0)
         request.request(signal.SIGINT)
-        assert agreement.requested()
-        assert agreement.requested()
+        assert stop.requested()
+        assert stop.requested()
         assert ranks.asked == 1

@@ -1,4 +1,4 @@
-"""The meter: payload bytes, and time stood still by the host's clock or by the device's time stamps."""
+"""CommunicationMeter: payload bytes, and exposed time by the host's clock or by the device's events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ticks:
 
 
 class Marks:
-    """A device's time stamps, read off a script."""
+    """A device's event timer with given times."""
 
     def __init__(self, times: Iterator[float]) -> None:
         self._times, self._marks = times, []
@@ -50,7 +50,7 @@ def test_waits_from_the_last_bucket_to_the_end_of_the_backward_pass() -> None:
     assert meter.pop() == (0, 0.0)
 
 
-def test_an_end_without_a_begin_says_nothing() -> None:
+def test_an_end_without_a_begin_is_ignored() -> None:
     clock = Ticks()
     meter = CommunicationMeter(events=None, asynchronous=False, clock=clock)
     clock.now = 9.0
@@ -58,8 +58,8 @@ def test_an_end_without_a_begin_says_nothing() -> None:
     assert meter.pop() == (0, 0.0)
 
 
-def test_time_stamps_of_the_device_tell_where_work_is_queued() -> None:
-    # Two steps of two buckets each: of each the stretch from the last bucket's mark to the end is waited.
+def test_device_events_time_the_wait_where_work_is_queued() -> None:
+    # Two steps of two buckets each: the wait of each is the time from the last bucket's event to the end.
     meter = CommunicationMeter(events=Marks(iter([0.0, 1.0, 1.25, 10.0, 11.0, 11.5])), asynchronous=True)
     for _ in range(2):
         meter.begin_wait()
@@ -74,12 +74,12 @@ def test_unknown_is_none() -> None:
     assert meter.pop() == (5, None)
 
 
-def test_every_exchange_is_a_sign_of_life() -> None:
-    signs = []
-    meter = CommunicationMeter(events=None, asynchronous=False, heartbeat=lambda: signs.append(1))
+def test_every_collective_is_a_heartbeat() -> None:
+    heartbeats = []
+    meter = CommunicationMeter(events=None, asynchronous=False, heartbeat=lambda: heartbeats.append(1))
     meter.add_payload(1)
     meter.add_payload(1)
-    assert len(signs) == 2
+    assert len(heartbeats) == 2
 
 
 def test_payload_is_what_this_rank_puts_in() -> None:

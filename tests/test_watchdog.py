@@ -1,4 +1,4 @@
-"""The watch over the ranks, with a store in memory and a clock that the test turns."""
+"""The watchdog, with a store in memory and a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from harness.errors import ConfigError
 from harness.training.distributed.watchdog import (
+    BROKEN_CONNECTION_TIMEOUT_SECONDS,
     END_TIMEOUT_SECONDS,
-    SILENCE_AFTER_BREAK_TIMEOUT_SECONDS,
-    SILENCE_TIMEOUT_SECONDS,
+    HEARTBEAT_TIMEOUT_SECONDS,
     WRITE_TIMEOUT_SECONDS,
     RankFailure,
     Watchdog,
@@ -24,7 +24,7 @@ OOM = RankFailure(1, "oom", "out of memory; use less")
 
 
 class MemoryStore:
-    """A store as torch.distributed has them, or one whose host has gone."""
+    """A store like those of torch.distributed, which loses its connection if `gone` is set."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
@@ -59,11 +59,11 @@ class MemoryStore:
 
 
 class Scene:
-    """Ranks that share a store and a clock; their threads are never started, the test looks for them."""
+    """Ranks that share a store and a clock; their threads are never started, since the test polls."""
 
     def __init__(self, size: int, hung_seconds: float = 100) -> None:
         self.store, self.now = MemoryStore(), 0.0
-        self.abandoned: dict[int, RankFailure] = {}
+        self.force_exited: dict[int, RankFailure] = {}
         self.heartbeats = [Heartbeat() for _ in range(size)]
         self.ranks = [
             Watchdog(
@@ -80,12 +80,12 @@ class Scene:
 
     def _force_exit(self, rank: int) -> Callable[[RankFailure], None]:
         def note(failure: RankFailure) -> None:
-            self.abandoned.setdefault(rank, failure)
+            self.force_exited.setdefault(rank, failure)
 
         return note
 
     def pass_time(self, seconds: float, alive: set[int], busy: set[int] | None = None) -> None:
-        """Let time pass, a look of every living rank a second; the busy ones get further."""
+        """Advance the clock; every living rank polls once per second, and the busy ones make progress."""
         for _ in range(int(seconds)):
             self.now += 1
             for rank in sorted(alive):
@@ -95,14 +95,14 @@ class Scene:
 
 
 class TestReport:
-    def test_the_first_failure_is_the_one(self) -> None:
+    def test_the_first_failure_counts(self) -> None:
         scene = Scene(3)
         second = RankFailure(2, "rank_lost", "connection closed")
         assert scene.ranks[1].report(OOM) == OOM
         assert scene.ranks[2].report(second) == OOM
         assert scene.ranks[0].first_failure() == OOM
 
-    def test_an_echo_waits_for_what_caused_it(self) -> None:
+    def test_an_echo_waits_for_its_cause(self) -> None:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
         echo = RankFailure(0, "rank_lost", "connection closed")
@@ -115,29 +115,29 @@ class TestReport:
         scene.ranks[0]._clock = lambda: float(next(ticks))
         assert scene.ranks[0].resolve_failure(echo, certain=False) == echo
 
-    def test_without_a_store_a_rank_believes_itself(self) -> None:
+    def test_without_a_store_a_ranks_own_failure_stands(self) -> None:
         scene = Scene(2)
         scene.store.gone = True
         assert scene.ranks[1].report(OOM) == OOM
 
-    def test_says_whose_it_is_unless_it_is_everybodys(self) -> None:
+    def test_message_names_the_rank_unless_all_failed(self) -> None:
         assert str(OOM) == "rank 1: out of memory; use less"
         assert str(RankFailure(None, "diverged", "the loss became nan")) == "the loss became nan"
 
 
 class TestWatch:
-    def test_says_nothing_while_all_is_well(self) -> None:
+    def test_healthy_ranks_have_no_failure(self) -> None:
         scene = Scene(3)
         scene.pass_time(1000, {0, 1, 2})
-        assert scene.abandoned == {}
+        assert scene.force_exited == {}
         assert scene.ranks[0].first_failure() is None
 
     @pytest.mark.parametrize("dead", [1, 2])
-    def test_rank_0_finds_a_dead_rank_and_all_learn_of_it(self, dead: int) -> None:
+    def test_rank_0_finds_a_dead_rank_and_all_end(self, dead: int) -> None:
         scene = Scene(3)
         scene.pass_time(20, {0, 1, 2})
         alive = {0, 1, 2} - {dead}
-        scene.pass_time(SILENCE_TIMEOUT_SECONDS, alive)
+        scene.pass_time(HEARTBEAT_TIMEOUT_SECONDS, alive)
         assert scene.ranks[0].first_failure() is None
         scene.pass_time(2, alive)
         known = scene.ranks[0].first_failure()
@@ -145,16 +145,16 @@ class TestWatch:
         assert (known.rank, known.status) == (dead, "rank_lost")
         assert "stopped responding" in known.message
         # The main thread has its time to end by itself.
-        assert scene.abandoned == {}
+        assert scene.force_exited == {}
         scene.pass_time(END_TIMEOUT_SECONDS + 2, alive)
-        assert set(scene.abandoned) == alive
-        assert all(failure.rank == dead for failure in scene.abandoned.values())
+        assert set(scene.force_exited) == alive
+        assert all(failure.rank == dead for failure in scene.force_exited.values())
 
-    def test_after_a_broken_connection_less_silence_is_enough(self) -> None:
+    def test_after_a_broken_connection_the_timeout_is_shorter(self) -> None:
         scene = Scene(2)
         scene.pass_time(5, {0, 1})
-        scene.ranks[0]._silence = SILENCE_AFTER_BREAK_TIMEOUT_SECONDS  # what settle sets
-        scene.pass_time(SILENCE_AFTER_BREAK_TIMEOUT_SECONDS + 2, {0})
+        scene.ranks[0]._heartbeat_timeout_seconds = BROKEN_CONNECTION_TIMEOUT_SECONDS  # as resolve_failure does
+        scene.pass_time(BROKEN_CONNECTION_TIMEOUT_SECONDS + 2, {0})
         known = scene.ranks[0].first_failure()
         assert known is not None
         assert known.status == "rank_lost"
@@ -162,11 +162,11 @@ class TestWatch:
     def test_the_others_find_rank_0_dead(self) -> None:
         scene = Scene(3)
         scene.pass_time(5, {0, 1, 2})
-        scene.pass_time(SILENCE_TIMEOUT_SECONDS + END_TIMEOUT_SECONDS + 3, {1, 2})
-        assert set(scene.abandoned) == {1, 2}
-        assert all(failure.rank == 0 for failure in scene.abandoned.values())
+        scene.pass_time(HEARTBEAT_TIMEOUT_SECONDS + END_TIMEOUT_SECONDS + 3, {1, 2})
+        assert set(scene.force_exited) == {1, 2}
+        assert all(failure.rank == 0 for failure in scene.force_exited.values())
 
-    def test_a_rank_that_lives_but_gets_no_further_hangs(self) -> None:
+    def test_ranks_without_progress_hang(self) -> None:
         scene = Scene(3, hung_seconds=30)
         scene.pass_time(5, {0, 1, 2})
         # All wait at the next collective; rank 2 is the furthest behind.
@@ -187,22 +187,22 @@ class TestWatch:
         scene.pass_time(100, {0, 1}, busy={1})
         assert scene.ranks[0].first_failure() is None
 
-    def test_once_the_main_thread_ends_it_is_let_alone(self) -> None:
+    def test_a_main_thread_that_ends_is_not_killed(self) -> None:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
         scene.pass_time(1, {0})
         scene.ranks[1].close()
         scene.ranks[0].close()
         scene.pass_time(100, {0})
-        assert scene.abandoned == {}
+        assert scene.force_exited == {}
 
     def test_a_main_thread_that_reported_has_time_to_wait_for_the_record(self) -> None:
         scene = Scene(2)
         scene.ranks[1].report(OOM)
         scene.pass_time(END_TIMEOUT_SECONDS + 2, {0, 1})
-        assert set(scene.abandoned) == {0}
+        assert set(scene.force_exited) == {0}
         scene.pass_time(WRITE_TIMEOUT_SECONDS, {1})
-        assert set(scene.abandoned) == {0, 1}
+        assert set(scene.force_exited) == {0, 1}
 
     def test_waits_for_the_record(self) -> None:
         scene = Scene(2)
@@ -210,33 +210,33 @@ class TestWatch:
         scene.ranks[1].wait_until_written()
 
 
-class TestSeats:
-    def take(self, store: MemoryStore, rank: int, size: int) -> None:
+class TestRendezvous:
+    def join(self, store: MemoryStore, rank: int, size: int) -> None:
         ticks = iter(range(100))
         rendezvous(store, rank, size, timeout_seconds=3, clock=lambda: float(next(ticks)))
 
-    def test_all_there(self) -> None:
+    def test_all_join(self) -> None:
         store = MemoryStore()
-        store.set("seat/1", "1")
-        self.take(store, 0, 2)
+        store.set("joined/1", "1")
+        self.join(store, 0, 2)
 
-    def test_a_rank_that_does_not_come_is_named(self) -> None:
+    def test_a_missing_rank_is_named(self) -> None:
         store = MemoryStore()
-        store.set("seat/2", "1")
+        store.set("joined/2", "1")
         with pytest.raises(ConfigError, match=r"1, 3 of the ranks 0 to 3 did not join within 3 s"):
-            self.take(store, 0, 4)
+            self.join(store, 0, 4)
 
     def test_two_processes_of_one_rank(self) -> None:
         store = MemoryStore()
-        store.set("seat/1", "1")
+        store.set("joined/1", "1")
         with pytest.raises(ConfigError, match="two processes were started as rank 1 of 2"):
-            self.take(store, 1, 2)
+            self.join(store, 1, 2)
 
     def test_differing_numbers_of_ranks(self) -> None:
         store = MemoryStore()
         store.set("size", "3")
-        with pytest.raises(ConfigError, match="rank 0 was started with 2, another one with 3"):
-            self.take(store, 0, 2)
+        with pytest.raises(ConfigError, match="rank 0 was started with 2, another rank with 3"):
+            self.join(store, 0, 2)
 
 
 def test_a_failure_survives_the_store() -> None:

@@ -1,1 +1,1 @@
-"""The processes of one run: how they meet, what they exchange, and how all of them end."""
+"""Distributed training: rendezvous, collectives, parallel layouts, and the watchdog that ends all ranks together."""

@@ -1,6 +1,6 @@
-"""The processes of one run, and what they tell each other. Host data only: what devices exchange is PyTorch's affair.
+"""Collectives on host data between the ranks of a run. Device tensors are exchanged by PyTorch's own engines.
 
-Every method here is a collective: all ranks call it, in the same order.
+Every function and method here that says Collective must be called by all ranks in the same order.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from harness.workload.digest import BatchDigest
 from harness.world import World
 
 T = TypeVar("T")
-SECONDS_BETWEEN_QUESTIONS = 1.0
+STOP_CHECK_SECONDS = 1.0
 
 
 class Ranks:
-    """All processes of a run. For a run of one process everything here is a plain return."""
+    """All processes of a run; every method is collective. In a run of one process, methods just return."""
 
     def __init__(self, world: World | None = None) -> None:
         self.world = world or World()
@@ -74,7 +74,7 @@ class Ranks:
         return tensor.tolist()
 
     def combined_digest(self, digest: BatchDigest) -> str:
-        """Return the digest of all that the ranks saw together."""
+        """Return the digest of the batches of all ranks."""
         total = BatchDigest()
         for part in self.gather(digest.hexdigest()):
             total.merge(part)
@@ -82,10 +82,10 @@ class Ranks:
 
 
 class CoordinatedStop:
-    """Has all ranks stop after the same step, whichever of them was asked to.
+    """Stops all ranks after the same step, whichever of them received the request.
 
-    Called after every step by every rank. Asking the others costs a fraction of a millisecond, so they are asked
-    about once a second: that is how late a stop can come.
+    Every rank calls `requested` after every step. The all-reduce behind it takes a fraction of a millisecond, so it
+    runs about once a second, and a stop is delayed by at most that.
     """
 
     def __init__(self, ranks: Ranks, request: StopRequest, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -100,7 +100,7 @@ class CoordinatedStop:
         return self._request.deferred()
 
     def requested(self) -> bool:
-        """Return whether to stop now: the same on every rank."""
+        """Return whether to stop now: the same answer on every rank."""
         if self._ranks.size == 1:
             return self._request.requested()
         if self._agreed:
@@ -110,8 +110,8 @@ class CoordinatedStop:
             return False
         now = self._clock()
         pace = (now - self._asked_at) / self._calls
-        # Rank 0's pace decides how many calls from now the next question is.
-        ahead = max(1, int(SECONDS_BETWEEN_QUESTIONS / pace)) if pace > 0 else 1
+        # Rank 0's pace decides after how many calls all ranks check again.
+        ahead = max(1, int(STOP_CHECK_SECONDS / pace)) if pace > 0 else 1
         number, ahead = self._ranks.all_max(self._request.signal_number or 0, ahead if self._ranks.is_main else 0)
         self._calls, self._next, self._asked_at = 0, ahead, self._clock()
         if number:
@@ -121,10 +121,10 @@ class CoordinatedStop:
 
 
 def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the same software on every host") -> None:
-    """Refuse to go on unless every rank has the same value. Collective.
+    """Check that every rank has the same value. Collective.
 
     Raises:
-        RunFailed: naming the first rank that differs, on every rank.
+        RunFailed: on every rank, naming the first rank that differs.
     """
     values = ranks.gather(value)
     for rank, other in enumerate(values):
@@ -137,7 +137,7 @@ def same_on_all(ranks: Ranks, what: str, value: Any, remedy: str = "install the 
 
 
 def all_of_this_host(ranks: Ranks) -> Callable[[float], float]:
-    """Return what adds a figure up over the ranks that run on the same host. Collective."""
+    """Return a collective function that sums a value over the ranks on the same host."""
 
     def total(own: float) -> float:
         host = environment.host_name()

@@ -1,4 +1,4 @@
-"""What the ranks exchange while they train: how much, and how long this rank stood still for it."""
+"""Metering of the collectives of a training step: payload bytes and exposed communication time of this rank."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from harness.backends.step import EventTimer
 from harness.training.history import TrainingHistory
 from harness.training.observer import LoopObserver
 
-# torch 2.13 has given both new names; the old ones still work in it, with a warning.
+# torch 2.13 renamed both; the old names still work there, with a warning.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class CommunicationMeter:
-    """Counts the bytes that this rank hands to collectives, and the time its work stands still for them.
+    """Counts the bytes that this rank hands to collectives, and its exposed communication time.
 
-    Work that overlaps with the exchange is not stood still for. Where the device works synchronously the host's
-    clock tells that time; where work is queued the device's own time stamps do, if it has them.
+    Communication that overlaps with computation is not exposed. On a synchronous device the host's clock measures the
+    time; where work is queued, the device's events do, if it has them.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CommunicationMeter:
         self._payload_bytes = 0
         self._waited_seconds = 0.0
         self._began: float | None = None
-        # Which of the intervals between successive time stamps were waited.
+        # For each event, whether the interval that it ends was a wait.
         self._waits: list[bool] = []
 
     def add_payload(self, payload_bytes: int) -> None:
@@ -48,13 +48,13 @@ class CommunicationMeter:
         self._heartbeat()
 
     def begin_wait(self) -> None:
-        """Note that from here on there is nothing left to do but to wait; called again, it begins anew."""
+        """Note that only communication is left from here on; a second call restarts the wait."""
         if self._events is not None:
             self._mark(waited=False)
         self._began = self._clock()
 
     def end_wait(self) -> None:
-        """Note that the wait is over. Without a begin this says nothing."""
+        """Note that the wait is over. Does nothing without `begin_wait`."""
         if self._began is None:
             return
         if self._events is not None:
@@ -64,7 +64,7 @@ class CommunicationMeter:
         self._began = None
 
     def pop(self) -> tuple[int, float | None]:
-        """Return payload bytes and seconds waited since the last call. Call after a synchronise."""
+        """Return payload bytes and exposed seconds (None if unknown) since the last call. Call after a synchronize."""
         waited: float | None = self._waited_seconds if self._timed else None
         if self._events is not None:
             intervals = self._events.intervals_seconds()
@@ -80,13 +80,13 @@ class CommunicationMeter:
 
 
 class ExchangeObserver(LoopObserver):
-    """Adds what each interval exchanged to the history."""
+    """Adds each interval's payload and exposed communication to the history."""
 
     def __init__(self, meter: CommunicationMeter, history: TrainingHistory) -> None:
         self._meter, self._history = meter, history
 
     def interval_begins(self, phase: str) -> None:
-        # What an evaluation exchanged is no part of the interval.
+        # An evaluation's communication is not part of the interval.
         self._meter.pop()
 
     def interval_ended(self) -> None:
@@ -94,14 +94,17 @@ class ExchangeObserver(LoopObserver):
 
 
 def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
-    """Return what adds up DDP's gradient buckets, with the meter looking on. The step has divided its loss already."""
+    """Return a DDP communication hook that sums gradient buckets and meters them.
 
-    # Without annotations: DDP compares them with its own types, and takes the postponed ones for others.
+    It does not average: the training step has divided its loss already.
+    """
+
+    # Without annotations: DDP compares them with its own types, and postponed ones are strings.
     def hook(_, bucket):
         buffer = bucket.buffer()
         meter.add_payload(buffer.numel() * buffer.element_size())
         work = dist.all_reduce(buffer, async_op=True)
-        # The last bucket's call is what counts: after it the backward pass has nothing left to compute.
+        # The last bucket's call counts: after it the backward pass has nothing left to compute.
         meter.begin_wait()
         assert work is not None
         return work.get_future().then(lambda done: done.value()[0])
@@ -110,7 +113,11 @@ def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
 
 
 class _Metered:
-    """FSDP's way to bring its own collectives, used to look on; the collectives are PyTorch's."""
+    """A custom collective of FSDP2 that meters PyTorch's own.
+
+    Args:
+        blocks: true on a synchronous device, where the collective's own time is exposed.
+    """
 
     def __init__(self, meter: CommunicationMeter, *, blocks: bool) -> None:
         self._meter, self._blocks = meter, blocks

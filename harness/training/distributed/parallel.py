@@ -1,4 +1,4 @@
-"""The model as it is distributed over the processes of a run: whole on one device, or by PyTorch's DDP or FSDP2."""
+"""Parallel layouts of a model: whole on one device, or distributed by PyTorch's DDP or FSDP2."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from harness.training.distributed.communication import (
 from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
 
-# PyTorch's engines are imported where they are used: that takes a second, which a run on one device need not spend.
+# DDP and FSDP are imported where they are used: the import takes a second that a run on one device saves.
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass
 class ParallelModel:
-    """A model as it is distributed over the ranks."""
+    """A model distributed over the ranks."""
 
     model: Transformer
-    """The model itself, whose parameters are this rank's: whole, or its shards."""
+    """The model itself, with this rank's parameters: whole, or its shards."""
     wrapped: nn.Module
-    """What the training step calls."""
+    """The module that the training step calls."""
     grad_sync: GradientSync = NO_SYNC
 
 
 def parallelize_model(
     config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
 ) -> ParallelModel:
-    """Return the configured model with its initial weights, distributed as `parallel` says.
+    """Return the configured model with its initial weights, in the layout of `config.parallel`.
 
-    `heartbeat` is called for every parameter that is made: a large model takes minutes.
+    `heartbeat` is called for every parameter: initializing a large model takes minutes.
 
     Raises:
         ConfigError: the layout does not fit the device or the number of processes.
@@ -66,9 +66,9 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
     wrapped = DistributedDataParallel(
         model,
         device_ids=None if device.index is None else [device.index],
-        # Every rank makes the same weights itself, which their digests prove.
+        # Every rank initializes the same weights itself, as the digests prove.
         init_sync=False,
-        # Gradients are views of the buckets: one copy less, and less memory.
+        # Gradients are views of the buckets, which saves a copy and its memory.
         gradient_as_bucket_view=True,
     )
     wrapped.register_comm_hook(None, allreduce_hook(meter))
@@ -81,7 +81,7 @@ def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicati
     assert isinstance(model, FSDPModule)
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            # A collective of a device that queues its work returns at once: there is nothing to time here.
+            # On a device that queues its work a collective returns at once, so that there is nothing to time.
             module.set_custom_all_gather(cast(Any, MeteredAllGather(meter, blocks=not backend.asynchronous)))
             module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=not backend.asynchronous)))
 
@@ -93,8 +93,8 @@ def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicati
         finally:
             model.set_requires_gradient_sync(True)
 
-    # After a forward pass the root's weights stay gathered until a backward pass lets go of them. Without one they
-    # would hide what is read into the shards, so that an evaluation ends with a reshard.
+    # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
+    # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
     return ParallelModel(model, model, GradientSync(ranks.size, no_sync, after_eval=model.reshard))
 
 
@@ -105,10 +105,10 @@ def build_sharded(
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Transformer:
-    """Return the model sharded with FSDP2, made shard by shard: no rank ever holds more than its own part.
+    """Return the model sharded with FSDP2, initialized shard by shard: no rank ever holds more than its own part.
 
-    The projections of each block are a unit of their own; what is left (embeddings, norms, head) is one more, whose
-    weights are used in float32.
+    The projections of each block are one FSDP unit; the rest (embeddings, norms, head) is another, whose weights are
+    used in float32.
 
     Raises:
         ConfigError: the layout does not fit the device or the number of processes.
@@ -121,8 +121,8 @@ def build_sharded(
     mesh = _mesh(device, ranks, hybrid=parallel.hybrid_shard)
     gathered = autocast_dtype(config.precision) if parallel.low_precision_all_gather else None
     offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
-    # Autocast goes on deciding each operation's type, as on one device: it would cast the projections' weights to
-    # this type anyway. What enters them stays as it is, and gradients are added up in float32.
+    # Autocast still decides each operation's type, as on one device: it would cast the projections' weights to this
+    # type anyway. Inputs are not cast, and gradients are reduced in float32.
     narrow = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
 
@@ -133,7 +133,7 @@ def build_sharded(
         fully_shard(model, mesh=mesh, mp_policy=plain, offload_policy=offload)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                # Not every collective library averages; all of them add.
+                # Every collective library sums; not every one averages.
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
 
@@ -149,7 +149,7 @@ def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:
     local = ranks.world.local_size
     if ranks.size % local or local == ranks.size:
         raise ConfigError(
-            f"parallel.hybrid_shard: needs several hosts with as many processes each, found {ranks.size} "
+            f"parallel.hybrid_shard: needs several hosts with the same number of processes each, found {ranks.size} "
             f"processes, {local} of them on this host; leave it false"
         )
     return init_device_mesh(device.type, (ranks.size // local, local), mesh_dim_names=("replicate", "shard"))

@@ -1,4 +1,4 @@
-"""The processes of one run: they join, open their collectives, and all of them end when one fails."""
+"""The processes of one run: rendezvous, process group, and the end of all of them when one fails."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ T = TypeVar("T")
 OnFatal = Callable[[RankFailure], object]
 _NO_STORE = (
     "MASTER_ADDR: no store of this run answers at {host}:{port}; check that rank 0 was started there, that this host "
-    "reaches it, and that nothing else listens on that port"
+    "reaches it, and that no other program listens on that port"
 )
 STORE_GRACE_SECONDS = 5.0
-# Collectives' own time-outs come long after the watchdog's, whose message names the cause. (HCCL waits 1 836 s for a
-# collective, and torch-npu warns of a time-out below that.)
+# Collectives time out long after the watchdog, whose message names the cause. (HCCL waits 1836 s for a collective, and
+# torch-npu warns about a shorter timeout.)
 COLLECTIVE_TIMEOUT_MARGIN_SECONDS = 1900
 
 
@@ -58,28 +58,28 @@ class RunProcesses(ABC):
         """Return the failure that ends the run on all ranks, which may be another rank's.
 
         Args:
-            certain: False if `own` may only be the consequence of another rank's failure.
+            certain: false if `own` may only be the consequence of another rank's failure.
         """
 
     @abstractmethod
     def failure_for_all(self, error: UserError) -> UserError:
-        """Return what to raise on this rank when nothing runs because of `error`, here or on another rank."""
+        """Return the error to raise on this rank when `error` keeps the run from starting, here or on another rank."""
 
     @abstractmethod
     def on_fatal(self, write_record: OnFatal) -> None:
-        """Have `write_record` called on rank 0 if this process has to be ended from the watchdog's thread."""
+        """Set what rank 0 calls to write the record before the watchdog's thread ends the process."""
 
     @abstractmethod
     def record_written(self) -> None:
-        """Announce, on rank 0, that the record is on disk, or wait for that, elsewhere."""
+        """On rank 0, announce that the record is on disk; on the others, wait for that."""
 
     @abstractmethod
     def write_stacks(self, folder: Path) -> None:
-        """Write the stacks of all processes, as they were when the run was found to hang, to hung.txt."""
+        """Write the stacks of all processes, taken when the hang was found, to hung.txt."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the process group."""
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """Return on every rank what `make` returns on rank 0, the only one to call it. Collective.
@@ -106,7 +106,7 @@ def join_processes(world: World, heartbeat: Heartbeat, *, timeout_seconds: float
     """Join the other processes of the run, if there are any, and leave them at the end.
 
     Raises:
-        ConfigError: the address is taken or does not answer, ranks are missing or started twice.
+        ConfigError: the address is taken or does not answer, or ranks are missing or started twice.
     """
     processes: RunProcesses
     if world.is_distributed:
@@ -208,7 +208,7 @@ class _DistributedProcesses(RunProcesses):
     def write_stacks(self, folder: Path) -> None:
         stacks = self._watchdog.stacks()
         parts = [
-            f"rank {rank}\n{stacks.get(rank, 'no answer: its process is stopped or gone')}"
+            f"rank {rank}\n{stacks.get(rank, 'no answer: its process is stopped or has ended')}"
             for rank in range(self.world.size)
         ]
         file = folder / STACKS_FILE
@@ -223,7 +223,7 @@ class _DistributedProcesses(RunProcesses):
         if self._exit_code is None:
             dist.destroy_process_group()
         else:
-            # Collectives in flight wait for ranks that have ended, and the interpreter would wait for them.
+            # Pending collectives wait for ranks that have ended, and the interpreter would wait for the collectives.
             atexit.register(_exit_at_once, self._exit_code)
 
     def _force_exit(self, failure: RankFailure) -> NoReturn:
@@ -250,7 +250,7 @@ def _open_store(world: World, timeout_seconds: float) -> Store:
         log.error(f"rank {world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))
         os._exit(ExitCode.USAGE)
 
-    # PyTorch waits without end for something else that listens there and does not answer.
+    # PyTorch waits forever if another program listens there and does not answer.
     guard = threading.Timer(timeout_seconds + STORE_GRACE_SECONDS, give_up)
     guard.daemon = True
     guard.start()

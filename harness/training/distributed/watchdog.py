@@ -1,8 +1,8 @@
-"""Watches over the processes of one run, so that a failure of one of them ends all of them, with one message.
+"""Watchdog over the processes of a run: a failure of one of them ends all of them, with one message.
 
-A rank that fails says so in the store that the ranks share; a rank that dies stops beating there; a rank that hangs
-makes no progress. A thread on each rank polls every second. Where the main thread of a rank does not return from a
-collective that will never finish, the thread ends the process itself.
+A rank that fails reports it in the ranks' shared store; a rank that dies sends no more heartbeats there; a rank that
+hangs makes no progress. A thread on each rank polls every second. If the main thread does not return from a collective
+that will never finish, the thread ends the process itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -20,13 +21,13 @@ from harness.errors import ConfigError, ExitCode
 from harness.training.monitoring.heartbeat import Heartbeat
 
 POLL_SECONDS = 1.0
-# A process counts as dead after this silence. Its thread beats even while its main thread is busy.
-SILENCE_TIMEOUT_SECONDS = 10.0
-# After a connection to another rank broke, less is enough.
-SILENCE_AFTER_BREAK_TIMEOUT_SECONDS = 4.0
-# How long the main thread has to end by itself once a failure is known.
+# A process without a heartbeat for this long is dead: its thread sends them even while its main thread is busy.
+HEARTBEAT_TIMEOUT_SECONDS = 10.0
+# The same after a connection to another rank broke.
+BROKEN_CONNECTION_TIMEOUT_SECONDS = 4.0
+# For the main thread to end by itself once a failure is known.
 END_TIMEOUT_SECONDS = 5.0
-# How long the other ranks wait for the record to be written, before they end and the launcher stops everything.
+# For the other ranks to wait for the record, before they end and the launcher stops everything.
 WRITE_TIMEOUT_SECONDS = 15.0
 MAX_STACK_BYTES = 20_000
 LEAVE_TIMEOUT_SECONDS = 2.0
@@ -34,7 +35,7 @@ _FAILURE, _WRITTEN, _LEFT = "failure", "written", "left"
 
 
 class Store(Protocol):
-    """The part of torch.distributed.Store that is used here."""
+    """The methods of torch.distributed.Store that the watchdog needs."""
 
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
@@ -45,12 +46,11 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class RankFailure:
-    """The reason why a run of several processes ended, the same on all of them."""
+    """The failure that ended a distributed run, the same on all ranks."""
 
     rank: int | None
-    """Whose it is; None if all ranks failed alike."""
+    """The rank that failed; None if all ranks failed alike."""
     status: str
-    """As in the record."""
     message: str
     """Cause and remedy in one line, without the rank."""
     exit_code: int = ExitCode.RUN_FAILED
@@ -61,72 +61,64 @@ class RankFailure:
 
 @dataclass
 class _LastSeen:
-    """The last beat of a rank, and when it changed."""
+    """The last heartbeat of a rank and its progress, and when each changed."""
 
-    beat: str = ""
-    beat_at: float = 0.0
+    heartbeat: str = ""
+    heartbeat_at: float = 0.0
     progress: int = -1
     progress_at: float = 0.0
 
 
 class Watchdog:
-    """One rank's part of the watch.
+    """The watchdog of one rank.
 
     Args:
-        store: a connection of its own; it is used from the thread and, under a lock, from the main thread.
+        store: a connection of its own, used by the thread and, under a lock, by the main thread.
         heartbeat: counts this rank's steps and collectives.
-        hung_seconds: the run hangs when no rank has made progress for this time.
-        force_exit: called in the thread when the main thread does not end in time; must end the process.
+        hung_seconds: the run hangs if no rank makes progress for this time.
+        force_exit: called in the thread if the main thread does not end in time; must end the process.
     """
 
     def __init__(
-        self,
-        store: Store,
-        rank: int,
-        size: int,
-        heartbeat: Heartbeat,
-        *,
-        hung_seconds: float,
-        force_exit: Callable[[RankFailure], Any],
-        clock: Callable[[], float] = time.monotonic,
+        self, store: Store, rank: int, size: int, heartbeat: Heartbeat, *, hung_seconds: float,
+        force_exit: Callable[[RankFailure], Any], clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._store, self._rank, self._size, self._heartbeat = store, rank, size, heartbeat
         self._hung_seconds, self._force_exit, self._clock = hung_seconds, force_exit, clock
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
         self._polls = 0
-        self._silence = SILENCE_TIMEOUT_SECONDS
+        self._heartbeat_timeout_seconds = HEARTBEAT_TIMEOUT_SECONDS
         now = clock()
-        self._seen = {other: _LastSeen(beat_at=now, progress_at=now) for other in range(size)}
-        self._known_at: float | None = None
-        self._seconds_to_end = END_TIMEOUT_SECONDS
+        self._seen = {other: _LastSeen(heartbeat_at=now, progress_at=now) for other in range(size)}
+        self._failed_at: float | None = None
+        self._end_timeout_seconds = END_TIMEOUT_SECONDS
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """End the watch, when the main thread has come to its end. Rank 0, which may host the store, leaves last."""
+        """Stop the thread, at the end of the main thread. Rank 0, which may host the store, leaves last."""
         self._closing.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=5)
         limit = self._clock() + LEAVE_TIMEOUT_SECONDS
-        try:
+        # Without a store there is no reason to wait.
+        with suppress(Exception):
             if self._rank != 0:
                 self._store.add(_LEFT, 1)
             while self._rank == 0 and self._store.add(_LEFT, 0) < self._size - 1 and self._clock() < limit:
                 time.sleep(0.02)
-        except Exception:  # noqa: BLE001 (the store has gone, and with it the reason to wait)
-            return
 
     # From the main thread
 
     def report(self, failure: RankFailure) -> RankFailure:
-        """Publish a failure to all ranks, and return the one that came first, which may be another rank's."""
+        """Publish a failure to all ranks, and return the first one, which may be another rank's."""
         # The main thread is about to end; it may have to wait for the record.
-        self._seconds_to_end = END_TIMEOUT_SECONDS + WRITE_TIMEOUT_SECONDS
+        self._end_timeout_seconds = END_TIMEOUT_SECONDS + WRITE_TIMEOUT_SECONDS
         return self._publish_failure(failure)
 
     def _publish_failure(self, failure: RankFailure) -> RankFailure:
@@ -134,20 +126,20 @@ class Watchdog:
             with self._lock:
                 first = self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
             return RankFailure(**json.loads(first))
-        except Exception:  # noqa: BLE001 (the store went with its host: what this rank knows has to do)
+        except Exception:  # noqa: BLE001 (the store is gone: this rank's own failure stands)
             return failure
 
     def resolve_failure(self, own: RankFailure, *, certain: bool) -> RankFailure:
-        """Return why the run ends, once this rank's main thread got an exception.
+        """Return the failure that ends the run, after an exception in this rank's main thread.
 
         Args:
-            certain: whether the exception is this rank's own, and not the echo of what befell another one. An echo
-                is reported only if nothing better becomes known while a dead rank would be found.
+            certain: false if `own` may be the consequence of another rank's failure. It is then reported only if no
+                other failure becomes known in the time in which a dead rank is found.
         """
         if certain:
             return self.report(own)
-        self._silence = SILENCE_AFTER_BREAK_TIMEOUT_SECONDS
-        limit = self._clock() + self._silence + 4 * POLL_SECONDS
+        self._heartbeat_timeout_seconds = BROKEN_CONNECTION_TIMEOUT_SECONDS
+        limit = self._clock() + self._heartbeat_timeout_seconds + 4 * POLL_SECONDS
         while self._clock() < limit:
             known = self.first_failure()
             if known is not None:
@@ -159,39 +151,35 @@ class Watchdog:
         """Return the failure that ends this run, if one has been reported."""
         try:
             with self._lock:
-                if not self._store.check([_FAILURE]):
-                    return None
-                return RankFailure(**json.loads(self._store.get(_FAILURE)))
-        except Exception:  # noqa: BLE001
+                found = self._store.get(_FAILURE) if self._store.check([_FAILURE]) else None
+            return None if found is None else RankFailure(**json.loads(found))
+        except Exception:  # noqa: BLE001 (the store is gone)
             return RankFailure(0, "rank_lost", _LOST.format("the store of the ranks"))
 
     def mark_record_written(self) -> None:
-        """Tell the other ranks that the record is on disk."""
-        try:
-            with self._lock:
-                self._store.set(_WRITTEN, "1")
-        except Exception:  # noqa: BLE001 (they end by themselves)
-            return
+        """Announce to the other ranks that the record is on disk."""
+        # Without a store they end by themselves.
+        with suppress(Exception), self._lock:
+            self._store.set(_WRITTEN, "1")
 
     def wait_until_written(self) -> None:
-        """Stay until the record is written: the launcher stops everybody as soon as one process has gone."""
+        """Wait for the record: the launcher stops all processes as soon as one has ended."""
         limit = self._clock() + WRITE_TIMEOUT_SECONDS
         while self._clock() < limit:
             try:
-                with self._lock:
-                    if self._store.check([_WRITTEN]):
-                        return
-            except Exception:  # noqa: BLE001 (the store's host has gone, and with it what we waited for)
+                if self._has(_WRITTEN):
+                    return
+            except Exception:  # noqa: BLE001 (the store is gone, and with it the reason to wait)
                 return
             time.sleep(0.05)
 
     def stacks(self) -> dict[int, str]:
-        """Return what each rank was doing when the run was found to hang, as far as it could still say."""
+        """Return the stacks that the ranks published when the hang was found; a stopped process has none."""
         found = {}
         limit = self._clock() + 3 * POLL_SECONDS
         while len(found) < self._size and self._clock() < limit:
             for rank in range(self._size):
-                if rank not in found and self._check(f"stacks/{rank}"):
+                if rank not in found and self._has(f"stacks/{rank}"):
                     with self._lock:
                         found[rank] = self._store.get(f"stacks/{rank}").decode(errors="replace")
             time.sleep(0.05)
@@ -203,47 +191,47 @@ class Watchdog:
         while not self._closing.is_set():
             try:
                 self.poll()
-            except Exception:  # noqa: BLE001 (the store's host has gone)
+            except Exception:  # noqa: BLE001 (the store is gone)
                 self._shut_down(RankFailure(0, "rank_lost", _LOST.format("its process")))
             self._sleep(POLL_SECONDS)
 
     def poll(self) -> None:
-        """Publish this rank's beat, read those of the others, and end this process if the run has failed."""
+        """Publish this rank's heartbeat, read the others', and end this process if the run has failed."""
         with self._lock:
             self._polls += 1
-            self._store.set(f"beat/{self._rank}", f"{self._polls}:{self._heartbeat.beats}")
+            self._store.set(f"heartbeat/{self._rank}", f"{self._polls}:{self._heartbeat.beats}")
             published = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
         if published is not None:
             self._shut_down(RankFailure(**published))
             return
         # Rank 0 watches all; all watch rank 0.
-        self._note_beats(range(self._size) if self._rank == 0 else (0,))
-        failure = self._silent() or self._stuck()
+        self._read_heartbeats(range(self._size) if self._rank == 0 else (0,))
+        failure = self._find_lost_rank() or self._find_hang()
         if failure is not None:
             self._shut_down(self._publish_failure(failure))
 
-    def _note_beats(self, ranks: Iterable[int]) -> None:
+    def _read_heartbeats(self, ranks: Iterable[int]) -> None:
         now = self._clock()
         for rank in ranks:
             seen = self._seen[rank]
-            if not self._check(f"beat/{rank}"):
+            if not self._has(f"heartbeat/{rank}"):
                 continue
             with self._lock:
-                beat = self._store.get(f"beat/{rank}").decode()
-            if beat != seen.beat:
-                seen.beat, seen.beat_at = beat, now
-            progress = int(beat.split(":")[1])
+                heartbeat = self._store.get(f"heartbeat/{rank}").decode()
+            if heartbeat != seen.heartbeat:
+                seen.heartbeat, seen.heartbeat_at = heartbeat, now
+            progress = int(heartbeat.split(":")[1])
             if progress != seen.progress:
                 seen.progress, seen.progress_at = progress, now
 
-    def _silent(self) -> RankFailure | None:
+    def _find_lost_rank(self) -> RankFailure | None:
         now = self._clock()
         for rank in range(self._size) if self._rank == 0 else (0,):
-            if rank != self._rank and now - self._seen[rank].beat_at > self._silence:
+            if rank != self._rank and now - self._seen[rank].heartbeat_at > self._heartbeat_timeout_seconds:
                 return RankFailure(rank, "rank_lost", _LOST.format("its process"))
         return None
 
-    def _stuck(self) -> RankFailure | None:
+    def _find_hang(self) -> RankFailure | None:
         if self._rank != 0:
             return None
         now = self._clock()
@@ -259,11 +247,11 @@ class Watchdog:
 
     def _shut_down(self, failure: RankFailure) -> None:
         now = self._clock()
-        if self._known_at is None:
-            self._known_at = now
+        if self._failed_at is None:
+            self._failed_at = now
             if failure.status == "hung":
                 self._publish_stacks()
-        if now - self._known_at >= self._seconds_to_end and not self._closing.is_set():
+        if now - self._failed_at >= self._end_timeout_seconds and not self._closing.is_set():
             self._force_exit(failure)
 
     def _publish_stacks(self) -> None:
@@ -274,7 +262,7 @@ class Watchdog:
         with self._lock:
             self._store.set(f"stacks/{self._rank}", text)
 
-    def _check(self, key: str) -> bool:
+    def _has(self, key: str) -> bool:
         with self._lock:
             return self._store.check([key])
 
@@ -287,24 +275,24 @@ _LOST = (
 
 def rendezvous(store: Store, rank: int, size: int, *, timeout_seconds: float,
                clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-    """Wait until every rank has joined, each once, and check that all were started with the same world size.
+    """Wait until every rank has joined, and check that each is there once and all have the same world size.
 
     Raises:
         ConfigError: two processes have the same rank, the world sizes differ, or a rank does not join in time.
     """
-    if store.add(f"seat/{rank}", 1) != 1:
+    if store.add(f"joined/{rank}", 1) != 1:
         raise ConfigError(
             f"RANK: two processes were started as rank {rank} of {size}; give each its own, or let torchrun do it"
         )
     first = store.compare_set("size", "", str(size)).decode()
     if first != str(size):
         raise ConfigError(
-            f"WORLD_SIZE: rank {rank} was started with {size}, another one with {first}; start all with the same"
+            f"WORLD_SIZE: rank {rank} was started with {size}, another rank with {first}; start all with the same"
         )
     limit = clock() + timeout_seconds
-    while not store.check([f"seat/{other}" for other in range(size)]):
+    while not store.check([f"joined/{other}" for other in range(size)]):
         if clock() >= limit:
-            missing = [str(other) for other in range(size) if not store.check([f"seat/{other}"])]
+            missing = [str(other) for other in range(size) if not store.check([f"joined/{other}"])]
             raise ConfigError(
                 f"WORLD_SIZE: {', '.join(missing)} of the ranks 0 to {size - 1} did not join within "
                 f"{timeout_seconds:g} s; check that all were started and reach MASTER_ADDR"
