@@ -1,4 +1,4 @@
-"""Published claims (configs/claim/*.yaml), and how a measured ratio is held against one."""
+"""Published claims (configs/claim/*.yaml), and verdicts on them from a measured ratio."""
 
 from __future__ import annotations
 
@@ -80,6 +80,11 @@ class Claim:
     seq_len: int | None = None
     """Tokens in a sequence, if the claim states them."""
     note: str | None = None
+
+    @property
+    def citation(self) -> str:
+        """The claim with its source and date."""
+        return f"The claim: {self.statement} ({self.source}; {self.date}.)"
 
     @property
     def accepted_range(self) -> str:

@@ -23,7 +23,7 @@ def render_audit(table: Audit, claim: Claim | None) -> str:
     return template(TEMPLATE).render(
         title=f"Audit of {len(table.rows)} published rows",
         conclusion=[printable(line) for line in conclusion(table, claim)],
-        statement=None if claim is None else f"The claim: {claim.statement} ({claim.source}; {claim.date}.)",
+        statement=None if claim is None else claim.citation,
         claim_verdict=None if verdict is None else verdict.verdict,
         claim_tone=None if verdict is None else CLAIM_TONES[verdict.verdict],
         rows=[_row(row) for row in table.rows],

@@ -127,8 +127,7 @@ def claim_sentence(comparison: Comparison, pair: Pair) -> str | None:
 
 def claim_statement(comparison: Comparison) -> str | None:
     """Return the claim with its source, or None without a claim."""
-    claim = comparison.claim
-    return None if claim is None else printable(f"The claim: {claim.statement} ({claim.source}; {claim.date}.)")
+    return None if comparison.claim is None else printable(comparison.claim.citation)
 
 
 def gate_rows(pair: Pair) -> list[GateRow]:

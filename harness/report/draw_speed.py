@@ -41,7 +41,7 @@ def draw_ratios(comparison: Comparison, figure: Figure) -> str:
     axes.set_yticks(range(len(names)), names)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("times the reference's step time")
+    axes.set_xlabel("step time ratio to the reference")
     return f"the same time: {interval(*margin)}; " + "; ".join(words)
 
 
