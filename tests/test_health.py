@@ -25,7 +25,7 @@ from harness.training.monitoring.heartbeat import (
     HeartbeatWriter,
     heartbeat_folder,
     read_heartbeats,
-    started,
+    read_start_time,
 )
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def leave(place: Path, **changes: object) -> HeartbeatState:
     own = os.getpid()
-    state = HeartbeatState(own, started(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
+    state = HeartbeatState(own, read_start_time(own) or "", "runs/a", "training", 12, time.monotonic() - 5.0, 600.0)
     state = replace(state, **changes)
     (place / f"{state.pid}.json").write_text(json.dumps(vars(state)))
     return state
@@ -75,7 +75,7 @@ class TestWriter:
     def test_a_thread_writes_when_something_advanced_and_the_end_takes_it_away(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(heartbeat_module, "SECONDS_BETWEEN_WRITES", 0.01)
+        monkeypatch.setattr(heartbeat_module, "WRITE_PERIOD_SECONDS", 0.01)
         writer = HeartbeatWriter(Heartbeat(), timeout_seconds=60.0, folder=tmp_path)
         writer.start()
         [file] = tmp_path.glob("*.json")
@@ -116,7 +116,7 @@ class TestVerb:
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         parent = os.getppid()
-        leave(folder, pid=parent, started=started(parent), folder="runs/b")
+        leave(folder, pid=parent, started=read_start_time(parent), folder="runs/b")
         leave(folder, last_beat_at=time.monotonic() - 601.0)
         assert health.main([]) == HUNG
         said = sorted(capsys.readouterr().out.splitlines())
@@ -150,12 +150,12 @@ class TestVerb:
         place.mkdir()
         place.chmod(0o777)
         assert health.main([]) == 0
-        assert "not this user's own" in capsys.readouterr().out
+        assert "belongs to another user" in capsys.readouterr().out
         place.rmdir()
         (tmp_path / "elsewhere").mkdir(mode=0o700)
         place.symlink_to(tmp_path / "elsewhere")
         assert health.main([]) == 0
-        assert "not this user's own" in capsys.readouterr().out
+        assert "belongs to another user" in capsys.readouterr().out
 
     def test_a_host_without_a_place_for_temporary_files(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""What is shown while a run goes on, and that a display that breaks never ends a run."""
+"""Progress display: its lines, its bar, its log fields, and a broken display that never ends a run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_on_a_terminal_a_bar_with_step_speed_loss_and_time_left() -> None:
         assert part in shown
 
 
-def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
+def test_a_closed_pipe_ends_the_display_not_the_run() -> None:
     for terminal in (False, True):
         progress = Progress(4, stream=ClosedPipe(terminal))
         progress.interval_done(interval(1, 5.0, 10, 1.0))
@@ -74,7 +74,7 @@ def test_a_reader_that_went_away_ends_the_display_not_the_run() -> None:
         progress.close()
 
 
-def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> None:
+def test_a_resumed_run_shows_its_first_interval_and_estimates_time_from_there() -> None:
     stream = io.StringIO()
     # Ten steps a second: 60 of 100 are left after 10 more than the 30 that were done.
     progress = Progress(100, done=30, stream=stream, clock=iter([0.0, 1.0]).__next__)
@@ -88,7 +88,7 @@ def test_a_resumed_run_shows_its_first_block_and_counts_time_from_there() -> Non
 
 
 @pytest.mark.usefixtures("own_log")
-def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_has_the_same_lines_with_fields(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
     progress = JsonProgress(40, clock=map(float, count(0, 6)).__next__)
     for step in (1, 10, 20, 30, 40):
@@ -107,7 +107,7 @@ def test_for_machines_the_same_lines_with_numbers_as_fields(capsys: pytest.Captu
 
 
 @pytest.mark.usefixtures("own_log")
-def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_has_no_speed_of_an_emulated_device(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up(["log=json"], {})
     JsonProgress(40, shows_speed=False).interval_done(interval(1, 5.0, 1000, 0.5))
     [line] = capsys.readouterr().err.splitlines()
@@ -115,7 +115,7 @@ def test_an_emulated_device_has_no_speed_for_machines_either(capsys: pytest.Capt
     assert "step_seconds" not in line
 
 
-def test_several_observers_are_all_told() -> None:
+def test_all_observers_are_called() -> None:
     one, two = io.StringIO(), io.StringIO()
     observers = LoopObservers(Progress(2, stream=one), Progress(2, stream=two))
     observers.interval_done(interval(2, 1.0, 10, 1.0))

@@ -1,4 +1,4 @@
-"""The metrics file, as Prometheus reads it."""
+"""The metrics file, parsed by the Prometheus client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples}
 
 
-def test_what_is_known_after_each_block(tmp_path: Path) -> None:
+def test_values_after_each_interval(tmp_path: Path) -> None:
     path = tmp_path / "harness.prom"
     latest: list[Reading | None] = [None]
     metrics = PrometheusFile(path, LABELS, reading=lambda: latest[0], clock=lambda: 1_700_000_000.0)
@@ -49,7 +49,7 @@ def test_what_is_known_after_each_block(tmp_path: Path) -> None:
         "harness_tokens_total": 10240.0, "harness_evaluation_loss": 1.4, "harness_device_power_watts": 250.0,
         "harness_device_temperature_celsius": 60.0,
     }.items()  # fmt: skip
-    # What the device does not tell is absent, not 0.
+    # An unknown value is absent, not 0.
     assert "harness_device_clock_mhz" not in read(path)
     metrics.close()
     assert read(path)["harness_running"] == 0.0
@@ -77,13 +77,11 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     metrics = PrometheusFile(path, LABELS)
     with open(path) as reader:
         metrics.interval_done(interval())
-        # The old file, whole: the new one has taken its name.
+        # The old file is complete: the new one has replaced it.
         assert reader.read().endswith("harness_tokens_total 0.0\n")
 
 
-def test_a_folder_that_vanishes_is_said_once_and_costs_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_vanishes_is_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.set_up([], {})
     folder = tmp_path / "collector"
     folder.mkdir()
@@ -102,17 +100,17 @@ class TestCheck:
         assert list((tmp_path / "new").iterdir()) == []
 
     @pytest.mark.parametrize(
-        ("name", "said"),
+        ("name", "expected"),
         [
             ("harness.txt", "ending in .prom"),
             ("folder.prom", "is a folder"),
             ("file/harness.prom", "cannot be written"),
         ],
     )
-    def test_refuses(self, name: str, said: str, tmp_path: Path) -> None:
+    def test_unusable_files(self, name: str, expected: str, tmp_path: Path) -> None:
         (tmp_path / "folder.prom").mkdir()
         (tmp_path / "file").touch()
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=expected):
             check_prometheus_file(tmp_path / name)
 
     def test_without_the_library(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Standard error is passed on unchanged and read along, whoever writes to it."""
+"""StderrWatch passes standard error on unchanged and searches it, whoever writes to it."""
 
 from __future__ import annotations
 
@@ -65,38 +65,38 @@ ABORTED = """
 import ctypes, os
 from harness.training.monitoring.stderr_watch import StderrWatch
 with StderrWatch("x"):
-    os.write(2, b"the library's last words\\n")
+    os.write(2, b"the library's error\\n")
     ctypes.CDLL(None).abort()
 """
-ABANDONED = """
+FORCE_EXITED = """
 import os, sys, threading, time
 from harness.training.monitoring.stderr_watch import StderrWatch
-def abandon():
+def force_exit():
     os.write(2, b"early\\n")
     StderrWatch.stop_active()
-    print("our last words", file=sys.stderr)
+    print("our error", file=sys.stderr)
     os._exit(5)
 with StderrWatch("x"):
-    threading.Thread(target=abandon).start()
+    threading.Thread(target=force_exit).start()
     time.sleep(60)
 """
 
 
-def test_what_a_library_says_before_it_aborts_is_passed_on() -> None:
+def test_the_error_of_a_library_that_aborts_is_passed_on() -> None:
     """Ten times, since a reader within the process loses it now and then."""
     for _ in range(10):
         done = subprocess.run([sys.executable, "-c", ABORTED], capture_output=True, text=True, check=False)
         assert done.returncode == -signal.SIGABRT
-        assert done.stderr == "the library's last words\n"
+        assert done.stderr == "the library's error\n"
 
 
-def test_a_process_that_is_ended_from_another_thread_has_said_all() -> None:
-    done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, check=False)
+def test_a_process_ended_by_another_thread_passes_all_on() -> None:
+    done = subprocess.run([sys.executable, "-c", FORCE_EXITED], capture_output=True, text=True, check=False)
     assert done.returncode == 5
-    assert done.stderr == "early\nour last words\n"
+    assert done.stderr == "early\nour error\n"
 
 
-def test_a_reader_that_has_gone_away_holds_nobody_up() -> None:
+def test_a_closed_standard_error_does_not_block_the_writer() -> None:
     script = "import os\nfrom harness.training.monitoring.stderr_watch import StderrWatch\n"
     script += 'with StderrWatch("last") as watch:\n'
     script += '    for _ in range(1000):\n        os.write(2, b"x" * 1000 + b"\\n")\n    os.write(2, b"the last\\n")\n'
@@ -120,7 +120,7 @@ def run_script(body: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_reader_that_was_killed_is_told_and_holds_nobody_up() -> None:
+def test_a_killed_reader_makes_the_search_incomplete_and_does_not_block() -> None:
     done = run_script("""
 with StderrWatch("last") as watch:
     watch._reader.kill(); watch._reader.wait()
@@ -134,13 +134,13 @@ print("after", file=sys.stderr)
     assert (done.stdout, done.stderr) == ("False None\n", "after\n")
 
 
-def test_a_pattern_that_is_none_is_refused_at_once() -> None:
+def test_an_invalid_pattern_is_an_error_at_once() -> None:
     with pytest.raises(re.error):
         StderrWatch("(")
 
 
 def test_signals_to_all_processes_of_a_command_leave_the_reader_alone() -> None:
-    """What a terminal or a scheduler sends: the harness ends by itself, and what it says then is read."""
+    """Signals of a terminal or scheduler: the harness ends by itself, and its output until then is searched."""
     done = run_script("""
 signal.signal(signal.SIGTERM, lambda *_: os.write(2, b"ending\\n"))
 with StderrWatch("ending") as watch:
@@ -178,11 +178,11 @@ print(watch.complete)
     assert b"".join(got) == (b"x" * 999 + b"\n") * 500
 
 
-def test_a_process_that_keeps_standard_error_open_is_not_waited_for_without_end() -> None:
+def test_a_child_that_keeps_standard_error_open_is_not_waited_for_forever() -> None:
     began = time.monotonic()
     done = run_script("""
 import harness.training.monitoring.stderr_watch as module
-module.SECONDS_FOR_THE_REST = 0.5
+module.DRAIN_TIMEOUT_SECONDS = 0.5
 with StderrWatch("last") as watch:
     child = subprocess.Popen(["sleep", "20"])
     os.write(2, b"the last\\n")

@@ -12,7 +12,7 @@ import pytest
 from harness.backends.rapl import Rapl, open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Reading
 from harness.training.monitoring.telemetry import (
-    FAILURES_IN_A_ROW,
+    MAX_FAILURES_IN_A_ROW,
     MAX_SAMPLES,
     EnergyIntegrator,
     Telemetry,
@@ -20,8 +20,8 @@ from harness.training.monitoring.telemetry import (
 )
 
 
-class TestLedger:
-    def test_a_counter_is_cut_to_the_measured_blocks(self) -> None:
+class TestEnergyIntegrator:
+    def test_a_counter_counts_within_the_measured_intervals(self) -> None:
         integrator = EnergyIntegrator()
         # 100 W before, 300 W within the interval from 1.5 s to 5.5 s, 100 W after; read at whole seconds.
         integrator.add(0.0, Reading(energy_joules=1000.0))
@@ -34,14 +34,14 @@ class TestLedger:
         integrator.add(6.0, Reading(energy_joules=2400.0))
         integrator.add(7.0, Reading(energy_joules=2500.0))
         assert integrator.method == "counter"
-        # Of the stretches at the edges one half was measured, and which half drew what cannot be told.
+        # Half of the intervals at the edges was measured, and the energy of that half is unknown.
         assert integrator.covered_seconds == pytest.approx(3.0)
         assert integrator.joules == pytest.approx(3 * 300)
-        # Only 75 % of the window is covered: too little for a figure of all of it.
+        # Only 75 % of the window is covered: too little to extrapolate.
         assert "readings cover 3.0 s" in str(integrator.missing_energy_reason(4.0))
         assert integrator.missing_energy_reason(3.5) is None
 
-    def test_power_is_joined_by_straight_lines(self) -> None:
+    def test_power_is_integrated_by_trapezoids(self) -> None:
         integrator = EnergyIntegrator()
         integrator.start(0.0)
         for second, watts in enumerate((100.0, 200.0, 400.0, 400.0)):
@@ -57,7 +57,7 @@ class TestLedger:
             integrator.add(float(second), Reading(power_watts=1.0, energy_joules=50.0 * second))
         assert (integrator.method, integrator.joules) == ("counter", pytest.approx(150.0))
 
-    def test_what_lies_between_blocks_is_not_in_it(self) -> None:
+    def test_time_between_measured_intervals_is_left_out(self) -> None:
         integrator = EnergyIntegrator()
         integrator.start(0.0)
         integrator.add(0.0, Reading(power_watts=100.0))
@@ -72,7 +72,7 @@ class TestLedger:
         assert integrator.readings == 2
         assert integrator.temperature_celsius.to_json() == {"mean": 40.0, "min": 40.0, "max": 40.0}
 
-    def test_too_little_to_tell_energy(self) -> None:
+    def test_too_few_readings_for_an_energy(self) -> None:
         integrator = EnergyIntegrator()
         integrator.start(0.0)
         for second in range(3):
@@ -82,7 +82,7 @@ class TestLedger:
         assert integrator.missing_energy_reason(3.0) is None
         assert "readings cover 3.0 s of the measured window's 10.0 s" in str(integrator.missing_energy_reason(10.0))
 
-    def test_a_device_without_power_tells_the_rest(self) -> None:
+    def test_a_device_without_power_has_the_other_values(self) -> None:
         integrator = EnergyIntegrator()
         integrator.start(0.0)
         for second in range(5):
@@ -93,7 +93,7 @@ class TestLedger:
         assert integrator.clock_mhz.to_json() == {"mean": 902.5, "min": 901.0, "max": 904.0}
         assert integrator.throttled == {"power cap": 2}
 
-    def test_a_stretch_in_which_readings_failed_is_not_bridged(self) -> None:
+    def test_an_interval_with_failed_readings_is_left_out(self) -> None:
         integrator = EnergyIntegrator(max_interval_seconds=10.0)
         integrator.start(0.0)
         for second in (0.0, 1.0, 2.0, 3.0, 500.0, 501.0):
@@ -103,7 +103,7 @@ class TestLedger:
         assert integrator.joules == pytest.approx(400.0)
         assert "readings cover 4.0 s" in str(integrator.missing_energy_reason(501.0))
 
-    def test_the_course_of_power_stays_small(self) -> None:
+    def test_samples_of_power_stay_few(self) -> None:
         integrator = EnergyIntegrator()
         integrator.start(10.0)
         for second in range(100_000):
@@ -115,7 +115,7 @@ class TestLedger:
         assert integrator.samples[-1][0] > 99_000
 
     def test_several_devices_are_added_up(self) -> None:
-        ledgers = []
+        records = []
         for watts in (100.0, 300.0):
             telemetry = Telemetry(SlowSensor())
             telemetry._integrator.start(0.0)
@@ -123,18 +123,18 @@ class TestLedger:
                 telemetry._integrator.add(
                     float(second), Reading(watts, temperature_celsius=watts / 10, throttle_reasons=())
                 )
-            ledgers.append(telemetry.to_record(4.0, 400))
+            records.append(telemetry.to_record(4.0, 400))
         elsewhere = Telemetry(READ_BY_ANOTHER).to_record(4.0, 400)
-        whole = merge_ranks([*ledgers, elsewhere])
-        assert (whole["method"], whole["reason"]) == ("sampled", None)
-        assert whole["measured_joules"] == pytest.approx(1600.0)
-        assert whole["joules_per_token"] == pytest.approx(4.0)
-        assert whole["temperature_celsius"] == {"mean": 20.0, "min": 10.0, "max": 30.0}
-        assert merge_ranks([ledgers[0], elsewhere]) == ledgers[0]
-        silent = merge_ranks([ledgers[0], Telemetry("no driver").to_record(4.0, 400), elsewhere])
-        assert (silent["method"], silent["reason"]) == ("none", "rank 1: no driver")
-        assert silent["measured_joules"] is None
-        assert set(silent) == set(whole) == set(ledgers[0])
+        merged = merge_ranks([*records, elsewhere])
+        assert (merged["method"], merged["reason"]) == ("sampled", None)
+        assert merged["measured_joules"] == pytest.approx(1600.0)
+        assert merged["joules_per_token"] == pytest.approx(4.0)
+        assert merged["temperature_celsius"] == {"mean": 20.0, "min": 10.0, "max": 30.0}
+        assert merge_ranks([records[0], elsewhere]) == records[0]
+        unknown = merge_ranks([records[0], Telemetry("no driver").to_record(4.0, 400), elsewhere])
+        assert (unknown["method"], unknown["reason"]) == ("none", "rank 1: no driver")
+        assert unknown["measured_joules"] is None
+        assert set(unknown) == set(merged) == set(records[0])
 
 
 class ScriptedSensor:
@@ -173,29 +173,29 @@ class TestTelemetry:
         telemetry.stop()
         return telemetry
 
-    def test_a_thread_reads_and_the_facts_say_how(self) -> None:
+    def test_a_thread_reads_and_the_record_names_the_source(self) -> None:
         sensor = ScriptedSensor()
         telemetry = self.measured(sensor)
         seconds = telemetry._integrator._closed_seconds
-        facts = telemetry.to_record(seconds, tokens=1000)
-        assert facts["reason"] is None
-        assert (facts["method"], facts["source"], facts["scope"]) == ("sampled", "script", "the board")
-        assert facts["mean_power_watts"] == pytest.approx(50.0)
-        assert facts["measured_joules"] == pytest.approx(50.0 * seconds)
-        assert facts["joules_per_token"] == pytest.approx(50.0 * seconds / 1000)
-        assert facts["temperature_celsius"]["max"] == 60.0
-        assert facts["throttled"] == {}
+        found = telemetry.to_record(seconds, tokens=1000)
+        assert found["reason"] is None
+        assert (found["method"], found["source"], found["scope"]) == ("sampled", "script", "the board")
+        assert found["mean_power_watts"] == pytest.approx(50.0)
+        assert found["measured_joules"] == pytest.approx(50.0 * seconds)
+        assert found["joules_per_token"] == pytest.approx(50.0 * seconds / 1000)
+        assert found["temperature_celsius"]["max"] == 60.0
+        assert found["throttled"] == {}
         assert sensor.closed
         assert telemetry.latest == Reading(power_watts=50.0, temperature_celsius=60.0, throttle_reasons=())
 
-    def test_no_sensor_is_said_and_every_figure_is_null(self) -> None:
-        facts = self.measured("hidden from this machine").to_record(10.0, 1000)
-        assert (facts["method"], facts["reason"]) == ("none", "hidden from this machine")
+    def test_without_a_sensor_there_is_a_reason_and_every_value_is_null(self) -> None:
+        found = self.measured("hidden from this machine").to_record(10.0, 1000)
+        assert (found["method"], found["reason"]) == ("none", "hidden from this machine")
         figures = ("measured_joules", "mean_power_watts", "joules_per_token", "power_watts", "temperature_celsius",
                    "clock_mhz", "utilization_percent", "throttled", "source", "scope", "period_seconds")  # fmt: skip
-        assert [facts[name] for name in figures] == [None] * len(figures)
+        assert [found[name] for name in figures] == [None] * len(figures)
 
-    def test_a_sensor_that_fails_for_good_is_left_alone_and_named(self) -> None:
+    def test_a_sensor_that_keeps_failing_is_given_up(self) -> None:
         sensor = ScriptedSensor(fails=10**9)
         telemetry = Telemetry(sensor)
         telemetry.start()
@@ -204,11 +204,11 @@ class TestTelemetry:
         thread.join(10)
         assert not thread.is_alive()
         telemetry.stop()
-        facts = telemetry.to_record(10.0, 1000)
-        # The last one is the look at the end.
-        assert facts["failed_readings"] == FAILURES_IN_A_ROW + 1
-        assert facts["reason"] == f"{FAILURES_IN_A_ROW + 1} readings failed: no answer"
-        assert facts["measured_joules"] is None
+        found = telemetry.to_record(10.0, 1000)
+        # The last one is the reading at the end.
+        assert found["failed_readings"] == MAX_FAILURES_IN_A_ROW + 1
+        assert found["reason"] == f"{MAX_FAILURES_IN_A_ROW + 1} readings failed: no answer"
+        assert found["measured_joules"] is None
 
     def test_a_sensor_that_fails_once_goes_on(self) -> None:
         sensor = ScriptedSensor(fails=1)
@@ -295,10 +295,10 @@ class TestRapl:
     ) -> None:
         folder, read_text = powercap(tmp_path, intel_rapl_0=("package-0", 1)), Path.read_text
 
-        def refuse(path: Path, *arguments: str) -> str:
+        def deny(path: Path, *arguments: str) -> str:
             if path.name == "energy_uj":
                 raise PermissionError(13, "Permission denied")
             return read_text(path, *arguments)
 
-        monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr(Path, "read_text", deny)
         assert "readable by root alone; sudo chmod a+r" in str(open_rapl(folder))

@@ -1,1 +1,1 @@
-"""What the outside learns of a run while it goes on."""
+"""Monitoring of a run: heartbeat, progress, metrics, telemetry, and the standard error stream."""

@@ -1,4 +1,4 @@
-"""The heartbeat of a run: counted by the loop, written by a thread for `python -m harness health`. No torch."""
+"""Heartbeat of a run: counted by the loop, written to a file by a thread for `python -m harness health`. No torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pathlib import Path
 from harness import log
 from harness.training.observer import LoopObserver
 
-SECONDS_BETWEEN_WRITES = 2.0
-# Until the first step, which may be compiled, is done, no pause so far says how long a step takes here.
+WRITE_PERIOD_SECONDS = 2.0
+# Before the end of the first step, which may be compiled, the duration of a step is unknown.
 SETUP_LIMIT_SECONDS = 3600.0
-# A run is hung after a silence of this many times its longest pause so far.
-PATIENCE = 10.0
+# A run is hung after a silence of this multiple of its longest pause so far.
+HUNG_PAUSE_FACTOR = 10.0
 
 
 class Heartbeat:
-    """Counts the steps and other stages that this process has completed. `beat` is cheap enough for every step."""
+    """Counter of the steps and other stages that this process has completed; `beat` is cheap enough for every step."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.beats = 0
         self.last_beat_at = clock()
-        """Seconds on the host's steady clock."""
+        """Seconds on the host's monotonic clock."""
         self.longest_pause_seconds = 0.0
 
     def beat(self) -> None:
-        """Note that a step or another stage is done."""
+        """Count a completed step or stage."""
         now = self.clock()
         self.longest_pause_seconds = max(self.longest_pause_seconds, now - self.last_beat_at)
         self.last_beat_at = now
@@ -42,17 +42,17 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class HeartbeatState:
-    """The state of one process that trains, as it last wrote it."""
+    """The state of a training process, as last written to its file."""
 
     pid: int
     started: str
-    """When the process began, in the kernel's count: process numbers are used again."""
+    """Start time of the process, in the kernel's clock ticks: process ids are reused."""
     folder: str
     phase: str
     beats: int
     """Steps, evaluations and other stages completed."""
     last_beat_at: float
-    """Seconds on the host's steady clock."""
+    """Seconds on the host's monotonic clock."""
     allowed_silence_seconds: float
 
     def silence_seconds(self, now: float) -> float:
@@ -64,13 +64,13 @@ class HeartbeatState:
 
 
 class HeartbeatWriter(LoopObserver):
-    """Writes the heartbeat to a file every few seconds, and only if there was progress since."""
+    """Writes the heartbeat to a file every few seconds if there was progress since."""
 
     def __init__(self, heartbeat: Heartbeat, *, timeout_seconds: float, folder: Path | None = None) -> None:
         """
         Args:
             timeout_seconds: the shortest silence that counts as hung, once the first step is done.
-            folder: where heartbeats lie; None for the host's own place.
+            folder: of the heartbeat files; None for `heartbeat_folder()`.
         """
         self._heartbeat, self._timeout_seconds, self._folder = heartbeat, timeout_seconds, folder
         self._run_folder, self._phase = "", "setting up"
@@ -81,26 +81,26 @@ class HeartbeatWriter(LoopObserver):
         self._file: Path | None = None
 
     def start(self) -> None:
-        """Write the first state. Where none can be written, a warning says so, and the run goes on."""
+        """Write the first state and start the thread. A file that cannot be written is a warning; the run continues."""
         try:
             folder = heartbeat_folder() if self._folder is None else self._folder
             file = folder / f"{os.getpid()}.json"
             self._write(file)
         except OSError as error:
-            log.warning(f"`harness health` cannot see this run: {error}; name a folder of this user in TMPDIR")
+            log.warning(f"`harness health` cannot see this run: {error}; set TMPDIR to a folder of this user")
             return
         self._file = file
-        self._thread = threading.Thread(target=self._write_on, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._keep_writing, name="heartbeat", daemon=True)
         self._thread.start()
 
     def set_run_folder(self, folder: Path) -> None:
-        """Note the run's folder, once it is known."""
+        """Set the run's folder, once it is known."""
         self._run_folder = str(folder)
         self._heartbeat.beat()
         self._write_now()
 
     def interval_ended(self) -> None:
-        """Note the end of the first step: from here on the longest pause is that of a step."""
+        """Count an interval; from the first one on, the longest pause is that of a step."""
         first = self._phase != "training"
         if first:
             self._phase, self._heartbeat.longest_pause_seconds = "training", 0.0
@@ -109,13 +109,13 @@ class HeartbeatWriter(LoopObserver):
             self._write_now()
 
     def state(self) -> HeartbeatState:
-        """Return the state as it is now."""
-        allowed = max(self._timeout_seconds, PATIENCE * self._heartbeat.longest_pause_seconds)
+        """Return the current state."""
+        allowed = max(self._timeout_seconds, HUNG_PAUSE_FACTOR * self._heartbeat.longest_pause_seconds)
         if self._phase != "training":
             allowed = max(self._timeout_seconds, SETUP_LIMIT_SECONDS)
         return HeartbeatState(
             pid=os.getpid(),
-            started=started(os.getpid()) or "",
+            started=read_start_time(os.getpid()) or "",
             folder=self._run_folder,
             phase=self._phase,
             beats=self._heartbeat.beats,
@@ -132,8 +132,8 @@ class HeartbeatWriter(LoopObserver):
             with suppress(OSError):
                 self._file.unlink()
 
-    def _write_on(self) -> None:
-        while not self._stopping.wait(SECONDS_BETWEEN_WRITES):
+    def _keep_writing(self) -> None:
+        while not self._stopping.wait(WRITE_PERIOD_SECONDS):
             if self._written_beats != self._heartbeat.beats:
                 self._write_now()
 
@@ -150,39 +150,39 @@ class HeartbeatWriter(LoopObserver):
 
 
 def heartbeat_folder() -> Path:
-    """Return the folder of this user's heartbeats on this host, made if need be.
+    """Return the folder of this user's heartbeats on this host, created if it is missing.
 
     Raises:
-        OSError: it cannot be made, or is somebody else's.
+        OSError: it cannot be created, or belongs to another user.
     """
     folder = Path(tempfile.gettempdir()) / f"training-harness-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    # In a folder that all may write to, anybody could have been first.
+    # In a world-writable folder, another user may have created it first.
     found = folder.lstat()
     if found.st_uid != os.getuid() or folder.is_symlink() or found.st_mode & 0o022:
-        raise OSError(f"{folder} is not this user's own")
+        raise OSError(f"{folder} belongs to another user, or others may write to it")
     return folder
 
 
-def started(pid: int) -> str | None:
-    """Return when a process began, in the kernel's count, or None if there is none."""
+def read_start_time(pid: int) -> str | None:
+    """Return the start time of a process in the kernel's clock ticks, or None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The name, in parentheses, may hold anything; the 22nd field is the time.
+    # The name, in parentheses, may hold anything; the 22nd field is the start time.
     return text.rpartition(")")[2].split()[19]
 
 
 def read_heartbeats(folder: Path) -> list[HeartbeatState]:
-    """Return the heartbeats of the processes that still exist, by process number; files of others are removed."""
+    """Return the heartbeats of the processes that still exist, by process id; files of ended ones are removed."""
     found = []
     for file in folder.glob("*.json"):
         try:
             state = HeartbeatState(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             continue
-        if started(state.pid) == state.started:
+        if read_start_time(state.pid) == state.started:
             found.append(state)
         else:
             with suppress(OSError):

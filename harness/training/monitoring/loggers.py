@@ -1,4 +1,4 @@
-"""The loggers of a run's progress, as its settings choose them."""
+"""Loggers of a run's progress, chosen by its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.training.observer import IntervalReport, LoopObserver
 
 
 class StepsLogger(LoopObserver):
-    """Writes every finished step to steps.jsonl, before anything else learns of it."""
+    """Writes every finished step to steps.jsonl."""
 
     def __init__(self, writer: StepsWriter) -> None:
         self._writer = writer
@@ -42,13 +42,13 @@ class StepsLogger(LoopObserver):
 def build_loggers(
     config: Config, folder: Path, device: dict[str, Any], telemetry: Telemetry, *, stream: TextIO, from_step: int
 ) -> list[LoopObserver]:
-    """Return the loggers of the process that reports for the run; steps.jsonl first.
+    """Return the loggers of rank 0, steps.jsonl first.
 
     Args:
-        device: as the record describes it.
+        device: the record's description.
         telemetry: its latest reading goes into the metrics file.
-        stream: of the display.
-        from_step: steps that the run had done before.
+        stream: of the progress display.
+        from_step: steps done by earlier attempts.
 
     Raises:
         RunFailed: steps.jsonl cannot be written.

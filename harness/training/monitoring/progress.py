@@ -1,6 +1,6 @@
-"""What is told while a run goes on, between its intervals: a bar on a terminal, or lines; and others who want to know.
+"""Progress display: a bar on a terminal, lines elsewhere, log fields with log=json. Updated between timed intervals.
 
-A reader that has gone away (a closed pipe, a terminal that hung up) ends the display, never the run.
+A closed pipe or terminal ends the display, never the run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from harness import log
 from harness.training.observer import IntervalReport, LoopObserver
 
-SECONDS_BETWEEN_LINES = 10.0
+LINE_PERIOD_SECONDS = 10.0
 
 
 class _Pace:
-    """When a line is due, and how long the rest will take."""
+    """Timer of progress lines, with an estimate of the time left."""
 
     def __init__(self, steps: int, done: int, clock: Callable[[], float]) -> None:
         self._steps, self._done_before = steps, done
@@ -28,16 +28,16 @@ class _Pace:
         self._first = True
 
     def seconds_left(self, step: int) -> float | None:
-        """Return the time that the steps after this one will take, if a line is due now, else None."""
+        """Return the estimated time of the remaining steps if a line is due now, else None."""
         now = self._clock()
-        if not self._first and step != self._steps and now - self._last_line < SECONDS_BETWEEN_LINES:
+        if not self._first and step != self._steps and now - self._last_line < LINE_PERIOD_SECONDS:
             return None
         self._first, self._last_line = False, now
         return (now - self._began) / (step - self._done_before) * (self._steps - step)
 
 
 class Progress(LoopObserver):
-    """Shows step, loss, tokens/s (if it is one of a device) and time left to people."""
+    """Progress bar or lines: step, loss, tokens/s (unless the device is emulated) and time left."""
 
     def __init__(
         self,
@@ -69,20 +69,20 @@ class Progress(LoopObserver):
             self._show(self._bar.update, report.last_step - self._done)
         self._done = report.last_step
         if self._bar is None and (left := self._pace.seconds_left(self._done)) is not None:
-            self._say(f"step {self._done}/{self._steps}  loss {report.loss:.4f}  {speed}  {left:.0f} s left")
+            self._print(f"step {self._done}/{self._steps}  loss {report.loss:.4f}  {speed}  {left:.0f} s left")
 
     def evaluated(self, step: int, loss: float) -> None:
         self._evaluation = f", eval {loss:.4f}"
         if self._bar is None:
-            self._say(f"step {step}/{self._steps}  eval loss {loss:.4f}")
+            self._print(f"step {step}/{self._steps}  eval loss {loss:.4f}")
 
     def close(self) -> None:
-        """Leave the last state of the display standing."""
+        """Close the bar, which stays visible."""
         if self._bar is not None:
             self._show(self._bar.close)
 
     def _open_bar(self) -> None:
-        # Without a speed to show, the bar's own steps a second go too.
+        # Where no speed is shown, the bar's own steps per second are left out too.
         form = None if self._shows_speed else "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self._bar = tqdm(
             total=self._steps,
@@ -93,7 +93,7 @@ class Progress(LoopObserver):
             bar_format=form,
         )
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._show(lambda: print(line, file=self._stream, flush=True))
 
     def _show(self, draw: Callable[..., object], *arguments: object) -> None:
@@ -106,7 +106,7 @@ class Progress(LoopObserver):
 
 
 class JsonProgress(LoopObserver):
-    """The same for machines: a log line at the ends and every ten seconds, its numbers as fields."""
+    """Progress as log lines with fields: at the first and last step and every ten seconds."""
 
     def __init__(
         self, steps: int, *, done: int = 0, shows_speed: bool = True, clock: Callable[[], float] = time.monotonic

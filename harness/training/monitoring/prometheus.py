@@ -1,4 +1,4 @@
-"""A run's state in Prometheus' text format, for node_exporter's textfile collector: rewritten after each interval."""
+"""Metrics file in Prometheus' text format, for node_exporter's textfile collector: rewritten after each interval."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.backends.sensors import Reading
 from harness.errors import ConfigError
 from harness.training.observer import IntervalReport, LoopObserver
 
-# What is known after a interval, and what it means; the units are in the names, as Prometheus has it.
+# Gauges and their help texts; the units are in the names, as Prometheus recommends.
 GAUGES = {
     "harness_step": "Optimizer steps done.",
-    "harness_steps_planned": "Optimizer steps that the run is to make.",
+    "harness_steps_planned": "Optimizer steps planned for the run.",
     "harness_loss": "Training loss of the last step, nats per token.",
     "harness_gradient_norm": "Global 2-norm of the last step's gradients before clipping.",
     "harness_learning_rate": "Learning rate of the last step.",
@@ -31,7 +31,7 @@ GAUGES = {
 
 
 class PrometheusFile(LoopObserver):
-    """Writes the file; one that cannot be written any more is said once, and costs the run nothing."""
+    """Writes the metrics file. If it becomes unwritable, the run logs one warning and continues."""
 
     def __init__(
         self,
@@ -44,14 +44,16 @@ class PrometheusFile(LoopObserver):
     ) -> None:
         """
         Args:
-            labels: what tells this run from others, on one metric of its own.
-            reading: returns the last look at the device, if any.
+            labels: of the metric `harness_run_info`, which identifies the run.
+            reading: returns the latest reading of the device's sensor, if any.
         """
         prometheus = _library()
         self._path, self._reading, self._clock, self._shows_speed = path, reading, clock, shows_speed
         self._registry = prometheus.CollectorRegistry()
         self._write_to = prometheus.write_to_textfile
-        info = prometheus.Gauge("harness_run_info", "What is run; always 1.", tuple(labels), registry=self._registry)
+        info = prometheus.Gauge(
+            "harness_run_info", "Labels of the run; always 1.", tuple(labels), registry=self._registry
+        )
         info.labels(**labels).set(1)
         self._running = prometheus.Gauge(
             "harness_running", "1 while the run trains, 0 once it has ended.", registry=self._registry
@@ -61,7 +63,7 @@ class PrometheusFile(LoopObserver):
         )
         self._gauge = prometheus.Gauge
         self._gauges: dict[str, Any] = {}
-        self._told = False
+        self._warned = False
         self._running.set(1)
         self._write()
 
@@ -82,7 +84,7 @@ class PrometheusFile(LoopObserver):
         self._progressed()
 
     def close(self) -> None:
-        """Say that the run has ended; the last values stay."""
+        """Set `harness_running` to 0; the last values stay."""
         self._running.set(0)
         self._write()
 
@@ -96,7 +98,7 @@ class PrometheusFile(LoopObserver):
         self._write()
 
     def _set(self, name: str, value: float | None) -> None:
-        """Set a gauge, which is in the file from its first value on: what is unknown is absent, not 0."""
+        """Set a gauge, which is in the file from its first value on: an unknown value is absent, not 0."""
         if value is None:
             return
         if name not in self._gauges:
@@ -107,16 +109,16 @@ class PrometheusFile(LoopObserver):
         try:
             self._write_to(str(self._path), self._registry)
         except OSError as error:
-            if not self._told:
-                log.warning(f"metrics_file: {self._path} cannot be written: {error.strerror}; the run goes on")
-            self._told = True
+            if not self._warned:
+                log.warning(f"metrics_file: {self._path} cannot be written: {error.strerror}; the run continues")
+            self._warned = True
 
 
 def check_prometheus_file(path: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything is begun; None where another process writes it.
+    """Check, before the run, that the metrics file can be written. None if another process writes it.
 
     Raises:
-        ConfigError: it cannot, or the library that writes it is missing.
+        ConfigError: it cannot, it is another program's, or prometheus-client is not installed.
     """
     _library()
     if path is None:
@@ -132,7 +134,7 @@ def check_prometheus_file(path: Path | None) -> None:
         before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
         raise ConfigError(
-            f"metrics_file: {path} cannot be written: {error.strerror}; choose a folder that is yours"
+            f"metrics_file: {path} cannot be written: {error.strerror}; choose a folder that this user can write to"
         ) from error
     if before.strip() and "harness_run_info" not in before:
         raise ConfigError(f"metrics_file: {path} exists and was not written by this harness; choose another name")
@@ -146,6 +148,6 @@ def _library() -> Any:
             "metrics_file: needs the package prometheus-client, which is not installed; pip install prometheus-client "
             "(the extra `ops`)"
         ) from error
-    # Of a counter only its value, not also when it began.
+    # Otherwise every counter comes with a second metric, its creation time.
     prometheus_client.disable_created_metrics()
     return prometheus_client

@@ -1,7 +1,7 @@
-"""Passes standard input on to standard error, and writes the first line in which a pattern is found to standard output.
+"""Copies standard input to standard error, and writes the first line that matches a pattern to standard output.
 
-`stderr_watch` starts it, as a process of its own: the last words of a process that a C++ library aborts are passed on
-although nobody is left in it to do so.
+`stderr_watch` starts it as a separate process, so that the error message of a C++ library that aborts the training
+process is still passed on.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import select
 import signal
 import sys
 
-MAX_LINE = 65_536
-MAX_FOUND = 4096
+MAX_LINE_BYTES = 65_536
+MAX_FOUND_BYTES = 4096
 
 
 def main(pattern: str) -> None:
-    """Read until the other end is closed by everybody who has it."""
-    # What the launcher stops is the other process; this one ends after it.
+    """Read until all writers have closed the pipe."""
+    # The launcher's signals are for the training process; this one ends after it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    wanted = re.compile(pattern.encode())
+    compiled = re.compile(pattern.encode())
     found, line = False, b""
-    while chunk := os.read(0, MAX_LINE):
+    while chunk := os.read(0, MAX_LINE_BYTES):
         _pass_on(chunk)
         *lines, line = (line + chunk).split(b"\n")
-        for whole in (*lines, line):
-            if not found and wanted.search(whole):
+        for candidate in (*lines, line):
+            if not found and compiled.search(candidate):
                 found = True
-                os.write(1, whole[:MAX_FOUND])
-        line = line[-MAX_LINE:]
+                os.write(1, candidate[:MAX_FOUND_BYTES])
+        line = line[-MAX_LINE_BYTES:]
 
 
 def _pass_on(chunk: bytes) -> None:
@@ -40,7 +40,7 @@ def _pass_on(chunk: bytes) -> None:
         except BlockingIOError:
             select.select([], [2], [])
         except OSError:
-            # Nobody reads it any more. Whoever writes must not be held up for that.
+            # Nobody reads standard error any more, which must not block the writer.
             return
 
 

@@ -1,4 +1,4 @@
-"""Reads along on standard error: some libraries say only there that an operation ran on the host, not on the device."""
+"""Search of standard error: some libraries report only there that an operation fell back to the CPU."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from typing import TextIO
 from harness.errors import RunFailed
 
 READER = Path(__file__).with_name("stderr_reader.py")
-# A process that was started meanwhile can keep the descriptor open.
-SECONDS_FOR_THE_REST = 10.0
+# A child process may keep the descriptor open.
+DRAIN_TIMEOUT_SECONDS = 10.0
 
 
 class StderrWatch:
-    """Passes descriptor 2 on unchanged while looking for a pattern in it, line by line.
+    """Passes descriptor 2 on unchanged and searches it for a pattern, line by line.
 
-    C++ libraries write to the descriptor, not to sys.stderr, so that is what is watched. `stream` is the standard
-    error as it was before: what goes there is not read, and a terminal is still a terminal to it. There is one watch
-    at a time, as there is one standard error.
+    The descriptor is watched, since C++ libraries do not write to sys.stderr. `stream` is the original standard error,
+    which is not searched and may be a terminal. Only one watch can be active, since a process has one standard error.
     """
 
     _active: StderrWatch | None = None
@@ -34,9 +33,9 @@ class StderrWatch:
         self._lock = threading.Lock()
         self._reader: subprocess.Popen[bytes] | None = None
         self.found: str | None = None
-        """The first line that matched; known when the watch is over."""
+        """The first line that matched; set when the watch ends."""
         self.complete = True
-        """Whether everything that was written has been looked at; known when the watch is over."""
+        """False if part of the output was not searched; set when the watch ends."""
         self.stream: TextIO = sys.stderr
 
     def __enter__(self) -> StderrWatch:
@@ -48,7 +47,7 @@ class StderrWatch:
                 [sys.executable, "-I", "-S", str(READER), self._pattern],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                # Out of reach of what a terminal sends to all processes of a command.
+                # A terminal sends signals to all processes of a session.
                 start_new_session=True,
             )
         except OSError as error:
@@ -70,23 +69,23 @@ class StderrWatch:
             self.stream = sys.stderr
 
     def stop(self) -> None:
-        """End the watch, and wait until all that was written has been passed on. From any thread."""
+        """End the watch, and wait until all output has been passed on. May be called from any thread."""
         with self._lock:
             reader, self._reader = self._reader, None
             if reader is None:
                 return
             StderrWatch._active = None
             with suppress(OSError):
-                # What a reader that was killed does not take any more.
+                # Fails if the reader was killed.
                 sys.stderr.flush()
-            # Closes this process's only writing end of the pipe, which ends the reader.
+            # Closes this process's only write end of the pipe, which ends the reader.
             os.dup2(self._saved, 2)
             os.close(self._saved)
             assert reader.stdout is not None
             try:
-                self.complete = reader.wait(timeout=SECONDS_FOR_THE_REST) == 0
+                self.complete = reader.wait(timeout=DRAIN_TIMEOUT_SECONDS) == 0
             except subprocess.TimeoutExpired:
-                # A process that was started meanwhile writes on, and may go on doing so. This one's part is read.
+                # A child process still holds the write end. This process's own output has been read.
                 os.set_blocking(reader.stdout.fileno(), False)
             if line := reader.stdout.read():
                 self.found = line.decode(errors="replace").strip()
@@ -94,6 +93,6 @@ class StderrWatch:
 
     @classmethod
     def stop_active(cls) -> None:
-        """End the watch that is on, if there is one, on behalf of a main thread that does not come back."""
+        """End the active watch, if any, for a main thread that does not return."""
         if cls._active is not None:
             cls._active.stop()

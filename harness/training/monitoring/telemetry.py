@@ -1,9 +1,8 @@
-"""Power, temperature and energy of a device while it trains: read beside the loop, booked on the measured window.
+"""Telemetry: power, temperature and energy of a device, read by a thread and attributed to the measured window.
 
-Energy is the difference of the device's own counter where it has one, else the readings of its power, joined by
-straight lines. Stretches between two readings of which a good part lay outside the measured intervals (an evaluation, a
-checkpoint, set-up) are left out, and so are those so long that readings must have failed; the mean power of the others
-is taken for that of the window.
+Energy is the difference of the device's energy counter if it has one, else the trapezoidal integral of its power
+readings. Intervals between two readings that lie mostly outside the measured window (an evaluation, a checkpoint) are
+left out, as are those so long that readings must have failed; the mean power of the others stands for the window.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ from harness.backends.base import Backend
 from harness.backends.sensors import READ_BY_ANOTHER, Reading, Sensor
 from harness.training.observer import LoopObserver
 
-# Energy needs so many stretches between two readings, and these over so much of the measured window.
+# Intervals between two readings that an energy needs, and the fraction of the measured window that they must cover.
 MIN_INTERVALS = 3
-MIN_COVERED = 0.8
-# Of a stretch that is booked, so much lies in measured intervals, ...
-MIN_MEASURED = 0.8
-# ... and it is at most so many times as long as it should be. A counter that turns over twice would not be noticed.
-MAX_INTERVAL = 10.0
-FAILURES_IN_A_ROW = 5
-# Of the power's course, as many points as a picture shows.
+MIN_COVERED_FRACTION = 0.8
+# The fraction of an interval between two readings that must lie in the measured window for it to count, ...
+MIN_MEASURED_FRACTION = 0.8
+# ... and the longest one, in sensor periods: a longer one could hide that a counter overflowed twice.
+MAX_INTERVAL_PERIODS = 10.0
+MAX_FAILURES_IN_A_ROW = 5
+# Of power over time; a plot shows no more points.
 MAX_SAMPLES = 600
-SECONDS_TO_STOP = 30.0
+STOP_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass
 class RunningStats:
-    """The mean and the extremes of values that come one by one."""
+    """Mean, minimum and maximum of a stream of values."""
 
     low: float = math.inf
     high: float = -math.inf
@@ -49,28 +48,28 @@ class RunningStats:
             self.count += 1
 
     def to_json(self) -> dict[str, float] | None:
-        """Return `mean`, `min` and `max`, or None if there was no value."""
+        """Return `mean`, `min` and `max`, or None without a value."""
         return {"mean": self.total / self.count, "min": self.low, "max": self.high} if self.count else None
 
 
 @dataclass
 class EnergyIntegrator:
-    """What the readings say of the measured window. Arithmetic on times and readings that others took."""
+    """Energy and statistics of the measured window, computed from given times and readings."""
 
     max_interval_seconds: float = math.inf
     power_watts: RunningStats = field(default_factory=RunningStats)
-    """Of the stretches between two readings."""
+    """Of the intervals between two readings."""
     temperature_celsius: RunningStats = field(default_factory=RunningStats)
     clock_mhz: RunningStats = field(default_factory=RunningStats)
     utilization_percent: RunningStats = field(default_factory=RunningStats)
     throttled: Counter[str] | None = None
-    """How many readings named each reason; None if none could be asked."""
+    """Number of readings with each throttle reason; None if the device does not report them."""
     readings: int = 0
     joules: float = 0.0
     covered_seconds: float = 0.0
     method: str | None = None
     samples: list[tuple[float, float]] = field(default_factory=list)
-    """Power over time: seconds since the first measured interval began, watts of the stretch that ended then."""
+    """Power over time: seconds since the first measured interval began, and mean watts since the reading before."""
     _stride: int = 1
     _began: float | None = None
     _closed_seconds: float = 0.0
@@ -78,18 +77,18 @@ class EnergyIntegrator:
     _last: tuple[float, float, Reading] | None = None
 
     def start(self, now: float) -> None:
-        """A measured interval begins."""
+        """Note the beginning of a measured interval."""
         self._open_since = now
         self._began = now if self._began is None else self._began
 
     def stop(self, now: float) -> None:
-        """The interval has ended, if it was a measured one."""
+        """Note the end of an interval; without effect if it was not a measured one."""
         if self._open_since is not None:
             self._closed_seconds += now - self._open_since
             self._open_since = None
 
     def add(self, now: float, reading: Reading) -> None:
-        """Book one reading, and the stretch since the last one as far as it lay in measured intervals."""
+        """Add a reading, with the energy since the one before if that time lies in the measured window."""
         measured = self._closed_seconds + (0.0 if self._open_since is None else now - self._open_since)
         last, self._last = self._last, (now, measured, reading)
         if last is None or measured <= last[1]:
@@ -103,17 +102,17 @@ class EnergyIntegrator:
             self.throttled = self.throttled or Counter()
             self.throttled.update(reading.throttle_reasons)
         part, seconds = measured - measured_then, now - then
-        if part < MIN_MEASURED * seconds or seconds > self.max_interval_seconds:
+        if part < MIN_MEASURED_FRACTION * seconds or seconds > self.max_interval_seconds:
             return
         watts = self._mean_watts(seconds, before, reading)
         if watts is not None:
             self.power_watts.add(watts)
-            self._keep(now, watts)
+            self._add_sample(now, watts)
             self.joules += watts * part
             self.covered_seconds += part
 
-    def _keep(self, now: float, watts: float) -> None:
-        """Keep one of so many samples that a run of days has no more than MAX_SAMPLES."""
+    def _add_sample(self, now: float, watts: float) -> None:
+        """Keep every n-th sample, with n doubled whenever there are more than MAX_SAMPLES."""
         if self.power_watts.count % self._stride:
             return
         self.samples.append((now - (self._began or 0.0), watts))
@@ -131,30 +130,30 @@ class EnergyIntegrator:
         return None
 
     def missing_energy_reason(self, measured_seconds: float) -> str | None:
-        """Return why the window's energy cannot be told, or None."""
+        """Return the reason why the window's energy is unknown, or None."""
         if self.power_watts.count < MIN_INTERVALS or measured_seconds <= 0:
             return f"{self.power_watts.count} readings of power in a measured window of {measured_seconds:.1f} s"
-        if self.covered_seconds < MIN_COVERED * measured_seconds:
+        if self.covered_seconds < MIN_COVERED_FRACTION * measured_seconds:
             return f"readings cover {self.covered_seconds:.1f} s of the measured window's {measured_seconds:.1f} s"
         return None
 
 
 class Telemetry(LoopObserver):
-    """Reads a device's sensor beside the loop, whose measured intervals it is told of."""
+    """Reads a device's sensor in a thread while the loop trains, and integrates over the measured intervals."""
 
     def __init__(self, sensor: Sensor | str, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """
         Args:
-            sensor: what to read, or why there is nothing to read.
+            sensor: the device's sensor, or the reason why there is none.
         """
         self._sensor = None if isinstance(sensor, str) else sensor
         self._reason = sensor if isinstance(sensor, str) else None
         self._clock = clock
         self._integrator = EnergyIntegrator()
         if self._sensor is not None:
-            self._integrator.max_interval_seconds = MAX_INTERVAL * self._sensor.period_seconds
+            self._integrator.max_interval_seconds = MAX_INTERVAL_PERIODS * self._sensor.period_seconds
         self._lock = threading.Lock()
-        self._enough = threading.Event()
+        self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._failures = self._failures_in_a_row = 0
         self.latest: Reading | None = None
@@ -167,20 +166,22 @@ class Telemetry(LoopObserver):
         self.stop()
 
     def start(self) -> None:
-        """Begin to read."""
+        """Take the first reading and start the thread."""
         if self._sensor is not None:
-            self._look(self._sensor)
-            self._thread = threading.Thread(target=self._read_on, args=(self._sensor,), name="telemetry", daemon=True)
+            self._read(self._sensor)
+            self._thread = threading.Thread(
+                target=self._keep_reading, args=(self._sensor,), name="telemetry", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
-        """Look once more, so that the window is covered to its end, and read no further."""
-        self._enough.set()
+        """Stop the thread and take a last reading, so that the window is covered to its end."""
+        self._stopping.set()
         if self._sensor is None or self._thread is None:
             return
-        self._thread.join(SECONDS_TO_STOP)
+        self._thread.join(STOP_TIMEOUT_SECONDS)
         if not self._thread.is_alive():
-            self._look(self._sensor)
+            self._read(self._sensor)
             self._sensor.close()
         self._thread = None
 
@@ -194,11 +195,11 @@ class Telemetry(LoopObserver):
             self._integrator.stop(self._clock())
 
     def to_record(self, measured_seconds: float, tokens: int) -> dict[str, Any]:
-        """Return the record's part on telemetry.
+        """Return the record's section `telemetry`.
 
         Args:
-            measured_seconds: length of the measured window, as far as this process trained it.
-            tokens: trained on within that.
+            measured_seconds: length of the part of the measured window that this process trained.
+            tokens: trained on in that part.
         """
         integrator, sensor = self._integrator, self._sensor
         reason = self._reason if sensor is None else integrator.missing_energy_reason(measured_seconds)
@@ -227,17 +228,17 @@ class Telemetry(LoopObserver):
             else {reason: count / integrator.readings for reason, count in integrator.throttled.items()},
         }
 
-    def _read_on(self, sensor: Sensor) -> None:
-        while not self._enough.wait(sensor.period_seconds):
-            self._look(sensor)
-            if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+    def _keep_reading(self, sensor: Sensor) -> None:
+        while not self._stopping.wait(sensor.period_seconds):
+            self._read(sensor)
+            if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
                 return
 
-    def _look(self, sensor: Sensor) -> None:
+    def _read(self, sensor: Sensor) -> None:
         began = self._clock()
         try:
             reading = sensor.read()
-        except Exception as error:  # noqa: BLE001 (whatever a vendor's library raises must not cost the run)
+        except Exception as error:  # noqa: BLE001 (no error of a vendor's library may end the run)
             self._failures += 1
             self._failures_in_a_row += 1
             self._reason = str(error) or type(error).__name__
@@ -245,45 +246,45 @@ class Telemetry(LoopObserver):
         self._failures_in_a_row = 0
         self.latest = reading
         with self._lock:
-            # A look may take a second, where it is a process of its own: its values are of the middle of it.
+            # A reading may take a second, where it starts a process: its values count for the middle of that time.
             self._integrator.add((began + self._clock()) / 2, reading)
 
 
 def sensor_of(backend: Backend) -> Sensor | str:
-    """Return the device's sensor, or why there is none: whatever a vendor's tool does must not cost the run."""
+    """Return the device's sensor, or the reason why there is none."""
     try:
         return backend.telemetry()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (no error of a vendor's tool may end the run)
         return f"the sensor cannot be opened: {type(error).__name__}: {error}"
 
 
-def merge_ranks(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the telemetry of a run from that of its processes: energies and powers added up, extremes of them all.
+def merge_ranks(by_rank: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the telemetry of a run from its ranks': energy and mean power summed, ranges merged.
 
-    Energy is told only if every device's is.
+    Energy is None unless it is known for every device.
     """
-    own = [each for each in told if each["reason"] != READ_BY_ANOTHER]
+    own = [each for each in by_rank if each["reason"] != READ_BY_ANOTHER]
     if len(own) < 2:
-        return own[0] if own else told[0]
-    silent = next((f"rank {rank}: {each['reason']}" for rank, each in enumerate(told)
+        return own[0] if own else by_rank[0]
+    reason = next((f"rank {rank}: {each['reason']}" for rank, each in enumerate(by_rank)
                    if each["reason"] not in (None, READ_BY_ANOTHER)), None)  # fmt: skip
-    whole: dict[str, Any] = {**own[0], "reason": silent}
-    whole["failed_readings"] = sum(each["failed_readings"] for each in own)
+    merged: dict[str, Any] = {**own[0], "reason": reason}
+    merged["failed_readings"] = sum(each["failed_readings"] for each in own)
     for key in ("measured_joules", "mean_power_watts", "joules_per_token"):
-        whole[key] = None if silent else math.fsum(each[key] for each in own)
+        merged[key] = None if reason else math.fsum(each[key] for each in own)
     methods = {each["method"] for each in own}
-    whole["method"] = "none" if silent else methods.pop() if len(methods) == 1 else "sampled"
+    merged["method"] = "none" if reason else methods.pop() if len(methods) == 1 else "sampled"
     for key in ("temperature_celsius", "clock_mhz", "utilization_percent"):
-        whole[key] = _widest([each[key] for each in own if each[key] is not None])
-    # A stretch between readings is one device's own.
-    whole["power_watts"], whole["samples"] = None, []
+        merged[key] = _merge_ranges([each[key] for each in own if each[key] is not None])
+    # The intervals between readings differ from device to device, so that powers over time cannot be summed.
+    merged["power_watts"], merged["samples"] = None, []
     reasons = [each["throttled"] for each in own if each["throttled"] is not None]
     names = sorted({name for each in reasons for name in each})
-    whole["throttled"] = {name: max(each.get(name, 0.0) for each in reasons) for name in names} if reasons else None
-    return whole
+    merged["throttled"] = {name: max(each.get(name, 0.0) for each in reasons) for name in names} if reasons else None
+    return merged
 
 
-def _widest(ranges: Sequence[dict[str, float]]) -> dict[str, float] | None:
+def _merge_ranges(ranges: Sequence[dict[str, float]]) -> dict[str, float] | None:
     if not ranges:
         return None
     return {

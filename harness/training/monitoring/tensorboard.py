@@ -1,4 +1,4 @@
-"""A run's curves for TensorBoard, in the run's folder."""
+"""TensorBoard event files of a run, in the run's folder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from harness.training.observer import IntervalReport, LoopObserver
 
 
 def check_tensorboard() -> None:
-    """Refuse to begin where TensorBoard's writer is not installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Raise ConfigError if TensorBoard's writer is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ConfigError(
             "tensorboard=true needs the package tensorboard, which is not installed; pip install tensorboard (the "
@@ -29,7 +25,7 @@ class TensorBoard(LoopObserver):
     """Writes loss, gradient norm, learning rate and speed of every step, between intervals."""
 
     def __init__(self, folder: Path, *, shows_speed: bool = True) -> None:
-        # Here, since importing it takes a second that most runs need not spend.
+        # Imported here, since it takes a second that most runs save.
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / TENSORBOARD_FOLDER))
@@ -61,4 +57,4 @@ class TensorBoard(LoopObserver):
             write(*arguments)
         except OSError as error:
             self._broken = True
-            log.warning(f"tensorboard: curves cannot be written: {error}; the run goes on without them")
+            log.warning(f"tensorboard: curves cannot be written: {error}; the run continues without them")
