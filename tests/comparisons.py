@@ -1,4 +1,4 @@
-"""Comparisons of made-up records, one for each thing that a report has to be able to say."""
+"""Comparisons of artificial records, one for each verdict and special case of a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.analysis.verdict import Comparison, compare
 from harness.report.plots import figures
 from tests.records import A100, ASCEND, make_record, make_records, make_side, merged
 
-# What a stranger may write into a record or a label to break out of a report.
+# Text that tries to break out of a report, as a foreign record or label can hold it.
 HOSTILE = (
     "<script>alert(1)</script>&\"'`|*_[x](http://evil.example)$x^$ :warning: {{ 7*7 }} \x1b[31m\u202e\ud800 --> ]]>"
 )
@@ -35,7 +35,7 @@ def equivalent() -> Comparison:
 
 
 def slower() -> Comparison:
-    """With a process out of line, a drifting one, and the time to a target."""
+    """With an outlier, a drifting process, and the time to a target."""
     target = {"target_loss": 4.0}
     other = [
         make_record(on=ASCEND, config=target, process=number, step_seconds=0.36 if number == 4 else 0.3)
@@ -45,7 +45,7 @@ def slower() -> Comparison:
 
 
 def faster() -> Comparison:
-    """With energy, power and phases, which a record may hold."""
+    """With the optional energy, power and phases."""
     sides = []
     for side, watts in ((a100(step_seconds=0.250), 380.0), (ascend(step_seconds=0.225), 310.0)):
         sides.append(
@@ -110,7 +110,7 @@ def three_sides() -> Comparison:
 
 
 def claimed() -> Comparison:
-    """Held against a published claim, which one side refutes and an emulated one does not test."""
+    """With a published claim, which one side refutes and an emulated one does not test."""
     big: dict[str, Any] = {"model": {"parameters": 1_557_611_200}}
     sides = [a100(**big), ascend(step_seconds=0.3, **big),
              make_side("emulated 910B", make_records(2, on=EMULATED, **big))]  # fmt: skip
@@ -118,7 +118,7 @@ def claimed() -> Comparison:
 
 
 def hostile() -> Comparison:
-    """Foreign text everywhere that a report shows text from records, in runs that all have a number."""
+    """With hostile text wherever a report shows text from records, in runs that have a ratio."""
     strange = {
         "device": {"name": HOSTILE},
         "backend": {"versions": {HOSTILE: HOSTILE}, "peak_lookup_key": HOSTILE},
@@ -144,18 +144,18 @@ CASES: dict[str, Callable[[], Comparison]] = {
 
 @cache
 def case(name: str) -> Comparison:
-    """Return a comparison by name, made once; comparisons are not changed by whoever reads them."""
+    """Return a comparison by name, cached; nothing changes it."""
     return CASES[name]()
 
 
 @cache
 def pictures_of(name: str) -> dict[str, str]:
-    """Return the pictures of a case, drawn once: drawing takes longer than all else."""
+    """Return the pictures of a case, cached, since drawing is slow."""
     return figures(case(name))
 
 
 def masked(text: str, comparison: Comparison) -> str:
-    """Return a report with the digests that any new setting would change replaced by names, for golden files."""
+    """Return a report without the digests that any new setting would change, for golden files."""
     sides = [comparison.reference, *(pair.other for pair in comparison.pairs)]
     for side_number, side in enumerate(sides):
         for run_number, run in enumerate(side.runs, 1):

@@ -1,4 +1,4 @@
-"""The parts of a made-up record that are curves: step times with their scatter, and losses on their way down."""
+"""Curves of artificial records: step times with noise, losses, evaluations and weight norms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_STEP = 8
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device is, and how evenly; see `make_record`."""
+    """Step time of a device and its noise; see `make_record`."""
 
     step_seconds: float
     noise: float
@@ -29,19 +29,19 @@ class Speed:
 
 
 def digest(*parts: Any) -> str:
-    """Return a SHA-256 that depends on every part."""
+    """Return a SHA-256 over all parts."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def batch_digest(config: Config, steps: int) -> str:
-    """Return a digest of what decides the batches: the data, the seed, their shape and how many there were."""
+    """Return a digest of data, seed, shape and number of the batches."""
     work = config.workload
     return digest("batches", config.seed, config.data, config.model.vocab_size, work.seq_len, work.global_batch_size,
                   work.eval_every, steps)  # fmt: skip
 
 
 def make_timing(config: Config, steps: int, speed: Speed, chance: random.Random) -> dict[str, Any]:
-    """Return the record's part `timing` of a run that finished a number of steps."""
+    """Return the `timing` section of a run that finished a number of steps."""
     work = config.workload
     mean = speed.step_seconds * math.exp(chance.gauss(0, speed.process_noise))
     intervals, step_times = _intervals(config, steps, mean, speed, chance)
@@ -93,7 +93,7 @@ def _intervals(config: Config, steps: int, mean: float, speed: Speed,
 
 
 class LossCurve:
-    """Losses from the entropy of a uniform guess towards a floor: the same on every device but for rounding."""
+    """Losses from the entropy of a uniform guess to a floor, the same on every device except for rounding."""
 
     FLOOR = 3.2
 
@@ -106,13 +106,13 @@ class LossCurve:
         self.last_step = self._stop()
 
     def expected(self, step: int) -> float:
-        """Return the loss after a number of updates, without any noise, nats per token."""
+        """Return the loss after a number of updates, without noise, nats per token."""
         start = math.log(self._config.model.vocab_size)
         pace = 30 * math.sqrt(6e-4 / self._config.workload.learning_rate)
         return self.FLOOR + (start - self.FLOOR) * (0.75 * math.exp(-step / pace) + 0.25 / (1 + step / pace))
 
     def losses(self, steps: int) -> dict[str, Any]:
-        """Return the record's part `losses`."""
+        """Return the `losses` section."""
         train, norms = [], []
         for step, wobble in enumerate(self._wobble[:steps]):
             train.append(self.expected(step) * wobble * self._rounded(step))
@@ -120,7 +120,7 @@ class LossCurve:
         return {"unit": "nats/token", "train": train, "gradient_norm": norms, "skipped_steps": 0}
 
     def points(self, steps: int, timing: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the evaluations up to a step, each with the time that training had taken by then."""
+        """Return the evaluations up to a step, each with the training time until then."""
         start = (timing["first_step_seconds"] or 0.0) + timing["warmup"]["seconds"]
         seconds = list(itertools.accumulate(timing["step_seconds"], initial=start))
         warmup = self._config.workload.timing_warmup_steps
@@ -136,7 +136,7 @@ class LossCurve:
         ]
 
     def target(self, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Return the record's part `target`."""
+        """Return the `target` section."""
         loss = self._config.target_loss
         if loss is None:
             return None

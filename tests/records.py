@@ -1,4 +1,4 @@
-"""Records made to order: complete, consistent and valid, of runs that nobody had to wait for.
+"""Builder of artificial records: complete, consistent and valid.
 
 `make_record` follows one story from its arguments: a configuration, the device that it ran on, the speed of that
 device with its scatter, and a loss curve. Everything else (intervals, digests, identity, checksum) is derived, the way
@@ -176,12 +176,12 @@ def write_runs(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with the checksum that fits it: for tests that change one after it was made."""
+    """Return the record with its checksum recomputed, for tests that change one."""
     return {**record, "content_sha256": content_digest(dict(record))}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return base with changes put in, dictionary by dictionary; both stay as they are."""
+    """Return base with changes merged in recursively; both stay as they are."""
     result = copy.deepcopy(dict(base))
     for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), dict)
@@ -194,7 +194,7 @@ def _config(on: Mapping[str, Any], changes: Mapping[str, Any]) -> Config:
 
 
 def configuration(asked: Mapping[str, Any]) -> Config:
-    """Return the settings of a run, from those that differ from the defaults of their types."""
+    """Return the full config of a run, from its differences to the defaults."""
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), dict(asked))))
 
 

@@ -1,4 +1,4 @@
-"""The auditor: each kind of wrong row is caught with its reason, sound rows pass, and the mean is the sound ones'."""
+"""Audit: a finding for each kind of wrong row, none for a sound one, and means of the sound rows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rows(*changes: dict[str, Any]) -> Audit:
 
 
 def found(*changes: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return how severe and by which check, of every finding about the first row."""
+    """Return severity and check of every finding about the first row."""
     return [(finding.severity, finding.check) for finding in rows(*changes).rows[0].findings]
 
 
@@ -64,7 +64,7 @@ def published() -> dict[str, AuditedRow]:
 
 
 class TestPublishedRows:
-    """The rows of the project's own file: what is known to be wrong is found, with the reason that is known."""
+    """Rows of the project's own file: each known error is found, with its reason."""
 
     def said(self, row: AuditedRow, severity: str, check: str) -> str:
         return " ".join(f"{finding.what}: {finding.why}" for finding in row.findings
@@ -119,7 +119,7 @@ class TestPublishedRows:
         assert (mean.smallest, mean.largest) == (pytest.approx(min(ratios)), pytest.approx(max(ratios)))
 
     def test_rows_that_lack_a_chip_s_name_are_no_evidence(self) -> None:
-        """ModelLink prints no more than NPU and reference: what was filled in is said, and shows nothing of a claim."""
+        """ModelLink prints only NPU and reference: filled-in columns are named, and are no evidence for a claim."""
         table = audit(read_rows(PUBLISHED))
         found = judge_by_rows(find_claim("iflytek-ascend910-a100"), table)
         assert found.verdict == INCONCLUSIVE
@@ -223,7 +223,7 @@ class TestChecks:
         assert found({"subject": "Ascend 910A", "precision": "fp16"}) == []
 
     def test_a_family_lacks_a_precision_if_all_of_it_does(self) -> None:
-        """One of the chips that "Ascend 910" may mean has no bf16, the others have."""
+        """One of the chips that "Ascend 910" can mean lacks bf16, the others do not."""
         assert (IMPOSSIBLE, "precision") not in found({"subject": "Ascend 910"})
 
     def test_precisions_may_be_written_as_tables_do(self, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ class TestChecks:
         assert found({}, {}) == []
 
     def test_one_side_alone_may_be_copied(self) -> None:
-        """One figure of many digits is enough; one of two digits is not, and more columns beside it are no matter."""
+        """One figure of many digits is enough; one of two digits is not, whatever other columns there are."""
         other = {"model": "Eight", "parameters": 8e9, "reference_tokens_per_second": 24_000.0}
         assert (SUSPICIOUS, "identical") not in found({}, other)
         assert (SUSPICIOUS, "identical") in found(
@@ -480,7 +480,7 @@ class TestSummary:
 
     @pytest.mark.parametrize(("ratio", "word"), [(3.0, REFUTED), (9.0, SUPPORTED)])
     def test_a_claim_of_speed_counts_the_other_way_around(self, ratio: float, word: str) -> None:
-        """The H100 that is 3 times as fast refutes "nine times", whatever a third may mean as a time."""
+        """The H100 that is 3 times as fast refutes "nine times", though a third would fit as a time."""
         changes = [{"subject": "H100 SXM", "reference": "A100 80GB SXM", "reference_tokens_per_second": 5_000.0,
                     "subject_tokens_per_second": 5_000 * ratio * near} for near in (1.001, 1.0, 0.999)]  # fmt: skip
         found = judge_by_rows(find_claim("h100-nine-times-a100"), rows(*changes))
@@ -514,7 +514,7 @@ class TestSummary:
 
 
 def test_work_grows_with_the_rows_and_not_with_their_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks that look at other rows go by what rows have in common, and compute each row once."""
+    """Checks against other rows use indexes, and compute each row once."""
     real, calls = Row.speed_per_device, 0
 
     def counted(row: Row, side: str) -> float | None:

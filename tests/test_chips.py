@@ -1,4 +1,4 @@
-"""The catalogue of chips: whole, sourced, found by exact reported name, and honest about names that mean several."""
+"""Catalogue of chips: complete, sourced, found by exact reported name, and names that match several chips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims as data, and what records say of one: supported, refuted, inconclusive, not tested."""
+"""Claims as data, and verdicts on them: supported, refuted, inconclusive, not tested."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestRecords:
         assert [found.low, found.ratio, found.high] == sorted([found.low or 0, found.ratio or 0, found.high or 0])
 
     def test_the_subject_is_found_by_its_chip_not_by_its_place(self) -> None:
-        """The Ascend as reference: its time is still what is put over the A100's."""
+        """With the Ascend as reference, the ratio is still its time over the A100's."""
         found = verdict(IFLYTEK, side(ASCEND, "Ascend", 1.2), side(A100, "A100"))
         assert found.verdict == REFUTED
         assert found.ratio == pytest.approx(1.2, rel=0.01)
@@ -152,7 +152,7 @@ class TestRecords:
 
 
 class TestWithin:
-    """The border itself: an interval that only touches it is inside."""
+    """An interval that touches the bound is inside."""
 
     @pytest.mark.parametrize(
         ("low", "high", "word"),

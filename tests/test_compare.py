@@ -1,4 +1,4 @@
-"""The command `compare`: what it reads, prints, refuses and returns. No torch is loaded."""
+"""The command `compare`: inputs, output, errors and exit codes, without torch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestRefusals:
             (("--run", "backend=cpu", "--run", "backend=tpu"), "found 'tpu', expected one of"),
             (("--run", "backend=cpu", "--run", "seed=2"), "is not the same work as"),
             (("--run", "out=x", "--run", "backend=cpu"), "sets out, which compare decides"),
-            (("--run", "'", "--run", "backend=cpu"), "cannot be read as words"),
+            (("--run", "'", "--run", "backend=cpu"), "cannot be split as a command line"),
             (("--run", "backend=cpu", "--run", "backend=cpu ", "--repeats", "0"), "--repeats: found 0"),
         ],
         ids=str,

@@ -1,4 +1,4 @@
-"""The pictures of how speed goes down as sequences and models grow."""
+"""Pictures of speed against sequence length and model size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From paths to sides: what is read, in which order, and what is refused in one line."""
+"""Records from paths: files read, their order, and one-line errors."""
 
 from __future__ import annotations
 

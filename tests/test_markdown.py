@@ -1,4 +1,4 @@
-"""The Markdown report: complete, and foreign text shows as it is."""
+"""Markdown report: complete, with foreign text escaped."""
 
 from __future__ import annotations
 

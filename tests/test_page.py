@@ -1,4 +1,4 @@
-"""The page and the files of a report: complete, escaped, accessible, and whole or not there."""
+"""Page and files of a report: complete, escaped, accessible, and written atomically."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def page(name: str) -> str:
 
 
 class Parsed(HTMLParser):
-    """Every element with its attributes, and the text of the page; complains of elements that are not closed."""
+    """Elements with their attributes, and texts of a page whose elements must all be closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def spaced(text: str) -> str:
     "name", ["slower", "single_run", "not_comparable", "different", "emulated", "three_sides", "claimed", "hostile"]
 )
 def test_golden(name: str) -> None:
-    """All but the pictures, which have tests of their own, and the style sheet, which screenshots judge."""
+    """Without pictures and style sheet, which have other tests."""
     text = re.sub(r"<svg .*?</svg>", "<svg/>", page(name), flags=re.DOTALL)
     text = re.sub(r"<style>.*?</style>", "<style/>", text, flags=re.DOTALL)
     text = text.replace(f"Report of harness {harness.__version__}", "Report of harness <version>")

@@ -1,4 +1,4 @@
-"""The pictures: which there are, what they say, and that a page can take them in."""
+"""Pictures of a comparison: names, contents, and SVG that a page can embed."""
 
 from __future__ import annotations
 

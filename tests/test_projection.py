@@ -1,4 +1,4 @@
-"""Projections: a step's arithmetic by hand, what the interval comes from, refusals, the published trainings."""
+"""Projections: step times by hand, sources of the interval, errors, published trainings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
 
 HOUR = 3600.0
-# Nothing left to chance: every range is a point, and everything that can be is free.
+# Without chance: every range is a point, and every cost that can be 0 is 0.
 FIXED = Assumptions(
     efficiency_of_products=Range(0.5, 0.5, 0.5),
     product_share_of_peak=Range(1, 1, 1),
@@ -37,7 +37,7 @@ FIXED = Assumptions(
 
 @pytest.fixture
 def chip() -> Chip:
-    """An A100 with round numbers: 100 TFLOP/s, 100 GB/s to its neighbours, 400 W."""
+    """An A100 with round numbers: 100 TFLOP/s, 100 GB/s to its neighbors, 400 W."""
     [a100] = match_chips("A100 80GB SXM")
     return replace(
         a100,
@@ -190,7 +190,7 @@ class TestInterval:
         assert {"power_share", "efficiency_of_products"} <= found.unused
 
     def test_no_draw_is_faster_than_the_chip(self, chip: Chip) -> None:
-        """Two runs far apart say little, and yet no MFU above one comes of them."""
+        """Two runs that vary much still give no MFU above one."""
         found = project(plan(), chip, Speed((0.5e14, 1.9e14), "two runs"), FIXED)
         assert found.mfu is not None
         assert found.mfu.high == pytest.approx(1)

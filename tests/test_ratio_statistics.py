@@ -1,4 +1,4 @@
-"""Ratios with intervals: known answers, what may be said of one process, and plans that come true."""
+"""Ratios with intervals: known results, single runs, and the number of repeats that decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of strangers: whatever stands in one, its readers answer with one line or with a judgement."""
+"""Foreign records: readers accept them or end with a one-line error, whatever their content."""
 
 from __future__ import annotations
 

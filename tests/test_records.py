@@ -1,4 +1,4 @@
-"""The builder of made-up records: what it makes is what a run would write, and the same every time."""
+"""Builder of artificial records: valid, deterministic, and like those of a run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Twenty ways in which a run can quietly be other work: each is caught, by the gate named here, and none gets a speed.
+"""Sabotage: twenty silent changes of a run's work, each caught by the gate named here, so that none gets a speed.
 
-The sabotage is done to the code while a run is under way; its config and its command line look as they should.
+The sabotage patches the code of a running run; its config and its command line stay as they are.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def zero_gradients(patch: pytest.MonkeyPatch) -> None:
 
 
 def fallback_on_the_host(patch: pytest.MonkeyPatch) -> None:
-    """As the NPU's libraries do it: the work goes on, and a line on descriptor 2 is all that tells."""
+    """As the NPU's libraries do it: the work goes on, and only a line on descriptor 2 reports it."""
     patch.setattr(CpuBackend, "fallback_pattern", NpuBackend.fallback_pattern)
     real = EagerStep.__call__
 
@@ -214,7 +214,7 @@ def fallback_on_the_host(patch: pytest.MonkeyPatch) -> None:
 
 
 def watcher_killed(patch: pytest.MonkeyPatch) -> None:
-    """Whoever reads along on descriptor 2 is killed: whether work ran on the host is not known any more."""
+    """Kill the reader of descriptor 2, so that a fallback to the host cannot be detected."""
     patch.setattr(CpuBackend, "fallback_pattern", NpuBackend.fallback_pattern)
     real = EagerStep.__call__
 
@@ -282,7 +282,7 @@ def test_a_tampered_record_is_refused(careful: bool, honest: dict[str, Path], tm
 
 
 def test_the_honest_run_passes(honest: dict[str, Path], tmp_path: Path) -> None:
-    """The negative control: what is caught above is the sabotage, not the harness."""
+    """Negative control: the gates catch the sabotage, not the harness."""
     for precision, reference in honest.items():
         again = train(
             tmp_path / precision, f"precision={precision}", "backend.threads=2", "workload.micro_batch_size=8"

@@ -1,4 +1,4 @@
-"""How much of a smaller world's speed is kept: the arithmetic, and what is no measure for it."""
+"""Scaling efficiency: values by hand, and reference runs that are not comparable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one screen that ends a run, against golden text, also for runs that ended badly or early."""
+"""Summary of a run against golden text, also for runs that failed or ended early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words: which gate stops what, what may be said when all are passed, and the exit codes."""
+"""Verdicts: the gates, the verdict and summary after them, cautions, and exit codes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class TestComparable:
         assert any("device differs within other" in line for line in pair.gates[-1].details)
 
     def test_runs_with_two_micro_batch_sizes_are_no_repeats(self) -> None:
-        """Two sides may differ in it, since it is no part of the work; one side may not mix a fast and a slow one."""
+        """Two sides may differ in it, since it is not part of the work; the repeats of one side may not."""
         mixed = [make_record(process=100), make_record(process=101)]
         mixed[1]["config"]["workload"]["micro_batch_size"] = 1
         pair = judge(make_side("other", mixed))
@@ -254,7 +254,7 @@ class TestPossible:
 
 
 class TestMfuAboveOne:
-    """Two that were published: 104 % on an H100 (nanoGPT#464) and 563 % on an unknown chip (Primus#772)."""
+    """Two published speeds: 104 % on an H100 (nanoGPT#464) and 563 % on an unknown chip (Primus#772)."""
 
     def running(self, flops: float, on: dict[str, Any]) -> dict[str, Any]:
         """Return a record whose device does the given model FLOP/s."""

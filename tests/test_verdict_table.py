@@ -1,4 +1,4 @@
-"""The screen of a comparison, against golden text for every verdict, also with hostile records."""
+"""Terminal table of a comparison against golden text for every verdict, also with hostile records."""
 
 from __future__ import annotations
 
