@@ -235,7 +235,7 @@ FAULTS: dict[str, Fault] = {
         "is damaged: it has 100 bytes",
     ),
     "checkpoint with one bit changed": Fault(
-        resumed_after(flip_a_bit), FAILED, "bad_checkpoint", "its checksum is not the one in manifest.json"
+        resumed_after(flip_a_bit), FAILED, "bad_checkpoint", "its checksum differs from the one in manifest.json"
     ),
     "checkpoint of another workload": Fault(
         resumed_after(manifest(workload_id="0" * 16)), FAILED, "bad_checkpoint", "is of workload 0000000000000000"
@@ -265,7 +265,7 @@ FAULTS: dict[str, Fault] = {
     "rank 1 frozen (SIGSTOP)": Fault(
         ranks("frozen", kill_after=True), FAILED, "rank_lost", "rank 1: its process stopped responding", (1,)
     ),
-    "rank 1 hangs": Fault(ranks("hung"), FAILED, "hung", "what each was doing is in hung.txt"),
+    "rank 1 hangs": Fault(ranks("hung"), FAILED, "hung", "the stacks of all ranks are in hung.txt"),
     "a bug in the harness on rank 1": Fault(
         ranks("bug"), FAILED, "failed", "rank 1: ZeroDivisionError: a bug in the harness", (1,)
     ),

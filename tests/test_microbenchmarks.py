@@ -1,4 +1,4 @@
-"""The benchmarks of a device: arithmetic of rates by a scripted clock, and that what is measured is what is said."""
+"""Microbenchmarks: rates by a scripted clock, and the work that each benchmark counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def backend() -> Backend:
 
 
 class Scripted:
-    """A device whose operations take a known time: the clock goes on by it whenever one is called."""
+    """A device whose operations take a known time, by which each call advances the clock."""
 
     def __init__(self, seconds: float) -> None:
         self.now, self.calls, self.seconds = 0.0, 0, seconds
@@ -33,7 +33,7 @@ class Scripted:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small operands and short stretches: what is tested is not the speed."""
+    """Small operands and short samples, since speed is not tested."""
     for name, value in {
         "SIZES": (16, 32, 64),
         "SAMPLE_SECONDS": 0.001,
@@ -58,18 +58,18 @@ def test_short_operations_are_called_often_enough_for_the_clock(
 ) -> None:
     monkeypatch.setattr(benchmarks, "FLUSH_BYTES", 1 << 12)
     scripted = Scripted(0.0005)
-    stretches: list[int] = []
+    calls_of_samples: list[int] = []
     measure = Microbenchmarks(backend, None, scripted.clock)
-    stretch = measure._sample
-    monkeypatch.setattr(measure, "_sample", lambda act, calls: (stretches.append(calls), stretch(act, calls))[1])
+    sample = measure._sample
+    monkeypatch.setattr(measure, "_sample", lambda act, calls: (calls_of_samples.append(calls), sample(act, calls))[1])
     measure._rate(scripted.act, 1.0)
-    assert stretches[0] == 1
-    assert all(calls * 0.0005 == pytest.approx(benchmarks.SAMPLE_SECONDS, rel=0.02) for calls in stretches[1:])
-    assert len(stretches) >= benchmarks.SAMPLES
+    assert calls_of_samples[0] == 1
+    assert all(calls * 0.0005 == pytest.approx(benchmarks.SAMPLE_SECONDS, rel=0.02) for calls in calls_of_samples[1:])
+    assert len(calls_of_samples) >= benchmarks.SAMPLES
 
 
-def test_the_device_is_warm_before_anything_counts(backend: Backend, small: None) -> None:
-    """A clock that speeds up by 10 % a call until it is three times as fast."""
+def test_samples_count_once_the_device_is_warm(backend: Backend, small: None) -> None:
+    """An operation that speeds up by 10 % per call until it is three times as fast."""
     scripted = Scripted(0.003)
 
     def act() -> None:
@@ -80,8 +80,10 @@ def test_the_device_is_warm_before_anything_counts(backend: Backend, small: None
     assert rate.median == pytest.approx(1000.0)
 
 
-def test_waits_are_inside_every_stretch(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device that queues its work, that is where the time is."""
+def test_every_sample_includes_its_synchronization(
+    backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that queues its work, most of the time passes there."""
     scripted = Scripted(0.0)
     monkeypatch.setattr(backend, "synchronize", lambda: setattr(scripted, "now", scripted.now + 0.004))
     rate, _ = Microbenchmarks(backend, None, scripted.clock)._rate(scripted.act, 8.0)
@@ -89,16 +91,16 @@ def test_waits_are_inside_every_stretch(backend: Backend, small: None, monkeypat
 
 
 def test_matrix_products(backend: Backend, small: None) -> None:
-    told: list[None] = []
-    found = Microbenchmarks(backend, None).matrix_products("fp32", lambda: told.append(None))
+    heartbeats: list[None] = []
+    found = Microbenchmarks(backend, None).matrix_products("fp32", lambda: heartbeats.append(None))
     assert [entry["size"] for entry in found["sweep"]] == [16, 32, 64]
-    assert len(told) == 3
+    assert len(heartbeats) == 3
     best = max(found["sweep"], key=lambda entry: entry["best_flops"])
     assert (found["size"], found["best_flops"]) == (best["size"], best["best_flops"])
     assert found["best_flops"] >= found["median_flops"] > 0
 
 
-def test_flops_are_two_a_multiply_add(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multiply_add_is_two_flops(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     amounts: list[float] = []
     measure = Microbenchmarks(backend, None)
     monkeypatch.setattr(
@@ -108,7 +110,7 @@ def test_flops_are_two_a_multiply_add(backend: Backend, small: None, monkeypatch
     assert amounts == [2.0 * size**3 for size in (16, 32, 64)]
 
 
-def test_no_operand_that_does_not_fit(backend: Backend, small: None) -> None:
+def test_operands_fit_into_memory(backend: Backend, small: None) -> None:
     found = Microbenchmarks(backend, 4 * 3 * 4 * 32 * 32).matrix_products("fp32")
     assert [entry["size"] for entry in found["sweep"]] == [16, 32]
 
@@ -138,9 +140,7 @@ def test_one_process_reduces_nothing(backend: Backend, small: None) -> None:
     assert Microbenchmarks(backend, None).all_reduce(1) is None
 
 
-def test_bus_bandwidth_counts_what_a_link_carries(
-    backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bus_bandwidth_is_the_traffic_of_a_link(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted = Scripted(0.001)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda buffer: scripted.act())
     found = Microbenchmarks(backend, None, scripted.clock).all_reduce(4)

@@ -1,4 +1,4 @@
-"""A run that would get something other than it asked for is refused before it starts, in words that name both."""
+"""Probes: a run whose device does something else than requested fails before it starts, and the message names both."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class FakeBackend(CpuBackend):
     name = "fake"
 
 
-def config(precision: str = "fp32", *words: str) -> Config:
-    return load([*TINY, f"precision={precision}", *words])
+def config(precision: str = "fp32", *overrides: str) -> Config:
+    return load([*TINY, f"precision={precision}", *overrides])
 
 
 def backend(threads: int | None = 1, precision: str = "fp32") -> FakeBackend:
@@ -58,7 +58,7 @@ def reduce_matmul(monkeypatch: pytest.MonkeyPatch, kept_bits: int) -> None:
     monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
 
 
-class TestWhatIsAskedForAndGiven:
+class TestSupported:
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
     def test_passes_and_is_recorded(self, precision: str, dtype: str) -> None:
         found = probe(backend(precision=precision), config(precision))
@@ -75,10 +75,11 @@ class TestWhatIsAskedForAndGiven:
         assert 0 < error < MAX_FP32_ERROR / 10
 
     @pytest.mark.parametrize(
-        "words", [(), ("model.num_key_value_heads=1",), ("model.num_attention_heads=4", "model.num_key_value_heads=2")]
+        "overrides",
+        [(), ("model.num_key_value_heads=1",), ("model.num_attention_heads=4", "model.num_key_value_heads=2")],
     )
-    def test_the_attention_kernel_is_named(self, words: tuple[str, ...]) -> None:
-        kernel = probe(backend(), config("fp32", *words))["attention_kernel"]
+    def test_the_attention_kernel_is_named(self, overrides: tuple[str, ...]) -> None:
+        kernel = probe(backend(), config("fp32", *overrides))["attention_kernel"]
         assert kernel.endswith("Backward0")
         assert "attention" in kernel.lower() or "bmm" in kernel.lower() or "view" in kernel.lower()
 
@@ -90,17 +91,17 @@ class TestWhatIsAskedForAndGiven:
             torch.use_deterministic_algorithms(False)
 
 
-class TestAnotherType:
+class TestWrongType:
     @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-    def test_autocast_that_only_warns_and_goes_on_in_float32(
+    def test_autocast_that_only_warns_and_computes_in_float32(
         self, precision: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What torch-npu does on a chip without bf16."""
-        monkeypatch.setattr(torch, "autocast", lambda *words, **named: nullcontext())
-        with pytest.raises(BackendUnavailable) as refused:
+        """The behavior of torch-npu on a chip without bf16."""
+        monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+        with pytest.raises(BackendUnavailable) as raised:
             probe(backend(), config(precision))
-        text = str(refused.value)
-        assert refused.value.exit_code == 3
+        text = str(raised.value)
+        assert raised.value.exit_code == 3
         assert "backend fake" in text
         assert f"precision={precision}" in text
         assert "float32" in text
@@ -109,36 +110,36 @@ class TestAnotherType:
     def test_autocast_to_the_other_half_precision(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = torch.autocast
         monkeypatch.setattr(torch, "autocast", lambda kind, dtype: real(kind, dtype=torch.float16))
-        with pytest.raises(BackendUnavailable, match=r"precision=bf16 .* came out as float16"):
+        with pytest.raises(BackendUnavailable, match=r"precision=bf16 .* has type float16"):
             probe(backend(), config("bf16"))
 
     def test_fp32_under_an_autocast_left_on(self) -> None:
         with (
             torch.autocast("cpu", dtype=torch.bfloat16),
-            pytest.raises(BackendUnavailable, match=r"precision=fp32 .* came out as bfloat16"),
+            pytest.raises(BackendUnavailable, match=r"precision=fp32 .* has type bfloat16"),
         ):
             probe(backend(), config())
 
 
 class TestReducedPrecision:
     @pytest.mark.parametrize("kept_bits", FORMATS.values(), ids=FORMATS)
-    def test_is_refused_and_the_error_told(self, kept_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_an_error_that_states_the_deviation(self, kept_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
         reduce_matmul(monkeypatch, kept_bits)
-        with pytest.raises(BackendUnavailable) as refused:
+        with pytest.raises(BackendUnavailable) as raised:
             probe(backend(), config())
-        text = str(refused.value)
+        text = str(raised.value)
         assert "backend fake" in text
         assert "precision=fp32" in text
         assert "TF32, HF32 or bf16" in text
         assert "ONEDNN_DEFAULT_FPMATH_MODE" in text
-        assert "e-0" in text, "the size of the error"
+        assert "e-0" in text, "the relative error"
 
     def test_all_the_bits_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
         reduce_matmul(monkeypatch, 23)
         assert probe(backend(), config())["matmul_relative_error"] < MAX_FP32_ERROR
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-    def test_garbage_is_refused(self, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_garbage_is_an_error(self, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
         exact = torch.Tensor.__matmul__
 
         def garbage(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -151,23 +152,23 @@ class TestReducedPrecision:
 
 
 class TestThreads:
-    def test_another_count_than_asked_for_is_refused(self) -> None:
-        asked = backend(threads=2)
+    def test_another_count_than_requested_is_an_error(self) -> None:
+        two_threads = backend(threads=2)
         torch.set_num_threads(1)
-        with pytest.raises(BackendUnavailable) as refused:
-            probe(asked, config())
-        text = str(refused.value)
+        with pytest.raises(BackendUnavailable) as raised:
+            probe(two_threads, config())
+        text = str(raised.value)
         assert "backend.threads" in text
-        assert "asked for 2" in text
-        assert "torch uses 1" in text
+        assert "found 1 threads" in text
+        assert "expected 2" in text
 
-    def test_null_takes_what_the_process_may_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_null_is_all_allowed_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("harness.backends.base.allowed_cores", lambda: 2)
         assert probe(backend(threads=None), config())["threads"] == 2
 
 
-def test_a_backend_cannot_overwrite_what_was_probed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a device says of itself stands beside what was found out, never in place of it."""
+def test_a_backend_cannot_overwrite_probed_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend's own report is added to the probed values, never in place of them."""
     claims: dict[str, Any] = {"matmul_dtype": "float64", "threads": 99, "own": True}
     monkeypatch.setattr(FakeBackend, "effective_settings", lambda self: claims)
     found = probe(backend(), config())
@@ -197,24 +198,24 @@ def test_the_probe_runs_the_workloads_own_attention(monkeypatch: pytest.MonkeyPa
     assert seen == [(torch.Size([1, 4, 32, 8]), torch.Size([1, 2, 32, 8]), torch.bfloat16)]
 
 
-class TestWatchingTheStep:
-    """The types in which the training step's own layers compute, whatever it says of itself."""
+class TestObservedDtypes:
+    """The types in which the training step's own layers compute, observed with hooks."""
 
-    def observed(self, precision: str, pretended: str) -> list[str] | None:
+    def observed(self, precision: str, actual: str) -> list[str] | None:
         settings = config(precision)
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
-        step = EagerStep(model, optimizer, torch.device("cpu"), pretended, 1.0)
+        step = EagerStep(model, optimizer, torch.device("cpu"), actual, 1.0)
         return observe_dtypes(step, model, torch.zeros(1, 9, dtype=torch.int64), precision)
 
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
     def test_is_recorded(self, precision: str, dtype: str) -> None:
         assert self.observed(precision, precision) == [dtype]
 
-    @pytest.mark.parametrize(("asked", "given"), [("bf16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16")])
-    def test_another_precision_is_refused(self, asked: str, given: str) -> None:
-        with pytest.raises(RunFailed, match=f"precision={asked} was asked for, but the training step computes in"):
-            self.observed(asked, given)
+    @pytest.mark.parametrize(("requested", "actual"), [("bf16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16")])
+    def test_another_precision_is_an_error(self, requested: str, actual: str) -> None:
+        with pytest.raises(RunFailed, match=f"precision={requested} was requested, but the training step computes in"):
+            self.observed(requested, actual)
 
     def test_leaves_no_hook_behind(self) -> None:
         settings = config()
@@ -226,41 +227,46 @@ class TestWatchingTheStep:
 
 
 class TestActivation:
-    """Ascend's kernel computes GELU's tanh approximation whatever it is asked for; the caller is to hear of it."""
+    """Ascend's kernel computes GELU's tanh approximation for both formulas, which must be an error."""
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
     @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-    def test_what_is_asked_for_is_recorded(self, activation: str, precision: str) -> None:
+    def test_the_requested_one_is_recorded(self, activation: str, precision: str) -> None:
         found = probe(backend(precision=precision), config(precision, f"model.activation={activation}"))
         assert found["activation"] == activation
 
-    def test_swiglu_has_nothing_to_ask(self) -> None:
+    def test_swiglu_is_not_probed(self) -> None:
         assert "activation" not in probe(backend(), config("fp32", "model.activation=swiglu"))
 
-    def device_knows_only(self, monkeypatch: pytest.MonkeyPatch, formula: Callable[..., torch.Tensor]) -> None:
+    def give_device_only(self, monkeypatch: pytest.MonkeyPatch, formula: Callable[..., torch.Tensor]) -> None:
         real = probe_module.activate
 
         def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-            # What is made in float64 is the reference, on the host.
+            # Values in float64 are the reference, on the host.
             return real(x, activation) if x.dtype == torch.float64 else formula(x)
 
         monkeypatch.setattr(probe_module, "activate", activate)
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-    @pytest.mark.parametrize(("asked", "known"), [("gelu", "gelu_tanh"), ("gelu_tanh", "gelu")])
-    def test_a_device_that_knows_only_the_other_is_refused(
-        self, asked: str, known: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("requested", "available"), [("gelu", "gelu_tanh"), ("gelu_tanh", "gelu")])
+    def test_a_device_with_only_the_other_is_an_error(
+        self, requested: str, available: str, precision: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        approximate = "tanh" if known == "gelu_tanh" else "none"
-        self.device_knows_only(monkeypatch, lambda x: F.gelu(x, approximate=approximate))
-        with pytest.raises(BackendUnavailable) as refused:
-            probe(backend(precision=precision), config(precision, f"model.activation={asked}"))
-        text = str(refused.value)
-        for part in ("backend fake", f"model.activation={asked} ", f"computes {known}", f"model.activation={known}"):
+        approximate = "tanh" if available == "gelu_tanh" else "none"
+        self.give_device_only(monkeypatch, lambda x: F.gelu(x, approximate=approximate))
+        with pytest.raises(BackendUnavailable) as raised:
+            probe(backend(precision=precision), config(precision, f"model.activation={requested}"))
+        text = str(raised.value)
+        for part in (
+            "backend fake",
+            f"model.activation={requested} ",
+            f"computes {available}",
+            f"model.activation={available}",
+        ):
             assert part in text
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-    def test_a_device_that_knows_neither_is_refused(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.device_knows_only(monkeypatch, lambda x: x * torch.sigmoid(1.702 * x))
+    def test_a_device_with_neither_is_an_error(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.give_device_only(monkeypatch, lambda x: x * torch.sigmoid(1.702 * x))
         with pytest.raises(BackendUnavailable, match="neither GELU nor its tanh approximation"):
             probe(backend(precision=precision), config(precision))

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: its parts by a scripted clock, idle stretches, bytes of operands, and the roofline."""
+"""Profile of a step: phases by a scripted clock, idle time, bytes accessed, and the roofline."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from harness.backends.step import PhaseContext
 from harness.training import profiling
 from harness.training.profiling import BytesAccessed, idle_fraction, time_phases
 
-LASTS = {"host_to_device": 1.0, "forward": 10.0, "backward": 20.0, "communication": 4.0, "optimizer": 3.0}
-BETWEEN = 0.5
+PHASE_SECONDS = {"host_to_device": 1.0, "forward": 10.0, "backward": 20.0, "communication": 4.0, "optimizer": 3.0}
+OVERHEAD_SECONDS = 0.5
 
 
 class ScriptedStep:
-    """A step on a device that queues its work: only a synchronisation lets the time pass that it takes."""
+    """A step on a device that queues its work: its time passes at the next synchronization."""
 
-    def __init__(self, *, whole: bool = False) -> None:
+    def __init__(self, *, opaque: bool = False) -> None:
         self.now, self.queued = 0.0, 0.0
-        self.part: PhaseContext = lambda name: nullcontext()
-        self._whole = whole
+        self.phase: PhaseContext = lambda name: nullcontext()
+        self._opaque = opaque
 
-    def record_phases(self, part: PhaseContext | None) -> bool:
-        self.part = part or (lambda name: nullcontext())
-        return not self._whole
+    def record_phases(self, phase: PhaseContext | None) -> bool:
+        self.phase = phase or (lambda name: nullcontext())
+        return not self._opaque
 
     def __call__(self, micro_batches: Sequence[torch.Tensor], learning_rate: float = 0.0) -> Any:
         for _ in micro_batches:
             for name in ("host_to_device", "forward", "backward"):
-                with self.part(name):
-                    self.queued += LASTS[name]
+                with self.phase(name):
+                    self.queued += PHASE_SECONDS[name]
         for name in ("communication", "optimizer"):
-            with self.part(name):
-                self.queued += LASTS[name]
-        self.now += BETWEEN
+            with self.phase(name):
+                self.queued += PHASE_SECONDS[name]
+        self.now += OVERHEAD_SECONDS
 
     def synchronize(self) -> None:
         self.now, self.queued = self.now + self.queued, 0.0
@@ -53,50 +53,53 @@ class ScriptedStep:
 BATCHES = [[torch.zeros(1)] * 2] * 3
 
 
-def watched(step: ScriptedStep, waited: Any = lambda: 0.0) -> dict[str, Any]:
+def timed(step: ScriptedStep, exposed_seconds: Any = lambda: 0.0) -> dict[str, Any]:
     run: Any = step
-    return time_phases(run, run, BATCHES, step.synchronize, waited, step.clock)
+    return time_phases(run, run, BATCHES, step.synchronize, exposed_seconds, step.clock)
 
 
-def test_parts_are_waited_for_and_are_means_over_steps() -> None:
-    found = watched(ScriptedStep())
-    assert found["phases"] == {**LASTS, **{name: 2 * LASTS[name] for name in ("host_to_device", "forward", "backward")}}
-    assert found["host_overhead_seconds"] == pytest.approx(BETWEEN)
+def test_phases_are_synchronized_means_over_steps() -> None:
+    found = timed(ScriptedStep())
+    assert found["phases"] == {
+        **PHASE_SECONDS,
+        **{name: 2 * PHASE_SECONDS[name] for name in ("host_to_device", "forward", "backward")},
+    }
+    assert found["host_overhead_seconds"] == pytest.approx(OVERHEAD_SECONDS)
 
 
-def test_nobody_watches_afterwards() -> None:
+def test_a_step_is_not_synchronized_afterwards() -> None:
     step = ScriptedStep()
-    watched(step)
+    timed(step)
     step.queued = 7.0
     step(BATCHES[0])
-    assert step.queued > 7.0, "the parts are still synchronised"
+    assert step.queued > 7.0, "the phases are still synchronized"
 
 
-def test_what_is_waited_is_taken_off_its_part() -> None:
-    """In each forward pass two seconds, in the first backward pass three, in the last five; each told later."""
+def test_exposed_communication_is_subtracted_from_its_phase() -> None:
+    """Two seconds in each forward pass, three in the first backward pass, five in the last; read one phase later."""
     step_of_two = (0.0, 2.0, 3.0, 2.0, 5.0)
 
     def waits() -> Iterator[float]:
         yield 0.0
-        yield from step_of_two  # of the step that is thrown away
+        yield from step_of_two  # of the step that is discarded
         yield 0.0
         yield from itertools.cycle(step_of_two)
 
-    told = waits()
-    parts = watched(ScriptedStep(), lambda: next(told))["phases"]
-    assert parts["forward"] == 2 * LASTS["forward"] - 4.0
-    assert parts["backward"] == 2 * LASTS["backward"] - 8.0
-    assert parts["communication"] == LASTS["communication"] + 12.0
+    seconds = waits()
+    phases = timed(ScriptedStep(), lambda: next(seconds))["phases"]
+    assert phases["forward"] == 2 * PHASE_SECONDS["forward"] - 4.0
+    assert phases["backward"] == 2 * PHASE_SECONDS["backward"] - 8.0
+    assert phases["communication"] == PHASE_SECONDS["communication"] + 12.0
 
 
-def test_waiting_that_nobody_knows_is_null() -> None:
-    parts = watched(ScriptedStep(), lambda: None)["phases"]
-    assert parts["communication"] is None
-    assert parts["forward"] == 2 * LASTS["forward"]
+def test_unknown_exposed_communication_is_null() -> None:
+    phases = timed(ScriptedStep(), lambda: None)["phases"]
+    assert phases["communication"] is None
+    assert phases["forward"] == 2 * PHASE_SECONDS["forward"]
 
 
-def test_a_step_in_one_piece_has_no_parts() -> None:
-    assert watched(ScriptedStep(whole=True)) == {"phases": None, "host_overhead_seconds": None}
+def test_an_opaque_step_has_no_phases() -> None:
+    assert timed(ScriptedStep(opaque=True)) == {"phases": None, "host_overhead_seconds": None}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_a_step_in_one_piece_has_no_parts() -> None:
         ([], None),
     ],
 )
-def test_idle_is_what_no_operation_covers(intervals: list[tuple[float, float]], idle: float | None) -> None:
+def test_idle_time_is_covered_by_no_operation(intervals: list[tuple[float, float]], idle: float | None) -> None:
     assert idle_fraction(intervals, 10.0) == (None if idle is None else pytest.approx(idle))
 
 
@@ -135,18 +138,18 @@ ON_DEVICE = [
 
 
 def test_a_device_is_busy_while_its_kernels_run() -> None:
-    kind = profiling._other_device([*EVENTS, *ON_DEVICE])
+    kind = profiling._accelerator_kind([*EVENTS, *ON_DEVICE])
     assert kind == DeviceType.CUDA
     assert idle_fraction(profiling._intervals([*EVENTS, *ON_DEVICE], kind), 100e-6) == pytest.approx(0.6)
 
 
-def test_a_host_that_is_the_device_is_busy_while_operations_are_under_way() -> None:
+def test_a_cpu_is_busy_while_operations_run() -> None:
     intervals = profiling._intervals(EVENTS, DeviceType.CPU)
-    assert idle_fraction(intervals, 100e-6) == pytest.approx(0.8), "what is around operations is none"
+    assert idle_fraction(intervals, 100e-6) == pytest.approx(0.8), "events around operations do not count"
 
 
 def test_a_device_that_the_profiler_does_not_see_has_no_idle_time() -> None:
-    assert profiling._other_device(EVENTS) is None
+    assert profiling._accelerator_kind(EVENTS) is None
     assert idle_fraction(profiling._intervals(EVENTS, None), 1.0) is None
 
 
@@ -159,18 +162,18 @@ def average(name: str, kind: DeviceType, *, own_host: float, own_device: float) 
 
 
 def test_a_kernel_is_listed_once() -> None:
-    """The host's call is told the time of the kernel that it launched, too."""
+    """The profiler also attributes a kernel's time to the host's call that launched it."""
     averages = [
         average("aten::mm", DeviceType.CPU, own_host=30.0, own_device=300.0),
         average("gemm", DeviceType.CUDA, own_host=0.0, own_device=300.0),
     ]
     profiler = SimpleNamespace(key_averages=lambda: averages)
-    [listed] = profiling._operations(profiler, DeviceType.CUDA, 3)
+    [listed] = profiling._list_operations(profiler, DeviceType.CUDA, 3)
     assert listed == {"name": "gemm", "calls": 1.0, "seconds": pytest.approx(1e-4)}
-    assert [each["name"] for each in profiling._operations(profiler, DeviceType.CPU, 3)] == ["aten::mm"]
+    assert [each["name"] for each in profiling._list_operations(profiler, DeviceType.CPU, 3)] == ["aten::mm"]
 
 
-class TestOperandBytes:
+class TestBytesAccessed:
     def test_a_product_reads_two_and_writes_one(self) -> None:
         left, right = torch.zeros(3, 5), torch.zeros(5, 7)
         with BytesAccessed() as counted:
@@ -184,13 +187,13 @@ class TestOperandBytes:
             torch.empty(100)
         assert counted.total == 0
 
-    def test_an_expanded_tensor_counts_as_what_there_is(self) -> None:
+    def test_an_expanded_tensor_counts_its_storage(self) -> None:
         row, table = torch.zeros(1, 8), torch.zeros(10, 8)
         with BytesAccessed() as counted:
             _ = table + row.expand(10, 8)
         assert counted.total == 4 * (80 + 8 + 80)
 
-    def test_a_look_up_reads_its_rows_alone(self) -> None:
+    def test_an_embedding_reads_its_rows_alone(self) -> None:
         table = torch.zeros(1000, 8)
         with BytesAccessed() as counted:
             torch.nn.functional.embedding(torch.tensor([1, 2]), table)
@@ -207,7 +210,7 @@ class TestOperandBytes:
 
 
 class TestRoofline:
-    def test_beyond_the_ridge_arithmetic_is_the_bound(self) -> None:
+    def test_beyond_the_ridge_it_is_bound_by_compute(self) -> None:
         found = roofline(1000.0, 10.0, 2.0, peak_flops=800.0, memory_bytes_per_second=20.0)
         assert found == {
             "arithmetic_intensity": 100.0,
@@ -217,16 +220,16 @@ class TestRoofline:
             "bound_by": "compute",
         }
 
-    def test_before_it_memory_is(self) -> None:
+    def test_before_the_ridge_it_is_bound_by_memory(self) -> None:
         found = roofline(1000.0, 100.0, 10.0, peak_flops=800.0, memory_bytes_per_second=20.0)
         assert (found["attainable_flops"], found["bound_by"]) == (200.0, "memory")
 
-    def test_faster_than_its_bytes_allow_shows_that_they_are_too_many(self) -> None:
+    def test_faster_than_its_bytes_allow_is_unknown(self) -> None:
         found = roofline(1000.0, 100.0, 2.0, peak_flops=800.0, memory_bytes_per_second=40.0)
         assert found["attainable_flops"] is None
         assert found["bound_by"] is None
 
-    @pytest.mark.parametrize("ceilings", [(None, 20.0), (800.0, None)])
-    def test_without_ceilings_it_is_not_told(self, ceilings: tuple[float | None, float | None]) -> None:
-        found = roofline(1000.0, 10.0, 2.0, *ceilings)
+    @pytest.mark.parametrize("peaks", [(None, 20.0), (800.0, None)])
+    def test_without_peaks_the_bound_is_unknown(self, peaks: tuple[float | None, float | None]) -> None:
+        found = roofline(1000.0, 10.0, 2.0, *peaks)
         assert (found["bound_by"], found["attainable_flops"], found["arithmetic_intensity"]) == (None, None, 100.0)

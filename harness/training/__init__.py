@@ -1,1 +1,1 @@
-"""One run: set-up, loop, clock, and the record of what happened."""
+"""Training of one run: set-up, loop, timing, checkpoints, and the record."""

@@ -1,9 +1,9 @@
-"""CheckpointStore: there as a whole or not at all, of a known step of known work, and unable to run code.
+"""CheckpointStore: atomic checkpoints with checksums, of a known workload and step, which cannot run code when loaded.
 
-Tensors are written by torch.distributed.checkpoint, so that a run can go on with another number of ranks; whatever is
-no tensor lies in manifest.json. A checkpoint is made under another name and renamed when all of it is on disk, with
-the checksums of its files. Whatever else lies in the folder of checkpoints is left alone: only what has the name and
-the content of a checkpoint is ever deleted, file by file, and no link is followed to do so.
+Tensors are written by torch.distributed.checkpoint, so that a run can resume with another number of ranks; everything
+else is in manifest.json. A checkpoint is written under a temporary name and renamed when it is complete on disk. Other
+files in the checkpoints' folder are never touched: only a folder with the name and the content of a checkpoint is
+deleted, file by file, without following links.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from harness.errors import CheckpointError, RunFailed
 from harness.records.files import sync_folder, write_atomically
 from harness.records.run_folder import CHECKPOINT_FOLDER, STEP_FOLDER, checkpoint_steps
-from harness.training.checkpoint_files import MANIFEST, SafeReader, _damage, _described
+from harness.training.checkpoint_files import MANIFEST, SafeReader, describe_file, find_damage
 from harness.training.distributed.collectives import Ranks
 
 FORMAT_VERSION = 1
-# What is being written or deleted: a step, and a random part so that no two processes ever mean the same one.
+# A checkpoint being written or deleted: its step, and a random part that makes the name unique.
 _UNFINISHED = re.compile(r"\.(partial|removed)-\d{8,}-[0-9a-f]{8}")
-# What PyTorch and this module write into a checkpoint's folder.
+# The files that PyTorch and this module write into a checkpoint's folder.
 _CHECKPOINT_FILE = re.compile(
     r"__\d+_\d+\.distcp|\.metadata|\.metadata\.tmp|manifest\.json|\.manifest\.json\.\d+-[0-9a-f]{8}\.partial"
 )
@@ -42,17 +42,17 @@ T = TypeVar("T")
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in its folder. Every method that says so is a collective of all ranks."""
+    """The checkpoints of one run, in its folder. `save` and `load` are collective."""
 
     def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int) -> None:
         self._folder = folder / CHECKPOINT_FOLDER
         self._ranks, self._workload_id, self._keep = ranks, workload_id, keep
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
-        """Write the checkpoint of a step, then remove those beyond `keep`. Collective.
+        """Write the checkpoint of a step, then delete all but the newest `keep`. Collective.
 
         Args:
-            progress: what else a run needs to go on; JSON.
+            progress: everything besides tensors that a run needs to resume, as JSON values.
 
         Raises:
             RunFailed: the disk is full or not writable. Earlier checkpoints are kept.
@@ -60,23 +60,23 @@ class CheckpointStore:
         final = self._path(step)
         partial = self._on_main(lambda: self._make_partial(step), final)
         try:
-            with _alone_is_meant():
+            with _ignore_single_process_warning():
                 save_tensors(
                     dict(tensors),
                     storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
                     no_dist=self._ranks.size == 1,
                 )
-            own = {path.name: _described(path) for path in self._own_files(partial)}
+            own = {path.name: describe_file(path) for path in self._own_files(partial)}
             reason = None
         except (CheckpointException, OSError) as error:
             own, reason = None, _reason(error)
-        told = self._ranks.gather((own, reason))
-        for _, why in told:
+        by_rank = self._ranks.gather((own, reason))
+        for _, why in by_rank:
             if why is not None:
                 with suppress(OSError):
                     _delete(partial)
-                raise self._unwritten(final, why)
-        files = {name: facts for part, _ in told for name, facts in (part or {}).items()}
+                raise self._write_failure(final, why)
+        files = {name: description for part, _ in by_rank for name, description in (part or {}).items()}
         manifest = {
             "format_version": FORMAT_VERSION,
             "step": step,
@@ -96,21 +96,21 @@ class CheckpointStore:
         path = self._path(step)
         manifest = self._read_manifest(path)
         names = sorted(manifest["files"])[self._ranks.rank :: self._ranks.size]
-        problems = [problem for name in names if (problem := _damage(path / name, manifest["files"][name]))]
+        problems = [problem for name in names if (problem := find_damage(path / name, manifest["files"][name]))]
         for found in self._ranks.gather(problems):
             for problem in found:
                 raise CheckpointError(f"{path}: {problem}; {self._remedy(step)}")
         try:
             SafeReader(path).read_metadata()
         except Exception as error:
-            # Whatever a file that is no list of contents makes of the unpickler.
+            # An unpickler may raise anything on a damaged file.
             raise CheckpointError(f"{path}: .metadata cannot be read: {error}; {self._remedy(step)}") from error
         try:
-            with _alone_is_meant():
+            with _ignore_single_process_warning():
                 load_tensors(dict(tensors), storage_reader=SafeReader(path), no_dist=self._ranks.size == 1)
         except CheckpointException as error:
-            words = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
-            raise CheckpointError(f"{path}: does not fit this model: {words}; {self._remedy(step)}") from error
+            causes = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
+            raise CheckpointError(f"{path}: does not match this model: {causes}; {self._remedy(step)}") from error
         return manifest["progress"]
 
     def _read_manifest(self, path: Path) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class CheckpointStore:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise CheckpointError(
-                f"{file}: cannot be read: {why}; delete {path} to go on from the one before"
+                f"{file}: cannot be read: {why}; delete {path} to resume from an earlier one"
             ) from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if not isinstance(version, int):
@@ -132,13 +132,13 @@ class CheckpointStore:
         if manifest["workload_id"] != self._workload_id:
             raise CheckpointError(
                 f"{path}: is of workload {manifest['workload_id']}, expected {self._workload_id}; resume with the "
-                "settings that the run began with, or choose another out=DIR"
+                "settings that the run started with, or choose another out=DIR"
             )
         return manifest
 
     def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
         write_atomically(partial / MANIFEST, json.dumps(manifest) + "\n")
-        # A run that went on from an earlier checkpoint makes this one once more.
+        # A run that resumed from an earlier checkpoint writes this one again.
         if os.path.lexists(final):
             if not self._is_own(final):
                 raise RunFailed(f"{final.name} exists already and is not a checkpoint of this run: move it elsewhere")
@@ -150,7 +150,7 @@ class CheckpointStore:
             _remove(path)
 
     def _make_partial(self, step: int) -> Path:
-        """Make the empty folder that a checkpoint is written into, and delete what a crash left of earlier ones."""
+        """Create the temporary folder of a checkpoint, and delete those that a crash left."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if _UNFINISHED.fullmatch(path.name) and _holds_only_checkpoint_files(path):
@@ -160,7 +160,7 @@ class CheckpointStore:
         return partial
 
     def _is_own(self, path: Path) -> bool:
-        """Return whether a folder is a whole checkpoint of this run's work, by its name and its manifest."""
+        """Return whether a folder is a complete checkpoint of this workload, by its name and its manifest."""
         if path.is_symlink() or not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
             return False
         try:
@@ -172,12 +172,12 @@ class CheckpointStore:
         return self._folder / f"step-{step:08d}"
 
     def _own_files(self, folder: Path) -> list[Path]:
-        """Return the files that this rank wrote: its own shards, and rank 0 the metadata."""
+        """Return the files that this rank wrote: its shards, and on rank 0 the metadata."""
         mine = sorted(folder.glob(f"__{self._ranks.rank}_*.distcp"))
         return [*mine, *([folder / ".metadata"] if self._ranks.is_main else [])]
 
     def _on_main(self, act: Callable[[], T], final: Path) -> T:
-        """Return on all ranks what `act` returns on rank 0, the only one to call it; fail on all if it fails there."""
+        """Return on all ranks what `act` returns on rank 0, the only one to call it; raise on all if it fails there."""
 
         def attempt() -> tuple[T | None, str | None]:
             try:
@@ -189,30 +189,30 @@ class CheckpointStore:
 
         result, why = self._ranks.broadcast_from_main(attempt)
         if why is not None:
-            raise self._unwritten(final, why)
+            raise self._write_failure(final, why)
         return result  # pyright: ignore[reportReturnType]
 
-    def _unwritten(self, final: Path, why: str) -> RunFailed:
+    def _write_failure(self, final: Path, why: str) -> RunFailed:
         kept = checkpoint_steps(self._folder.parent)
-        remedy = f"the one of step {kept[-1]} is kept" if kept else "there is none yet"
-        return RunFailed(f"{final}: cannot be written: {why}; free some space and resume ({remedy})", shared=True)
+        newest = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
+        return RunFailed(f"{final}: cannot be written: {why}; free some space and resume ({newest})", shared=True)
 
     def _remedy(self, step: int) -> str:
         before = [other for other in checkpoint_steps(self._folder.parent) if other < step]
         if before:
-            return f"delete that folder to go on from step {before[-1]}"
-        return "there is no earlier one: begin anew in another out=DIR"
+            return f"delete that folder to resume from step {before[-1]}"
+        return "there is no earlier checkpoint: start again in another out=DIR"
 
 
 @dataclass
 class TrainingState:
-    """Model and optimizer of a run, as the tensors of a checkpoint."""
+    """The tensors of a checkpoint: model and optimizer."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return this rank's part of all tensors, sharded ones as such, by names that do not depend on the ranks."""
+        """Return this rank's tensors, sharded ones as DTensors, by names that do not depend on the number of ranks."""
         found: dict[str, torch.Tensor] = {}
         for name, parameter in self.model.named_parameters():
             found[f"model.{name}"] = parameter.detach()
@@ -221,9 +221,9 @@ class TrainingState:
         return found
 
     def initialize_optimizer_state(self) -> None:
-        """Have the optimizer make its state, which it does in its first step, for a checkpoint to be read into.
+        """Make the optimizer create its state, which it does in its first step, so that a checkpoint can be loaded.
 
-        The step changes nothing: gradients, learning rate and so the decay are zero.
+        That step does not change the weights: gradients and learning rate, and with it the weight decay, are zero.
         """
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
@@ -237,8 +237,8 @@ class TrainingState:
 
 
 @contextmanager
-def _alone_is_meant() -> Iterator[None]:
-    """Leave out PyTorch's warning that a run of one process is saved by one process."""
+def _ignore_single_process_warning() -> Iterator[None]:
+    """Suppress PyTorch's warning that it saves or loads in a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield
@@ -252,15 +252,15 @@ def _holds_only_checkpoint_files(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint, under another name first: one that is half deleted must not be taken for a checkpoint."""
+    """Rename a checkpoint, then delete it: a half-deleted one must not look like a checkpoint."""
     step = folder.name.removeprefix("step-")
-    doomed = folder.with_name(f".removed-{step}-{secrets.token_hex(4)}")
-    os.rename(folder, doomed)
-    _delete(doomed)
+    removed = folder.with_name(f".removed-{step}-{secrets.token_hex(4)}")
+    os.rename(folder, removed)
+    _delete(removed)
 
 
 def _delete(folder: Path) -> None:
-    """Delete the files of a checkpoint, and the folder if nothing else lies in it."""
+    """Delete the files of a checkpoint, and the folder if it is then empty."""
     with os.scandir(folder) as entries:
         own = [
             entry
@@ -269,15 +269,14 @@ def _delete(folder: Path) -> None:
         ]
     for entry in own:
         os.unlink(entry.path)
-    # Anybody may have put a file there meanwhile.
+    # Another program may have put a file there meanwhile.
     with suppress(OSError):
         folder.rmdir()
 
 
 def _reason(error: BaseException) -> str:
-    """Return why a save failed: the system's word if there is one at the bottom, else PyTorch's."""
+    """Return the cause of a failed save: the operating system's error if there is one in the chain, else PyTorch's."""
     if isinstance(error, CheckpointException):
-        # No Exception, so that nothing but this would catch it.
         return "; ".join(dict.fromkeys(_reason(inner) for inner, _ in error.failures.values()))
     link: BaseException | None = error
     while link is not None:

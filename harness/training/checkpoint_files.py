@@ -1,4 +1,4 @@
-"""The files of a checkpoint: their checksums, and a reader that runs no code."""
+"""Files of a checkpoint: their checksums, and a reader that runs no code."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
 MANIFEST = "manifest.json"
-
-
-_HASH_BYTES = 1 << 22
+_HASH_CHUNK_BYTES = 1 << 22
 
 
 class SafeReader(FileSystemReader):
-    """Reads checkpoints without letting them run code.
+    """Reader of checkpoints that cannot run code.
 
-    The tensors are read with `weights_only` by PyTorch itself; the list of what lies where is a plain pickle, of which
-    only the types that such a list is made of are taken.
+    PyTorch reads the tensors with `weights_only`, but the metadata as a plain pickle: here, only the types that
+    metadata consists of are unpickled.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _ListUnpickler(file).load()
+            metadata = _MetadataUnpickler(file).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f".metadata holds {type(metadata).__name__}")
-        # No entry is anything but a tensor: other values would be unpickled freely when they are read.
+        # Entries other than tensors would be unpickled without restriction when they are read.
         for name, entry in metadata.state_dict_metadata.items():
             if type(entry).__name__ != "TensorStorageMetadata":
-                raise pickle.UnpicklingError(f"{name} is no tensor")
+                raise pickle.UnpicklingError(f"{name} is not a tensor")
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-class _ListUnpickler(pickle.Unpickler):
+class _MetadataUnpickler(pickle.Unpickler):
     _MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
     _NAMES = frozenset(
         {
@@ -59,17 +57,19 @@ class _ListUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f".metadata asks for {module}.{name}, which no checkpoint needs")
 
 
-def _described(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and the checksum of a file, as the manifest has them."""
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def _damage(path: Path, expected: Mapping[str, Any]) -> str | None:
+def find_damage(path: Path, expected: Mapping[str, Any]) -> str | None:
+    """Return the difference between a file and its entry in the manifest, or None."""
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
             return f"{path.name} is damaged: it has {size} bytes, expected {expected['bytes']}"
         if _sha256(path) != expected["sha256"]:
-            return f"{path.name} is damaged: its checksum is not the one in {MANIFEST}"
+            return f"{path.name} is damaged: its checksum differs from the one in {MANIFEST}"
     except OSError as error:
         return f"{path.name} cannot be read: {error.strerror}"
     return None
@@ -78,6 +78,6 @@ def _damage(path: Path, expected: Mapping[str, Any]) -> str | None:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(_HASH_BYTES):
+        while part := file.read(_HASH_CHUNK_BYTES):
             digest.update(part)
     return digest.hexdigest()

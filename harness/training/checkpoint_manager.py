@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved while it trains, and restored when it is resumed."""
+"""CheckpointManager: saves checkpoints while a run trains, and restores one when it is resumed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from harness.workload.digest import BatchDigest
 
 @dataclass(frozen=True)
 class CheckpointManager:
-    """Saves and restores everything that a run needs to go on.
+    """Saves and restores everything that a run needs to resume.
 
-    Nothing in a training draws random numbers from a state: weights and batches are functions of seed, name and number,
-    so model, optimizer, loss scale and step are all there is.
+    There is no random generator state: weights and batches are functions of seed, name and number, so that model,
+    optimizer, loss scale and step are sufficient.
     """
 
     checkpoints: CheckpointStore
@@ -32,16 +32,16 @@ class CheckpointManager:
     step: TrainStep
     dataset: Dataset
     batch_digest: BatchDigest
-    """Of the batches that this rank has trained on; what is saved is that of all ranks."""
+    """Of the batches that this rank has trained on; the combined digest of all ranks is saved."""
     ranks: Ranks
     global_batch_size: int
     heartbeat: Callable[[], None]
     """Called after each save."""
     fixed: dict[str, Any]
-    """Has to be the same when the run is resumed: `init`, the digest of the initial weights, and `data`."""
+    """Must be the same when the run is resumed: `init`, the digest of the initial weights, and `data`."""
 
     def save(self, at_step: int, done: TrainingHistory) -> None:
-        """Write the checkpoint of the step that has just been done. Collective.
+        """Write the checkpoint of the last step. Collective.
 
         Raises:
             RunFailed: the disk is full or not writable.
@@ -58,10 +58,10 @@ class CheckpointManager:
         self.heartbeat()
 
     def resume(self, from_step: int) -> TrainingHistory:
-        """Put model, optimizer and step where the checkpoint left them, and return what had been measured. Collective.
+        """Restore model, optimizer and step from a checkpoint, and return its history. Collective.
 
         Raises:
-            CheckpointError: the checkpoint cannot be used, or weights or data are others now.
+            CheckpointError: the checkpoint cannot be used, or the initial weights or the data have changed.
         """
         self.state.initialize_optimizer_state()
         progress = self.checkpoints.load(from_step, self.state.tensors())
@@ -72,17 +72,17 @@ class CheckpointManager:
         ):
             if before != now:
                 raise CheckpointError(
-                    f"resume: {what} are not what the run began with: found {now}, expected {before}; bring that back, "
-                    "or start again in another out=DIR"
+                    f"resume: {what} are not what the run began with: found {now}, expected {before}; restore them, or "
+                    "start again in another out=DIR"
                 )
         self.step.restore(progress["step"])
         if self.ranks.is_main:
-            # What all ranks had seen together, however many they were.
+            # The saved digest is of all ranks, whatever their number was.
             self.batch_digest.merge(progress["batches"])
         return TrainingHistory.from_json(progress["loop"])
 
     def _samples(self, step: int) -> str:
-        """Return a digest of the first sequence and of the first one of a step: large data are not read as a whole."""
+        """Return a digest of the first sequence and of a step's first one: reading all of the data would take long."""
         digest = BatchDigest()
         for sample in (0, (step - 1) * self.global_batch_size):
             digest.add("train", sample, self.dataset.train(sample, 1))

@@ -1,4 +1,4 @@
-"""The loss on held-out data, over all ranks."""
+"""Evaluator: the loss on held-out data, over all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.workload.digest import BatchDigest
 
 
 class Evaluator:
-    """Evaluates the same held-out sequences each time, every rank its share of them."""
+    """Evaluates the same held-out sequences each time, split over the ranks."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Evaluator:
         return every > 0 and (step % every == 0 or step == self._work.steps)
 
     def evaluate(self, step: int, history: TrainingHistory) -> float:
-        """Return the mean loss in nats per token, and note it in the history. Collective.
+        """Return the mean loss in nats per token, and add it to the history. Collective.
 
         Raises:
             RunFailed: the loss is not finite.
         """
         began = self._clock()
         if not self._shard:
-            # A run that was resumed after an evaluation has the sequences in its digest already.
+            # The digest of a run resumed after an evaluation already includes the sequences.
             self._shard = self._eval_shard(is_first=not history.evaluations)
         losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._shard]).tolist()
         self._heartbeat()
@@ -67,7 +67,7 @@ class Evaluator:
                 "step": step,
                 "loss": loss,
                 "training_seconds": history.training_seconds,
-                # Runs that stop at a target stop at different steps: their batches are compared at a common one.
+                # Runs with a target stop at different steps; their batches are compared at a common one.
                 "batches": self._ranks.combined_digest(self._batch_digest),
             }
         )
@@ -79,21 +79,21 @@ class Evaluator:
             raise RunFailed(f"the evaluation loss became {loss} at step {step}", status="diverged", shared=True)
 
     def _eval_shard(self, *, is_first: bool) -> list[tuple[torch.Tensor, int]]:
-        """Return this rank's held-out sequences in parts, int64 [micro_batch_size, seq_len + 1], and how many count.
+        """Return this rank's held-out micro-batches, int64 [micro_batch_size, seq_len + 1], and how many count.
 
-        All ranks get as many parts, since a sharded model is gathered part by part: a rank that has too few evaluates
-        a sequence that does not count.
+        All ranks get the same number of micro-batches, since every forward pass of a sharded model is collective: a
+        rank with too few evaluates a sequence that does not count.
         """
-        size, most = self._work.eval_sequences, self._work.micro_batch_size
+        size, micro_batch_size = self._work.eval_sequences, self._work.micro_batch_size
         each = math.ceil(size / self._ranks.size)
         first = min(self._ranks.rank * each, size)
         own = min(each, size - first)
-        parts: list[tuple[torch.Tensor, int]] = []
+        shard: list[tuple[torch.Tensor, int]] = []
         if own:
             sequences = self._dataset.held_out(first, own)
             if is_first:
                 self._batch_digest.add("held out", first, sequences)
-            parts = [(part, len(part)) for part in torch.from_numpy(sequences).split(most)]
-        while len(parts) < math.ceil(each / most):
-            parts.append((torch.from_numpy(self._dataset.held_out(0, 1)), 0))
-        return parts
+            shard = [(part, len(part)) for part in torch.from_numpy(sequences).split(micro_batch_size)]
+        while len(shard) < math.ceil(each / micro_batch_size):
+            shard.append((torch.from_numpy(self._dataset.held_out(0, 1)), 0))
+        return shard

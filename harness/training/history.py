@@ -1,4 +1,4 @@
-"""The history of a training: its losses, timed intervals and evaluations so far."""
+"""TrainingHistory: losses, timed intervals and evaluations of a training so far."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class TrainingHistory:
     gradient_norms: list[float] = field(default_factory=list)
     intervals: list[tuple[str, TimedInterval]] = field(default_factory=list)
     exchanges: list[tuple[int, float | None]] = field(default_factory=list)
-    """Of each interval, the bytes that this rank handed to collectives, and its exposed communication in seconds."""
+    """For each interval, this rank's payload of collectives in bytes, and its exposed communication in seconds."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
-    """Steps whose loss or gradient was not finite, with the samples that they were computed from."""
+    """Steps whose loss or gradient was not finite, with their samples."""
     target_step: int | None = None
     target_training_seconds: float | None = None
     target_wall_seconds: float | None = None
@@ -35,12 +35,12 @@ class TrainingHistory:
         return sum(interval.seconds for _, interval in self.intervals)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values, for a checkpoint."""
+        """Return the history as JSON values, for a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainingHistory:
-        """Return the history that `to_json` was called on."""
+        """Return the history from the values of `to_json`."""
         history = cls(**values)
         history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
         history.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]

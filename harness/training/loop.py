@@ -22,11 +22,11 @@ PHASES = ("first", "warmup", "measured", "resumed")
 
 
 def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
-    """Yield (phase, first step, last step) of what is left after `done` steps: where the loop synchronizes.
+    """Yield (phase, first step, last step) of the intervals after `done` steps: the loop synchronizes at their ends.
 
-    Intervals end after the very first step, at the end of the warm-up, every `interval_steps` of the measured window,
-    and wherever an evaluation or a checkpoint is due, so that no interval holds one. A run that is resumed from a
-    checkpoint warms up again: as many steps as at its beginning are left out of the timing.
+    Intervals end after the first step, at the end of the warm-up, every `interval_steps` of the measured window, and
+    wherever an evaluation or a checkpoint is due, so that none lies within an interval. A run that is resumed from a
+    checkpoint warms up again: `timing_warmup_steps` steps are left out of the timing.
     """
     rewarmed = done + work.timing_warmup_steps if done else 0
     step = done + 1
@@ -65,7 +65,7 @@ class Loop:
         """
         Args:
             stop_requested: called after every step and every interval; the same answer on all ranks.
-            save: writes a checkpoint of the given step; None for a run without checkpoints.
+            save: writes the checkpoint of a step; None for a run without checkpoints.
         """
         self._config, self._work = config, config.workload
         self._train_step, self._prefetcher, self._step_clock = train_step, prefetcher, step_clock
@@ -76,14 +76,14 @@ class Loop:
         """Train until the steps are done, the target is reached, or a stop is requested.
 
         Args:
-            history: of the steps done before, if any; everything measured is added to it, also before an exception.
+            history: of the steps done before, if any; it is extended in place, also before an exception.
 
         Raises:
             RunFailed: a loss or a gradient is not finite, or a file cannot be written.
         """
         began = self._step_clock.now()
         done = history.steps_done
-        # An interrupted run is saved before the evaluation that was due.
+        # An interrupted run was saved before the evaluation that was due.
         if done and self._evaluator.is_due(done) and done not in [point["step"] for point in history.evaluations]:
             self._evaluate(done, history)
         every = self._config.checkpoint.every
@@ -107,9 +107,9 @@ class Loop:
         self._observer.interval_begins(phase)
         self._step_clock.begin(first)
         for step in range(first, last + 1):
-            asked = self._step_clock.now()
+            wait_began = self._step_clock.now()
             micro_batches = self._prefetcher.next()
-            self._step_clock.waited(self._step_clock.now() - asked)
+            self._step_clock.waited(self._step_clock.now() - wait_began)
             rates.append(learning_rate(step, self._work))
             outputs.append(self._train_step(micro_batches, rates[-1]))
             self._step_clock.step_done()
@@ -117,12 +117,12 @@ class Loop:
                 break
         interval = self._step_clock.end(first + len(outputs) - 1)
         self._observer.interval_ended()
-        # From here to the next `begin` the clock stands still.
+        # No time is counted from here to the next `begin`.
         self._log_interval(phase, interval, outputs, rates, history)
 
     def _log_interval(self, phase: str, interval: TimedInterval, outputs: list[StepOutput], rates: list[float],
                       history: TrainingHistory) -> None:  # fmt: skip
-        # Each rank has the mean over its own share of the batch; shares are equal.
+        # Each rank has the mean over its share of the batch; shares are equal.
         losses = self._ranks.mean(torch.stack([output.loss for output in outputs]).tolist())
         norms = torch.stack([output.gradient_norm for output in outputs]).tolist()
         history.intervals.append((phase, interval))

@@ -1,4 +1,4 @@
-"""Checks of each interval's losses and gradient norms: a run that diverges ends with a message and its samples."""
+"""Checks of each interval's losses and gradient norms: a run that diverges fails and names the samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_losses(config: Config, history: TrainingHistory, first_step: int, loss
                  norms: Sequence[float]) -> None:  # fmt: skip
     """Check the losses and gradient norms of the steps from `first_step` on, which are in the history already.
 
-    Steps that are not finite and may be skipped are noted in the history.
+    Steps with a value that is not finite are added to the history.
 
     Raises:
         RunFailed: a value is not finite, or a loss jumped by more than `loss_spike_factor`.
@@ -32,7 +32,7 @@ def _check_finite(config: Config, history: TrainingHistory, first_step: int, los
                   norms: Sequence[float]) -> None:  # fmt: skip
     batch = config.workload.global_batch_size
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first_step):
-        # With fp16 an overflowing gradient is everyday business for the loss scaler: it skips that update.
+        # With fp16 a gradient overflow is normal: the loss scaler skips that update.
         if math.isfinite(loss) and (math.isfinite(norm) or config.precision == "fp16"):
             continue
         what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm)
@@ -62,7 +62,7 @@ def _check_spikes(
             continue
         raise RunFailed(
             f"the loss jumped to {loss:.4f} at step {step} ({_samples(step, config.workload.global_batch_size)}), "
-            f"{loss / statistics.median(before):.2f} times the median of the {SPIKE_WINDOW} steps before; look at "
+            f"{loss / statistics.median(before):.2f} times the median of the {SPIKE_WINDOW} steps before; inspect "
             f"these samples, lower workload.learning_rate, or raise loss_spike_factor (now {factor:g})",
             status="loss_spike",
             shared=True,

@@ -1,4 +1,4 @@
-"""The peak rates of a device, measured on one process or on several at once, as a record."""
+"""Measurement of a device's peak rates, by one process or by several at once, as a record."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from harness.world import World
 def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, Any]:
     """Return the peak record of a backend that passed its preflight.
 
-    Each of several processes calls this and measures its own device while the others do the same. Returned are rank
-    0's figures, and the all-reduce of all ranks.
+    In a distributed run every process calls this and measures its own device at the same time as the others. The
+    record holds rank 0's rates, and the all-reduce of all ranks.
 
     Raises:
-        UserError: the device cannot be used, or is an emulation and has no speed.
+        UserError: the device cannot be used, or is emulated.
     """
     with join_processes(world, Heartbeat(), timeout_seconds=config.parallel.timeout_seconds) as processes:
         try:
@@ -51,7 +51,7 @@ def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
     device = backend.describe()
     if device.get("emulated"):
         raise BackendUnavailable(
-            f"backend {backend.name}: the device is an emulation, whose speed is not that of any device; measure a "
+            f"backend {backend.name}: the device is emulated, so that its speed is not that of any device; measure a "
             "real one"
         )
     progress = _ProgressPrinter(processes)
@@ -89,17 +89,13 @@ def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
 
 
 class _ProgressPrinter:
-    """Logs the stages of the measurement on rank 0, with the seconds since its start."""
+    """Logs the stages of the measurement on rank 0, with the seconds since the start."""
 
     def __init__(self, processes: RunProcesses) -> None:
-        self._processes, self._began = processes, time.monotonic()
-
-    def beat(self) -> None:
-        """Note that a size has been measured."""
-        self._processes.heartbeat.beat()
+        self._processes, self.heartbeat, self._began = processes, processes.heartbeat, time.monotonic()
 
     def print(self, stage: str) -> None:
-        self.beat()
+        self.heartbeat.beat()
         if self._processes.world.is_main:
             log.info(f"{time.monotonic() - self._began:5.1f} s  {stage}")
 
@@ -111,7 +107,7 @@ def _products(
     progress.print(f"matrix products in {precision}")
     try:
         backend.apply(precision)
-        return benchmarks.matrix_products(precision, progress.beat)
+        return benchmarks.matrix_products(precision, progress.heartbeat.beat)
     except BackendUnavailable as error:
         progress.print(f"{precision} is skipped: {error}")
         return None

@@ -1,4 +1,4 @@
-"""The measurements of a run beside its history: memory, power, contention, and what each rank exchanged."""
+"""Measurements of a run beyond its history: memory, power, contention, and the timing of each rank."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from harness.training.history import TrainingHistory
 from harness.training.monitoring.telemetry import Telemetry, merge_ranks
 from harness.workload.digest import BatchDigest, parameter_norms
 
-# Ranks on one kind of device differ by a few per cent; what a shared host adds stays below this on an idle one.
-STRAGGLER = 1.15
+# Ranks on one kind of device differ by a few percent, and on an otherwise idle shared host by less than this.
+STRAGGLER_SLOWDOWN = 1.15
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything in a run's record that is measured or observed, except its history; None where not known."""
+    """Everything in a run's record that is measured or observed, except its history; None where unknown."""
 
     init_digest: str | None = None
     batch_digest: str | None = None
     setup_seconds: float | None = None
     step_seconds_method: str | None = None
     observed_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings in effect that only the training itself shows: types of linear layers, compilation, CPU fallback."""
+    """Effective settings that only the training itself shows: types of linear layers, compilation, CPU fallback."""
     memory: dict[str, int | None] | None = None
     skipped_steps: int | None = None
     final_norms: dict[str, float] | None = None
@@ -43,12 +43,12 @@ class Measurements:
     """Each rank's own times and payloads; None for a run that is not distributed."""
 
     def observing(self, **settings: Any) -> Measurements:
-        """Return the same measurements with more observed settings."""
+        """Return the measurements with more observed settings."""
         return replace(self, observed_settings={**self.observed_settings, **settings})
 
 
 class Contention:
-    """Who else used host and device, and what held the device's clock down, from construction to `finish`."""
+    """Contention from construction to `finish`: other processes on host and device, and clock throttling."""
 
     def __init__(self, backend: Backend, ranks: Ranks) -> None:
         self._backend = backend
@@ -57,10 +57,10 @@ class Contention:
         self._clock_state = backend.clock_state()
 
     def finish(self, *, device_is_well: bool = True) -> dict[str, Any]:
-        """Return the fields of Measurements that are about contention. Collective."""
+        """Return the contention fields of Measurements. Collective."""
         condition = None
         if device_is_well and self._clock_state is not None:
-            # At once: a device that was held down cools within seconds.
+            # Read at once: a throttled device cools within seconds.
             condition = {"before": self._clock_state, "after": self._backend.clock_state()}
         return {
             "other_processes_cpu_fraction": self._host.other_fraction(),
@@ -84,11 +84,10 @@ def collect_measurements(
     host: str | None,
     tokens_per_step: int,
 ) -> Measurements:
-    """Return `found` with what device and ranks know at the end of the training. Collective.
+    """Return `found` with the measurements that device and ranks have at the end of the training. Collective.
 
     Args:
-        own_from: the first interval of the history that this process trained itself: an earlier attempt's power was
-            not read.
+        own_from: index of the first interval that this attempt trained: earlier attempts' power is unknown here.
     """
     memory = backend.memory()
     measured = [interval for phase, interval in history.intervals[own_from:] if phase == "measured"]
@@ -118,7 +117,7 @@ def collect_measurements(
 
 
 def rank_timing(history: TrainingHistory) -> dict[str, Any]:
-    """Return one rank's own times and payload, each per step of the measured window."""
+    """Return one rank's step time, payload and exposed communication, each per step of the measured window."""
     measured = [
         (interval, exchange)
         for (phase, interval), exchange in zip(history.intervals, history.exchanges, strict=True)
@@ -137,10 +136,10 @@ def rank_timing(history: TrainingHistory) -> dict[str, Any]:
 
 
 def describe_ranks(by_rank: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the record's section on the ranks, from the own figures of each, in rank order.
+    """Return the record's section on the ranks, from each rank's own values, in rank order.
 
-    A rank's busy time is its step time less its exposed communication. Where gradients are exchanged in every step
-    all ranks take the same time: only their busy times show which of them the others wait for.
+    A rank's busy time is its step time minus its exposed communication. Since gradients are exchanged in every step,
+    all ranks have the same step time: only their busy times show which of them the others wait for.
     """
     ranks = []
     for number, own in enumerate(by_rank):
@@ -158,6 +157,6 @@ def find_stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for rank, value in enumerate(busy):
         typical = statistics.median(busy[:rank] + busy[rank + 1 :])
-        if typical > 0 and value > STRAGGLER * typical:
+        if typical > 0 and value > STRAGGLER_SLOWDOWN * typical:
             found.append({"rank": rank, "slowdown": value / typical})
     return found

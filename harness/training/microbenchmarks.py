@@ -1,9 +1,9 @@
-"""What a device can do at most: matrix products, memory, launches, copies from the host, all-reduce.
+"""Peak rates of a device: matrix products, memory bandwidth, launch latency, host copies, all-reduce.
 
-Every figure is a rate over stretches of the host's clock between two synchronisations, as training is timed. A stretch
-is long enough that the clock and the synchronisation do not count, stretches are repeated until the device is warm, and
-the best and the median of those after that are kept. Operands are random: zeros draw less power, and clocks depend on
-that.
+Every rate is measured over samples of the host's clock between two synchronizations, as training is timed. A sample is
+long enough for the overhead of clock and synchronization to be negligible; samples are repeated until the device is
+warm, and the best and the median of the following ones are kept. Operands are random: zeros draw less power, on which
+clocks depend.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from harness.backends.step import autocast_dtype
 
 SAMPLE_SECONDS = 0.05
 SAMPLES = 9
-WARM_WITHIN = 0.03
+# The device is warm once two samples in a row differ by no more than this fraction.
+WARM_TOLERANCE = 0.03
 MAX_WARMUP_SAMPLES = 12
-# Squares, and between the powers of two what tiles unevenly.
+# Of square matrices: powers of two, and sizes between them that tile unevenly.
 SIZES = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
-# A size whose single product takes longer than this is the last one: larger ones gain nothing.
+# A size whose product takes longer than this is the last one: larger ones are not faster.
 MAX_PRODUCT_SECONDS = 0.5
-# Beyond what caches hold.
+# Larger than caches.
 COPY_BYTES = 512 << 20
 FLUSH_BYTES = 128 << 20
 ALL_REDUCE_BYTES = tuple(1 << power for power in (20, 22, 24, 26, 28))
@@ -37,17 +38,17 @@ LAUNCHES = 1000
 
 @dataclass
 class Rate:
-    """How often something was done in a second, in its own unit."""
+    """Best and median rate of the samples, in units per second."""
 
     best: float
     median: float
 
 
 class Microbenchmarks:
-    """Measures one device. Nothing here knows which.
+    """Benchmarks of one device, the same code for every backend.
 
     Args:
-        memory_bytes: of the device, so that no operand is taken that does not fit; None where unknown.
+        memory_bytes: of the device, which limits the size of operands; None if unknown.
         clock: seconds.
     """
 
@@ -59,10 +60,10 @@ class Microbenchmarks:
         self._scratch = torch.zeros(self._buffer_bytes(FLUSH_BYTES, copies=1) // 4, device=self._device)
 
     def matrix_products(self, precision: str, heartbeat: Callable[[], object] = lambda: None) -> dict[str, Any]:
-        """Return FLOP/s of x @ w.T, as a linear layer does, over a sweep of square shapes.
+        """Return FLOP/s of x @ w.T, the product of a linear layer, over a sweep of square shapes.
 
-        Keys: `best_flops`, `median_flops` and `size` of the best size, and the whole `sweep`. A multiply-add counts
-        as two.
+        Keys: `best_flops`, `median_flops` and `size` of the best size, and the `sweep` over all sizes. A multiply-add
+        counts as two operations.
         """
         dtype = autocast_dtype(precision) or torch.float32
         sweep = []
@@ -77,7 +78,7 @@ class Microbenchmarks:
         return {**{key: best[key] for key in ("best_flops", "median_flops", "size")}, "sweep": sweep}
 
     def memory_bandwidth(self) -> dict[str, Any]:
-        """Return bytes/s of a copy within the device's memory, read and written bytes both counted."""
+        """Return bytes/s of a copy within the device's memory; bytes read and bytes written both count."""
         size = self._buffer_bytes(COPY_BYTES, copies=2)
         source = torch.randn(size // 4, device=self._device)
         target = torch.empty_like(source)
@@ -85,7 +86,7 @@ class Microbenchmarks:
         return {**_bytes_per_second(rate), "buffer_bytes": size}
 
     def launch_latency(self) -> dict[str, Any]:
-        """Return seconds for the smallest operation: one after another in the queue, and one that is waited for."""
+        """Return seconds of the smallest operation: per operation of a queue, and of one with a synchronization."""
         one = torch.randn(1, device=self._device)
 
         def queued() -> None:
@@ -102,7 +103,7 @@ class Microbenchmarks:
         }
 
     def host_copies(self) -> dict[str, Any] | None:
-        """Return bytes/s from the host's memory to the device and back; None where they are the same memory."""
+        """Return bytes/s from the host's memory to the device and back; None if they are the same memory."""
         if self._device.type == "cpu":
             return None
         size = self._buffer_bytes(COPY_BYTES // 2, copies=1)
@@ -119,17 +120,17 @@ class Microbenchmarks:
         return found
 
     def all_reduce(self, ranks: int) -> dict[str, Any] | None:
-        """Return the bus bandwidth of adding up float32 over all ranks; None for a single one. Collective.
+        """Return the bus bandwidth of an all-reduce (sum of float32); None for a single rank. Collective.
 
-        Bus bandwidth is 2 (n - 1) / n x bytes / seconds: what each link carries in a ring, whatever the number of
-        ranks (the convention of nccl-tests).
+        Bus bandwidth is 2 (n - 1) / n x bytes / seconds, the traffic of each link in a ring of n ranks (the convention
+        of nccl-tests).
         """
         if ranks < 2:
             return None
         sweep = []
         for size in ALL_REDUCE_BYTES:
             buffer = torch.randn(size // 4, device=self._device) / ranks
-            # All ranks have to call it as often.
+            # All ranks must make the same number of calls.
             rate = self._fixed_rate(lambda x=buffer: dist.all_reduce(x), 2.0 * (ranks - 1) / ranks * size)
             sweep.append({"bytes": size, **_bytes_per_second(rate)})
         best = max(sweep, key=lambda entry: entry["best_bytes_per_second"])
@@ -148,14 +149,14 @@ class Microbenchmarks:
         return min(wanted, self._memory_bytes // (8 * copies) // 4 * 4)
 
     def _rate(self, act: Callable[[], object], amount: float) -> tuple[Rate, float]:
-        """Return the rate at which `act` does `amount` of something, and the seconds of one call."""
+        """Return the rate of `act`, which does `amount` units of work, and the median seconds of one call."""
         act()
         one = self._sample(act, 1)
         calls = max(1, int(SAMPLE_SECONDS / one)) if one > 0 else 1
         before = self._sample(act, calls)
         for _ in range(MAX_WARMUP_SAMPLES):
             now = self._sample(act, calls)
-            if abs(now - before) <= WARM_WITHIN * before:
+            if abs(now - before) <= WARM_TOLERANCE * before:
                 break
             before = now
         seconds = [self._sample(act, calls) / calls for _ in range(SAMPLES)]
@@ -168,7 +169,7 @@ class Microbenchmarks:
         return Rate(amount / min(seconds), amount / statistics.median(seconds))
 
     def _sample(self, act: Callable[[], object], calls: int) -> float:
-        # What the last stretch left in caches is pushed out.
+        # Flush the caches.
         self._scratch.add_(1.0)
         self._backend.synchronize()
         began = self._clock()

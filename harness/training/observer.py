@@ -1,4 +1,4 @@
-"""The one way in which the loop reports to the outside: between its timed intervals, never inside one."""
+"""LoopObserver: the one interface through which the loop reports, between its timed intervals, never inside one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class IntervalReport:
-    """A trained interval, in numbers that the loop has read from the device already. Lists hold one value a step."""
+    """Results of an interval, already read from the device. Lists hold one value per step."""
 
     phase: str
     first_step: int
@@ -36,7 +36,7 @@ class IntervalReport:
 
 
 class LoopObserver:
-    """Is called by the loop between its timed intervals. Every method does nothing unless a subclass overrides it."""
+    """Observer that the loop calls between its timed intervals. Methods do nothing unless a subclass overrides them."""
 
     def interval_begins(self, phase: str) -> None:
         """Called before the clock starts."""

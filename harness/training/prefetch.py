@@ -1,4 +1,4 @@
-"""Prefetching: batches made ahead of the step that needs them, on a thread of their own."""
+"""Prefetching: a thread that makes batches ahead of the steps that need them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ DEPTH = 4
 
 
 class Prefetcher:
-    """Yields this rank's share of each step's global batch as host int64 micro-batches, in order.
+    """Makes this rank's share of each step's global batch as host int64 micro-batches, in order.
 
-    Ranks take consecutive shares of equal size, so the global batch is the same whatever their number.
-
-    The digest is added to when a batch is handed out, not when it is made: it proves what was trained on.
+    Ranks take consecutive shares of equal size, so that the global batch does not depend on their number. A batch is
+    added to the digest when it is handed out, not when it is made: the digest covers exactly the trained batches.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Prefetcher:
         """Return the next step's micro-batches, [micro_batch_size, seq_len + 1] each; waits if none is ready.
 
         Raises:
-            DataError: the data of this step cannot be had (a token id beyond the vocabulary, a read error).
+            DataError: the data of this step cannot be used (a token id beyond the vocabulary, a read error).
         """
         item = self._queue.get()
         if isinstance(item, BaseException):
@@ -58,7 +57,7 @@ class Prefetcher:
         return micro_batches
 
     def close(self) -> None:
-        """Stop the thread, whatever it is doing."""
+        """Stop the thread."""
         self._stop.set()
         self._thread.join(timeout=10)
 

@@ -1,4 +1,4 @@
-"""Model, optimizer, training step and evaluator of a run, ready for the first step."""
+"""Preparation of a training: model, optimizer, training step and evaluator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from harness.workload.optimizer import build_optimizer
 
 @dataclass(frozen=True)
 class PreparedTraining:
-    """Everything that a loop trains and evaluates with."""
+    """Model, optimizer, step and evaluator, ready for the first step."""
 
     model: Transformer
     optimizer: torch.optim.Optimizer
@@ -48,7 +48,7 @@ def prepare_training(
     Args:
         config: with its track resolved.
         batch_digest: of this rank's batches; evaluations add the held-out sequences to it.
-        heartbeat: called for every parameter that is made.
+        heartbeat: called for every parameter.
 
     Raises:
         ConfigError: the layout does not fit the device or the number of processes.
@@ -73,7 +73,7 @@ def prepare_training(
 
 
 def observe_linear_dtypes(prepared: PreparedTraining, config: Config, dataset: Dataset) -> list[str] | None:
-    """Return the types in which the step's linear layers compute, by one forward pass; None where it is opaque.
+    """Return the types in which the step's linear layers compute, from one forward pass; None if it is opaque.
 
     Raises:
         RunFailed: they compute in another precision than the configured one.
@@ -84,7 +84,7 @@ def observe_linear_dtypes(prepared: PreparedTraining, config: Config, dataset: D
 
 
 def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat: Callable[[], None]) -> str:
-    """Return the digest of the initial weights; of sharded ones, put together from all ranks.
+    """Return the digest of the initial weights, combined over the ranks if they are sharded.
 
     Raises:
         RunFailed: the ranks do not have the same weights.

@@ -1,4 +1,4 @@
-"""What is really in effect, found by doing it: a run that got something other than it asked for must not start."""
+"""Probes of the settings in effect: a run whose device does something else than requested must not start."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.workload.model import activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
 
 MATMUL_SIZE = 256
-# A float32 product of two 256 x 256 normal matrices is off by about 2e-7 of its norm. TF32, HF32 and fp16 inputs
-# carry 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): a decade on either side tells them apart.
+# A float32 product of two 256 x 256 normal matrices has a relative error of about 2e-7. TF32, HF32 and fp16 inputs
+# have 11 bits (about 3e-4), bf16 inputs 8 bits (about 2e-3): the bound is more than a decade from either side.
 MAX_FP32_ERROR = 1e-5
-# GELU's two formulas differ by 2e-4 in the mean over this stretch, where the values themselves are small enough for
-# bf16 to tell them apart; x sigmoid(1.702 x), a third one in use, is off by 1e-2.
+# GELU's two formulas differ by 2e-4 (root mean square) over this range, where the values are small enough for bf16 to
+# distinguish them; x sigmoid(1.702 x), a third approximation in use, is off by 1e-2.
 GELU_RANGE = (-4.0, -0.25, 2048)
 MAX_GELU_ERROR = {"fp32": 2e-5, "bf16": 1e-3, "fp16": 1e-3}
 
@@ -28,10 +28,10 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
     """Return the settings in effect, for the record.
 
     Raises:
-        BackendUnavailable: the device does something else than what was asked for.
+        BackendUnavailable: the device does something else than requested.
     """
     return {
-        # What a device says of itself never stands in place of what is found out here.
+        # First, so that a backend's own report never replaces a probed value.
         **backend.effective_settings(),
         **_probe_matmul(backend, config.precision),
         "attention_kernel": _probe_attention(backend, config),
@@ -51,23 +51,22 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
 def observe_dtypes(
     step: TrainStep, model: torch.nn.Module, sequences: torch.Tensor, precision: str
 ) -> list[str] | None:
-    """Return the types in which the step's own linear layers compute, by watching one forward pass of it.
+    """Return the types in which the step's own linear layers compute, observed with hooks in one forward pass.
 
-    The step itself is watched, not a copy of what it is believed to do. None where the device runs the model in a
-    way that cannot be watched from here.
+    None if the backend runs the model in a way that does not call hooks.
 
     Args:
         sequences: host int64 [1, seq_len + 1].
 
     Raises:
-        RunFailed: they compute in another precision than was asked for.
+        RunFailed: they compute in another precision than requested.
     """
     seen: set[torch.dtype] = set()
 
-    def note(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+    def add_dtype(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         seen.add(output.dtype)
 
-    hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    hooks = [part.register_forward_hook(add_dtype) for part in model.modules() if isinstance(part, torch.nn.Linear)]
     try:
         step.evaluate(sequences)
     finally:
@@ -78,8 +77,8 @@ def observe_dtypes(
     names = sorted(str(dtype).removeprefix("torch.") for dtype in seen)
     if names != [DTYPE_NAMES[precision]]:
         raise RunFailed(
-            f"precision={precision} was asked for, but the training step computes in {', '.join(names)}; this is a "
-            "fault of the backend: report it to its maintainers"
+            f"precision={precision} was requested, but the training step computes in {', '.join(names)}; this is a bug "
+            "in the backend: report it to its maintainers"
         )
     return names
 
@@ -105,14 +104,14 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
     expected = DTYPE_NAMES[precision]
     if dtype != expected:
         raise BackendUnavailable(
-            f"backend {backend.name}: precision={precision} was asked for, but a matrix product came out as "
+            f"backend {backend.name}: precision={precision} was requested, but a matrix product has type "
             f"{dtype}; this device or driver lacks that precision: choose another"
         )
     if precision == "fp32" and not error <= MAX_FP32_ERROR:
         raise BackendUnavailable(
-            f"backend {backend.name}: precision=fp32 was asked for, but a matrix product is off by {error:.1e}, "
-            "as with TF32, HF32 or bf16 inputs; remove what allows reduced precision from the environment "
-            "(ONEDNN_DEFAULT_FPMATH_MODE and the like)"
+            f"backend {backend.name}: precision=fp32 was requested, but a matrix product has a relative error of "
+            f"{error:.1e}, as with TF32, HF32 or bf16 inputs; unset the environment variables that allow reduced "
+            "precision (ONEDNN_DEFAULT_FPMATH_MODE and the like)"
         )
     return {"matmul_dtype": dtype, "matmul_relative_error": error}
 
@@ -136,31 +135,31 @@ def _probe_attention(backend: Backend, config: Config) -> str:
 
 
 def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
-    """Find out which GELU the device computes: there are devices that know only one and do not say so."""
-    asked = config.model.activation
-    if asked == "swiglu":
+    """Return which GELU the device computes: some devices have only one and use it for both without an error."""
+    requested = config.model.activation
+    if requested == "swiglu":
         return {}
     dtype = autocast_dtype(config.precision) or torch.float32
     x = torch.linspace(*GELU_RANGE).to(dtype)
-    found = activate(x.to(backend.device()), asked).cpu().double()
+    found = activate(x.to(backend.device()), requested).cpu().double()
     exact = {name: activate(x.double(), name) for name in ("gelu", "gelu_tanh")}
     errors = {name: float((found - values).square().mean().sqrt()) for name, values in exact.items()}
     nearest = min(errors, key=lambda name: errors[name])
     if not errors[nearest] <= MAX_GELU_ERROR[config.precision]:
         raise BackendUnavailable(
-            f"backend {backend.name}: model.activation={asked} was asked for, but the device computes neither GELU nor "
-            f"its tanh approximation (off by {errors[asked]:.1e}); use model.activation=swiglu"
+            f"backend {backend.name}: model.activation={requested} was requested, but the device computes neither "
+            f"GELU nor its tanh approximation (error {errors[requested]:.1e}); use model.activation=swiglu"
         )
-    if nearest != asked:
+    if nearest != requested:
         raise BackendUnavailable(
-            f"backend {backend.name}: model.activation={asked} was asked for, but this device computes {nearest} "
-            f"whatever it is asked; set model.activation={nearest}, here and on the other device"
+            f"backend {backend.name}: model.activation={requested} was requested, but this device computes "
+            f"{nearest} for either; set model.activation={nearest}, here and on the other device"
         )
     return {"activation": nearest, "activation_error": errors[nearest]}
 
 
 def _probe_threads(backend: Backend) -> int:
-    asked, found = backend.threads(), torch.get_num_threads()
-    if asked != found:
-        raise BackendUnavailable(f"backend.threads: asked for {asked}, but torch uses {found}")
+    expected, found = backend.threads(), torch.get_num_threads()
+    if expected != found:
+        raise BackendUnavailable(f"backend.threads: found {found} threads in torch, expected {expected}")
     return found

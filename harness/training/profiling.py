@@ -1,12 +1,12 @@
-"""Where the time of a step goes: what `profile=true` adds to a run.
+"""Profile of a training step (`profile=true`): phases, operations, idle time and bytes accessed.
 
-It comes after the last measured step, on steps that repeat the run's first batches and whose weights nobody keeps, so
-that neither the timed window nor the work knows of it. Three looks are taken, since none shows everything:
+It runs after the last measured step, on steps that repeat the run's first batches and whose weights are discarded, so
+that it affects neither timing nor losses. It takes three passes, since no single one measures everything:
 
-- in phases: with a synchronisation at both ends of each part, the host's clock tells what each takes by itself. Parts
-  that overlap otherwise do not here, so their sum may exceed a step;
-- trace_steps: as the steps run, under PyTorch's profiler, which tells the operations and when none was under way;
-- counted: one step under a dispatch mode that adds up the bytes of every operation's operands.
+- time_phases: a synchronization at both ends of each phase, timed by the host's clock. Phases that normally overlap do
+  not here, so that their sum may exceed a step;
+- trace_steps: PyTorch's profiler, for the operations and for the time in which the device is idle;
+- BytesAccessed: a dispatch mode that sums the bytes of every operation's operands in one step.
 """
 
 from __future__ import annotations
@@ -35,23 +35,15 @@ from harness.workload.data import Dataset
 from harness.workload.optimizer import learning_rate
 
 STEPS = 3
-LISTED_OPERATIONS = 12
+MAX_OPERATIONS = 12
 
 
-def profile_steps(
-    step: TrainStep,
-    config: Config,
-    dataset: Dataset,
-    *,
-    backend: Backend,
-    folder: Path,
-    processes: RunProcesses,
-    meter: CommunicationMeter,
-    stop_requested: Callable[[], bool],
-) -> dict[str, Any] | None:
+def profile_steps(step: TrainStep, config: Config, dataset: Dataset, *, backend: Backend, folder: Path,
+                  processes: RunProcesses, meter: CommunicationMeter,
+                  stop_requested: Callable[[], bool]) -> dict[str, Any] | None:  # fmt: skip
     """Return the profile of one step of this rank, and write its trace into the run's folder. Collective.
 
-    None if a stop was requested before it was complete.
+    Returns None if a stop was requested before it was complete.
 
     Args:
         stop_requested: called after every step; the same answer on all ranks.
@@ -67,13 +59,13 @@ def profile_steps(
         if stop_requested():
             raise _Stopped
 
-    def waited() -> float | None:
+    def exposed_seconds() -> float | None:
         return meter.pop()[1] if processes.ranks.size > 1 else 0.0
 
     batches = _first_batches(config, dataset, processes.ranks, pin_memory=backend.pins_host_memory)
     trace = folder / PROFILE_FOLDER / f"trace-rank{processes.ranks.rank}.json.gz"
     try:
-        with_phases = time_phases(step, run, batches, backend.synchronize, waited)
+        with_phases = time_phases(step, run, batches, backend.synchronize, exposed_seconds)
         traced = trace_steps(run, batches, backend, trace)
         with force_eager(config.track), BytesAccessed() as counted:
             run(batches[0])
@@ -105,54 +97,52 @@ class _Stopped(Exception):
     """A stop was requested."""
 
 
-def time_phases(
-    step: TrainStep,
-    run: Callable[[Sequence[torch.Tensor]], None],
-    batches: Sequence[Sequence[torch.Tensor]],
-    synchronize: Callable[[], None],
-    waited: Callable[[], float | None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
-    """Return the mean seconds of each part of a step, None where the step is one piece; `between` them, the host's.
+def time_phases(step: TrainStep, run: Callable[[Sequence[torch.Tensor]], None],
+                batches: Sequence[Sequence[torch.Tensor]], synchronize: Callable[[], None],
+                exposed_seconds: Callable[[], float | None] = lambda: None,
+                clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:  # fmt: skip
+    """Return `phases`, the mean seconds of each phase of a step, and `host_overhead_seconds`, the time between them.
 
-    What was stood still for collectives is taken off the part in which it was, and is `communication`.
+    Exposed communication is subtracted from the phase in which it occurs, and is the phase `communication`. Both
+    values are None if the step is opaque.
+
+    Args:
+        exposed_seconds: returns the exposed communication since its last call, None if unknown.
     """
-    phases = _PhaseClock(synchronize, waited, clock)
+    phases = _PhaseClock(synchronize, exposed_seconds, clock)
     if not step.record_phases(phases):
         return {"phases": None, "host_overhead_seconds": None}
     try:
         run(batches[0])
-        phases.forget()
+        phases.reset()
         synchronize()
         began = clock()
         for batch in batches:
             run(batch)
         synchronize()
-        whole = clock() - began
+        total = clock() - began
     finally:
         step.record_phases(None)
     steps = len(batches)
     seconds = {name: phases.seconds[name] / steps for name in STEP_PHASES}
-    between = max(0.0, whole / steps - sum(seconds.values()))
-    if not phases.knows_waiting:
-        # It is there all the same, within the other phases.
-        return {"phases": {**seconds, "communication": None}, "host_overhead_seconds": between}
-    return {"phases": seconds, "host_overhead_seconds": between}
+    overhead = max(0.0, total / steps - sum(seconds.values()))
+    # Exposed communication that is unknown is part of the other phases.
+    known = seconds if phases.knows_exposed else {**seconds, "communication": None}
+    return {"phases": known, "host_overhead_seconds": overhead}
 
 
 class _PhaseClock:
-    """Adds up the time of each part between two synchronisations."""
+    """Sums the time of each phase between two synchronizations."""
 
     def __init__(
-        self, synchronize: Callable[[], None], waited: Callable[[], float | None], clock: Callable[[], float]
+        self, synchronize: Callable[[], None], exposed_seconds: Callable[[], float | None], clock: Callable[[], float]
     ) -> None:
-        self._synchronize, self._waited, self._clock = synchronize, waited, clock
-        self.forget()
+        self._synchronize, self._exposed_seconds, self._clock = synchronize, exposed_seconds, clock
+        self.reset()
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STEP_PHASES, 0.0)
-        self.knows_waiting = self._waited() is not None
+        self.knows_exposed = self._exposed_seconds() is not None
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -162,10 +152,10 @@ class _PhaseClock:
         self._synchronize()
         self.seconds[name] += self._clock() - began
         if name in ("host_to_device", "forward", "communication"):
-            # What was waited for in a backward pass is asked for one part later: in its end the wait may still be open.
-            waited = self._waited() or 0.0
-            self.seconds["forward" if name == "forward" else "backward"] -= waited
-            self.seconds["communication"] += waited
+            # A wait may still be open at the end of the backward pass, whose waits are therefore read one phase later.
+            exposed = self._exposed_seconds() or 0.0
+            self.seconds["forward" if name == "forward" else "backward"] -= exposed
+            self.seconds["communication"] += exposed
 
 
 def trace_steps(
@@ -174,11 +164,11 @@ def trace_steps(
     backend: Backend,
     trace: Path,
 ) -> dict[str, Any]:
-    """Write PyTorch's trace of the steps, and return what it says of them.
+    """Write PyTorch's trace of the steps, and return a summary of it.
 
-    Keys: `traced_step_seconds`; `idle_fraction`, of that the share in which no operation was under way on the device,
-    None where the profiler does not see the device; `operations`, those that took longest, by their own time, none
-    where the profiler sees the host's calls only, whose time is that of launching.
+    Keys: `traced_step_seconds`; `idle_fraction`, the fraction of that in which no operation ran on the device, None if
+    the profiler does not see the device; `operations`, the longest by their own time, empty if the profiler sees only
+    the host's calls, whose time is that of launching kernels.
 
     Raises:
         RunFailed: the trace cannot be written.
@@ -196,7 +186,7 @@ def trace_steps(
             began = time.perf_counter()
             run(batch)
             backend.synchronize()
-            # What the profiler does between two steps is left out.
+            # The profiler's work between two steps is not timed.
             seconds += time.perf_counter() - began
             profiler.step()
     try:
@@ -204,36 +194,38 @@ def trace_steps(
         profiler.export_chrome_trace(str(trace))
     except OSError as error:
         raise RunFailed(f"{trace}: the profile's trace cannot be written: {error.strerror or error}") from error
-    kind = DeviceType.CPU if not backend.asynchronous else _other_device(profiler.events())
+    kind = DeviceType.CPU if not backend.asynchronous else _accelerator_kind(profiler.events())
     return {
         "traced_step_seconds": seconds / steps,
         "idle_fraction": idle_fraction(_intervals(profiler.events(), kind), seconds),
-        "operations": [] if kind is None else _operations(profiler, kind, steps),
+        "operations": [] if kind is None else _list_operations(profiler, kind, steps),
     }
 
 
-def _other_device(events: Any) -> DeviceType | None:
-    """Return the kind of device that the profiler saw beside the host, or None."""
+def _accelerator_kind(events: Any) -> DeviceType | None:
+    """Return the type of the events that are not the host's, or None if there are none."""
     kinds = {event.device_type for event in events} - {DeviceType.CPU}
     return next(iter(kinds), None)
 
 
 def _intervals(events: Any, kind: DeviceType | None) -> list[tuple[float, float]]:
-    """Return the beginnings and ends, in seconds, of the operations on a kind of device."""
+    """Return start and end, in seconds, of the operations on a type of device."""
     return [
         (event.time_range.start / 1e6, event.time_range.end / 1e6)
         for event in events
-        if event.device_type == kind and not event.is_user_annotation and (kind != DeviceType.CPU or _works(event.name))
+        if event.device_type == kind
+        and not event.is_user_annotation
+        and (kind != DeviceType.CPU or _is_operation(event.name))
     ]
 
 
-def _works(name: str) -> bool:
-    """Return whether a host event is an operation or a compiled graph, and not what PyTorch or Python does around."""
+def _is_operation(name: str) -> bool:
+    """Return whether a host event is an operation or a compiled graph, and not an annotation or autograd's own work."""
     return name.startswith("## Call Compiled") or ("::" in name and not name.startswith("autograd::"))
 
 
 def idle_fraction(intervals: Sequence[tuple[float, float]], seconds: float) -> float | None:
-    """Return the share of `seconds` that none of the intervals covers, None if there are none."""
+    """Return the fraction of `seconds` that no interval covers, or None without intervals."""
     if not intervals or seconds <= 0:
         return None
     covered, reached = 0.0, -float("inf")
@@ -243,20 +235,20 @@ def idle_fraction(intervals: Sequence[tuple[float, float]], seconds: float) -> f
     return min(1.0, max(0.0, 1.0 - covered / seconds))
 
 
-def _operations(profiler: Any, kind: DeviceType, steps: int) -> list[dict[str, Any]]:
+def _list_operations(profiler: Any, kind: DeviceType, steps: int) -> list[dict[str, Any]]:
     found = []
     for average in profiler.key_averages():
-        # The host's calls are told the time of the kernels that they launched as well, which are listed themselves.
+        # The profiler also attributes a kernel's time to the host call that launched it: each kernel is listed once.
         on_host = average.device_type == DeviceType.CPU
         microseconds = average.self_cpu_time_total if on_host else average.self_device_time_total
         of_the_device = average.device_type == kind and not average.is_user_annotation
         if of_the_device and microseconds > 0 and not average.key.startswith("ProfilerStep"):
             found.append({"name": average.key, "calls": average.count / steps, "seconds": microseconds / 1e6 / steps})
-    return sorted(found, key=lambda operation: -operation["seconds"])[:LISTED_OPERATIONS]
+    return sorted(found, key=lambda operation: -operation["seconds"])[:MAX_OPERATIONS]
 
 
 class BytesAccessed(TorchDispatchMode):
-    """Adds up what every operation reads and writes, as if no two were fused and no cache held anything."""
+    """Sums the bytes that every operation reads and writes, as if none were fused and there were no caches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +260,7 @@ class BytesAccessed(TorchDispatchMode):
             return result
         written = _bytes(result) if result is not None else _bytes(_written_arguments(func, args))
         if func is torch.ops.aten.embedding.default:
-            # It reads the rows that it returns, not the whole table.
+            # It reads the rows that it returns, not the entire table.
             self.total += 2 * written
         else:
             self.total += written + _bytes((args, kwargs))
@@ -287,7 +279,7 @@ _NO_TRAFFIC = {
 
 
 def _written_arguments(func: Any, args: Sequence[Any]) -> list[Any]:
-    """Return the arguments that an operation without a result writes to, as those on lists of tensors do."""
+    """Return the arguments that an operation without a result writes to, for instance one on lists of tensors."""
     return [
         value
         for argument, value in zip(func._schema.arguments, args, strict=False)
@@ -299,7 +291,7 @@ def _bytes(values: Any) -> int:
     total = 0
     for value in tree_leaves(values):
         if isinstance(value, torch.Tensor):
-            # Of a sharded tensor this rank's part; of an expanded one what there really is.
+            # This rank's part of a sharded tensor; the storage of an expanded one.
             own = getattr(value, "_local_tensor", value)
             total += min(own.numel() * own.element_size(), own.untyped_storage().nbytes())
     return total

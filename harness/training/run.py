@@ -1,4 +1,4 @@
-"""One run from its settings to its record: set-up, training, and what happens when either fails."""
+"""One run from its settings to its record: set-up, training, optional profile, and the handling of failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass
 class RunResult:
-    """The outcome of a run, and its record; the record is empty on all ranks but the first."""
+    """The outcome of a run, and its record, which is empty on all ranks but rank 0."""
 
     folder: Path
     record: dict[str, Any]
@@ -44,12 +44,12 @@ class RunResult:
 def run(config: Config, backend: Backend, world: World | None = None) -> RunResult:
     """Train and time the configured workload on a backend that passed its preflight, and write the record.
 
-    From the moment that the folder is acquired, every outcome leaves a record. Each of several processes calls this,
-    and rank 0 writes.
+    Once the folder is acquired, every outcome leaves a record. In a distributed run every process calls this, and rank
+    0 writes the record.
 
     Raises:
-        UserError: nothing was run: the data, the device or the folder does not fit.
-        EndedWithAll: likewise, on another rank than the one that reports to the user.
+        UserError: nothing was run: the data, the device or the folder cannot be used.
+        EndedWithAll: the same, on a rank that does not report it to the user.
         Interrupted: a signal came before training began.
     """
     world = world or World()
@@ -68,11 +68,11 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
                 stack.callback(backend.close)
                 processes.init_collectives(backend)
                 resolved, description = describe_run(config, backend, dataset, processes, start)
-                place = processes.broadcast_from_main(lambda: _acquire_folder(config, description, stack))
-                if place.existing_record is not None:
-                    return RunResult(place.path, place.existing_record)
-                writer.set_run_folder(place.path)
-                return _Run(place, resolved, description, backend, dataset, processes, stop).run(writer)
+                acquired = processes.broadcast_from_main(lambda: _acquire_folder(config, description, stack))
+                if acquired.existing_record is not None:
+                    return RunResult(acquired.path, acquired.existing_record)
+                writer.set_run_folder(acquired.path)
+                return _Run(acquired, resolved, description, backend, dataset, processes, stop).run(writer)
         except UserError as error:
             raise processes.failure_for_all(error) from error
         except Exception as error:
@@ -84,7 +84,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
 
 @contextmanager
 def _written_heartbeat(heartbeat: Heartbeat, world: World, timeout_seconds: float) -> Iterator[HeartbeatWriter]:
-    """Write the heartbeat for `harness health` while the run lasts: one file for the processes of a host."""
+    """Write the heartbeat for `harness health` during the run, in one file for all processes of a host."""
     writer = HeartbeatWriter(heartbeat, timeout_seconds=timeout_seconds)
     if world.local_rank == 0:
         writer.start()
@@ -99,54 +99,54 @@ def _open_data(config: Config) -> Dataset:
     if config.workload.eval_every:
         dataset.require_held_out(config.workload.eval_sequences)
         dataset.held_out(0, config.workload.eval_sequences)
-    # A token id beyond the vocabulary should be found now rather than in an hour, where the first batch shows it.
+    # An unusable first batch, for instance with a token id beyond the vocabulary, is found now and not after set-up.
     dataset.train(0, config.workload.global_batch_size)
     return dataset
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The folder of the run, as all ranks need to know it."""
+class _AcquiredFolder:
+    """The fields of a RunFolder that all ranks need."""
 
     path: Path
     from_step: int = 0
     existing_record: dict[str, Any] | None = None
 
 
-def _acquire_folder(config: Config, description: RunDescription, stack: ExitStack) -> _Place:
-    """Create or take over the run's folder, on rank 0, and hold its lock until the stack closes."""
+def _acquire_folder(config: Config, description: RunDescription, stack: ExitStack) -> _AcquiredFolder:
+    """Create the run's folder, or resume the run in it, and hold its lock until the stack closes. On rank 0."""
     acquired = stack.enter_context(acquire_run_folder(config, f"{description.backend_name}-{config.model.name}"))
     if acquired.existing_record is not None:
-        return _Place(acquired.path, existing_record=acquired.existing_record)
+        return _AcquiredFolder(acquired.path, existing_record=acquired.existing_record)
     from_step = (checkpoint_steps(acquired.path) or [0])[-1] if acquired.resuming else 0
     if acquired.resuming and not from_step and (acquired.path / STEPS_FILE).exists():
-        # Interrupted before its first checkpoint: it starts again, and the steps that were done are kept.
+        # Interrupted before its first checkpoint: it starts again, and the old steps are kept under another name.
         archive_file(acquired.path / STEPS_FILE)
     if config.checkpoint.every:
         host = environment.host_name()
         begin_attempt(acquired.path, from_step=from_step, world_size=description.world_size, host=host)
-    return _Place(acquired.path, from_step)
+    return _AcquiredFolder(acquired.path, from_step)
 
 
 class _Run:
-    """A run whose folder is acquired: it trains, and writes the record of every outcome."""
+    """A run with an acquired folder: it trains, and writes the record of every outcome."""
 
-    def __init__(self, place: _Place, config: Config, description: RunDescription, backend: Backend, dataset: Dataset,
-                 processes: RunProcesses, stop: StopRequest) -> None:  # fmt: skip
-        self._folder, self._config, self._description = place.path, config, description
+    def __init__(self, acquired: _AcquiredFolder, config: Config, description: RunDescription, backend: Backend,
+                 dataset: Dataset, processes: RunProcesses, stop: StopRequest) -> None:  # fmt: skip
+        self._folder, self._config, self._description = acquired.path, config, description
         self._backend, self._dataset, self._processes, self._stop = backend, dataset, processes, stop
         self._trainer = Trainer(
-            place.path, config, description, backend, dataset, processes, CoordinatedStop(processes.ranks, stop),
-            from_step=place.from_step,
+            acquired.path, config, description, backend, dataset, processes, CoordinatedStop(processes.ranks, stop),
+            from_step=acquired.from_step,
         )  # fmt: skip
         processes.on_fatal(lambda first: self._finish(RunFailed(str(first), first.status), None))
 
     def run(self, heartbeat_writer: HeartbeatWriter) -> RunResult:
-        """Train, and write the record; then profile, if that was asked for and the run ended well."""
+        """Train, and write the record; then profile, if `profile=true` and the run ended well."""
         try:
             step, failure, interrupted = self._attempt(lambda: self._train(heartbeat_writer))
         except Exception as error:
-            # A fault of our own: leave the record, then let the traceback be seen.
+            # A bug in the harness: write the record, then raise for the traceback.
             own = RunFailed(f"{type(error).__name__}: {error}")
             self._finish(self._processes.resolve_failure(own), None)
             raise
@@ -164,9 +164,9 @@ class _Run:
         return self._trainer.train(heartbeat_writer)
 
     def _profile(self, step: TrainStep) -> RunResult:
-        """Write the record of a run that ended well, then profile it, and write that into the record.
+        """Write the record of a run that ended well, then profile it, and add the profile to the record.
 
-        In this order, since a profile may run out of memory, or be stopped: the run is complete all the same.
+        In this order, since the run is complete even if the profile runs out of memory or is interrupted.
         """
 
         def profile() -> dict[str, Any] | None:
@@ -175,7 +175,7 @@ class _Run:
 
         if self._processes.world.is_main:
             self._write("ok")
-        # The record stays as it is, also if the profile ends this process.
+        # The record does not change if the profile ends this process.
         self._processes.on_fatal(lambda first: None)
         found, failure, interrupted = self._attempt(profile)
         if failure is not None:
@@ -201,7 +201,7 @@ class _Run:
     def _finish(
         self, failure: RunFailed | None, interrupted: Interrupted | None, profile: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Write the record on rank 0, and elsewhere wait for that. Return the record, empty elsewhere."""
+        """Write the record on rank 0, and wait for it on the others. Return the record, empty on the others."""
         record: dict[str, Any] = {}
         if self._processes.world.is_main:
             status = failure.status if failure is not None else "ok" if interrupted is None else "interrupted"
@@ -242,7 +242,7 @@ def _check_equal_ranks(description: RunDescription, dataset: Dataset, processes:
 
 
 def _to_failure(error: Exception, backend: Backend, processes: RunProcesses) -> RunFailed | None:
-    """Return the failure that an exception means, the same on all ranks; None for a fault of our own."""
+    """Return the failure that an exception means, the same on all ranks; None for a bug in the harness."""
     if isinstance(error, RunFailed):
         return processes.resolve_failure(error)
     if isinstance(error, CheckpointError):

@@ -1,4 +1,4 @@
-"""The record of a run, built from its description, its measurements and its history. No device is touched here."""
+"""Record of a run, built from its description, its measurements and its history. No device is used here."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def build_record(
     """Return the record; harness/schemas/record.schema.json describes it.
 
     Args:
-        attempts: of a run that writes checkpoints, all its attempts so far.
-        profile: where the time of a step goes, if that was measured.
+        attempts: all attempts so far, of a run that writes checkpoints.
+        profile: of a step, if it was profiled.
     """
     config = description.config
     times = timing_section(config, measurements, history)
@@ -83,7 +83,7 @@ def backend_section(description: RunDescription) -> dict[str, Any]:
 
 
 def contention_section(measurements: Measurements) -> dict[str, Any]:
-    """Return who else used host and device, and what held the device's clock down."""
+    """Return the use of host and device by other processes, and clock throttling."""
     return {
         "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
         "device_processes": measurements.device_processes,
@@ -144,7 +144,7 @@ def profile_section(found: Mapping[str, Any], record: Mapping[str, Any]) -> dict
 
 
 def timing_section(config: Config, measurements: Measurements, history: TrainingHistory) -> dict[str, Any]:
-    """Return the timing: the headline numbers come from the measured intervals alone."""
+    """Return the timing; the headline numbers come from the measured intervals alone."""
     phases: dict[str, list[TimedInterval]] = {phase: [] for phase in PHASES}
     for phase, interval in history.intervals:
         phases[phase].append(interval)
@@ -191,14 +191,14 @@ def timing_section(config: Config, measurements: Measurements, history: Training
 
 
 def target_section(config: Config, history: TrainingHistory) -> dict[str, Any] | None:
-    """Return when the target loss was reached, or None if there was no target."""
+    """Return the step and time at which the target loss was reached, or None without a target."""
     if config.target_loss is None:
         return None
     return {
         "loss": config.target_loss,
         "reached": history.target_step is not None,
         "step": history.target_step,
-        # Steps alone, the first and the warm-up included; evaluations and writing left out.
+        # Of steps alone, including the first and the warm-up; without evaluations and checkpoints.
         "training_seconds": history.target_training_seconds,
         "wall_seconds": history.target_wall_seconds,
     }

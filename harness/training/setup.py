@@ -1,4 +1,4 @@
-"""Set-up of a run: settings applied and resolved, what took effect probed, and all of it described for the record."""
+"""Set-up of a run: settings applied, the track resolved, effective settings probed, and the run described."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.workload.model import parameter_count
 
 @dataclass(frozen=True)
 class RunStart:
-    """The moment at which a run began, by every clock that its record needs."""
+    """Start of a run, by every clock that its record needs."""
 
     started_at: str = field(default_factory=utc_now)
     began_seconds: float = field(default_factory=time.perf_counter)
@@ -34,11 +34,11 @@ class RunStart:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """A run as it was set up: everything in its record that is known before training."""
+    """Everything in a run's record that is known before training."""
 
     start: RunStart
     config: Config
-    """As asked for; the training itself uses the config with the resolved track."""
+    """As given by the user; the training uses the config with the resolved track."""
     backend_name: str
     world_size: int
     parameters: int
@@ -55,19 +55,19 @@ class RunDescription:
 def describe_run(
     config: Config, backend: Backend, dataset: Dataset, processes: RunProcesses, start: RunStart
 ) -> tuple[Config, RunDescription]:
-    """Apply the settings, probe what took effect, and return the config with its track resolved, and the description.
+    """Apply the settings, probe those in effect, and return the config with its track resolved, and the description.
 
-    Collective, since rank 0 reads the runs that scaling is measured against.
+    Collective, since rank 0 reads the run that scaling is measured against.
 
     Raises:
-        UserError: the device does not do what was asked for, or the model is too large for it.
+        UserError: the device does not support the settings, or the model is too large for it.
     """
     try:
         return _describe(config, backend, dataset, processes, start)
     except UserError:
         raise
     except Exception as error:
-        # The probes are the device's first operations: a missing kernel package, for instance, shows itself here.
+        # The probes are the device's first operations: a missing kernel package, for instance, fails here.
         classified = backend.classify_error(error)
         if classified is None:
             raise
@@ -82,7 +82,7 @@ def _describe(
     backend.apply(config.precision)
     resolved = replace(config, track=resolve_track(config.track, backend, sharded=config.parallel.name == "fsdp"))
     backend.check_work(resolved)
-    # Asked once, while the device is well: after a fault it may not answer.
+    # Read once, while the device works: after a fault it may not answer.
     device, versions = backend.describe(), backend.versions()
     if config.profile and device.get("emulated"):
         raise BackendUnavailable(

@@ -1,4 +1,4 @@
-"""The one way to time: the host's clock between two synchronisations, over a interval of steps."""
+"""Timing of intervals: the host's clock between two synchronizations, over an interval of steps."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from harness.backends.step import EventTimer
 
 @dataclass(slots=True)
 class TimedInterval:
-    """Steps between two synchronisations. Nothing is printed, read back or written inside."""
+    """Steps between two synchronizations, in which nothing is printed, read from the device or written."""
 
     first_step: int
     last_step: int
     seconds: float
-    """Host time from the synchronise before the first step to the one after the last: the headline."""
+    """Host time from the synchronize before the first step to the one after the last: the headline."""
     data_wait_seconds: float
-    """Part of `seconds` in which the loop stood still for want of data."""
+    """Part of `seconds` in which the loop waited for data."""
     step_seconds: list[float]
-    """Each step's own time, by the method that the record names."""
+    """Each step's own time, by `StepClock.step_seconds_method`."""
     device_seconds: float | None
-    """The same interval by the device's own time stamps, where it has them: a check on the host's clock."""
+    """The same interval by the device's events, if it has them: a check of the host's clock."""
 
     @property
     def steps(self) -> int:
@@ -31,7 +31,7 @@ class TimedInterval:
 
 
 @dataclass
-class _Open:
+class _OpenInterval:
     first_step: int
     began: float
     host_marks: list[float] = field(default_factory=list)
@@ -41,9 +41,8 @@ class _Open:
 class StepClock:
     """Times intervals of steps.
 
-    Per-step times come from the device's events where it has them, from the host's clock where the device works
-    synchronously, and otherwise are the interval's mean: a host clock around one step that was only queued would
-    measure the queueing.
+    Per-step times come from the device's events if it has them, from the host's clock on a synchronous device, and
+    are otherwise the interval's mean: the host's clock around a step that was only queued would measure the queueing.
     """
 
     def __init__(
@@ -58,7 +57,7 @@ class StepClock:
         self._events = events
         self._asynchronous = asynchronous
         self._clock = clock
-        self._open: _Open | None = None
+        self._open: _OpenInterval | None = None
 
     @property
     def step_seconds_method(self) -> str:
@@ -68,24 +67,24 @@ class StepClock:
         return "interval_mean" if self._asynchronous else "host"
 
     def now(self) -> float:
-        """Return the clock's reading, seconds."""
+        """Return the clock's time in seconds."""
         return self._clock()
 
     def begin(self, first_step: int) -> None:
-        """Open a interval: wait for the device, then read the clock."""
+        """Open an interval: wait for the device, then read the clock."""
         assert self._open is None, "the last interval is still open"
         self._synchronize()
         if self._events is not None:
             self._events.mark()
-        self._open = _Open(first_step, self._clock())
+        self._open = _OpenInterval(first_step, self._clock())
 
     def waited(self, seconds: float) -> None:
-        """Count time that the loop waited for data in the open interval."""
+        """Add to the open interval's data wait."""
         assert self._open is not None
         self._open.data_wait_seconds += seconds
 
     def step_done(self) -> None:
-        """Note that one more step has been handed to the device."""
+        """Note that one more step has been issued to the device."""
         assert self._open is not None
         if self._events is not None:
             self._events.mark()

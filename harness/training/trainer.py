@@ -1,4 +1,4 @@
-"""One process's part of a training: its model, its loop, its files and its measurements."""
+"""Trainer: one process's part of a training, with its model, its loop, its files and its measurements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class Trainer:
     """One process's part of a training, from its model to its last step.
 
-    `history` and `measurements` hold what is known so far, also after an exception and from another thread.
+    `history` and `measurements` are current at any time, also after an exception and from another thread.
     """
 
     def __init__(self, folder: Path, config: Config, description: RunDescription, backend: Backend, dataset: Dataset,
@@ -42,7 +42,7 @@ class Trainer:
         """
         Args:
             config: with its track resolved.
-            from_step: the step whose checkpoint the run is resumed from; 0 starts it.
+            from_step: the step of the checkpoint to resume from; 0 for a new run.
         """
         self._folder, self._config, self._description = folder, config, description
         self._backend, self._dataset, self._processes = backend, dataset, processes
@@ -51,7 +51,7 @@ class Trainer:
         self._step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self._measurements = Measurements(step_seconds_method=self._step_clock.step_seconds_method)
         self._meter = CommunicationMeter(
-            # FSDP's collectives run on queues of its own, which this process's time stamps do not see.
+            # FSDP's collectives run on streams of their own, which these events do not cover.
             events=backend.event_timer() if config.parallel.name == "ddp" else None,
             asynchronous=backend.asynchronous,
             heartbeat=processes.heartbeat.beat,
@@ -68,18 +68,18 @@ class Trainer:
 
     @property
     def measurements(self) -> Measurements:
-        """Everything measured so far; the batch digest is this rank's own until the training has ended well."""
+        """The measurements so far; the batch digest is this rank's own until the training has ended well."""
         own = self._prefetcher.digest.hexdigest()
         return replace(self._measurements, batch_digest=self._measurements.batch_digest or own)
 
     def train(self, observer: LoopObserver) -> TrainStep:
-        """Train, and return the step that did. Collective.
+        """Train, and return the training step that was used. Collective.
 
         Args:
-            observer: is called besides the run's own observers.
+            observer: called in addition to the run's own observers.
 
         Raises:
-            RunFailed: part of the work ran on the host instead of the device, or the training itself failed.
+            RunFailed: part of the work fell back to the CPU, or the training itself failed.
         """
         with StderrWatch(self._backend.fallback_pattern) as watch:
             prepared = self._train(watch.stream, observer)
@@ -90,14 +90,14 @@ class Trainer:
         self._prefetcher.close()
 
     def profile(self, step: TrainStep) -> dict[str, Any] | None:
-        """Return where the time of a step goes, or None if a stop was requested meanwhile. Collective.
+        """Return the profile of a step, or None if a stop was requested meanwhile. Collective.
 
-        It trains on, so it comes after everything else, and after `close`: no thread makes batches.
+        It changes the weights, so it comes last, and after `close`, so that no thread makes batches meanwhile.
 
         Raises:
             RunFailed: the trace cannot be written.
         """
-        # Here, since importing PyTorch's profiler takes a while that most runs need not spend.
+        # Imported here, since PyTorch's profiler takes time to import that most runs save.
         from harness.training.profiling import profile_steps
 
         return profile_steps(
@@ -156,7 +156,7 @@ class Trainer:
         return prepared
 
     def _run_loop(self, loop: Loop, prepared: PreparedTraining) -> None:
-        """Run the loop between two looks at host and device, and collect the measurements."""
+        """Run the loop, and collect the measurements."""
         ranks, own_from = self._processes.ranks, len(self.history.intervals)
         setup_seconds = time.perf_counter() - self._description.start.began_seconds
         self._measurements = replace(self._measurements, setup_seconds=setup_seconds)
@@ -167,7 +167,7 @@ class Trainer:
                 loop.run(self.history)
         except RunFailed as error:
             if error.shared or ranks.size == 1:
-                # The device itself is well: what it knows of the run is kept.
+                # The device itself works, so that its measurements are kept.
                 self._measurements = replace(self._measurements, **contention.finish(device_is_well=False))
                 self._collect(prepared, own_from)
             raise
@@ -195,7 +195,7 @@ class Trainer:
     def _checkpoint_manager(self, prepared: PreparedTraining) -> CheckpointManager | None:
         if not self._config.checkpoint.every:
             return None
-        # Here, since importing PyTorch's checkpoints takes a while that most runs need not spend.
+        # Imported here, since PyTorch's checkpoints take time to import that most runs save.
         from harness.training.checkpoint_manager import make_checkpoint_manager
 
         return make_checkpoint_manager(
@@ -212,11 +212,11 @@ class Trainer:
         )
 
     def _check_fallback(self, watch: StderrWatch) -> None:
-        """Raise RunFailed if any rank ran part of the work on the host, or if that cannot be known. Collective."""
+        """Raise RunFailed if part of any rank's work fell back to the CPU, or if that is unknown. Collective."""
         if not watch.complete:
             raise RunFailed(
-                "the process that reads standard error was killed: whether part of the work ran on the host is not "
-                "known, so the run does not count; run it again"
+                "the process that reads standard error was killed, so that it is unknown whether part of the work ran "
+                "on the host; the run does not count: run it again"
             )
         ranks = self._processes.ranks
         found = ranks.gather(watch.found)

@@ -1,4 +1,4 @@
-"""What track=tuned comes to on a backend: which implementations run, and how the model is compiled."""
+"""Resolution of the track on a backend: which kernels run, and how the model is compiled."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from harness.workload.model import Transformer
 
 
 def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
-    """Return the track with the backend's own choice in place of every null.
+    """Return the track with the backend's default in place of every null.
 
     Args:
-        sharded: whether weights come and go while the model runs, which cannot be compiled.
+        sharded: true if weights are gathered and freed while the model runs, which cannot be compiled.
 
     Raises:
-        ConfigError: a kernel is asked for that the backend does not have.
-        BackendUnavailable: torch.compile is asked for, or the backend's choice, and something is missing.
+        ConfigError: the backend does not have a requested kernel.
+        BackendUnavailable: the track uses torch.compile, and something that it needs is missing.
     """
-    own = backend.tuned_defaults()
-    chosen = {key: value for key, value in own.items() if getattr(track, key) is None}
+    defaults = backend.tuned_defaults()
+    chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
     if sharded and track.compile is None:
         chosen["compile"] = "no"
     resolved = replace(track, **chosen)
     if resolved.compile == "no":
         if track.activation_memory_budget not in (None, 1.0):
             raise ConfigError(
-                f"track.activation_memory_budget: found {track.activation_memory_budget}, but only compiled parts keep "
-                "to it, and track.compile is no here; leave it out, or compile"
+                f"track.activation_memory_budget: found {track.activation_memory_budget}, but only compiled parts have "
+                "one, and track.compile is no; leave it out, or set track.compile"
             )
         resolved = replace(resolved, activation_memory_budget=1.0)
     kernels = backend.kernels()
@@ -50,9 +50,9 @@ def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> Tra
 
 
 def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Compilation:
-    """Give a model the kernels of a resolved track and have it compiled, which happens at its first call.
+    """Install the kernels of a resolved track in a model, and set it to be compiled at its first call.
 
-    Returns a counter of what torch.compile does from now on.
+    Returns a counter of torch.compile's graphs from now on.
     """
     known = backend.kernels()
     chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
@@ -60,7 +60,7 @@ def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Com
     if track.compile != "no":
         import torch._functorch.config as partitioning
 
-        # Of the process, and read when a part is compiled.
+        # A setting of the process, read when a part is compiled.
         partitioning.activation_memory_budget = track.activation_memory_budget
     if track.compile == "model":
         model.compile(dynamic=False)
@@ -75,23 +75,23 @@ def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Com
 
 
 class Compilation(LoopObserver):
-    """Counts what torch.compile does while a run lasts, and what of it falls into timed blocks, where none belongs."""
+    """Counter of torch.compile's graphs during a run, and of those compiled in the measured window (expected: none)."""
 
     def __init__(self, track: TrackConfig) -> None:
-        self._on = track.compile != "no"
+        self._enabled = track.compile != "no"
         self._graphs_before: int | None = None
         self._graphs_in_window = 0
 
     def interval_begins(self, phase: str) -> None:
-        self._graphs_before = _graphs() if self._on and phase == "measured" else None
+        self._graphs_before = _graphs() if self._enabled and phase == "measured" else None
 
     def interval_ended(self) -> None:
         if self._graphs_before is not None:
             self._graphs_in_window += _graphs() - self._graphs_before
 
     def to_record(self) -> dict[str, Any] | None:
-        """Return graphs, graph breaks, seconds, and graphs that were compiled in timed blocks; None if it is off."""
-        if not self._on:
+        """Return graphs, graph breaks, seconds, and graphs compiled in the measured window; None if it is off."""
+        if not self._enabled:
             return None
         from torch._dynamo.utils import calculate_time_spent, counters
 
@@ -110,7 +110,7 @@ def _graphs() -> int:
 
 
 def force_eager(track: TrackConfig) -> Any:
-    """Return a context in which a compiled model runs operation by operation, so that its parts can be watched."""
+    """Return a context in which a compiled model runs eagerly, so that hooks and dispatch modes see its operations."""
     import contextlib
 
     return contextlib.nullcontext() if track.compile == "no" else torch.compiler.set_stance("force_eager")
