@@ -249,7 +249,7 @@ class TestOneThatMisbehavesWhenAsked:
         if reason is not None:
             [problem] = report["problems"]
             assert reason in problem["what"]
-            assert "harness.doctor zpu" in problem["remedy"]
+            assert "harness.commands.doctor zpu" in problem["remedy"]
 
     def test_a_description_of_the_promised_keys_is_enough(self, site: Path, harness: Harness) -> None:
         """base.py promises kind, name, index and memory_bytes; doctor's table may use no more."""

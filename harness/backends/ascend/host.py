@@ -114,7 +114,7 @@ def device_problems(folder: Path | None = None) -> list[Problem]:
     if not devices:
         return [
             Problem(
-                f"no Ascend device node found ({folder}/davinci0 and so on)",
+                f"no Ascend device node ({folder}/davinci0 and so on)",
                 "install the Ascend driver; in a container pass --device /dev/davinci0 --device /dev/davinci_manager "
                 "--device /dev/devmm_svm --device /dev/hisi_hdc",
             )
