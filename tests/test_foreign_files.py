@@ -1,4 +1,4 @@
-"""Files of strangers survive: what lies where a run writes, renames or deletes is left alone, or refused by name."""
+"""Files of other programs survive wherever a run writes, renames or deletes, or are an error that names them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from harness.training.monitoring.prometheus import check_prometheus_file
 from tests.conftest import TINY, Harness
 
 TENSORS = {"model.weight": torch.ones(2)}
-# Names that a checkpoint could have, and usual guests of a scratch disk.
-STRANGERS = (
+# Names similar to those of checkpoints, and files that are common on a scratch disk.
+FOREIGN_FILES = (
     ".ssh/id_ed25519",
     ".DS_Store",
     ".nfs000001",
@@ -44,7 +44,7 @@ def checkpoints(folder: Path, workload_id: str = "0123456789abcdef", keep: int =
 
 
 def plant(folder: Path) -> dict[Path, str]:
-    for name in STRANGERS:
+    for name in FOREIGN_FILES:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"precious {name}")
     return contents(folder)
@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[Path, str]:
 
 class TestCheckpoints:
     @pytest.mark.parametrize("linked", [False, True])
-    def test_guests_of_the_folder_survive_every_save(self, linked: bool, tmp_path: Path) -> None:
+    def test_foreign_files_survive_every_save(self, linked: bool, tmp_path: Path) -> None:
         scratch = tmp_path / "scratch"
         before = plant(scratch)
         run = tmp_path / "run"
@@ -72,7 +72,7 @@ class TestCheckpoints:
         assert before.items() <= contents(scratch if linked else run / "checkpoints").items()
         assert not (run / "checkpoints" / "step-00000020").exists()
 
-    def test_what_a_crash_left_is_deleted(self, tmp_path: Path) -> None:
+    def test_leftovers_of_a_crash_are_deleted(self, tmp_path: Path) -> None:
         for name in (".partial-00000005-0a1b2c3d", ".removed-00000002-0a1b2c3d"):
             (tmp_path / "checkpoints" / name).mkdir(parents=True)
             (tmp_path / "checkpoints" / name / "__0_0.distcp").write_bytes(b"half")
@@ -95,16 +95,16 @@ class TestCheckpoints:
         assert (victim / "__0_0.distcp").read_text() == "precious"
         assert os.path.lexists(stale)
 
-    @pytest.mark.parametrize("guest", ["file", "folder", "link", "of other work"])
-    def test_a_name_that_is_taken_is_refused(self, guest: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("foreign", ["file", "folder", "link", "of another workload"])
+    def test_a_taken_name_is_an_error(self, foreign: str, tmp_path: Path) -> None:
         path = tmp_path / "checkpoints" / "step-00000010"
         path.parent.mkdir()
-        if guest == "file":
+        if foreign == "file":
             path.write_text("precious")
-        elif guest == "folder":
+        elif foreign == "folder":
             path.mkdir()
             (path / "weights.pt").write_text("precious")
-        elif guest == "link":
+        elif foreign == "link":
             checkpoints(tmp_path).save(10, TENSORS, {})
             path.rename(tmp_path / "elsewhere")
             path.symlink_to(tmp_path / "elsewhere")
@@ -115,7 +115,7 @@ class TestCheckpoints:
             checkpoints(tmp_path).save(10, TENSORS, {})
         assert before.items() <= contents(tmp_path).items()
 
-    def test_those_of_other_work_are_not_counted_and_not_deleted(self, tmp_path: Path) -> None:
+    def test_those_of_another_workload_are_neither_counted_nor_deleted(self, tmp_path: Path) -> None:
         checkpoints(tmp_path, workload_id="f" * 16).save(1, TENSORS, {})
         store = checkpoints(tmp_path, keep=2)
         for step in (10, 20, 30):
@@ -123,7 +123,7 @@ class TestCheckpoints:
         left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert left == ["step-00000001", "step-00000020", "step-00000030"]
 
-    def test_a_guest_within_a_checkpoint_keeps_it(self, tmp_path: Path) -> None:
+    def test_a_foreign_file_within_a_checkpoint_keeps_it(self, tmp_path: Path) -> None:
         store = checkpoints(tmp_path)
         store.save(10, TENSORS, {})
         note = tmp_path / "checkpoints" / "step-00000010" / "README"
@@ -132,7 +132,7 @@ class TestCheckpoints:
         assert note.read_text() == "the best one"
         assert (note.parent / MANIFEST).exists()
 
-    def test_a_guest_that_comes_while_it_is_deleted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_foreign_file_that_appears_during_deletion(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder = tmp_path / ".removed-00000010-0a1b2c3d"
         folder.mkdir()
         (folder / MANIFEST).write_text("{}")
@@ -158,21 +158,22 @@ class TestRunFolder:
         assert not (tmp_path / "record.json").is_symlink()
 
     @pytest.mark.parametrize("name", ["attempts.json", "hung.txt", "profile", "tensorboard"])
-    def test_files_of_a_runs_names_are_refused(self, name: str, tmp_path: Path) -> None:
+    def test_files_with_the_names_of_a_run_are_an_error(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text("precious")
         with pytest.raises(ConfigError, match=f"holds {name}, which a run would overwrite"):
             acquire_run_folder(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
         assert (tmp_path / name).read_text() == "precious"
 
-    def test_checkpoints_without_their_run_are_refused(self, tmp_path: Path) -> None:
+    def test_checkpoints_without_their_run_are_an_error(self, tmp_path: Path) -> None:
         checkpoints(tmp_path).save(10, TENSORS, {})
         with pytest.raises(ConfigError, match="holds checkpoints of another run"):
             acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
 
-    def test_other_files_are_no_obstacle(self, tmp_path: Path) -> None:
+    def test_other_files_do_not_matter(self, tmp_path: Path) -> None:
         (tmp_path / "slurm-17.out").write_text("precious")
         (tmp_path / "checkpoints").mkdir()
-        assert acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny").path == tmp_path
+        with acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2"]), "cpu-tiny") as acquired:
+            assert acquired.path == tmp_path
         assert (tmp_path / "slurm-17.out").read_text() == "precious"
 
     def test_a_link_to_a_disk_that_is_not_mounted(self, tmp_path: Path) -> None:
@@ -180,13 +181,13 @@ class TestRunFolder:
         with pytest.raises(ConfigError, match=r"checkpoints is a link to .*scratch/run, which does not exist; mount"):
             acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
 
-    def test_a_config_that_cannot_be_written_deletes_nobodys(self, tmp_path: Path) -> None:
+    def test_a_config_that_cannot_be_written_is_not_deleted(self, tmp_path: Path) -> None:
         (tmp_path / "config.yaml").symlink_to(tmp_path / "nowhere")
         with pytest.raises(ConfigError, match="was taken by another run"):
             acquire_run_folder(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
         assert (tmp_path / "config.yaml").is_symlink()
 
-    def test_set_aside_takes_a_free_name(self, tmp_path: Path) -> None:
+    def test_archive_file_takes_a_free_name(self, tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text("third")
         (tmp_path / "record-1.json").write_text("first")
         (tmp_path / "record-2.json").symlink_to(tmp_path / "nowhere")
@@ -195,14 +196,14 @@ class TestRunFolder:
 
     @pytest.mark.slow
     def test_steps_before_the_first_checkpoint_are_kept(self, tmp_path: Path, forked_harness: Harness) -> None:
-        words = [*TINY, "out=run", "checkpoint.every=6", "resume=auto"]
-        assert forked_harness(*words, "workload.steps=7").returncode == 0
+        argv = [*TINY, "out=run", "checkpoint.every=6", "resume=auto"]
+        assert forked_harness(*argv, "workload.steps=7").returncode == 0
         rows = (tmp_path / "run" / "steps.jsonl").read_text()
-        # As after a kill before the first checkpoint: no record, and none that is whole.
+        # As after a kill before the first checkpoint: neither a record nor a complete checkpoint.
         (tmp_path / "run" / "record.json").unlink()
         for path in (tmp_path / "run" / "checkpoints").iterdir():
             checkpoint._remove(path)
-        assert forked_harness(*words, "workload.steps=7").returncode == 0
+        assert forked_harness(*argv, "workload.steps=7").returncode == 0
         assert (tmp_path / "run" / "steps-1.jsonl").read_text() == rows
 
 
@@ -219,25 +220,25 @@ def test_an_interrupted_run_of_a_comparison_is_kept(tmp_path: Path) -> None:
 
 
 class TestReports:
-    def test_somebody_elses_report_is_not_overwritten(self, tmp_path: Path) -> None:
+    def test_a_foreign_report_is_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "report.md").write_text("precious")
         with pytest.raises(ConfigError, match=r"holds report\.md, which is not from an earlier report"):
             check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
     @pytest.mark.parametrize("text", ["", "[1]", "{}", "[" * 100_000, '{"verdict": "guilty"}'])
-    def test_nor_beside_a_file_of_the_markers_name(self, text: str, tmp_path: Path) -> None:
+    def test_nor_next_to_a_file_with_the_markers_name(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "verdict.json").write_text(text)
         with pytest.raises(ConfigError, match=r"holds verdict\.json"):
             check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
-    def test_an_earlier_one_is(self, tmp_path: Path) -> None:
+    def test_an_earlier_report_is(self, tmp_path: Path) -> None:
         (tmp_path / "verdict.json").write_text(json.dumps({"pairs": []}))
         (tmp_path / "report.md").write_text("of yesterday")
         check_report_folder(tmp_path, ["verdict.json", "report.md"], marker="verdict.json", key="pairs")
 
 
 class TestMetricsFile:
-    def test_somebody_elses_metrics_are_not_overwritten(self, tmp_path: Path) -> None:
+    def test_foreign_metrics_are_not_overwritten(self, tmp_path: Path) -> None:
         (tmp_path / "node.prom").write_text("node_uptime 3\n")
         with pytest.raises(ConfigError, match="exists and was not written by this harness"):
             check_prometheus_file(tmp_path / "node.prom")

@@ -1,4 +1,4 @@
-"""The loop: where it synchronises, what it does inside a timed interval (nothing but work), and when it stops."""
+"""The loop: where it synchronizes, that timed intervals hold nothing but work, and when it stops."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TestPlan:
     @pytest.mark.parametrize("timing_warmup_steps", [1, 6])
     @pytest.mark.parametrize("interval_steps", [1, 4, 100])
     @pytest.mark.parametrize("eval_every", [0, 1, 3, 50])
-    def test_every_step_once_and_no_block_holds_an_evaluation(
+    def test_every_step_once_and_no_interval_holds_an_evaluation(
         self, steps: int, timing_warmup_steps: int, interval_steps: int, eval_every: int
     ) -> None:
         timing_warmup_steps = min(timing_warmup_steps, steps - 1)
@@ -70,7 +70,7 @@ class TestPlan:
             if eval_every:
                 assert not any(step % eval_every == 0 for step in range(first, last))
 
-    def test_a_resumed_run_warms_up_again_and_saves_between_blocks(self) -> None:
+    def test_a_resumed_run_warms_up_again_and_saves_between_intervals(self) -> None:
         work = config_of("workload.steps=20", "workload.timing_warmup_steps=3", "workload.interval_steps=4",
                          "workload.eval_every=0").workload  # fmt: skip
         assert list(plan_intervals(work, 0, 5)) == [
@@ -80,7 +80,7 @@ class TestPlan:
         assert list(plan_intervals(work, 10, 5)) == [
             ("resumed", 11, 13), ("measured", 14, 15), ("measured", 16, 19), ("measured", 20, 20),
         ]  # fmt: skip
-        # Cut off in its warm-up, it warms up as a whole once more.
+        # Interrupted in its warm-up, it repeats the entire warm-up.
         assert list(plan_intervals(work, 2, 5))[:2] == [("resumed", 3, 5), ("measured", 6, 9)]
         assert list(plan_intervals(work, 19, 5)) == [("resumed", 20, 20)]
         assert list(plan_intervals(work, 20, 5)) == []
@@ -98,7 +98,7 @@ class FakeDataset(Dataset):
 
 
 class OnDevice(torch.Tensor):
-    """A scalar that writes down every use of it, as a stand-in for one that lives on a device."""
+    """A scalar that logs every use, as a stand-in for one on a device."""
 
     uses: list[str]
 
@@ -118,7 +118,7 @@ def on_device(value: float, log: list[str]) -> torch.Tensor:
 
 
 class Display(LoopObserver):
-    """Writes down what a display would show."""
+    """Logs every update of a display."""
 
     def __init__(self, log: list[str]) -> None:
         self._log = log
@@ -130,8 +130,8 @@ class Display(LoopObserver):
         self._log.append("show")
 
 
-class Scene:
-    """A loop among fakes that write down, in order, everything it does."""
+class FakeRun:
+    """A loop with fakes that log, in order, everything it does."""
 
     def __init__(self, config: Config, losses: Sequence[float] = (), norms: Sequence[float] = (),
                  stop_after_step: int | None = None, done: TrainingHistory | None = None) -> None:  # fmt: skip
@@ -195,11 +195,11 @@ class Scene:
 
 
 class TestLoop:
-    def test_nothing_but_data_and_steps_between_two_synchronisations(self) -> None:
-        scene = Scene(config_of())
-        scene.run()
+    def test_only_data_and_steps_between_two_synchronizations(self) -> None:
+        fake = FakeRun(config_of())
+        fake.run()
         inside, opened = [], False
-        for event in scene.log:
+        for event in fake.log:
             if event == "sync":
                 opened = not opened
             elif opened:
@@ -207,124 +207,124 @@ class TestLoop:
             else:
                 assert event in {"read", "write", "show", "evaluate"}, f"{event} outside a timed interval"
         assert set(inside) == {"data", "step"}
-        assert scene.log.count("read") >= 6
+        assert fake.log.count("read") >= 6
         assert inside.count("step") == inside.count("data") == 6
 
     def test_rows_are_complete(self) -> None:
-        scene = Scene(config_of())
-        scene.run()
-        assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5, 6]
-        assert [row["loss"] for row in scene.rows] == pytest.approx([5, 5 / 2, 5 / 3, 5 / 4, 1, 5 / 6])
-        assert {row["tokens"] for row in scene.rows} == {4 * 32}
-        assert scene.history.losses == [row["loss"] for row in scene.rows]
+        fake = FakeRun(config_of())
+        fake.run()
+        assert [row["step"] for row in fake.rows] == [1, 2, 3, 4, 5, 6]
+        assert [row["loss"] for row in fake.rows] == pytest.approx([5, 5 / 2, 5 / 3, 5 / 4, 1, 5 / 6])
+        assert {row["tokens"] for row in fake.rows} == {4 * 32}
+        assert fake.history.losses == [row["loss"] for row in fake.rows]
 
-    def test_evaluation_weighs_parts_of_unequal_size(self) -> None:
-        # Five held-out sequences in parts of 2, 2 and 1: the mean over sequences is 2, over parts 2.67.
-        scene = Scene(config_of("workload.eval_sequences=5"))
-        scene.run()
-        assert [point["loss"] for point in scene.history.evaluations] == [2.0, 2.0]
-        assert scene.digest.hexdigest() != BatchDigest().hexdigest()
+    def test_evaluation_weighs_micro_batches_of_unequal_size(self) -> None:
+        # Micro-batches of 2, 2 and 1 of five sequences: the mean over sequences is 2, over micro-batches 2.67.
+        fake = FakeRun(config_of("workload.eval_sequences=5"))
+        fake.run()
+        assert [point["loss"] for point in fake.history.evaluations] == [2.0, 2.0]
+        assert fake.digest.hexdigest() != BatchDigest().hexdigest()
 
-    def test_evaluation_is_no_part_of_training_time(self) -> None:
-        with_it, without = Scene(config_of()), Scene(config_of("workload.eval_every=0"))
+    def test_evaluation_is_not_training_time(self) -> None:
+        with_it, without = FakeRun(config_of()), FakeRun(config_of("workload.eval_every=0"))
         with_it.run()
         without.run()
         intervals = {"first": 1, "warmup": 1, "measured": 3}
         assert len(with_it.history.intervals) == sum(intervals.values())
-        # A tick of the scripted clock at each of its readings: two around each step's data, one to end the interval.
+        # Every reading of the clock is a tick: two around each step's data, one at the end of the interval.
         assert with_it.history.training_seconds == 6 * 2 + 5 * 1
         assert with_it.history.evaluation_seconds == 2
         assert without.history.evaluation_seconds == 0
 
     def test_stops_at_the_target_after_the_evaluation_that_meets_it(self) -> None:
-        scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0"))
-        scene.run()
-        assert scene.steps == 3
-        assert scene.history.target_step == 3
-        assert scene.history.target_training_seconds == scene.history.training_seconds
+        fake = FakeRun(config_of("workload.eval_sequences=5", "target_loss=2.0"))
+        fake.run()
+        assert fake.steps == 3
+        assert fake.history.target_step == 3
+        assert fake.history.target_training_seconds == fake.history.training_seconds
 
     def test_a_stop_request_finishes_the_step_and_keeps_it(self) -> None:
-        scene = Scene(config_of("workload.steps=100", "workload.interval_steps=50"), stop_after_step=7)
-        scene.run()
-        assert scene.steps == 7
-        assert [row["step"] for row in scene.rows] == list(range(1, 8))
-        assert scene.log[-2:] == ["write", "show"]
+        fake = FakeRun(config_of("workload.steps=100", "workload.interval_steps=50"), stop_after_step=7)
+        fake.run()
+        assert fake.steps == 7
+        assert [row["step"] for row in fake.rows] == list(range(1, 8))
+        assert fake.log[-2:] == ["write", "show"]
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_a_loss_that_is_not_finite_ends_the_run_after_it_is_written(self, bad: float) -> None:
-        scene = Scene(config_of(), losses=[5.0, 4.0, 3.0, bad, 2.0, 1.0])
+        fake = FakeRun(config_of(), losses=[5.0, 4.0, 3.0, bad, 2.0, 1.0])
         with pytest.raises(RunFailed, match=r"the loss became (nan|inf) at step 4") as caught:
-            scene.run()
+            fake.run()
         assert caught.value.status == "diverged"
-        assert [row["step"] for row in scene.rows] == [1, 2, 3, 4, 5]
+        assert [row["step"] for row in fake.rows] == [1, 2, 3, 4, 5]
 
     def test_a_gradient_that_is_not_finite_ends_the_run_except_under_a_loss_scaler(self) -> None:
         norms = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0]
         with pytest.raises(RunFailed, match="the gradient norm became inf at step 3"):
-            Scene(config_of(), norms=norms).run()
-        Scene(config_of("precision=fp16"), norms=norms).run()
+            FakeRun(config_of(), norms=norms).run()
+        FakeRun(config_of("precision=fp16"), norms=norms).run()
 
     def test_the_samples_of_a_bad_step_are_kept(self) -> None:
-        scene = Scene(config_of(), losses=[5.0, 4.0, math.nan, 3.0, 2.0, 1.0])
+        fake = FakeRun(config_of(), losses=[5.0, 4.0, math.nan, 3.0, 2.0, 1.0])
         with pytest.raises(RunFailed, match=r"at step 3 \(samples 8 to 11\)"):
-            scene.run()
-        assert scene.history.nonfinite == [{"step": 3, "what": "loss", "value": "nan", "first_sample": 8, "samples": 4}]
+            fake.run()
+        assert fake.history.nonfinite == [{"step": 3, "what": "loss", "value": "nan", "first_sample": 8, "samples": 4}]
 
     def test_bad_steps_may_be_skipped_up_to_a_limit(self) -> None:
         losses = [5.0, math.nan, 3.0, math.inf, 2.0, 1.0]
-        scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=2"), losses=losses)
-        scene.run()
-        assert [entry["step"] for entry in scene.history.nonfinite] == [2, 4]
-        scene = Scene(config_of("on_nonfinite=skip", "nonfinite_limit=1"), losses=losses)
+        fake = FakeRun(config_of("on_nonfinite=skip", "nonfinite_limit=2"), losses=losses)
+        fake.run()
+        assert [entry["step"] for entry in fake.history.nonfinite] == [2, 4]
+        fake = FakeRun(config_of("on_nonfinite=skip", "nonfinite_limit=1"), losses=losses)
         with pytest.raises(RunFailed, match=r"at step 4 .* after one skipped update"):
-            scene.run()
+            fake.run()
 
     def test_a_loss_that_jumps_ends_the_run_if_asked_to(self) -> None:
         losses = [2.0] * SPIKE_WINDOW + [3.1, 2.0]
-        words = [f"workload.steps={len(losses)}", "workload.eval_every=0"]
-        Scene(config_of(*words), losses=losses).run()
-        Scene(config_of(*words, "loss_spike_factor=1.6"), losses=losses).run()
+        overrides = [f"workload.steps={len(losses)}", "workload.eval_every=0"]
+        FakeRun(config_of(*overrides), losses=losses).run()
+        FakeRun(config_of(*overrides, "loss_spike_factor=1.6"), losses=losses).run()
         with pytest.raises(RunFailed, match=r"the loss jumped to 3.1000 at step 51 \(samples 200 to 203\)") as caught:
-            Scene(config_of(*words, "loss_spike_factor=1.5"), losses=losses).run()
+            FakeRun(config_of(*overrides, "loss_spike_factor=1.5"), losses=losses).run()
         assert caught.value.status == "loss_spike"
 
     def test_early_steps_are_no_spikes(self) -> None:
-        Scene(config_of("loss_spike_factor=1.1"), losses=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]).run()
+        FakeRun(config_of("loss_spike_factor=1.1"), losses=[1.0, 9.0, 1.0, 9.0, 1.0, 9.0]).run()
 
 
 class TestCheckpoints:
-    def test_are_due_every_so_many_steps_and_at_the_end(self) -> None:
-        scene = Scene(config_of("checkpoint.every=4"))
-        scene.run()
-        assert scene.saved == [4, 6]
-        assert Scene(config_of()).saved == []
+    def test_are_due_every_few_steps_and_at_the_end(self) -> None:
+        fake = FakeRun(config_of("checkpoint.every=4"))
+        fake.run()
+        assert fake.saved == [4, 6]
+        assert FakeRun(config_of()).saved == []
 
-    def test_are_outside_timed_blocks_and_apart_from_them(self) -> None:
-        with_them, without = Scene(config_of("checkpoint.every=2")), Scene(config_of())
+    def test_are_outside_timed_intervals(self) -> None:
+        with_them, without = FakeRun(config_of("checkpoint.every=2")), FakeRun(config_of())
         with_them.run()
         without.run()
         assert with_them.history.checkpoint_seconds == 3  # a tick each
         assert without.history.checkpoint_seconds == 0
         # One interval more, since a save ends one: a tick more.
-        intervals = [len(scene.history.intervals) for scene in (with_them, without)]
+        intervals = [len(fake.history.intervals) for fake in (with_them, without)]
         assert with_them.history.training_seconds - without.history.training_seconds == intervals[0] - intervals[1]
 
     def test_a_stop_saves_where_it_stops(self) -> None:
-        scene = Scene(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)
-        scene.run()
-        assert scene.saved == [7]
+        fake = FakeRun(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)
+        fake.run()
+        assert fake.saved == [7]
 
     def test_so_does_a_target(self) -> None:
-        scene = Scene(config_of("workload.eval_sequences=5", "target_loss=2.0", "checkpoint.every=50"))
-        scene.run()
-        assert scene.saved == [3]
+        fake = FakeRun(config_of("workload.eval_sequences=5", "target_loss=2.0", "checkpoint.every=50"))
+        fake.run()
+        assert fake.saved == [3]
 
     def test_a_resumed_loop_goes_on(self) -> None:
-        scene = Scene(config_of("checkpoint.every=4"), stop_after_step=3)
-        scene.run()
-        done = TrainingHistory.from_json(json.loads(json.dumps(scene.history.to_json())))
-        assert done == scene.history
-        again = Scene(config_of("checkpoint.every=4"), done=done)
+        fake = FakeRun(config_of("checkpoint.every=4"), stop_after_step=3)
+        fake.run()
+        done = TrainingHistory.from_json(json.loads(json.dumps(fake.history.to_json())))
+        assert done == fake.history
+        again = FakeRun(config_of("checkpoint.every=4"), done=done)
         again.run()
         assert [row["step"] for row in again.rows] == [4, 5, 6]
         # The evaluation of step 3 was due when the run was stopped: it comes first now.

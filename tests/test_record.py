@@ -1,4 +1,4 @@
-"""The record: whole or absent, never overwritten, and strangers are refused with a remedy."""
+"""The record: complete or absent, never overwritten; other files are rejected with a remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.records.steps import StepsWriter
 
 
 class TestWriting:
-    def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
+    def test_write_and_read(self, tmp_path: Path) -> None:
         content = {"schema_version": 2, "losses": [0.1, 1e-300, 3], "name": "Größe"}
         write_record(tmp_path, content)
         sealed = {**content, "content_sha256": content_digest(content)}
@@ -33,7 +33,7 @@ class TestWriting:
         assert json.loads(text, parse_constant=pytest.fail)["losses"] == [None, None, None, 1.0]
 
     @pytest.mark.parametrize("failing", ["fsync", "replace"])
-    def test_a_failed_write_leaves_nothing_half_done(
+    def test_a_failed_write_leaves_no_partial_file(
         self, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         write_record(tmp_path, {"schema_version": 2, "old": True})
@@ -84,7 +84,7 @@ class TestChecksum:
 
 class TestReading:
     @pytest.mark.parametrize(
-        ("text", "said"),
+        ("text", "expected"),
         [
             ("{", r"not valid JSON \(line 1\); copy it again"),
             ("", "not valid JSON"),
@@ -95,9 +95,9 @@ class TestReading:
             ('{"schema_version": 1}', "schema_version 1 is older than this harness reads"),
         ],
     )
-    def test_strangers_are_refused(self, text: str, said: str, tmp_path: Path) -> None:
+    def test_other_files_are_rejected(self, text: str, expected: str, tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text(text)
-        with pytest.raises(RecordError, match=said):
+        with pytest.raises(RecordError, match=expected):
             read_record(tmp_path)
 
     def test_not_text(self, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ class TestReading:
         with pytest.raises(RecordError, match="cannot be read"):
             read_record(tmp_path)
 
-    def test_missing_says_whether_a_run_was_cut_off(self, tmp_path: Path) -> None:
+    def test_a_missing_record_of_an_unfinished_run(self, tmp_path: Path) -> None:
         with pytest.raises(RecordError, match="there is no run"):
             read_record(tmp_path)
         (tmp_path / "steps.jsonl").write_text("")
@@ -124,19 +124,19 @@ class TestFolders:
         assert all("-cpu-tiny" in name for name in names)
 
     @pytest.mark.parametrize(
-        ("file", "said"),
+        ("file", "expected"),
         [
             ("record.json", "holds a finished run"),
             ("config.yaml", "was interrupted"),
             ("steps.jsonl", "was interrupted"),
         ],
     )
-    def test_an_existing_run_is_refused(self, file: str, said: str, tmp_path: Path) -> None:
+    def test_an_existing_run_is_an_error(self, file: str, expected: str, tmp_path: Path) -> None:
         (tmp_path / file).write_text("")
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=expected):
             check_no_existing_run(tmp_path)
 
-    def test_repeats_of_a_run_are_refused(self, tmp_path: Path) -> None:
+    def test_repeats_of_a_run_are_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "1").mkdir()
         with pytest.raises(ConfigError, match="holds the repeats of a run"):
             create_run_folder(str(tmp_path), "label")

@@ -1,4 +1,4 @@
-"""The folder of a run over several attempts: taken, held, taken up again, or refused."""
+"""The folder of a run over several attempts: acquired, locked, resumed, or rejected."""
 
 from __future__ import annotations
 
@@ -18,96 +18,99 @@ from tests.conftest import TINY
 from tests.records import make_record
 
 
-def config(folder: Path, *words: str) -> Config:
-    return load([*TINY, f"out={folder}", "checkpoint.every=2", "resume=auto", *words])
+def config(folder: Path, *overrides: str) -> Config:
+    return load([*TINY, f"out={folder}", "checkpoint.every=2", "resume=auto", *overrides])
 
 
-def test_a_new_folder_is_begun(tmp_path: Path) -> None:
-    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert taken.path == tmp_path / "run"
-    assert not taken.resuming
-    assert taken.existing_record is None
+def start_run(folder: Path) -> None:
+    """Acquire and release a folder, as a run does that is interrupted at once."""
+    with acquire_run_folder(config(folder), "cpu-tiny"):
+        pass
 
 
-def test_a_run_that_was_cut_off_is_taken_up_again(tmp_path: Path) -> None:
-    first = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    first.__exit__()
-    # How the work is cut up and timed, and on what, may change in between.
-    again = acquire_run_folder(
-        config(tmp_path / "run", "workload.micro_batch_size=1", "workload.interval_steps=3"), "cpu-tiny"
-    )
-    assert again.resuming
+def test_a_new_folder_is_created(tmp_path: Path) -> None:
+    with acquire_run_folder(config(tmp_path / "run"), "cpu-tiny") as folder:
+        assert folder.path == tmp_path / "run"
+        assert not folder.resuming
+        assert folder.existing_record is None
+
+
+def test_an_interrupted_run_is_resumed(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
+    # Settings outside the workload, such as micro-batch size and timing, may change in between.
+    changed = config(tmp_path / "run", "workload.micro_batch_size=1", "workload.interval_steps=3")
+    with acquire_run_folder(changed, "cpu-tiny") as again:
+        assert again.resuming
 
 
 def test_two_processes_on_one_folder(tmp_path: Path) -> None:
-    held = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    with pytest.raises(ConfigError, match="is locked by another process"):
+    with (
+        acquire_run_folder(config(tmp_path / "run"), "cpu-tiny"),
+        pytest.raises(ConfigError, match="is locked by another process"),
+    ):
         acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    held.__exit__()
-    acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
+    start_run(tmp_path / "run")
 
 
-def test_a_dead_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     program = (
         "import os, sys; from harness.composition import load;"
         "from harness.records.run_folder import acquire_run_folder;"
-        "taken = acquire_run_folder(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
+        "folder = acquire_run_folder(load(sys.argv[1:]), 'x'); os.kill(os.getpid(), 9)"
     )
-    words = [*TINY, f"out={tmp_path / 'run'}", "checkpoint.every=2", "resume=auto"]
-    done = subprocess.run([sys.executable, "-c", program, *words], check=False, timeout=60)
+    argv = [*TINY, f"out={tmp_path / 'run'}", "checkpoint.every=2", "resume=auto"]
+    done = subprocess.run([sys.executable, "-c", program, *argv], check=False, timeout=60)
     assert done.returncode == -9
-    assert acquire_run_folder(config(tmp_path / "run"), "cpu-tiny").resuming
+    with acquire_run_folder(config(tmp_path / "run"), "cpu-tiny") as folder:
+        assert folder.resuming
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("overrides", "named"),
     [
         (["seed=2"], "seed was 1, now 2"),
         (["workload.learning_rate=0.5"], "workload.learning_rate was"),
         (["precision=bf16"], "precision was 'fp32', now 'bf16'"),
     ],
 )
-def test_other_work_is_refused_by_name(words: list[str], named: str, tmp_path: Path) -> None:
-    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    taken.__exit__()
-    with pytest.raises(ConfigError) as refused:
-        acquire_run_folder(config(tmp_path / "run", *words), "cpu-tiny")
-    assert named in str(refused.value)
+def test_another_workload_is_an_error_that_names_the_setting(overrides: list[str], named: str, tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
+    with pytest.raises(ConfigError) as raised:
+        acquire_run_folder(config(tmp_path / "run", *overrides), "cpu-tiny")
+    assert named in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])
-def test_a_damaged_config_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_damaged_config_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text)
     with pytest.raises(ConfigError):
         acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    taken.__exit__()
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
     write_record(tmp_path / "run", make_record())
-    again = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    assert again.existing_record == read_record(tmp_path / "run")
+    with acquire_run_folder(config(tmp_path / "run"), "cpu-tiny") as again:
+        assert again.existing_record == read_record(tmp_path / "run")
 
 
 def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
     for _ in range(2):
-        taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-        taken.__exit__()
+        start_run(tmp_path / "run")
         write_record(tmp_path / "run", make_record(status="interrupted"))
-    assert acquire_run_folder(config(tmp_path / "run"), "cpu-tiny").resuming
+    with acquire_run_folder(config(tmp_path / "run"), "cpu-tiny") as folder:
+        assert folder.resuming
     assert sorted(path.name for path in (tmp_path / "run").glob("record*")) == ["record-1.json", "record-2.json"]
 
 
-def test_without_resume_nothing_is_taken_up(tmp_path: Path) -> None:
-    taken = acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
-    taken.__exit__()
+def test_without_resume_an_existing_run_is_an_error(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="was interrupted"):
         acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
 
 
-def test_attempts_tell_of_every_interruption(tmp_path: Path) -> None:
+def test_attempts_include_every_interruption(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == []
     begin_attempt(tmp_path, from_step=0, world_size=2, host="a")
     begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
@@ -117,7 +120,7 @@ def test_attempts_tell_of_every_interruption(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "attempts.json").read_text()) == found
 
 
-def test_what_is_no_whole_checkpoint_is_none(tmp_path: Path) -> None:
+def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == []
     for name in ("step-00000004", "step-00000012", ".partial-00000016", ".removed-step-00000002", "step-x", "notes"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The record's timing and ranks from raw intervals: arithmetic, and null for what was not measured."""
+"""Timing and ranks of a record from raw intervals, with null for unmeasured values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.training.run_record import target_section, timing_section
 from harness.training.timing import TimedInterval
 from tests.conftest import TINY
 
-CONFIG = load([*TINY])  # 4 x 32 = 128 tokens a step
+CONFIG = load([*TINY])  # 4 x 32 = 128 tokens per step
 
 
 def interval(first: int, last: int, seconds: float, wait: float = 0.0) -> TimedInterval:
@@ -44,7 +44,7 @@ def test_headline_comes_from_the_measured_intervals_alone() -> None:
     assert found["evaluation_seconds"] == 3.0
 
 
-def test_what_was_not_measured_is_null_not_zero() -> None:
+def test_unmeasured_values_are_null_not_zero() -> None:
     found = timing_section(CONFIG, Measurements(), TrainingHistory(intervals=[("first", interval(1, 1, 2.0))]))
     for key in ("mean_step_seconds", "tokens_per_second", "data_wait_fraction", "setup_seconds"):
         assert found[key] is None
@@ -63,7 +63,7 @@ def test_target() -> None:
     }  # fmt: skip
 
 
-def figures_of(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
+def timings_of(*busy_and_waited: tuple[float | None, float | None]) -> list[dict[str, float | None]]:
     return [
         {
             "step_seconds": None if busy is None else busy + (waited or 0.0),
@@ -76,25 +76,25 @@ def figures_of(*busy_and_waited: tuple[float | None, float | None]) -> list[dict
 
 class TestRanks:
     def test_the_straggler_is_the_one_that_does_not_wait(self) -> None:
-        # All take 0.4 s a step, since each waits for the slowest.
-        found = describe_ranks(figures_of((0.3, 0.1), (0.4, 0.0), (0.31, 0.09), (0.29, 0.11)))
+        # All take 0.4 s per step, since each waits for the slowest.
+        found = describe_ranks(timings_of((0.3, 0.1), (0.4, 0.0), (0.31, 0.09), (0.29, 0.11)))
         assert [rank["rank"] for rank in found["ranks"]] == [0, 1, 2, 3]
         assert [rank["step_seconds"] for rank in found["ranks"]] == pytest.approx([0.4] * 4)
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == pytest.approx([0.3, 0.4, 0.31, 0.29])
         assert found["stragglers"] == [{"rank": 1, "slowdown": pytest.approx(0.4 / 0.3)}]
 
-    def test_a_few_per_cent_make_no_straggler(self) -> None:
-        assert describe_ranks(figures_of((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
+    def test_a_few_percent_make_no_straggler(self) -> None:
+        assert describe_ranks(timings_of((0.30, 0.0), (0.32, 0.0), (0.33, 0.0)))["stragglers"] == []
 
     def test_of_two_ranks_the_slower_one(self) -> None:
-        assert [rank["rank"] for rank in describe_ranks(figures_of((0.4, 0.0), (0.3, 0.1)))["stragglers"]] == [0]
+        assert [rank["rank"] for rank in describe_ranks(timings_of((0.4, 0.0), (0.3, 0.1)))["stragglers"]] == [0]
 
     def test_unknown_waits_make_no_straggler(self) -> None:
-        found = describe_ranks(figures_of((0.3, None), (0.9, None)))
+        found = describe_ranks(timings_of((0.3, None), (0.9, None)))
         assert found["stragglers"] == []
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == [None, None]
 
-    def test_own_times_are_those_of_the_measured_window(self) -> None:
+    def test_rank_timing_is_of_the_measured_window(self) -> None:
         done = TrainingHistory(
             intervals=[
                 ("first", interval(1, 1, 9.0)),
@@ -109,7 +109,7 @@ class TestRanks:
             "exposed_communication_seconds": pytest.approx(0.15),
         }
 
-    def test_own_times_of_nothing_are_null(self) -> None:
+    def test_rank_timing_of_nothing_is_null(self) -> None:
         assert set(rank_timing(TrainingHistory()).values()) == {None}
         unknown = TrainingHistory(intervals=[("measured", interval(1, 2, 2.0))], exchanges=[(10, None)])
         assert rank_timing(unknown)["exposed_communication_seconds"] is None

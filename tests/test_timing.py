@@ -1,4 +1,4 @@
-"""The step clock: host time between two synchronisations is the headline, on every device."""
+"""The step clock: host time between two synchronizations is the headline, on every device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.training.timing import StepClock
 
 
 class FakeEvents:
-    """Device time stamps two seconds apart, and a log of what was asked of them."""
+    """Device events two seconds apart, with a log of the calls."""
 
     def __init__(self, log: list[str]) -> None:
         self._log, self._marks = log, 0
@@ -31,7 +31,7 @@ def scripted(*readings: float) -> Callable[[], float]:
     return lambda: next(remaining)
 
 
-def test_block_is_the_time_between_two_synchronisations() -> None:
+def test_an_interval_is_the_time_between_two_synchronizations() -> None:
     log: list[str] = []
 
     def clock() -> float:
@@ -43,7 +43,7 @@ def test_block_is_the_time_between_two_synchronisations() -> None:
     for _ in range(3):
         timer.step_done()
     interval = timer.end(7)
-    # Wait first, then read: the other way round, work of the last interval would be counted here.
+    # Synchronize, then read: in the other order, work of the last interval would count here.
     assert log == ["sync", "clock", "sync", "clock"]
     assert interval.seconds == 6.0
     assert (interval.first_step, interval.last_step, interval.steps) == (5, 7, 3)
@@ -85,7 +85,7 @@ def test_events_are_read_after_the_window_and_are_never_the_headline() -> None:
     assert timer.step_seconds_method == "device_event"
 
 
-def test_data_wait_belongs_to_its_own_block() -> None:
+def test_data_wait_belongs_to_its_own_interval() -> None:
     timer = StepClock(lambda: None, None, asynchronous=True, clock=map(float, count()).__next__)
     timer.begin(1)
     timer.waited(0.25)
@@ -97,7 +97,7 @@ def test_data_wait_belongs_to_its_own_block() -> None:
     assert timer.end(2).data_wait_seconds == 0.0
 
 
-def test_a_step_that_was_not_counted_is_our_bug() -> None:
+def test_a_step_that_was_not_counted_is_a_bug() -> None:
     timer = StepClock(lambda: None, None, asynchronous=False, clock=map(float, count()).__next__)
     timer.begin(1)
     timer.step_done()

@@ -1,4 +1,4 @@
-"""What track=tuned comes to: the backend's own choice, what is asked for, or a refusal."""
+"""Resolution of track=tuned: the backend's defaults, the requested kernels, or an error."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def backend() -> Backend:
     return backends.create(BackendConfig(name="cpu"))
 
 
-def test_null_is_the_backends_own_choice(backend: Backend) -> None:
+def test_null_is_the_backends_default(backend: Backend) -> None:
     found = resolve_track(TUNED, backend, sharded=False)
     assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
 
 
-def test_what_is_asked_for_stays(backend: Backend) -> None:
-    asked = replace(TUNED, attention="stock", compile="no")
-    found = resolve_track(asked, backend, sharded=False)
+def test_requested_kernels_stay(backend: Backend) -> None:
+    requested = replace(TUNED, attention="stock", compile="no")
+    found = resolve_track(requested, backend, sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
 
-def test_a_budget_is_of_compiled_parts_alone(backend: Backend) -> None:
-    own = backend.tuned_defaults()["activation_memory_budget"]
-    assert own < 1
-    assert resolve_track(TUNED, backend, sharded=False).activation_memory_budget == own
+def test_only_compiled_parts_have_a_memory_budget(backend: Backend) -> None:
+    default = backend.tuned_defaults()["activation_memory_budget"]
+    assert default < 1
+    assert resolve_track(TUNED, backend, sharded=False).activation_memory_budget == default
     assert resolve_track(replace(TUNED, compile="no"), backend, sharded=False).activation_memory_budget == 1.0
     assert resolve_track(TUNED, backend, sharded=True).activation_memory_budget == 1.0
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
@@ -59,12 +59,12 @@ def test_shards_are_not_compiled(backend: Backend) -> None:
     assert resolve_track(TUNED, backend, sharded=True).compile == "no"
 
 
-def test_a_kernel_that_is_not_there(backend: Backend) -> None:
+def test_an_unknown_kernel(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
         resolve_track(replace(TUNED, attention="flash9"), backend, sharded=False)
 
 
-def test_without_a_compiler_nothing_is_compiled(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilation_needs_a_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
         resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
@@ -76,26 +76,26 @@ def test_portable_is_stock_everywhere(backend: Backend) -> None:
     assert resolve_track(track, backend, sharded=False) == track == TrackConfig(name="portable")
 
 
-@pytest.mark.parametrize("word", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
+@pytest.mark.parametrize("override", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
                                   "track.adamw=null", "track.compile=null", "track.rms_norm=fused",
                                   "track.activation_memory_budget=0.5"])  # fmt: skip
-def test_portable_refuses_what_is_not_stock(word: str) -> None:
+def test_portable_allows_stock_only(override: str) -> None:
     with pytest.raises(ConfigError, match=r"track=portable is stock PyTorch on every device; use track=tuned"):
-        load([*TINY, word])
+        load([*TINY, override])
 
 
 @pytest.mark.parametrize(
-    ("operation", "said"),
+    ("operation", "expected"),
     [
         ("rotary", "model.position_embedding=learned"),
         ("rms_norm", "model.norm=layernorm"),
         ("swiglu", "model.activation=gelu_tanh"),
     ],
 )
-def test_a_kernel_for_what_the_model_never_computes(operation: str, said: str) -> None:
-    words = [*TINY, "model.position_embedding=learned", "track=tuned", f"track.{operation}=fused"]
-    with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but the model has {said}"):
-        load(words)
+def test_a_kernel_for_an_operation_that_the_model_lacks(operation: str, expected: str) -> None:
+    overrides = [*TINY, "model.position_embedding=learned", "track=tuned", f"track.{operation}=fused"]
+    with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but the model has {expected}"):
+        load(overrides)
 
 
 def test_the_models_operations_are_those_that_can_be_tuned() -> None:
@@ -114,27 +114,29 @@ def test_the_models_operations_are_those_that_can_be_tuned() -> None:
             assert getattr(module, operation) is kernel
 
 
-def test_shards_refuse_to_be_compiled() -> None:
+def test_compiled_shards_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"track.compile: found blocks"):
         load([*TINY, "track=tuned", "track.compile=blocks", "parallel=fsdp"])
 
 
-@pytest.mark.parametrize(("name", "said"), [("cuda", "needs triton"), ("npu", "is not supported on NPU")])
-def test_what_compilation_lacks_is_said(name: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("cuda", "needs triton"), ("npu", "is not supported on NPU")])
+def test_missing_requirements_of_compilation_are_named(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
-    with pytest.raises(BackendUnavailable, match=said):
+    with pytest.raises(BackendUnavailable, match=expected):
         resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
 
 
-def test_where_triton_is_there_cuda_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
     assert resolve_track(replace(TUNED, compile="model"), backend, sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
-def test_every_backends_choice_is_one_that_it_has(name: str) -> None:
+def test_every_backend_has_its_default_kernels(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
     found = resolve_track(track, backend, sharded=False)

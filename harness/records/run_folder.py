@@ -62,15 +62,19 @@ def acquire_run_folder(config: Config, label: str) -> RunFolder:
     if config.checkpoint.every and folder is not None:
         _check_checkpoint_link(folder / CHECKPOINT_FOLDER)
     if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
-        lock = _acquire_lock(folder)
-        _check_same_work(folder, config)
-        if (folder / RECORD_FILE).exists():
-            record = read_record(folder)
-            if record["status"] == "ok":
-                return RunFolder(folder, existing_record=record, _lock=lock)
-            # The record of a failed attempt is kept under another name.
-            archive_file(folder / RECORD_FILE)
-        return RunFolder(folder, resuming=True, _lock=lock)
+        acquired = RunFolder(folder, resuming=True, _lock=_acquire_lock(folder))
+        try:
+            _check_same_work(folder, config)
+            record = read_record(folder) if (folder / RECORD_FILE).exists() else None
+            if record is not None and record["status"] == "ok":
+                acquired.existing_record, acquired.resuming = record, False
+            elif record is not None:
+                # The record of a failed attempt is kept under another name.
+                archive_file(folder / RECORD_FILE)
+        except Exception:
+            acquired.__exit__()
+            raise
+        return acquired
     folder = create_run_folder(config.out, label)
     write_config(folder, to_yaml(config))
     return RunFolder(folder, _lock=_acquire_lock(folder))
