@@ -30,7 +30,7 @@ class World:
     restarts: int = 0
     """Number of times that torchrun has restarted the processes of this run."""
     is_distributed: bool = False
-    """Whether the run has a process group, even of a single process."""
+    """True if the run has a process group, even of a single process."""
 
     @property
     def is_main(self) -> bool:
