@@ -30,21 +30,17 @@ def build_record(
 ) -> dict[str, Any]:
     """Return the record; harness/schemas/record.schema.json describes it.
 
-    Args:
-        attempts: all attempts so far, of a run that writes checkpoints.
-        profile: of a step, if it was profiled.
+    `attempts` and `profile` are None for a run without checkpoints, and for one that was not profiled.
     """
     config = description.config
     times = timing_section(config, measurements, history)
+    batches = measurements.batch_digest if history.steps_done else None
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "error": error,
         "workload_id": workload_id(config),
-        "digests": {
-            "init": measurements.init_digest,
-            "batches": measurements.batch_digest if history.steps_done else None,
-        },
+        "digests": {"init": measurements.init_digest, "batches": batches},
         "world_size": description.world_size,
         "started_at": description.start.started_at,
         "finished_at": utc_now(),
