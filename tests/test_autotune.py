@@ -28,14 +28,14 @@ class Scripted:
     def __init__(self, speeds: dict[int, float | list[float]], *, killed: bool = False, emulated: bool = False) -> None:
         self.speeds, self.killed, self.emulated = speeds, killed, emulated
         self.ran: list[int] = []
-        self.words: list[list[str]] = []
+        self.argv: list[list[str]] = []
 
-    def __call__(self, words: list[str], folder: Path) -> int:
-        size = int(next(word for word in words if word.startswith("workload.micro_batch_size=")).split("=")[1])
+    def __call__(self, argv: list[str], folder: Path) -> int:
+        size = int(next(word for word in argv if word.startswith("workload.micro_batch_size=")).split("=")[1])
         speeds = self.speeds[size]
         speed = speeds[self.ran.count(size)] if isinstance(speeds, list) else speeds
         self.ran.append(size)
-        self.words.append(words)
+        self.argv.append(argv)
         if speed < 0:
             return 3
         if speed == 0 and self.killed:
@@ -51,8 +51,8 @@ class Scripted:
         return 0 if speed else 5
 
 
-def search(folder: Path, runs: Runs, *words: str) -> tuple[int, Config]:
-    overrides = [*TINY, "experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *words]
+def search(folder: Path, runs: Runs, *argv: str) -> tuple[int, Config]:
+    overrides = [*TINY, "experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *argv]
     config = load(overrides)
     return run_autotune(config, overrides, runs), config
 
@@ -63,8 +63,10 @@ def result(folder: Path) -> dict[str, Any]:
 
 def test_candidates_divide_the_batch_and_lie_apart() -> None:
     assert [each.micro_batch_size for each in list_candidates(8)] == [1, 2, 4, 8]
-    assert [(each.micro_batch_size, each.accumulation) for each in list_candidates(6)] == [(1, 6), (2, 3), (3, 2), (6, 1)]
-    assert [each.micro_batch_size for each in list_candidates(480)] == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
+    candidates = [(each.micro_batch_size, each.accumulation) for each in list_candidates(6)]
+    assert candidates == [(1, 6), (2, 3), (3, 2), (6, 1)]
+    sizes = [each.micro_batch_size for each in list_candidates(480)]
+    assert sizes == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
 
 
 def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,11 +95,11 @@ def test_words_that_change_the_work_stay_in_the_command(tmp_path: Path, capsys: 
 def test_every_job_is_the_users_words_but_for_the_size(tmp_path: Path) -> None:
     runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
     search(tmp_path, runs, "workload.micro_batch_size=4", "seed=3")
-    for words in runs.words:
-        job = load(words)
+    for argv in runs.argv:
+        job = load(argv)
         assert not job.autotune
         assert (job.seed, job.workload.global_batch_size) == (3, 8)
-        assert sum(word.startswith("workload.micro_batch_size") for word in words) == 1
+        assert sum(word.startswith("workload.micro_batch_size") for word in argv) == 1
 
 
 def test_the_size_that_is_set_need_not_fit(tmp_path: Path) -> None:
@@ -146,10 +148,10 @@ def test_another_failure_is_the_searchs_own(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_interrupted_it_shows_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(words: list[str], folder: Path) -> int:
+    def interrupted(argv: list[str], folder: Path) -> int:
         if runs.ran:
             raise Interrupted(15)
-        return runs(words, folder)
+        return runs(argv, folder)
 
     runs = Scripted({1: 100.0})
     with pytest.raises(Interrupted):
