@@ -59,6 +59,8 @@ def test_the_last_word_counts_and_a_wrong_one_is_left_to_the_settings_check() ->
 
 
 def test_what_libraries_say_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    # As in a run: the tests make every warning an error.
+    warnings.simplefilter("default")
     log.set_up(["log=json"], {})
     logging.getLogger("some.library").warning("a\nthing of %s", "note")
     warnings.warn("old call", DeprecationWarning, stacklevel=1)
