@@ -73,7 +73,7 @@ class TrainStep(Protocol):
         """Run every phase of the next steps (STEP_PHASES) within the context that `phase` returns; None ends that.
 
         Returns:
-            False if the step is opaque, so that its phases cannot be told apart.
+            False if the step is opaque, so that its phases cannot be distinguished.
         """
         ...
 

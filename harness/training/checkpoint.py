@@ -161,7 +161,7 @@ class CheckpointStore:
 
     def _is_own(self, path: Path) -> bool:
         """Return whether a folder is a complete checkpoint of this workload, by its name and its manifest."""
-        if path.is_symlink() or not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
+        if not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
             return False
         try:
             return self._read_manifest(path)["step"] == int(path.name.removeprefix("step-"))

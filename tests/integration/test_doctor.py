@@ -109,10 +109,10 @@ class TestJson:
     def test_of_one_backend(self, harness: Harness) -> None:
         done = harness("doctor", "cpu", "--json")
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert set(told) == {"schema_version", "time", "host", "harness_version", "environment", "backends"}
-        assert told["environment"]["cpu_cores_allowed"] >= 1
-        [report] = told["backends"]
+        inventory = json.loads(done.stdout)
+        assert set(inventory) == {"schema_version", "time", "host", "harness_version", "environment", "backends"}
+        assert inventory["environment"]["cpu_cores_allowed"] >= 1
+        [report] = inventory["backends"]
         assert set(report) == {"name", "ready", "problems", "device", "versions"}
         assert report["name"] == "cpu"
         assert report["ready"] is True
