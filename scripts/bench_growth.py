@@ -20,7 +20,8 @@ from pathlib import Path
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness.report.draw_growth import draw_growth
+from draw_growth import draw_growth
+
 from harness.report.svg import standalone
 
 COMMON = ("workload=gpt2", "workload.steps=5", "workload.timing_warmup_steps=2", "workload.eval_every=0",

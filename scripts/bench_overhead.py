@@ -24,7 +24,8 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import in_turn, run_harness
 
-DEFAULTS = ("workload.steps=60", "workload.timing_warmup_steps=10", "workload.eval_every=0")
+DEFAULTS = ("workload.steps=60", "workload.timing_warmup_steps=10", "workload.lr_warmup_steps=10",
+            "workload.eval_every=0")  # fmt: skip
 
 
 def main() -> int:

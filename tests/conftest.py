@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -79,6 +81,22 @@ def forked_harness(tmp_path: Path) -> Harness:
         return subprocess.CompletedProcess(argv, process.returncode, out, errors)
 
     return run
+
+
+def load_script(name: str) -> ModuleType:
+    """Return scripts/NAME as a module."""
+    path = PROJECT / "scripts" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up there.
+    sys.modules[path.stem] = module
+    with pytest.MonkeyPatch.context() as patch:
+        # As Python does for a script, for its imports from beside it.
+        patch.syspath_prepend(path.parent)
+        spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, load_script
 
 CONTAINER = PROJECT / "scripts" / "container"
 
 
 @pytest.fixture(scope="module")
 def program() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check_pins", CONTAINER / "check_pins.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_pins"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("container/check_pins.py")
 
 
 def package(folder: Path, name: str, version: str, *requires: str) -> None:

@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from harness.report.draw_growth import ceiling, draw_growth
 from harness.report.svg import standalone
+from tests.conftest import load_script
+
+growth = load_script("draw_growth.py")
 
 
 def record(
@@ -37,7 +39,7 @@ def described(picture: str) -> str:
 
 
 def test_each_picture_takes_the_records_that_differ_in_it() -> None:
-    pictures = draw_growth(RECORDS)
+    pictures = growth.draw_growth(RECORDS)
     assert list(pictures) == ["sequence_length", "model_size"]
     lengths, sizes = (described(picture) for picture in pictures.values())
     assert "track=tuned: 128: 3,872 tokens/s, 512: 3,488 tokens/s, 2048: 1,952 tokens/s" in lengths
@@ -47,18 +49,18 @@ def test_each_picture_takes_the_records_that_differ_in_it() -> None:
 
 def test_the_ceiling_is_the_peak_over_the_arithmetic_of_a_token() -> None:
     [_, small, *_] = sorted(RECORDS, key=lambda each: each["model"]["parameters"])
-    assert ceiling(small) == pytest.approx(1e12 / (6 * 30_000_000))
-    assert ceiling({**small, "world_size": 4}) == pytest.approx(4e12 / (6 * 30_000_000))
-    assert "measured peak: 128: 5,556 tokens/s" in described(draw_growth(RECORDS)["sequence_length"])
+    assert growth.ceiling(small) == pytest.approx(1e12 / (6 * 30_000_000))
+    assert growth.ceiling({**small, "world_size": 4}) == pytest.approx(4e12 / (6 * 30_000_000))
+    assert "measured peak: 128: 5,556 tokens/s" in described(growth.draw_growth(RECORDS)["sequence_length"])
 
 
 def test_without_a_peak_none_is_drawn() -> None:
     bare = [record("tiny", 800_000, length, 100.0, peak=None) for length in (128, 256)]
-    picture = draw_growth(bare)["sequence_length"]
+    picture = growth.draw_growth(bare)["sequence_length"]
     assert "measured peak" not in picture
-    assert ceiling({**bare[0], "utilization": None}) is None
+    assert growth.ceiling({**bare[0], "utilization": None}) is None
 
 
 def test_one_point_makes_no_picture() -> None:
-    assert draw_growth(RECORDS[:1]) == {}
-    assert draw_growth([]) == {}
+    assert growth.draw_growth(RECORDS[:1]) == {}
+    assert growth.draw_growth([]) == {}

@@ -28,9 +28,6 @@ NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
 )  # fmt: skip
 # The only verdict that emulated devices can get beside a failed gate.
 SAME_COMPUTATION = "same computation"
-VERDICTS = (
-    EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE, NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED, SAME_COMPUTATION,
-)  # fmt: skip
 EXPECTATIONS = ("equivalent", "faster", "not-slower", SUPPORTED)
 CLAIM_DOES_NOT_HOLD = 1
 

@@ -1,0 +1,53 @@
+"""Settings that the scripts give to runs are accepted: most scripts need hardware or hours, and run in no test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from harness.composition import load
+from tests.conftest import load_script
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Yield a name and the settings of each kind of run that a script makes."""
+    verify = load_script("verify_on_device.py")
+    for name in ("PARITY_SETTINGS", "QUICK_SETTINGS", "TIMING_SETTINGS"):
+        yield f"verify_on_device {name}", ["backend=npu", "precision=bf16", *getattr(verify, name)]
+    measure = load_script("measure_on_device.py")
+    for model, work in measure.MODELS.items():
+        overrides = ["backend=cuda", *work, *measure.STEPS]
+        yield f"measure_on_device {model} search", [*overrides, "experiment=autotune", "track=tuned"]
+        for variant, settings in measure.VARIANTS.items():
+            yield f"measure_on_device {model} {variant}", [*overrides, *settings, *measure.SAFE_SIZE]
+        yield f"measure_on_device {model} quick", [*overrides, *measure.QUICK, *measure.SAFE_SIZE]
+    growth = load_script("bench_growth.py")
+    for name, settings in growth.runs(4096):
+        yield f"bench_growth {name}", [*growth.COMMON, *settings]
+    parallel = load_script("bench_parallel.py")
+    for name, (_, settings) in parallel.VARIANTS.items():
+        yield f"bench_parallel {name}", [*parallel.DEFAULTS, *settings]
+    parity = load_script("bench_parity.py")
+    for name, shape in parity.SHAPES.items():
+        yield f"bench_parity {name}", [*parity.WORK, *shape, "workload.steps=60"]
+    yield "bench_kills", [*load_script("bench_kills.py").OVERRIDES, "out=x"]
+    yield "bench_operations", [*load_script("bench_operations.py").WORK]
+    overhead = load_script("bench_overhead.py")
+    yield "bench_overhead", [*overhead.DEFAULTS]
+    yield "bench_overhead on a GPU", [*overhead.DEFAULTS, "backend=cuda", "model=gpt2-124m", "workload=gpt2"]
+    peers = load_script("bench_peers.py")
+    yield "bench_peers", [*peers.WORK]
+    yield "bench_startup", [*load_script("bench_startup.py").WORK]
+    yield "bench_track", [*load_script("bench_track.py").WORK]
+    yield "bench_verdict", [*load_script("bench_verdict.py").SMOKE]
+    for name, settings in load_script("same_bits.py").CASES.items():
+        yield f"same_bits {name}", [word for word in settings if "=" in word and not word.startswith("-")]
+
+
+COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("settings", COMMANDS.values(), ids=COMMANDS.keys())
+def test_settings_of_a_script_are_accepted(settings: list[str]) -> None:
+    load(settings)
