@@ -2,9 +2,9 @@
 
     python scripts/verify_on_device.py BACKEND [--out DIR] [--quick] [SETTINGS...]
 
-SETTINGS are those of the timing run (default: 60 steps of model=gpt2-124m workload=gpt2, in the best precision of the
-device). Every check prints a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's report, the
-records, the output of each command. Exit code 0: every check passed, 1: one failed, 3: the device is not available.
+SETTINGS are those of the timing run (default: experiment=gpt2 in the best precision of the device). Every check prints
+a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's report, the records, the output of each command.
+Exit code 0: every check passed, 1: one failed, 3: the device is not available.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
-TIMING_SETTINGS = ("model=gpt2-124m", "workload=gpt2", "workload.steps=60", "workload.lr_warmup_steps=10",
-                   "workload.eval_every=0")  # fmt: skip
+TIMING_SETTINGS = ("experiment=gpt2", "workload.eval_every=0")
 PARITY_SETTINGS = ("experiment=smoke",)
 # With --quick, a tiny workload for both, to try the script rather than the device.
 QUICK_SETTINGS = (
