@@ -25,6 +25,8 @@ from typing import Any
 # Imports of a run of several ranks with checkpoints.
 IMPORTED = (
     "torch",
+    # What torch's optimizers import when the first is made.
+    "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.distributed.tensor",
     "harness.commands.train",

@@ -10,7 +10,7 @@ from tests.emulated.conftest import Emulated
 
 
 def test_a_working_host_is_ready_and_reported_as_emulated(emulated: Emulated) -> None:
-    done = emulated.harness("doctor", "npu", "--json")
+    done = emulated.python("-m", "harness", "doctor", "npu", "--json")
     assert done.returncode == 0, done.stderr
     [report] = json.loads(done.stdout)["backends"]
     assert report["device"]["name"] == "Ascend910B3 (emulated)"
@@ -27,7 +27,7 @@ def test_a_cann_that_lacks_a_function_is_too_old(emulated: Emulated, tmp_path: P
     text = library.read_bytes()
     assert text.count(b"\0aclrtSetDeviceSatMode\0") >= 1
     library.write_bytes(text.replace(b"\0aclrtSetDeviceSatMode\0", b"\0aclrtSetDeviceSatModX\0"))
-    done = emulated.harness("doctor", "npu", "--json", variables={"LD_LIBRARY_PATH": str(libraries)})
+    done = emulated.python("-m", "harness", "doctor", "npu", "--json", variables={"LD_LIBRARY_PATH": str(libraries)})
     assert done.returncode == 3, done.stdout
     [problem] = json.loads(done.stdout)["backends"][0]["problems"]
     assert "CANN is too old for this torch-npu" in problem["what"]

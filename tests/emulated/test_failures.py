@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from harness.commands.compare import main as compare
-from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
 from tests.emulated.failures import CASES, FAILED
-from tests.ranks import end_ranks
 from tests.records import make_record, write_runs
-from tests.zygote import Zygote
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_failure(name: str, emulated: Emulated, npu_zygote: Zygote) -> None:
+def test_failure(name: str, emulated: Emulated) -> None:
     case = CASES[name]
-    variables = {**os.environ, **environment(emulated.cann), **case.variables}
-    [ended] = end_ranks([npu_zygote.start(["harness", *case.overrides, "out=run"], emulated.folder, variables)])
+    ended = emulated.harness(*case.overrides, "out=run", variables=case.variables)
     assert ended.code == case.exit_code, ended.err
     assert len(ended.errors) == 1, ended.err
     errors = ended.errors
@@ -52,7 +46,7 @@ sys.exit(main())
 
 def test_work_that_falls_back_to_the_host_makes_the_run_invalid(emulated: Emulated) -> None:
     """Fused Adam is one of the operations that torch-npu runs on the CPU in spite of the variable that forbids it."""
-    done = emulated.python("-c", FALLING_BACK, "backend=npu", *TINY, "out=run", folder=emulated.folder)
+    done = emulated.python("-c", FALLING_BACK, "backend=npu", *TINY, "out=run")
     assert done.returncode == 5, done.stderr
     record = emulated.record("run")
     assert record["status"] == "failed"

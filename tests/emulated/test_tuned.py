@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
 from tests.integration.test_parallel import relative
-from tests.ranks import end_ranks
-from tests.zygote import Zygote
 
 # Kernels launched by npu_rms_norm, npu_swiglu and npu_rotary_mul, forward and backward.
 FUSED = {
@@ -31,20 +26,12 @@ LLAMA = (
 ALL_FUSED = ("track=tuned", "track.rms_norm=fused", "track.swiglu=fused", "track.rotary=fused")
 
 
-def run(emulated: Emulated, zygote: Zygote, *words: str, **more: str) -> tuple[int, str]:
-    variables = {**os.environ, **environment(emulated.cann), **more}
-    [ended] = end_ranks([zygote.start(["harness", *words], emulated.folder, variables)])
-    return ended.code, ended.err
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_chunked_cross_entropy_computes_what_the_stock_one_does(
-    precision: str, emulated: Emulated, npu_zygote: Zygote
-) -> None:
+def test_chunked_cross_entropy_computes_what_the_stock_one_does(precision: str, emulated: Emulated) -> None:
     words = ("backend=npu", *TINY, f"precision={precision}")
     for name, track in (("stock", ()), ("chunked", ("track=tuned", "track.cross_entropy=chunked"))):
-        code, errors = run(emulated, npu_zygote, *words, *track, f"out={name}")
-        assert code == 0, errors
+        done = emulated.harness(*words, *track, f"out={name}")
+        assert done.code == 0, done.err
     stock, chunked = (emulated.record(name) for name in ("stock", "chunked"))
     assert chunked["effective_settings"]["cross_entropy"] == "chunked"
     assert chunked["digests"] == stock["digests"]
@@ -53,12 +40,12 @@ def test_chunked_cross_entropy_computes_what_the_stock_one_does(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated: Emulated, npu_zygote: Zygote) -> None:
+def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated: Emulated) -> None:
     words = ("backend=npu", *TINY, *LLAMA, f"precision={precision}")
     for name, track in (("stock", ()), ("fused", ALL_FUSED)):
         launches = str(emulated.folder / f"{name}.txt")
-        code, errors = run(emulated, npu_zygote, *words, *track, f"out={name}", CANN_EMULATOR_LAUNCHES=launches)
-        assert code == 0, errors
+        done = emulated.harness(*words, *track, f"out={name}", variables={"CANN_EMULATOR_LAUNCHES": launches})
+        assert done.code == 0, done.err
     stock, fused = (emulated.record(name) for name in ("stock", "fused"))
     assert fused["digests"] == stock["digests"]
     limit = {"fp32": 1e-5, "bf16": 1e-3}[precision]
@@ -75,29 +62,29 @@ def test_fused_kernels_compute_what_stock_operations_do(precision: str, emulated
     }
 
 
-def test_compilation_is_refused_with_the_reason(emulated: Emulated, npu_zygote: Zygote) -> None:
-    code, errors = run(emulated, npu_zygote, "backend=npu", *TINY, "track=tuned", "track.compile=blocks", "out=run")
-    assert code == 3
-    assert "torch.compile of a training step is not supported on NPU" in errors
+def test_compilation_is_refused_with_the_reason(emulated: Emulated) -> None:
+    done = emulated.harness("backend=npu", *TINY, "track=tuned", "track.compile=blocks", "out=run")
+    assert done.code == 3
+    assert "torch.compile of a training step is not supported on NPU" in done.err
 
 
-def test_an_emulation_has_no_profile(emulated: Emulated, npu_zygote: Zygote) -> None:
-    code, errors = run(emulated, npu_zygote, "backend=npu", *TINY, "profile=true", "out=run")
-    assert code == 3
-    assert "profile: " in errors
-    assert "emulated device" in errors
+def test_an_emulation_has_no_profile(emulated: Emulated) -> None:
+    done = emulated.harness("backend=npu", *TINY, "profile=true", "out=run")
+    assert done.code == 3
+    assert "profile: " in done.err
+    assert "emulated device" in done.err
     assert not (emulated.folder / "run").exists()
 
 
-def test_an_emulation_has_no_fastest_size(emulated: Emulated, npu_zygote: Zygote) -> None:
+def test_an_emulation_has_no_fastest_size(emulated: Emulated) -> None:
     words = ("backend=npu", *TINY, "experiment=autotune", "workload.steps=4", "workload.timing_warmup_steps=2", "out=a")
     done = emulated.harness(*words)
-    assert done.returncode == 3, done.stderr
-    assert "autotune: the device is an emulation" in done.stderr
+    assert done.code == 3, done.err
+    assert "autotune: the device is an emulation" in done.err
 
 
-def test_an_emulation_has_no_peak(emulated: Emulated, npu_zygote: Zygote) -> None:
-    code, errors = run(emulated, npu_zygote, "peak", "backend=npu")
-    assert code == 3
-    assert "the device is emulated" in errors
+def test_an_emulation_has_no_peak(emulated: Emulated) -> None:
+    done = emulated.harness("peak", "backend=npu")
+    assert done.code == 3
+    assert "the device is emulated" in done.err
     assert not (emulated.folder / "runs").exists()

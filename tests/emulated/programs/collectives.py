@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,8 +28,8 @@ DEVICE = f"npu:{RANK}"
 MANY = 3_000_017
 
 
-def main() -> None:
-    store, *mode = sys.argv[1:]
+def main(argv: Sequence[str]) -> None:
+    store, *mode = argv
     torch.npu.set_device(RANK)  # pyright: ignore[reportAttributeAccessIssue]
     dist.init_process_group(
         "hccl", init_method=f"file://{store}", rank=RANK, world_size=WORLD, timeout=timedelta(seconds=60)
@@ -140,4 +141,4 @@ def survive() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

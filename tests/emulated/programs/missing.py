@@ -10,7 +10,7 @@ import torch
 import torch_npu  # type: ignore[import-not-found] # noqa: F401
 
 
-def main() -> None:
+def main(_: object = ()) -> None:
     library = ctypes.CDLL("libascendcl.so")
     library.aclGetRecentErrMsg.restype = ctypes.c_char_p
     # The kernel's error ends the task queue: it comes last.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from tests.cann_emulator import control
 from tests.emulated.training import Setup, distance, train
 
 
-def main() -> None:
-    reference_file, steps, *names = sys.argv[1:]
+def main(argv: Sequence[str]) -> None:
+    reference_file, steps, *names = argv
     reference = json.loads(Path(reference_file).read_text())
 
     def trained(nulled: str, setups: list[str]) -> dict[str, Any]:
@@ -73,4 +74,4 @@ def in_child(work: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

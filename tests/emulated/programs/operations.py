@@ -215,7 +215,7 @@ def difference(expected: Any, found: Any) -> str | None:
     return f"off by {float((expected.double() - found.double()).abs().max()):.1e}"
 
 
-def main() -> None:
+def main(_: object = ()) -> None:
     import torch_npu  # type: ignore[import-not-found] # noqa: F401
 
     from tests.cann_emulator import control
