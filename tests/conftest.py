@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,30 +51,25 @@ Harness = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Harness:
-    """Return a function that runs `python -m harness WORDS...` in a scratch folder."""
+    """Return a function that runs `python -m harness ARGV...` in a scratch folder.
 
-    def run(*argv: str, cwd: Path = tmp_path, timeout: float = 120, env: dict[str, str] | None = None,
-            **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "harness", *argv],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env={**os.environ, **(env or {})},
-            **options,
-        )
-
-    return run
-
-
-@pytest.fixture
-def forked_harness(tmp_path: Path) -> Harness:
-    """As `harness`, but a fork of a process that has imported torch: for tests that do not ask when it is imported."""
+    The process is a fork of one that has imported torch, which saves seconds. With options of its own (env, cwd, ...)
+    it is a fresh interpreter.
+    """
     from tests.ranks import shared_zygote
 
-    def run(*argv: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*argv: str, timeout: float = 120, fresh: bool = False, env: Mapping[str, str] | None = None,
+            **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        if fresh or env or options:
+            return subprocess.run(
+                [sys.executable, "-m", "harness", *argv],
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+                env={**os.environ, **(env or {})},
+                **{"cwd": tmp_path, **options},
+            )
         process = shared_zygote().start(["harness", *argv], tmp_path, os.environ)
         out, errors = process.communicate(timeout)
         assert process.returncode is not None

@@ -195,15 +195,15 @@ class TestRunFolder:
         assert (tmp_path / "record-1.json").read_text() == "first"
 
     @pytest.mark.slow
-    def test_steps_before_the_first_checkpoint_are_kept(self, tmp_path: Path, forked_harness: Harness) -> None:
+    def test_steps_before_the_first_checkpoint_are_kept(self, tmp_path: Path, harness: Harness) -> None:
         argv = [*TINY, "out=run", "checkpoint.every=6", "resume=auto"]
-        assert forked_harness(*argv, "workload.steps=7").returncode == 0
+        assert harness(*argv, "workload.steps=7").returncode == 0
         rows = (tmp_path / "run" / "steps.jsonl").read_text()
         # As after a kill before the first checkpoint: neither a record nor a complete checkpoint.
         (tmp_path / "run" / "record.json").unlink()
         for path in (tmp_path / "run" / "checkpoints").iterdir():
             checkpoint._remove(path)
-        assert forked_harness(*argv, "workload.steps=7").returncode == 0
+        assert harness(*argv, "workload.steps=7").returncode == 0
         assert (tmp_path / "run" / "steps-1.jsonl").read_text() == rows
 
 

@@ -168,13 +168,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("argv", "code", "named"), CASES, ids=[argv for argv, _, _ in CASES])
 def test_bad_input_is_answered_with_one_line(
-    argv: str, code: int, named: list[str], data: Path, forked_harness: Harness, tmp_path: Path
+    argv: str, code: int, named: list[str], data: Path, harness: Harness, tmp_path: Path
 ) -> None:
     typed = [word.format(data=data) for word in argv.split(" ")]
     is_verb = typed[0] in ("trian", "prject", "compare", "project", "audit", "claim", "doctor") or typed[0].startswith(
         "--"
     )
-    done = forked_harness(*typed) if is_verb else forked_harness(*TINY, *typed)
+    done = harness(*typed) if is_verb else harness(*TINY, *typed)
     assert done.returncode == code, done.stderr
     if code == 0:
         return

@@ -262,7 +262,7 @@ class TestInterruptions:
         assert not (tmp_path / "run" / "2").exists()
 
     @pytest.mark.slow
-    def test_ten_kills_at_random_moments_lose_no_finished_block(self, tmp_path: Path, forked_harness: Harness) -> None:
+    def test_ten_kills_at_random_moments_lose_no_finished_block(self, tmp_path: Path, harness: Harness) -> None:
         import random
 
         moments = random.Random(7)
@@ -284,7 +284,7 @@ class TestInterruptions:
             assert len(found) >= seen
             assert [row["step"] for row in found] == list(range(1, len(found) + 1))
             before = {path.name: path.read_bytes() for path in folder.iterdir()}
-            done = forked_harness(*TINY, f"out={folder.name}")
+            done = harness(*TINY, f"out={folder.name}")
             assert done.returncode == 2
             assert "still running or was interrupted" in done.stderr
             assert "choose another out=DIR" in done.stderr
