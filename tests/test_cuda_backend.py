@@ -439,7 +439,7 @@ class TestAWholeRun:
         assert record["contention"]["device_condition"] == {"before": state, "after": state}
         assert gpu["synchronize"] > 0
         assert gpu["reset"] == 1
-        assert all(block["device_seconds"] for block in record["timing"]["intervals"])
+        assert all(interval["device_seconds"] for interval in record["timing"]["intervals"])
 
 
 MISSING = CudaBackend(BackendConfig(name="cuda")).preflight()

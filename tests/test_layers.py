@@ -212,7 +212,7 @@ class TestNoCircles:
 
 
 def test_nothing_at_the_door_imports_torch_or_a_vendor_package() -> None:
-    """The door answers --help, bad settings and doctor without torch; so do reports, on a laptop without it."""
+    """The entry point answers --help, bad settings and doctor without torch; so do reports, on a laptop without it."""
     names = [name for name in MODULES if not name.startswith(WITH_TORCH) and name != "harness.__main__"]
     assert {
         "harness.commands.train",

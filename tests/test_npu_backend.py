@@ -559,7 +559,7 @@ class TestARun:
         assert record["effective_settings"]["matmul_dtype"] == "bfloat16"
         assert record["memory"]["used_on_device_bytes"] == 4 * 2**30
         assert record["environment"]["variables"][FALLBACK] == "1"
-        assert all(block["device_seconds"] for block in record["timing"]["intervals"])
+        assert all(interval["device_seconds"] for interval in record["timing"]["intervals"])
         assert npu.opened == [0]
         assert len(npu.synchronized) > 5
 

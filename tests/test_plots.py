@@ -98,8 +98,8 @@ class TestWhatTheySay:
 
     def test_every_block_is_a_dot(self) -> None:
         svg = pictures_of("single_run")["step_time"]
-        blocks = len(case("single_run").reference.first["timing"]["intervals"])
-        assert len(re.findall(rf"<use [^>]*{COLORS[0]}", svg)) == blocks
+        intervals = len(case("single_run").reference.first["timing"]["intervals"])
+        assert len(re.findall(rf"<use [^>]*{COLORS[0]}", svg)) == intervals
 
     def test_losses_that_are_not_finite_are_told(self) -> None:
         record = make_record(on=A100)

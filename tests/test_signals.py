@@ -41,7 +41,7 @@ def test_is_no_exception_that_a_broad_except_would_swallow() -> None:
     assert not issubclass(Interrupted, Exception)
 
 
-DOOR = """
+ENTRY_POINT = """
 import os, signal, sys
 import harness.__main__ as door
 import harness.commands.doctor as doctor
@@ -68,7 +68,7 @@ except Interrupted as interrupted:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_is_told_to_stop_where_no_run_of_it_is_under_way(number: signal.Signals) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", DOOR, number.name], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", ENTRY_POINT, number.name], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
 

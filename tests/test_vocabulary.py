@@ -153,8 +153,11 @@ PHRASES = [
     (r"^[ \t]*\"\"\"(What|Who|Where|Why|Whether)\b", "begin with a noun, so that a search finds it"),
 ]
 RETIRED = [
-    (re.compile(pattern, re.MULTILINE), replacement)
-    for pattern, replacement in (*MISLEADING, *SETTINGS, *RECORD, *CLASSES_AND_FUNCTIONS, *PHRASES)
+    *(
+        (re.compile(pattern, re.MULTILINE), replacement)
+        for pattern, replacement in (*MISLEADING, *SETTINGS, *RECORD, *CLASSES_AND_FUNCTIONS)
+    ),
+    *((re.compile(pattern, re.MULTILINE | re.IGNORECASE), replacement) for pattern, replacement in PHRASES),
 ]
 # Uses that are right: (file, pattern of the line) and the reason.
 MAY_STAY: dict[tuple[str, str], str] = {

@@ -134,7 +134,7 @@ class TestTelemetry:
             "from harness.__main__ import main\n"
             "sys.exit(main(sys.argv[2:]))\n"
         )
-        # Long blocks: what is written between the short ones of this tiny model takes as long as they do.
+        # Long intervals: what is written between the short ones of this tiny model takes as long as they do.
         argv = [
             *TINY,
             "workload.steps=1000",

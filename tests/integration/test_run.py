@@ -1,4 +1,4 @@
-"""The door, end to end: what a run leaves behind, that it repeats itself, and what it refuses."""
+"""python -m harness, end to end: what a run leaves behind, that it repeats itself, and what it refuses."""
 
 from __future__ import annotations
 
@@ -79,10 +79,11 @@ class TestFinishedRun:
         assert record["timing"]["step_seconds"] == [row["seconds"] for row in found if row["phase"] == "measured"]
         assert record["timing"]["tokens_per_step"] == found[0]["tokens"] == 4 * 32
 
-    def test_headline_is_the_measured_blocks_alone(self, finished: Path) -> None:
+    def test_headline_is_the_measured_intervals_alone(self, finished: Path) -> None:
         timing = read(finished / "run")["timing"]
-        assert [(block["first_step"], block["last_step"]) for block in timing["intervals"]] == [(3, 3), (4, 5), (6, 6)]
-        seconds = sum(block["seconds"] for block in timing["intervals"])
+        steps = [(interval["first_step"], interval["last_step"]) for interval in timing["intervals"]]
+        assert steps == [(3, 3), (4, 5), (6, 6)]
+        seconds = sum(interval["seconds"] for interval in timing["intervals"])
         assert timing["measured_seconds"] == pytest.approx(seconds)
         assert timing["mean_step_seconds"] == pytest.approx(seconds / 4)
         assert timing["tokens_per_second"] == pytest.approx(4 * 4 * 32 / seconds)
@@ -262,7 +263,7 @@ class TestInterruptions:
         assert not (tmp_path / "run" / "2").exists()
 
     @pytest.mark.slow
-    def test_ten_kills_at_random_moments_lose_no_finished_block(self, tmp_path: Path, harness: Harness) -> None:
+    def test_ten_kills_at_random_moments_lose_no_finished_interval(self, tmp_path: Path, harness: Harness) -> None:
         import random
 
         moments = random.Random(7)
