@@ -47,6 +47,8 @@ def set_up(argv: Sequence[str], variables: Mapping[str, str] = os.environ) -> No
         # Warnings and log lines of libraries as well: a log collector can only read JSON lines.
         root = _StandardError()
         root.setFormatter(_JsonLines(rank(variables)))
+        # Loggers of libraries have levels of their own.
+        root.setLevel(level.upper())
         logging.getLogger().handlers = [root]
         logging.captureWarnings(True)
         logging.getLogger().setLevel(level.upper())
@@ -62,8 +64,10 @@ def adopt_libraries() -> None:
     if not is_json():
         return
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name != _LOGGER.name and logger.handlers:
-            logger.handlers, logger.propagate = [], True
+        if isinstance(logger, logging.Logger) and name != _LOGGER.name:
+            # A logger with only null handlers is meant to be silent.
+            if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+                logger.handlers, logger.propagate = [], True
 
 
 def is_json() -> bool:

@@ -46,7 +46,17 @@ TINY = (
     "backend.threads=1",
 )
 
+# Folders whose tests make whole runs, each in a process of its own; but for these files, that is slow.
+RUNNING_FOLDERS = ("integration", "emulated")
+QUICK_FILES = ("test_run.py", "test_bad_inputs.py")
+
 Harness = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent.name in RUNNING_FOLDERS and item.path.name not in QUICK_FILES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -79,6 +79,25 @@ def test_libraries_that_write_lines_of_their_own_form_are_taken_over(capsys: pyt
     assert (line["logger"], line["message"]) == ("own.form", "slow path")
 
 
+def test_a_library_says_no_more_than_log_level_allows(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("own.level")
+    library.handlers, library.propagate = [logging.StreamHandler()], False
+    library.setLevel(logging.DEBUG)
+    log.set_up(["log=json"], {})
+    log.adopt_libraries()
+    library.debug("every detail")
+    assert lines(capsys) == []
+
+
+def test_a_library_that_keeps_silent_stays_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    library = logging.getLogger("null.handler")
+    library.handlers, library.propagate = [logging.NullHandler()], False
+    log.set_up(["log=json"], {})
+    log.adopt_libraries()
+    library.warning("for nobody")
+    assert lines(capsys) == []
+
+
 def test_a_library_whose_line_cannot_be_formatted_ends_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

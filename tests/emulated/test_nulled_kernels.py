@@ -26,7 +26,6 @@ def detected(results: dict[str, Any]) -> bool:
     return any(isinstance(value, str) or value > 0.0 for value in results.values())
 
 
-@pytest.mark.slow
 def test_every_nulled_kernel_is_detected(outcomes: dict[str, dict[str, Any]]) -> None:
     assert len(outcomes) > 50
     assert [kernel for kernel, results in outcomes.items() if not detected(results)] == []

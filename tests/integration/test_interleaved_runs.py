@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, Harness
+from tests.ranks import shared_zygote
 
 WORDS = " ".join(TINY)
 COMMAND = ("compare", "--run", f"{WORDS} backend.threads=1", "--run", f"{WORDS} workload.micro_batch_size=4",
@@ -50,7 +50,7 @@ def test_runs_every_side_and_writes_the_report(harness: Harness, tmp_path: Path)
 
 def test_goes_on_after_an_interruption(harness: Harness, tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "harness", *COMMAND],
+        [shared_zygote().python, "-m", "harness", *COMMAND],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 120

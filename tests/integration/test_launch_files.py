@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT, TINY
-from tests.ranks import free_port
+from tests.ranks import free_port, shared_zygote
 
 LAUNCH = PROJECT / "scripts" / "launch"
 # A moment's work for each process; the files' own settings are longer.
@@ -26,8 +26,9 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 
 
 def variables(**more: str) -> dict[str, str]:
+    """Return an environment in which PYTHON forks, unless `more` names a fresh interpreter."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
-    return {**own, "PYTHON": sys.executable, **more}
+    return {**own, "PYTHON": shared_zygote().python, **more}
 
 
 def start(argv: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
@@ -49,7 +50,7 @@ class TestTorchrun:
     SCRIPT = str(LAUNCH / "torchrun.sh")
 
     def test_unedited_and_without_words_on_one_host(self, tmp_path: Path) -> None:
-        code, errors = ended(start([self.SCRIPT], tmp_path))
+        code, errors = ended(start([self.SCRIPT], tmp_path, PYTHON=sys.executable))
         assert code == 0, errors
         [run] = (tmp_path / "runs").iterdir()
         found = record(run)
@@ -225,7 +226,7 @@ class TestKubernetes:
         pod = pod_of("job.yaml")
         for container, code in ((pod["initContainers"][0], 0), (pod["containers"][0], 0)):
             argv = [word.replace("/work/runs", str(tmp_path)) for word in container["args"]]
-            found, errors = ended(start([sys.executable, "-m", "harness", *argv], tmp_path))
+            found, errors = ended(start([shared_zygote().python, "-m", "harness", *argv], tmp_path))
             assert found == code, errors
         assert record(tmp_path / "job")["status"] == "ok"
 
@@ -244,7 +245,7 @@ class TestKubernetes:
                 .replace("/work/runs", str(tmp_path))
                 for word in container["args"]
             ]
-            pods.append(start([sys.executable, "-m", "harness", *argv], tmp_path))
+            pods.append(start([shared_zygote().python, "-m", "harness", *argv], tmp_path))
         for pod in pods:
             code, errors = ended(pod)
             assert code == 0, errors
@@ -265,7 +266,7 @@ class TestCompose:
         assert service["cap_drop"] == ["ALL"]
         assert service["stop_grace_period"] == "2m"
         argv = [word.replace("/work/runs", str(tmp_path)) for word in service["command"]]
-        code, errors = ended(start([sys.executable, "-m", "harness", *argv], tmp_path))
+        code, errors = ended(start([shared_zygote().python, "-m", "harness", *argv], tmp_path))
         assert code == 0, errors
         assert "harness_tokens_total" in (tmp_path / "harness.prom").read_text()
         # Every line is one JSON object.

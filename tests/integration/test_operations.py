@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import TINY, Harness
+from tests.ranks import shared_zygote
+from tests.zygote import Forked
 
 LONG = ("workload.steps=100000", "workload.interval_steps=5")
 
@@ -198,15 +200,11 @@ def test_tensorboard_reads_every_step(harness: Harness, tmp_path: Path) -> None:
     assert events.Scalars("speed/tokens_per_second")
 
 
-def started(folder: Path, *argv: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness", *TINY, *argv],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(folder)},
-    )  # fmt: skip
+def started(folder: Path, *argv: str) -> Forked:
+    return shared_zygote().start(["harness", *TINY, *argv], folder, {**os.environ, "TMPDIR": str(folder)})
 
 
-def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(file: Path, process: Forked) -> None:
     deadline = time.monotonic() + 60
     while not (file.is_file() and file.stat().st_size):
         assert process.poll() is None, process.communicate()[1]
@@ -216,14 +214,14 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 
 class TestHealth:
     @pytest.fixture
-    def process(self, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    def process(self, tmp_path: Path) -> Iterator[Forked]:
         with started(tmp_path, *LONG, "parallel.timeout_seconds=3", "out=run") as process:
             wait_for(tmp_path / "run" / "steps.jsonl", process)
             yield process
             process.kill()
 
     def test_a_run_that_gets_further_one_that_is_frozen_and_one_that_is_gone(
-        self, process: subprocess.Popen[str], harness: Harness, tmp_path: Path
+        self, process: Forked, harness: Harness, tmp_path: Path
     ) -> None:
         place = {"TMPDIR": str(tmp_path)}
         done = harness("health", env=place)
@@ -242,9 +240,7 @@ class TestHealth:
         done = harness("health", env=place)
         assert (done.returncode, done.stdout) == (0, "no run is running\n")
 
-    def test_a_run_that_was_killed_leaves_no_trace(
-        self, process: subprocess.Popen[str], harness: Harness, tmp_path: Path
-    ) -> None:
+    def test_a_run_that_was_killed_leaves_no_trace(self, process: Forked, harness: Harness, tmp_path: Path) -> None:
         process.kill()
         process.wait()
         done = harness("health", env={"TMPDIR": str(tmp_path)})

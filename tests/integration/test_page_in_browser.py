@@ -29,8 +29,6 @@ LIGHT = "--blink-settings=preferredColorScheme=1"
 # Requests that bypass the proxy fail; the proxy itself stays reachable.
 DEAD_END = "--host-resolver-rules=MAP * 127.0.0.1:9, EXCLUDE 127.0.0.1"
 
-pytestmark = pytest.mark.slow
-
 
 class Browser:
     """Headless Chromium, whose requests go to a proxy that logs them and answers none."""

@@ -188,11 +188,8 @@ class TestRanks:
         for ended in run_ranks(4, [*overrides, f"parallel={after}", "workload.micro_batch_size=1"], tmp_path):
             assert ended.code == 0, ended.err
         alone = [override for override in overrides if override != "out=run"]
-        done = subprocess.run(
-            [sys.executable, "-m", "harness", *alone, "out=alone"],
-            capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        done = run_harness(tmp_path, *alone, "out=alone")
+        assert done.code == 0, done.err
         found, expected = record(tmp_path / "run"), record(tmp_path / "alone")
         assert found["digests"] == expected["digests"]
         assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-5
@@ -218,7 +215,7 @@ class TestRanks:
         """SIGTERM reaches the launcher alone, as in a container."""
         overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
                  "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
-        command = [sys.executable, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
+        command = [shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
         with subprocess.Popen([*command, *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
             while not checkpoint_steps(tmp_path / "run"):
                 assert launcher.poll() is None
@@ -254,7 +251,7 @@ class TestRanks:
              "killed once", *overrides],
             capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path,
             env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                 "PYTHONPATH": str(PROJECT)},
+                 "PYTHON_EXEC": shared_zygote().python, "PYTHONPATH": str(PROJECT)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         attempts = record(tmp_path / "run")["attempts"]

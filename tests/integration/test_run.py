@@ -165,7 +165,7 @@ class TestTarget:
 
 class TestRepeatsAndSweeps:
     def test_repeats_run_in_fresh_processes_into_numbered_folders(self, harness: Harness, tmp_path: Path) -> None:
-        done = harness(*TINY, "repeats=2", "out='r (p), it=\\'s'")
+        done = harness(*TINY, "repeats=2", "out='r (p), it=\\'s'", fresh=True)
         assert done.returncode == 0, done.stderr
         one, two = read(tmp_path / "r (p), it='s" / "1"), read(tmp_path / "r (p), it='s" / "2")
         assert one["losses"] == two["losses"]
