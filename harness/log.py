@@ -64,10 +64,11 @@ def adopt_libraries() -> None:
     if not is_json():
         return
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name != _LOGGER.name:
-            # A logger with only null handlers is meant to be silent.
-            if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
-                logger.handlers, logger.propagate = [], True
+        if not isinstance(logger, logging.Logger) or name == _LOGGER.name:
+            continue
+        # A logger with only null handlers is meant to be silent.
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            logger.handlers, logger.propagate = [], True
 
 
 def is_json() -> bool:

@@ -137,7 +137,9 @@ def contract(bundle: Bundle, backend: str) -> None:
         bundle.check("contract", None, "pytest is not installed (pip install pytest)")
         return
     tests = "tests/test_backend_contract.py"
-    done = bundle.command("contract", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", tests, "-k", backend)
+    # Warnings of the vendor's plug-in are no failures here.
+    options = ("-q", "-rs", "-W", "default", "-p", "no:cacheprovider")
+    done = bundle.command("contract", "-m", "pytest", *options, tests, "-k", backend)
     bundle.check("contract", done.returncode == 0, (done.stdout.strip().splitlines() or ["no answer"])[-1])
 
 

@@ -179,7 +179,8 @@ class TestVersions:
         versions = backend().versions()
         assert versions["hip"] == "6.4.43482"
         assert versions["cuda"] is None
-        assert versions["torch"] == torch.__version__
+        # PyPI's packages leave the kind of build out of their version.
+        assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 LATE = """

@@ -107,7 +107,7 @@ class NpuBackend(TorchDeviceBackend):
             "hf32_matmul": npu.matmul.allow_hf32,
             "hf32_conv": npu.conv.allow_hf32,
             "jit_compile": not npu.is_jit_compile_false(),
-            "task_queue_level": npu.get_task_queue_enable(),
+            "task_queue_level": _task_queue_level(npu),
             "deterministic_level": _deterministic_level(npu),
             "cpu_affinity": os.environ.get("CPU_AFFINITY_CONF"),
             "allocator_settings": os.environ.get("PYTORCH_NPU_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
@@ -186,6 +186,12 @@ def _torch_npu() -> Any:
     import torch_npu  # type: ignore[import-not-found]
 
     return torch_npu
+
+
+def _task_queue_level(npu: Any) -> int | None:
+    # Not in torch-npu 2.9.
+    read = getattr(npu, "get_task_queue_enable", None)
+    return read() if read is not None else None
 
 
 def _deterministic_level(npu: Any) -> int | None:

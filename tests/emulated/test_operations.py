@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -10,9 +11,16 @@ from tests.emulated.conftest import Emulated
 from tests.emulated.programs.operations import OPERATIONS
 from tests.emulated.test_tuned import FUSED
 
+# The release whose calls the emulator's kernels answer. Older ones make some through an older interface of CANN; what a
+# training needs is tested with them too.
+TORCH_NPU = "2.13"
+
 
 @pytest.fixture(scope="module")
 def found(emulated_host: Emulated) -> dict[str, Any]:
+    release = metadata.version("torch-npu")
+    if not release.startswith(TORCH_NPU):
+        pytest.skip(f"the emulator has every single operation only for torch-npu {TORCH_NPU}, found {release}")
     return emulated_host.program("operations")
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.emulated.conftest import Emulated
 from tests.emulated.training import Setup, distance, setups, train
 
-STEPS = 8
+STEPS = 5
 # The backend refuses fp16 with the fused AdamW; test_fused_adamw_applies_steps_... below shows why.
 SETUPS = [str(setup) for setup in setups() if (setup.precision, setup.adamw) != ("fp16", "fused")]
 
