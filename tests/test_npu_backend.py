@@ -363,6 +363,14 @@ class TestApply:
         npu.matmul.allow_hf32 = True
         assert made.effective_settings()["hf32_matmul"] is True
 
+    def test_a_release_without_getters_leaves_settings_unknown(
+        self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delattr(FakeNpu, "get_task_queue_enable")
+        monkeypatch.delattr(FakeNpu, "_get_deterministic_level")
+        effective = backend().effective_settings()
+        assert effective["task_queue_level"] is effective["deterministic_level"] is None
+
     def test_effective_settings_include_those_of_the_environment(
         self, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
     ) -> None:
