@@ -36,6 +36,7 @@ class AscendHost:
         self.packages = {"torch": "2.12.0+cpu", "torch-npu": "2.12.0"}
         for module in (base, host):
             monkeypatch.setattr(module, "installed_version", self.packages.get)
+        monkeypatch.setattr(host, "torch_build", dict)
         monkeypatch.setattr(host, "DEVICE_FOLDER", self.nodes)
         monkeypatch.setattr(host, "DRIVER_LIBRARIES", self.driver)
         # Settings of the machine that runs the tests.

@@ -42,6 +42,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     """Make these the only installed packages; an underscore in a keyword stands for a hyphen."""
     by_name = {name.replace("_", "-"): version for name, version in versions.items()}
     monkeypatch.setattr(host, "installed_version", by_name.get)
+    monkeypatch.setattr(host, "torch_build", dict)
 
 
 class TestPackages:
@@ -72,6 +73,13 @@ class TestPackages:
         assert f"torch-npu {plugin} is made for torch {plugin_base}, but torch {torch} is installed" in problem.what
         assert f"pip install torch=={plugin_base}" in problem.remedy
         assert f"torch-npu=={base}" in problem.remedy
+
+    def test_a_build_for_another_accelerator(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        installed(monkeypatch, torch="2.13.0", torch_npu="2.13.0")
+        monkeypatch.setattr(host, "torch_build", lambda: {"version": "2.13.0+cu130", "cuda": "13.0", "hip": None})
+        problem = only(host.package_problems())
+        assert problem.what == "the installed torch is built for CUDA, and torch-npu needs a CPU build"
+        assert problem.remedy == "install a CPU build of torch 2.13.0"
 
     def test_plugin_absent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch="2.13.0+cpu")

@@ -170,6 +170,7 @@ def test_a_search_is_no_side_of_a_comparison(tmp_path: Path) -> None:
         record_files(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_for_real(harness: Harness, tmp_path: Path) -> None:
     done = harness(*TINY, "experiment=autotune", "workload.global_batch_size=2", "workload.steps=4",
                    "workload.timing_warmup_steps=2", "profile=true", "out=a")  # fmt: skip

@@ -171,6 +171,7 @@ class TestInAPage:
 
 
 class TestSameEveryTime:
+    @pytest.mark.slow
     def test_in_another_process(self) -> None:
         script = (
             "import hashlib\n"

@@ -44,6 +44,7 @@ def full_record(**changes: Any) -> dict[str, Any]:
     return make_record(on=merged(A100, {"telemetry": TELEMETRY}), config=small, **changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", sorted(full_record()))
 def test_no_value_at_any_place_ends_in_a_traceback(
     part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
+from harness.backends.ascend.host import package_problems
 from tests.cann_emulator.symbols import cann_names, stubs_source
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +61,8 @@ def missing() -> str | None:
             metadata.version(package)
         except metadata.PackageNotFoundError:
             return f"the package {package} is not installed"
-    return None
+    problems = package_problems()
+    return problems[0].what if problems else None
 
 
 def build() -> Path:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from harness.backends.host_checks import Problem, installed_version, unsafe_env_vars, version_file
+from harness.backends.host_checks import Problem, installed_version, torch_build, unsafe_env_vars, version_file
 
 # Libraries that libtorch_npu.so is linked against: without any one of them its import fails.
 REQUIRED_LIBRARIES = (
@@ -64,6 +64,14 @@ def package_problems() -> list[Problem]:
             Problem(
                 f"torch-npu {plugin} is made for torch {_base_version(plugin)}, but torch {torch} is installed",
                 f"pip install torch=={_base_version(plugin)} (a CPU build), or torch-npu=={_base_version(torch)}",
+            )
+        ]
+    build = torch_build()
+    if platform := next((name for name in ("cuda", "hip", "xpu") if build.get(name)), None):
+        return [
+            Problem(
+                f"the installed torch is built for {platform.upper()}, and torch-npu needs a CPU build",
+                f"install a CPU build of torch {_base_version(plugin)}",
             )
         ]
     return []
