@@ -11,9 +11,7 @@ if ! python -c "from importlib.metadata import version; version('torch-npu')" 2>
   python -m pip install --quiet --disable-pip-version-check --no-deps "torch-npu==$torch_release" ||
     echo "test: torch-npu $torch_release cannot be installed here, so the Ascend tests will skip" >&2
 fi
-# Test files run side by side, one more than there are cores, since tests of hanging runs wait; up to four. The argument
-# -n 0 runs them one after another.
+# One test file per core at a time, the long ones first; the argument -n 0 runs them one after another.
 # Idle OpenMP threads sleep: spinning, they would take the cores of other tests.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-workers=$(($(nproc) < 3 ? $(nproc) + 1 : 4))
-exec python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"

@@ -46,7 +46,7 @@ TINY = (
     "backend.threads=1",
 )
 
-# Folders whose tests make whole runs, each in a process of its own; but for these files, that is slow.
+# Tests in these folders make whole runs: they count as slow, except those of QUICK_FILES.
 RUNNING_FOLDERS = ("integration", "emulated")
 QUICK_FILES = ("test_run.py", "test_bad_inputs.py")
 
@@ -63,8 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def harness(tmp_path: Path) -> Harness:
     """Return a function that runs `python -m harness ARGV...` in a scratch folder.
 
-    The process is a fork of one that has imported torch, which saves seconds. With options of its own (env, cwd, ...)
-    it is a fresh interpreter.
+    The process is a fork of one that has imported torch, which saves seconds. With fresh=True, or options of its own
+    (env, cwd, ...), it is a fresh interpreter.
     """
     from tests.ranks import shared_zygote
 

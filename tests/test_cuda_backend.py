@@ -179,8 +179,7 @@ class TestVersions:
         versions = backend().versions()
         assert versions["hip"] == "6.4.43482"
         assert versions["cuda"] is None
-        # PyPI's packages leave the kind of build out of their version.
-        assert (versions["torch"] or "").split("+")[0] == torch.__version__.split("+")[0]
+        assert torch.__version__.startswith(versions["torch"] or "no version")
 
 
 LATE = """

@@ -107,8 +107,8 @@ class NpuBackend(TorchDeviceBackend):
             "hf32_matmul": npu.matmul.allow_hf32,
             "hf32_conv": npu.conv.allow_hf32,
             "jit_compile": not npu.is_jit_compile_false(),
-            "task_queue_level": _task_queue_level(npu),
-            "deterministic_level": _deterministic_level(npu),
+            "task_queue_level": _read(npu, "get_task_queue_enable"),
+            "deterministic_level": _read(npu, "_get_deterministic_level"),
             "cpu_affinity": os.environ.get("CPU_AFFINITY_CONF"),
             "allocator_settings": os.environ.get("PYTORCH_NPU_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
             "cpu_fallback_disabled": os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1",
@@ -188,15 +188,9 @@ def _torch_npu() -> Any:
     return torch_npu
 
 
-def _task_queue_level(npu: Any) -> int | None:
-    # Not in torch-npu 2.9.
-    read = getattr(npu, "get_task_queue_enable", None)
-    return read() if read is not None else None
-
-
-def _deterministic_level(npu: Any) -> int | None:
-    # torch-npu has a public setter only.
-    read = getattr(npu, "_get_deterministic_level", None)
+def _read(npu: Any, getter: str) -> int | None:
+    """Return a setting of torch.npu; None in a release without the getter, which may be newer or private."""
+    read = getattr(npu, getter, None)
     return read() if read is not None else None
 
 
