@@ -164,6 +164,7 @@ class TestTarget:
 
 
 class TestRepeatsAndSweeps:
+    @pytest.mark.slow
     def test_repeats_run_in_fresh_processes_into_numbered_folders(self, harness: Harness, tmp_path: Path) -> None:
         done = harness(*TINY, "repeats=2", "out='r (p), it=\\'s'", fresh=True)
         assert done.returncode == 0, done.stderr
@@ -201,6 +202,7 @@ class TestFailures:
         assert "workload.learning_rate" in record["error"]
         jsonschema.validate(record, json.loads((SCHEMAS / "record.schema.json").read_text()))
 
+    @pytest.mark.slow
     def test_out_of_memory_is_a_record_with_its_own_status(self, harness: Harness, tmp_path: Path) -> None:
         words = (*TINY, "workload.global_batch_size=200000", "workload.micro_batch_size=200000", "out=run")
         import resource
