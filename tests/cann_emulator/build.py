@@ -5,6 +5,7 @@ It needs g++ only. A build is cached by the hash of its inputs: the sources, tor
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -76,18 +77,16 @@ def build() -> Path:
     if lack is not None:
         raise Missing(lack)
     folder = Path(os.environ.get("CANN_EMULATOR_BUILDS", BUILDS)) / _fingerprint()
-    if not (folder / "set_env.sh").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Built in a temporary folder and renamed: test processes may build concurrently, or be killed.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = Path(scratch) / "cann"
-            _compile(Path(scratch), made / "lib64")
-            _lay_out(made, folder)
-            try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Test processes start together: one builds, the others wait. The kernel ends the lock of a process that is killed.
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "set_env.sh").is_file():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                made = Path(scratch) / "cann"
+                _compile(Path(scratch), made / "lib64")
+                _lay_out(made, folder)
                 made.rename(folder)
-            except OSError:
-                if not (folder / "set_env.sh").is_file():
-                    raise
     return folder
 
 

@@ -28,6 +28,10 @@ KNOBS = {
     "model": ("track.compile=model",),
     "own choice": (),
 }
+# Compiled programs of one shape, precision and micro-batch are compiled once: tests share them through the cache on disk.
+# A last evaluation batch of another size is compiled for itself, so one test has one.
+EVEN_EVALUATION = "workload.eval_sequences=4"
+COMPILED = (*WORK, *GPT2, EVEN_EVALUATION, "track=tuned")
 
 
 def run(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
@@ -49,6 +53,8 @@ def test_passes_the_parity_gate_against_portable(
     precision: str, shape: tuple[str, ...], knobs: str, tmp_path: Path
 ) -> None:
     overrides = [*WORK, *LONGER, *shape, f"precision={precision}"]
+    if "track.compile=no" not in KNOBS[knobs]:
+        overrides.append(EVEN_EVALUATION)
     portable = run(tmp_path, "portable", *overrides)
     tuned = run(tmp_path, "tuned", *overrides, "track=tuned", *KNOBS[knobs])
     assert tuned["workload_id"] == portable["workload_id"]
@@ -61,7 +67,7 @@ def test_passes_the_parity_gate_against_portable(
 
 
 def test_records_the_settings_in_effect(tmp_path: Path) -> None:
-    found = run(tmp_path, "run", *WORK, "track=tuned")
+    found = run(tmp_path, "run", *WORK, *GPT2, "track=tuned")
     effective = found["effective_settings"]
     assert effective["compile"] == "blocks"
     assert (effective["attention"], effective["cross_entropy"]) == ("blocked", "chunked")
@@ -91,7 +97,7 @@ def test_tracks_are_not_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_several_processes_do_the_same_work(parallel: str, tmp_path: Path) -> None:
-    overrides = [*WORK, "workload.global_batch_size=8", "track=tuned"]
+    overrides = [*COMPILED, "workload.global_batch_size=8"]
     expected = run(tmp_path, "alone", *overrides)
     for ended in run_ranks(2, [*overrides, f"parallel={parallel}", "out=run"], tmp_path):
         assert ended.code == 0, ended.err
@@ -103,7 +109,7 @@ def test_several_processes_do_the_same_work(parallel: str, tmp_path: Path) -> No
 
 def test_resumes_from_a_checkpoint(tmp_path: Path) -> None:
     """Compiled modules keep the names of their parameters."""
-    overrides = [*WORK, "track=tuned", "checkpoint.every=4", "resume=auto"]
+    overrides = [*COMPILED, "checkpoint.every=4", "resume=auto"]
     whole = run(tmp_path, "whole", *overrides)
     folder = tmp_path / "run"
     cut = run(tmp_path, "run", *overrides)
