@@ -11,7 +11,9 @@ if ! python -c "from importlib.metadata import version; version('torch-npu')" 2>
   python -m pip install --quiet --disable-pip-version-check --no-deps "torch-npu==$torch_release" ||
     echo "test: torch-npu $torch_release cannot be installed here, so the Ascend tests will skip" >&2
 fi
-# One test file per core at a time, the long ones first; the argument -n 0 runs them one after another.
+# Test files run beside each other, the long ones first, one more than there are cores, since some wait; -n 0 runs them
+# one after another.
 # Idle OpenMP threads sleep: spinning, they would take the cores of other tests.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
-exec python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder "$@"
+workers=$(python -c "import os; print(min(4, len(os.sched_getaffinity(0)) + 1))")
+exec python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

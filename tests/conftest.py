@@ -64,23 +64,24 @@ def harness(tmp_path: Path) -> Harness:
     """Return a function that runs `python -m harness ARGV...` in a scratch folder.
 
     The process is a fork of one that has imported torch, which saves seconds. With fresh=True, or options of its own
-    (env, cwd, ...), it is a fresh interpreter.
+    (cwd, preexec_fn, ...), it is a fresh interpreter.
     """
     from tests.ranks import shared_zygote
 
     def run(*argv: str, timeout: float = 120, fresh: bool = False, env: Mapping[str, str] | None = None,
             **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        if fresh or env or options:
+        variables = {**os.environ, **(env or {})}
+        if fresh or options:
             return subprocess.run(
                 [sys.executable, "-m", "harness", *argv],
                 capture_output=True,
                 text=True,
                 timeout=timeout,
                 check=False,
-                env={**os.environ, **(env or {})},
+                env=variables,
                 **{"cwd": tmp_path, **options},
             )
-        process = shared_zygote().start(["harness", *argv], tmp_path, os.environ)
+        process = shared_zygote().start(["harness", *argv], tmp_path, variables)
         out, errors = process.communicate(timeout)
         assert process.returncode is not None
         return subprocess.CompletedProcess(argv, process.returncode, out, errors)

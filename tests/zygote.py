@@ -206,6 +206,7 @@ def become(order: dict[str, Any], streams: Sequence[int], python: str) -> NoRetu
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.path[:0] = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
     module, *arguments = order["argv"]
     sys.argv = [module, *arguments]
     sys.executable, sys.orig_argv = python, ["python", "-m", *order["argv"]]

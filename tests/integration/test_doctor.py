@@ -60,7 +60,7 @@ def reports(text: str) -> dict[str, dict[str, Any]]:
 
 def npu_report(harness: Harness, **env: str) -> dict[str, Any]:
     """Return doctor's JSON report on the NPU with these variables set."""
-    done = harness("doctor", "npu", "--json", env=env)
+    done = harness("doctor", "npu", "--json", env=env, fresh=True)
     assert done.returncode == 3, done.stderr
     assert done.stderr == ""
     return reports(done.stdout)["npu"]
@@ -90,7 +90,7 @@ class TestTable:
 
     @without_an_npu
     def test_of_one_that_is_not_there(self, harness: Harness, tmp_path: Path) -> None:
-        done = harness("doctor", "npu", env=hide(tmp_path / "site", "torch-npu"))
+        done = harness("doctor", "npu", env=hide(tmp_path / "site", "torch-npu"), fresh=True)
         assert done.returncode == 3
         assert done.stderr == ""
         whole = " ".join(done.stdout.split())
@@ -205,5 +205,5 @@ class TestABrokenPlugInOfTorch:
         return {**search_path(tmp_path / "site"), "TORCH_DEVICE_BACKEND_AUTOLOAD": "1"}
 
     def test_does_not_break_a_run_on_the_cpu(self, site: dict[str, str], harness: Harness) -> None:
-        done = harness(*TINY, "out=run", env=site)
+        done = harness(*TINY, "out=run", env=site, fresh=True)
         assert done.returncode == 0, done.stderr

@@ -141,7 +141,7 @@ class TestAWorkingOne:
             '        return [Problem(f"no ZPU, torch loaded: {{\'torch\' in sys.modules}}", "buy one")]\n'
         )
         plug_in = PlugIn(site, "zpu", source)
-        line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env), 3)
+        line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env, fresh=True), 3)
         assert "backend zpu is not available here: no ZPU, torch loaded: False. First remedy: buy one" in line
 
 

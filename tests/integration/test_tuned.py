@@ -28,7 +28,7 @@ KNOBS = {
     "model": ("track.compile=model",),
     "own choice": (),
 }
-# Compiled programs of one shape, precision and micro-batch are compiled once: tests share them through the cache on disk.
+# One shape, precision and micro-batch is compiled once: tests share the programs through Inductor's cache on disk.
 # A last evaluation batch of another size is compiled for itself, so one test has one.
 EVEN_EVALUATION = "workload.eval_sequences=4"
 COMPILED = (*WORK, *GPT2, EVEN_EVALUATION, "track=tuned")
