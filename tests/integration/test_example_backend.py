@@ -76,11 +76,15 @@ def test_compiles_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLE)
     graph_step = importlib.import_module("harness_graphchip.backend").GraphStep
 
-    class Loss(torch.nn.Linear):
-        def forward(self, batch: torch.Tensor) -> torch.Tensor:
-            return super().forward(batch.float()).square().mean()
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 1)
 
-    model = Loss(3, 1)
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.linear(batch.float()).square().mean()
+
+    model = Loss()
     step = graph_step(model, torch.optim.SGD(model.parameters(), lr=0.1), False, 1.0)
     batches = [torch.ones(2, 3), torch.ones(2, 3)]
     losses = [float(step(batches, 0.1).loss) for _ in range(5)]
