@@ -26,7 +26,7 @@ from tests.zygote import Forked, Zygote
 # The tiny run with a global batch that two ranks can divide, with accumulation.
 OVERRIDES = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
 FAULT_STEP = 5
-# Gloo of torch 2.9 prints its peers.
+# Gloo of torch 2.9 prints its peers, on either stream.
 GLOO_LINES = re.compile(r"^\[Gloo\] .*\n", re.MULTILINE)
 # Later than the steps whose median a spike is compared with.
 SPIKE_STEP = 60
@@ -96,7 +96,7 @@ def end_ranks(started: Sequence[Forked], timeout: float = 90) -> list[Ended]:
         for process in started:
             process.kill()
     return [
-        Ended(process.returncode, out, GLOO_LINES.sub("", err))
+        Ended(process.returncode, GLOO_LINES.sub("", out), GLOO_LINES.sub("", err))
         for process, (out, err) in zip(started, outputs, strict=True)
         if process.returncode is not None
     ]

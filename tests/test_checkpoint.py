@@ -192,12 +192,18 @@ class TestMaliciousFile:
         assert not (tmp_path / "boom").exists()
 
     @pytest.mark.parametrize(
-        "name", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.os.system"]
+        "name",
+        ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.os.system", "pathlib._local.os.system"],
     )
     def test_only_types_are_unpickled(self, name: str) -> None:
         module, function = name.rsplit(".", 1)
         with pytest.raises(pickle.UnpicklingError):
             checkpoint_files._MetadataUnpickler(io.BytesIO()).find_class(module, function)
+
+    @pytest.mark.parametrize("home", ["pathlib", "pathlib._local"])
+    def test_a_path_written_by_any_release_of_python(self, home: str) -> None:
+        pickled = f"c{home}\nPosixPath\n(Va\ntR.".encode()
+        assert checkpoint_files._MetadataUnpickler(io.BytesIO(pickled)).load() == Path("a")
 
     def test_values_other_than_tensors_are_rejected(self, store: CheckpointStore, tmp_path: Path) -> None:
         # PyTorch would unpickle them without restriction.

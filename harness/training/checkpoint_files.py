@@ -50,6 +50,9 @@ class _MetadataUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "pathlib._local":
+            # The home of PosixPath in Python 3.13 only; a checkpoint may be read by another release than wrote it.
+            module = "pathlib"
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ours = module in self._MODULES and isinstance(getattr(__import__(module, fromlist=[name]), name, None), type)
         if dtype or ours or (module, name) in self._NAMES:

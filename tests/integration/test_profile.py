@@ -116,7 +116,8 @@ def test_compiled(tmp_path: Path) -> None:
     jsonschema.validate(found, SCHEMA)
     assert found["effective_settings"]["compilation"]["graphs_in_window"] == 0
     assert found["profile"]["bytes_accessed"] > 0
-    assert any("CompiledFxGraph" in operation["name"] for operation in found["profile"]["operations"])
+    # torch 2.9 names CompiledFunction, later releases CompiledFxGraph.
+    assert any("Compiled" in operation["name"] for operation in found["profile"]["operations"])
 
 
 FULL_DISK = """
