@@ -34,6 +34,7 @@ from harness_runs import geometric_mean, in_turn, run_harness
 from harness.composition import load
 from harness.config import Config, intermediate_size
 from harness.environment import allowed_cores
+from harness.errors import UserError
 from harness.workload.data import open_dataset
 
 PROGRAMS = Path(__file__).resolve().parent / "peers"
@@ -60,7 +61,10 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="name of a peer; may be repeated")
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()
-    config = load([*WORK, *options.overrides])
+    try:
+        config = load([*WORK, *options.overrides])
+    except UserError as error:
+        parser.error(str(error))
     python = environment(options.environment)
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(config, Path(folder))

@@ -86,7 +86,8 @@ def _pair(comparison: Comparison, pair: Pair) -> dict[str, Any]:
     return {
         "verdict": pair.verdict,
         "tone": TONES.get(pair.verdict, "bad"),
-        "summary": printable(pair.summary),
+        # In a headline, the sign stays with its number.
+        "summary": printable(pair.summary).replace(" %", "\N{NO-BREAK SPACE}%"),
         "claim": content.claim_sentence(comparison, pair),
         "claim_verdict": pair.claim.verdict if pair.claim else "",
         "claim_tone": CLAIM_TONES[pair.claim.verdict] if pair.claim else "",
