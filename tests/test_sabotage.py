@@ -228,32 +228,37 @@ def watcher_killed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EagerStep, "__call__", step)
 
 
-SABOTAGE: dict[str, tuple[str, Patch, str]] = {
-    "learning rate off by 2 %": ("fp32", learning_rate_off, "same computation"),
-    "a skipped batch": ("fp32", skipped_batch, "comparable"),
-    "a shuffled order": ("fp32", shuffled_order, "comparable"),
-    "a batch repeated behind the digest's back": ("fp32", other_batch_than_was_counted, "same computation"),
-    "one layer without gradient": ("fp32", frozen_layer, "same computation"),
-    "gradient clipping dropped": ("fp32", no_clipping, "same computation"),
-    "weight decay on norms and biases": ("fp32", optimizer_with(weight_decay=0.1), "same computation"),
-    "another epsilon": ("fp32", optimizer_with(eps=1e-6), "same computation"),
-    "one fewer layer with the same config": ("fp32", one_layer_fewer, "comparable"),
-    "targets off by one": ("fp32", targets_off_by_one, "same computation"),
-    "accumulation not averaged": ("fp32", summed_accumulation, "same computation"),
-    "half the tokens masked": ("fp32", half_the_tokens, "same computation"),
-    "a wrong rotary base": ("fp32", wrong_rotary_base, "same computation"),
-    "no causal mask": ("fp32", no_causal_mask, "same computation"),
-    "an unscaled initialisation": ("fp32", unscaled_initialisation, "comparable"),
-    "gradients zero": ("fp32", zero_gradients, "same computation"),
-    "a fallback on the host": ("fp32", fallback_on_the_host, "finished"),
-    "the watch for fallbacks ended from outside": ("fp32", watcher_killed, "finished"),
-    "fp16 in place of bf16": ("bf16", half_precision_of_another_kind, "finished"),
+BOTH = ("fp32", "bf16")
+SABOTAGE: dict[str, tuple[tuple[str, ...], Patch, str]] = {
+    "learning rate off by 2 %": (BOTH, learning_rate_off, "same computation"),
+    "a skipped batch": (BOTH, skipped_batch, "comparable"),
+    "a shuffled order": (BOTH, shuffled_order, "comparable"),
+    "a batch repeated behind the digest's back": (BOTH, other_batch_than_was_counted, "same computation"),
+    "one layer without gradient": (BOTH, frozen_layer, "same computation"),
+    "gradient clipping dropped": (BOTH, no_clipping, "same computation"),
+    "weight decay on norms and biases": (BOTH, optimizer_with(weight_decay=0.1), "same computation"),
+    "another epsilon": (BOTH, optimizer_with(eps=1e-6), "same computation"),
+    "one fewer layer with the same config": (BOTH, one_layer_fewer, "comparable"),
+    "targets off by one": (BOTH, targets_off_by_one, "same computation"),
+    "accumulation not averaged": (BOTH, summed_accumulation, "same computation"),
+    "half the tokens masked": (BOTH, half_the_tokens, "same computation"),
+    "a wrong rotary base": (BOTH, wrong_rotary_base, "same computation"),
+    "no causal mask": (BOTH, no_causal_mask, "same computation"),
+    "an unscaled initialisation": (BOTH, unscaled_initialisation, "comparable"),
+    "gradients zero": (BOTH, zero_gradients, "same computation"),
+    "a fallback on the host": (BOTH, fallback_on_the_host, "finished"),
+    "the watch for fallbacks ended from outside": (BOTH, watcher_killed, "finished"),
+    "fp16 in place of bf16": (("bf16",), half_precision_of_another_kind, "finished"),
 }
 
 
-@pytest.mark.parametrize("what", SABOTAGE)
-def test_is_caught(what: str, honest: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    precision, sabotage, gate = SABOTAGE[what]
+@pytest.mark.parametrize(
+    ("what", "precision"), [(what, precision) for what, entry in SABOTAGE.items() for precision in entry[0]]
+)
+def test_is_caught(
+    what: str, precision: str, honest: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sabotage, gate = SABOTAGE[what]
     with monkeypatch.context() as patch:
         sabotage(patch)
         train(tmp_path / "run", f"precision={precision}")
