@@ -231,6 +231,10 @@ class Config:
     telemetry: bool = True
     """Sample the device's power, temperature and clock during the run, where its sensors report them; the record then
     holds the energy too."""
+    fingerprint: bool = True
+    """Record the numerical fingerprint of the computation: gradients of the first sequences in float32 and in the run's
+    precision, the first step's gradients and update, and the same step again after the training. Outside of timed
+    intervals; without it `compare` warns."""
     log: str = bounded("human", choices=FORMS)
     """Log format on standard error: human-readable lines, or one JSON object per line. With json the summary at the end
     is a log line too."""
@@ -291,6 +295,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "peak_dir",
     "profile",
     "telemetry",
+    "fingerprint",
     "log",
     "log_level",
     "metrics_file",
@@ -325,22 +330,32 @@ def is_part_of_the_work(key: str) -> bool:
     )
 
 
-def workload_settings(config: Config) -> dict[str, Any]:
-    """Return the settings that define the work, by dotted key, with equivalent values made equal."""
-    work = {key: value for key, _, value in iter_settings(config) if is_part_of_the_work(key)}
-    work["model.num_key_value_heads"] = num_key_value_heads(config.model)
-    work["model.intermediate_size"] = intermediate_size(config.model)
-    if config.model.position_embedding != "rotary":
+def workload_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that define the work, by dotted key, with equivalent values made equal.
+
+    Args:
+        config: the whole config as nested dictionaries, as `to_dict` returns it and a record holds it.
+    """
+    work = {key: value for key, value in flatten(config).items() if is_part_of_the_work(key)}
+    if work["model.num_key_value_heads"] is None:
+        work["model.num_key_value_heads"] = work["model.num_attention_heads"]
+    if work["model.intermediate_size"] is None:
+        work["model.intermediate_size"] = 4 * work["model.hidden_size"]
+    if work.get("model.position_embedding") != "rotary":
         work["model.rope_theta"] = None
     return work
 
 
-def workload_id(config: Config) -> str:
+def workload_id(config: Config | Mapping[str, Any]) -> str:
     """Return the identity of the work: 16 hexadecimal digits of a SHA-256 over its settings.
 
     Two runs with equal ids have the same settings of the work; digests and loss curves prove that they did.
+
+    Args:
+        config: the config, or the nested dictionaries that a record holds.
     """
-    identity = {"version": WORKLOAD_VERSION, **workload_settings(config)}
+    settings = workload_settings(to_dict(config) if isinstance(config, Config) else config)
+    identity = {"version": WORKLOAD_VERSION, **settings}
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

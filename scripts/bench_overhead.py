@@ -75,9 +75,9 @@ def bare_loop(overrides: list[str]) -> dict[str, float]:
 
     from harness import backends
     from harness.composition import load
+    from harness.schedule import learning_rate
     from harness.workload.data import open_dataset
     from harness.workload.initialization import build_model
-    from harness.workload.optimizer import learning_rate
 
     config = load(overrides)
     work = config.workload

@@ -209,7 +209,10 @@ FAULTS: dict[str, Fault] = {
         alone(*TINY, "workload.learning_rate=1e30", "out=run"), FAILED, "diverged", "at step 2 (samples 4 to 7)"
     ),
     "gradient not finite": Fault(
-        alone(*TINY, "out=run", fault="bad gradient"), FAILED, "diverged", "the gradient norm became inf at step 5"
+        alone(*TINY, "fingerprint=false", "out=run", fault="bad gradient"),
+        FAILED,
+        "diverged",
+        "the gradient norm became inf at step 5",
     ),
     "more than nonfinite_limit updates skipped": Fault(
         alone(*TINY, "on_nonfinite=skip", "nonfinite_limit=1", "out=run", fault="bad gradient"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import math
 import random
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.config import Config
+from harness.schedule import learning_rate
 
 SETUP_SECONDS = 4.0
 EVALUATION_SECONDS = 0.5
@@ -86,6 +89,8 @@ def _intervals(config: Config, steps: int, mean: float, speed: Speed,
                 "seconds": seconds,
                 "data_wait_seconds": speed.data_wait * seconds * chance.uniform(0.5, 1.5),
                 "device_seconds": None,
+                "raw_seconds": seconds * (1 + 1e-6),
+                "gap_seconds": 2e-4 if intervals else None,
             }
         )
         step_times += times
@@ -117,7 +122,14 @@ class LossCurve:
         for step, wobble in enumerate(self._wobble[:steps]):
             train.append(self.expected(step) * wobble * self._rounded(step))
             norms.append((0.6 + 2.4 * math.exp(-step / 15)) * wobble**8 * self._rounded(step))
-        return {"unit": "nats/token", "train": train, "gradient_norm": norms, "skipped_steps": 0}
+        rates = [learning_rate(step, self._config.workload) for step in range(1, steps + 1)]
+        return {
+            "unit": "nats/token",
+            "train": train,
+            "gradient_norm": norms,
+            "learning_rate": rates,
+            "skipped_steps": 0,
+        }
 
     def points(self, steps: int, timing: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the evaluations up to a step, each with the training time until then."""
@@ -153,6 +165,39 @@ class LossCurve:
         for layer in range(self._config.model.num_hidden_layers):
             names += [f"blocks.{layer}.attention.qkv.weight", f"blocks.{layer}.feed_forward.up.weight"]
         return {name: (20 + len(name)) * self._rounded(self.last_step) for name in names}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the `fingerprint` section: gradients that all devices share, except for rounding."""
+        names = [*self.norms()][:4]
+        step = {"loss": self.expected(0), "gradient_norm": 3.0}
+        update = {"weight_error_ulps": 0.6, "weight": names[0], "moment_error": 7e-8, "moment": names[0]}
+        reduced = self._config.precision != "fp32"
+        distances = {
+            "gradients": {name: 0.004 * (1 + self._chance.gauss(0, 0.02)) for name in names},
+            "activations": [0.004 * (1 + self._chance.gauss(0, 0.02)) for _ in range(3)],
+        }
+        return {
+            "sequences": 4,
+            "fp32": {
+                **step,
+                "gradients": {name: self._sketch(name, 1e-7) for name in names},
+                "activations": [self._sketch(f"block {index}", 1e-7) for index in range(3)],
+            },
+            "distances_to_fp32": distances if reduced else None,
+            "first_step": {
+                **step,
+                "gradients": {name: self._sketch(name, 1e-3 if reduced else 1e-7) for name in names},
+                "update": update,
+            },
+            "repeated_step": {**step, "distance": 0.0, "gradient": names[0], "update": update},
+            "optimizer_steps": [self.last_step, self.last_step],
+            "seconds": 1.5,
+        }
+
+    def _sketch(self, name: str, rounding: float) -> dict[str, Any]:
+        shared = random.Random(f"{self._config.seed} {name}")
+        values = [shared.gauss(0, 1) + self._chance.gauss(0, rounding) for _ in range(16)]
+        return {"norm": 1.0, "projections": base64.b64encode(struct.pack("<16f", *values)).decode()}
 
     def _rounded(self, step: int) -> float:
         return 1 + self._chance.gauss(0, self._rounding * (1 + 9 * step / self._config.workload.steps))

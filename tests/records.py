@@ -228,6 +228,7 @@ def _assembled(config: Config, curve: LossCurve, timing: dict[str, Any], steps: 
         },
         "target": curve.target(points),
         "weights": {"final_norms": curve.norms() if steps == curve.last_step else None},
+        "fingerprint": curve.fingerprint() if steps == curve.last_step else None,
         "contention": {"other_processes_cpu_fraction": 0.01, "device_processes": None},
     }
 

@@ -17,6 +17,7 @@ from harness.config import (
     STOCK_TRACK,
     Config,
     iter_settings,
+    to_dict,
     to_yaml,
     workload_id,
     workload_settings,
@@ -74,6 +75,7 @@ OTHER_VALUE: dict[str, str] = {
     "profile": "true",
     "autotune": "true",
     "telemetry": "false",
+    "fingerprint": "false",
     "log": "json",
     "log_level": "warning",
     "metrics_file": "metrics.prom",
@@ -153,7 +155,7 @@ class TestWorkloadId:
         assert workload_id(load([learned])) == workload_id(load([learned, "model.rope_theta=5e5"]))
 
     def test_holds_no_path(self) -> None:
-        assert "somewhere" not in str(workload_settings(load([*BASE])))
+        assert "somewhere" not in str(workload_settings(to_dict(load([*BASE]))))
 
 
 class TestComposition:

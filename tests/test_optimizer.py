@@ -13,9 +13,10 @@ from torch import nn
 
 from harness.composition import load
 from harness.config import ModelConfig, TrackConfig, WorkloadConfig
+from harness.schedule import learning_rate
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer, parameter_count
-from harness.workload.optimizer import build_optimizer, learning_rate
+from harness.workload.optimizer import build_optimizer
 
 CPU = torch.device("cpu")
 BASE = load(["model=tiny", "workload=smoke"])

@@ -232,7 +232,8 @@ class TestThinning:
         work = {"workload": {"steps": 9000, "eval_every": 0, "interval_steps": 10}}
         samples = {"samples": [[float(second), 300.0] for second in range(9000)]}
         records = [make_record(config=work, process=number) for number in (1, 2)]
-        records[1]["losses"]["train"][4321] = 77.0
+        for record in records:
+            record["losses"]["train"][4321] = 77.0
         sides = [make_side(name, [{**record, "telemetry": samples}])
                  for name, record in zip("ab", records, strict=True)]  # fmt: skip
         monkeypatch.setattr(Axes, "plot", counted)

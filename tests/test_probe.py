@@ -16,7 +16,7 @@ from harness.composition import load
 from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, RunFailed
 from harness.training import probe as probe_module
-from harness.training.probe import MAX_FP32_ERROR, observe_dtypes, probe
+from harness.training.probe import MAX_FP32_ERROR, ForwardObservation, observe_forward, probe
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
@@ -198,31 +198,65 @@ def test_the_probe_runs_the_workloads_own_attention(monkeypatch: pytest.MonkeyPa
     assert seen == [(torch.Size([1, 4, 32, 8]), torch.Size([1, 2, 32, 8]), torch.bfloat16)]
 
 
-class TestObservedDtypes:
-    """The types in which the training step's own layers compute, observed with hooks."""
+class TestObservedForward:
+    """Products and activations of the training step's own layers, observed with hooks."""
 
-    def observed(self, precision: str, actual: str) -> list[str] | None:
+    def observed(self, precision: str, actual: str) -> ForwardObservation:
         settings = config(precision)
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), actual, 1.0)
-        return observe_dtypes(step, model, torch.zeros(1, 9, dtype=torch.int64), precision)
+        return observe_forward(step, model, torch.arange(9).view(1, 9), precision)
 
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
     def test_is_recorded(self, precision: str, dtype: str) -> None:
-        assert self.observed(precision, precision) == [dtype]
+        assert self.observed(precision, precision).linear_dtypes == [dtype]
 
     @pytest.mark.parametrize(("requested", "actual"), [("bf16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16")])
     def test_another_precision_is_an_error(self, requested: str, actual: str) -> None:
         with pytest.raises(RunFailed, match=f"precision={requested} was requested, but the training step computes in"):
             self.observed(requested, actual)
 
+    @pytest.mark.parametrize(
+        ("precision", "low", "high"), [("fp32", 0, 1e-6), ("bf16", 5e-4, 4e-3), ("fp16", 5e-5, 6e-4)]
+    )
+    def test_measures_the_error_of_every_product(self, precision: str, low: float, high: float) -> None:
+        found = self.observed(precision, precision)
+        assert found.product_error is not None
+        assert low < found.product_error < high
+        assert found.to_settings()["largest_product_error"] == found.product_error
+
+    @pytest.mark.parametrize(
+        ("precision", "rounded"),
+        [
+            ("fp32", lambda x: truncated(x, FORMATS["TF32"])),
+            ("bf16", lambda x: x.to(torch.float8_e4m3fn).to(x.dtype)),
+            ("fp16", lambda x: x.bfloat16().to(x.dtype)),
+        ],
+        ids=["TF32 in fp32", "fp8 in bf16", "bf16 in fp16"],
+    )
+    def test_operands_of_one_layer_rounded_further_are_an_error(
+        self, precision: str, rounded: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        exact = torch.nn.Linear.forward
+
+        def forward(self: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+            return exact(self, rounded(x) if self.out_features == self.in_features else x)
+
+        monkeypatch.setattr(torch.nn.Linear, "forward", forward)
+        with pytest.raises(RunFailed, match=r"the product of layer blocks\.0\.attention\.out has a relative error of"):
+            self.observed(precision, precision)
+
+    def test_keeps_a_sketch_of_every_block_and_of_the_last_norm(self) -> None:
+        settings = config()
+        assert len(self.observed("fp32", "fp32").activations) == settings.model.num_hidden_layers + 1
+
     def test_leaves_no_hook_behind(self) -> None:
         settings = config()
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
-        observe_dtypes(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
+        observe_forward(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
         assert not any(part._forward_hooks for part in model.modules())
 
 

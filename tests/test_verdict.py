@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness.analysis import verdict
@@ -34,6 +37,17 @@ def changed(change: Change, **arguments: Any) -> RunGroup:
     for record in records:
         change(record)
     return make_side("other", [sealed(record) for record in records])
+
+
+def sketch(found: dict[str, Any], difference: float) -> None:
+    """Move a gradient of norm 1 by about `difference`."""
+    values = np.frombuffer(base64.b64decode(found["projections"]), dtype="<f4")
+    moved = values + difference * np.resize([1, -1], len(values)).astype("<f4")
+    found["projections"] = base64.b64encode(moved.astype("<f4").tobytes()).decode()
+
+
+def scale(values: dict[str, float], factor: float) -> None:
+    values.update({name: factor * value for name, value in values.items()})
 
 
 def failed_gate(pair: Pair) -> str:
@@ -82,6 +96,19 @@ class TestWords:
         twice = judge(side(count=1, step_seconds=0.5))
         assert twice.verdict == verdict.SLOWER
         assert "cannot estimate run-to-run variance" in twice.summary
+
+    @pytest.mark.parametrize("expectation", ["faster", "not-slower", "equivalent"])
+    def test_one_process_a_side_on_a_busy_host_shows_nothing(self, expectation: str) -> None:
+        busy: dict[str, Any] = {"contention": {"other_processes_cpu_fraction": 0.7}}
+        fast, alone = side(count=1, step_seconds=0.1), make_side("reference", [make_record()])
+        assert judge(fast, alone).verdict == verdict.FASTER
+        for other, first in ((side(count=1, step_seconds=0.1, **busy), alone),
+                             (fast, make_side("reference", [make_record(**busy)]))):  # fmt: skip
+            pair = judge(other, first)
+            assert pair.verdict == verdict.INCONCLUSIVE
+            assert "One process a side shows nothing with shared host: run 3 or more a side." in pair.summary
+            assert not holds(pair, expectation)
+        assert judge(side(step_seconds=0.1, **busy)).verdict == verdict.FASTER
 
     def test_the_margin_is_the_users(self) -> None:
         slower = side(step_seconds=0.27)
@@ -174,16 +201,16 @@ class TestSameComputation:
     @pytest.mark.parametrize(
         ("change", "key"),
         [
-            (lambda r: r["losses"]["train"].__setitem__(0, r["losses"]["train"][0] * 1.01), "first_loss"),
+            (lambda r: r["losses"]["train"].__setitem__(0, r["losses"]["train"][0] * 1.01), "loss_step"),
             (lambda r: r["losses"].update(train=[x * 0.97 for x in r["losses"]["train"]]), "loss_bias"),
             (lambda r: r["losses"].update(train=[x * 1.03 for x in r["losses"]["train"]]), "loss_curve"),
-            (lambda r: r["eval"]["points"][-1].update(loss=r["eval"]["points"][-1]["loss"] * 0.9), "final_eval"),
+            (lambda r: r["eval"]["points"][-1].update(loss=r["eval"]["points"][-1]["loss"] * 0.9), "evaluation"),
             (
                 lambda r: r["losses"].update(gradient_norm=[x * 2 for x in r["losses"]["gradient_norm"]]),
                 "gradient_curve",
             ),
-            (lambda r: r["losses"]["train"].__setitem__(100, None), "loss_curve"),
-            (lambda r: r["losses"].update(train=[None] * len(r["losses"]["train"])), "early_loss"),
+            (lambda r: r["losses"]["train"].__setitem__(100, None), "loss_step"),
+            (lambda r: r["losses"].update(train=[None] * len(r["losses"]["train"])), "loss_bias"),
         ],
         ids=["first loss", "too good", "too bad", "evaluation", "gradients", "one not a number", "none a number"],
     )
@@ -191,6 +218,55 @@ class TestSameComputation:
         pair = judge(changed(change))
         assert pair.verdict == verdict.DIFFERENT
         assert key in {finding.key for finding in pair.findings if finding.passed is False}
+
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            (lambda f: sketch(f["fp32"]["activations"][1], 1e-4), "fp32_activations"),
+            (lambda f: sketch(f["fp32"]["gradients"]["norm.weight"], 1e-4), "fp32_gradients"),
+            (lambda f: f["fp32"]["gradients"].pop("norm.weight"), "fp32_gradients"),
+            (lambda f: scale(f["distances_to_fp32"]["gradients"], 2), "number_format"),
+            (lambda f: scale(f["distances_to_fp32"]["gradients"], 0.5), "number_format"),
+            (lambda f: f["distances_to_fp32"]["gradients"].update({"norm.weight": 0.02}), "number_format_layer"),
+            (lambda f: f["distances_to_fp32"]["activations"].__setitem__(2, 0.02), "number_format_layer"),
+            (lambda f: [sketch(found, 0.03) for found in f["first_step"]["gradients"].values()], "first_gradients"),
+            (lambda f: sketch(f["first_step"]["gradients"]["norm.weight"], 0.1), "first_gradient"),
+            (lambda f: f["first_step"]["update"].update(weight_error_ulps=20.0), "update"),
+            (lambda f: f["repeated_step"]["update"].update(moment_error=1e-3), "moments"),
+            (lambda f: f["repeated_step"].update(loss=f["first_step"]["loss"] * 1.01), "repeated_step"),
+            (lambda f: f["repeated_step"].update(gradient_norm=None), "repeated_step"),
+            (lambda f: f["repeated_step"].update(distance=0.01), "repeated_step"),
+            (lambda f: f["optimizer_steps"].__setitem__(0, 180), "optimizer_steps"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_covers_every_part_of_the_fingerprint(self, change: Change, key: str) -> None:
+        pair = judge(changed(lambda r: change(r["fingerprint"])))
+        assert pair.verdict == verdict.DIFFERENT
+        assert {finding.key for finding in pair.findings if finding.passed is False} >= {key}
+
+    def test_learning_rates_that_are_not_the_schedule_are_another_computation(self) -> None:
+        pair = judge(changed(lambda r: r["losses"]["learning_rate"].__setitem__(150, 5e-4)))
+        assert [finding.key for finding in pair.findings if finding.passed is False] == ["learning_rate"]
+        assert "step 151" in pair.gates[-1].details[0]
+
+    def test_a_record_without_a_fingerprint_is_judged_with_a_caution(self) -> None:
+        pair = judge(side(fingerprint=None))
+        assert pair.quantities
+        assert {finding.passed for finding in pair.findings if finding.key.startswith("fp32")} == {None}
+        assert ("no fingerprint", "other") in {(caution.name, caution.side) for caution in pair.cautions}
+
+    def test_limits_of_the_users_own_devices_are_used_and_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "own.yaml"
+        wide = "{loss_step: {bf16: [0.5]}, loss_spike: {bf16: 1e+4}, loss_spikes: {bf16: 1e+4}}"
+        file.write_text(f"- {{source: mine, noise: {wide}}}\n")
+        bad = changed(lambda r: r["losses"]["train"].__setitem__(0, r["losses"]["train"][0] * 1.01))
+        assert judge(bad).verdict == verdict.DIFFERENT
+        pair = verdict.compare([reference(), bad], calibrations=[file]).pairs[0]
+        assert pair.quantities
+        assert [caution.text for caution in pair.cautions if caution.name == "wider limits"] == [
+            f"limits also from {file}"
+        ]
 
     def test_too_good_is_said_to_be(self) -> None:
         pair = judge(changed(lambda r: r["losses"].update(train=[x * 0.97 for x in r["losses"]["train"]])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,13 @@ MIN_INTERVALS_FOR_DRIFT = 8
 MAX_DATA_WAIT_FRACTION = 0.01
 MAX_OTHER_CPU_FRACTION = 0.10
 MAX_SUSPENDED_SECONDS = 1.0
+# An interval has a stall if it takes longer than the others by more than this, and by more than this number of steps.
+MIN_STALL_SECONDS, STALL_STEPS = 1.0, 5
+
+
+# The cautions whose cause makes a run slower or faster than its device is.
+MOVES_TIMES = frozenset({"drift", "shared host", "shared device", "throttled", "suspended", "stalled",
+                         "compiled while timed"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,10 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
         # The cautions below are about times and speeds, which an emulation does not have.
         yield "emulated", "the device is emulated: no speed is stated"
         return
+    if any(
+        run.record["status"] == "ok" and get_path(run.record, "fingerprint", "repeated_step") is None for run in runs
+    ):
+        yield "no fingerprint", "without it, small changes of the computation pass in bf16 and fp16; run again with it"
     drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
     if drifts:
         worst = max(drifts, key=abs)
@@ -65,6 +77,10 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
     asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > MAX_SUSPENDED_SECONDS]
     if asleep:
         yield "suspended", f"the host was suspended for up to {max(asleep):,.0f} s in {len(asleep)} of {len(runs)} runs"
+    stalls = [stall for run in runs if (stall := _stall(run.record)) is not None]
+    if stalls:
+        text = f"an interval took {max(stalls):.1f} s longer than the others in {len(stalls)} of {len(runs)} runs"
+        yield "stalled", f"{text}: the process was paused, or host, disk or device stalled"
     if any(side.values("effective_settings", "compilation", "graphs_in_window")):
         yield "compiled while timed", "torch.compile compiled in timed intervals; raise workload.timing_warmup_steps"
     if any(side.values("environment", "git", "dirty")):
@@ -89,6 +105,17 @@ def _drift(record: Mapping[str, Any]) -> float | None:
         return None
     change, low, high = trend(interval_step_seconds(record))
     return change if abs(change) > MAX_DRIFT and (low > 0 or high < 0) else None
+
+
+def _stall(record: Mapping[str, Any]) -> float | None:
+    """Return by how many seconds the longest interval exceeds what its steps take otherwise, if that is a stall."""
+    intervals = record["timing"]["intervals"]
+    if len(intervals) < MIN_INTERVALS_FOR_DRIFT:
+        return None
+    typical = statistics.median(interval_step_seconds(record))
+    longest = max(interval["seconds"] - typical * (interval["last_step"] - interval["first_step"] + 1)
+                  for interval in intervals)  # fmt: skip
+    return longest if longest > max(MIN_STALL_SECONDS, STALL_STEPS * typical) else None
 
 
 def interval_step_seconds(record: Mapping[str, Any]) -> list[float]:

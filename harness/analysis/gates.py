@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.analysis.calibration import Calibration
 from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.format import tflops
 from harness.analysis.parity import ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
+from harness.analysis.timing_evidence import timing_problems
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
 from harness.config import flatten, is_part_of_the_work
 from harness.records.load import LoadedRecord, get_path
@@ -136,12 +138,13 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:16]
 
 
-def same_computation(reference: RunGroup, other: RunGroup) -> Computation:
-    """Check that losses, gradients, weights and number formats agree within parity.TOLERANCES."""
+def same_computation(reference: RunGroup, other: RunGroup, calibration: Calibration) -> Computation:
+    """Check that losses, gradients, weights and number formats agree within the limits of parity.TESTS."""
     precision = reference.first["config"]["precision"]
     others = [*reference.runs[1:], *other.runs]
-    findings = compare_computation(reference.runs[0], others, precision)
-    details = [finding.text for finding in findings if finding.passed is False]
+    findings = compare_computation(reference.runs[0], others, precision, calibration)
+    failed = [finding for finding in findings if finding.passed is False]
+    details = [finding.text for finding in failed]
     details += [f"{name} differs: {values}" for name, values in _effective_differences(reference, other)]
     checked = [finding for finding in findings if finding.passed is not None]
     if not checked:
@@ -149,11 +152,15 @@ def same_computation(reference: RunGroup, other: RunGroup) -> Computation:
     if details:
         gate = Gate("same computation", False, details[0], tuple(details))
     else:
-        tightest = max(checked, key=lambda finding: abs(finding.value or 0.0) / finding.limit)
+        nearest = max(checked, key=lambda finding: finding.share)
+        if nearest.share:
+            closest = f"the largest difference is {nearest.share:.0%} of its limit ({nearest.measures}{nearest.where})"
+        else:
+            closest = "there is no difference"
         gate = Gate(
             "same computation",
             True,
-            f"{len(checked)} tests at {precision}; closest to its limit: {tightest.text}",
+            f"all {len(checked)} tests passed at {precision}; {closest}",
             tuple(finding.text for finding in findings),
         )
     return Computation(gate, tuple(findings))
@@ -166,6 +173,15 @@ def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tup
         known = sorted(set(values) - {"null"})
         if len(known) > 1:
             yield name, " against ".join(known)
+
+
+def timed_right(sides: Sequence[RunGroup]) -> Gate:
+    """Check every run's timing against itself: clocks, gaps, single steps, device events."""
+    details = [f"{run.path.parent}: {problem}" for side in sides for run in side.runs
+               for problem in timing_problems(run.record)]  # fmt: skip
+    if details:
+        return Gate("timing", False, details[0], tuple(details))
+    return Gate("timing", True, "clocks, gaps between intervals and single steps agree with the step times")
 
 
 def plausible(side: RunGroup) -> Gate:

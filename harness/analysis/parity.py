@@ -1,208 +1,415 @@
-"""Tests for the same computation: loss and gradient curves, evaluations and final weights, against tolerances.
+"""Tests for the same computation: numerical fingerprints, curves, evaluations and weights, against measured limits.
 
-Every test is two-sided: a loss that is too low fails like one that is too high.
+Every limit is a multiple of the largest difference measured between honest runs (calibration.py). Every test is
+two-sided: a loss that is too low fails like one that is too high.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from harness.analysis import fingerprint
+from harness.analysis.calibration import Calibration, segment_length, segment_of, segments
 from harness.records.load import LoadedRecord, get_path
 
-# In the first steps rounding differences are still small, so that a wrong learning rate, mask or target shows far above
-# them. Afterwards training amplifies every difference.
-EARLY_STEPS = 20
-# The final loss is the mean over this share of the steps, since single losses are noisy.
-FINAL_SHARE = 0.1
+Record = Mapping[str, Any]
+# A single step's difference is judged against those of as many steps before and after it.
+SPIKE_NEIGHBORS = 10
+SPIKE_SHARE = 0.05
+# The differences that rounding makes in the first 60 steps of a training that amplifies little.
+SPIKE_FLOOR = {
+    "train": {"fp32": 3e-7, "bf16": 5e-5, "fp16": 1e-5},
+    "gradient_norm": {"fp32": 1e-6, "bf16": 1e-3, "fp16": 2e-4},
+}
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """One test: its quantity, its limit for each precision, and the reason for the limit."""
+class Difference:
+    """One measured difference of two runs."""
+
+    value: float
+    """Positive means above the reference, in a test with a sign. NaN if one run has a value that is not finite."""
+    segment: int = 0
+    where: str = ""
+    """The steps, or the parameter, as in "steps 21 to 60"."""
+
+
+@dataclass(frozen=True)
+class ParityTest:
+    """One test: its quantity, how it is measured, and why it is there."""
 
     key: str
     measures: str
-    limits: Mapping[str, float]
-    reason: str
-
-
-TOLERANCES: tuple[Tolerance, ...] = (
-    Tolerance(
-        "first_loss",
-        "relative difference of the first step's loss",
-        {"fp32": 2e-5, "bf16": 5e-4, "fp16": 2e-4},
-        "one forward pass from equal weights on an equal batch: nothing but rounding",
-    ),
-    Tolerance(
-        "early_loss",
-        f"mean relative difference of losses, steps 2 to {EARLY_STEPS}",
-        {"fp32": 2e-4, "bf16": 2e-3, "fp16": 1e-3},
-        "a few updates: rounding has not grown yet, a wrong update has",
-    ),
-    Tolerance(
-        "loss_curve",
-        f"mean relative difference of losses after step {EARLY_STEPS}",
-        {"fp32": 0.02, "bf16": 0.02, "fp16": 0.02},
-        "the usual limit in the field; training amplifies rounding, so precision no longer matters",
-    ),
-    Tolerance(
-        "loss_bias",
-        f"mean signed relative difference of losses after step {EARLY_STEPS}",
-        {"fp32": 0.005, "bf16": 0.005, "fp16": 0.005},
-        "rounding errs in both directions; a curve that lies on one side learns faster or slower",
-    ),
-    Tolerance(
-        "final_loss",
-        "relative difference of the mean loss of the last tenth of the steps",
-        {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
-        "the result of the training",
-    ),
-    Tolerance(
-        "final_eval",
-        "relative difference of the last evaluation's loss",
-        {"fp32": 0.01, "bf16": 0.02, "fp16": 0.02},
-        "the result of the training, on held-out data",
-    ),
-    Tolerance(
-        "first_gradient",
-        "relative difference of the first step's gradient norm",
-        {"fp32": 1e-4, "bf16": 0.01, "fp16": 5e-3},
-        "one backward pass from equal weights: nothing but rounding",
-    ),
-    Tolerance(
-        "early_gradient",
-        f"mean relative difference of gradient norms, steps 2 to {EARLY_STEPS}",
-        {"fp32": 5e-3, "bf16": 0.03, "fp16": 0.02},
-        "detects layers without a gradient, and masks and scalings that hardly change the loss",
-    ),
-    Tolerance(
-        "gradient_curve",
-        f"relative difference of the mean gradient norm after step {EARLY_STEPS}",
-        {"fp32": 0.05, "bf16": 0.10, "fp16": 0.10},
-        "single norms are chaotic by then, their mean is not",
-    ),
-    Tolerance(
-        "weights",
-        "largest relative difference of a parameter's final 2-norm",
-        {"fp32": 2e-3, "bf16": 0.05, "fp16": 0.05},
-        "detects decay or updates of single parameters that no loss shows; some gradients (those of key biases) are "
-        "rounding alone, which AdamW magnifies in reduced precision",
-    ),
-)
+    differences: Callable[[Record, Record], Iterable[Difference]]
+    detects: str
+    multiple: float = 10.0
+    """The limit, as a multiple of the largest honest difference."""
+    signed: bool = False
+    by_segment: bool = False
+    """True if differences belong to segments of the training."""
 
 
 @dataclass(frozen=True)
 class ParityResult:
-    """Outcome of one test: the worst of all runs."""
+    """Outcome of one test: the worst of all runs and segments, as a share of its limit."""
 
     key: str
     measures: str
     limit: float
     value: float | None
-    """Positive means above the reference. None where one of the records lacks the data."""
+    """None where a record lacks the data."""
     where: str
     passed: bool | None
+    signed: bool = False
+    share: float = 0.0
+    """The difference as a share of the limit."""
 
     @property
     def text(self) -> str:
         if self.value is None:
-            return f"{self.measures}: not in both records"
+            return f"{self.measures}: not in all records"
         sense = ""
-        if not self.passed and self.key in ("first_loss", "loss_bias", "final_loss", "final_eval"):
+        if self.passed is False and self.signed:
             sense = ", too high" if self.value > 0 else ", too low for the same work"
         return f"{self.measures}: {abs(self.value):.2g} of {self.limit:.2g} allowed{sense}{self.where}"
 
 
-def compare_computation(reference: LoadedRecord, others: Iterable[LoadedRecord], precision: str) -> list[ParityResult]:
+def compare_computation(
+    reference: LoadedRecord, others: Iterable[LoadedRecord], precision: str, calibration: Calibration
+) -> list[ParityResult]:
     """Return the result of every test: the worst over `others`, each against the reference run.
 
-    A loss that is not finite (null in the record) fails every test that it is part of.
+    A value that is not finite (null in the record) fails every test that it is part of, unless both runs have it.
     """
     runs = list(others)
-    findings = []
-    for tolerance in TOLERANCES:
-        limit = tolerance.limits[precision]
-        worst: float | None = None
-        where = ""
-        for run in runs:
-            value = measure(tolerance.key, reference.record, run.record)
-            if value is not None and (worst is None or not abs(value) <= abs(worst)):
-                worst = value
-                where = _where(tolerance.key, reference, run)
-        passed = None if worst is None else bool(abs(worst) <= limit)
-        findings.append(
-            ParityResult(tolerance.key, tolerance.measures, limit, worst, "" if passed is not False else where, passed)
-        )
-    return findings
+    return [_judge(test, reference, runs, precision, calibration) for test in TESTS]
 
 
-def measure(key: str, reference: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """Return one test's quantity, or None where a record lacks it or the runs are too short for it."""
-    if key == "final_eval":
-        return _final_eval(reference, other)
-    if key == "weights":
-        found = _weight_differences(reference, other)
-        return max(found.values(), key=abs) if found else None
-    name = "gradient_norm" if "gradient" in key else "train"
-    x, y = _curves(get_path(reference, "losses", name), get_path(other, "losses", name))
-    if key.startswith("first"):
-        x, y = x[:1], y[:1]
-    elif key.startswith("early"):
-        x, y = x[1:EARLY_STEPS], y[1:EARLY_STEPS]
-    elif key == "final_loss":
-        count = max(1, round(len(x) * FINAL_SHARE))
-        x, y = x[-count:], y[-count:]
-    else:
-        x, y = x[EARLY_STEPS:], y[EARLY_STEPS:]
-    if len(x) == 0:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if key in ("final_loss", "gradient_curve"):
-            return float(y.mean() / x.mean() - 1)
-        signed = y / x - 1
-        value = float(signed.mean() if key in ("loss_bias", "first_loss", "first_gradient") else np.abs(signed).mean())
-    # 0 / 0: two curves of zeros are equal.
-    return 0.0 if np.isnan(value) and np.array_equal(x, y) else value
+def _judge(
+    test: ParityTest, reference: LoadedRecord, runs: Sequence[LoadedRecord], precision: str, calibration: Calibration
+) -> ParityResult:
+    worst: tuple[float, Difference, float, LoadedRecord] | None = None
+    unchecked = False
+    for run in runs:
+        differences = list(test.differences(reference.record, run.record))
+        unchecked |= not differences
+        for difference in differences:
+            limit = test.multiple * calibration.honest(test.key, precision, difference.segment)
+            share = abs(difference.value) / limit if limit else math.inf if difference.value else 0.0
+            # A NaN is worse than any number.
+            if worst is None or not share <= worst[0]:
+                worst = (math.inf if math.isnan(share) else share, difference, limit, run)
+    if worst is None or (unchecked and worst[0] <= 1.0):
+        limit = test.multiple * calibration.honest(test.key, precision)
+        return ParityResult(test.key, test.measures, limit, None, "", None, test.signed)
+    share, difference, limit, run = worst
+    passed = share <= 1.0
+    where = [difference.where] if difference.where else []
+    where += [] if passed else [str(run.path.parent)]
+    shown = f" ({', '.join(where)})" if where else ""
+    return ParityResult(test.key, test.measures, limit, difference.value, shown, passed, test.signed, share)
 
 
-def _curves(reference: Sequence[float | None] | None, other: Sequence[float | None] | None) -> tuple[Any, Any]:
-    """Return both curves over their common steps; null becomes NaN."""
-    x, y = (np.array(curve or [], dtype=float) for curve in (reference, other))
+def _relative(reference: Record, other: Record, curve: str) -> np.ndarray:
+    """Return the relative differences of two curves over their common steps.
+
+    Values that neither run has (null, as the norm of an overflowed gradient) are equal; one that only one has is NaN.
+    """
+    x, y = (
+        np.array([math.nan if value is None else value for value in get_path(record, "losses", curve) or []], float)
+        for record in (reference, other)
+    )
     steps = min(len(x), len(y))
-    return x[:steps], y[:steps]
+    x, y = x[:steps], y[:steps]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = y / x - 1
+    found[(x == y) | (np.isnan(x) & np.isnan(y))] = 0.0
+    return found
 
 
-def _final_eval(reference: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+def _steps(first: int, last: int) -> str:
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def _largest(curve: str) -> Callable[[Record, Record], Iterator[Difference]]:
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        found = _relative(reference, other, curve)
+        for number, first, last in segments(len(found)):
+            part = found[first - 1 : last]
+            at = int(np.argmax(np.where(np.isnan(part), math.inf, np.abs(part))))
+            yield Difference(float(part[at]), number, _steps(first + at, first + at))
+
+    return differences
+
+
+def _typical(curve: str) -> Callable[[Record, Record], Iterator[Difference]]:
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        found = _relative(reference, other, curve)
+        for number, first, last in segments(len(found)):
+            if number:
+                part = found[first - 1 : last]
+                yield Difference(float(np.sqrt(np.mean(np.square(part)))), number, _steps(first, last))
+
+    return differences
+
+
+def _bias(curve: str) -> Callable[[Record, Record], Iterator[Difference]]:
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        found = _relative(reference, other, curve)
+        for number, first, last in segments(len(found)):
+            # The mean of a few steps is as noisy as one of them.
+            if number and 2 * (last - first + 1) >= segment_length(number):
+                yield Difference(float(found[first - 1 : last].mean()), number, _steps(first, last))
+
+    return differences
+
+
+def _common_evaluations(reference: Record, other: Record) -> list[int]:
+    """Return the steps after which both runs evaluated."""
+    one, two = ({point["step"] for point in record["eval"]["points"]} for record in (reference, other))
+    return sorted(one & two)
+
+
+def _evaluations(reference: Record, other: Record) -> Iterator[Difference]:
     points = [{point["step"]: point["loss"] for point in record["eval"]["points"]} for record in (reference, other)]
-    common = points[0].keys() & points[1].keys()
-    if not common:
-        return None
-    before, after = (found[max(common)] for found in points)
-    return float("nan") if before is None or after is None else after / before - 1
+    for step in _common_evaluations(reference, other):
+        before, after = (found[step] for found in points)
+        value = math.nan if before is None or after is None else after / before - 1
+        yield Difference(value, segment_of(step), _steps(step, step))
 
 
-def _weight_differences(reference: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
+def _evaluation_spikes(reference: Record, other: Record) -> Iterator[Difference]:
+    """Yield each evaluation's difference, relative to the median difference of the training losses around it."""
+    size, floor = np.abs(_relative(reference, other, "train")), SPIKE_FLOOR["train"][reference["config"]["precision"]]
+    for difference, step in zip(_evaluations(reference, other), _common_evaluations(reference, other), strict=True):
+        around = size[max(0, step - SPIKE_NEIGHBORS) : step + SPIKE_NEIGHBORS]
+        if len(around):
+            yield Difference(difference.value / max(float(np.median(around)), floor), 0, difference.where)
+
+
+def _weights(reference: Record, other: Record) -> Iterator[Difference]:
     x, y = (get_path(record, "weights", "final_norms") or {} for record in (reference, other))
-    if len(get_path(reference, "losses", "train")) != len(get_path(other, "losses", "train")):
-        return {}
-    nan = float("nan")
-    found = {}
+    steps = len(get_path(reference, "losses", "train"))
+    if steps == 0 or steps != len(get_path(other, "losses", "train")):
+        return
     for name in sorted(x.keys() | y.keys()):
         before, after = x.get(name), y.get(name)
         if before is None or after is None:
-            found[name] = nan
+            value = math.nan
         else:
-            found[name] = 0.0 if before == after else (after / before - 1 if before else float("inf"))
-    # max() must not pass over a NaN.
-    return {name: value for name, value in found.items() if np.isnan(value)} or found
+            value = 0.0 if before == after else (after / before - 1 if before else math.inf)
+        yield Difference(value, segment_of(steps), name)
 
 
-def _where(key: str, reference: LoadedRecord, run: LoadedRecord) -> str:
-    if key == "weights":
-        found = _weight_differences(reference.record, run.record)
-        return f" ({max(found, key=lambda name: abs(found[name]))}, {run.path.parent})"
-    return f" ({run.path.parent})"
+def _spikes(curve: str, share: float = 0.0) -> Callable[[Record, Record], Iterator[Difference]]:
+    """Return the largest of the steps' differences, each relative to the median of its neighbors', or the mean of the
+    largest `share` of them.
+    """
+
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        found = _relative(reference, other, curve)
+        if len(found) <= SPIKE_NEIGHBORS:
+            return
+        size, floor = np.abs(found), SPIKE_FLOOR[curve][reference["config"]["precision"]]
+        typical = np.array([np.median(np.delete(size[first:last], at)) for at, first, last in _neighbors(len(size))])
+        # Values that are not finite belong to the other tests.
+        spikes = np.nan_to_num(size / np.maximum(typical, floor), nan=0.0, posinf=0.0)
+        largest = np.argsort(spikes)[-max(1, round(share * len(spikes))) :]
+        where = _steps(int(largest[-1]) + 1, int(largest[-1]) + 1) if share == 0.0 else ""
+        yield Difference(float(spikes[largest].mean()), 0, where)
+
+    return differences
+
+
+def _neighbors(steps: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (place of the step among its neighbors, first, last + 1) for every step, counted from 0."""
+    for step in range(steps):
+        first = max(0, step - SPIKE_NEIGHBORS)
+        yield step - first, first, min(steps, step + SPIKE_NEIGHBORS + 1)
+
+
+def _each(measure: Callable[[Record, Record], Iterable[tuple[float, str]]]) -> Any:
+    """Return the differences of two records' fingerprints; none if one of them has no fingerprint."""
+
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        for value, where in measure(reference, other):
+            yield Difference(value, 0, where)
+
+    return differences
+
+
+# The distances of a number format and the rounding of one update are bounded, so that a smaller multiple is as safe.
+TESTS: tuple[ParityTest, ...] = (
+    ParityTest(
+        "fp32_activations",
+        "output of a block in float32, before the training",
+        _each(fingerprint.fp32_activations),
+        "another forward pass: mask, positions, norms, activation",
+    ),
+    ParityTest(
+        "fp32_gradients",
+        "gradient of a parameter in float32, before the training",
+        _each(fingerprint.fp32_gradients),
+        "another loss, backward pass, clipping or division of the batch",
+    ),
+    ParityTest(
+        "number_format",
+        "distance of the gradients from those in float32, logarithm of the ratio",
+        _each(fingerprint.number_format),
+        "another number format than the precision names",
+        multiple=4.0,
+    ),
+    ParityTest(
+        "number_format_layer",
+        "distance of one parameter or block from float32, logarithm of the ratio",
+        _each(fingerprint.number_format_layer),
+        "another number format in one layer",
+        multiple=3.0,
+    ),
+    ParityTest(
+        "first_gradients",
+        "gradients of the first step, median of the parameters, against the number format's rounding",
+        _each(fingerprint.first_gradients),
+        "a training that is not what was shown before it",
+        multiple=3.0,
+    ),
+    ParityTest(
+        "first_gradient",
+        "gradient of a parameter in the first step, against the number format's rounding",
+        _each(fingerprint.first_gradient),
+        "the same in one layer",
+        multiple=3.0,
+    ),
+    ParityTest(
+        "update",
+        "first update against AdamW's formula, units in the last place",
+        _each(fingerprint.update),
+        "weight decay, epsilon, learning rate; weights that are rounded",
+        multiple=3.0,
+    ),
+    ParityTest(
+        "moments",
+        "second moments of the first update against AdamW's formula",
+        _each(fingerprint.moments),
+        "other betas",
+    ),
+    ParityTest(
+        "learning_rate",
+        "learning rates against the schedule",
+        _each(fingerprint.learning_rates),
+        "another learning rate in any step",
+    ),
+    ParityTest(
+        "optimizer_steps",
+        "updates of a parameter, difference from the number of steps",
+        _each(fingerprint.optimizer_steps),
+        "updates that were skipped, or done twice",
+    ),
+    ParityTest(
+        "repeated_step",
+        "first step, repeated after the training",
+        _each(fingerprint.repeated_step),
+        "a program that changed during the training",
+    ),
+    ParityTest(
+        "loss_spike",
+        "loss of a step, in differences of the steps around it",
+        _spikes("train"),
+        "single steps on other data or without an update, however much a training amplifies rounding",
+        multiple=2.0,
+    ),
+    ParityTest(
+        "loss_spikes",
+        "losses of steps, in differences of the steps around them, mean of the largest twentieth",
+        _spikes("train", SPIKE_SHARE),
+        "the same in every k-th step",
+        multiple=1.5,
+    ),
+    ParityTest(
+        "gradient_spike",
+        "gradient norm of a step, in differences of the steps around it",
+        _spikes("gradient_norm"),
+        "single backward passes that were skipped, repeated or scaled",
+        multiple=2.0,
+    ),
+    ParityTest(
+        "gradient_spikes",
+        "gradient norms of steps, in differences of the steps around them, mean of the largest twentieth",
+        _spikes("gradient_norm", SPIKE_SHARE),
+        "the same in every k-th step",
+        multiple=1.5,
+    ),
+    ParityTest(
+        "loss_step",
+        "loss of a single step",
+        _largest("train"),
+        "single steps that are far off",
+        signed=True,
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "loss_curve",
+        "losses, root mean square",
+        _typical("train"),
+        "another computation in all steps",
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "loss_bias",
+        "losses, mean",
+        _bias("train"),
+        "rounding errs in both directions; a curve on one side learns faster or slower",
+        signed=True,
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "gradient_step",
+        "gradient norm of a single step",
+        _largest("gradient_norm"),
+        "backward passes that were skipped or repeated",
+        signed=True,
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "gradient_curve",
+        "gradient norms, root mean square",
+        _typical("gradient_norm"),
+        "layers without a gradient; masks and scalings that hardly change the loss",
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "evaluation",
+        "loss of an evaluation",
+        _evaluations,
+        "another result on held-out data",
+        signed=True,
+        multiple=5.0,
+        by_segment=True,
+    ),
+    ParityTest(
+        "evaluation_spike",
+        "loss of an evaluation, in differences of the training losses around it",
+        _evaluation_spikes,
+        "another evaluation than of the weights that were trained",
+        multiple=3.0,
+        signed=True,
+    ),
+    ParityTest(
+        "weights",
+        "2-norm of a parameter after the training",
+        _weights,
+        "decay or updates of single parameters",
+        multiple=5.0,
+        by_segment=True,
+    ),
+)

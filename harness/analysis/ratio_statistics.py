@@ -21,6 +21,8 @@ OUTLIER_ALPHA = 0.01
 # Power of the number of repeats that is suggested: a decision in four of five attempts (Cohen 1988).
 WANTED_POWER = 0.8
 MAX_REPEATS = 100
+# Points at which the distribution of the standard error is evaluated.
+QUANTILES = 200
 # Batches of a single process's intervals: fewer give a poor estimate of the variance, more are not independent of each
 # other (Schmeiser 1982 recommends 10 to 30).
 BATCHES = 10
@@ -143,19 +145,22 @@ def repeats_needed(difference: float, deviation: float, limit: float) -> int | N
 
 
 def decision_power(difference: float, deviation: float, limit: float, repeats: int) -> float:
-    """Return the probability that `repeats` a side lead to "differs" or to "equivalent", whichever is likelier.
+    """Return the probability that `repeats` a side lead to "differs" or to "equivalent".
 
-    The first is the power of the t-test, from the non-central t distribution; the second the usual approximation
-    for two one-sided tests (Phillips 1990).
+    Given the standard error that the repeats will show, neither is decided where the observed difference lies within
+    the interval's half-width, but not far enough inside the margin: a normal probability, averaged over the
+    distribution of the standard error (chi with 2 x (repeats - 1) degrees of freedom).
     """
     degrees, error = 2 * (repeats - 1), deviation * math.sqrt(2 / repeats)
-    effect = difference / error
-    two_sided = float(stats.t.ppf(1 - ALPHA / 2, degrees))
-    differs = float(stats.nct.sf(two_sided, degrees, abs(effect)) + stats.nct.cdf(-two_sided, degrees, abs(effect)))
-    one_sided = float(stats.t.ppf(1 - ALPHA, degrees))
-    upper = float(stats.nct.cdf(-one_sided, degrees, (difference - limit) / error))
-    lower = float(stats.nct.sf(one_sided, degrees, (difference + limit) / error))
-    return max(differs, upper + lower - 1)
+    two_sided, one_sided = (float(stats.t.ppf(1 - alpha, degrees)) for alpha in (ALPHA / 2, ALPHA))
+    observed = error * np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, degrees) / degrees)
+    outer, inner = two_sided * observed, np.maximum(0.0, limit - one_sided * observed)
+
+    def within(size: np.ndarray) -> np.ndarray:
+        return stats.norm.cdf(size, difference, error) - stats.norm.cdf(-size, difference, error)
+
+    undecided = np.where(outer > inner, within(outer) - within(inner), 0.0)
+    return 1.0 - float(undecided.mean())
 
 
 def trend(values: Sequence[float]) -> tuple[float, float, float]:

@@ -43,7 +43,7 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
     """
     names = list(labels) if labels is not None else [str(path) for path in paths]
     sides = [RunGroup(name, load_runs(path)) for name, path in zip(names, paths, strict=True)]
-    seen: dict[str, Path] = {}
+    seen: dict[Any, Path] = {}
     for side in sides:
         for run in side.runs:
             digest = run.record["content_sha256"]
@@ -52,4 +52,12 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
                     f"{run.path}: the same record was given twice, also as {seen[digest]}; give each run once"
                 )
             seen[digest] = run.path
+            times = tuple(interval["seconds"] for interval in get_path(run.record, "timing", "intervals") or [])
+            # Equal seconds within a run come from a scripted clock.
+            if len(set(times)) > 1 and times in seen:
+                raise RecordError(
+                    f"{run.path}: has the same times as {seen[times]}, to the last digit: a copy of its record; give "
+                    "each run once"
+                )
+            seen[times] = run.path
     return sides

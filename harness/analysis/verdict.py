@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from harness.analysis import gates
-from harness.analysis.cautions import Caution, cautions_about, interval_step_seconds
+from harness.analysis.calibration import Calibration, load_calibration
+from harness.analysis.cautions import MOVES_TIMES, Caution, cautions_about, interval_step_seconds
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
@@ -75,20 +77,29 @@ class Comparison:
     claim: Claim | None = None
 
 
-def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN) -> Comparison:
+def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN, calibrations: Sequence[Path] = ()) -> Comparison:
     """Judge every side after the first against the first.
 
     Args:
         sides: two or more.
         margin: largest relative difference of step times that counts as the same, as a fraction.
+        calibrations: files that widen the limits of the same computation.
+
+    Raises:
+        ConfigError: a calibration file cannot be used.
     """
-    return Comparison(sides[0], tuple(_judge(sides[0], other, margin) for other in sides[1:]), margin)
+    known = load_calibration(*calibrations)
+    widened = [Caution("wider limits", sides[0].label, f"limits also from {path}") for path in calibrations]
+    pairs = tuple(_judge(sides[0], other, margin, known, widened) for other in sides[1:])
+    return Comparison(sides[0], pairs, margin)
 
 
-def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
+def _judge(
+    reference: RunGroup, other: RunGroup, margin: float, calibration: Calibration, widened: Sequence[Caution]
+) -> Pair:
     passed: list[Gate] = []
     findings: tuple[ParityResult, ...] = ()
-    cautions = tuple([*cautions_about(reference), *cautions_about(other)])
+    cautions = (*widened, *cautions_about(reference), *cautions_about(other))
 
     def stop(verdict: str) -> Pair:
         last = next(gate for gate in passed if gate.passed is False)
@@ -101,7 +112,7 @@ def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
     passed.append(gates.comparable(reference, other))
     if passed[-1].passed is False:
         return stop(NOT_COMPARABLE)
-    computation = gates.same_computation(reference, other)
+    computation = gates.same_computation(reference, other, calibration)
     findings = computation.findings
     passed.append(computation.gate)
     if passed[-1].passed is False:
@@ -110,13 +121,14 @@ def _judge(reference: RunGroup, other: RunGroup, margin: float) -> Pair:
         emulated = " and ".join(side.label for side in (reference, other) if side.emulated)
         summary = f"{other.label} computes the same as {reference.label}; {emulated} is emulated: no speed is stated."
         return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, summary)
-    passed += [gates.plausible(reference), gates.plausible(other)]
+    passed += [gates.timed_right([reference, other]), gates.plausible(reference), gates.plausible(other)]
     if any(gate.passed is False for gate in passed):
         return stop(IMPLAUSIBLE)
     quantities = tuple(_quantities(reference, other, margin))
     ratio = quantities[0].ratio
-    verdict = _verdict(ratio)
-    summary = _summary(reference.label, other.label, verdict, ratio, margin) + _caution_names(cautions)
+    weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
+    verdict = INCONCLUSIVE if weak else _verdict(ratio)
+    summary = _summary(reference.label, other.label, verdict, ratio, margin, weak) + _caution_names(cautions)
     return Pair(reference, other, tuple(passed), findings, cautions, quantities, verdict, summary)
 
 
@@ -163,7 +175,7 @@ def _single_run_ratio(reference: RunGroup, other: RunGroup, margin: float) -> Ra
     return single_run_ratio_of(one, two, margin, (means[0], means[1]))
 
 
-def _summary(reference: str, other: str, verdict: str, ratio: Ratio, margin: float) -> str:
+def _summary(reference: str, other: str, verdict: str, ratio: Ratio, margin: float, weak: Sequence[str] = ()) -> str:
     number = f"step time ratio {ratio_with_interval(ratio.estimate, ratio.low, ratio.high)}"
     repeats = " and ".join(str(count) for count in ratio.repeats)
     evidence = "one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes"
@@ -174,7 +186,10 @@ def _summary(reference: str, other: str, verdict: str, ratio: Ratio, margin: flo
         return f"{other} takes the same time as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
     if verdict in (FASTER, SLOWER):
         return f"{other} is {verdict} than {reference}: {number} ({evidence})."
-    return f"{other} against {reference}: {verdict}. {capitalized(number)} ({evidence}). {_repeats_advice(ratio)}"
+    advice = _repeats_advice(ratio)
+    if weak:
+        advice = f"One process a side shows nothing with {' and '.join(weak)}: run 3 or more a side."
+    return f"{other} against {reference}: {verdict}. {capitalized(number)} ({evidence}). {advice}"
 
 
 def _caution_names(cautions: Sequence[Caution]) -> str:

@@ -55,6 +55,15 @@ def build_parser() -> Parser:
         metavar="FRACTION",
         help=f"relative difference of step times up to which they are equivalent (default: {DEFAULT_MARGIN:g})",
     )
+    add(
+        "--calibration",
+        action="append",
+        default=[],
+        type=expand_path,
+        metavar="FILE",
+        help="measured differences between honest runs of your devices (scripts/bench_parity.py writes them), which "
+        "widen the limits of the same computation; a caution names the file",
+    )
     add("--label", action="append", default=[], metavar="NAME", help="name of a side, in order; one for each side")
     add(
         "--claim",
@@ -81,7 +90,7 @@ def main(argv: list[str]) -> int:
         labels = options.label or options.run
         commands = [f"python -m harness compare {shlex.join(argv)}"]
     sides = load_run_groups(paths, labels)
-    comparison = compare(sides, options.margin)
+    comparison = compare(sides, options.margin, options.calibration)
     if claim is not None:
         comparison = judge_claim(comparison, claim)
     commands = [*commands, *(reproduction(side) for side in sides)]

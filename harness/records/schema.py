@@ -11,6 +11,7 @@ from typing import Any
 
 import fastjsonschema
 
+from harness.config import workload_id
 from harness.records.files import content_digest
 
 MAX_SHOWN_CHARACTERS = 40
@@ -63,7 +64,10 @@ def record_problems(record: dict[str, Any]) -> Iterable[str]:
         yield "was changed after the run had written it (content_sha256 differs); use the file that the run wrote"
     if (problem := schema_problem(record)) is not None:
         yield problem
-    elif record["status"] == "ok":
+        return
+    if record["workload_id"] != workload_id(record["config"]):
+        yield "states a workload_id that does not follow from its config; it was edited"
+    if record["status"] == "ok":
         yield from _arithmetic_problems(record)
 
 
@@ -71,7 +75,10 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
     timing, work = record["timing"], record["config"]["workload"]
     intervals = timing["intervals"]
     if not intervals:
-        yield "is of a finished run, yet has no measured interval; it was edited"
+        if (timing.get("resumed") or {}).get("steps"):
+            yield "has no timed steps: the run was resumed too late for its timing warm-up; measure again"
+        else:
+            yield "is of a finished run, yet has no measured interval; it was edited"
         return
     seconds = math.fsum(interval["seconds"] for interval in intervals)
     steps = sum(interval["last_step"] - interval["first_step"] + 1 for interval in intervals)
@@ -84,5 +91,24 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
         for value, expected in zip(stated, (seconds, seconds / steps, tokens / seconds), strict=True)
     ):
         yield "states a step time or speed that does not follow from its own intervals; it was edited"
-    if len(record["losses"]["train"]) != intervals[-1]["last_step"]:
-        yield f"has {len(record['losses']['train'])} losses for {intervals[-1]['last_step']} steps; it was edited"
+    yield from _coverage_problems(record, intervals)
+
+
+def _coverage_problems(record: dict[str, Any], intervals: list[dict[str, Any]]) -> Iterable[str]:
+    """Yield what is missing or counted twice: intervals adjoin, and every curve has a value for each step."""
+    # Steps are left out where a run was resumed, which warms up again.
+    resumed = bool((record["timing"].get("resumed") or {}).get("steps"))
+    expected = record["config"]["workload"]["timing_warmup_steps"] + 1
+    for interval in intervals:
+        first, last = interval["first_step"], interval["last_step"]
+        if last < first or first < expected or (first > expected and not resumed):
+            yield f"has an interval of steps {first} to {last} where one from step {expected} on is due; it was edited"
+            return
+        expected = last + 1
+    losses, last = record["losses"], intervals[-1]["last_step"]
+    for name, values in (("losses", losses["train"]), ("gradient norms", losses["gradient_norm"]),
+                         ("learning rates", losses.get("learning_rate") or losses["train"])):  # fmt: skip
+        if len(values) != last:
+            yield f"has {len(values)} {name} for {last} steps; it was edited"
+    if len(record["timing"]["step_seconds"]) != record["timing"]["measured_steps"]:
+        yield "has not as many step times as measured steps; it was edited"

@@ -152,7 +152,7 @@ def tests(pair: Pair) -> list[Test]:
     return [
         Test(
             printable(finding.measures),
-            "not in both records" if finding.value is None else f"{abs(finding.value):.2g}",
+            "not in all records" if finding.value is None else f"{abs(finding.value):.2g}",
             f"{finding.limit:.2g}",
             _state(finding.passed),
             printable(finding.where.strip(" ()")),

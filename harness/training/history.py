@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from harness.config import flatten
 from harness.training.timing import TimedInterval
 
 
@@ -20,6 +22,11 @@ class TrainingHistory:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     """Steps whose loss or gradient was not finite, with their samples."""
+    learning_rates: list[float] = field(default_factory=list)
+    fingerprint: dict[str, Any] | None = None
+    """As harness/training/fingerprint.py makes it; None if there is none."""
+    conditions: dict[str, Any] | None = None
+    """Everything that the times depend on, of the attempt that measured them: track, threads, device, software ..."""
     target_step: int | None = None
     target_training_seconds: float | None = None
     target_wall_seconds: float | None = None
@@ -33,6 +40,26 @@ class TrainingHistory:
     @property
     def training_seconds(self) -> float:
         return sum(interval.seconds for _, interval in self.intervals)
+
+    def continue_under(self, conditions: dict[str, Any]) -> list[str]:
+        """Leave the intervals so far out of the timing if they were measured under other conditions.
+
+        The repetition of the first step is left out too, since it would show the conditions, not the program.
+
+        Returns:
+            the conditions that differ, as "threads was 2, now 1".
+        """
+        # Conditions before come back from a checkpoint, as JSON.
+        now, before = json.loads(json.dumps(flatten(conditions))), self.conditions or {}
+        changed = [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed and self.intervals:
+            self.intervals = [
+                ("resumed" if phase == "measured" else phase, interval) for phase, interval in self.intervals
+            ]
+            if self.fingerprint is not None:
+                self.fingerprint["first_step"] = None
+        self.conditions = now
+        return changed if self.intervals else []
 
     def to_json(self) -> dict[str, Any]:
         """Return the history as JSON values, for a checkpoint."""

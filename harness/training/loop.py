@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 from harness.backends.step import StepOutput, TrainStep
 from harness.config import Config, WorkloadConfig
+from harness.schedule import learning_rate
 from harness.training.distributed.collectives import Ranks
 from harness.training.evaluation import Evaluator
 from harness.training.history import TrainingHistory
 from harness.training.loss_checks import check_losses
 from harness.training.observer import IntervalReport, LoopObserver
 from harness.training.prefetch import Prefetcher
-from harness.training.timing import StepClock, TimedInterval
-from harness.workload.optimizer import learning_rate
+from harness.training.timing import StepClock, TimedInterval, raw_clock
 
 PHASES = ("first", "warmup", "measured", "resumed")
 
@@ -46,6 +47,34 @@ def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 
         step = last + 1
 
 
+class GapMeter:
+    """Measures the time between two intervals that neither an evaluation, nor a checkpoint, nor an observer took.
+
+    Only the reading of losses is left of it, so that a long gap means work outside of the timed intervals.
+    """
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._accounted_seconds = 0.0
+
+    def begin(self) -> None:
+        """Note that an interval has ended."""
+        self._began, self._accounted_seconds = raw_clock(), 0.0
+
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """Return a context whose time is accounted for."""
+        began = raw_clock()
+        try:
+            yield
+        finally:
+            self._accounted_seconds += raw_clock() - began
+
+    def pop(self) -> float | None:
+        """Return the seconds that nothing accounts for since the last interval; None before the first one."""
+        return None if self._began is None else max(0.0, raw_clock() - self._began - self._accounted_seconds)
+
+
 class Loop:
     """Drives a TrainStep through the workload's steps, interval by interval."""
 
@@ -71,6 +100,7 @@ class Loop:
         self._train_step, self._prefetcher, self._step_clock = train_step, prefetcher, step_clock
         self._evaluator, self._ranks, self._observer = evaluator, ranks, observer
         self._stop_requested, self._save_checkpoint = stop_requested, save
+        self._gap = GapMeter()
 
     def run(self, history: TrainingHistory) -> None:
         """Train until the steps are done, the target is reached, or a stop is requested.
@@ -104,7 +134,9 @@ class Loop:
     def _run_interval(self, phase: str, first: int, last: int, history: TrainingHistory) -> None:
         outputs: list[StepOutput] = []
         rates: list[float] = []
-        self._observer.interval_begins(phase)
+        with self._gap.accounted():
+            self._observer.interval_begins(phase)
+        gap_seconds, raw_began = self._gap.pop(), raw_clock()
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             wait_began = self._step_clock.now()
@@ -116,8 +148,11 @@ class Loop:
             if self._stop_requested():
                 break
         interval = self._step_clock.end(first + len(outputs) - 1)
-        self._observer.interval_ended()
+        interval.raw_seconds, interval.gap_seconds = raw_clock() - raw_began, gap_seconds
+        self._gap.begin()
         # No time is counted from here to the next `begin`.
+        with self._gap.accounted():
+            self._observer.interval_ended()
         self._log_interval(phase, interval, outputs, rates, history)
 
     def _log_interval(self, phase: str, interval: TimedInterval, outputs: list[StepOutput], rates: list[float],
@@ -128,25 +163,28 @@ class Loop:
         history.intervals.append((phase, interval))
         history.losses += losses
         history.gradient_norms += norms
-        self._observer.interval_done(
-            IntervalReport(
-                phase=phase,
-                first_step=interval.first_step,
-                last_step=interval.last_step,
-                steps_planned=self._work.steps,
-                losses=losses,
-                gradient_norms=norms,
-                learning_rates=rates,
-                step_seconds=interval.step_seconds,
-                tokens=interval.steps * self._work.global_batch_size * self._work.seq_len,
-                seconds=interval.seconds,
+        history.learning_rates += rates
+        with self._gap.accounted():
+            self._observer.interval_done(
+                IntervalReport(
+                    phase=phase,
+                    first_step=interval.first_step,
+                    last_step=interval.last_step,
+                    steps_planned=self._work.steps,
+                    losses=losses,
+                    gradient_norms=norms,
+                    learning_rates=rates,
+                    step_seconds=interval.step_seconds,
+                    tokens=interval.steps * self._work.global_batch_size * self._work.seq_len,
+                    seconds=interval.seconds,
+                )
             )
-        )
         check_losses(self._config, history, interval.first_step, losses, norms)
 
     def _evaluate(self, step: int, history: TrainingHistory) -> float:
-        loss = self._evaluator.evaluate(step, history)
-        self._observer.evaluated(step, loss)
+        with self._gap.accounted():
+            loss = self._evaluator.evaluate(step, history)
+            self._observer.evaluated(step, loss)
         self._evaluator.check_finite(step, loss)
         return loss
 
@@ -157,5 +195,6 @@ class Loop:
         if self._save_checkpoint is None:
             return
         began = self._step_clock.now()
-        self._save_checkpoint(history.steps_done, history)
+        with self._gap.accounted():
+            self._save_checkpoint(history.steps_done, history)
         history.checkpoint_seconds += self._step_clock.now() - began

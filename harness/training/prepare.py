@@ -14,7 +14,7 @@ from harness.training.distributed.collectives import Ranks, same_on_all
 from harness.training.distributed.communication import CommunicationMeter
 from harness.training.distributed.parallel import parallelize_model
 from harness.training.evaluation import Evaluator
-from harness.training.probe import observe_dtypes
+from harness.training.probe import ForwardObservation, observe_forward
 from harness.training.tuning import Compilation, apply_track, force_eager
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest, init_digest, sharded_digests, total_digest
@@ -54,11 +54,23 @@ def prepare_training(
         ConfigError: the layout does not fit the device or the number of processes.
         RunFailed: the ranks do not have the same initial weights.
     """
+    model, compilation, optimizer, step = prepare_step(config, backend, ranks, meter, heartbeat)
+    digest = _init_digest(config, model, ranks, heartbeat)
+    heartbeat()
+    evaluator = Evaluator(config.workload, step, dataset, batch_digest, ranks, heartbeat=heartbeat)
+    return PreparedTraining(model, optimizer, step, evaluator, compilation, digest)
+
+
+def prepare_step(
+    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
+) -> tuple[Transformer, Compilation, torch.optim.Optimizer, TrainStep]:
+    """Return the model with its initial weights, its compilation, the optimizer and the backend's training step.
+
+    Collective. Arguments and errors as of `prepare_training`.
+    """
     parallel_model = parallelize_model(config, backend, ranks, meter, heartbeat)
     model = parallel_model.model
     compilation = apply_track(model, config.track, backend)
-    digest = _init_digest(config, model, ranks, heartbeat)
-    heartbeat()
     optimizer = build_optimizer(model, config.workload, config.track)
     step = backend.prepare(
         parallel_model.wrapped,
@@ -68,19 +80,18 @@ def prepare_training(
         grad_sync=parallel_model.grad_sync,
         skip_nonfinite=config.on_nonfinite == "skip",
     )
-    evaluator = Evaluator(config.workload, step, dataset, batch_digest, ranks, heartbeat=heartbeat)
-    return PreparedTraining(model, optimizer, step, evaluator, compilation, digest)
+    return model, compilation, optimizer, step
 
 
-def observe_linear_dtypes(prepared: PreparedTraining, config: Config, dataset: Dataset) -> list[str] | None:
-    """Return the types in which the step's linear layers compute, from one forward pass; None if it is opaque.
+def observe_training_step(prepared: PreparedTraining, config: Config, dataset: Dataset) -> ForwardObservation:
+    """Return what one forward pass of the training step shows, on the first sequence.
 
     Raises:
-        RunFailed: they compute in another precision than the configured one.
+        RunFailed: linear layers compute in another precision than the configured one.
     """
     first = torch.from_numpy(dataset.train(0, 1))
     with force_eager(config.track):
-        return observe_dtypes(prepared.step, prepared.model, first, config.precision)
+        return observe_forward(prepared.step, prepared.model, first, config.precision)
 
 
 def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat: Callable[[], None]) -> str:

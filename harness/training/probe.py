@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from harness.backends.base import Backend
 from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
 from harness.config import OPERATIONS, Config, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
-from harness.workload.model import activate, causal_attention
+from harness.workload.model import Transformer, activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
+from harness.workload.sketch import Sketch, sketch_all
 
 MATMUL_SIZE = 256
 # A float32 product of two 256 x 256 normal matrices has a relative error of about 2e-7. TF32, HF32 and fp16 inputs
@@ -21,6 +24,9 @@ MAX_FP32_ERROR = 1e-5
 # GELU's two formulas differ by 2e-4 (root mean square) over this range, where the values are small enough for bf16 to
 # distinguish them; x sigmoid(1.702 x), a third approximation in use, is off by 1e-2.
 GELU_RANGE = (-4.0, -0.25, 2048)
+# Of a product with float32 operands: those of bf16 and fp16 are rounded to 8 and 11 bits, and so is the result.
+MAX_PRODUCT_ERROR = {"fp32": MAX_FP32_ERROR, "bf16": 8e-3, "fp16": 1e-3}
+SAMPLED = (32, 64)  # rows and columns of a product, at most
 MAX_GELU_ERROR = {"fp32": 2e-5, "bf16": 1e-3, "fp16": 1e-3}
 
 
@@ -48,39 +54,101 @@ def probe(backend: Backend, config: Config) -> dict[str, Any]:
     }
 
 
-def observe_dtypes(
-    step: TrainStep, model: torch.nn.Module, sequences: torch.Tensor, precision: str
-) -> list[str] | None:
-    """Return the types in which the step's own linear layers compute, observed with hooks in one forward pass.
+@dataclass(frozen=True)
+class ForwardObservation:
+    """One forward pass of a training step, observed with hooks."""
 
-    None if the backend runs the model in a way that does not call hooks.
+    linear_dtypes: list[str]
+    """Types in which linear layers compute; empty if the backend runs the model in a way that does not call hooks."""
+    product_error: float | None
+    """Largest relative error of a linear layer's product, against float64 on the host."""
+    product: str | None
+    """The layer that has it."""
+    activations: list[Sketch]
+    """Outputs of the blocks and of the last norm, in order. Of rank 0; the same sequence passes through every rank."""
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return the effective settings that it shows, for the record."""
+        return {
+            "linear_output_dtypes": self.linear_dtypes or None,
+            "largest_product_error": self.product_error,
+        }
+
+
+def observe_forward(step: TrainStep, model: Transformer, sequences: torch.Tensor, precision: str) -> ForwardObservation:
+    """Observe one forward pass of the step itself. Collective if the model is sharded.
 
     Args:
         sequences: host int64 [1, seq_len + 1].
 
     Raises:
-        RunFailed: they compute in another precision than requested.
+        RunFailed: linear layers compute in another type than requested, or less precisely than it allows.
     """
-    seen: set[torch.dtype] = set()
+    dtypes: set[torch.dtype] = set()
+    products: dict[str, tuple[torch.Tensor, ...]] = {}
+    outputs: list[torch.Tensor] = []
 
-    def add_dtype(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        seen.add(output.dtype)
+    def observe_product(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
+            dtypes.add(output.dtype)
+            products[name] = _sample_product(module, inputs[0], output)
 
-    hooks = [part.register_forward_hook(add_dtype) for part in model.modules() if isinstance(part, torch.nn.Linear)]
+        return hook
+
+    def keep_output(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+        outputs.append(output.detach()[0].float())
+
+    hooks = [
+        module.register_forward_hook(observe_product(name))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    hooks += [module.register_forward_hook(keep_output) for module in (*model.blocks, model.norm)]
     try:
         step.evaluate(sequences)
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
-        return None
-    names = sorted(str(dtype).removeprefix("torch.") for dtype in seen)
-    if names != [DTYPE_NAMES[precision]]:
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    # Not in the hooks: a backend may trace them.
+    errors = {name: _product_error(*product) for name, product in products.items()}
+    _check_products(names, errors, precision)
+    worst = max(errors, key=lambda name: errors[name]) if errors else None
+    named = {f"activation {index}": output for index, output in enumerate(outputs)}
+    sketches = sketch_all(named, lambda own: [own], is_main=True)
+    return ForwardObservation(names, errors[worst] if worst else None, worst, list(sketches.values()))
+
+
+def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: str) -> None:
+    if dtypes and dtypes != [DTYPE_NAMES[precision]]:
         raise RunFailed(
-            f"precision={precision} was requested, but the training step computes in {', '.join(names)}; this is a bug "
-            "in the backend: report it to its maintainers"
+            f"precision={precision} was requested, but the training step computes in {', '.join(dtypes)}; this is a "
+            "bug in the backend: report it to its maintainers"
         )
-    return names
+    limit = MAX_PRODUCT_ERROR[precision]
+    for name, error in errors.items():
+        if not error <= limit:
+            raise RunFailed(
+                f"precision={precision} was requested, but the product of layer {name} has a relative error of "
+                f"{error:.1e}, expected at most {limit:.0e}: its operands are rounded further; unset the settings and "
+                "environment variables that allow reduced precision"
+            )
+
+
+@torch.no_grad()
+def _sample_product(module: torch.nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return copies of some rows of a linear layer's input, and of some rows and columns of weight, bias and output."""
+    x, y = inputs.detach().flatten(0, -2), output.detach().flatten(0, -2)
+    rows, columns = (slice(None, None, -(-size // most)) for size, most in zip(y.shape, SAMPLED, strict=True))
+    bias = torch.zeros(()) if module.bias is None else module.bias.detach()[columns]
+    return tuple(part.clone() for part in (x[rows], module.weight.detach()[columns], bias, y[rows, columns]))
+
+
+def _product_error(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the relative error of y against x weight^T + bias in float64, in the 2-norm."""
+    x, weight, bias, y = (part.cpu().double() for part in (x, weight, bias, y))
+    exact = x @ weight.T + bias
+    return float((y - exact).norm() / exact.norm()) if exact.any() else float(y.norm())
 
 
 def _autocast(backend: Backend, precision: str) -> Any:

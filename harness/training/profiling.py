@@ -27,12 +27,12 @@ from harness.backends.step import STEP_PHASES, TrainStep
 from harness.config import Config
 from harness.errors import RunFailed
 from harness.records.run_folder import PROFILE_FOLDER
+from harness.schedule import learning_rate
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.communication import CommunicationMeter
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.tuning import force_eager
 from harness.workload.data import Dataset
-from harness.workload.optimizer import learning_rate
 
 STEPS = 3
 MAX_OPERATIONS = 12

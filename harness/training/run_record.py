@@ -11,6 +11,7 @@ from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
 from harness.records.record import SCHEMA_VERSION
 from harness.text import utc_now
+from harness.training.fingerprint import fingerprint_record
 from harness.training.history import TrainingHistory
 from harness.training.loop import PHASES
 from harness.training.measurements import Measurements, describe_ranks
@@ -55,6 +56,7 @@ def build_record(
         "losses": losses_section(measurements, history),
         "eval": eval_section(config, history),
         "weights": {"final_norms": measurements.final_norms},
+        "fingerprint": fingerprint_record(history.fingerprint),
         "target": target_section(config, history),
         "memory": measurements.memory,
         "contention": contention_section(measurements),
@@ -93,6 +95,7 @@ def losses_section(measurements: Measurements, history: TrainingHistory) -> dict
         "unit": "nats/token",
         "train": history.losses,
         "gradient_norm": history.gradient_norms,
+        "learning_rate": history.learning_rates,
         "skipped_steps": measurements.skipped_steps,
         "nonfinite": history.nonfinite,
     }
@@ -179,6 +182,8 @@ def timing_section(config: Config, measurements: Measurements, history: Training
                 "seconds": interval.seconds,
                 "data_wait_seconds": interval.data_wait_seconds,
                 "device_seconds": interval.device_seconds,
+                "raw_seconds": interval.raw_seconds,
+                "gap_seconds": interval.gap_seconds,
             }
             for interval in measured
         ],

@@ -24,10 +24,20 @@ class TimedInterval:
     """Each step's own time, by `StepClock.step_seconds_method`."""
     device_seconds: float | None
     """The same interval by the device's events, if it has them: a check of the host's clock."""
+    raw_seconds: float | None = None
+    """The same interval by another clock, which the loop reads outside of this one's readings: another check."""
+    gap_seconds: float | None = None
+    """Time before the interval, since the one before it, that nothing accounts for; None for the first one."""
 
     @property
     def steps(self) -> int:
         return self.last_step - self.first_step + 1
+
+
+def raw_clock() -> float:
+    """Return the seconds of a clock that no time service adjusts, where the system has one."""
+    clock = getattr(time, "CLOCK_MONOTONIC_RAW", None)
+    return time.perf_counter() if clock is None else time.clock_gettime(clock)
 
 
 @dataclass

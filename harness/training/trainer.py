@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from harness import log
 from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.config import Config
@@ -14,6 +15,7 @@ from harness.errors import RunFailed
 from harness.training.distributed.collectives import CoordinatedStop
 from harness.training.distributed.communication import CommunicationMeter, ExchangeObserver
 from harness.training.distributed.process_group import RunProcesses
+from harness.training.fingerprint import Fingerprint
 from harness.training.history import TrainingHistory
 from harness.training.loop import Loop
 from harness.training.measurements import Contention, Measurements, collect_measurements
@@ -22,7 +24,7 @@ from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.training.monitoring.telemetry import Telemetry, sensor_of
 from harness.training.observer import LoopObserver, LoopObservers
 from harness.training.prefetch import Prefetcher
-from harness.training.prepare import PreparedTraining, observe_linear_dtypes, prepare_training
+from harness.training.prepare import PreparedTraining, observe_training_step, prepare_training
 from harness.training.setup import RunDescription
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
@@ -114,19 +116,28 @@ class Trainer:
     def _train(self, stream: TextIO, observer: LoopObserver) -> PreparedTraining:
         config, backend, ranks = self._config, self._backend, self._processes.ranks
         heartbeat = self._processes.heartbeat
+        fingerprint = Fingerprint(config, backend, self._dataset, ranks, self._meter, heartbeat.beat)
+        in_fp32 = fingerprint.look_in_fp32() if config.fingerprint and not self._from_step else None
         prepared = prepare_training(
             config, backend, self._dataset, ranks, self._meter, self._prefetcher.digest, heartbeat.beat
         )
         self._measurements = replace(self._measurements, init_digest=prepared.init_digest)
         checkpoints = self._checkpoint_manager(prepared)
-        dtypes = observe_linear_dtypes(prepared, config, self._dataset)
-        self._measurements = self._measurements.observing(linear_output_dtypes=dtypes)
+        observed = observe_training_step(prepared, config, self._dataset)
+        self._measurements = self._measurements.observing(**observed.to_settings())
+        if config.fingerprint and not self._from_step:
+            self.history.fingerprint = fingerprint.take_first_looks(prepared, observed.activations, in_fp32)
+        state_before = prepared.step.state()
         backend.reset_peak_memory()
         if self._from_step and checkpoints is not None:
             self.history = checkpoints.resume(self._from_step)
+        changed = self.history.continue_under(self._conditions())
+        if changed and ranks.is_main:
+            log.warning(f"the steps before are left out of the timing, since conditions changed: {'; '.join(changed)}")
         observers = LoopObservers(
             ExchangeObserver(self._meter, self.history),
             prepared.compilation,
+            fingerprint.first_step_observer(prepared, self.history),
             self._telemetry,
             observer,
             *self._loggers(stream),
@@ -153,7 +164,25 @@ class Trainer:
             observers.close()
         if (compiled := prepared.compilation.to_record()) is not None:
             self._measurements = self._measurements.observing(compilation=compiled)
+        if self.history.fingerprint is not None and not self._stop.requested():
+            fingerprint.repeat_first_step(prepared, state_before, self.history.fingerprint)
         return prepared
+
+    def _conditions(self) -> dict[str, Any]:
+        """Return what a step time depends on besides the work."""
+        config, description = self._config, self._description
+        return {
+            "track": asdict(config.track),
+            "micro_batch_size": config.workload.micro_batch_size,
+            "activation_checkpointing": config.model.activation_checkpointing,
+            "parallel": {**asdict(config.parallel), "timeout_seconds": None, "scaling_reference": None},
+            "threads": description.effective_settings["threads"],
+            "timing_warmup_steps": config.workload.timing_warmup_steps,
+            "interval_steps": config.workload.interval_steps,
+            "world_size": description.world_size,
+            "device": description.device.get("name"),
+            "software": description.versions,
+        }
 
     def _run_loop(self, loop: Loop, prepared: PreparedTraining) -> None:
         """Run the loop, and collect the measurements."""

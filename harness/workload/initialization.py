@@ -40,12 +40,19 @@ def build_model(
     model.to_empty(device=device)
     if config.tie_word_embeddings:
         model.head.weight = model.embedding.weight
+    initialize(model, config, seed, heartbeat)
+    return model
+
+
+def initialize(
+    model: Transformer, config: ModelConfig, seed: int, heartbeat: Callable[[], None] = lambda: None
+) -> None:
+    """Set all parameters to their initial values, in place; of a sharded model, this rank's rows of them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local, rows = own_rows(parameter)
             local.copy_(initial_value(name, parameter.shape, config, seed, rows))
             heartbeat()
-    return model
 
 
 def own_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, range]:

@@ -1,8 +1,6 @@
-"""AdamW with the workload's settings, and the learning-rate schedule as a function of the step."""
+"""AdamW with the workload's settings."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
@@ -25,17 +23,3 @@ def build_optimizer(model: nn.Module, work: WorkloadConfig, track: TrackConfig) 
         foreach=track.adamw == "foreach",
         fused=track.adamw == "fused",
     )
-
-
-def learning_rate(step: int, work: WorkloadConfig) -> float:
-    """Return the learning rate of `step`, counted from 1.
-
-    Linear warm-up over `lr_warmup_steps`, then half a cosine (Loshchilov and Hutter 2017) from the peak to
-    `min_lr_ratio` of it at the last step.
-    """
-    warmup = work.lr_warmup_steps
-    if step <= warmup:
-        return work.learning_rate * step / warmup
-    progress = (step - warmup) / max(1, work.steps - warmup)
-    final = work.learning_rate * work.min_lr_ratio
-    return final + 0.5 * (work.learning_rate - final) * (1.0 + math.cos(math.pi * progress))

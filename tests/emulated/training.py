@@ -12,11 +12,12 @@ import torch
 
 from harness import backends
 from harness.composition import load
+from harness.schedule import learning_rate
 from harness.training.probe import probe
 from harness.workload.data import open_dataset
 from harness.workload.digest import init_digest, parameter_norms
 from harness.workload.initialization import build_model
-from harness.workload.optimizer import build_optimizer, learning_rate
+from harness.workload.optimizer import build_optimizer
 
 SHAPES = {
     "gpt2": ("model=gpt2-124m", "model.max_position_embeddings=32"),

@@ -1,0 +1,275 @@
+"""Fingerprint of a run's computation, beside its curves and outside its timed intervals.
+
+Four looks at the same program, all from the initial weights:
+
+1. before the training, in float32: the gradient of a few sequences. Devices agree on it to their rounding.
+2. the same in the run's precision. Its distance to the first is a property of the number format.
+3. the training's own first step: its gradient, and its update against AdamW's formula.
+4. that step again after the training: the program that was timed last is the one that was timed first.
+
+Gradients are kept as norms and sketches (harness/workload/sketch.py), since they cannot leave the device as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from harness.backends.base import Backend
+from harness.backends.step import StepOutput, TrainStep
+from harness.config import Config, WorkloadConfig
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.communication import CommunicationMeter
+from harness.training.history import TrainingHistory
+from harness.training.observer import IntervalReport, LoopObserver
+from harness.training.prepare import PreparedTraining, prepare_step
+from harness.training.probe import observe_forward
+from harness.training.tuning import force_eager
+from harness.training.update_check import UpdateSample, check_first_update, sample_update
+from harness.workload.data import Dataset
+from harness.workload.initialization import initialize
+from harness.workload.model import Transformer
+from harness.workload.sketch import ZERO, Sketch, sketch_all
+
+# Tokens of the sequences that the first two looks train on, at least: enough for a gradient that is not noise.
+MIN_TOKENS = 4096
+# A loss scaler halves its scale after each overflow; it begins with 2^16.
+MAX_OVERFLOWS = 32
+# Projections in a record; a run compares its own with all of them.
+RECORDED = 16
+
+
+def _recorded(sketch: Sketch) -> dict[str, Any]:
+    return {"norm": sketch.norm, "projections": sketch.to_text(RECORDED)}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Loss, gradient norm and the sketches of all gradients of one step."""
+
+    loss: float
+    gradient_norm: float
+    gradients: dict[str, Sketch]
+
+    def distances(self, other: Look) -> dict[str, float]:
+        """Return the relative distance of each parameter's gradient to that of `other`."""
+        names = self.gradients.keys() | other.gradients.keys()
+        return {
+            name: self.gradients.get(name, ZERO).distance(other.gradients.get(name, ZERO)) for name in sorted(names)
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        return {
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "gradients": {name: _recorded(sketch) for name, sketch in self.gradients.items()},
+        }
+
+
+def fingerprint_sequences(work: WorkloadConfig, ranks: int) -> int:
+    """Return the number of sequences of the first two looks: the smallest part of the global batch with MIN_TOKENS that
+    all ranks share equally. It depends on nothing but the workload and the number of ranks.
+    """
+    total = work.global_batch_size
+    parts = [count for count in range(ranks, total + 1, ranks) if total % count == 0]
+    return next((count for count in parts if count * work.seq_len >= MIN_TOKENS), total)
+
+
+class Fingerprint:
+    """Takes the four looks of one run. Its methods are collective, and called outside of timed intervals."""
+
+    def __init__(
+        self,
+        config: Config,
+        backend: Backend,
+        dataset: Dataset,
+        ranks: Ranks,
+        meter: CommunicationMeter,
+        heartbeat: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            config: with its track resolved.
+        """
+        self._config, self._backend, self._dataset = config, backend, dataset
+        self._ranks, self._meter, self._heartbeat = ranks, meter, heartbeat
+        self._sequences = fingerprint_sequences(config.workload, ranks.size)
+        self._seconds = 0.0
+
+    def look_in_fp32(self) -> tuple[Look, list[Sketch]] | None:
+        """Take the first look with a model of its own, which is freed again; None if the run itself is in float32."""
+        if self._config.precision == "fp32":
+            return None
+        config = replace(self._config, precision="fp32", track=replace(self._config.track, compile="no"))
+        config = replace(config, model=replace(config.model, activation_checkpointing=True))
+        began = time.perf_counter()
+        model, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
+        first = torch.from_numpy(self._dataset.train(0, 1))
+        activations = observe_forward(step, model, first, "fp32").activations
+        look = self._look(step, model, optimizer)
+        self._seconds += time.perf_counter() - began
+        return look, activations
+
+    def take_first_looks(
+        self, prepared: PreparedTraining, activations: list[Sketch], in_fp32: tuple[Look, list[Sketch]] | None
+    ) -> dict[str, Any]:
+        """Take the second look, and return the fingerprint so far. It changes neither weights nor state.
+
+        Args:
+            activations: of the first sequence in the run's precision.
+            in_fp32: the first look, if it was taken.
+        """
+        began = time.perf_counter()
+        with force_eager(self._config.track):
+            look = self._look(prepared.step, prepared.model, prepared.optimizer)
+        distances = None
+        if in_fp32 is not None:
+            exact, exact_activations = in_fp32
+            distances = {
+                "gradients": look.distances(exact),
+                "activations": [one.distance(two) for one, two in zip(activations, exact_activations, strict=True)],
+            }
+            look, activations = exact, exact_activations
+        self._seconds += time.perf_counter() - began
+        return {
+            "sequences": self._sequences,
+            "fp32": {
+                **look.to_record(),
+                "activations": [_recorded(sketch) for sketch in activations],
+            },
+            "distances_to_fp32": distances,
+            "first_step": None,
+            "repeated_step": None,
+            "optimizer_steps": None,
+            "seconds": self._seconds,
+        }
+
+    def first_step_observer(self, prepared: PreparedTraining, history: TrainingHistory) -> LoopObserver:
+        """Return the observer that takes the third look."""
+        return _FirstStepObserver(self, prepared, history)
+
+    def note_first_step(
+        self, prepared: PreparedTraining, before: UpdateSample, report: IntervalReport, found: dict[str, Any]
+    ) -> None:
+        """Add the third look to the fingerprint."""
+        began = time.perf_counter()
+        look = Look(report.losses[0], report.gradient_norms[0], self._gradients(prepared.model, prepared.optimizer))
+        found["first_step"] = {
+            **look.to_record(),
+            "sketches": {name: sketch.to_text() for name, sketch in look.gradients.items()},
+            "update": self._check(prepared, before, report.learning_rates[0]),
+        }
+        found["seconds"] += time.perf_counter() - began
+
+    def repeat_first_step(self, prepared: PreparedTraining, state: dict[str, Any], found: dict[str, Any]) -> None:
+        """Take the fourth look. It replaces the weights by those after the first step.
+
+        The learning rate is the peak, since the update shows the more, the larger it is; nothing else depends on it.
+
+        Args:
+            state: of the training step, before the training.
+        """
+        if found["first_step"] is None:
+            return
+        began = time.perf_counter()
+        found["optimizer_steps"] = self._optimizer_steps(prepared.optimizer)
+        initialize(prepared.model, self._config.model, self._config.seed, self._heartbeat)
+        prepared.optimizer.state.clear()
+        prepared.step.restore(state)
+        before = sample_update(prepared.model, prepared.optimizer)
+        work = self._config.workload
+        share = self._share(work.global_batch_size)
+        output = prepared.step(share.split(work.micro_batch_size), work.learning_rate)
+        look = self._read(output, prepared.model, prepared.optimizer)
+        first = found["first_step"]
+        earlier = Look(first["loss"], first["gradient_norm"], {
+            name: Sketch.from_text(first["gradients"][name]["norm"], text) for name, text in first["sketches"].items()
+        })  # fmt: skip
+        distances = look.distances(earlier)
+        worst = max(distances, key=lambda name: distances[name]) if distances else None
+        found["repeated_step"] = {
+            "loss": look.loss,
+            "gradient_norm": look.gradient_norm,
+            "distance": distances[worst] if worst is not None else None,
+            "gradient": worst,
+            "update": self._check(prepared, before, work.learning_rate),
+        }
+        found["seconds"] += time.perf_counter() - began
+
+    def _optimizer_steps(self, optimizer: torch.optim.Optimizer) -> list[int] | None:
+        """Return the smallest and the largest number of updates of a parameter, by the optimizer's own count."""
+        own = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+        counts = [count for rank in self._ranks.gather(own) for count in rank]
+        return [min(counts), max(counts)] if counts else None
+
+    def _check(self, prepared: PreparedTraining, before: UpdateSample, rate: float) -> dict[str, Any] | None:
+        """Return how far the update lies from the formula; None if the loss scaler skipped it."""
+        if not prepared.optimizer.state:
+            return None
+        after = sample_update(prepared.model, prepared.optimizer)
+        return check_first_update(before, after, prepared.model, self._config.workload, rate, self._ranks)
+
+    def _look(self, step: TrainStep, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
+        """Take one step with a learning rate of zero, which leaves the weights as they are, then undo its state."""
+        state, share = step.state(), self._share(self._sequences)
+        output = step(share.split(1), 0.0)
+        for _ in range(MAX_OVERFLOWS):
+            if optimizer.state:
+                break
+            output = step(share.split(1), 0.0)
+        look = self._read(output, model, optimizer)
+        optimizer.state.clear()
+        step.restore(state)
+        self._heartbeat()
+        return look
+
+    def _read(self, output: StepOutput, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
+        loss = self._ranks.mean([output.loss.item()])[0]
+        return Look(loss, output.gradient_norm.item(), self._gradients(model, optimizer))
+
+    def _gradients(self, model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Sketch]:
+        """Return the sketches of the gradients that AdamW saw in its first step, clipped: its first moment, zero
+        before, is (1 - beta1) times the gradient.
+        """
+        moments = {
+            name: optimizer.state[parameter]["exp_avg"]
+            for name, parameter in sorted(model.named_parameters())
+            if optimizer.state.get(parameter)
+        }
+        factor = 1 / (1 - self._config.workload.beta1)
+        sketches = sketch_all(moments, self._ranks.gather, is_main=self._ranks.is_main)
+        return {name: sketch.scaled(factor) for name, sketch in sketches.items()}
+
+    def _share(self, sequences: int) -> torch.Tensor:
+        """Return this rank's share of the first sequences of the training: host int64 [count, seq_len + 1]."""
+        count = sequences // self._ranks.size
+        return torch.from_numpy(self._dataset.train(self._ranks.rank * count, count))
+
+
+class _FirstStepObserver(LoopObserver):
+    """Takes the third look when the first interval, the first step alone, is over."""
+
+    def __init__(self, fingerprint: Fingerprint, prepared: PreparedTraining, history: TrainingHistory) -> None:
+        self._fingerprint, self._prepared, self._history = fingerprint, prepared, history
+        self._before: UpdateSample | None = None
+
+    def interval_begins(self, phase: str) -> None:
+        if phase == "first":
+            self._before = sample_update(self._prepared.model, self._prepared.optimizer)
+
+    def interval_done(self, report: IntervalReport) -> None:
+        if report.phase == "first" and self._before is not None and self._history.fingerprint is not None:
+            self._fingerprint.note_first_step(self._prepared, self._before, report, self._history.fingerprint)
+            self._before = None
+
+
+def fingerprint_record(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the fingerprint as it stands in a record, without what only the run itself needs."""
+    if found is None or found["first_step"] is None:
+        return found
+    first = {key: value for key, value in found["first_step"].items() if key != "sketches"}
+    return {**found, "first_step": first}

@@ -1,0 +1,116 @@
+"""Timing that contradicts itself: each check of the gate *timing*, and the records that are refused when read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.analysis.run_group import load_run_groups
+from harness.analysis.timing_evidence import timing_problems
+from harness.errors import RecordError
+from tests.records import make_record, write_runs
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def intervals(change: Callable[[dict[str, Any]], object]) -> Change:
+    return lambda timing: [change(interval) for interval in timing["intervals"]]
+
+
+def steps(place: int, factor: float) -> Change:
+    """Scale one step of every interval of ten."""
+
+    def change(timing: dict[str, Any]) -> None:
+        for first in range(0, len(timing["step_seconds"]), 10):
+            timing["step_seconds"][first + place] *= factor
+
+    return change
+
+
+def problems(*changes: Change) -> list[str]:
+    record = make_record()
+    for change in changes:
+        change(record["timing"])
+    return list(timing_problems(record))
+
+
+def test_an_honest_record_has_none() -> None:
+    assert problems() == []
+    assert problems(intervals(lambda i: i.update(raw_seconds=None, gap_seconds=None))) == []
+    assert problems(intervals(lambda i: i.update(device_seconds=0.99 * i["seconds"])),
+                    lambda t: t.update(step_seconds_method="interval_mean")) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (intervals(lambda i: i.update(raw_seconds=2 * i["seconds"])), "a second clock measures 2.000 times"),
+        (intervals(lambda i: i.update(raw_seconds=1.01 * i["seconds"])), "a second clock measures 1.010 times"),
+        (intervals(lambda i: i.update(raw_seconds=0.98 * i["seconds"])), "a second clock measures 0.980 times"),
+        (intervals(lambda i: i.update(gap_seconds=0.1 * i["seconds"])), "10.0% of it) are unaccounted for"),
+        (intervals(lambda i: i.update(device_seconds=1.2 * i["seconds"])), "the device's events cover 1.200"),
+        (intervals(lambda i: i.update(device_seconds=0.8 * i["seconds"])), "the device's events cover 0.800"),
+        (steps(0, 0.001), "the first step of an interval takes 0.001 times as long"),
+        (steps(-1, 0.001), "the last step of an interval takes 0.001 times as long"),
+        (steps(3, 3.0), "the steps' own seconds make up 1.2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_contradiction_is_named(change: Change, message: str) -> None:
+    assert any(message in problem for problem in problems(change)), problems(change)
+
+
+def test_one_disturbed_interval_accuses_nobody_and_two_do() -> None:
+    def disturb(count: int) -> Change:
+        return lambda t: [i.update(raw_seconds=1.5 * i["seconds"]) for i in t["intervals"][:count]]
+
+    assert problems(disturb(1)) == []
+    assert problems(disturb(2)) == ["a second clock disagrees with the seconds of 2 of 18 intervals"]
+
+
+def drop_interval(record: dict[str, Any]) -> None:
+    timing = record["timing"]
+    gone = timing["intervals"].pop(5)
+    timing["measured_steps"] -= 10
+    timing["measured_seconds"] -= gone["seconds"]
+    del timing["step_seconds"][50:60]
+    timing["mean_step_seconds"] = timing["measured_seconds"] / timing["measured_steps"]
+    timing["tokens_per_second"] = timing["tokens_per_step"] / timing["mean_step_seconds"]
+
+
+def overlap(record: dict[str, Any]) -> None:
+    for interval in record["timing"]["intervals"][6:]:
+        interval["first_step"] -= 1
+        interval["last_step"] -= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop_interval, "has an interval of steps 81 to 90 where one from step 71 on is due"),
+        (overlap, "has an interval of steps 80 to 89 where one from step 81 on is due"),
+        (lambda r: r["losses"]["gradient_norm"].pop(), "has 199 gradient norms for 200 steps"),
+        (lambda r: r["losses"]["learning_rate"].pop(), "has 199 learning rates for 200 steps"),
+        (lambda r: r["timing"]["step_seconds"].pop(), "has not as many step times as measured steps"),
+        (lambda r: r.update(workload_id="0" * 16), "states a workload_id that does not follow from its config"),
+    ],
+    ids=["dropped", "overlapping", "norms", "rates", "step times", "workload_id"],
+)
+def test_a_record_that_contradicts_itself_is_refused(change: Change, message: str, tmp_path: Path) -> None:
+    record = make_record()
+    change(record)
+    with pytest.raises(RecordError, match=message):
+        load_run_groups([write_runs(tmp_path / "run", [record])])
+
+
+def test_the_same_measurement_is_no_second_repeat(tmp_path: Path) -> None:
+    """The content differs, and so does the checksum; the times of two processes never agree to the last digit."""
+    one, two = make_record(), make_record()
+    two["started_at"] = "2026-11-25T10:00:00+00:00"
+    with pytest.raises(RecordError, match="has the same times as"):
+        load_run_groups(
+            [write_runs(tmp_path / "run", [one, two]), write_runs(tmp_path / "b", [make_record(process=9)])]
+        )
