@@ -75,7 +75,13 @@ def load_calibration(*more: Path) -> Calibration:
     Raises:
         ConfigError: it cannot be read, or an entry is not of the form that configs/parity_noise.yaml has.
     """
-    entries = [entry for path in (config_directory() / FILE, *more) for entry in _read_entries(path)]
+    entries = _read_entries(config_directory() / FILE)
+    known = {test for entry in entries for test in entry["noise"]}
+    for path in more:
+        for entry in (own := _read_entries(path)):
+            for test in entry["noise"].keys() - known:
+                raise ConfigError(f"{path}: noise.{test}: no such test, expected one of: {', '.join(sorted(known))}")
+        entries += own
     return _merged(entry["noise"] for entry in entries)
 
 

@@ -175,7 +175,7 @@ def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tup
             yield name, " against ".join(known)
 
 
-def timed_right(sides: Sequence[RunGroup]) -> Gate:
+def consistent_timing(sides: Sequence[RunGroup]) -> Gate:
     """Check every run's timing against itself: clocks, gaps, single steps, device events."""
     details = [f"{run.path.parent}: {problem}" for side in sides for run in side.runs
                for problem in timing_problems(run.record)]  # fmt: skip

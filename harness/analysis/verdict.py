@@ -121,7 +121,7 @@ def _judge(
         emulated = " and ".join(side.label for side in (reference, other) if side.emulated)
         summary = f"{other.label} computes the same as {reference.label}; {emulated} is emulated: no speed is stated."
         return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, summary)
-    passed += [gates.timed_right([reference, other]), gates.plausible(reference), gates.plausible(other)]
+    passed += [gates.consistent_timing([reference, other]), gates.plausible(reference), gates.plausible(other)]
     if any(gate.passed is False for gate in passed):
         return stop(IMPLAUSIBLE)
     quantities = tuple(_quantities(reference, other, margin))

@@ -48,9 +48,9 @@ def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 
 
 
 class GapMeter:
-    """Measures the time between two intervals that neither an evaluation, nor a checkpoint, nor an observer took.
+    """Measures the time between two intervals that no evaluation, checkpoint, observer or exchange between ranks took.
 
-    Only the reading of losses is left of it, so that a long gap means work outside of the timed intervals.
+    Only the reading of losses from the device is left of it, so that a long gap means work outside of the timed intervals.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,9 @@ class Loop:
         every = self._config.checkpoint.every
         for phase, first, last in plan_intervals(self._work, done, every):
             self._run_interval(phase, first, last, history)
-            if self._stop_requested():
+            with self._gap.accounted():
+                stopping = self._stop_requested()
+            if stopping:
                 self._save(history)
                 return
             if self._evaluator.is_due(last) and self._reaches_target(self._evaluate(last, history)):
@@ -158,8 +160,10 @@ class Loop:
     def _log_interval(self, phase: str, interval: TimedInterval, outputs: list[StepOutput], rates: list[float],
                       history: TrainingHistory) -> None:  # fmt: skip
         # Each rank has the mean over its share of the batch; shares are equal.
-        losses = self._ranks.mean(torch.stack([output.loss for output in outputs]).tolist())
+        own_losses = torch.stack([output.loss for output in outputs]).tolist()
         norms = torch.stack([output.gradient_norm for output in outputs]).tolist()
+        with self._gap.accounted():
+            losses = self._ranks.mean(own_losses)
         history.intervals.append((phase, interval))
         history.losses += losses
         history.gradient_norms += norms

@@ -117,7 +117,8 @@ class Trainer:
         config, backend, ranks = self._config, self._backend, self._processes.ranks
         heartbeat = self._processes.heartbeat
         fingerprint = Fingerprint(config, backend, self._dataset, ranks, self._meter, heartbeat.beat)
-        in_fp32 = fingerprint.look_in_fp32() if config.fingerprint and not self._from_step else None
+        looking = config.fingerprint and not self._from_step
+        in_fp32 = fingerprint.look_in_fp32() if looking else None
         prepared = prepare_training(
             config, backend, self._dataset, ranks, self._meter, self._prefetcher.digest, heartbeat.beat
         )
@@ -125,15 +126,11 @@ class Trainer:
         checkpoints = self._checkpoint_manager(prepared)
         observed = observe_training_step(prepared, config, self._dataset)
         self._measurements = self._measurements.observing(**observed.to_settings())
-        if config.fingerprint and not self._from_step:
+        if looking:
             self.history.fingerprint = fingerprint.take_first_looks(prepared, observed.activations, in_fp32)
         state_before = prepared.step.state()
         backend.reset_peak_memory()
-        if self._from_step and checkpoints is not None:
-            self.history = checkpoints.resume(self._from_step)
-        changed = self.history.continue_under(self._conditions())
-        if changed and ranks.is_main:
-            log.warning(f"the steps before are left out of the timing, since conditions changed: {'; '.join(changed)}")
+        self._restore_history(checkpoints)
         observers = LoopObservers(
             ExchangeObserver(self._meter, self.history),
             prepared.compilation,
@@ -167,6 +164,14 @@ class Trainer:
         if self.history.fingerprint is not None and not self._stop.requested():
             fingerprint.repeat_first_step(prepared, state_before, self.history.fingerprint)
         return prepared
+
+    def _restore_history(self, checkpoints: CheckpointManager | None) -> None:
+        """Resume from the checkpoint, if there is one, and leave times under other conditions out. Collective."""
+        if self._from_step and checkpoints is not None:
+            self.history = checkpoints.resume(self._from_step)
+        changed = self.history.continue_under(self._conditions())
+        if changed and self._processes.world.is_main:
+            log.warning(f"the steps before are left out of the timing, since conditions changed: {'; '.join(changed)}")
 
     def _conditions(self) -> dict[str, Any]:
         """Return what a step time depends on besides the work."""
