@@ -50,7 +50,7 @@ def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 
 class GapMeter:
     """Measures the time between two intervals that no evaluation, checkpoint, observer or exchange between ranks took.
 
-    Only the reading of losses from the device is left of it, so that a long gap means work outside of the timed intervals.
+    Only the reading of losses from the device is left of it, so that a long gap means work outside of the intervals.
     """
 
     def __init__(self) -> None:
