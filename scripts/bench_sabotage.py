@@ -1,99 +1,224 @@
-"""Sabotages that the gates catch: the red team's, which knew nothing of the gates, each in a run of its own.
+"""Write harness/docs/sabotages.md: sabotages of runs, and what catches them.
 
-    python scripts/bench_sabotage.py                        computation in bf16, a quarter of an hour on two cores
-    python scripts/bench_sabotage.py --precision fp32
-    python scripts/bench_sabotage.py --parallel ddp         two processes a run, half an hour
-    python scripts/bench_sabotage.py --timing               clocks; needs a quiet machine
-
-Each run is compared with an honest one. The table names the tests that fail, with the difference as a multiple of the
-limit, and what remains of a sabotage that passes: its largest share of a limit, and its cautions.
+    python scripts/bench_sabotage.py                 bf16, one process: a quarter of an hour on two cores
+    python scripts/bench_sabotage.py --on fp32 fp16 bf16-ddp bf16-fsdp
+    python scripts/bench_sabotage.py --team second   those that no limit was chosen by
+    python scripts/bench_sabotage.py --team clocks   half an hour; needs a quiet machine
+    python scripts/bench_sabotage.py --on bf16 fp32 fp16 bf16-ddp bf16-fsdp --team authors first second clocks \\
+        > harness/docs/sabotages.md                  two hours
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import bench_parity
 
+from harness.analysis.parity import TESTS
 from harness.analysis.run_group import load_run_groups
-from harness.analysis.verdict import compare
+from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
-from tests.red_team.sabotages import COMPUTATION, TIMING
+from harness.records.load import load_runs
 
-PROJECT = Path(__file__).resolve().parent.parent
-WORK = (
-    "model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.bias=true",
-    "workload=smoke", "workload.steps=60", "workload.timing_warmup_steps=10", "workload.seq_len=64",
-    "workload.global_batch_size=8", "workload.eval_every=30", "workload.max_grad_norm=0.5", "backend.threads=1",
-)  # fmt: skip
-DRIVER = PROJECT / "tests" / "red_team" / "drive.py"
-HONEST = "honest"
+sys.path.insert(0, str(bench_parity.PROJECT))
+
+from tests.ranks import end_ranks, shared_zygote, start_ranks
+from tests.red_team.drive import TEAMS
+from tests.red_team.sabotages import Sabotage
+
+WORK = (*bench_parity.WORK, *bench_parity.SHAPES["GPT-2"], "workload.steps=60", "workload.timing_warmup_steps=10",
+        "workload.eval_every=30", "workload.micro_batch_size=4", "backend.threads=1")  # fmt: skip
+SETTINGS = [f"{precision}{suffix}" for precision in bench_parity.PRECISIONS for suffix in ("", "-ddp", "-fsdp")]
+# Variations that are not of the machine, quick, and not the work's own.
+ROUNDING = ("micro-batches of 2", "micro-batches of 1", "attention written out", "AdamW as a loop",
+            "attention in float64", "products in float64", "oneDNN off")  # fmt: skip
+RESULTS = ("loss_step", "gradient_step", "evaluation", "weights")
+# Half a unit in the last place of float32: results without any honest difference.
+SMALLEST = 2.0**-24
+# An effect that has to be caught, as a multiple of the rounding.
+CLEAR = 10.0
+TIMEOUT_SECONDS = 600
+# Processes a side of a sabotage of the clock.
+REPEATS = 5
+INTRODUCTION = """# Sabotages, and what catches them
+
+Written by `python scripts/bench_sabotage.py`. Each sabotage changes the code of a running run and leaves its settings
+as they are. *authors*: by those who wrote the gates. *first* and *second*: by two red teams, neither of which had read
+the gates; no limit was chosen by the second's. The table counts what is caught: of all, and of those with an effect of
+more than ten times the rounding.
+"""
+COMPUTATION = """
+## Computation
+
+A cell has the test that a sabotage exceeds the most, the difference as a multiple of the largest that honest runs have
+in that test (configs/parity_noise.yaml), and the *effect*: what changes in losses, gradient norms, evaluations and
+weights, as a multiple of the rounding of this very work. Empty: it does not apply."""
+CLOCKS = """
+## Clocks
+
+{repeats} honest against {repeats} sabotaged runs, in turn. A cell has the gate that fails, or the verdict."""
+MULTIPLE = {test.key: test.multiple for test in TESTS}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Outcome of one sabotage in one setting."""
+
+    caught: bool
+    by: str
+    effect: float | None
+    """As a multiple of the rounding of the work; None of a run that cannot be compared."""
+
+    def __str__(self) -> str:
+        effect = "" if self.effect is None else f"; effect {self.effect:.2g}"
+        return ("" if self.caught else "**passes**: ") + self.by + effect
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--parallel", choices=("single", "ddp", "fsdp"), default="single")
-    parser.add_argument("--timing", action="store_true", help="sabotages of the clock instead of the computation")
+    parser.add_argument("--on", nargs="+", choices=SETTINGS, default=["bf16"], metavar="SETTING",
+                        help="precision, and -ddp or -fsdp for two processes")  # fmt: skip
+    parser.add_argument("--team", nargs="+", choices=TEAMS, default=["authors", "first", "second"])
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and use those that are there")
     parser.add_argument("names", nargs="*", help="only these sabotages")
     options = parser.parse_args()
-    known = TIMING if options.timing else COMPUTATION
-    names = [
-        name
-        for name, sabotage in known.items()
-        if options.precision in sabotage.precisions
-        and options.parallel in sabotage.parallel
-        and (not options.names or name in options.names)
-    ]
+    chosen = {team: {name: sabotage for name, sabotage in TEAMS[team].items()
+                     if not options.names or name in options.names} for team in options.team}  # fmt: skip
+    clocks = chosen.pop("clocks", {})
+    sabotages = {name: sabotage for team in chosen.values() for name, sabotage in team.items()}
+    print(INTRODUCTION)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
-        # Clocks need the machine for themselves, and a distributed run has two processes.
-        with ThreadPoolExecutor(2 if options.parallel == "single" and not options.timing else 1) as pool:
-            list(pool.map(lambda name: run(folder / name, name, options), [HONEST, *names]))
-        caught = sum(judge(folder, name) for name in names)
-    print(f"{caught} of {len(names)} caught")
+        if sabotages:
+            columns = {setting: judge_computation(folder / setting, setting, sabotages) for setting in options.on}
+            print_summary(chosen, columns)
+            print(COMPUTATION)
+            print_table(sabotages, columns)
+        if clocks:
+            print(CLOCKS.format(repeats=REPEATS))
+            print_table(clocks, {"found": judge_clocks(folder / "clocks", clocks)})
     return 0
 
 
-def run(out: Path, name: str, options: argparse.Namespace) -> None:
-    """Run a sabotage, or the honest run, unless its record is there. A run that fails leaves no record that is ok."""
+def print_summary(chosen: Mapping[str, Mapping[str, Sabotage]], columns: Mapping[str, Mapping[str, Judged]]) -> None:
+    """Print how many of each team are caught: of all, and of those with a clear effect."""
+    print(f"| team | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for team, sabotages in chosen.items():
+        cells = []
+        for column in columns.values():
+            found = [judged for name, judged in column.items() if name in sabotages]
+            clear = [judged for judged in found if judged.effect is None or judged.effect > CLEAR]
+            cells.append(f"{sum(j.caught for j in found)} of {len(found)}, "
+                         f"{sum(j.caught for j in clear)} of {len(clear)}" if found else "")  # fmt: skip
+        print(f"| {team} | {' | '.join(cells)} |")
+
+
+def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping[str, Judged]]) -> None:
+    print(f"\n| sabotage | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, sabotage in sabotages.items():
+        cells = [str(column.get(name, "")) for column in columns.values()]
+        if any(cells):
+            about = f"{name.replace('_', ' ')}: {sabotage.about}" if sabotage.about != name else name
+            print(f"| {about} | {' | '.join(cells)} |")
+
+
+def applicable(sabotages: Mapping[str, Sabotage], setting: str) -> list[str]:
+    """Return the names of those that the setting's precision and processes can have."""
+    precision, _, parallel = setting.partition("-")
+    # The first team was not asked for fp16: what narrows bf16 narrows fp16.
+    known = {precision, {"fp16": "bf16"}.get(precision, precision)}
+    return [name for name, sabotage in sabotages.items()
+            if known & set(sabotage.precisions) and (parallel or "single") in sabotage.parallel]  # fmt: skip
+
+
+def judge_computation(folder: Path, setting: str, sabotages: Mapping[str, Sabotage]) -> dict[str, Judged]:
+    """Run and judge sabotages of the computation, two at a time."""
+    names = applicable(sabotages, setting)
+    with ThreadPoolExecutor(1 if "-" in setting else 2) as pool:
+        list(pool.map(lambda name: run(folder / name, name, setting), ["none", *names]))
+    noise = rounding(folder, setting)
+    return {name: judge(folder / "none", folder / name, noise) for name in names}
+
+
+def judge_clocks(folder: Path, sabotages: Mapping[str, Sabotage]) -> dict[str, Judged]:
+    """Run and judge sabotages of clocks, one run at a time, an honest one before each."""
+    found = {}
+    for name in applicable(sabotages, "bf16"):
+        for number in range(1, REPEATS + 1):
+            run(folder / name / "honest" / str(number), "none", "bf16")
+            run(folder / name / "sabotaged" / str(number), name, "bf16")
+        found[name] = judge(folder / name / "honest", folder / name / "sabotaged", None)
+    return found
+
+
+def run(out: Path, name: str, setting: str) -> None:
+    """Run a sabotage, or none, unless its record is there. A run that fails leaves no record that is ok."""
     if (out / "record.json").exists():
         return
-    distributed = options.parallel != "single"
-    launcher = ["torchrun", "--standalone", "--nproc-per-node=2"] if distributed else [sys.executable]
-    program = ["-m", "harness"] if name == HONEST else [str(DRIVER), name]
-    overrides = [*WORK, f"workload.micro_batch_size={2 if distributed else 4}", f"parallel={options.parallel}",
-                 f"precision={options.precision}", f"out='{out}'"]  # fmt: skip
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-    subprocess.run([*launcher, *program, *overrides], env={**environment, "PYTHONPATH": str(PROJECT)},
-                   capture_output=True, check=False)  # fmt: skip
-
-
-def judge(folder: Path, name: str) -> bool:
-    """Print what caught a sabotage, and return whether anything did."""
-    try:
-        [pair] = compare(load_run_groups([folder / HONEST, folder / name])).pairs
-    except RecordError as error:
-        print(f"{name:<36}refused: {error}")
-        return True
-    failed = sorted((f for f in pair.findings if f.passed is False), key=lambda f: -f.share)
-    gates = [gate for gate in pair.gates if gate.passed is False]
-    if failed:
-        print(f"{name:<36}" + ", ".join(f"{finding.key} {finding.share:.3g}" for finding in failed[:4]))
-    elif gates:
-        print(f"{name:<36}{gates[0].name}: {gates[0].details[0] if gates[0].details else gates[0].summary}")
+    precision, _, parallel = setting.partition("-")
+    overrides = [*WORK, f"parallel={parallel or 'single'}", f"precision={precision}", f"out='{out}'"]
+    os.environ.update(OMP_WAIT_POLICY="passive", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    module = "tests.ranks" if name == "none" else "tests.red_team.drive"
+    if parallel:
+        processes = start_ranks(2, overrides, bench_parity.PROJECT, fault=name, module=module)
     else:
-        nearest = max(pair.findings, key=lambda finding: finding.share)
+        processes = [shared_zygote().start([module, name, *overrides], bench_parity.PROJECT, os.environ)]
+    end_ranks(processes, TIMEOUT_SECONDS)
+
+
+def rounding(folder: Path, setting: str) -> dict[tuple[str, int], float]:
+    """Return the largest honest difference of each result of this work, by test and segment."""
+    precision = setting.partition("-")[0]
+    home = folder.parent / f"rounding-{precision}"
+    for name in ROUNDING:
+        bench_parity.run(home / name, [*WORK, f"precision={precision}"], bench_parity.VARIATIONS[name])
+    largest: dict[tuple[str, int], float] = {}
+    for name in ROUNDING:
+        for key, value in results(folder / "none", home / name).items():
+            largest[key] = max(largest.get(key, SMALLEST), value)
+    return largest
+
+
+def results(reference: Path, other: Path) -> dict[tuple[str, int], float]:
+    """Return how far the results of two runs lie apart, by test and segment."""
+    [one], [two] = load_runs(reference), load_runs(other)
+    return {(test.key, found.segment): abs(found.value) for test in TESTS if test.key in RESULTS
+            for found in test.differences(one.record, two.record)}  # fmt: skip
+
+
+def judge(honest: Path, sabotaged: Path, noise: Mapping[tuple[str, int], float] | None) -> Judged:
+    """Compare the runs in two folders."""
+    try:
+        [pair] = compare(load_run_groups([honest, sabotaged])).pairs
+    except RecordError as error:
+        return Judged(True, f"refused: {str(error).partition(': ')[2]}", None)
+    effect = None
+    if noise is not None and pair.findings:
+        apart = results(honest, sabotaged)
+        effect = max((value / noise.get(key, SMALLEST) for key, value in apart.items()), default=0.0)
+    return Judged(any(gate.passed is False for gate in pair.gates), reason(pair), effect)
+
+
+def reason(pair: Pair) -> str:
+    """Return what a pair fails by, or its verdict and what comes nearest to a limit."""
+    gates = [gate for gate in pair.gates if gate.passed is False]
+    worst = max(pair.findings, key=lambda finding: finding.share, default=None)
+    if worst is not None and (worst.passed is False or not gates):
+        multiple = worst.share * MULTIPLE[worst.key]
+        test = f"{worst.key} {'inf' if math.isinf(multiple) else f'{multiple:.3g}'}"
+        if gates:
+            return test
         cautions = ", ".join(sorted({caution.name for caution in pair.cautions}))
-        print(f"{name:<36}passes ({nearest.key} {nearest.share:.2f} of its limit; cautions: {cautions or 'none'})")
-    return bool(gates)
+        return f"{pair.verdict} ({test}; cautions: {cautions or 'none'})"
+    return f"{gates[0].name}: {[*gates[0].details, gates[0].summary][0]}" if gates else pair.verdict
 
 
 if __name__ == "__main__":

@@ -1,24 +1,34 @@
 """Error rates of the verdict: false alarms between identical processes, and the slowdowns that it detects.
 
     python scripts/bench_verdict.py                   simulated: about three minutes
-    python scripts/bench_verdict.py --real 20         20 comparisons of the harness with itself, five repeats a side:
-                                                      about fifteen minutes on two cores
+    python scripts/bench_verdict.py --real 100        100 comparisons of the harness with itself, with one, three and
+                                                      five repeats a side: half an hour on two cores
+    python scripts/bench_verdict.py --real 100 --beside 'python scripts/bench_sabotage.py'
+                                                      the same on a busy machine: the command competes, again and again
 
 Simulated processes have the step times of a real run: the deviations of its intervals are resampled in runs of
 consecutive intervals, so that they stay autocorrelated and bursty, and every process gets its own level (normal, or
 sometimes disturbed). A false alarm is any pair of identical processes with a significant difference, whether the
 verdict is "faster", "slower" or "equivalent".
+
+A real comparison has five runs a side, in the order of `compare --run`. Its first runs are also judged as comparisons
+of one and of three a side.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from harness_runs import run_harness
@@ -26,9 +36,20 @@ from scipy import stats
 
 from harness.analysis.cautions import interval_step_seconds
 from harness.analysis.ratio_statistics import Ratio, ratio_of, single_run_ratio_of
+from harness.analysis.run_group import load_run_groups
+from harness.analysis.verdict import FASTER, SLOWER, Pair, compare
+from harness.commands.interleaved_runs import balanced_order
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from tests.ranks import end_ranks, shared_zygote  # noqa: E402
 
 MARGIN = 0.05
 REPEATS = (3, 5, 10)
+REAL_REPEATS = (1, 3, 5)
+SIDES = ("reference", "other")
+TIMEOUT_SECONDS = 600
 SLOWDOWNS = (0.01, 0.03, 0.05, 0.10)
 INTERVALS = 40
 # Consecutive intervals that are resampled together.
@@ -55,10 +76,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--real", type=int, default=0, metavar="TRIES")
+    parser.add_argument("--beside", metavar="COMMAND", help="with --real: a program that competes for the machine")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.real:
-        return real(options.real)
+        return real(options.real, options.beside)
     source = np.random.default_rng(options.seed)
     deviations = real_deviations()
     print(f"False alarms in {options.pairs} pairs of identical processes (95 % interval)")
@@ -126,21 +148,61 @@ def power(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: float,
     return f"{found:.0%} / {slower:.0%}"
 
 
-def real(tries: int) -> int:
-    """Compare the harness with itself `tries` times, and count the verdicts."""
-    verdicts: Counter[str] = Counter()
-    for number in range(1, tries + 1):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "harness", "compare", "--repeats", "5", "--out", f"{folder}/out",
-                       "--format", "json", "--run", "experiment=smoke", "--run", "experiment=smoke "]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        pair = json.loads(done.stdout)["pairs"][0]
-        ratio = pair["quantities"][0]
-        verdicts[pair["verdict"]] += 1
-        print(f"{number:>3} {pair['verdict']:<12} {ratio['ratio']:.4f} [{ratio['low']:.4f}, {ratio['high']:.4f}]",
-              flush=True)  # fmt: skip
-    print(", ".join(f"{verdict}: {count}" for verdict, count in verdicts.most_common()))
+def real(tries: int, beside: str | None) -> int:
+    """Compare the harness with itself `tries` times, and count the verdicts by repeats."""
+    verdicts: dict[int, Counter[str]] = {repeats: Counter() for repeats in REAL_REPEATS}
+    with competing(beside), tempfile.TemporaryDirectory() as temporary:
+        for number in range(1, tries + 1):
+            folder = Path(temporary) / str(number)
+            made: Counter[int] = Counter()
+            for side in balanced_order(len(SIDES), max(REAL_REPEATS), random.Random(number)):
+                made[side] += 1
+                run_once(folder / SIDES[side] / str(made[side]))
+            for repeats in REAL_REPEATS:
+                pair = judged(folder, repeats)
+                verdicts[repeats][pair.verdict] += 1
+                ratio = pair.quantities[0].ratio.estimate if pair.quantities else float("nan")
+                print(f"{number:>3} {repeats} {pair.verdict:<12} {ratio:.3f}  "
+                      f"{', '.join(sorted({caution.name for caution in pair.cautions}))}", flush=True)  # fmt: skip
+    for repeats, counts in verdicts.items():
+        wrong = counts[FASTER] + counts[SLOWER]
+        interval = stats.binomtest(wrong, tries).proportion_ci(0.95)
+        print(f"{repeats} a side: {wrong / tries:.1%} faster or slower ({interval.low:.1%} to {interval.high:.1%}); "
+              + ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common()))  # fmt: skip
     return 0
+
+
+@contextmanager
+def competing(command: str | None) -> Iterator[None]:
+    """Keep a command running: when it ends, it starts again."""
+    if command is None:
+        yield
+        return
+    loop = subprocess.Popen(["sh", "-c", f"while :; do {command}; done"], stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    try:
+        yield
+    finally:
+        os.killpg(loop.pid, signal.SIGKILL)
+
+
+def run_once(out: Path) -> None:
+    """Run the smoke test in a fork of a process that has imported torch. The fingerprint is not timed: leave it out."""
+    settings = ["experiment=smoke", "fingerprint=false", "backend.threads=1", f"out='{out}'"]
+    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    [ended] = end_ranks([shared_zygote().start(["harness", *settings], PROJECT, environment)], TIMEOUT_SECONDS)
+    if ended.code:
+        sys.exit(ended.err)
+
+
+def judged(folder: Path, repeats: int) -> Pair:
+    """Compare the first runs of both sides."""
+    chosen = folder / f"{repeats} a side"
+    for side in SIDES:
+        for repeat in range(1, repeats + 1):
+            shutil.copytree(folder / side / str(repeat), chosen / side / str(repeat))
+    [pair] = compare(load_run_groups([chosen / side for side in SIDES]), MARGIN).pairs
+    return pair
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 SETTINGS are those of the timing run (default: experiment=gpt2 in the best precision of the device). Every check prints
 a line; DIR/summary.json holds them, DIR.tar.gz everything: doctor's report, the records, the output of each command.
+parity_noise.yaml has the differences between CPU and device, as an entry for configs/parity_noise.yaml.
 Exit code 0: every check passed, 1: one failed, 3: the device is not available.
 """
 
@@ -19,6 +20,10 @@ from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from bench_parity import differences, write_entry
+
+from harness.records.load import load_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
 TIMING_SETTINGS = ("experiment=gpt2", "workload.eval_every=0")
@@ -60,6 +65,8 @@ class Bundle:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checks: list[Check] = []
+        self.pairs: list[tuple[Path, Path]] = []
+        """Folders of a run on the CPU and of the same on the device."""
         folder.mkdir(parents=True)
 
     def command(self, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +85,10 @@ class Bundle:
 
     def pack(self) -> Path:
         """Write the summary and return the archive's path."""
+        loaded = [[*load_runs(cpu), *load_runs(device)] for cpu, device in self.pairs]
+        if loaded:
+            rows = [row for cpu, device in loaded for row in differences("device", cpu, device)]
+            write_entry(self.folder / "parity_noise.yaml", "scripts/verify_on_device.py", loaded[0][1].record, rows)
         summary = json.dumps([asdict(check) for check in self.checks], indent=1)
         (self.folder / "summary.json").write_text(summary, encoding="utf-8")
         archive = self.folder.with_name(f"{self.folder.name}.tar.gz")
@@ -159,6 +170,7 @@ def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ..
             refused = done.returncode == UNAVAILABLE and "precision=" in detail
             bundle.check(name, None if refused else False, detail)
             return False
+    bundle.pairs.append((folders["cpu"], folders[backend]))
     report = ["--format", "json", "--out", str(bundle.folder / f"comparison-{precision}")]
     sides = [str(folders["cpu"]), str(folders[backend])]
     done = bundle.command(f"compare-{precision}", "-m", "harness", "compare", *sides, *report)

@@ -57,11 +57,12 @@ def start_ranks(
     folder: Path,
     *,
     fault: str = "none",
+    module: str = "tests.ranks",
     port: int | None = None,
     variables: Mapping[int, Mapping[str, str]] | None = None,
     zygote: Zygote | None = None,
 ) -> list[Forked]:
-    """Start one process per rank. `variables` are by rank, in addition to those of torchrun."""
+    """Start one process per rank, of the module that installs the fault. `variables` by rank add to torchrun's."""
     port = port or free_port()
     started = []
     for rank in range(size):
@@ -75,7 +76,7 @@ def start_ranks(
             "MASTER_PORT": str(port),
             **(variables or {}).get(rank, {}),
         }
-        started.append((zygote or shared_zygote()).start(["tests.ranks", fault, *overrides], folder, env))
+        started.append((zygote or shared_zygote()).start([module, fault, *overrides], folder, env))
     return started
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from itertools import count
 
 import pytest
 
+from harness.errors import RunFailed
 from harness.training.timing import StepClock
 
 
@@ -103,3 +105,16 @@ def test_a_step_that_was_not_counted_is_a_bug() -> None:
     timer.step_done()
     with pytest.raises(AssertionError, match="not counted"):
         timer.end(2)
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [time.process_time, time.thread_time, lambda: 0.5 * time.perf_counter(), lambda: 1.03 * time.perf_counter()],
+)
+def test_a_clock_that_does_not_keep_time_is_refused(clock: Callable[[], float]) -> None:
+    with pytest.raises(RunFailed, match=r"the clock of the timed intervals runs at \d\.\d+ times the speed"):
+        StepClock(lambda: None, None, asynchronous=True, clock=clock).check()
+
+
+def test_the_clock_of_a_run_keeps_time() -> None:
+    StepClock(lambda: None, None, asynchronous=True).check()

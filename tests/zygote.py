@@ -13,6 +13,7 @@ each. A process whose client is gone is killed.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import select
@@ -116,7 +117,7 @@ class Zygote:
 
     def __init__(self, modules: Sequence[str] = (), variables: Mapping[str, str] | None = None) -> None:
         self._scratch = tempfile.TemporaryDirectory()
-        self._count = 0
+        self._numbers = itertools.count(1)
         folder = Path(self._scratch.name)
         self._address = str(folder / "socket")
         self.python = str(folder / "python")
@@ -137,8 +138,9 @@ class Zygote:
 
     def start(self, argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> Forked:
         """Start `python -m ARGV...` in a folder. `env` is the whole environment of the process."""
-        self._count += 1
-        streams = {name: Path(self._scratch.name) / f"{self._count}.{name}" for name in ("out", "err")}
+        # Threads start processes too.
+        number = next(self._numbers)
+        streams = {name: Path(self._scratch.name) / f"{number}.{name}" for name in ("out", "err")}
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
         with open(os.devnull) as nothing, streams["out"].open("a") as out, streams["err"].open("a") as err:

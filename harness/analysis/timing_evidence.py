@@ -12,8 +12,9 @@ from typing import Any
 Record = Mapping[str, Any]
 # Two clocks of a host differ by 0.05 % at most (the limit of NTP's corrections), and are read within microseconds.
 MAX_CLOCK_DIFFERENCE, MIN_DIFFERENCE_SECONDS = 0.003, 0.0003
-# A process that is paused between the readings of two clocks makes a single interval differ, hardly ever two.
-MAX_OFF_SECONDS, MAX_OFF_SHARE, MIN_OFF = 0.002, 0.02, 2
+# A process that is paused in the microseconds between the readings of two clocks makes an interval differ: one in ten
+# thousand on a busy host, so that one of a run accuses nobody.
+MAX_OFF_SECONDS, MAX_OFF_SHARE, MIN_OFF, MIN_OFF_SHARE = 0.0005, 0.005, 2, 0.01
 # Reading the losses of an interval takes a fraction of a millisecond.
 MAX_GAP_SECONDS, MAX_GAP_SHARE = 0.002, 0.01
 # The first and the last step of an interval are steps like the others.
@@ -36,7 +37,7 @@ def timing_problems(record: Record) -> Iterator[str]:
         yield f"a second clock measures {ratio:.3f} times the intervals' seconds: a clock is wrong, or starts late"
     off = [raw for interval in intervals if (raw := interval.get("raw_seconds")) is not None
            and abs(raw - interval["seconds"]) > max(MAX_OFF_SECONDS, MAX_OFF_SHARE * interval["seconds"])]  # fmt: skip
-    if len(off) >= MIN_OFF:
+    if len(off) >= max(MIN_OFF, MIN_OFF_SHARE * len(intervals)):
         yield f"a second clock disagrees with the seconds of {len(off)} of {len(intervals)} intervals"
     yield from _gap_problems(intervals)
     ratio = _median(intervals, "device_seconds")

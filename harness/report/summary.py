@@ -53,7 +53,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
         ("work", _work(record)),
         ("device", _device(record)),
-        ("fingerprints", _fingerprints(record)),
+        ("digests", _digests(record)),
     ]
     if device["emulated"]:
         lines.append(("speed", "not stated, since the device is emulated"))
@@ -176,7 +176,7 @@ def _threads(record: dict[str, Any]) -> str:
     return f"{record['effective_settings'].get('threads', '?')} host threads"
 
 
-def _fingerprints(record: dict[str, Any]) -> str:
+def _digests(record: dict[str, Any]) -> str:
     digests = record["digests"]
     shown = {name: (value or "none")[:12] for name, value in digests.items()}
     return f"workload {record['workload_id']}, init {shown['init']}, batches {shown['batches']}"

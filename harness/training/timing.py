@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from harness.backends.step import EventTimer
+from harness.errors import RunFailed
+
+# The check of the clock: how often it is tried, how long the process sleeps, and the largest difference of two clocks.
+CHECKS, CHECK_SECONDS, MAX_CLOCK_DIFFERENCE = 5, 0.02, 0.01
 
 
 @dataclass(slots=True)
@@ -79,6 +83,25 @@ class StepClock:
     def now(self) -> float:
         """Return the clock's time in seconds."""
         return self._clock()
+
+    def check(self) -> None:
+        """Compare the clock with another while this process sleeps. One of processor time stops then.
+
+        Raises:
+            RunFailed: they differ.
+        """
+        ratio = 0.0
+        # A busy host may pause the process between two readings.
+        for _ in range(CHECKS):
+            raw_began, began = raw_clock(), self._clock()
+            time.sleep(CHECK_SECONDS)
+            ratio = (self._clock() - began) / (raw_clock() - raw_began)
+            if abs(ratio - 1) <= MAX_CLOCK_DIFFERENCE:
+                return
+        raise RunFailed(
+            f"the clock of the timed intervals runs at {ratio:.3f} times the speed of another clock of this host, "
+            "expected 1: no time can be measured with it; report it to the maintainers"
+        )
 
     def begin(self, first_step: int) -> None:
         """Open an interval: wait for the device, then read the clock."""

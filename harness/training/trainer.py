@@ -116,6 +116,7 @@ class Trainer:
     def _train(self, stream: TextIO, observer: LoopObserver) -> PreparedTraining:
         config, backend, ranks = self._config, self._backend, self._processes.ranks
         heartbeat = self._processes.heartbeat
+        self._step_clock.check()
         fingerprint = Fingerprint(config, backend, self._dataset, ranks, self._meter, heartbeat.beat)
         looking = config.fingerprint and not self._from_step
         in_fp32 = fingerprint.look_in_fp32() if looking else None

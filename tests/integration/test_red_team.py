@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import DIFFERENT, IMPLAUSIBLE, NOT_COMPARABLE, compare
 from tests.conftest import PROJECT
+from tests.ranks import end_ranks, shared_zygote
 
 WORK = (
     "model=tiny", "model.num_hidden_layers=2", "model.hidden_size=64", "model.num_attention_heads=4", "model.bias=true",
@@ -28,23 +27,22 @@ COMPUTATION = (
 TIMING = ("clock_started_late", "clock_at_half_speed", "optimizer_outside_the_clock", "untimed_rehearsal")
 
 
-def train(out: Path, *program: str) -> Path:
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-                   "PYTHONPATH": str(PROJECT)}  # fmt: skip
-    done = subprocess.run([sys.executable, *program, *WORK, f"out='{out}'"], env=environment, check=False,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def train(out: Path, sabotage: str = "") -> Path:
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    program = ["tests.red_team.drive", sabotage] if sabotage else ["harness"]
+    [ended] = end_ranks([shared_zygote().start([*program, *WORK, f"out='{out}'"], PROJECT, environment)])
+    assert ended.code == 0, ended.err
     return out
 
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("honest") / "run", "-m", "harness")
+    return train(tmp_path_factory.mktemp("honest") / "run")
 
 
 @pytest.mark.parametrize("name", [*COMPUTATION, *TIMING])
 def test_is_caught(name: str, honest: Path, tmp_path: Path) -> None:
-    sabotaged = train(tmp_path / "run", str(PROJECT / "tests" / "red_team" / "drive.py"), name)
+    sabotaged = train(tmp_path / "run", name)
     [pair] = compare(load_run_groups([honest, sabotaged])).pairs
     print(pair.summary)
     assert pair.verdict in ((IMPLAUSIBLE,) if name in TIMING else (DIFFERENT, NOT_COMPARABLE))
@@ -52,5 +50,5 @@ def test_is_caught(name: str, honest: Path, tmp_path: Path) -> None:
 
 
 def test_the_honest_run_passes(honest: Path, tmp_path: Path) -> None:
-    [pair] = compare(load_run_groups([honest, train(tmp_path / "run", "-m", "harness")])).pairs
+    [pair] = compare(load_run_groups([honest, train(tmp_path / "run")])).pairs
     assert all(gate.passed is not False for gate in pair.gates), pair.summary
