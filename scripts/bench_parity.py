@@ -13,7 +13,7 @@ several lengths.
     python scripts/bench_parity.py --entry entry.yaml backend=cuda
 
 The table shows the largest difference of each test, and the variation that has it. `compare --calibration entry.yaml`
-uses an entry at once. Exit code 1 if an honest pair fails a gate.
+uses an entry at once. Exit code 1 if an honest pair would fail a gate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,8 @@ import yaml
 from scipy import stats
 
 from harness.analysis.calibration import load_calibration, segment_end
-from harness.analysis.parity import TESTS
-from harness.analysis.run_group import load_run_groups
-from harness.analysis.verdict import compare
+from harness.analysis.parity import TESTS, compare_computation
+from harness.analysis.timing_evidence import timing_problems
 from harness.records.load import LoadedRecord, load_runs
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -78,6 +77,7 @@ class Variation:
     patch: str | None = None
     """Name of a function in PATCHES."""
     launcher: tuple[str, ...] = (sys.executable,)
+    emulated: bool = False
     cpu_only: bool = False
 
 
@@ -99,8 +99,7 @@ VARIATIONS = {
     "fsdp": Variation(("parallel=fsdp", "workload.micro_batch_size=2"), launcher=TORCHRUN, cpu_only=True),
 }
 if find_spec("torch_npu"):
-    EMULATED = ("bash", str(PROJECT / "scripts" / "emulated_npu.sh"), sys.executable)
-    VARIATIONS["emulated NPU"] = Variation(("backend=npu",), launcher=EMULATED, cpu_only=True)
+    VARIATIONS["emulated NPU"] = Variation(("backend=npu",), emulated=True, cpu_only=True)
 
 
 def main() -> int:
@@ -121,7 +120,7 @@ def main() -> int:
     for precision in options.precisions:
         print_table(precision, [row for row in found if row.precision == precision])
     print(*failed, sep="\n")
-    accused = len({alarm.partition(":")[0] for alarm in failed})
+    accused = len({alarm.partition(": ")[0] for alarm in failed})
     bound = stats.binomtest(accused, len(pairs)).proportion_ci(0.95).high
     print(f"{accused} false alarms in {len(pairs)} honest pairs: at most {bound:.1%} (95 % interval)")
     if options.entry:
@@ -138,15 +137,19 @@ class HonestPair:
     variation: str
     reference: LoadedRecord
     other: LoadedRecord
-    folders: tuple[Path, Path]
 
 
 def alarms(pair: HonestPair) -> Iterator[str]:
-    """Yield the gates that the pair fails, as a verdict has them."""
-    for judged in compare(load_run_groups(pair.folders)).pairs:
-        for gate in judged.gates:
-            if gate.passed is False:
-                yield f"{pair.folders[1]}: {gate.name}: {gate.details[0] if gate.details else gate.summary}"
+    """Yield what the gates of a verdict would hold against the pair: tests that fail, and contradictions in the times.
+
+    Its processes are left aside: one is compared with two.
+    """
+    name, precision = pair.other.path.parent, pair.reference.record["config"]["precision"]
+    for result in compare_computation(pair.reference, [pair.other], precision, load_calibration()):
+        if result.passed is False:
+            yield f"{name}: {result.text}"
+    for problem in timing_problems(pair.other.record):
+        yield f"{name}: {problem}"
 
 
 def honest_pairs(folder: Path, options: argparse.Namespace) -> Iterator[HonestPair]:
@@ -169,7 +172,7 @@ def honest_pairs(folder: Path, options: argparse.Namespace) -> Iterator[HonestPa
         [reference] = load_runs(home / "reference")
         for name in variations:
             [other] = load_runs(home / name)
-            yield HonestPair(name, reference, other, (home / "reference", home / name))
+            yield HonestPair(name, reference, other)
 
 
 def run(out: Path, base: list[str], how: Variation) -> None:
@@ -179,10 +182,19 @@ def run(out: Path, base: list[str], how: Variation) -> None:
     program = [__file__, "--patch", how.patch, "--"] if how.patch else ["-m", "harness"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(PROJECT), **how.environment}
     overrides = [*(setting for setting in base if not overridden(setting, how.overrides)), *how.overrides]
-    done = subprocess.run([*how.launcher, *program, *overrides, f"out='{out}'"], env=environment, cwd=PROJECT,
+    launcher = emulated_python() if how.emulated else how.launcher
+    done = subprocess.run([*launcher, *program, *overrides, f"out='{out}'"], env=environment, cwd=PROJECT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         sys.exit(f"{out}: {done.stderr.strip().splitlines()[-1]}")
+
+
+@cache
+def emulated_python() -> tuple[str, ...]:
+    """Build the emulated CANN, and return a command that runs Python on it."""
+    command = [sys.executable, "-m", "tests.cann_emulator"]
+    cann = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.strip()
+    return ("bash", "-c", f". '{cann}/set_env.sh' && exec \"$@\"", "bash", sys.executable)
 
 
 def overridden(setting: str, overrides: tuple[str, ...]) -> bool:
@@ -192,7 +204,7 @@ def overridden(setting: str, overrides: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Row:
-    """One difference of an honest pair."""
+    """One difference of an honest pair, in the unit of its test."""
 
     precision: str
     steps: int
@@ -207,8 +219,9 @@ def differences(variation: str, reference: LoadedRecord, other: LoadedRecord) ->
     precision, steps = reference.record["config"]["precision"], reference.record["config"]["workload"]["steps"]
     for test in TESTS:
         largest: dict[int, float] = {}
+        unit = test.unit(reference.record, other.record)
         for found in test.differences(reference.record, other.record):
-            largest[found.segment] = max(largest.get(found.segment, 0.0), abs(found.value))
+            largest[found.segment] = max(largest.get(found.segment, 0.0), abs(found.value) / unit)
         for segment, value in largest.items():
             yield Row(precision, steps, variation, test.key, segment, value)
 

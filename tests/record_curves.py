@@ -184,6 +184,11 @@ class LossCurve:
                 "activations": [self._sketch(f"block {index}", 1e-7) for index in range(3)],
             },
             "distances_to_fp32": distances if reduced else None,
+            "short_training": {
+                "fp32": self._short_training(1e-7, update),
+                # As far from float32 as a learning rate of 0.002 has it.
+                "own": self._short_training(2e-5, update) if reduced else None,
+            },
             "first_step": {
                 **step,
                 "gradients": {name: self._sketch(name, 1e-3 if reduced else 1e-7) for name in names},
@@ -193,6 +198,11 @@ class LossCurve:
             "optimizer_steps": [self.last_step, self.last_step],
             "seconds": 1.5,
         }
+
+    def _short_training(self, rounding: float, update: dict[str, Any]) -> dict[str, Any]:
+        losses = [self.expected(step) * (1 + self._chance.gauss(0, rounding)) for step in range(10)]
+        norms = [3.0 * (1 + self._chance.gauss(0, 100 * rounding)) for _ in range(10)]
+        return {"losses": losses, "gradient_norms": norms, "update": update}
 
     def _sketch(self, name: str, rounding: float) -> dict[str, Any]:
         shared = random.Random(f"{self._config.seed} {name}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -15,8 +18,12 @@ from harness import backends
 from harness.analysis import fingerprint as differences
 from harness.composition import load
 from harness.config import WorkloadConfig
-from harness.training.fingerprint import fingerprint_sequences
+from harness.training.fingerprint import MIN_TOKENS
 from harness.training.run import run
+from harness.training.short_training import MIN_TOKENS as SHORT_MIN_TOKENS
+from harness.training.short_training import STEPS, part_of_batch, share_of
+from harness.workload.data import open_dataset
+from harness.workload.initialization import build_model
 from tests.conftest import PROJECT, TINY
 
 WORK = (*TINY, "workload.steps=6", "workload.timing_warmup_steps=2", "backend.threads=1")
@@ -62,9 +69,6 @@ def test_the_look_in_float32_does_not_depend_on_the_precision(records: dict[str,
 def test_norms_are_those_of_an_independent_backward_pass(records: dict[str, dict[str, Any]]) -> None:
     """The same gradient, written out: model, batch, mean loss, clipping."""
     config = load([*WORK])
-    from harness.workload.data import open_dataset
-    from harness.workload.initialization import build_model
-
     model = build_model(config.model, config.seed, torch.device("cpu"))
     found = records["fp32"]["fingerprint"]
     batch = torch.from_numpy(open_dataset(config).train(0, found["sequences"]))
@@ -96,16 +100,65 @@ def test_formats_are_told_apart_by_their_distance(records: dict[str, dict[str, A
 
 
 @pytest.mark.parametrize(
-    ("global_batch_size", "seq_len", "ranks", "expected"),
-    [(480, 1024, 1, 4), (480, 1024, 8, 8), (16, 256, 1, 16), (8, 64, 2, 8), (1024, 4096, 1, 1), (1024, 4096, 64, 64),
-     (6, 1000, 1, 6), (6, 1000, 3, 6), (30, 1000, 1, 5)],
-)  # fmt: skip
-def test_sequences_are_a_part_of_the_batch_that_ranks_share(
-    global_batch_size: int, seq_len: int, ranks: int, expected: int
-) -> None:
+    ("global_batch_size", "seq_len", "expected"),
+    [(480, 1024, 4), (16, 256, 16), (8, 64, 8), (1024, 4096, 1), (6, 1000, 6), (30, 1000, 5)],
+)
+def test_sequences_are_a_part_of_the_batch(global_batch_size: int, seq_len: int, expected: int) -> None:
     work = WorkloadConfig(steps=1, timing_warmup_steps=1, seq_len=seq_len, global_batch_size=global_batch_size,
                           micro_batch_size=1, learning_rate=1.0)  # fmt: skip
-    assert fingerprint_sequences(work, ranks) == expected
+    assert part_of_batch(work, MIN_TOKENS) == expected
+
+
+@pytest.mark.parametrize(("sequences", "size"), [(1, 1), (4, 2), (1, 8), (4, 8), (6, 4), (3, 8)])
+def test_all_ranks_together_have_every_sequence_equally_often(sequences: int, size: int) -> None:
+    shares = [share_of(sequences, SimpleNamespace(rank=rank, size=size)) for rank in range(size)]  # pyright: ignore
+    assert len({len(share) for share in shares}) == 1
+    counts = Counter(number for share in shares for number in share)
+    assert set(counts) == set(range(sequences))
+    assert len(set(counts.values())) == 1
+
+
+def test_the_short_training_is_that_of_a_loop_written_out(records: dict[str, dict[str, Any]]) -> None:
+    config = load([*WORK])
+    work = config.workload
+    model = build_model(config.model, config.seed, torch.device("cpu"))
+    decayed = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": work.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(work.beta1, work.beta2), eps=work.epsilon)
+    data, count = open_dataset(config), part_of_batch(work, SHORT_MIN_TOKENS)
+    found = records["bf16"]["fingerprint"]["short_training"]["fp32"]
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = work.learning_rate * (step + 1) / STEPS
+        optimizer.zero_grad()
+        loss = model(torch.from_numpy(data.train(step * count, count)))
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), work.max_grad_norm)
+        assert found["losses"][step] == pytest.approx(loss.item(), rel=1e-5)
+        assert found["gradient_norms"][step] == pytest.approx(norm.item(), rel=1e-4)
+        optimizer.step()
+    assert found["update"]["weight_error_ulps"] < 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_short_training_shows_how_rounding_grows(precision: str, records: dict[str, dict[str, Any]]) -> None:
+    record = records[precision]
+    losses = differences.amplification(record, record, "losses")
+    assert 1e-7 < losses < 1e-3
+    assert differences.amplification(record, record, "gradient_norms") > losses
+
+
+def test_no_run_widens_its_own_limits(records: dict[str, dict[str, Any]]) -> None:
+    honest = records["bf16"]
+    wild = copy.deepcopy(honest)
+    own = wild["fingerprint"]["short_training"]["own"]
+    own["losses"] = [1.5 * loss for loss in own["losses"]]
+    assert differences.amplification(wild, wild, "losses") > 0.1
+    expected = differences.amplification(honest, honest, "losses")
+    assert differences.amplification(honest, wild, "losses") == expected
+    assert differences.amplification(wild, honest, "losses") == expected
+    assert differences.amplification(records["fp32"], records["fp32"], "losses") == 1.0
 
 
 def test_a_resumed_run_keeps_the_looks_of_its_beginning(tmp_path: Path) -> None:
@@ -119,6 +172,6 @@ def test_a_resumed_run_keeps_the_looks_of_its_beginning(tmp_path: Path) -> None:
     (half / "checkpoints" / "step-00000006").rmdir()
     resumed = train(half, *overrides, "resume=auto")
     assert len(resumed["attempts"]) == 2
-    for look in ("fp32", "distances_to_fp32", "first_step", "repeated_step"):
+    for look in ("fp32", "distances_to_fp32", "short_training", "first_step", "repeated_step"):
         assert resumed["fingerprint"][look] == whole["fingerprint"][look], look
     assert resumed["losses"] == whole["losses"]

@@ -13,7 +13,7 @@ from torch import nn
 from harness.composition import load
 from harness.config import TrackConfig, WorkloadConfig
 from harness.training.distributed.collectives import Ranks
-from harness.training.update_check import check_first_update, sample_update
+from harness.training.update_check import check_update, sample_update
 from harness.workload.optimizer import build_optimizer
 from tests.conftest import TINY
 
@@ -48,7 +48,7 @@ def checked(actual: WorkloadConfig, adamw: str = "foreach", rate: float = RATE,
     if sabotage is not None:
         with torch.no_grad():
             sabotage(model)
-    return check_first_update(before, sample_update(model, optimizer), model, work(), RATE, Ranks())
+    return check_update(before, sample_update(model, optimizer), model, work(), RATE, Ranks())
 
 
 @pytest.mark.parametrize("adamw", ["for_loop", "foreach", "fused"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +21,12 @@ from harness.schedule import learning_rate
 Record = Mapping[str, Any]
 Sketch = Mapping[str, Any]
 """`norm`, and `projections` as float32 in base 64 (harness/workload/sketch.py)."""
+# Looks with the first update of a parameter, and with any.
+FIRST_UPDATES = (("first_step",), ("repeated_step",))
+UPDATES = (*FIRST_UPDATES, ("short_training", "fp32"))
+# Less is never measured in bf16 or fp16. A run without a fingerprint may have a high learning rate.
+MIN_AMPLIFICATION = 1e-7
+UNKNOWN_AMPLIFICATION = {"losses": 2e-4, "gradient_norms": 2e-2}
 
 
 def distance(reference: Sketch | None, other: Sketch | None) -> float:
@@ -118,18 +124,20 @@ def _log_ratio(before: float | None, after: float | None) -> float:
 
 def update(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
     """Each run's own updates against AdamW's formula, units in the last place of the weights."""
-    yield from _own_updates(reference, other, "weight_error_ulps", "weight")
+    yield from _own_updates(reference, other, "weight_error_ulps", "weight", UPDATES)
 
 
 def moments(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own second moments against AdamW's formula, relative."""
-    yield from _own_updates(reference, other, "moment_error", "moment")
+    """Each run's own second moments against AdamW's formula, relative, where they were zero before."""
+    yield from _own_updates(reference, other, "moment_error", "moment", FIRST_UPDATES)
 
 
-def _own_updates(reference: Record, other: Record, key: str, name: str) -> Iterator[tuple[float, str]]:
+def _own_updates(
+    reference: Record, other: Record, key: str, name: str, looks: Sequence[Sequence[str]]
+) -> Iterator[tuple[float, str]]:
     for record in (reference, other):
-        for look in ("first_step", "repeated_step"):
-            found = get_path(record, "fingerprint", look, "update")
+        for look in looks:
+            found = get_path(record, "fingerprint", *look, "update")
             if found is not None:
                 yield _number(found[key]), found[name]
 
@@ -177,6 +185,39 @@ def _relative_difference(before: float | None, after: float | None) -> float:
     if before == after:
         return 0.0
     return abs(_number(after) / before - 1) if before else math.inf
+
+
+def short_training(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
+    """Relative differences of the losses and gradient norms of the short training in float32."""
+    curves = [get_path(record, "fingerprint", "short_training", "fp32") for record in (reference, other)]
+    if any(curve is None for curve in curves):
+        return
+    for key, where in (("losses", "loss"), ("gradient_norms", "gradient norm")):
+        for step, (before, after) in enumerate(zip(*(curve[key] for curve in curves), strict=True), 1):
+            yield _relative_difference(before, after), f"{where} of step {step}"
+
+
+def amplification(reference: Record, other: Record, curve: str) -> float:
+    """Return how far the run's precision lies from float32 in the short training: root mean square over its steps.
+
+    Limits of curves are multiples of it, since rounding grows with the learning rate and with the depth of a model: by
+    the smaller one of both runs, so that no run can widen its own limits. 1 in float32, whose limits are narrow anyway.
+
+    Args:
+        curve: `losses` or `gradient_norms`.
+    """
+    if reference["config"]["precision"] == "fp32":
+        return 1.0
+    found = [_amplification(get_path(record, "fingerprint", "short_training"), curve) for record in (reference, other)]
+    return max(MIN_AMPLIFICATION, min(found))
+
+
+def _amplification(briefly: Record | None, curve: str) -> float:
+    if briefly is None or briefly["own"] is None:
+        return UNKNOWN_AMPLIFICATION[curve]
+    pairs = zip(briefly["fp32"][curve], briefly["own"][curve], strict=True)
+    squares = [(own / exact - 1) ** 2 for exact, own in pairs if exact and own is not None]
+    return math.sqrt(statistics.fmean(squares)) if squares else UNKNOWN_AMPLIFICATION[curve]
 
 
 def _number(value: float | None) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,8 @@ class ParityTest:
     detects: str
     multiple: float = 10.0
     """The limit, as a multiple of the largest honest difference."""
+    unit: Callable[[Record, Record], float] = lambda reference, other: 1.0
+    """Unit of the honest differences, by the two runs' own fingerprints."""
     signed: bool = False
     by_segment: bool = False
     """True if differences belong to segments of the training."""
@@ -98,8 +101,9 @@ def _judge(
     for run in runs:
         differences = list(test.differences(reference.record, run.record))
         unchecked |= not differences
+        unit = test.unit(reference.record, run.record)
         for difference in differences:
-            limit = test.multiple * calibration.honest(test.key, precision, difference.segment)
+            limit = unit * test.multiple * calibration.honest(test.key, precision, difference.segment)
             share = abs(difference.value) / limit if limit else math.inf if difference.value else 0.0
             # A NaN is worse than any number.
             if worst is None or not share <= worst[0]:
@@ -243,6 +247,10 @@ def _each(measure: Callable[[Record, Record], Iterable[tuple[float, str]]]) -> A
     return differences
 
 
+def _amplification(curve: str) -> Callable[[Record, Record], float]:
+    return partial(fingerprint.amplification, curve=curve)
+
+
 # The distances of a number format and the rounding of one update are bounded, so that a smaller multiple is as safe.
 TESTS: tuple[ParityTest, ...] = (
     ParityTest(
@@ -256,6 +264,12 @@ TESTS: tuple[ParityTest, ...] = (
         "gradient of a parameter in float32, before the training",
         _each(fingerprint.fp32_gradients),
         "another loss, backward pass, clipping or division of the batch",
+    ),
+    ParityTest(
+        "short_training",
+        "short training in float32 from the initial weights: losses and gradient norms",
+        _each(fingerprint.short_training),
+        "faults that need several steps: updates that are lost, weights that are stale",
     ),
     ParityTest(
         "number_format",
@@ -351,6 +365,7 @@ TESTS: tuple[ParityTest, ...] = (
         "single steps that are far off",
         signed=True,
         multiple=5.0,
+        unit=_amplification("losses"),
         by_segment=True,
     ),
     ParityTest(
@@ -359,6 +374,7 @@ TESTS: tuple[ParityTest, ...] = (
         _typical("train"),
         "another computation in all steps",
         multiple=5.0,
+        unit=_amplification("losses"),
         by_segment=True,
     ),
     ParityTest(
@@ -368,6 +384,7 @@ TESTS: tuple[ParityTest, ...] = (
         "rounding errs in both directions; a curve on one side learns faster or slower",
         signed=True,
         multiple=5.0,
+        unit=_amplification("losses"),
         by_segment=True,
     ),
     ParityTest(
@@ -377,6 +394,7 @@ TESTS: tuple[ParityTest, ...] = (
         "backward passes that were skipped or repeated",
         signed=True,
         multiple=5.0,
+        unit=_amplification("gradient_norms"),
         by_segment=True,
     ),
     ParityTest(
@@ -385,6 +403,7 @@ TESTS: tuple[ParityTest, ...] = (
         _typical("gradient_norm"),
         "layers without a gradient; masks and scalings that hardly change the loss",
         multiple=5.0,
+        unit=_amplification("gradient_norms"),
         by_segment=True,
     ),
     ParityTest(
@@ -394,6 +413,7 @@ TESTS: tuple[ParityTest, ...] = (
         "another result on held-out data",
         signed=True,
         multiple=5.0,
+        unit=_amplification("losses"),
         by_segment=True,
     ),
     ParityTest(

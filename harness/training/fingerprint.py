@@ -2,8 +2,9 @@
 
 Four looks at the same program, all from the initial weights:
 
-1. before the training, in float32: the gradient of a few sequences. Devices agree on it to their rounding.
-2. the same in the run's precision. Its distance to the first is a property of the number format.
+1. before the training, in float32: the gradient of a few sequences, then a short training (short_training.py). Devices
+   agree on both to their rounding.
+2. the same in the run's precision. Its distance to the first is a property of the number format and of the training.
 3. the training's own first step: its gradient, and its update against AdamW's formula.
 4. that step again after the training: the program that was timed last is the one that was timed first.
 
@@ -17,25 +18,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.backends.base import Backend
 from harness.backends.step import StepOutput, TrainStep
-from harness.config import Config, WorkloadConfig
+from harness.config import Config
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.communication import CommunicationMeter
 from harness.training.history import TrainingHistory
 from harness.training.observer import IntervalReport, LoopObserver
 from harness.training.prepare import PreparedTraining, prepare_step
 from harness.training.probe import observe_forward
+from harness.training.short_training import MIN_TOKENS as SHORT_MIN_TOKENS
+from harness.training.short_training import ShortTraining, part_of_batch, share_of, train_briefly
 from harness.training.tuning import force_eager
-from harness.training.update_check import UpdateSample, check_first_update, sample_update
+from harness.training.update_check import UpdateSample, check_update, sample_update
 from harness.workload.data import Dataset
 from harness.workload.initialization import initialize
 from harness.workload.model import Transformer
 from harness.workload.sketch import ZERO, Sketch, sketch_all
 
-# Tokens of the sequences that the first two looks train on, at least: enough for a gradient that is not noise.
+# Tokens of the sequences in the gradient of the first two looks, at least: enough for one that is not noise.
 MIN_TOKENS = 4096
 # A loss scaler halves its scale after each overflow; it begins with 2^16.
 MAX_OVERFLOWS = 32
@@ -70,13 +74,21 @@ class Look:
         }
 
 
-def fingerprint_sequences(work: WorkloadConfig, ranks: int) -> int:
-    """Return the number of sequences of the first two looks: the smallest part of the global batch with MIN_TOKENS that
-    all ranks share equally. It depends on nothing but the workload and the number of ranks.
-    """
-    total = work.global_batch_size
-    parts = [count for count in range(ranks, total + 1, ranks) if total % count == 0]
-    return next((count for count in parts if count * work.seq_len >= MIN_TOKENS), total)
+@dataclass(frozen=True)
+class FirstLook:
+    """The first or the second look: the gradient, the outputs of all blocks, and the short training."""
+
+    gradient: Look
+    activations: list[Sketch]
+    short_training: ShortTraining
+
+    def distances(self, other: FirstLook) -> dict[str, Any]:
+        """Return the relative distances of gradients and outputs to those of `other`."""
+        activations = zip(self.activations, other.activations, strict=True)
+        return {
+            "gradients": self.gradient.distances(other.gradient),
+            "activations": [one.distance(two) for one, two in activations],
+        }
 
 
 class Fingerprint:
@@ -97,10 +109,10 @@ class Fingerprint:
         """
         self._config, self._backend, self._dataset = config, backend, dataset
         self._ranks, self._meter, self._heartbeat = ranks, meter, heartbeat
-        self._sequences = fingerprint_sequences(config.workload, ranks.size)
+        self._sequences = part_of_batch(config.workload, MIN_TOKENS)
         self._seconds = 0.0
 
-    def look_in_fp32(self) -> tuple[Look, list[Sketch]] | None:
+    def look_in_fp32(self) -> FirstLook | None:
         """Take the first look with a model of its own, which is freed again; None if the run itself is in float32."""
         if self._config.precision == "fp32":
             return None
@@ -110,38 +122,39 @@ class Fingerprint:
         model, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
         first = torch.from_numpy(self._dataset.train(0, 1))
         activations = observe_forward(step, model, first, "fp32").activations
-        look = self._look(step, model, optimizer)
+        look = FirstLook(self._look(step, model, optimizer), activations, self._train_briefly(step, model, optimizer))
         self._seconds += time.perf_counter() - began
-        return look, activations
+        return look
 
     def take_first_looks(
-        self, prepared: PreparedTraining, activations: list[Sketch], in_fp32: tuple[Look, list[Sketch]] | None
+        self, prepared: PreparedTraining, activations: list[Sketch], in_fp32: FirstLook | None
     ) -> dict[str, Any]:
-        """Take the second look, and return the fingerprint so far. It changes neither weights nor state.
+        """Take the second look, and return the fingerprint so far. Weights and state are the initial ones again.
 
         Args:
             activations: of the first sequence in the run's precision.
             in_fp32: the first look, if it was taken.
         """
         began = time.perf_counter()
+        state = prepared.step.state()
         with force_eager(self._config.track):
-            look = self._look(prepared.step, prepared.model, prepared.optimizer)
-        distances = None
-        if in_fp32 is not None:
-            exact, exact_activations = in_fp32
-            distances = {
-                "gradients": look.distances(exact),
-                "activations": [one.distance(two) for one, two in zip(activations, exact_activations, strict=True)],
-            }
-            look, activations = exact, exact_activations
+            gradient = self._look(prepared.step, prepared.model, prepared.optimizer)
+            briefly = self._train_briefly(prepared.step, prepared.model, prepared.optimizer)
+        self._begin_again(prepared, state)
+        own = FirstLook(gradient, activations, briefly)
+        exact = in_fp32 or own
         self._seconds += time.perf_counter() - began
         return {
             "sequences": self._sequences,
             "fp32": {
-                **look.to_record(),
-                "activations": [_recorded(sketch) for sketch in activations],
+                **exact.gradient.to_record(),
+                "activations": [_recorded(sketch) for sketch in exact.activations],
             },
-            "distances_to_fp32": distances,
+            "distances_to_fp32": None if in_fp32 is None else own.distances(in_fp32),
+            "short_training": {
+                "fp32": exact.short_training.to_record(),
+                "own": None if in_fp32 is None else briefly.to_record(),
+            },
             "first_step": None,
             "repeated_step": None,
             "optimizer_steps": None,
@@ -177,9 +190,7 @@ class Fingerprint:
             return
         began = time.perf_counter()
         found["optimizer_steps"] = self._optimizer_steps(prepared.optimizer)
-        initialize(prepared.model, self._config.model, self._config.seed, self._heartbeat)
-        prepared.optimizer.state.clear()
-        prepared.step.restore(state)
+        self._begin_again(prepared, state)
         before = sample_update(prepared.model, prepared.optimizer)
         work = self._config.workload
         share = self._share(work.global_batch_size)
@@ -200,6 +211,12 @@ class Fingerprint:
         }
         found["seconds"] += time.perf_counter() - began
 
+    def _begin_again(self, prepared: PreparedTraining, state: dict[str, Any]) -> None:
+        """Give the model its initial weights, and the optimizer and the training step their first state."""
+        initialize(prepared.model, self._config.model, self._config.seed, self._heartbeat)
+        prepared.optimizer.state.clear()
+        prepared.step.restore(state)
+
     def _optimizer_steps(self, optimizer: torch.optim.Optimizer) -> list[int] | None:
         """Return the smallest and the largest number of updates of a parameter, by the optimizer's own count."""
         own = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
@@ -211,11 +228,11 @@ class Fingerprint:
         if not prepared.optimizer.state:
             return None
         after = sample_update(prepared.model, prepared.optimizer)
-        return check_first_update(before, after, prepared.model, self._config.workload, rate, self._ranks)
+        return check_update(before, after, prepared.model, self._config.workload, rate, self._ranks)
 
     def _look(self, step: TrainStep, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
-        """Take one step with a learning rate of zero, which leaves the weights as they are, then undo its state."""
-        state, share = step.state(), self._share(self._sequences)
+        """Take one step with a learning rate of zero, which leaves the weights as they are."""
+        share = self._share(self._sequences)
         output = step(share.split(1), 0.0)
         for _ in range(MAX_OVERFLOWS):
             if optimizer.state:
@@ -223,9 +240,16 @@ class Fingerprint:
             output = step(share.split(1), 0.0)
         look = self._read(output, model, optimizer)
         optimizer.state.clear()
-        step.restore(state)
-        self._heartbeat()
         return look
+
+    def _train_briefly(self, step: TrainStep, model: Transformer, optimizer: torch.optim.Optimizer) -> ShortTraining:
+        work = self._config.workload
+        count = part_of_batch(work, SHORT_MIN_TOKENS)
+        briefly = train_briefly(
+            step, model, optimizer, work, lambda number: self._share(count, number * count), self._ranks
+        )
+        self._heartbeat()
+        return briefly
 
     def _read(self, output: StepOutput, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
         loss = self._ranks.mean([output.loss.item()])[0]
@@ -244,10 +268,10 @@ class Fingerprint:
         sketches = sketch_all(moments, self._ranks.gather, is_main=self._ranks.is_main)
         return {name: sketch.scaled(factor) for name, sketch in sketches.items()}
 
-    def _share(self, sequences: int) -> torch.Tensor:
-        """Return this rank's share of the first sequences of the training: host int64 [count, seq_len + 1]."""
-        count = sequences // self._ranks.size
-        return torch.from_numpy(self._dataset.train(self._ranks.rank * count, count))
+    def _share(self, sequences: int, first: int = 0) -> torch.Tensor:
+        """Return this rank's share of `sequences` sequences of the training: host int64 [count, seq_len + 1]."""
+        own = share_of(sequences, self._ranks)
+        return torch.from_numpy(np.concatenate([self._dataset.train(first + number, 1) for number in own]))
 
 
 class _FirstStepObserver(LoopObserver):

@@ -1,4 +1,4 @@
-"""Check of the first optimizer update: a sample of weights and moments, before and after, against AdamW's formula.
+"""Check of an optimizer update: a sample of weights and moments, before and after, against AdamW's formula.
 
 It needs neither hooks nor the gradient: the second moment follows from the first, and the weight from both. The formula
 is computed in float64 on the host from the workload's settings, never from those of the optimizer that is checked.
@@ -47,14 +47,13 @@ def sample_update(model: nn.Module, optimizer: torch.optim.Optimizer) -> UpdateS
     return UpdateSample(*found)
 
 
-def check_first_update(
-    before: UpdateSample, after: UpdateSample, model: nn.Module, work: WorkloadConfig, rate: float, ranks: Ranks
-) -> dict[str, Any]:
+def check_update(before: UpdateSample, after: UpdateSample, model: nn.Module, work: WorkloadConfig, rate: float,
+                 ranks: Ranks, *, number: int = 1) -> dict[str, Any]:  # fmt: skip
     """Return how far an update lies from AdamW's formula (Loshchilov and Hutter 2019). Collective.
 
     Args:
-        before, after: the first update, so that the moments before are zero.
         rate: learning rate of this update.
+        number: of the update, from 1.
 
     Returns:
         `weight_error_ulps`, the root mean square over a parameter's elements of the weight's difference in units in
@@ -64,7 +63,7 @@ def check_first_update(
     own = {}
     for name, parameter in model.named_parameters():
         decay = work.weight_decay if parameter.dim() >= 2 else 0.0
-        own[name] = _errors(before.weights[name], *_elements(after, name), work, decay, rate)
+        own[name] = _errors(_elements(before, name), _elements(after, name), work, decay, rate, number)
     total: dict[str, np.ndarray] = {}
     for rank in ranks.gather(own):
         for name, errors in rank.items():
@@ -80,20 +79,24 @@ def check_first_update(
     }
 
 
-def _elements(sample: UpdateSample, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+_Elements = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _elements(sample: UpdateSample, name: str) -> _Elements:
     return sample.weights[name], sample.first_moments[name], sample.second_moments[name]
 
 
-def _errors(before: np.ndarray, weight: np.ndarray, first: np.ndarray, second: np.ndarray, work: WorkloadConfig,
-            decay: float, rate: float) -> np.ndarray:  # fmt: skip
+def _errors(before: _Elements, after: _Elements, work: WorkloadConfig, decay: float, rate: float,
+            number: int) -> np.ndarray:  # fmt: skip
     """Return sums over elements: squared weight errors, their count, squared moment errors, squared moments."""
-    gradient = first / (1 - work.beta1)
-    expected_second = (1 - work.beta2) * gradient**2
+    (old, old_first, old_second), (weight, first, second) = before, after
+    gradient = (first - work.beta1 * old_first) / (1 - work.beta1)
+    expected_second = work.beta2 * old_second + (1 - work.beta2) * gradient**2
     usual = np.abs(gradient) > MIN_GRADIENT
     moment_error = np.square((second - expected_second)[usual]).sum()
-    denominator = np.sqrt(second / (1 - work.beta2)) + work.epsilon
-    expected = before * (1 - rate * decay) - rate / (1 - work.beta1) * first / denominator
-    ulps = (weight - expected) / np.spacing(np.maximum(np.abs(before), np.abs(weight)).astype(np.float32))
+    denominator = np.sqrt(second / (1 - work.beta2**number)) + work.epsilon
+    expected = old * (1 - rate * decay) - rate / (1 - work.beta1**number) * first / denominator
+    ulps = (weight - expected) / np.spacing(np.maximum(np.abs(old), np.abs(weight)).astype(np.float32))
     return np.array([np.square(ulps).sum(), len(ulps), moment_error, np.square(expected_second[usual]).sum()])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from harness.analysis import fingerprint
 from tests.conftest import PROJECT, TINY
 from tests.ranks import OVERRIDES, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
 
@@ -64,6 +65,11 @@ def assert_same_work(found: dict[str, Any], expected: dict[str, Any], tolerance:
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
     for name, norm in expected["weights"]["final_norms"].items():
         assert found["weights"]["final_norms"][name] == pytest.approx(norm, rel=10 * tolerance, abs=1e-9)
+    # In float32, whatever the precision of the run.
+    for look in (fingerprint.fp32_activations, fingerprint.fp32_gradients, fingerprint.short_training):
+        differences = [value for value, _ in look(expected, found)]
+        assert differences
+        assert max(differences) < TOLERANCE
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -1,0 +1,81 @@
+"""Short training: a few small steps from the initial weights, beside the training and outside of its timed intervals.
+
+In float32 two devices agree on it to 1e-6 or so, and a fault that needs several steps (an update that is lost, a weight
+that is stale) shows although the run's own precision would hide it. In the run's precision its distance to float32 says
+how fast this training amplifies rounding, which limits of curves are multiples of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.backends.step import TrainStep
+from harness.config import WorkloadConfig
+from harness.training.distributed.collectives import Ranks
+from harness.training.update_check import check_update, sample_update
+
+STEPS = 10
+# Tokens of a step, at least.
+MIN_TOKENS = 512
+
+
+def part_of_batch(work: WorkloadConfig, min_tokens: int) -> int:
+    """Return the number of sequences in the smallest part of the global batch with `min_tokens`."""
+    total = work.global_batch_size
+    parts = (count for count in range(1, total + 1) if total % count == 0)
+    return next((count for count in parts if count * work.seq_len >= min_tokens), total)
+
+
+def share_of(sequences: int, ranks: Ranks) -> list[int]:
+    """Return the numbers, from 0, of this rank's sequences of a part of the global batch.
+
+    All ranks get the same number of them, some more than once if they are no multiple of the ranks: the mean over all
+    ranks is that over the part, however many ranks there are.
+    """
+    each = math.lcm(sequences, ranks.size) // ranks.size
+    return [(ranks.rank * each + number) % sequences for number in range(each)]
+
+
+@dataclass(frozen=True)
+class ShortTraining:
+    """Losses and gradient norms of the steps, and the last update against AdamW's formula."""
+
+    losses: list[float]
+    gradient_norms: list[float]
+    update: dict[str, Any] | None
+
+    def to_record(self) -> dict[str, Any]:
+        return {"losses": self.losses, "gradient_norms": self.gradient_norms, "update": self.update}
+
+
+def train_briefly(
+    step: TrainStep,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    work: WorkloadConfig,
+    share: Callable[[int], torch.Tensor],
+    ranks: Ranks,
+) -> ShortTraining:
+    """Train STEPS steps with a learning rate that rises to the peak. Collective. It changes weights and state.
+
+    Args:
+        model: with its initial weights; the optimizer has no state.
+        share: returns this rank's sequences of step 0, 1, ...: host int64 [sequences, seq_len + 1].
+    """
+    losses, norms, update = [], [], None
+    for number in range(1, STEPS + 1):
+        rate = work.learning_rate * number / STEPS
+        before = sample_update(model, optimizer) if number == STEPS else None
+        # One sequence at a time, so that gradients are accumulated.
+        output = step(share(number - 1).split(1), rate)
+        losses.append(ranks.mean([output.loss.item()])[0])
+        norms.append(output.gradient_norm.item())
+        if before is not None:
+            after = sample_update(model, optimizer)
+            update = check_update(before, after, model, work, rate, ranks, number=number)
+    return ShortTraining(losses, norms, update)
