@@ -21,7 +21,7 @@ from harness.config import WorkloadConfig
 from harness.training.fingerprint import MIN_TOKENS
 from harness.training.run import run
 from harness.training.short_training import MIN_TOKENS as SHORT_MIN_TOKENS
-from harness.training.short_training import STEPS, part_of_batch, share_of
+from harness.training.short_training import RISING, STEPS, part_of_batch, share_of
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from tests.conftest import PROJECT, TINY
@@ -130,7 +130,7 @@ def test_the_short_training_is_that_of_a_loop_written_out(records: dict[str, dic
     found = records["bf16"]["fingerprint"]["short_training"]["fp32"]
     for step in range(STEPS):
         for group in optimizer.param_groups:
-            group["lr"] = work.learning_rate * (step + 1) / STEPS
+            group["lr"] = work.learning_rate * min(1.0, (step + 1) / RISING)
         optimizer.zero_grad()
         loss = model(torch.from_numpy(data.train(step * count, count)))
         loss.backward()
