@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -227,7 +228,12 @@ def reason(pair: Pair) -> str:
             return test
         cautions = ", ".join(sorted({caution.name for caution in pair.cautions}))
         return f"{pair.verdict} ({test}; cautions: {cautions or 'none'})"
-    return f"{gates[0].name}: {[*gates[0].details, gates[0].summary][0]}" if gates else pair.verdict
+    # Details begin with the run's folder.
+    return (
+        f"{gates[0].name}: {re.sub(r'^/[^:]*: ', '', [*gates[0].details, gates[0].summary][0])}"
+        if gates
+        else pair.verdict
+    )
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ def test_every_test_has_a_limit_in_every_precision_that_it_applies_to() -> None:
 def test_a_file_widens_limits_and_never_narrows_them(tmp_path: Path) -> None:
     known = load_calibration()
     wide, narrow = (load_calibration(file(tmp_path / name, f"loss_step: {{bf16: [{values}]}}"))
-                    for name, values in (("wide", "1.0, 2.0"), ("narrow", "0, 0"))
+                    for name, values in (("wide", "1000, 2000"), ("narrow", "0, 0"))
                     if not (tmp_path / name).mkdir())  # fmt: skip
-    assert [wide.honest("loss_step", "bf16", segment) for segment in (0, 1)] == [1.0, 2.0]
+    assert [wide.honest("loss_step", "bf16", segment) for segment in (0, 1)] == [1000, 2000]
     assert wide.honest("loss_step", "bf16", 2) == known.honest("loss_step", "bf16", 2)
     assert narrow == known
 

@@ -261,7 +261,7 @@ class TestSameComputation:
 
     def test_limits_of_the_users_own_devices_are_used_and_named(self, tmp_path: Path) -> None:
         file = tmp_path / "own.yaml"
-        wide = "{loss_step: {bf16: [0.5]}, loss_spike: {bf16: 1e+4}, loss_spikes: {bf16: 1e+4}}"
+        wide = "{loss_step: {bf16: [1e+4]}, loss_spike: {bf16: 1e+4}, loss_spikes: {bf16: 1e+4}}"
         file.write_text(f"- {{source: mine, noise: {wide}}}\n")
         bad = changed(lambda r: r["losses"]["train"].__setitem__(0, r["losses"]["train"][0] * 1.01))
         assert judge(bad).verdict == verdict.DIFFERENT

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ FIRST_UPDATES = (("first_step",), ("repeated_step",))
 UPDATES = (*FIRST_UPDATES, ("short_training", "fp32"))
 # Less is never measured in bf16 or fp16. A run without a fingerprint may have a high learning rate.
 MIN_AMPLIFICATION = 1e-7
-UNKNOWN_AMPLIFICATION = {"losses": 2e-4, "gradient_norms": 2e-2}
+UNKNOWN_AMPLIFICATION = {"losses": 5e-4, "gradient_norms": 2.5e-2}
 
 
 def distance(reference: Sketch | None, other: Sketch | None) -> float:
@@ -193,7 +194,7 @@ def short_training(reference: Record, other: Record) -> Iterator[tuple[float, st
     if any(curve is None for curve in curves):
         return
     for key, where in (("losses", "loss"), ("gradient_norms", "gradient norm")):
-        for step, (before, after) in enumerate(zip(*(curve[key] for curve in curves), strict=True), 1):
+        for step, (before, after) in enumerate(zip_longest(*(curve[key] for curve in curves)), 1):
             yield _relative_difference(before, after), f"{where} of step {step}"
 
 
@@ -215,7 +216,7 @@ def amplification(reference: Record, other: Record, curve: str) -> float:
 def _amplification(briefly: Record | None, curve: str) -> float:
     if briefly is None or briefly["own"] is None:
         return UNKNOWN_AMPLIFICATION[curve]
-    pairs = zip(briefly["fp32"][curve], briefly["own"][curve], strict=True)
+    pairs = zip(briefly["fp32"][curve], briefly["own"][curve], strict=False)
     squares = [(own / exact - 1) ** 2 for exact, own in pairs if exact and own is not None]
     return math.sqrt(statistics.fmean(squares)) if squares else UNKNOWN_AMPLIFICATION[curve]
 
