@@ -128,7 +128,9 @@ def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping
     for name, sabotage in sabotages.items():
         cells = [str(column.get(name, "")) for column in columns.values()]
         if any(cells):
-            about = f"{name.replace('_', ' ')}: {sabotage.about}" if sabotage.about != name else name
+            # The first team's own figures follow in brackets.
+            about = sabotage.about.partition(" [measured")[0]
+            about = f"{name.replace('_', ' ')}: {about}" if about != name else name
             print(f"| {about} | {' | '.join(cells)} |")
 
 

@@ -49,6 +49,9 @@ MARGIN = 0.05
 REPEATS = (3, 5, 10)
 REAL_REPEATS = (1, 3, 5)
 SIDES = ("reference", "other")
+# A second of training, in ten intervals.
+REAL = ("experiment=smoke", "workload.steps=24", "workload.timing_warmup_steps=4", "workload.interval_steps=2",
+        "workload.eval_every=0", "fingerprint=false", "telemetry=false", "backend.threads=1")  # fmt: skip
 TIMEOUT_SECONDS = 600
 SLOWDOWNS = (0.01, 0.03, 0.05, 0.10)
 INTERVALS = 40
@@ -187,8 +190,8 @@ def competing(command: str | None) -> Iterator[None]:
 
 
 def run_once(out: Path) -> None:
-    """Run the smoke test in a fork of a process that has imported torch. The fingerprint is not timed: leave it out."""
-    settings = ["experiment=smoke", "fingerprint=false", "backend.threads=1", f"out='{out}'"]
+    """Make a short run in a fork of a process that has imported torch, without what is not timed."""
+    settings = [*REAL, f"out='{out}'"]
     environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     [ended] = end_ranks([shared_zygote().start(["harness", *settings], PROJECT, environment)], TIMEOUT_SECONDS)
     if ended.code:

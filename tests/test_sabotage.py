@@ -233,7 +233,7 @@ SABOTAGE: dict[str, tuple[tuple[str, ...], Patch, str]] = {
     "learning rate off by 2 %": (BOTH, learning_rate_off, "same computation"),
     "a skipped batch": (BOTH, skipped_batch, "comparable"),
     "a shuffled order": (BOTH, shuffled_order, "comparable"),
-    "a batch repeated behind the digest's back": (BOTH, other_batch_than_was_counted, "same computation"),
+    "a batch repeated, hidden from the digest": (BOTH, other_batch_than_was_counted, "same computation"),
     "one layer without gradient": (BOTH, frozen_layer, "same computation"),
     "gradient clipping dropped": (BOTH, no_clipping, "same computation"),
     "weight decay on norms and biases": (BOTH, optimizer_with(weight_decay=0.1), "same computation"),

@@ -40,6 +40,7 @@ STATE = SimpleNamespace(
     step=0,  # the optimizer step that runs, or ran last
     training=False,  # within EagerStep.__call__
     evaluating=False,  # within EagerStep.evaluate
+    looping=False,  # within an interval of the training loop
     phase=None,  # of the loop's interval
     eager=None,  # the EagerStep
     micro=0,  # micro-batch of the step, from 0
@@ -89,8 +90,8 @@ def _track():
     original, original_evaluate, original_loss = EagerStep.__call__, EagerStep.evaluate, EagerStep._loss
 
     def call(self, micro_batches, learning_rate, *rest, **more):
-        # A step without a learning rate trains nothing: the harness looks at the gradients.
-        STATE.step += learning_rate > 0
+        # Steps outside of the loop are the harness's looks: who counts the training's steps does not count them.
+        STATE.step += STATE.looping
         STATE.training, STATE.eager, STATE.micro = True, self, -1
         if getattr(STATE, "named", None) is not self:
             STATE.named = self
@@ -126,8 +127,11 @@ def _track():
         run_interval = Loop._run_interval
 
         def phased(self, phase, *rest, **more):
-            STATE.phase = phase
-            return run_interval(self, phase, *rest, **more)
+            STATE.phase, STATE.looping = phase, True
+            try:
+                return run_interval(self, phase, *rest, **more)
+            finally:
+                STATE.looping = False
 
         Loop._run_interval = phased
 
@@ -141,7 +145,12 @@ def _from(step):
 
 
 def _every(count):
-    return lambda: STATE.training and STATE.step % count == 0
+    return lambda: STATE.training and _due(count)
+
+
+def _due(count):
+    """Whether this is one of every `count` steps of the training."""
+    return STATE.step > 0 and STATE.step % count == 0
 
 
 def _window():
@@ -817,7 +826,7 @@ def repeated_batch_every_10th():
     kept = []
 
     def change(micro):
-        if STATE.step % 10 == 0 and kept:
+        if _due(10) and kept:
             return kept[0]
         kept[:] = [micro]
         return micro
@@ -1198,12 +1207,12 @@ def clipping_with_late_norm():
 
 @computation("every 10th update skipped: losses and norms are computed, weights stay")
 def every_10th_update_skipped():
-    _optimizer(before=lambda optimizer: STATE.step % 10 != 0)
+    _optimizer(before=lambda optimizer: not _due(10))
 
 
 @computation("every 25th update skipped")
 def every_25th_update_skipped():
-    _optimizer(before=lambda optimizer: STATE.step % 25 != 0)
+    _optimizer(before=lambda optimizer: not _due(25))
 
 
 @computation("AdamW's moments and step count reset at step 30 (a 'restart' after a fault)")
@@ -1370,7 +1379,7 @@ def _unreduced(meter, buffer):
 def all_reduce_skipped_every_4th():
     def make(original, meter):
         def hook(state, bucket):
-            if STATE.step % 4:
+            if not _due(4):
                 return original(state, bucket)
             import torch.distributed as dist
 
@@ -1451,7 +1460,7 @@ def gradient_sum_1_percent_short():
 def rank_1_silent_every_5th():
     def make(original, meter):
         def hook(state, bucket):
-            if STATE.step % 5 == 0:
+            if _due(5):
                 bucket.buffer().zero_()
             return original(state, bucket)
 
@@ -1494,7 +1503,7 @@ def fp8_reduce_scatter():
 
 @computation("rank 1's part of the reduce-scatter is zero in every 5th step", parallel=SHARDS, on_all_ranks=False)
 def rank_1_silent_reduce_scatter():
-    _reduce_scatter(lambda tensor: tensor.zero_() if STATE.step % 5 == 0 else None)
+    _reduce_scatter(lambda tensor: tensor.zero_() if _due(5) else None)
 
 
 # 5. Model
@@ -1920,7 +1929,7 @@ def early_exit_every_5th():
     original = module.Block.forward
 
     def forward(self, x, rotary):
-        if STATE.training and STATE.step % 5 == 0 and not _name(self).endswith(".0"):
+        if STATE.training and _due(5) and not _name(self).endswith(".0"):
             return x + 0 * sum(p.sum() for p in self.parameters())
         return original(self, x, rotary)
 
@@ -1975,7 +1984,7 @@ def flipped_bit():
 )
 def corrupted_gradient_every_10th():
     def change(name, g):
-        if STATE.step % 10 == 0 and name == "blocks.0.feed_forward.down.weight" and g.numel():
+        if _due(10) and name == "blocks.0.feed_forward.down.weight" and g.numel():
             g.view(-1)[g.numel() // 3] *= 1000
 
     _gradients(change)
@@ -2038,7 +2047,7 @@ def loss_every_2nd_step():
     kept = []
 
     def change(output):
-        if STATE.step % 2 and not kept or STATE.step % 2 == 0:
+        if not kept or STATE.step % 2 == 0:
             kept[:] = [output.loss]
         return output._replace(loss=kept[0])
 
@@ -2094,7 +2103,7 @@ def phantom_every_10th_step():
     kept = []
 
     def around(run, *arguments):
-        if STATE.step % 10 == 0 and kept:
+        if _due(10) and kept:
             return kept[0]
         kept[:] = [run(*arguments)]
         return kept[0]
