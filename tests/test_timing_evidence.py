@@ -64,11 +64,13 @@ def test_each_contradiction_is_named(change: Change, message: str) -> None:
 
 
 def test_one_disturbed_interval_accuses_nobody_and_two_do() -> None:
-    def disturb(count: int) -> Change:
-        return lambda t: [i.update(raw_seconds=1.5 * i["seconds"]) for i in t["intervals"][:count]]
+    def disturb(count: int, factor: float) -> Change:
+        return lambda t: [i.update(raw_seconds=factor * i["seconds"]) for i in t["intervals"][:count]]
 
-    assert problems(disturb(1)) == []
-    assert problems(disturb(2)) == ["a second clock disagrees with the seconds of 2 of 18 intervals"]
+    assert problems(disturb(1, 1.5)) == []
+    assert problems(disturb(2, 1.5)) == ["a second clock disagrees with the seconds of 2 of 18 intervals"]
+    # A busy host makes some differ a little.
+    assert problems(disturb(4, 1.01)) == []
 
 
 def drop_interval(record: dict[str, Any]) -> None:
