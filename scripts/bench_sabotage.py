@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import bench_parity
 
@@ -33,7 +34,7 @@ from harness.records.load import load_runs
 sys.path.insert(0, str(bench_parity.PROJECT))
 
 from tests.ranks import end_ranks, shared_zygote, start_ranks
-from tests.red_team.drive import TEAMS
+from tests.red_team.drive import teams
 from tests.red_team.sabotages import Sabotage
 
 WORK = (*bench_parity.WORK, *bench_parity.SHAPES["GPT-2"], "workload.steps=60", "workload.timing_warmup_steps=10",
@@ -45,6 +46,7 @@ ROUNDING = ("micro-batches of 2", "micro-batches of 1", "attention written out",
 RESULTS = ("loss_step", "loss_curve", "gradient_step", "gradient_curve", "evaluation", "weights")
 # Half a unit in the last place of float32: results without any honest difference.
 SMALLEST = 2.0**-24
+MAX_CELL = 100
 # An effect that has to be caught, as a multiple of the rounding.
 CLEAR = 10.0
 TIMEOUT_SECONDS = 600
@@ -67,6 +69,7 @@ CLOCKS = """
 ## Clocks
 
 {repeats} honest against {repeats} sabotaged runs, in turn. A cell has the gate that fails, or the verdict."""
+TEAMS = teams()
 MULTIPLE = {test.key: test.multiple for test in TESTS}
 
 
@@ -81,7 +84,7 @@ class Judged:
 
     def __str__(self) -> str:
         effect = "" if self.effect is None else f"; effect {self.effect:.2g}"
-        return ("" if self.caught else "**passes**: ") + self.by + effect
+        return ("" if self.caught else "**passes**: ") + shorten(self.by, MAX_CELL, placeholder=" ...") + effect
 
 
 def main() -> int:

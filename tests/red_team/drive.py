@@ -9,15 +9,22 @@ from functools import partial
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import pytest
-
-from tests.red_team.held_out import HELD_OUT
 from tests.red_team.sabotages import COMPUTATION, TIMING, Sabotage
-from tests.test_sabotage import SABOTAGE
+
+
+def teams() -> Mapping[str, Mapping[str, Sabotage]]:
+    """Return sabotages by name: by those who wrote the gates, and by two red teams that had not read them."""
+    from tests.red_team.held_out import HELD_OUT
+
+    return {"authors": by_the_authors(), "first": COMPUTATION, "second": HELD_OUT, "clocks": TIMING}
 
 
 def by_the_authors() -> dict[str, Sabotage]:
     """Return the sabotages of tests/test_sabotage.py, whose patches last until the end of this process."""
+    import pytest
+
+    from tests.test_sabotage import SABOTAGE
+
     patch = pytest.MonkeyPatch()
     return {
         name: Sabotage(partial(apply, patch), about=name, precisions=precisions, parallel=("single",))
@@ -25,18 +32,13 @@ def by_the_authors() -> dict[str, Sabotage]:
     }
 
 
-TEAMS: Mapping[str, Mapping[str, Sabotage]] = {
-    "authors": by_the_authors(),
-    "first": COMPUTATION,
-    "second": HELD_OUT,
-    "clocks": TIMING,
-}
-"""Sabotages by name: by those who wrote the gates, and by two red teams that had not read them."""
-
-
 def main(arguments: Sequence[str]) -> int:
     name, *overrides = arguments
-    next(team[name] for team in TEAMS.values() if name in team).apply()
+    # The first team's come before any import of the harness, whose modules may keep what is patched.
+    known = {**COMPUTATION, **TIMING}
+    if name not in known:
+        known = {name: sabotage for team in teams().values() for name, sabotage in team.items()}
+    known[name].apply()
     from harness.__main__ import main as harness
 
     return harness(overrides)

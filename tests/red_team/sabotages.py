@@ -149,7 +149,7 @@ def _every(count):
 
 
 def _due(count):
-    """Whether this is one of every `count` steps of the training."""
+    """Return whether this is one of every `count` steps of the training."""
     return STATE.step > 0 and STATE.step % count == 0
 
 
