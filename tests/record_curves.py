@@ -201,7 +201,7 @@ class LossCurve:
 
     def _short_training(self, rounding: float, update: dict[str, Any]) -> dict[str, Any]:
         losses = [self.expected(step) * (1 + self._chance.gauss(0, rounding)) for step in range(10)]
-        norms = [3.0 * (1 + self._chance.gauss(0, 100 * rounding)) for _ in range(10)]
+        norms = [3.0 * (1 + self._chance.gauss(0, 10 * rounding)) for _ in range(10)]
         return {"losses": losses, "gradient_norms": norms, "update": update}
 
     def _sketch(self, name: str, rounding: float) -> dict[str, Any]:

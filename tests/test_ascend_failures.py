@@ -380,3 +380,9 @@ class TestImportFailures:
         one, two = Counted(), Counted()
         one.__cause__, two.__cause__ = two, one
         assert explain_import_failure(one)[0] == "torch_npu cannot be imported: again"
+
+
+def test_a_copy_that_meets_an_earlier_fault_is_a_fault_of_the_device() -> None:
+    failure = classified("ACL stream synchronize failed.")
+    assert failure.status == "device_fault"
+    assert failure.cause.startswith("the device stopped at an operation before this one")

@@ -120,8 +120,7 @@ class Fingerprint:
         config = replace(config, model=replace(config.model, activation_checkpointing=True))
         began = time.perf_counter()
         model, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
-        first = torch.from_numpy(self._dataset.train(0, 1))
-        activations = observe_forward(step, model, first, "fp32").activations
+        activations = observe_forward(step, model, torch.from_numpy(self._dataset.train(0, 1)), "fp32").activations
         look = FirstLook(self._look(step, model, optimizer), activations, self._train_briefly(step, model, optimizer))
         self._seconds += time.perf_counter() - began
         return look
@@ -271,7 +270,9 @@ class Fingerprint:
     def _share(self, sequences: int, first: int = 0) -> torch.Tensor:
         """Return this rank's share of `sequences` sequences of the training: host int64 [count, seq_len + 1]."""
         own = share_of(sequences, self._ranks)
-        return torch.from_numpy(np.concatenate([self._dataset.train(first + number, 1) for number in own]))
+        batch = torch.from_numpy(np.concatenate([self._dataset.train(first + number, 1) for number in own]))
+        # As the training's own batches, so that a fault of the device is met and named at the same places.
+        return batch.pin_memory() if self._backend.pins_host_memory else batch
 
 
 class _FirstStepObserver(LoopObserver):

@@ -24,7 +24,7 @@ COMPUTATION = (
     "repeated_batch_every_10th", "every_25th_update_skipped", "attention_scale", "light_last_micro_batch",
     "evaluation_flattered", "rope_off_by_one",
 )  # fmt: skip
-TIMING = ("clock_started_late", "clock_at_half_speed", "optimizer_outside_the_clock", "untimed_rehearsal")
+TIMING = ("clock_started_late", "scaled_by_3_percent", "optimizer_outside_the_clock", "untimed_rehearsal")
 
 
 def train(out: Path, sabotage: str = "") -> Path:

@@ -156,6 +156,12 @@ _RUN_FAILURES = (
         "source CANN's set_env.sh, and install the Python packages that CANN's tools need (decorator, scipy, attrs, "
         "psutil, cffi)",
     ),
+    (
+        # What a copy from pageable memory says of an operation that failed before it.
+        r"ACL stream synchronize failed",
+        "the device stopped at an operation before this one",
+        f"run again with ASCEND_LAUNCH_BLOCKING=1 outside the harness to find the operation; {LOGS}",
+    ),
 )
 
 # Failures of the import of torch_npu or of opening the device: pattern, cause, remedy; {0} is the pattern's group.
