@@ -31,6 +31,11 @@ def build_parser() -> Parser:
         notes="verdicts: equivalent, faster, slower, inconclusive, not comparable, different computation, implausible, "
         "failed, same computation (emulated devices have no speed)",
     )
+    _add_options(parser)
+    return parser
+
+
+def _add_options(parser: Parser) -> None:
     add = parser.add_argument
     add("sides", nargs="*", metavar="SIDE", type=expand_path, help="the reference, then one or more others")
     add(
@@ -73,7 +78,6 @@ def build_parser() -> Parser:
     )
     add("--expect", choices=EXPECTATIONS, help="exit 0 if the records show it, 1 if not; supported needs --claim")
     add("--format", choices=FORMATS, default="table", help="output format (default: table)")
-    return parser
 
 
 def main(argv: list[str]) -> int:

@@ -20,8 +20,7 @@ from harness.training.distributed.collectives import Ranks
 from harness.training.update_check import check_update, sample_update
 
 # The learning rate reaches its peak in step RISING. Of the lengths tried, these predict best how far honest runs of
-# other learning rates and depths lie apart later (scripts/bench_parity.py): within a factor of 3 to 7, where the
-# differences themselves vary by 30.
+# other learning rates and depths lie apart later: compare the entries of configs/parity_noise.yaml.
 STEPS, RISING = 10, 6
 # Tokens of a step, at least.
 MIN_TOKENS = 512

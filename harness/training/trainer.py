@@ -118,17 +118,8 @@ class Trainer:
         heartbeat = self._processes.heartbeat
         self._step_clock.check()
         fingerprint = Fingerprint(config, backend, self._dataset, ranks, self._meter, heartbeat.beat)
-        looking = config.fingerprint and not self._from_step
-        in_fp32 = fingerprint.look_in_fp32() if looking else None
-        prepared = prepare_training(
-            config, backend, self._dataset, ranks, self._meter, self._prefetcher.digest, heartbeat.beat
-        )
-        self._measurements = replace(self._measurements, init_digest=prepared.init_digest)
+        prepared = self._prepare(fingerprint)
         checkpoints = self._checkpoint_manager(prepared)
-        observed = observe_training_step(prepared, config, self._dataset)
-        self._measurements = self._measurements.observing(**observed.to_settings())
-        if looking:
-            self.history.fingerprint = fingerprint.take_first_looks(prepared, observed.activations, in_fp32)
         state_before = prepared.step.state()
         backend.reset_peak_memory()
         self._restore_history(checkpoints)
@@ -164,6 +155,27 @@ class Trainer:
             self._measurements = self._measurements.observing(compilation=compiled)
         if self.history.fingerprint is not None and not self._stop.requested():
             fingerprint.repeat_first_step(prepared, state_before, self.history.fingerprint)
+        return prepared
+
+    def _prepare(self, fingerprint: Fingerprint) -> PreparedTraining:
+        """Build what the training needs, and look at its computation. Collective."""
+        config, ranks = self._config, self._processes.ranks
+        looking = config.fingerprint and not self._from_step
+        in_fp32 = fingerprint.look_in_fp32() if looking else None
+        prepared = prepare_training(
+            config,
+            self._backend,
+            self._dataset,
+            ranks,
+            self._meter,
+            self._prefetcher.digest,
+            self._processes.heartbeat.beat,
+        )
+        self._measurements = replace(self._measurements, init_digest=prepared.init_digest)
+        observed = observe_training_step(prepared, config, self._dataset)
+        self._measurements = self._measurements.observing(**observed.to_settings())
+        if looking:
+            self.history.fingerprint = fingerprint.take_first_looks(prepared, observed.activations, in_fp32)
         return prepared
 
     def _restore_history(self, checkpoints: CheckpointManager | None) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from harness.analysis.calibration import load_calibration
 from tests.conftest import load_script
 from tests.emulated.conftest import Emulated
 from tests.ranks import end_ranks
@@ -41,5 +43,10 @@ def test_the_owners_check_passes_and_packs_its_evidence(
     assert "equal to the bit" in checks["repeats"]["detail"]
     with tarfile.open(f"{bundle}.tar.gz") as file:
         names = file.getnames()
-    for name in ("summary.json", "doctor.log", "device-fp32/record.json", "timing/1/record.json"):
+    # The differences between CPU and device extend the limits of somebody who has such a device.
+    assert load_calibration(bundle / "parity_noise.yaml").noise.keys() == load_calibration().noise.keys()
+    assert yaml.safe_load((bundle / "parity_noise.yaml").read_text())[0]["noise"]["loss_curve"].keys() == {
+        "fp32", "bf16", "fp16",
+    }  # fmt: skip
+    for name in ("summary.json", "parity_noise.yaml", "doctor.log", "device-fp32/record.json", "timing/1/record.json"):
         assert f"bundle/{name}" in names
