@@ -96,6 +96,9 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and use those that are there")
     parser.add_argument("names", nargs="*", help="only these sabotages")
     options = parser.parse_args()
+    unknown = set(options.names).difference(*(TEAMS[team] for team in options.team))
+    if unknown:
+        parser.error(f"{', '.join(sorted(unknown))}: no sabotage of --team {' '.join(options.team)}")
     chosen = {team: {name: sabotage for name, sabotage in TEAMS[team].items()
                      if not options.names or name in options.names} for team in options.team}  # fmt: skip
     clocks = chosen.pop("clocks", {})

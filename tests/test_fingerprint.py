@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +19,14 @@ from torch import nn
 
 from harness import backends
 from harness.analysis import fingerprint as differences
+from harness.backends.step import StepOutput
 from harness.composition import load
 from harness.config import WorkloadConfig
+from harness.training.distributed.collectives import Ranks
 from harness.training.fingerprint import MIN_TOKENS
 from harness.training.run import run
 from harness.training.short_training import MIN_TOKENS as SHORT_MIN_TOKENS
-from harness.training.short_training import RISING, STEPS, part_of_batch, share_of
+from harness.training.short_training import RISING, STEPS, part_of_batch, share_of, train_briefly
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from tests.conftest import PROJECT, TINY
@@ -139,6 +144,35 @@ def test_the_short_training_is_that_of_a_loop_written_out(records: dict[str, dic
         assert found["gradient_norms"][step] == pytest.approx(norm.item(), rel=1e-4)
         optimizer.step()
     assert found["update"]["weight_error_ulps"] < 2
+
+
+@pytest.mark.parametrize("skipped", [None, 0, STEPS - 1])
+def test_updates_that_the_loss_scaler_skips_are_not_counted(skipped: int | None) -> None:
+    config = load([*WORK])
+    work = replace(config.workload, weight_decay=0.0)
+    model = build_model(config.model, config.seed, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(work.beta1, work.beta2),
+                                  eps=work.epsilon)  # fmt: skip
+    numbers = iter(range(STEPS))
+
+    def step(micro_batches: Sequence[torch.Tensor], rate: float) -> StepOutput:
+        optimizer.zero_grad()
+        loss = model(torch.cat(list(micro_batches)))
+        loss.backward()
+        if next(numbers) == skipped:
+            return StepOutput(loss, torch.tensor(math.inf))
+        norm = nn.utils.clip_grad_norm_(model.parameters(), work.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        return StepOutput(loss, norm)
+
+    batch = torch.from_numpy(open_dataset(config).train(0, 2))
+    found = train_briefly(step, model, optimizer, work, lambda _: batch, Ranks())  # pyright: ignore[reportArgumentType]
+    if skipped == STEPS - 1:
+        assert found.update is None
+    else:
+        assert found.update is not None
+        assert found.update["weight_error_ulps"] < 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -239,6 +239,7 @@ class TestSameComputation:
             (lambda f: f["short_training"]["fp32"]["losses"].__setitem__(9, 3.0), "short_training"),
             (lambda f: f["short_training"]["fp32"]["gradient_norms"].__setitem__(9, None), "short_training"),
             (lambda f: f["short_training"]["fp32"]["update"].update(weight_error_ulps=20.0), "update"),
+            (lambda f: f["short_training"]["own"]["update"].update(weight_error_ulps=20.0), "update"),
             (lambda f: f["optimizer_steps"].__setitem__(0, 180), "optimizer_steps"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",

@@ -24,7 +24,7 @@ Sketch = Mapping[str, Any]
 """`norm`, and `projections` as float32 in base 64 (harness/workload/sketch.py)."""
 # Looks with the first update of a parameter, and with any.
 FIRST_UPDATES = (("first_step",), ("repeated_step",))
-UPDATES = (*FIRST_UPDATES, ("short_training", "fp32"))
+UPDATES = (*FIRST_UPDATES, ("short_training", "fp32"), ("short_training", "own"))
 # Less is never measured in bf16 or fp16. A run without a fingerprint may have a high learning rate.
 MIN_AMPLIFICATION = 1e-7
 UNKNOWN_AMPLIFICATION = {"losses": 5e-4, "gradient_norms": 2.5e-2}

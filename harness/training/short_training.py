@@ -45,7 +45,7 @@ def share_of(sequences: int, ranks: Ranks) -> list[int]:
 
 @dataclass(frozen=True)
 class ShortTraining:
-    """Losses and gradient norms of the steps, and the last update against AdamW's formula."""
+    """Losses and gradient norms of the steps, and the last update against AdamW's formula, None if it was skipped."""
 
     losses: list[float]
     gradient_norms: list[float]
@@ -77,7 +77,9 @@ def train_briefly(
         output = step(share(number - 1).split(1), rate)
         losses.append(ranks.mean([output.loss.item()])[0])
         norms.append(output.gradient_norm.item())
-        if before is not None:
+        # The loss scaler of fp16 skips an update whose norm is not finite.
+        if before is not None and math.isfinite(norms[-1]):
             after = sample_update(model, optimizer)
-            update = check_update(before, after, model, work, rate, ranks, number=number)
+            done = sum(map(math.isfinite, norms))
+            update = check_update(before, after, model, work, rate, ranks, number=done)
     return ShortTraining(losses, norms, update)
