@@ -40,6 +40,7 @@ FLOORS = {
     "environment": 1,
     "log": 1,
     "signals": 1,
+    "streams": 1,
     "world": 1,
     "config": 2,
     "schedule": 3,

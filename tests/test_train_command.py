@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,79 @@ def test_the_first_one_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
             refused()
 
 
-@pytest.mark.parametrize("told_to_stop", [False, True])
-def test_the_others_wait_for_it_and_say_nothing(told_to_stop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+SECOND_OF_TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+                 "MASTER_PORT": "29500"}  # fmt: skip
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_others_wait_for_it_and_report_what_nobody_stops_them_for(
+    stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The launcher stops all others when one has gone: were that one of these, nothing would have been said."""
     waited: list[float] = []
 
     def sleep(seconds: float) -> None:
         waited.append(seconds)
-        if told_to_stop:
+        if stopped:
             raise Interrupted(15)
 
     monkeypatch.setattr(preflight.time, "sleep", sleep)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(EndedWithAll) as ended:
+    for name, value in SECOND_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(EndedWithAll if stopped else ConfigError) as ended:
         refused()
     assert ended.value.exit_code == 2
     assert waited == [preflight.REPORTER_GRACE_SECONDS]
 
 
-@pytest.mark.parametrize(("own", "lines"), [("", 1), ("0", 1), ("1", 0)])
-def test_of_the_interrupted_one_says_so(
-    own: str, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_error_is_reported_under_any_launcher_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """672 combinations, of which two can have another process that reports it; there this one waits for its end."""
+    values = {
+        "LOCAL_RANK": (None, "", "0", "1", "x", "-1", "7"),
+        "RANK": (None, "0", "1", "x"),
+        "WORLD_SIZE": (None, "1", "2", "x"),
+        "LOCAL_WORLD_SIZE": (None, "2"),
+        "MASTER_PORT": (None, "29500", "http"),
+        "MASTER_ADDR": ("localhost",),
+    }
+    waited: list[tuple[str | None, ...]] = []
+    for combination in itertools.product(*values.values()):
+        for name, value in zip(values, combination, strict=True):
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        monkeypatch.setattr(preflight.time, "sleep", lambda _, own=combination: waited.append(own))
+        with pytest.raises(ConfigError, match="found 0"):
+            refused()
+    assert waited == [("1", "0", "2", "2", "29500", "localhost"), ("1", "1", "2", "2", "29500", "localhost")]
+
+
+@pytest.mark.parametrize("left_out", SECOND_OF_TWO)
+def test_left_over_variables_silence_nobody(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.time, "sleep", lambda seconds: pytest.fail("it has nobody to wait for"))
+    for name, value in SECOND_OF_TWO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(left_out)
+    with pytest.raises(ConfigError, match="found 0"):
+        refused()
+
+
+@pytest.mark.parametrize(
+    ("variables", "lines"),
+    [
+        ({}, 1),
+        ({"LOCAL_RANK": "1"}, 1),
+        (SECOND_OF_TWO, 1),
+        ({**SECOND_OF_TWO, "TORCHELASTIC_RUN_ID": "none"}, 0),
+        ({**SECOND_OF_TWO, "TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0"}, 1),
+    ],
+)
+def test_of_those_that_torchrun_interrupts_one_says_so(
+    variables: dict[str, str], lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(argv: list[str]) -> int:
         raise Interrupted(15)
 
-    monkeypatch.setenv("LOCAL_RANK", own)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(health, "main", interrupted)
     assert door.main(["health"]) == 143
     assert len(capsys.readouterr().err.splitlines()) == lines
