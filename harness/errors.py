@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
 
 
@@ -13,8 +14,10 @@ class ExitCode(IntEnum):
     BACKEND_UNAVAILABLE = 3
     NOT_COMPARABLE = 4
     RUN_FAILED = 5
-    SIGINT = 130
-    SIGTERM = 143
+    SIGHUP = 128 + signal.SIGHUP
+    SIGINT = 128 + signal.SIGINT
+    SIGUSR1 = 128 + signal.SIGUSR1
+    SIGTERM = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
@@ -74,7 +77,7 @@ class EndedWithAll(UserError):
 
 
 class Interrupted(BaseException):
-    """The user or the scheduler asked the process to end (SIGINT or SIGTERM).
+    """The user or the scheduler asked the process to end (SIGINT, SIGTERM, SIGHUP or SIGUSR1).
 
     Derived from BaseException, as KeyboardInterrupt is, so that no `except Exception` swallows it.
     """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import argparse
+import signal
 
-from harness.commands.torchrun import code_of, main
+import pytest
+from torch.distributed import run
+
+from harness.commands.torchrun import code_of, completed, main
 from harness.errors import UserError
 
 
@@ -18,6 +22,8 @@ from harness.errors import UserError
         # Rank 1 refused its settings; rank 0 had not come so far when it was told to stop.
         ({0: 143, 1: 2}, 2),
         ({0: 143, 1: 143}, 143),
+        ({0: 138, 1: 5}, 5),
+        ({0: 129, 1: 129}, 129),
         # Nobody is left to say anything.
         ({0: -9, 1: -9}, 137),
         ({1: -11}, 139),
@@ -35,6 +41,20 @@ def test_an_option_in_two_words_is_refused() -> None:
 def test_an_option_that_torchrun_lacks_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^torchrun: unrecognized arguments: --nope; "):
         main(["--nope", "parallel=ddp"])
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGHUP, signal.SIGUSR1])
+def test_the_launcher_handles_the_signals_that_its_caller_does_not_ignore(ignored: signal.Signals | None) -> None:
+    before = None if ignored is None else signal.signal(ignored, signal.SIG_IGN)
+    try:
+        options = completed(run.parse_args(["--standalone", "-m", "harness"]))
+    finally:
+        if ignored is not None:
+            signal.signal(ignored, before)
+    expected = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT"} - ({ignored.name} if ignored else set())
+    assert set(options.signals_to_handle.split(",")) == expected
+    # The user's own choice stays.
+    assert completed(argparse.Namespace(signals_to_handle="SIGTERM")).signals_to_handle == "SIGTERM"
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

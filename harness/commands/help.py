@@ -38,7 +38,7 @@ options:
   --version, -h, --help
 
 exit codes: 0 ok, 2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 run failed,
-            130 or 143 interrupted (SIGINT, SIGTERM)\
+            interrupted: 130 SIGINT, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1\
 """
 
 

@@ -30,7 +30,7 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # The tasks act on signals; this shell waits for the tasks.
-trap ':' TERM
+trap ':' TERM USR1
 # shellcheck disable=SC2016 # expanded on each node
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c 'exec "${PYTHON:-python}" -m harness torchrun --node-rank="$SLURM_NODEID" "$@"' node \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${PROCESSES:-2}" --master-addr="$head" --master-port="$port" \
@@ -45,7 +45,7 @@ wait "$step"
 code=$?
 
 # Interrupted, but not by scancel, after which the job no longer counts as running: there is work left.
-if [ "$code" = 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+if [[ $code =~ ^(129|138|143)$ ]] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
