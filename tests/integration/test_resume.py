@@ -266,8 +266,8 @@ class TestRanks:
             "error: model.num_hidden_layers: found 0, expected at least 1"
         ]
 
-    def launch(self, folder: Path, **options: Any) -> subprocess.Popen[str]:
-        command = [shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
+    def launch(self, folder: Path, python: str | None = None, **options: Any) -> subprocess.Popen[str]:
+        command = [python or shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
         argv = [*command, *LONG, *KEPT, "parallel=ddp", "out=run"]
         return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -296,7 +296,7 @@ class TestRanks:
 
     def test_under_nohup_a_hangup_changes_nothing(self, whole_of_two: dict[str, Any], tmp_path: Path) -> None:
         ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
-        with self.launch(tmp_path, preexec_fn=ignore) as launcher:
+        with self.launch(tmp_path, sys.executable, preexec_fn=ignore) as launcher:
             while not checkpoint_steps(tmp_path / "run"):
                 assert launcher.poll() is None
                 time.sleep(0.02)
