@@ -184,7 +184,7 @@ def cpu_model() -> str | None:
 
 def memory_limit_bytes() -> int | None:
     """Return the memory that the process may use: the host's, or its cgroup's limit if that is less."""
-    limits = [_memory_total_bytes(), _cgroup_number("memory.max", "memory/memory.limit_in_bytes")]
+    limits = [_memory_total_bytes(), _cgroup_memory_limit()]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
 
@@ -243,24 +243,58 @@ def _memory_total_bytes() -> int | None:
 
 
 def _cgroup_cpu_quota() -> float | None:
-    text = _read("/sys/fs/cgroup/cpu.max")
-    if text and not text.startswith("max"):
-        quota, period = text.split()
-        return int(quota) / int(period)
-    quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota and period and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
+    """Return the least quota of CPUs in the process's own cgroup and those above it, or None."""
+    quotas = []
+    for folder in _cgroups("cpu"):
+        both = (_read(f"{folder}/cpu.max") or "").split()
+        if not both:
+            both = [(_read(f"{folder}/cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
+        # Without a limit the quota is "max", in version 1 -1.
+        if len(both) == 2 and all(text.isdigit() and int(text) for text in both):
+            quotas.append(int(both[0]) / int(both[1]))
+    return min(quotas, default=None)
 
 
-def _cgroup_number(*names: str) -> int | None:
-    for name in names:
-        text = (_read(f"/sys/fs/cgroup/{name}") or "").strip()
-        # Version 1 writes "no limit" as a number near 2**63.
-        if text.isdigit() and int(text) < 2**60:
-            return int(text)
-    return None
+def _cgroup_memory_limit() -> int | None:
+    """Return the least memory limit of the process's own cgroup and those above it, or None."""
+    limits = []
+    for folder in _cgroups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = (_read(f"{folder}/{name}") or "").strip()
+            # Version 1 writes "no limit" as a number near 2**63.
+            if text.isdigit() and int(text) < 2**60:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _cgroups(controller: str) -> list[str]:
+    """Return the folders of the process's own cgroup and of those above it that this host or container shows.
+
+    Of both versions, since a host may have mounted version 1 for some controllers and version 2 for others.
+    """
+    paths: dict[str, str] = {}
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        for name in names.split(",") if number != "0" else [""]:
+            paths[name] = path
+    # Where they are mounted on almost every host.
+    mounts = {"": ("/", "/sys/fs/cgroup"), controller: ("/", f"/sys/fs/cgroup/{controller}")}
+    for line in (_read("/proc/self/mountinfo") or "").splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, mount = fields.split()[3:5]
+        kind, _, options = rest.split(" ", 2)
+        if kind == "cgroup2":
+            mounts[""] = (root, mount)
+        elif kind == "cgroup" and controller in options.split(","):
+            mounts[controller] = (root, mount)
+    folders = []
+    for name, (root, mount) in mounts.items():
+        # A container sees a part of the tree, and the paths of those outside it start with "/..".
+        inside = os.path.relpath(paths.get(name, root), root)
+        own = [] if inside.startswith("..") else [part for part in inside.split("/") if part != "."]
+        folders += ["/".join([mount, *own[:depth]]) for depth in range(len(own), -1, -1)]
+    return folders
 
 
 def _version(distribution: str) -> str | None:
