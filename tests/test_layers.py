@@ -42,6 +42,7 @@ FLOORS = {
     "signals": 1,
     "streams": 1,
     "world": 1,
+    "addresses": 2,
     "config": 2,
     "schedule": 3,
     "backends": 4,

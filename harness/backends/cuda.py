@@ -102,7 +102,7 @@ class CudaBackend(TorchDeviceBackend):
     def compile_problems(self) -> list[Problem]:
         if installed_version("triton") is None and installed_version("pytorch-triton-rocm") is None:
             return [Problem("torch.compile needs triton, which is not installed", "pip install triton")]
-        return []
+        return compiled_code_problems()
 
     def describe(self) -> dict[str, Any]:
         import torch

@@ -15,11 +15,13 @@ import signal
 from collections.abc import Callable, Mapping
 
 from harness import environment
+from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.commands.arguments import Parser
-from harness.errors import ExitCode, UserError
+from harness.errors import ConfigError, ExitCode, UserError
 from harness.signals import STOP_SIGNALS, stop_signals
 
 SHUTDOWN_TIMEOUT_SECONDS = 600
+FIRST_NODE_TIMEOUT_SECONDS = 600
 _TORCH_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
 
@@ -92,7 +94,31 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
     if getattr(options, "signals_to_handle", _TORCH_SIGNALS) == _TORCH_SIGNALS:
         # By default torchrun stops at a SIGHUP also where nohup has it ignored, and dies of Slurm's SIGUSR1.
         options.signals_to_handle = ",".join(number.name for number in (*stop_signals(), signal.SIGQUIT))
+    if options.standalone:
+        # Otherwise the processes meet at this host's name, which need not resolve.
+        options.local_addr = options.local_addr or LOOPBACK
+    elif options.rdzv_backend == "static" and not options.rdzv_endpoint:
+        is_first = options.node_rank == 0
+        options.master_addr = resolvable_host(options.master_addr, is_here=is_first, name="--master-addr")
+        if not is_first:
+            _wait_for_first_node(options)
+    elif options.rdzv_endpoint:
+        resolvable_host(options.rdzv_endpoint.rpartition(":")[0], is_here=False, name="--rdzv-endpoint")
     return options
+
+
+def _wait_for_first_node(options: argparse.Namespace) -> None:
+    """Wait for the first node's launcher.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
+    host, port = options.master_addr, options.master_port
+    if not wait_for_answer(host, port, who=f"node {options.node_rank}", timeout_seconds=FIRST_NODE_TIMEOUT_SECONDS):
+        raise ConfigError(
+            f"--master-addr: the launcher of node 0 does not answer at {host}:{port}; check that it was started there "
+            "with the same --master-port, and that this host reaches it"
+        )
 
 
 def code_of(codes: Mapping[int, int]) -> int:

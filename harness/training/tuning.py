@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from harness.backends.base import Backend
-from harness.backends.host_checks import compiled_code_problems
 from harness.config import OPERATIONS, STOCK, TrackConfig
 from harness.errors import ConfigError
 from harness.training.observer import LoopObserver
@@ -45,7 +44,7 @@ def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> Tra
             raise ConfigError(
                 f"track.{operation}: backend {backend.name} has no kernel {name!r}, expected one of: {', '.join(known)}"
             )
-    if resolved.compile != "no" and (problems := [*backend.compile_problems(), *compiled_code_problems()]):
+    if resolved.compile != "no" and (problems := backend.compile_problems()):
         raise backend.unavailable_error(problems)
     return resolved
 

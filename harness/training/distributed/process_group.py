@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from harness import log
+from harness.addresses import resolvable_host, wait_for_answer
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.records.files import archive_file, write_atomically
@@ -241,10 +242,13 @@ def _open_store(world: World, timeout_seconds: float) -> Store:
     """Connect to the store at MASTER_ADDR, which rank 0 opens there unless torchrun has opened it already.
 
     Raises:
-        ConfigError: the port is taken, or no store answers.
+        ConfigError: the address does not resolve, the port is taken, or no store answers.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_host = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    host, port = os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER_PORT"])
+    host = resolvable_host(host, is_here=is_host or world.local_size == world.size)
+    if not is_host and not wait_for_answer(host, port, who=world.name(), timeout_seconds=timeout_seconds):
+        raise ConfigError(_NO_STORE.format(host=host, port=port))
 
     def give_up() -> NoReturn:
         log.error(f"rank {world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))
