@@ -14,6 +14,7 @@ from harness.backends.failures import Failure
 from harness.backends.host_checks import (
     Problem,
     build_problems,
+    compiled_code_problems,
     installed_version,
     node_problems,
     torch_build,
