@@ -301,3 +301,14 @@ def test_the_image_and_the_files_agree() -> None:
     assert re.search(r'^ENTRYPOINT \["', dockerfile, re.MULTILINE)
     for name in ("job.yaml", "indexed-job.yaml"):
         assert pod_of(name)["securityContext"]["runAsUser"] == 1000
+
+
+def test_the_workflow_shows_its_report_also_when_the_check_is_red() -> None:
+    text = (PROJECT / "scripts" / "ci" / "github-actions.yml").read_text()
+    [job] = yaml.safe_load(text)["jobs"].values()
+    [compared] = [place for place, step in enumerate(job["steps"]) if "harness compare" in step.get("run", "")]
+    shown = [step for step in job["steps"][compared + 1 :] if "GITHUB_STEP_SUMMARY" in step.get("run", "")]
+    assert [step.get("if") for step in shown] == ["always()"]
+    # Every variable of the repository that it uses is named in its head.
+    head = "".join(line for line in text.splitlines() if line.startswith("#"))
+    assert all(name in head for name in re.findall(r"vars\.(\w+)", text))
