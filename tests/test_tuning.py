@@ -154,11 +154,11 @@ class TestCompiledCode:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_mount_that_forbids_execution(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(*_: object, **named: int) -> None:
+        def forbid(*_: object, **named: int) -> None:
             assert named["prot"] & mmap.PROT_EXEC
             raise PermissionError(1, "Operation not permitted")
 
-        monkeypatch.setattr(mmap, "mmap", refuse)
+        monkeypatch.setattr(mmap, "mmap", forbid)
         [problem] = compiled_code_problems({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
         assert f"{tmp_path}, where nothing can be executed: Operation not permitted" in problem.what
         assert "/tmp:exec" in problem.remedy

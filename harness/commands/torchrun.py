@@ -59,8 +59,11 @@ def main(argv: list[str]) -> int:
 
     # The processes report their failures; the launcher would repeat them, at length. And it warns about the number of
     # threads, which the backend sets.
-    for name in ("torch.distributed.run", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet = ("torch.distributed.run", "torch.distributed.elastic")
+    # Each module's logger has a level of its own.
+    for name in (*quiet, *logging.root.manager.loggerDict):
+        if name.startswith(quiet):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # A save can take longer than torchrun's 30 s after SIGTERM; the scheduler's grace time is the limit.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_SECONDS))
     try:
