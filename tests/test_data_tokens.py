@@ -75,7 +75,7 @@ class TestKinds:
     def test_are_mapped_read_only_and_not_read(self, kind: str, tmp_path: Path) -> None:
         name, written, dtype = KINDS[kind]
         path = saved(tmp_path / name, dtype=written)
-        tokens = map_tokens(path, configure(path, dtype=dtype).data)
+        tokens, _ = map_tokens(path, configure(path, dtype=dtype).data)
         assert isinstance(tokens, np.memmap)
         assert not tokens.flags["WRITEABLE"]
         assert np.array_equal(tokens, TOKENS)
@@ -93,7 +93,9 @@ class TestKinds:
         found = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=0.2).describe()
         assert found == {
             "name": "tokens",
+            "format": "raw",
             "dtype": "uint16",
+            "size_bytes": 10000,
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
             "train_tokens": 4000,
@@ -227,7 +229,11 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": ("t.bin", lambda path: path.write_bytes(b""), r"holds 0 bytes.*empty or truncated"),
     "odd": ("t.bin", lambda path: path.write_bytes(b"x" * 101), r"holds 101 bytes.*multiple of 2 .uint16.*data\.dtype"),
     "empty npy": ("t.npy", lambda path: path.write_bytes(b""), r"not a complete \.npy file"),
-    "no npy": ("t.npy", lambda path: path.write_bytes(b"no numbers at all"), r"not a complete \.npy file"),
+    "no npy": (
+        "t.npy",
+        lambda path: path.write_bytes(b"no numbers at all"),
+        r"a file without the \.npy header.*let its name end in \.bin",
+    ),
     "truncated npy": ("t.npy", truncated_npy, r"not a complete \.npy file.*write it again"),
     "floats": (
         "t.npy",
@@ -242,7 +248,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "no dimension": ("t.npy", lambda path: np.save(path, np.int64(5)), r"shape \(\), expected one dimension"),
     "objects": ("t.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), r"not a complete \.npy file"),
-    "several arrays": ("t.npy", archive, r"t\.npy: .*holds an archive of arrays"),
+    "several arrays": ("t.npy", archive, r"t\.npy: .*is a zip archive.*unpack it"),
     "no tokens": ("t.npy", lambda path: np.save(path, TOKENS[:0]), r"holds 0 training tokens"),
     "too few": ("t.bin", lambda path: saved(path, TOKENS[:17]), r"holds 17 training tokens.*seq_len \+ 1 = 18"),
 }
@@ -272,7 +278,7 @@ class TestChanges:
     @pytest.mark.parametrize("change", ["grown", "rewritten", "replaced", "removed"])
     @pytest.mark.parametrize("which", ["path", "eval_path"])
     def test_a_file_that_changes_during_the_run_is_named(self, which: str, change: str, tmp_path: Path) -> None:
-        files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin")}
+        files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin", TOKENS[::-1])}
         dataset = open_tokens(files["path"], eval_path=files["eval_path"])
         file = files[which]
         if change == "grown":
