@@ -99,7 +99,9 @@ class TestKinds:
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
             "train_tokens": 4000,
+            "train_sequences": 249,
             "held_out_tokens": 1000,
+            "held_out_sequences": 62,
         }
 
 

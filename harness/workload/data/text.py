@@ -6,7 +6,7 @@ import codecs
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,21 @@ from harness.workload.data.tokenizer import TextTokenizer
 BYTE_VOCABULARY = 256
 # Ends each document among byte tokens: NUL does not occur in text.
 _BYTE_SEPARATOR = 0
+# A tokenizer that loses more of the text than this is most likely not meant for it.
+MAX_LOST_SHARE = 0.01
 # Files are read in blocks, since a string of a whole file may take four bytes for each of its characters.
 _BLOCK_BYTES = 1 << 16
 
 
-def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
+def open_text(
+    config: Config, vocab_size: int, seq_len: int, heartbeat: Callable[[], None] = lambda: None
+) -> TokenDataset:
     """Read the files of data.path and tokenize them; only the tokens stay in memory.
 
     Files are read in the order of their relative POSIX paths, so that every machine sees the same text.
+
+    Args:
+        heartbeat: called for each block read.
 
     Raises:
         DataError: nothing to read, a file that is no UTF-8 text, a tokenizer that does not fit the model or the text,
@@ -46,12 +53,13 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             f"model.vocab_size: found {vocab_size}, but {tokenizer_name} has {tokenizer_size} different "
             f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
         )
-    text = _read_text("data.path", data.path, data, tokenizer)
+    reader = _Reader(data, tokenizer, heartbeat)
+    text = reader.read("data.path", data.path)
     train, description = text.token_ids(), text.describe()
     if data.eval_path is None:
         train, held_out = split_held_out(train, data.eval_fraction)
     else:
-        other = _read_text("data.eval_path", data.eval_path, data, tokenizer)
+        other = reader.read("data.eval_path", data.eval_path)
         held_out, description["held_out"] = other.token_ids(), other.describe()
         same = text.digest.digest() == other.digest.digest()
         check_separate(text.files, other.files, same_content=same)
@@ -69,6 +77,7 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             "entropy_floor_nats": None,
             "unigram_entropy_nats": unigram_entropy(train, tokenizer_size) if len(train) else None,
         },
+        cautions=text.cautions(f"data.tokenizer={data.tokenizer}"),
     )
 
 
@@ -105,6 +114,15 @@ class _Text:
             "content_sha256": self.digest.hexdigest(),
         }
 
+    def cautions(self, source: str) -> list[str]:
+        """Return a line about text that a tokenizer loses, if it is much."""
+        shares = {
+            "characters are part of no token": self.counts["characters_dropped"] / max(1, self.counts["characters"]),
+            "tokens are the unknown token": self.counts["tokens_unknown"] / max(1, len(self.tokens)),
+        }
+        lost = [f"{100 * share:.1f} % of the {words}" for words, share in shares.items() if share > MAX_LOST_SHARE]
+        return [f"{source}: {' and '.join(lost)}; check that it is the tokenizer for this text"] if lost else []
+
 
 class _NotTextError(Exception):
     def __init__(self, found: Unusable) -> None:
@@ -112,68 +130,86 @@ class _NotTextError(Exception):
         self.found = found
 
 
-def _read_text(key: str, name: str, data: DataConfig, tokenizer: TextTokenizer | None) -> _Text:
-    path = Path(name)
-    found = find_files(path, data.glob, key)
-    text = _Text(array("B" if tokenizer is None else "I"), not_matched=found.not_matched, repeated=found.repeated)
-    for file, reason in found.unusable.items():
-        _skip(text, file, reason, data)
-    for file in found.paths:
+class _Reader:
+    """Reads the text of a file or folder, as bytes or through a tokenizer."""
+
+    def __init__(self, data: DataConfig, tokenizer: TextTokenizer | None, heartbeat: Callable[[], None]) -> None:
+        self._data, self._tokenizer, self._heartbeat = data, tokenizer, heartbeat
+
+    def read(self, key: str, name: str) -> _Text:
+        """Return the text of a file or folder.
+
+        Args:
+            key: setting that names it.
+
+        Raises:
+            DataError: there is none, or a file is no text.
+        """
+        path, data = Path(name), self._data
+        found = find_files(path, data.glob, key)
+        element = "B" if self._tokenizer is None else "I"
+        text = _Text(array(element), not_matched=found.not_matched, repeated=found.repeated)
+        for file, reason in found.unusable.items():
+            self._skip(text, file, reason)
+        for file in found.paths:
+            try:
+                self._read_file(text, file)
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
+            except _NotTextError as error:
+                self._skip(text, file, error.found)
+        if not text.tokens:
+            left_out = [f"{text.empty} empty", *(f"{count} skipped as {kind}" for kind, count in text.skipped.items())]
+            tokenless = f"; {data.tokenizer} makes no token of it" if text.files else ""
+            raise DataError(
+                f"{path}: holds no text in {len(found.paths) + len(found.unusable)} files ({', '.join(left_out)})"
+                f"{tokenless}; check {key}"
+            )
+        return text
+
+    def _skip(self, text: _Text, file: Path, reason: Unusable) -> None:
+        if self._data.invalid_files != "skip":
+            raise DataError(
+                f"{file}: {reason.found}, expected UTF-8 text; {reason.remedy}, select the text files, as with "
+                "data.glob='*.txt', or set data.invalid_files=skip"
+            )
+        text.skipped[reason.kind] += 1
+
+    def _read_file(self, text: _Text, file: Path) -> None:
+        """Add one document.
+
+        Raises:
+            _NotTextError: the file is no UTF-8 text; nothing was added.
+        """
+        before, counts, digest = len(text.tokens), Counter[str](), text.digest.copy()
         try:
-            _read_file(text, file, tokenizer)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
-        except _NotTextError as error:
-            _skip(text, file, error.found, data)
-    if not text.tokens:
-        skipped = "".join(f", {count} skipped as {kind}" for kind, count in sorted(text.skipped.items()))
-        tokenless = f"; {tokenizer.name} makes no token of it" if tokenizer is not None and text.files else ""
-        raise DataError(
-            f"{path}: holds no text in {len(found.paths)} files ({text.empty} empty{skipped}){tokenless}; check {key}"
-        )
-    return text
+            self._add_tokens(text.tokens, _blocks(file, counts, digest), counts)
+        except _NotTextError:
+            del text.tokens[before:]
+            raise
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
+        if not counts["size_bytes"]:
+            # No document, so that neither a separator nor a tokenizer's own marks belong to it.
+            del text.tokens[before:]
+            text.empty += 1
+            return
+        text.files.append(file)
+        text.counts += counts
+        text.digest = digest
 
-
-def _skip(text: _Text, file: Path, reason: Unusable, data: DataConfig) -> None:
-    if data.invalid_files != "skip":
-        raise DataError(
-            f"{file}: {reason.found}, expected UTF-8 text; {reason.remedy}, select the text files, as with "
-            "data.glob='*.txt', or set data.invalid_files=skip"
-        )
-    text.skipped[reason.kind] += 1
-
-
-def _read_file(text: _Text, file: Path, tokenizer: TextTokenizer | None) -> None:
-    """Add one document.
-
-    Raises:
-        _NotTextError: the file is no UTF-8 text; nothing was added.
-    """
-    before, counts, digest = len(text.tokens), Counter[str](), text.digest.copy()
-    blocks = _blocks(file, counts, digest)
-    try:
-        if tokenizer is None:
+    def _add_tokens(self, tokens: array[int], blocks: Iterator[tuple[bytes, str]], counts: Counter[str]) -> None:
+        if self._tokenizer is None:
             for block, _ in blocks:
-                text.tokens.frombytes(block)
-            text.tokens.append(_BYTE_SEPARATOR)
-        else:
-            for encoded in tokenizer.encode(decoded for _, decoded in blocks):
-                text.tokens.frombytes(encoded.ids.tobytes())
-                counts["characters_dropped"] += encoded.dropped_characters
-                counts["tokens_unknown"] += encoded.unknown_tokens
-    except _NotTextError:
-        del text.tokens[before:]
-        raise
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from error
-    if not counts["size_bytes"]:
-        # No document, so that neither a separator nor a tokenizer's own marks belong to it.
-        del text.tokens[before:]
-        text.empty += 1
-        return
-    text.files.append(file)
-    text.counts += counts
-    text.digest = digest
+                self._heartbeat()
+                tokens.frombytes(block)
+            tokens.append(_BYTE_SEPARATOR)
+            return
+        for encoded in self._tokenizer.encode(decoded for _, decoded in blocks):
+            self._heartbeat()
+            tokens.frombytes(encoded.ids.tobytes())
+            counts["characters_dropped"] += encoded.dropped_characters
+            counts["tokens_unknown"] += encoded.unknown_tokens
 
 
 def _blocks(file: Path, counts: Counter[str], digest: Any) -> Iterator[tuple[bytes, str]]:
