@@ -323,6 +323,18 @@ EXCLUDED_FROM_WORKLOAD_ID = (
 )
 
 
+# Settings that name a file or folder: a leading ~ stands for a home folder.
+PATH_SETTINGS = (
+    "out",
+    "peak_dir",
+    "metrics_file",
+    "data.path",
+    "data.eval_path",
+    "data.tokenizer",
+    "parallel.scaling_reference",
+)
+
+
 def is_part_of_the_work(key: str) -> bool:
     """Return whether a setting, by its dotted key, decides what is computed."""
     return not any(

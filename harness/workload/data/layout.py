@@ -109,7 +109,9 @@ def _llmc(path: Path, head: bytes, size: int) -> TokenLayout | None:
     if magic not in {known for known, _ in LLMC_TYPES}:
         return None
     if (magic, version) not in LLMC_TYPES:
-        raise DataError(f"{path}: has llm.c's header with version {version}, which is not known; save it as .npy")
+        raise DataError(
+            f"{path}: has llm.c's header with version {version}, which is not known; save the tokens with numpy.save"
+        )
     dtype = np.dtype(LLMC_TYPES[magic, version])
     if size - LLMC_HEADER_BYTES != count * dtype.itemsize:
         raise DataError(
@@ -169,10 +171,10 @@ def _check_type(path: Path, stated: np.dtype) -> None:
     found = likely_type(_sample(path), stated.name)
     if found is None or found == stated.name:
         return
-    remedy = f"set data.dtype={found}" if found in ("uint16", "uint32") else f"read it as {found}"
+    remedy = f"set data.dtype={found}, or save" if found in ("uint16", "uint32") else "save"
     raise DataError(
-        f"{path}: holds {found}, not data.dtype={stated.name}, by the pattern of its bytes; {remedy}, or save the "
-        "tokens with numpy.save, whose files state their type"
+        f"{path}: holds {found}, not data.dtype={stated.name}, by the pattern of its bytes; {remedy} the tokens with "
+        "numpy.save, whose files state their type"
     )
 
 

@@ -80,11 +80,9 @@ class TextTokenizer:
     def _windows(self, buffer: str, parts: Iterator[str]) -> Iterator[Encoded]:
         """Yield the tokens of a document of several windows, each joined to the next where both agree."""
         step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
-        window = self._encode(buffer[:WINDOW_CHARACTERS])
-        rest = buffer[WINDOW_CHARACTERS:]
-        before, after = self._special_ids(window)
-        yield Encoded(before, 0, 0)
+        window, rest = self._encode(buffer[:WINDOW_CHARACTERS]), buffer[WINDOW_CHARACTERS:]
         token, character = 0, 0
+        after: np.ndarray | None = None
         while True:
             while len(rest) < step and (part := next(parts, None)) is not None:
                 rest += part
@@ -99,13 +97,19 @@ class TextTokenizer:
                 token = int(np.searchsorted(window.spans[:, 0], character))
                 rest, step = rest[step:], 2 * step
                 continue
+            if after is None:
+                before, after = self._special_ids(window)
+                yield Encoded(before, 0, 0)
             here, there = joint
             end = int(window.spans[here, 0])
             yield self._emitted(window, token, here, character, end)
             window, token, character, rest = following, there, end - start, rest[step:]
             step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
+        if after is None:
+            window = self._encode(window.text, special=True)
         yield self._emitted(window, token, len(window.ids), character, len(window.text))
-        yield Encoded(after, 0, 0)
+        if after is not None:
+            yield Encoded(after, 0, 0)
 
     def _encode(self, text: str, special: bool = False) -> _Window:
         encoding = _call(lambda: self._tokenizer.encode(text, add_special_tokens=special), self._failed)

@@ -72,7 +72,10 @@ def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> tuple[np
             tokens = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.first_byte)
             file_format = layout.format
         else:
-            raise DataError(f"{path}: expected a name that ends in .npy or .bin (raw {data.dtype} tokens)")
+            kind, remedy = foreign_format(read_head(path), path.name) or ("a file of another name", "rename it")
+            raise DataError(
+                f"{path}: is {kind}, expected a name that ends in .npy or .bin (raw {data.dtype} tokens); {remedy}"
+            )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {key} and permissions") from error
     return tokens, {"format": file_format, "dtype": tokens.dtype.name, "size_bytes": size}
