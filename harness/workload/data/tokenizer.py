@@ -206,10 +206,10 @@ def _other_json(path: Path) -> str | None:
         return None
     if not isinstance(content, dict) or not content or isinstance(content.get("model"), dict):
         return None
-    if all(isinstance(value, int) for value in content.values()):
-        return "a vocabulary without the rules of its tokenizer"
     if "tokenizer_class" in content or "model_max_length" in content:
         return "the configuration of a tokenizer"
+    if all(isinstance(value, int) for value in content.values()):
+        return "a vocabulary without the rules of its tokenizer"
     return "the configuration of a model" if "model_type" in content else None
 
 
