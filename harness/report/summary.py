@@ -33,6 +33,7 @@ def key_figures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
         "status": record["status"],
         "workload_id": record["workload_id"],
         "device": record["device"].get("name"),
+        "data": record["data"],
         "steps": len(losses),
         "loss": losses[-1] if losses else None,
         "evaluation_loss": record["eval"]["final"],
