@@ -4,7 +4,7 @@
     python scripts/bench_data.py --memory 10 100 1000
 
 A step waits for data only if the device trains faster than this. The second form measures the memory that reading text
-with a tokenizer takes, for files of so many megabytes; on one core 1000 take a quarter to half an hour.
+with a tokenizer takes, for files of these sizes in megabytes; on one core 1000 take a quarter to half an hour.
 """
 
 from __future__ import annotations
