@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -27,10 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
-from harness.config import BackendConfig, Config, config_directory, iter_settings
+from harness.config import PATH_SETTINGS, BackendConfig, Config, config_directory, iter_settings
 from harness.environment import check_working_directory
 from harness.errors import ConfigError
-from harness.text import shortened
+from harness.text import override_key, shortened
 from harness.validation import validate
 
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
@@ -46,6 +47,7 @@ def load(overrides: list[str]) -> Config:
         ConfigError: an override is misspelled or of the wrong type, or settings contradict each other.
     """
     check_working_directory()
+    overrides = _quote_home(overrides)
     with _hydra() as loader:
         _check_overrides(_parse(overrides), loader, sweeps_allowed=False)
         try:
@@ -53,6 +55,7 @@ def load(overrides: list[str]) -> Config:
             config = _to_typed(composed)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
+    _expand_home(config)
     validate(config)
     return config
 
@@ -60,10 +63,39 @@ def load(overrides: list[str]) -> Config:
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
     """Return the override list of each job of a `--multirun`: the product of all swept values."""
     with _hydra() as loader:
-        parsed = _parse(overrides, loader)
+        parsed = _parse(_quote_home(overrides), loader)
         _check_overrides(parsed, loader, sweeps_allowed=True)
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
+
+
+def _quote_home(overrides: list[str]) -> list[str]:
+    """Return overrides with quotes around a path that begins with ~: a shell leaves it as it is after an equal sign."""
+    return [_quoted(override) if _starts_at_home(override) else override for override in overrides]
+
+
+def _starts_at_home(override: str) -> bool:
+    value = override.partition("=")[2]
+    return override_key(override) in PATH_SETTINGS and value.startswith("~") and not set(value) & set(",'\\")
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'"
+
+
+def _expand_home(config: Config) -> None:
+    for setting in PATH_SETTINGS:
+        group, _, name = setting.rpartition(".")
+        node = getattr(config, group) if group else config
+        value = getattr(node, name)
+        if value is not None and value.startswith("~"):
+            try:
+                setattr(node, name, str(Path(value).expanduser()))
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"{setting}: found {value!r}, but no home folder of that user; write out the path"
+                ) from error
 
 
 def group_options() -> dict[str, list[str]]:

@@ -102,7 +102,7 @@ class DataConfig:
     glob: str = "*"
     """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
     invalid_files: str = bounded("error", choices=("error", "skip"))
-    """Handling of a file that is not UTF-8 (text); the record counts skipped files."""
+    """Handling of a file that is no UTF-8 text (text); the record counts skipped files."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
     itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
@@ -320,6 +320,18 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     # Timing.
     "workload.timing_warmup_steps",
     "workload.interval_steps",
+)
+
+
+# Settings that name a file or folder: a leading ~ stands for a home folder.
+PATH_SETTINGS = (
+    "out",
+    "peak_dir",
+    "metrics_file",
+    "data.path",
+    "data.eval_path",
+    "data.tokenizer",
+    "parallel.scaling_reference",
 )
 
 

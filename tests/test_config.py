@@ -14,6 +14,7 @@ from harness.composition import expand_sweep, group_options, load
 from harness.config import (
     EXCLUDED_FROM_WORKLOAD_ID,
     OPERATIONS,
+    PATH_SETTINGS,
     STOCK_TRACK,
     Config,
     iter_settings,
@@ -217,3 +218,28 @@ class TestComposition:
     )
     def test_any_folder_name_survives_the_override_grammar(self, name: str) -> None:
         assert load([f"out={hydra_quote(Path('/tmp') / name)}"]).out == f"/tmp/{name}"
+
+
+class TestHomeFolder:
+    """A shell leaves ~ as it is after an equal sign."""
+
+    def test_a_leading_tilde_is_expanded_in_every_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        config = load(["data=text", "parallel=ddp", *(f"{key}=~/my notes" for key in PATH_SETTINGS)])
+        for key in PATH_SETTINGS:
+            node: Any = config
+            for name in key.split("."):
+                node = getattr(node, name)
+            assert node == "/home/me/my notes", key
+
+    def test_one_elsewhere_stays(self) -> None:
+        assert load(["data=text", "data.path='a/~b'"]).data.path == "a/~b"
+
+    def test_an_unknown_user_is_named(self) -> None:
+        with pytest.raises(ConfigError, match=r"out: found '~no_such_user/x', but no home folder"):
+            load(["out=~no_such_user/x"])
+
+    def test_every_setting_that_is_a_path_is_listed(self) -> None:
+        path_endings = ("path", "_dir", "_file")
+        named = {key for key, _, _ in iter_settings(Config) if key.rsplit(".", 1)[-1].endswith(path_endings)}
+        assert named <= set(PATH_SETTINGS) <= {key for key, _, _ in iter_settings(Config)}

@@ -35,6 +35,7 @@ MODULES = {
 FLOORS = {
     "harness": 0,
     "errors": 0,
+    "file_formats": 0,
     "text": 0,
     "schemas": 0,
     "environment": 1,

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 from harness.report.console import WIDTH, PlainConsole
-from harness.report.summary import print_summary
+from harness.report.summary import key_figures, print_summary
 from tests.conftest import GOLDEN, PROJECT, assert_golden
 
 
@@ -53,6 +53,23 @@ def test_run_that_ended_before_its_measured_window(record: dict[str, Any]) -> No
     record["eval"].update(points=[], final=None)
     record.update(status="oom", error="not enough memory; lower workload.micro_batch_size")
     assert_golden("summary-oom.txt", summary(record))
+
+
+def test_what_was_read_and_left_out_is_shown(record: dict[str, Any]) -> None:
+    counts = {"files_not_matched": 2, "files_empty": 0, "files_skipped": {"a gzip file": 3}, "links_repeated": 1}
+    lost = {"characters": 4000, "characters_dropped": 1000, "tokens_unknown": 7}
+    sizes = {"train_tokens": 2_600, "train_sequences": 10, "held_out_tokens": 500, "held_out_sequences": 1}
+    record["config"]["workload"]["seq_len"] = 256
+    record["data"] = {"name": "text", "files_read": 1, "size_bytes": 4000, **counts, **lost, **sizes}
+    record["data"]["held_out"] = {"files_read": 1, "files_empty": 1}
+    shown = " ".join(summary(record).split())
+    assert "data 1 file, 4,000 bytes: 2,600 tokens in 10 sequences and 39 left over; 500 tokens held out" in shown
+    assert (
+        "left out files not matched by data.glob: 2; skipped as a gzip file: 3; links to what is read already: 1; "
+        "characters dropped by the tokenizer: 1,000 of 4,000 (25.0 %); unknown tokens: 7"
+    ) in shown
+    assert "held-out files empty files: 1" in shown
+    assert key_figures(record, Path("out"))["data"] == record["data"]
 
 
 def test_numbers_are_the_records(record: dict[str, Any]) -> None:

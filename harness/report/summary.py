@@ -33,6 +33,7 @@ def key_figures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
         "status": record["status"],
         "workload_id": record["workload_id"],
         "device": record["device"].get("name"),
+        "data": record["data"],
         "steps": len(losses),
         "loss": losses[-1] if losses else None,
         "evaluation_loss": record["eval"]["final"],
@@ -52,6 +53,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
         ("work", _work(record)),
+        *_data(record),
         ("device", _device(record)),
         ("digests", _digests(record)),
     ]
@@ -89,6 +91,38 @@ def _work(record: dict[str, Any]) -> str:
         f"data {config['data']['name']}, {work['global_batch_size']} x {work['seq_len']} tokens a step, "
         f"track {config['track']['name']}"
     )
+
+
+def _data(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of what was read of files, and of what was left out."""
+    data = record["data"]
+    if "train_sequences" not in data:
+        return []
+    sequences, seq_len = data["train_sequences"], record["config"]["workload"]["seq_len"]
+    unused = data["train_tokens"] - sequences * seq_len - 1
+    files = data.get("files_read")
+    kind = f"{data['format']} {data['dtype']}" if files is None else f"{files:,} file{'' if files == 1 else 's'}"
+    read = f"{kind}, {data['size_bytes']:,} bytes: {data['train_tokens']:,} tokens in {sequences:,} sequences"
+    read += f" and {unused:,} left over" if unused else ""
+    lines = [("data", f"{read}; {data['held_out_tokens']:,} tokens held out")]
+    for name, part in (("left out", data), ("held-out files", data.get("held_out"))):
+        if part is not None and (left_out := _left_out(part)):
+            lines.append((name, left_out))
+    return lines
+
+
+def _left_out(data: dict[str, Any]) -> str:
+    dropped, characters = data.get("characters_dropped", 0), data.get("characters", 0)
+    share = f" of {characters:,} ({100 * dropped / max(1, characters):.1f} %)"
+    counts = [
+        ("files not matched by data.glob", data.get("files_not_matched"), ""),
+        ("empty files", data.get("files_empty"), ""),
+        *((f"skipped as {kind}", count, "") for kind, count in data.get("files_skipped", {}).items()),
+        ("links to what is read already", data.get("links_repeated"), ""),
+        ("characters dropped by the tokenizer", dropped, share),
+        ("unknown tokens", data.get("tokens_unknown"), ""),
+    ]
+    return "; ".join(f"{words}: {count:,}{of_all}" for words, count, of_all in counts if count)
 
 
 def _attempts(record: dict[str, Any]) -> str:

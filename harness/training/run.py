@@ -61,7 +61,9 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
         join_processes(world, heartbeat, timeout_seconds=timeout_seconds) as processes,
     ):
         try:
-            dataset = _open_data(config)
+            dataset = _open_data(config, heartbeat)
+            for line in dataset.cautions() if world.is_main else ():
+                log.warning(line)
             backend.load()
             log.adopt_libraries()
             with ExitStack() as stack:
@@ -94,8 +96,8 @@ def _written_heartbeat(heartbeat: Heartbeat, world: World, timeout_seconds: floa
         writer.stop()
 
 
-def _open_data(config: Config) -> Dataset:
-    dataset = open_dataset(config)
+def _open_data(config: Config, heartbeat: Heartbeat) -> Dataset:
+    dataset = open_dataset(config, heartbeat.beat)
     if config.workload.eval_every:
         dataset.require_held_out(config.workload.eval_sequences)
         dataset.held_out(0, config.workload.eval_sequences)

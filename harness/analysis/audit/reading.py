@@ -16,6 +16,7 @@ import yaml
 from harness.analysis.audit.rows import COLUMNS, SIDES, TEXTS, Row
 from harness.analysis.chips import PRECISIONS
 from harness.errors import UserError
+from harness.file_formats import foreign_format, read_head, special_file
 from harness.text import scaled_number
 
 PERCENT = ("mfu", "accuracy")
@@ -41,11 +42,16 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         UserError: it cannot be read, or a column or a value is invalid.
     """
+    expected = "a YAML or CSV file of published rows"
     try:
+        if (kind := special_file(file)) is not None:
+            raise UserError(f"{file}: is {kind}, expected {expected}")
+        if (foreign := foreign_format(read_head(file), file.name)) is not None:
+            raise UserError(f"{file}: is {foreign[0]}, expected {expected}; {foreign[1]}")
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{file}: cannot be read: {reason}; give a YAML or CSV file of published rows") from error
+        raise UserError(f"{file}: cannot be read: {reason}; give {expected}") from error
     ending = file.suffix.lower()
     if ending not in (".csv", ".yaml", ".yml"):
         raise UserError(f"{file}: found a name that ends in {ending or 'nothing'!r}, expected .yaml, .yml or .csv")
