@@ -31,7 +31,7 @@ def config(folder: Path, *overrides: str) -> Config:
     return load([*TINY, f"out={folder}", *overrides])
 
 
-def refuse_as_nfs(descriptor: int, operation: int) -> None:
+def flock_of_nfs(descriptor: int, operation: int) -> None:
     """Lock as NFS does: exclusively only what is open for writing."""
     mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
     if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
@@ -43,7 +43,7 @@ real_flock = fcntl.flock
 
 
 def test_holds_on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_lock.fcntl, "flock", refuse_as_nfs)
+    monkeypatch.setattr(folder_lock.fcntl, "flock", flock_of_nfs)
     with (
         acquire_run_folder(config(tmp_path / "run", *RESUME), "x"),
         pytest.raises(ConfigError, match="is locked by another process"),
@@ -105,12 +105,12 @@ def test_a_read_only_folder(number: int, tmp_path: Path, monkeypatch: pytest.Mon
         pass
     opened = os.open
 
-    def refuse(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+    def open_read_only(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
         if flags & os.O_RDWR and not flags & os.O_EXCL:
             raise OSError(number, os.strerror(number), str(path))
         return opened(path, flags, *arguments, **keywords)
 
-    monkeypatch.setattr(folder_lock.os, "open", refuse)
+    monkeypatch.setattr(folder_lock.os, "open", open_read_only)
     with pytest.raises(ConfigError, match=r"config\.yaml cannot be opened for writing: (Permission|Read-only)"):
         acquire_run_folder(config(tmp_path / "run", *RESUME), "x")
 

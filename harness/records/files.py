@@ -14,44 +14,51 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness.config import MAX_INTEGER, MAX_NUMBER
 from harness.errors import ConfigError, RunFailed
 
 # An integer in a record: a seed has 64 bits.
-MAX_DIGITS = 20
-# Any other number: a loss that diverges is a float32.
-MAX_NUMBER = 1e100
+MAX_DIGITS = len(str(MAX_INTEGER))
 # A larger file would fill the memory; the manifest of a million steps has a fifth of this.
 MAX_FILE_BYTES = 1 << 30
 
 
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> Path:
-    """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
-
-    Args:
-        durable: wait until the file is on disk. False for a file that the next one replaces in a moment.
+def write_atomically(path: Path, text: str) -> Path:
+    """Write a complete file or none, and wait until it is on disk. No link is followed.
 
     Raises:
         RunFailed: the disk is full or not writable; no partial file is left behind.
     """
-    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
-        file = open(partial, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
+        replace_file(path, text, durable=True)
     except OSError as error:
         raise write_failure(path, error) from error
-    try:
-        with file:
+    return path
+
+
+def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
+
+    Args:
+        durable: wait until the file is on disk; not for one that is replaced every few seconds.
+
+    Raises:
+        OSError: the disk is full or not writable; no partial file is left behind.
+    """
+    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    with open(partial, "x", encoding="utf-8") as file:
+        try:
             file.write(text)
             file.flush()
             if durable:
                 flush_to_disk(file.fileno())
-        os.replace(partial, path)
-        if durable:
-            sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise write_failure(path, error) from error
-    return path
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+    if durable:
+        sync_folder(path.parent)
 
 
 def check_report_folder(folder: Path, names: Iterable[str], *, marker: str, key: str) -> None:

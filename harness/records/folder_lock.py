@@ -49,7 +49,7 @@ class FolderLock:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing has been written: the file is new, or the process that created it was killed at once."""
+        """True if nothing has been written: the file is new, or the process that created it was killed at once."""
         return os.fstat(self._descriptor).st_size == 0
 
     def write(self, content: bytes) -> None:

@@ -104,7 +104,7 @@ class CheckpointStore:
             CheckpointError: it is damaged, of another workload, or of a newer version.
         """
         path = self._path(step)
-        manifest = read_manifest(path, self._workload_id)
+        manifest = read_manifest(path, self._workload_id, self._remedy(step))
         if manifest["step"] != step:
             raise CheckpointError(
                 f"{path}: is of step {manifest['step']}, not {step}: it was renamed; {self._remedy(step)}"
@@ -155,7 +155,7 @@ class CheckpointStore:
         if not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
             return False
         try:
-            return read_manifest(path, self._workload_id)["step"] == int(path.name.removeprefix("step-"))
+            return read_manifest(path, self._workload_id, "")["step"] == int(path.name.removeprefix("step-"))
         except (CheckpointError, KeyError):
             return False
 

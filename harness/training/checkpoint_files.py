@@ -119,8 +119,11 @@ def _to_metadata(layout: Mapping[str, Any], files: Collection[str]) -> Metadata:
     return Metadata(tensors, storage_data=places)
 
 
-def read_manifest(path: Path, workload_id: str) -> dict[str, Any]:
+def read_manifest(path: Path, workload_id: str, remedy: str) -> dict[str, Any]:
     """Return the manifest of a checkpoint's folder.
+
+    Args:
+        remedy: for the message about a damaged one.
 
     Raises:
         CheckpointError: it is missing, damaged, of another workload or of another version.
@@ -130,14 +133,14 @@ def read_manifest(path: Path, workload_id: str) -> dict[str, Any]:
         manifest = load_json(file)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{file}: cannot be read: {why}; delete {path} to resume from an earlier one") from error
+        raise CheckpointError(f"{file}: cannot be read: {why}; {remedy}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
-        raise CheckpointError(f"{file}: not a checkpoint of this harness; delete {path}")
+        raise CheckpointError(f"{file}: not a checkpoint of this harness; {remedy}")
     if version != FORMAT_VERSION:
-        age, remedy = ("newer", "upgrade it") if version > FORMAT_VERSION else ("older", f"delete {path}")
+        age, cure = ("newer", "upgrade it") if version > FORMAT_VERSION else ("older", remedy)
         raise CheckpointError(
-            f"{file}: format_version {version} is {age} than this harness reads ({FORMAT_VERSION}); {remedy}"
+            f"{file}: format_version {version} is {age} than this harness reads ({FORMAT_VERSION}); {cure}"
         )
     if manifest.get("workload_id") != workload_id:
         raise CheckpointError(
@@ -145,13 +148,10 @@ def read_manifest(path: Path, workload_id: str) -> dict[str, Any]:
             "settings that the run started with, or choose another out=DIR"
         )
     if not has_valid_seal(manifest):
-        raise CheckpointError(
-            f"{file}: was changed after it was written (content_sha256 differs); delete {path} to resume from an "
-            "earlier one"
-        )
+        raise CheckpointError(f"{file}: was changed after it was written (content_sha256 differs); {remedy}")
     for key, kind in (("step", int), ("files", dict), ("tensors", dict), ("progress", dict)):
         if not isinstance(manifest.get(key), kind):
-            raise CheckpointError(f"{file}: has no usable {key}; delete {path} to resume from an earlier one")
+            raise CheckpointError(f"{file}: has no usable {key}; {remedy}")
     return manifest
 
 

@@ -83,7 +83,7 @@ class CheckpointManager:
         steps = self.ranks.broadcast_from_main(lambda: self._steps_digest(from_step))
         if steps is None or steps != progress.get("steps"):
             raise RunFailed(
-                f"{self.folder / STEPS_FILE}: does not hold the steps 1 to {from_step} as the run wrote them before the "
+                f"{self.folder / STEPS_FILE}: does not hold the steps 1 to {from_step} as they were written before the "
                 "checkpoint; restore the file, or start again in another out=DIR",
                 shared=True,
             )

@@ -70,7 +70,7 @@ class TrainingHistory:
         """Return the history of the first `steps` steps from the values of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: the values are not those of `to_json`, or not those of so many steps.
+            KeyError, TypeError, ValueError: the values are not those of `to_json`, or of another number of steps.
         """
         history = cls(**values)
         history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
