@@ -26,6 +26,7 @@ AUTOTUNE_FILE = "autotune.json"
 STACKS_FILE = "hung.txt"
 CHECKPOINT_FOLDER = "checkpoints"
 PROFILE_FOLDER = "profile"
+MAX_CONFIG_DEPTH = 4
 TENSORBOARD_FOLDER = "tensorboard"
 # The name of a complete checkpoint.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -134,21 +135,31 @@ def _check_same_work(folder: Path, config: Config) -> None:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """Return the settings in a run's config.yaml, which has no aliases, since a few can stand for billions of values.
+    """Return the settings in a run's config.yaml.
 
     Raises:
         ConfigError: it is not as this harness writes it.
     """
     try:
         text = read_file(file).decode("utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases")
+        _check_yaml(text)
         settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
     if not isinstance(settings, dict):
         raise ConfigError(f"{file}: holds no settings; choose another out=DIR")
     return settings
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for YAML that takes long to read: with aliases, which multiply, or nested too deeply."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_CONFIG_DEPTH:
+            raise ValueError("it is nested too deeply")
 
 
 def _check_checkpoint_link(folder: Path) -> None:

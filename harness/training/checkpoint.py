@@ -185,8 +185,12 @@ class CheckpointStore:
 
     def _write_failure(self, final: Path, why: str) -> RunFailed:
         kept = checkpoint_steps(self._folder.parent)
-        newest = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
-        return RunFailed(f"{final}: cannot be written: {why}; free some space and resume ({newest})", shared=True)
+        remedy = (
+            f"resume (the checkpoint of step {kept[-1]} is kept)"
+            if kept
+            else "start again (there is no checkpoint yet)"
+        )
+        return RunFailed(f"{final}: cannot be written: {why}; free some space and {remedy}", shared=True)
 
     def _remedy(self, step: int) -> str:
         before = [other for other in checkpoint_steps(self._folder.parent) if other < step]

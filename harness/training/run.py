@@ -21,6 +21,7 @@ from harness.records.steps import STEPS_FILE
 from harness.signals import StopRequest, stop_on_signals
 from harness.training.distributed.collectives import CoordinatedStop, same_on_all
 from harness.training.distributed.process_group import RunProcesses, join_processes
+from harness.training.distributed.watchdog import RankFailure
 from harness.training.monitoring.heartbeat import Heartbeat, HeartbeatWriter
 from harness.training.run_record import build_record
 from harness.training.setup import RunDescription, RunStart, describe_run
@@ -144,7 +145,7 @@ class _Run:
             acquired.path, config, description, backend, dataset, processes, CoordinatedStop(processes.ranks, stop),
             from_step=acquired.from_step,
         )  # fmt: skip
-        processes.on_fatal(lambda first: self._finish(RunFailed(str(first), first.status), None))
+        processes.on_fatal(self._end_at_once)
 
     def run(self, heartbeat_writer: HeartbeatWriter) -> RunResult:
         """Train, and write the record; then profile, if `profile=true` and the run ended well."""
@@ -163,6 +164,11 @@ class _Run:
                 return self._profile(step)
         self._stop.begin_shutdown()
         return RunResult(self._folder, self._finish(failure, interrupted), failure, interrupted)
+
+    def _end_at_once(self, first: RankFailure) -> Path:
+        """Write the record of a run whose main thread hangs, and return its folder."""
+        self._finish(RunFailed(str(first), first.status), None)
+        return self._folder
 
     def _train(self, heartbeat_writer: HeartbeatWriter) -> TrainStep:
         _check_equal_ranks(self._description, self._dataset, self._processes)
