@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,13 @@ from tests.conftest import TINY
 RESUME = ("checkpoint.every=2", "resume=auto")
 
 
+@cache
+def composed(overrides: tuple[str, ...]) -> Config:
+    return load([*TINY, "out=unused", *overrides])
+
+
 def config(folder: Path, *overrides: str) -> Config:
-    return load([*TINY, f"out={folder}", *overrides])
+    return replace(composed(overrides), out=str(folder))
 
 
 def flock_of_nfs(descriptor: int, operation: int) -> None:

@@ -121,11 +121,11 @@ def _check_same_work(folder: Path, config: Config) -> None:
     file = folder / CONFIG_FILE
     before = _read_config(file)
     # Settings outside the workload, such as the untimed steps, may differ.
-    now = flatten(to_dict(config))
+    then, now = flatten(before), flatten(to_dict(config))
     differing = [
-        f"{key} was {value!r}, now {now.get(key)!r}"
-        for key, value in flatten(before).items()
-        if is_part_of_the_work(key) and now.get(key) != value
+        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in {**then, **now}
+        if is_part_of_the_work(key) and (key not in then or now.get(key) != then[key])
     ]
     if differing:
         raise ConfigError(
@@ -146,7 +146,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         settings = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not settings:
         raise ConfigError(f"{file}: holds no settings; choose another out=DIR")
     return settings
 
