@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from pathlib import Path
 
 import harness
@@ -92,10 +94,18 @@ def run_once(config: Config, world: World) -> int:
         if ended is not None:
             raise EndedWithAll(str(ended), ended.exit_code)
         return ExitCode.OK
-    if log.is_json():
-        log.info("run ended", **key_figures(outcome.record, outcome.folder))
-    else:
-        print_summary(outcome.record, outcome.folder)
+    try:
+        if log.is_json():
+            log.info("run ended", **key_figures(outcome.record, outcome.folder))
+        else:
+            print_summary(outcome.record, outcome.folder)
+        # Before the error also where both go into one file.
+        sys.stdout.flush()
+    except OSError:
+        if outcome.failure is None:
+            raise
+        # The failure matters more than its summary, and Python's own flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if outcome.failure is not None:
         # The record of a run that ended well before a later failure, such as that of its profile, is named already.
         raise outcome.failure if outcome.record["status"] == "ok" else outcome.failure.in_run(outcome.folder)
