@@ -72,7 +72,7 @@ def test_without_locks_no_run_is_resumed(number: int, tmp_path: Path, monkeypatc
     # A run that is not resumed has its folder to itself, since it has created config.yaml.
     with acquire_run_folder(config(tmp_path / "run", "checkpoint.every=2"), "x"):
         pass
-    with pytest.raises(ConfigError, match="holds a run that was interrupted"):
+    with pytest.raises(ConfigError, match="still running or was interrupted"):
         acquire_run_folder(config(tmp_path / "run"), "x")
     with pytest.raises(ConfigError, match="is on a file system without locks"):
         acquire_run_folder(config(tmp_path / "run", *RESUME), "x")
