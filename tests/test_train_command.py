@@ -139,14 +139,3 @@ class TestReport:
     def test_one_without_checkpoints_says_so(self, end: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
         assert end("interrupted", signal=2) == 130
         assert "without checkpoints (checkpoint.every) the run cannot be resumed" in capsys.readouterr().err
-
-    def test_a_failure_is_reported_where_the_summary_cannot_be(
-        self, end: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-    ) -> None:
-        def broken(*_: Any) -> None:
-            raise BrokenPipeError(32, "Broken pipe")
-
-        monkeypatch.setattr("harness.report.summary.print_summary", broken)
-        monkeypatch.setattr(train.os, "dup2", lambda *_: None)
-        assert end("oom", failure=RunFailed("out of memory", "oom")) == 5
-        assert "error: out of memory" in capfd.readouterr().err

@@ -242,8 +242,8 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
         raise ConfigError(f"out: {folder} holds {state}; {remedy}")
     if has_config or (folder / STEPS_FILE).exists():
         raise ConfigError(
-            f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}); its finished steps are in "
-            f"{STEPS_FILE}; {remedy}"
+            f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}); its "
+            f"finished steps are in {STEPS_FILE}; {remedy}"
         )
     if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
         raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
