@@ -81,7 +81,7 @@ def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
 
 
 class TestReport:
-    """What a run says at its end: its summary, its folder, and how to go on."""
+    """The end of a run: its summary, its folder, and how to go on."""
 
     @pytest.fixture
     def end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
