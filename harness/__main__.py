@@ -33,7 +33,7 @@ def _run(argv: list[str]) -> int:
     except UserError as error:
         # Of processes that end together, another one reports it.
         if not isinstance(error, EndedWithAll):
-            log.error(str(error), exit_code=int(error.exit_code))
+            log.error(str(error), exit_code=int(error.exit_code), **error.fields)
         return error.exit_code
     except (Interrupted, KeyboardInterrupt) as interrupted:
         code = int(getattr(interrupted, "exit_code", ExitCode.SIGINT))

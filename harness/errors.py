@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -27,6 +31,8 @@ class UserError(Exception):
     """
 
     exit_code = ExitCode.USAGE
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the log line with log=json, beside the message."""
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
@@ -66,6 +72,12 @@ class RunFailed(UserError):
         self.status = status
         # Whether every process of the run fails in the same way at the same place.
         self.shared = shared
+
+    def in_run(self, folder: Path) -> RunFailed:
+        """Return the same failure with the folder of its run in message and fields."""
+        named = RunFailed(f"{self}; the record is in {folder}", self.status, shared=self.shared)
+        named.fields = {"run": str(folder), "status": self.status}
+        return named
 
 
 class EndedWithAll(UserError):

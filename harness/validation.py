@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from harness.config import STOCK, STOCK_TRACK, Config, DataConfig, ModelConfig, iter_settings, num_key_value_heads
+from harness.config import (
+    MAX_INTEGER,
+    MAX_NUMBER,
+    STOCK,
+    STOCK_TRACK,
+    Config,
+    DataConfig,
+    ModelConfig,
+    iter_settings,
+    num_key_value_heads,
+)
 from harness.errors import ConfigError
 
 
@@ -35,6 +45,11 @@ def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: f
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{key}: found {value}, expected a finite number")
+    # A record's reader takes larger ones for damage.
+    if isinstance(value, int) and value > MAX_INTEGER:
+        raise ConfigError(f"{key}: found a number of {value.bit_length()} bits, expected at most {MAX_INTEGER}")
+    if isinstance(value, float) and abs(value) >= MAX_NUMBER:
+        raise ConfigError(f"{key}: found {value:g}, expected less than {MAX_NUMBER:g}")
     if choices is not None and value not in choices:
         raise ConfigError(f"{key}: found {value!r}, expected one of: {', '.join(choices)}")
     if minimum is not None and value < minimum:

@@ -322,7 +322,7 @@ class TestCheckpoints:
     def test_a_resumed_loop_goes_on(self) -> None:
         fake = FakeRun(config_of("checkpoint.every=4"), stop_after_step=3)
         fake.run()
-        done = TrainingHistory.from_json(json.loads(json.dumps(fake.history.to_json())))
+        done = TrainingHistory.from_json(json.loads(json.dumps(fake.history.to_json())), 3)
         assert done == fake.history
         again = FakeRun(config_of("checkpoint.every=4"), done=done)
         again.run()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import __main__ as door
-from harness.commands import health, interleaved_runs, preflight
+from harness.commands import health, interleaved_runs, preflight, train
 from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
+from harness.training import run
+from tests.conftest import TINY
+from tests.records import make_record
 
 
 def refused() -> None:
@@ -121,3 +126,64 @@ def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
     assert "repeats=1" in command
     with pytest.raises(ConfigError, match="sets repeats, which compare decides"):
         interleaved_runs.run_side_by_side([settings, f"{settings} repeats=2"], 5, tmp_path / "other")
+
+
+class TestReport:
+    """The end of a run: its summary, its folder, and how to go on."""
+
+    @pytest.fixture
+    def end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+        def end(status: str, *argv: str, failure: RunFailed | None = None, signal: int | None = None) -> int:
+            record = make_record(status=status)
+            record["error"] = None if failure is None else str(failure)
+            interrupted = None if signal is None else Interrupted(signal)
+            result = run.RunResult(tmp_path / "run", record, failure, interrupted)
+            monkeypatch.setattr(train, "ready_backend", lambda config, world: None)
+            monkeypatch.setattr(run, "run", lambda config, backend, world: result)
+            return door.main([*TINY, *argv])
+
+        return end
+
+    def test_a_failed_run_shows_its_summary_and_names_its_folder(
+        self, end: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert end("oom", failure=RunFailed("out of memory", "oom")) == 5
+        out, errors = capsys.readouterr()
+        assert out.splitlines()[0].startswith("run ")
+        assert "oom: out of memory" in out
+        assert errors == f"error: out of memory; the record is in {tmp_path / 'run'}\n"
+
+    def test_json_lines_carry_run_and_status(
+        self, end: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert end("oom", "log=json", failure=RunFailed("out of memory", "oom")) == 5
+        line = json.loads(capsys.readouterr().err.splitlines()[-1])
+        assert (line["run"], line["status"], line["exit_code"]) == (str(tmp_path / "run"), "oom", 5)
+
+    def test_a_failure_after_a_good_run_is_not_its_own(
+        self, end: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert end("ok", failure=RunFailed("profile: disk full")) == 5
+        assert capsys.readouterr().err == "error: profile: disk full\n"
+
+    @pytest.mark.parametrize(
+        ("argv", "said"),
+        [
+            ((), "run the same command again with out=RUN resume=auto to go on from there"),
+            (("out=x",), "run the same command again with resume=auto to go on from there"),
+            (("out=x", "checkpoint.every=10", "resume=auto"), "run the same command again to go on from there"),
+        ],
+    )
+    def test_an_interrupted_run_says_how_to_go_on(
+        self, argv: tuple[str, ...], said: str, end: Callable[..., int], tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        (tmp_path / "run" / "checkpoints" / "step-00000020").mkdir(parents=True)
+        assert end("interrupted", *argv, signal=15) == 143
+        errors = capsys.readouterr().err
+        assert "the checkpoint of step 20 is in" in errors
+        assert said.replace("RUN", str(tmp_path / "run")) in errors
+
+    def test_one_without_checkpoints_says_so(self, end: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+        assert end("interrupted", signal=2) == 130
+        assert "without checkpoints (checkpoint.every) the run cannot be resumed" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from harness.commands.preflight import check_backend
 from harness.composition import load
 from harness.config import Config, workload_id
 from harness.errors import ConfigError, ExitCode, RunFailed
-from harness.records.files import write_atomically
+from harness.records.files import has_valid_seal, load_json, seal, write_atomically
 from harness.records.record import RECORD_FILE, read_record
 from harness.text import override_key, utc_stamp
 
@@ -124,9 +124,11 @@ def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list
     file = folder / PLAN_FILE
     if file.is_file():
         try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
+            plan = load_json(file)
+            if not has_valid_seal(plan):
+                raise ValueError("it was changed after it was written")
             same = plan["settings"] == list(settings) and plan["repeats"] == repeats
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{file}: cannot be read ({error}); choose another --out") from error
         if not same:
             raise ConfigError(
@@ -135,7 +137,7 @@ def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list
             )
         return plan
     order = list(balanced_order(len(settings), repeats, random.Random()))
-    plan = {"settings": list(settings), "repeats": repeats, "order": order}
+    plan = seal({"settings": list(settings), "repeats": repeats, "order": order})
     write_atomically(file, json.dumps(plan, indent=1) + "\n")
     return plan
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from pathlib import Path
 
 import harness
@@ -14,7 +16,7 @@ from harness.commands.preflight import check_backend, ready_backend, report_once
 from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
-from harness.records.run_folder import check_no_existing_run, create_run_folder
+from harness.records.run_folder import check_no_existing_run, checkpoint_steps, create_run_folder
 from harness.text import override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
@@ -92,18 +94,37 @@ def run_once(config: Config, world: World) -> int:
         if ended is not None:
             raise EndedWithAll(str(ended), ended.exit_code)
         return ExitCode.OK
-    if outcome.record["status"] not in ("ok", "interrupted") and outcome.failure is not None:
-        raise outcome.failure
-    if log.is_json():
-        log.info("run ended", **key_figures(outcome.record, outcome.folder))
-    else:
-        print_summary(outcome.record, outcome.folder)
+    try:
+        if log.is_json():
+            log.info("run ended", **key_figures(outcome.record, outcome.folder))
+        else:
+            print_summary(outcome.record, outcome.folder)
+        # Before the error also where both go into one file.
+        sys.stdout.flush()
+    except OSError:
+        if outcome.failure is None:
+            raise
+        # The failure matters more than its summary, and Python's own flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if outcome.failure is not None:
-        # A failure after the run, such as a report that cannot be written.
-        raise outcome.failure
+        # The record of a run that ended well before a later failure, such as that of its profile, is named already.
+        raise outcome.failure if outcome.record["status"] == "ok" else outcome.failure.in_run(outcome.folder)
     if outcome.interrupted is not None:
+        if outcome.record["status"] == "interrupted":
+            log.info(_how_to_go_on(config, outcome.folder))
         raise outcome.interrupted
     return ExitCode.OK
+
+
+def _how_to_go_on(config: Config, folder: Path) -> str:
+    """Return how to resume an interrupted run."""
+    steps = checkpoint_steps(folder)
+    if not steps:
+        return f"the record is in {folder}; without checkpoints (checkpoint.every) the run cannot be resumed"
+    added = [] if config.out is not None else [f"out={folder}"]
+    added += [] if config.resume is not None else ["resume=auto"]
+    remedy = "run the same command again" + (f" with {' '.join(added)}" if added else "")
+    return f"the checkpoint of step {steps[-1]} is in {folder}; {remedy} to go on from there"
 
 
 def check_loggers(config: Config, world: World) -> None:

@@ -29,7 +29,8 @@ from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.world import World
 
 T = TypeVar("T")
-OnFatal = Callable[[RankFailure], object]
+# Returns the folder of the record that it has written.
+OnFatal = Callable[[RankFailure], Path | None]
 _NO_STORE = (
     "MASTER_ADDR: no store of this run answers at {host}:{port}; check that rank 0 was started there, that this host "
     "reaches it, and that no other program listens on that port"
@@ -231,8 +232,9 @@ class _DistributedProcesses(RunProcesses):
         """End this process from the watchdog's thread: its main thread waits in a collective that never finishes."""
         StderrWatch.stop_active()
         if self.world.is_main:
-            self._write_record(failure)
-            log.error(str(failure), exit_code=failure.exit_code)
+            folder, named = self._write_record(failure), RunFailed(str(failure), failure.status)
+            named = named if folder is None else named.in_run(folder)
+            log.error(str(named), exit_code=failure.exit_code, **named.fields)
         self.record_written()
         sys.stdout.flush()
         os._exit(failure.exit_code)
