@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -31,6 +32,14 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A setting is misspelled, of the wrong type, out of range, or contradicts another one."""
+
+
+def combined(problems: Sequence[str]) -> ConfigError:
+    """Return one error for everything that is wrong with the settings: one problem as it is, several numbered."""
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return ConfigError(f"{len(problems)} problems: {numbered}")
 
 
 class DataError(UserError):

@@ -42,6 +42,7 @@ FLOORS = {
     "signals": 1,
     "world": 1,
     "config": 2,
+    "overrides": 2,
     "schedule": 3,
     "backends": 4,
     "records": 4,

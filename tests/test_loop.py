@@ -16,6 +16,7 @@ from harness.backends.step import PhaseContext, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
+from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
 from harness.training.evaluation import Evaluator
 from harness.training.history import TrainingHistory
@@ -30,7 +31,7 @@ from tests.conftest import TINY
 
 
 def config_of(*overrides: str) -> Config:
-    return load([*TINY, *overrides])
+    return load(layered_settings(TINY, [*overrides]))
 
 
 class TestPlan:
