@@ -52,7 +52,9 @@ def load(overrides: list[str]) -> Config:
     check_working_directory()
     with _hydra() as loader:
         parsed, values = _read(overrides, loader, sweeps_allowed=False)
-        choices = [_choice(override) for key, override in parsed.items() if key in GROUPS]
+        options = {key: name_or_null(override) for key, override in parsed.items() if key in GROUPS}
+        # In quotes, because Hydra reads 2024_11 as a number. It has no null, which is `experiment`'s default.
+        choices = [f"{key}='{option}'" for key, option in options.items() if option is not None]
         try:
             config = _to_typed(Config, _values_of_files(compose("config", overrides=choices), values))
             _label_modified(config, values)
@@ -163,12 +165,6 @@ def _choices(override: Override) -> list[Any]:
         return [name_or_null(override)]
     key = override.key_or_group
     return [name_or_null(parse_override(f"{key}={value}", None)) for value in swept_values(override)]
-
-
-def _choice(override: Override) -> str:
-    """Return the choice of a group's option for Hydra, which would read 2024_11 as a number."""
-    option = name_or_null(override)
-    return f"{override.key_or_group}=" + ("null" if option is None else f"'{option}'")
 
 
 def _nearest(found: Any, known: list[str]) -> str:
