@@ -54,6 +54,11 @@ def override_key(override: str) -> str:
     return override.lstrip("+").split("=", 1)[0]
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 step, 1,200 steps; `plural` is for nouns that do not take an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def layered_settings(*layers: Iterable[str]) -> list[str]:
     """Return several lists of settings as one, in which each key is set once: by the last list that sets it."""
     settings: dict[str, str] = {}

@@ -58,8 +58,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("argv", "said"),
         [
-            ((), "found 0 side(s), expected a reference and one or more others"),
-            (("reference",), "found 1 side(s)"),
+            ((), "found 0 sides, expected a reference and one or more others"),
+            (("reference",), "found 1 side, expected"),
             (("reference", "nowhere"), "nowhere: no such file or folder"),
             (("reference", "reference"), "the same record was given twice"),
             (("reference", "same", "--margin", "5"), "--margin: found 5, expected a fraction between 0 and 1"),
@@ -69,7 +69,7 @@ class TestRefusals:
             (("reference", "same", "--label", "one"), "found 1 --label for 2 sides"),
             (("reference", "same", "--tabel"), "unrecognized arguments: --tabel"),
             (("reference", "same", "--run", "backend=cpu"), "found both --run and the path"),
-            (("--run", "backend=cpu"), "found 1 side(s)"),
+            (("--run", "backend=cpu"), "found 1 side, expected"),
             (("--run", "backend=cpu", "--run", "backend=tpu"), "found 'tpu', expected one of"),
             (("--run", "backend=cpu", "--run", "seed=2"), "is not the same work as"),
             (("--run", "out=x", "--run", "backend=cpu"), "sets out, which compare decides"),

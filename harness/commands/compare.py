@@ -13,6 +13,7 @@ from harness.analysis.run_group import RunGroup, load_run_groups
 from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, compare, exit_code, to_dict
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import UserError
+from harness.text import counted
 
 FORMATS = ("table", "json")
 
@@ -115,7 +116,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = options.run or options.sides
     if len(given) < 2:
         raise UserError(
-            f"compare: found {len(given)} side(s), expected a reference and one or more others; "
+            f"compare: found {counted(len(given), 'side')}, expected a reference and one or more others; "
             "python -m harness compare --help"
         )
     if options.label and len(options.label) != len(given):

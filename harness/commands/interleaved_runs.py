@@ -22,7 +22,7 @@ from harness.config import Config, to_dict, workload_id, workload_settings
 from harness.errors import ConfigError, ExitCode, RunFailed
 from harness.records.files import write_atomically
 from harness.records.record import RECORD_FILE, read_record
-from harness.text import override_key, utc_stamp
+from harness.text import counted, override_key, utc_stamp
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"
@@ -139,7 +139,7 @@ def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list
             raise ConfigError(f"{file}: cannot be read ({error}); choose another --out") from error
         if not same:
             raise ConfigError(
-                f"--out: {folder} holds another comparison ({plan['repeats']} repeats of "
+                f"--out: {folder} holds another comparison ({counted(plan['repeats'], 'repeat')} of "
                 f"{' and '.join(map(repr, plan['settings']))}); choose another --out"
             )
         return plan

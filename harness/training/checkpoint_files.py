@@ -12,6 +12,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
+from harness.text import counted
+
 MANIFEST = "manifest.json"
 _HASH_CHUNK_BYTES = 1 << 22
 
@@ -70,7 +72,7 @@ def find_damage(path: Path, expected: Mapping[str, Any]) -> str | None:
     try:
         size = path.stat().st_size
         if size != expected["bytes"]:
-            return f"{path.name} is damaged: it has {size} bytes, expected {expected['bytes']}"
+            return f"{path.name} is damaged: it has {counted(size, 'byte')}, expected {expected['bytes']}"
         if _sha256(path) != expected["sha256"]:
             return f"{path.name} is damaged: its checksum differs from the one in {MANIFEST}"
     except OSError as error:

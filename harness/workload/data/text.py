@@ -12,6 +12,7 @@ import numpy as np
 
 from harness.config import Config, DataConfig
 from harness.errors import DataError
+from harness.text import counted
 from harness.workload.data.base import TokenDataset, split_held_out, unigram_entropy
 
 BYTE_VOCABULARY = 256
@@ -117,7 +118,7 @@ def _read_tokens(
         digest.update(content)
         pieces.append(encode(content, text))
     if not pieces:
-        raise DataError(f"{path}: holds no text in {len(files)} files ({skipped} skipped as not UTF-8)")
+        raise DataError(f"{path}: holds no text in {counted(len(files), 'file')} ({skipped} skipped as not UTF-8)")
     description = {
         "files": len(files),
         "files_skipped_not_utf8": skipped,
