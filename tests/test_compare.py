@@ -53,6 +53,33 @@ class TestExitCodes:
         assert compare(folders, *argv) == code
         assert capsys.readouterr().out
 
+    @pytest.mark.parametrize(
+        ("argv", "lines"),
+        [
+            (("reference", "slow", "--expect", "not-slower"), ["error: expected not-slower: not shown (slower)"]),
+            (("reference", "same", "--expect", "faster"), ["error: expected faster: not shown (equivalent)"]),
+            (("reference", "same", "--expect", "equivalent"), ["expected equivalent: shown (equivalent)"]),
+            (("reference", "oom", "--expect", "not-slower"), ["error: expected not-slower: not shown (failed)"]),
+            (
+                ("reference", "fast", "slow", "--expect", "faster", "--format", "json",
+                 "--label", "a", "--label", "b", "--label", "c"),
+                ["expected faster of b: shown (faster)", "error: expected faster of c: not shown (slower)"],
+            ),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_an_expectation_is_answered_with_the_verdict(
+        self, argv: tuple[str, ...], lines: list[str], folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        compare(folders, *argv)
+        assert capsys.readouterr().err.splitlines() == lines
+
+    def test_without_an_expectation_there_is_none(
+        self, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        compare(folders, "reference", "slow")
+        assert capsys.readouterr().err == ""
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
