@@ -28,7 +28,16 @@ from harness.backends import create, plugin_config_packages, registered
 from harness.config import BackendConfig, Config, config_directory, flatten, from_settings, iter_settings, workload_id
 from harness.environment import check_working_directory
 from harness.errors import ConfigError, combined
-from harness.overrides import as_type, duplicates, name_or_null, parse_override, sweep_jobs, swept_values, typed_value
+from harness.overrides import (
+    as_type,
+    duplicates,
+    name_or_null,
+    parse_override,
+    sweep_jobs,
+    swept_values,
+    typed_text,
+    typed_value,
+)
 from harness.text import override_key, shortened
 from harness.validation import validate
 
@@ -134,7 +143,8 @@ def _check_override(override: Override, loader: Any, *, sweeps_allowed: bool) ->
     key = override.key_or_group
     if override.is_sweep_override() and not sweeps_allowed:
         text = shortened(override.input_line or "")
-        raise ConfigError(f"{text!r}: found several values, expected one; add -m to run each, or quote the value")
+        hint = "" if re.search(r"[^\d,.\s+-]", typed_text(override)) else "; a number has no comma: 0.001, 1000"
+        raise ConfigError(f"{text!r}: found several values, expected one; add -m to run each, or quote the value{hint}")
     if key in GROUPS and override.package is None:
         _check_options(key, _choices(override), _options(loader, key))
         return

@@ -53,8 +53,15 @@ def parse_override(text: str, loader: Any) -> Override:
 
 def _unreadable(override: str) -> str:
     """Return the message for an override that Hydra's grammar refuses."""
-    cause, value = "", override.partition("=")[2]
-    if not value.startswith(("'", '"')) and (foreign := [letter for letter in value if not letter.isascii()]):
+    key, equals, value = override.partition("=")
+    cause = ""
+    if not equals:
+        cause = "found no equals sign; "
+    elif key != key.rstrip():
+        cause = "found a space before the equals sign; "
+    elif value.lstrip()[:1] in ("'", '"') and value.count(value.lstrip()[0]) % 2:
+        cause = "found a quote that is not closed; "
+    elif not value.startswith(("'", '"')) and (foreign := [letter for letter in value if not letter.isascii()]):
         cause = f"found {foreign[0]!r}, which is not ASCII, outside quotes; "
     return (
         f"cannot read {shortened(override)!r}: {cause}expected key=value, with quotes around a value with spaces, "

@@ -71,13 +71,7 @@ def test_weights_that_do_not_fit_need_another_remedy_than_a_smaller_micro_batch(
     monkeypatch.setattr(prepare, "parallelize_model", does_not_fit)
     config, meter = load([*TINY]), CommunicationMeter(events=None, asynchronous=False)
     with pytest.raises(RunFailed, match=r"^Tried to allocate 2.00 GiB; the weights alone do not fit") as failed:
-        prepare.prepare_step(
-            config,
-            backends.create(config.backend),
-            Ranks(),
-            CommunicationMeter(events=None, asynchronous=False),
-            lambda: None,
-        )
+        prepare.prepare_step(config, backends.create(config.backend), Ranks(), meter, lambda: None)
     assert failed.value.status == "oom"
     assert WEIGHTS_REMEDY in str(failed.value)
     assert "workload.micro_batch_size" not in str(failed.value)
