@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.backends import create, plugin_config_packages, registered
 from harness.config import BackendConfig, Config, config_directory, flatten, from_settings, iter_settings, workload_id
 from harness.environment import check_working_directory
-from harness.errors import ConfigError, combined
+from harness.errors import ConfigError, config_error
 from harness.overrides import (
     as_type,
     duplicates,
@@ -130,7 +130,7 @@ def _read(overrides: list[str], loader: Any, *, sweeps_allowed: bool) -> tuple[d
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise combined(problems)
+        raise config_error(problems)
     return parsed, values
 
 
@@ -219,7 +219,7 @@ def _to_typed(config_class: type[T], given: dict[str, Any]) -> T:
         if value == MISSING
     ]
     if problems:
-        raise combined(problems)
+        raise config_error(problems)
     return config
 
 

@@ -34,7 +34,7 @@ class ConfigError(UserError):
     """A setting is misspelled, of the wrong type, out of range, or contradicts another one."""
 
 
-def combined(problems: Sequence[str]) -> ConfigError:
+def config_error(problems: Sequence[str]) -> ConfigError:
     """Return one error for everything that is wrong with the settings: one problem as it is, several numbered."""
     if len(problems) == 1:
         return ConfigError(problems[0])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.config import STOCK, STOCK_TRACK, Config, iter_settings, num_key_value_heads
-from harness.errors import ConfigError, combined
+from harness.errors import ConfigError, config_error
 
 
 def validate(config: Config) -> None:
@@ -22,11 +22,11 @@ def validate(config: Config) -> None:
     wrong = {key.split(".")[0] for key, found in problems.items() if found}
     found = [problem for each in problems.values() for problem in each]
     for parts, check in COMBINATIONS:
-        # A value out of its limits says nothing about combinations.
+        # A combination with a value out of its limits cannot be judged.
         if wrong.isdisjoint(parts):
             found += check(config)
     if found:
-        raise combined(found)
+        raise config_error(found)
 
 
 def _check_out(config: Config) -> Iterator[str]:
