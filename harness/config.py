@@ -287,7 +287,8 @@ def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
 def from_settings(config_class: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Return a config with the given values by dotted key, and its fields' defaults for the others."""
     own: dict[str, Any] = {}
-    for item in fields(config_class):
+    of_class: Any = config_class
+    for item in fields(of_class):
         key = prefix + item.name
         section = _section(item)
         if section is not None:
