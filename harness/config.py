@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 
 from harness.errors import ConfigError
 from harness.log import FORMS, LEVELS
+
+T = TypeVar("T")
 
 # Bump when the same settings come to mean other work: another initialization, synthetic language, or update rule.
 WORKLOAD_VERSION = 1
@@ -279,11 +281,31 @@ def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
     for item in fields(node):
         key = prefix + item.name
         value = getattr(node, item.name, MISSING)
-        kind = globals().get(item.type, item.type) if isinstance(item.type, str) else item.type
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from iter_settings(value if is_dataclass(value) else kind, key + ".")
+        section = _section(item)
+        if section is not None:
+            yield from iter_settings(value if is_dataclass(value) else section, key + ".")
         else:
             yield key, item, value
+
+
+def from_settings(config_class: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Return a config with the given values by dotted key, and its fields' defaults for the others."""
+    own: dict[str, Any] = {}
+    of_class: Any = config_class
+    for item in fields(of_class):
+        key = prefix + item.name
+        section = _section(item)
+        if section is not None:
+            own[item.name] = from_settings(section, values, key + ".")
+        elif key in values:
+            own[item.name] = values[key]
+    return config_class(**own)
+
+
+def _section(item: Field[Any]) -> type[Any] | None:
+    """Return the config class of a field, or None if the field is a setting."""
+    kind = globals().get(item.type) if isinstance(item.type, str) else item.type
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 # Settings that decide how or where the work is done, not what is computed. Every other setting is part of the

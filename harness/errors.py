@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,14 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A setting is misspelled, of the wrong type, out of range, or contradicts another one."""
+
+
+def config_error(problems: Sequence[str]) -> ConfigError:
+    """Return one error for everything that is wrong with the settings: one problem as it is, several numbered."""
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return ConfigError(f"{len(problems)} problems: {numbered}")
 
 
 class DataError(UserError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
 # Direction marks can reverse a text, so that it reads as what it is not.
@@ -51,6 +52,19 @@ def scaled_number(text: str) -> float:
 def override_key(override: str) -> str:
     """Return the key that a command-line override sets: `seed` for `seed=1`, `+seed=1` and `++seed=1`."""
     return override.lstrip("+").split("=", 1)[0]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 step, 1,200 steps; `plural` is for nouns that do not take an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def layered_settings(*layers: Iterable[str]) -> list[str]:
+    """Return several lists of settings as one, in which each key is set once: by the last list that sets it."""
+    settings: dict[str, str] = {}
+    for layer in layers:
+        settings |= {override_key(setting): setting for setting in layer}
+    return list(settings.values())
 
 
 def utc_now() -> str:

@@ -67,13 +67,14 @@ def harness(tmp_path: Path) -> Harness:
     (cwd, preexec_fn, ...), it is a fresh interpreter.
     """
     from tests.ranks import shared_zygote
+    from tests.zygote import last_values
 
     def run(*argv: str, timeout: float = 120, fresh: bool = False, env: Mapping[str, str] | None = None,
             **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
         variables = {**os.environ, **(env or {})}
         if fresh or options:
             return subprocess.run(
-                [sys.executable, "-m", "harness", *argv],
+                [sys.executable, "-m", "harness", *last_values(argv)],
                 capture_output=True,
                 text=True,
                 timeout=timeout,

@@ -17,6 +17,7 @@ from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
 from harness.records.load import record_files
 from harness.records.run_folder import create_run_folder
+from harness.text import layered_settings
 from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]
@@ -52,7 +53,9 @@ class Scripted:
 
 
 def search(folder: Path, runs: Runs, *argv: str) -> tuple[int, Config]:
-    overrides = [*TINY, "experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *argv]
+    overrides = layered_settings(
+        TINY, ["experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *argv]
+    )
     config = load(overrides)
     return run_autotune(config, overrides, runs), config
 
@@ -161,7 +164,7 @@ def test_interrupted_it_shows_what_it_found(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_search_is_not_resumed() -> None:
     with pytest.raises(ConfigError, match="resume: a search"):
-        load([*TINY, "experiment=autotune", "resume=auto", "checkpoint.every=2", "out=a"])
+        load(layered_settings(TINY, ["experiment=autotune", "resume=auto", "checkpoint.every=2", "out=a"]))
 
 
 def test_a_search_is_no_side_of_a_comparison(tmp_path: Path) -> None:
@@ -199,4 +202,4 @@ def test_a_folder_is_searched_once(tmp_path: Path) -> None:
 
 def test_several_processes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"autotune: .*parallel=single"):
-        load([*TINY, "experiment=autotune", "parallel=ddp"])
+        load(layered_settings(TINY, ["experiment=autotune", "parallel=ddp"]))

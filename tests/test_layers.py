@@ -45,6 +45,7 @@ FLOORS = {
     "world": 1,
     "addresses": 2,
     "config": 2,
+    "overrides": 2,
     "schedule": 3,
     "backends": 4,
     "records": 4,

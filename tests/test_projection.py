@@ -213,7 +213,7 @@ class TestRefusals:
             ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
             ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
             ({"devices": 8, "tensor": 8, "heads": 12}, "found 8, expected a divisor of the model's 12 heads"),
-            ({"layers": 96, "width": 12288}, "found 1 B, expected more: 96 layers of width 12288 have about 174 B"),
+            ({"layers": 96, "width": 12288}, "found 1 B, expected about 174 B or more for 96 layers of width 12288"),
             ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
             ({"devices": 4, "pipeline": 4, "virtual_stages": 3}, "found 4 stages of 3, expected no more than"),
         ],

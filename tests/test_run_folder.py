@@ -15,12 +15,13 @@ from harness.errors import ConfigError
 from harness.records.attempts import begin_attempt, end_attempt, read_attempts
 from harness.records.record import read_record, write_record
 from harness.records.run_folder import acquire_run_folder, checkpoint_steps
+from harness.text import layered_settings
 from tests.conftest import TINY
 from tests.records import make_record
 
 
 def config(folder: Path, *overrides: str) -> Config:
-    return load([*TINY, f"out={folder}", "checkpoint.every=2", "resume=auto", *overrides])
+    return load(layered_settings(TINY, [f"out={folder}", "checkpoint.every=2", "resume=auto", *overrides]))
 
 
 def start_run(folder: Path) -> None:
@@ -108,7 +109,7 @@ def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
 def test_without_resume_an_existing_run_is_an_error(tmp_path: Path) -> None:
     start_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="was interrupted"):
-        acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
+        acquire_run_folder(load(layered_settings(TINY, [f"out={tmp_path / 'run'}"])), "cpu-tiny")
 
 
 def test_attempts_include_every_interruption(tmp_path: Path) -> None:

@@ -77,6 +77,20 @@ def test_numbers_are_the_records(record: dict[str, Any]) -> None:
     assert "95.09 ms, mean of 20 steps" in summary(record)
 
 
+def test_one_of_a_thing_is_singular(record: dict[str, Any]) -> None:
+    record["effective_settings"]["threads"] = 1
+    record["eval"].update(sequences=1, points=record["eval"]["points"][:1])
+    timing = record["timing"]
+    timing["intervals"], timing["measured_steps"], timing["warmup"]["steps"] = timing["intervals"][:1], 1, 1
+    record["config"]["precision"], record["losses"]["skipped_steps"] = "fp16", 1
+    text = summary(record)
+    for one in ("1 host thread\n", "mean of 1 step in 1 interval,", "1 warm-up step ", "(1 sequence, 1 evaluation)",
+                "1 update skipped"):  # fmt: skip
+        assert one in text
+    record["effective_settings"] = {}
+    assert "? host threads" in summary(record)
+
+
 def test_a_quiet_clock_is_not_spoken_of(record: dict[str, Any]) -> None:
     quiet = summary(record)
     for clocks in (

@@ -109,6 +109,17 @@ def test_of_those_that_torchrun_interrupts_one_says_so(
     assert len(capsys.readouterr().err.splitlines()) == lines
 
 
+def test_compare_names_the_settings_in_which_the_sides_differ(tmp_path: Path) -> None:
+    other = "experiment=smoke seed=2 workload.learning_rate=1e-4 backend.threads=1"
+    with pytest.raises(ConfigError) as error:
+        interleaved_runs.run_side_by_side(["experiment=smoke", other], 5, tmp_path / "out")
+    assert str(error.value) == (
+        f"--run '{other}' is not the same work as --run 'experiment=smoke': workload.learning_rate is 0.0001, not "
+        "0.002, seed is 2, not 1; change only settings outside the work, such as backend"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,15 @@ def holds(pair: Pair, expectation: str) -> bool:
         "faster": pair.verdict == FASTER or (ratio.differs and ratio.estimate < 1),
         "not-slower": ratio.not_slower,
     }[expectation]
+
+
+def expectation_lines(comparison: Comparison, expectation: str) -> Iterator[tuple[bool, str]]:
+    """Yield whether the expectation is shown for each side, and the line that says so with the verdict."""
+    for pair in comparison.pairs:
+        shown = holds(pair, expectation)
+        verdict = pair.claim.verdict if expectation == SUPPORTED and pair.claim is not None else pair.verdict
+        side = f" of {pair.other.label}" if len(comparison.pairs) > 1 else ""
+        yield shown, f"expected {expectation}{side}: {'shown' if shown else 'not shown'} ({verdict})"
 
 
 def exit_code(comparison: Comparison, expectation: str | None) -> int:

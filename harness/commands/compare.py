@@ -10,9 +10,18 @@ from harness import log
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.run_group import RunGroup, load_run_groups
-from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, compare, exit_code, to_dict
+from harness.analysis.verdict import (
+    DEFAULT_MARGIN,
+    EXPECTATIONS,
+    Comparison,
+    compare,
+    exit_code,
+    expectation_lines,
+    to_dict,
+)
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import UserError
+from harness.text import counted, printable
 
 FORMATS = ("table", "json")
 
@@ -105,6 +114,10 @@ def main(argv: list[str]) -> int:
         write_report(comparison, out, commands)
         log.info(f"report: {out / 'report.html'}")
     _print(comparison, options.format)
+    if options.expect is not None:
+        for shown, line in expectation_lines(comparison, options.expect):
+            # On standard error, since standard output may be JSON.
+            (log.info if shown else log.error)(printable(line))
     return exit_code(comparison, options.expect)
 
 
@@ -115,7 +128,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = options.run or options.sides
     if len(given) < 2:
         raise UserError(
-            f"compare: found {len(given)} side(s), expected a reference and one or more others; "
+            f"compare: found {counted(len(given), 'side')}, expected a reference and one or more others; "
             "python -m harness compare --help"
         )
     if options.label and len(options.label) != len(given):

@@ -16,6 +16,7 @@ from harness.records.peak import PEAK_FILE
 from harness.records.record import write_record
 from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
+from harness.text import counted
 from harness.world import from_environment
 
 
@@ -64,7 +65,9 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     threads = peak["effective_settings"]["threads"]
-    table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
+    table.add_row(
+        "device", f"{device['kind']}: {device['name']}" + (f", {counted(threads, 'thread')}" if threads else "")
+    )
     for precision, found in peak["matrix_products"].items():
         table.add_row(precision, "not supported" if found is None else _products(found))
     memory = peak["memory"]

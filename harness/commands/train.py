@@ -39,17 +39,31 @@ def main(argv: list[str]) -> int:
     if "--settings" in flags:
         return print_settings()
     if overrides and "=" not in overrides[0] and not overrides[0].startswith(("+", "~")):
-        near = difflib.get_close_matches(overrides[0], VERBS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"{shortened(overrides[0])!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings "
-            f"as key=value{hint}; python -m harness --help"
-        )
+        raise UserError(_not_a_command(overrides[0]))
     if "--cfg" in flags:
         return print_config(overrides)
     if {"-m", "--multirun"} & set(flags):
         return run_sweep(overrides)
     return run_once_or_repeat(overrides)
+
+
+def _not_a_command(word: str) -> str:
+    """Return the message for a first word that is neither a command nor a setting with a value."""
+    key = word.split(":", maxsplit=1)[0]
+    if _is_setting(key):
+        return f"{shortened(word)!r}: found no equals sign after {key}, expected {key}=VALUE without spaces"
+    if word in ("train", "run"):
+        return f"{word!r}: no such command: to train, give the settings alone, as key=value; python -m harness --help"
+    near = [f"--{word}"] if f"--{word}" in OPTIONS else difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return (
+        f"{shortened(word)!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings as "
+        f"key=value{hint}; python -m harness --help"
+    )
+
+
+def _is_setting(key: str) -> bool:
+    return key in GROUPS or key in (known for known, _, _ in iter_settings(Config))
 
 
 def _remedy(flag: str) -> str:
@@ -58,10 +72,11 @@ def _remedy(flag: str) -> str:
     if name in ("--local-rank", "--local_rank"):
         return ": torch.distributed.launch passes it; launch with python -m harness torchrun, or with torchrun"
     key = name.lstrip("-")
-    if key in GROUPS or key in (known for known, _, _ in iter_settings(Config)):
+    if _is_setting(key):
         return f", but a setting; write it without dashes: {flag.lstrip('-') if '=' in flag else key + '=VALUE'}"
-    near = difflib.get_close_matches(name, OPTIONS, n=1)
-    return f", expected one of: {', '.join(sorted(OPTIONS))}" + (f"; did you mean {near[0]}?" if near else "")
+    near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}?" if near else "a setting is written key=value, without dashes"
+    return f", expected one of: {', '.join(sorted(OPTIONS))}; {hint}"
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from harness.analysis.format import gibibytes, tflops, tokens_per_second
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
+from harness.text import counted
 
 # Wall clocks are corrected by fractions of a second all the time.
 CLOCK_TOLERANCE_SECONDS = 2.0
@@ -79,7 +80,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     if len(record.get("attempts") or []) > 1:
         lines.append(("attempts", _attempts(record)))
     if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
-        lines.append(("fp16", f"{record['losses']['skipped_steps']} updates skipped by the loss scaler"))
+        lines.append(("fp16", f"{counted(record['losses']['skipped_steps'], 'update')} skipped by the loss scaler"))
     return lines
 
 
@@ -128,10 +129,10 @@ def _left_out(data: dict[str, Any]) -> str:
 def _attempts(record: dict[str, Any]) -> str:
     attempts = record["attempts"]
     ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
-    counted = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
+    before = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
     return (
-        f"{len(attempts)}; before: {counted}; the last resumed at step {attempts[-1]['from_step']}; "
-        f"{record['timing']['resumed']['steps']} untimed warm-up steps after resuming"
+        f"{len(attempts)}; before: {before}; the last resumed at step {attempts[-1]['from_step']}; "
+        f"{counted(record['timing']['resumed']['steps'], 'untimed warm-up step')} after resuming"
     )
 
 
@@ -207,7 +208,8 @@ def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:
 
 
 def _threads(record: dict[str, Any]) -> str:
-    return f"{record['effective_settings'].get('threads', '?')} host threads"
+    threads = record["effective_settings"].get("threads")
+    return "? host threads" if threads is None else counted(threads, "host thread")
 
 
 def _digests(record: dict[str, Any]) -> str:
@@ -226,7 +228,8 @@ def _step_time(timing: dict[str, Any]) -> str:
     spread = f", intervals {1000 * min(intervals):.2f} to {1000 * max(intervals):.2f} ms"
     if len(intervals) > 1:
         spread += f" (sd {1000 * statistics.stdev(intervals):.2f})"
-    return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(intervals)} intervals{spread}"
+    mean = f"mean of {counted(steps, 'step')} in {counted(len(intervals), 'interval')}"
+    return f"{1000 * timing['mean_step_seconds']:.2f} ms, {mean}{spread}"
 
 
 def _speed(timing: dict[str, Any], processes: int) -> str:
@@ -256,7 +259,7 @@ def _excluded(record: dict[str, Any]) -> str:
     parts = [
         ("set-up", timing["setup_seconds"]),
         ("first step", timing["first_step_seconds"]),
-        (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
+        (counted(timing["warmup"]["steps"], "warm-up step"), timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
         ("compilation within these", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
@@ -284,7 +287,7 @@ def _held_out(record: dict[str, Any]) -> str:
     gap = f", {points[-1]['loss'] - floor:.4f} above the floor" if floor is not None else ""
     return (
         f"{points[-1]['loss']:.4f} nats/token at step {points[-1]['step']}{gap} "
-        f"({record['eval']['sequences']} sequences, {len(points)} evaluations)"
+        f"({counted(record['eval']['sequences'], 'sequence')}, {counted(len(points), 'evaluation')})"
     )
 
 

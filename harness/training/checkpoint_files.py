@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from harness.errors import CheckpointError
 from harness.records.files import has_valid_seal, load_json
+from harness.text import counted
 
 MANIFEST = "manifest.json"
 # Of the manifest.
@@ -172,7 +173,7 @@ def find_damage(folder: Path, name: str, expected: Any) -> str | None:
         if not stat.S_ISREG(found.st_mode):
             difference = "it is not a regular file"
         elif found.st_size != expected["bytes"]:
-            difference = f"it has {found.st_size} bytes, expected {expected['bytes']}"
+            difference = f"it has {counted(found.st_size, 'byte')}, expected {expected['bytes']}"
         elif _sha256(folder / name) != expected["sha256"]:
             difference = f"its checksum differs from the one in {MANIFEST}"
     except OSError as error:

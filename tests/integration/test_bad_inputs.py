@@ -45,7 +45,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("backend=hpu", 3, ["hpu", "habana_frameworks is not installed"]),
     ("backend=mps", 3, ["mps", "macOS"]),
     ("compare a b", 2, ["a: no such file or folder"]),
-    ("compare a", 2, ["found 1 side(s)"]),
+    ("compare a", 2, ["found 1 side, expected"]),
     ("compare a b --margin wide", 2, ["--margin", "wide"]),
     ("--turbo", 2, ["--turbo", "no such option"]),
     ("doctor tpu", 2, ["tpu", "cpu, cuda, hpu, mps, npu, xpu"]),

@@ -18,10 +18,11 @@ import yaml
 
 from tests.conftest import PROJECT, TINY
 from tests.ranks import free_port, shared_zygote
+from tests.zygote import last_values
 
 LAUNCH = PROJECT / "scripts" / "launch"
 # A moment's work for each process; the files' own settings are longer.
-BRIEF = (*TINY, "parallel=ddp", "workload.global_batch_size=4", "workload.micro_batch_size=1")
+BRIEF = (*TINY, "parallel=ddp", "workload.micro_batch_size=1")
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
@@ -33,7 +34,7 @@ def variables(**more: str) -> dict[str, str]:
 
 def start(argv: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        argv, cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        last_values(argv), cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 

@@ -18,13 +18,14 @@ import jsonschema
 import pytest
 
 from harness.records.run_folder import checkpoint_steps
+from harness.text import layered_settings
 from tests.conftest import PROJECT, TINY, Harness
 from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks
 from tests.zygote import Forked
 
 KEPT = ("checkpoint.every=4", "resume=auto")
-LONG = (*TINY, "workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30")
+LONG = layered_settings(TINY, ["workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30"])
 KILLS = 6
 
 
@@ -236,8 +237,8 @@ class TestRanks:
 
     def test_the_launcher_ends_with_the_code_of_the_run(self, tmp_path: Path) -> None:
         """SIGTERM reaches the launcher alone, as in a container."""
-        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
-                 "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
+        changes = ["workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0"]
+        overrides = layered_settings(TINY, changes, ["parallel=fsdp", *KEPT, "out=run"])
         command = [shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
         with subprocess.Popen([*command, *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
             while not checkpoint_steps(tmp_path / "run"):
@@ -254,7 +255,7 @@ class TestRanks:
         assert "Traceback" not in errors
         # An error of the run is the launcher's too, with the same line and exit code.
         done = subprocess.run(
-            [*command, *overrides, "model.num_hidden_layers=0"],
+            [*command, *layered_settings(overrides, ["model.num_hidden_layers=0"])],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -12,6 +12,7 @@ import numpy as np
 from harness.analysis.chips import Chip
 from harness.analysis.flops import MIN_WEIGHTS, STATE_BYTES_PER_PARAMETER, parameters_of_layers
 from harness.errors import UserError
+from harness.text import counted
 
 DRAWS = 20_000
 # Share of a device's memory that whole weights and gradients may take, so that activations fit as well.
@@ -171,13 +172,14 @@ class Plan:
             and self.parameters < (parameters_of_layers(self.layers, self.width, MIN_WEIGHTS))
         ):
             raise UserError(
-                f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "
-                f"{self.width} have about {parameters_of_layers(self.layers, self.width) / 1e9:.3g} B"
+                f"parameters: found {self.parameters / 1e9:.3g} B, expected about "
+                f"{parameters_of_layers(self.layers, self.width) / 1e9:.3g} B or more for "
+                f"{counted(self.layers, 'layer')} of width {self.width}"
             )
         if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
             raise UserError(
-                f"pipeline: found {self.pipeline} stages of {self.virtual_stages}, expected no more than the model's "
-                f"{self.layers} layers"
+                f"pipeline: found {counted(self.pipeline, 'stage')} of {self.virtual_stages}, expected no more than "
+                f"the model's {counted(self.layers, 'layer')}"
             )
 
     @property

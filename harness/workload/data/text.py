@@ -16,6 +16,7 @@ import numpy as np
 from harness.config import Config, DataConfig
 from harness.errors import DataError
 from harness.file_formats import HEAD_BYTES, foreign_format
+from harness.text import counted
 from harness.workload.data.base import TokenDataset, split_held_out, unigram_entropy
 from harness.workload.data.files import Unusable, check_separate, find_files
 from harness.workload.data.tokenizer import TextTokenizer
@@ -161,10 +162,8 @@ class _Reader:
         if not text.tokens:
             left_out = [f"{text.empty} empty", *(f"{count} skipped as {kind}" for kind, count in text.skipped.items())]
             tokenless = f"; {data.tokenizer} makes no token of it" if text.files else ""
-            raise DataError(
-                f"{path}: holds no text in {len(found.paths) + len(found.unusable)} files ({', '.join(left_out)})"
-                f"{tokenless}; check {key}"
-            )
+            files = counted(len(found.paths) + len(found.unusable), "file")
+            raise DataError(f"{path}: holds no text in {files} ({', '.join(left_out)}){tokenless}; check {key}")
         return text
 
     def _skip(self, text: _Text, file: Path, reason: Unusable) -> None:
