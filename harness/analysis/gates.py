@@ -214,7 +214,10 @@ def _peaks(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iter
     if (peak := measured_peak(record)) is not None:
         yield f"the {precision} peak measured on this device", peak, MEASURED_PEAK_SLACK
     if chip is not None and (peak := catalogued_peak(record)) is not None:
-        yield f"the catalogued {precision} peak of {chip.name} (grade {chip.confidence})", peak, 1.0
+        # Where the vendor's label adds the vector units, only a speed above the label is impossible.
+        ceiling = chip.ceiling_flops(precision) or peak
+        units = "matrix units, " if ceiling > peak else ""
+        yield f"the catalogued {precision} peak of {chip.name} ({units}grade {chip.confidence})", peak, ceiling / peak
 
 
 def _device_problems(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[str]:

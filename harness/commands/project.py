@@ -15,7 +15,7 @@ from harness.analysis.named_models import model_names, model_preset
 from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.analysis.projection.published import check_all, plan_of
-from harness.analysis.utilization import achieved_flops, catalogued_peak
+from harness.analysis.utilization import achieved_flops
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import LoadedRecord, get_path, load_runs
@@ -202,7 +202,7 @@ def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Spe
             problem = f"it ran on {record['device']['name']}, others on {first['device']['name']}"
         elif _work(record) != _work(first):
             problem = f"its work differs from that of {runs[0].path}; give repeats of one run"
-        speed, peak = achieved_flops(record), catalogued_peak(record)
+        speed, peak = achieved_flops(record), _ceiling(record)
         if speed is not None and _recomputes(record):
             # Recomputation is work of the device, though not of the model.
             speed *= FULL_RECOMPUTATION
@@ -222,9 +222,14 @@ def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Spe
     return chip or _unknown(name), Speed(tuple(speeds), source, mean_watts)
 
 
+def _ceiling(record: dict[str, Any]) -> float | None:
+    chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
+    return None if chip is None else chip.ceiling_flops(record["config"]["precision"])
+
+
 def _unknown(name: str) -> Chip:
     nowhere = Source("not in the catalogue", "C")
-    return Chip(name, "", (), (), {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
+    return Chip(name, "", (), (), {}, {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
 
 
 def _work(record: dict[str, Any]) -> tuple[Any, ...]:
