@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from datetime import datetime, timezone
 
 # Direction marks can reverse a text, so that it reads as what it is not.
 DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# What drivers and firmware print in place of a name: a number of a data sheet or a bus, or a word for none.
+NO_NAME = re.compile(
+    r"(device\s+)?(0x[0-9a-f]+h?|\d+)|device(\s+[0-9a-f]{4})?|[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
+    r"\(null\)|null|none|n/?a|unknown( \w+)?|unspecified|not (specified|available|applicable)|default string|"
+    r"to be filled by o\.?e\.?m\.?",
+    re.IGNORECASE,
+)
 NUMBER_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -26,6 +34,12 @@ def _printable(character: str) -> str:
         return character.encode("unicode_escape").decode("ascii")
     # XML forbids these two although Unicode only calls them unassigned.
     return "\ufffd" if character in "\ufffe\uffff" else character
+
+
+def true_name(name: str | None) -> str | None:
+    """Return a device's or processor's reported name, or None if it is empty, a number or a word for none."""
+    name = "".join(letter for letter in name or "" if unicodedata.category(letter) not in ("Cc", "Cs")).strip()
+    return None if NO_NAME.fullmatch(name) else name
 
 
 def normalized_name(name: str) -> str:

@@ -33,3 +33,22 @@ def test_utc_times() -> None:
 def test_a_long_text_is_shortened() -> None:
     assert text.shortened("abc", 3) == "abc"
     assert text.shortened("abcd", 3) == "abc..."
+
+
+@pytest.mark.parametrize(
+    "name",
+    [None, "", " ", "0x74a1", "0xD802", "Device 0x740f", "Device 74a1", "device", "1002:74a1", "19e5:d802", "7",
+     "unknown", "Unknown device", "(null)", "N/A", "-", "Not Specified", "Default string", "To Be Filled By O.E.M.",
+     "\x00\x00"],
+)  # fmt: skip
+def test_a_number_or_a_word_for_none_is_no_name(name: str | None) -> None:
+    assert text.true_name(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["NVIDIA A100-SXM4-80GB", "A100", "B200", "Ascend910B2", "Ascend910_9392", "GAUDI2", "gfx942",
+     "AMD Instinct MI300X", "Intel(R) Graphics [0x0bd5]", "MTT S5000", "Device of Bob", "AMD EPYC 9654", "BCM2835"],
+)  # fmt: skip
+def test_a_name_stays_as_reported(name: str) -> None:
+    assert text.true_name(f" {name}\x00") == name

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.analysis.format import tflops
+from harness.analysis.format import UNKNOWN, tflops
 from harness.commands.arguments import Parser
 from harness.commands.preflight import ready_backend, report_once_per_host
 from harness.composition import load
@@ -64,7 +64,9 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     threads = peak["effective_settings"]["threads"]
-    table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
+    table.add_row(
+        "device", f"{device['kind']}: {device['name'] or UNKNOWN}" + (f", {threads} threads" if threads else "")
+    )
     for precision, found in peak["matrix_products"].items():
         table.add_row(precision, "not supported" if found is None else _products(found))
     memory = peak["memory"]

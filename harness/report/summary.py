@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.analysis.format import gibibytes, tflops, tokens_per_second
+from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
 
@@ -103,7 +103,7 @@ def _attempts(record: dict[str, Any]) -> str:
 
 def _device(record: dict[str, Any]) -> str:
     device, processes = record["device"], record["world_size"]
-    name = f"{device['kind']}: {device['name']}, {_threads(record)}"
+    name = f"{device['kind']}: {device['name'] or UNKNOWN}, {_threads(record)}"
     if processes == 1:
         return name
     return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
