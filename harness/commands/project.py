@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import statistics
 from dataclasses import replace
@@ -19,7 +18,7 @@ from harness.analysis.utilization import achieved_flops
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import LoadedRecord, get_path, load_runs
-from harness.text import scaled_number
+from harness.text import did_you_mean, nearest, scaled_number
 
 FORMATS = ("table", "json")
 MAX_NUMBER = 1e18
@@ -139,8 +138,7 @@ def _check_shape(options: argparse.Namespace) -> None:
             "project: --layers, --width: belong to --parameters; a model of configs/model has its own; leave them out"
         )
     if options.model is not None and model_preset(options.model) is None:
-        near = difflib.get_close_matches(options.model.casefold(), model_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(options.model.casefold(), model_names())
         raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}{hint}")
     if (options.layers is None) != (options.width is None):
         raise UserError("project: --layers, --width: found only one of them, expected both or none")
@@ -171,8 +169,8 @@ def _catalogued(name: str) -> Chip:
     found = match_chips(name)
     if len(found) != 1:
         names = [name for chip in catalogue().chips for name in (*chip.also_called, chip.name)]
-        near = difflib.get_close_matches(name, names, n=1)
-        which = f"configs/chips.yaml has no such chip{f'; did you mean {near[0]!r}?' if near else ''}"
+        near = nearest(name, names)
+        which = f"configs/chips.yaml has no such chip{f'; did you mean {near!r}?' if near else ''}"
         if found:
             which = f"the name matches {', '.join(chip.name for chip in found)}"
         raise UserError(f"project: --chip: found {name!r}, expected one chip of the catalogue; {which}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import harness
@@ -15,7 +14,7 @@ from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
 from harness.records.run_folder import check_no_existing_run, create_run_folder
-from harness.text import override_key, shortened
+from harness.text import did_you_mean, override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
 
@@ -37,8 +36,7 @@ def main(argv: list[str]) -> int:
     if "--settings" in flags:
         return print_settings()
     if overrides and "=" not in overrides[0] and not overrides[0].startswith(("+", "~")):
-        near = difflib.get_close_matches(overrides[0], VERBS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(overrides[0], VERBS)
         raise UserError(
             f"{shortened(overrides[0])!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings "
             f"as key=value{hint}; python -m harness --help"
@@ -58,8 +56,7 @@ def _remedy(flag: str) -> str:
     key = name.lstrip("-")
     if key in GROUPS or key in (known for known, _, _ in iter_settings(Config)):
         return f", but a setting; write it without dashes: {flag.lstrip('-') if '=' in flag else key + '=VALUE'}"
-    near = difflib.get_close_matches(name, OPTIONS, n=1)
-    return f", expected one of: {', '.join(sorted(OPTIONS))}" + (f"; did you mean {near[0]}?" if near else "")
+    return f", expected one of: {', '.join(sorted(OPTIONS))}{did_you_mean(name, OPTIONS)}"
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:

@@ -6,7 +6,6 @@ A mistake in a row costs that row, not the file.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import yaml
 from harness.analysis.audit.rows import COLUMNS, SIDES, TEXTS, Row
 from harness.analysis.chips import PRECISIONS
 from harness.errors import UserError
-from harness.text import scaled_number, shortened
+from harness.text import did_you_mean, scaled_number, shortened
 
 SIZES = ("parameters", "active_parameters")
 PERCENT = ("mfu", "accuracy")
@@ -145,8 +144,7 @@ def _row(where: str, entry: Mapping[str, Any] | UserError) -> Row:
     for head, value in entry.items():
         column = str(head).strip().lower().replace(" ", "_")
         if column not in COLUMNS:
-            near = difflib.get_close_matches(column, COLUMNS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; python -m harness audit --help lists the columns"
+            hint = did_you_mean(column, COLUMNS) or "; python -m harness audit --help lists the columns"
             raise UserError(f"{where}: {head}: unknown column{hint}")
         if column in values:
             raise UserError(f"{where}: {column}: found twice, also as {head!r}, expected once")
