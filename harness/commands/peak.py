@@ -16,6 +16,7 @@ from harness.records.peak import PEAK_FILE
 from harness.records.record import write_record
 from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
+from harness.report.summary import other_load
 from harness.world import from_environment
 
 
@@ -86,6 +87,8 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
             f"{_giga(peak['all_reduce'], 'bytes_per_second')} GB/s bus bandwidth over {peak['world_size']} processes, "
             f"at {peak['all_reduce']['bytes'] >> 20} MiB",
         )
+    for name, text in other_load(peak):
+        table.add_row(name, f"{text}; the peak is too low: run again on an idle one")
     PlainConsole(WIDTH).print(table)
 
 

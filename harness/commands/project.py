@@ -254,7 +254,7 @@ def _cautions(runs: tuple[LoadedRecord, ...], plan: Plan, chip: Chip) -> list[st
     if chip.memory_bytes_per_second is None:
         cautions.append(f"the memory bandwidth of {chip.name} is unknown: the optimizer step was counted as 0 s")
     if len(runs) == 1:
-        cautions.append("one run was measured: the interval does not contain run-to-run variance; add repeats")
+        cautions.append("one run was measured: no interval, since run-to-run variance is unknown; add repeats")
     if any((get_path(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
         cautions.append("the runs recomputed some activations (track.activation_memory_budget), which is not counted")
     seq_lens = sorted({run.record["config"]["workload"]["seq_len"] for run in runs} - {plan.seq_len})

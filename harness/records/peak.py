@@ -37,6 +37,7 @@ def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
             for precision, found in newest["matrix_products"].items()
         },
         "memory_bytes_per_second": newest["memory"]["best_bytes_per_second"],
+        "other_processes_cpu_fraction": (newest.get("contention") or {}).get("other_processes_cpu_fraction"),
     }
 
 
