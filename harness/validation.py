@@ -17,13 +17,14 @@ def validate(config: Config) -> None:
     """
     for key, item, value in iter_settings(config):
         _check_limits(key, value, **item.metadata)
+    # Before the others: a search has repeats of its own, which are no mistake of the command line.
+    _check_autotune(config)
     _check_model(config.model)
     _check_data(config.data)
     _check_workload(config)
     _check_parallel(config)
     _check_resume(config)
     _check_track(config)
-    _check_autotune(config)
     if config.out is not None and not config.out.strip():
         raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
 

@@ -13,10 +13,11 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, match_chips
-from harness.analysis.projection.model import Speed, all_gather_seconds, all_reduce_seconds, project
+from harness.analysis.projection.model import Speed, all_gather_seconds, all_reduce_seconds, project, to_dict
 from harness.analysis.projection.plan import Assumptions, Plan, Range
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
+from harness.report.projection_table import print_projection
 from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
 
@@ -488,3 +489,20 @@ class TestCommand:
         assert main(["project", *argv]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+@pytest.mark.parametrize(("flops", "known"), [((1e14,), False), ((1e14, 1.01e14), True)])
+def test_one_measured_run_has_no_interval(
+    flops: tuple[float, ...], known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (chip,) = match_chips("A100 80GB SXM")
+    plan = Plan(7e9, 1e12, 42e9, 8, 2048, 512)
+    found = project(plan, chip, Speed(flops, "measured", None))
+    for each in (found.days, found.device_hours, found.mfu, found.step_seconds, found.megawatt_hours):
+        assert each is not None
+        assert (each.low is not None, each.high is not None) == (known, known)
+    assert (to_dict(found)["days"]["low"] is not None) is known
+    print_projection(plan, chip, found, Assumptions(), [])
+    said = capsys.readouterr().out
+    assert (" to " in next(line for line in said.splitlines() if line.startswith("days"))) is known
+    assert ("Medians without intervals" in said) is not known
