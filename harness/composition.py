@@ -6,7 +6,6 @@ sweep's jobs in one process, and reports errors on several lines.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +47,8 @@ from harness.overrides import (
     typed_text,
     typed_value,
 )
-from harness.text import override_key, shortened
+from harness.suggestions import setting_hint
+from harness.text import did_you_mean, override_key, shortened
 from harness.validation import validate
 
 T = TypeVar("T")
@@ -191,7 +191,7 @@ def _check_override(override: Override, loader: Any, *, sweeps_allowed: bool) ->
         return
     leaves = [leaf for leaf, _, _ in iter_settings(Config)]
     if key not in leaves or override.package is not None:
-        near = _nearest(key, [*leaves, *GROUPS])
+        near = setting_hint(key, [*leaves, *GROUPS])
         found = shortened(override_key(override.input_line or ""))
         raise ConfigError(f"{found}: no such setting{near}; python -m harness --settings lists all")
 
@@ -208,7 +208,9 @@ def _check_options(group: str, values: list[Any], options: list[str]) -> None:
                 f"use backend.name={value}"
             )
         found = "null" if value is None else shortened(repr(value))
-        raise ConfigError(f"{group}: found {found}, expected one of: {', '.join(options)}{_nearest(value, options)}")
+        raise ConfigError(
+            f"{group}: found {found}, expected one of: {', '.join(options)}{did_you_mean(str(value), options)}"
+        )
 
 
 def _choices(override: Override) -> list[Any]:
@@ -216,14 +218,6 @@ def _choices(override: Override) -> list[Any]:
         return [name_or_null(override)]
     key = override.key_or_group
     return [name_or_null(parse_override(f"{key}={value}", None)) for value in swept_values(override)]
-
-
-def _nearest(found: Any, known: list[str]) -> str:
-    tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    matches = difflib.get_close_matches(str(found), known, n=1, cutoff=0.6)
-    if not matches:
-        matches = [tails[tail] for tail in difflib.get_close_matches(str(found).rsplit(".", 1)[-1], tails, n=1)]
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def _values_of_files(composed: DictConfig, values: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +240,7 @@ def _to_typed(config_class: type[T], given: dict[str, Any]) -> T:
     problems, values = [], {}
     for key, value in flatten(given).items():
         if key not in kinds:
-            problems.append(f"{key}: no such setting{_nearest(key, list(kinds))}")
+            problems.append(f"{key}: no such setting{setting_hint(key, list(kinds))}")
             continue
         try:
             remedy = "; put it in quotes in its YAML file" if kinds[key].startswith("str") else " in its YAML file"

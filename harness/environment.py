@@ -17,6 +17,7 @@ from typing import Any
 
 import harness
 from harness.errors import ConfigError
+from harness.text import true_name
 
 # Variables that can change what is computed or how fast on any device; backends add their own prefixes.
 COMMON_PREFIXES = (
@@ -30,6 +31,30 @@ COMMON_PREFIXES = (
     "SLURM_JOB_ID",
 )
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
+# Lines of /proc/cpuinfo with a name, by architecture: x86 and LoongArch, some 32-bit Arm boards, MIPS, POWER, RISC-V.
+NAME_KEYS = ("model name", "Model Name", "Hardware", "cpu model", "cpu", "uarch")
+# Implementer and part of Arm cores in servers: Linux prints only these numbers. As in util-linux, lscpu-arm.c.
+ARM_CORES = {
+    ("0x41", "0xd03"): "Arm Cortex-A53",
+    ("0x41", "0xd07"): "Arm Cortex-A57",
+    ("0x41", "0xd08"): "Arm Cortex-A72",
+    ("0x41", "0xd0b"): "Arm Cortex-A76",
+    ("0x41", "0xd0c"): "Arm Neoverse N1",
+    ("0x41", "0xd40"): "Arm Neoverse V1",
+    ("0x41", "0xd49"): "Arm Neoverse N2",
+    ("0x41", "0xd4f"): "Arm Neoverse V2",
+    ("0x43", "0x0af"): "Cavium ThunderX2 99xx",
+    ("0x46", "0x001"): "Fujitsu A64FX",
+    ("0x48", "0xd01"): "HiSilicon TaiShan v110 (Kunpeng 920)",
+    ("0x48", "0xd02"): "HiSilicon TaiShan v120",
+    ("0x4e", "0x004"): "NVIDIA Carmel",
+    ("0x70", "0x662"): "Phytium FTC662",
+    ("0x70", "0x663"): "Phytium FTC663",
+    ("0xc0", "0xac3"): "Ampere-1",
+    ("0xc0", "0xac4"): "Ampere-1a",
+}
+# What platform.processor() returns where it knows no name.
+ARCHITECTURES = ("x86_64", "i386", "i686", "amd64", "aarch64", "arm64", "arm", "ppc64le", "riscv64", "s390x")
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tqdm", "tokenizers")
 
 
@@ -172,14 +197,33 @@ def _affinity_size() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _name_in_cpuinfo(text: str) -> str | None:
+    """Return the processor's name, or None if only numbers are printed that stand for no known core."""
+    for key in NAME_KEYS:
+        if (name := true_name(_cpuinfo_value(text, key))) is not None:
+            return name
+    return ARM_CORES.get((_cpuinfo_value(text, "CPU implementer").lower(), _cpuinfo_value(text, "CPU part").lower()))
+
+
+def _cpuinfo_value(text: str, key: str) -> str:
+    found = re.search(rf"^{key}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return "" if found is None else found[1].strip()
+
+
 def cpu_model() -> str | None:
-    """Return the CPU's marketing name, or None if unknown."""
-    text = _read("/proc/cpuinfo") or ""
-    for key in ("model name", "Model Name", "Hardware", "CPU part"):
-        found = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
-        if found:
-            return found.group(1).strip()
-    return platform.processor() or None
+    """Return the processor's name, or None if unknown: never its part number or its architecture."""
+    found = _name_in_cpuinfo(_read("/proc/cpuinfo") or "")
+    if found is None and sys.platform == "darwin":
+        found = true_name(_output("sysctl", "-n", "machdep.cpu.brand_string"))
+    reported = platform.processor()
+    return found or (None if reported in ARCHITECTURES else true_name(reported))
+
+
+def _output(*argv: str) -> str | None:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def memory_limit_bytes() -> int | None:

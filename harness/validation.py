@@ -169,7 +169,7 @@ def _check_resume(config: Config) -> Iterator[str]:
         yield "resume: auto resumes the run in a folder; name it with out=DIR"
     if config.checkpoint.every == 0:
         yield "resume: auto needs checkpoints to resume from; set checkpoint.every"
-    if config.repeats > 1:
+    if config.repeats > 1 and not config.autotune:
         yield (
             f"resume: auto resumes one run, found repeats={config.repeats}; set repeats=1 and resume each repeat with "
             "out=DIR/1, out=DIR/2, ..."
@@ -186,7 +186,7 @@ def _check_parallel(config: Config) -> Iterator[str]:
             "parallel.scaling_reference: a reference runs on fewer devices than this run, and parallel=single has only "
             "one; leave it out"
         )
-    if parallel.name != "single" and config.repeats > 1:
+    if parallel.name != "single" and config.repeats > 1 and not config.autotune:
         yield (
             f"repeats: found {config.repeats}, but torchrun launches each run of several processes; "
             f"launch it {config.repeats} times with out=DIR/1, out=DIR/2, ..."

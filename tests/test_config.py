@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import composition, suggestions
 from harness.commands.child_process import hydra_quote
 from harness.commands.help import setting_meanings
 from harness.composition import expand_sweep, group_options, load
@@ -244,3 +245,42 @@ class TestHomeFolder:
         path_endings = ("path", "_dir", "_file")
         named = {key for key, _, _ in iter_settings(Config) if key.rsplit(".", 1)[-1].endswith(path_endings)}
         assert named <= set(PATH_SETTINGS) <= {key for key, _, _ in iter_settings(Config)}
+
+
+class TestSuggestions:
+    """What other programs call a setting is known by its meaning, everything else by its spelling."""
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ("lr=1e-3", "did you mean workload.learning_rate?"),
+            ("workload.lr=1e-3", "did you mean workload.learning_rate?"),
+            ("batch_size=8", "did you mean workload.global_batch_size?"),
+            ("per_device_train_batch_size=8", "did you mean workload.micro_batch_size?"),
+            ("n_layer=12", "did you mean model.num_hidden_layers?"),
+            ("block_size=1024", "did you mean workload.seq_len?"),
+            ("grad-clip=1", "did you mean workload.max_grad_norm?"),
+            ("mixed_precision=bf16", "did you mean precision?"),
+            ("output_dir=x", "did you mean out?"),
+            ("steps=4", "did you mean workload.steps?"),
+            ("workload.stps=4", "did you mean workload.steps?"),
+            ("dropout=0.1", "no such setting: the models have no dropout"),
+            ("model.num_experts=8", "no such setting: the models are dense, without experts"),
+            ("gpus=4", "python -m harness torchrun --nproc-per-node=N"),
+        ],
+    )
+    def test_know_synonyms(self, given: str, said: str) -> None:
+        with pytest.raises(ConfigError, match="no such setting") as caught:
+            load([given])
+        assert said in str(caught.value)
+
+    def test_nothing_near_is_no_suggestion(self) -> None:
+        with pytest.raises(ConfigError, match="xyz: no such setting; python"):
+            load(["xyz=1"])
+
+    def test_every_synonym_is_of_a_setting_and_of_one_alone(self) -> None:
+        settings = {key for key, _, _ in iter_settings(Config)} | set(composition.GROUPS)
+        assert suggestions.SYNONYMS.keys() <= settings
+        names = [name for text in suggestions.SYNONYMS.values() for name in text.split()]
+        assert len(names) == len(set(names))
+        assert not set(names) & (settings | suggestions.ABSENT.keys())

@@ -124,12 +124,43 @@ class TestCpuModel:
         ("text", "expected"),
         [
             ("processor\t: 0\nmodel name\t: AMD EPYC 9654\n", "AMD EPYC 9654"),
-            ("processor\t: 0\nCPU part\t: 0xd01\n", "0xd01"),
+            (
+                "CPU implementer\t: 0x48\nCPU variant\t: 0x1\nCPU part\t: 0xd01\n",
+                "HiSilicon TaiShan v110 (Kunpeng 920)",
+            ),
+            ("CPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "Arm Neoverse V2"),
+            ("CPU implementer\t: 0x70\nCPU part\t: 0x663\n", "Phytium FTC663"),
+            ("processor : 0\ncpu\t\t: POWER9, altivec supported\n", "POWER9, altivec supported"),
+            ("hart : 0\nisa : rv64imafdc\nuarch : sifive,u74-mc\n", "sifive,u74-mc"),
+            ("system type : x\ncpu model : ICT Loongson-3 V0.13\n", "ICT Loongson-3 V0.13"),
+            # An emulator's model name is a word for none, and the board's name is one.
+            ("model name\t: unknown\nHardware\t: BCM2835\n", "BCM2835"),
         ],
     )
     def test_is_read_from_cpuinfo(self, text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_files(monkeypatch, {"/proc/cpuinfo": text})
         assert environment.cpu_model() == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "processor\t: 0\nCPU part\t: 0xd01\n", "CPU implementer : 0x48\nCPU part : 0xfff\n", "model name : 0x1\n",
+         "model name\t:\nprocessor : 0\n", "model name : unknown\n", "Hardware : (null)\n",
+         "cpu family : 6\nmodel : 85\n", "model name : To be filled by O.E.M.\n"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("architecture", ["", "aarch64", "x86_64"])
+    def test_is_unknown_rather_than_a_number(
+        self, text: str, architecture: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_files(monkeypatch, {"/proc/cpuinfo": text})
+        monkeypatch.setattr("platform.processor", lambda: architecture)
+        assert environment.cpu_model() is None
+
+    def test_a_mac_s_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_files(monkeypatch, {})
+        monkeypatch.setattr("platform.processor", lambda: "arm")
+        monkeypatch.setattr("sys.platform", "darwin")
+        monkeypatch.setattr(environment, "_output", lambda *argv: "Apple M2 Ultra\n")
+        assert environment.cpu_model() == "Apple M2 Ultra"
 
 
 class TestVariables:

@@ -35,6 +35,35 @@ def test_finished_run(record: dict[str, Any]) -> None:
     assert_golden("summary-finished.txt", summary(record))
 
 
+@pytest.mark.parametrize(("used", "said"), [(0.68, True), (0.11, True), (0.09, False), (None, False)])
+def test_foreign_load_is_one_line(used: float | None, said: bool, record: dict[str, Any]) -> None:
+    record["contention"]["other_processes_cpu_fraction"] = used
+    text = summary(record)
+    assert text.count("of a busy machine") == said
+    assert (f"other processes used {used or 0:.0%} of the CPU cores" in text) is said
+
+
+def test_foreign_work_on_the_device_is_one_line(record: dict[str, Any]) -> None:
+    record["contention"]["device_processes"] = ["python (12)", "train (7)"]
+    assert "other processes used the device: python (12), train (7)" in summary(record)
+
+
+def test_a_busy_host_s_peak_is_said_to_be(record: dict[str, Any]) -> None:
+    record["measured_peak"] = {"flops": {"fp32": 1e11}, "other_processes_cpu_fraction": 0.78}
+    record["utilization"] = {
+        "achieved_flops": 5e10, "mfu": None, "catalogued_peak_flops": None, "mfu_of_measured_peak": 0.5,
+        "measured_peak_flops": 1e11,
+    }  # fmt: skip
+    assert "while other processes used 78% of the CPU cores is too low" in " ".join(summary(record).split())
+    record["measured_peak"]["other_processes_cpu_fraction"] = 0.02
+    assert "is too low" not in summary(record)
+
+
+def test_a_device_without_a_name_is_unknown(record: dict[str, Any]) -> None:
+    record["device"]["name"] = None
+    assert "cpu: unknown, " in summary(record)
+
+
 def test_target_fp16_and_unknowns(record: dict[str, Any]) -> None:
     record["config"]["precision"] = "fp16"
     record["losses"]["skipped_steps"] = 3

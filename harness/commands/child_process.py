@@ -24,7 +24,10 @@ def run_job(overrides: list[str], folder: Path) -> int:
 
 
 def hydra_quote(path: Path | str) -> str:
-    """Return a path quoted as a value of Hydra's override grammar."""
+    """Return a path as a value of Hydra's override grammar, in quotes only where it needs them."""
+    # With a slash it is no number and no keyword.
+    if "/" in str(path) and re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return str(path)
     # In quotes a backslash stands for itself, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 
 from harness import log
 from harness.analysis.claim_verdict import judge_claim
@@ -21,7 +20,7 @@ from harness.analysis.verdict import (
 )
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import UserError
-from harness.text import counted, printable
+from harness.text import counted, printable, shell_join
 
 FORMATS = ("table", "json")
 
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> int:
         out = run_side_by_side(options.run, options.repeats, out)
         paths = [out / name for name in side_folders(len(options.run))]
         labels = options.label or options.run
-        commands = [f"python -m harness compare {shlex.join(argv)}"]
+        commands = [f"python -m harness compare {shell_join(argv)}"]
     sides = load_run_groups(paths, labels)
     comparison = compare(sides, options.margin, options.calibration)
     if claim is not None:
@@ -151,7 +150,7 @@ def reproduction(side: RunGroup) -> str:
     command = side.first["environment"].get("command")
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return f"{side.label}: its record holds no command"
-    return shlex.join(command)
+    return shell_join(command)
 
 
 def _print(comparison: Comparison, form: str) -> None:

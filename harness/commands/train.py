@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
 from harness.records.run_folder import check_no_existing_run, checkpoint_steps, create_run_folder
-from harness.text import override_key, shortened
+from harness.text import did_you_mean, nearest, override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
 
@@ -54,8 +53,7 @@ def _not_a_command(word: str) -> str:
         return f"{shortened(word)!r}: found no equals sign after {key}, expected {key}=VALUE without spaces"
     if word in ("train", "run"):
         return f"{word!r}: no such command: to train, give the settings alone, as key=value; python -m harness --help"
-    near = [f"--{word}"] if f"--{word}" in OPTIONS else difflib.get_close_matches(word, VERBS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean --{word}?" if f"--{word}" in OPTIONS else did_you_mean(word, VERBS)
     return (
         f"{shortened(word)!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings as "
         f"key=value{hint}; python -m harness --help"
@@ -74,8 +72,8 @@ def _remedy(flag: str) -> str:
     key = name.lstrip("-")
     if _is_setting(key):
         return f", but a setting; write it without dashes: {flag.lstrip('-') if '=' in flag else key + '=VALUE'}"
-    near = difflib.get_close_matches(name, OPTIONS, n=1, cutoff=0.75)
-    hint = f"did you mean {near[0]}?" if near else "a setting is written key=value, without dashes"
+    near = nearest(name, OPTIONS, cutoff=0.75)
+    hint = "a setting is written key=value, without dashes" if near is None else f"did you mean {near}?"
     return f", expected one of: {', '.join(sorted(OPTIONS))}; {hint}"
 
 

@@ -43,6 +43,7 @@ def _matching(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
                 for precision, found in peak["matrix_products"].items()
             },
             "memory_bytes_per_second": peak["memory"]["best_bytes_per_second"],
+            "other_processes_cpu_fraction": (peak.get("contention") or {}).get("other_processes_cpu_fraction"),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise RecordError(f"{path}: lacks a field that every peak record has ({error}); delete it") from error

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.analysis.format import gibibytes, tflops, tokens_per_second
+from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
+from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
-from harness.text import counted
+from harness.text import counted, printable
 
 # Wall clocks are corrected by fractions of a second all the time.
 CLOCK_TOLERANCE_SECONDS = 2.0
@@ -65,6 +66,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("step time", _step_time(timing)),
             ("speed", _speed(timing, record["world_size"])),
             *_utilization(record),
+            *other_load(record),
             ("excluded", _excluded(record)),
         ]
         lines += _communication(record.get("parallel"))
@@ -138,7 +140,7 @@ def _attempts(record: dict[str, Any]) -> str:
 
 def _device(record: dict[str, Any]) -> str:
     device, processes = record["device"], record["world_size"]
-    name = f"{device['kind']}: {device['name']}, {_threads(record)}"
+    name = f"{device['kind']}: {device['name'] or UNKNOWN}, {_threads(record)}"
     if processes == 1:
         return name
     return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
@@ -246,12 +248,26 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     text = f"{tflops(used['achieved_flops'])} a device (model FLOPs)"
     precision = record["config"]["precision"]
+    busy = (record.get("measured_peak") or {}).get("other_processes_cpu_fraction") or 0.0
     for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
             text += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
         elif (known := used[f"{peak}_peak_flops"]) is not None:
             text += f"; no MFU: above the {peak} {precision} peak of {tflops(known)}, so peak or speed is wrong"
+        if peak == "measured" and used["measured_peak_flops"] is not None and busy > MAX_OTHER_CPU_FRACTION:
+            text += f" (a peak measured while other processes used {busy:.0%} of the CPU cores is too low)"
     return [("compute", text)]
+
+
+def other_load(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row where a record knows of other work on the host or the device while it was measured."""
+    contention = record.get("contention") or {}
+    used, found = contention.get("other_processes_cpu_fraction") or 0.0, []
+    if used > MAX_OTHER_CPU_FRACTION:
+        found.append(f"other processes used {used:.0%} of the CPU cores")
+    if others := contention.get("device_processes"):
+        found.append(f"other processes used the device: {', '.join(map(printable, others[:3]))}")
+    return [("caution", f"{'; '.join(found)}: the speed is that of a busy machine")] if found else []
 
 
 def _excluded(record: dict[str, Any]) -> str:
