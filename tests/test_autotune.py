@@ -140,7 +140,9 @@ def test_nothing_fits(tmp_path: Path) -> None:
 def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search(tmp_path, Scripted({1: 100.0, 2: 98.0, 4: 90.0, 8: 99.0}))
     said = capsys.readouterr().out
-    assert "cannot tell 1 from 2, 8: their runs overlap, or are within 5 %; try repeats=5 on an idle host" in said
+    assert (
+        "inconclusive between 1 and 2, 8: their runs overlap, or are within 5 %; try repeats=5 on an idle host" in said
+    )
     assert said.splitlines()[-1].startswith("highest median: python -m harness ")
 
 
@@ -160,7 +162,7 @@ def test_runs_that_overlap_are_not_told_apart(
     found = result(tmp_path)
     assert {found["fastest"], *found["not_told_apart"]} == close
     said = " ".join(capsys.readouterr().out.split())
-    assert f"cannot tell {found['fastest']} from" in said
+    assert f"inconclusive between {found['fastest']} and" in said
     assert "fastest: python" not in said
     first = speeds[1]
     assert isinstance(first, list)
@@ -169,7 +171,7 @@ def test_runs_that_overlap_are_not_told_apart(
 
 def test_one_run_each_tells_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     search(tmp_path, Scripted({1: 100.0, 2: 49.0, 4: 53.0, 8: 66.0}), "repeats=1")
-    assert "cannot tell 1 from 2, 4, 8: one run says nothing" in " ".join(capsys.readouterr().out.split())
+    assert "inconclusive between 1 and 2, 4, 8: one run cannot estimate" in " ".join(capsys.readouterr().out.split())
 
 
 def test_runs_beside_other_processes_are_cautioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,7 +248,7 @@ class TestHomeFolder:
 
 
 class TestSuggestions:
-    """What other programs call a setting is known by its meaning, everything else by its spelling."""
+    """Other programs' names of a setting are known by their meaning, everything else by its spelling."""
 
     @pytest.mark.parametrize(
         ("given", "said"),

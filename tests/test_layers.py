@@ -46,6 +46,7 @@ FLOORS = {
     "addresses": 2,
     "config": 2,
     "overrides": 2,
+    "suggestions": 2,
     "schedule": 3,
     "backends": 4,
     "records": 4,

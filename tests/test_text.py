@@ -80,7 +80,7 @@ def test_a_label_that_does_not_is_left(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("argv", "line"),
     [
         (["python", "-m", "harness", "backend=cpu", "out=runs/läufe"], "python -m harness backend=cpu out=runs/läufe"),
         (["a b"], "'a b'"),
@@ -92,9 +92,9 @@ def test_a_label_that_does_not_is_left(label: str) -> None:
         (["a;b"], "'a;b'"),
     ],
 )
-def test_a_command_line_has_quotes_only_where_needed(words: list[str], line: str) -> None:
-    assert text.shell_join(words) == line
-    assert shlex.split(line) == words
+def test_a_command_line_has_quotes_only_where_needed(argv: list[str], line: str) -> None:
+    assert text.shell_join(argv) == line
+    assert shlex.split(line) == argv
 
 
 CHIPS = ["A100", "A100-80GB", "V100", "H100 SXM", "H200", "H20", "910B4", "910C", "Gaudi2", "MI300X", "GH200"]

@@ -203,8 +203,10 @@ def _print_doubts(tried: list[Candidate], console: Console) -> None:
         sizes = ", ".join(str(each.micro_batch_size) for each in close)
         reason = f"their runs overlap, or are within {100 * NOISE:.0f} %"
         if any(len(each.tokens_per_second) < 2 for each in (best, *close)):
-            reason = "one run says nothing of the variance between runs"
-        console.print(f"cannot tell {best.micro_batch_size} from {sizes}: {reason}; try repeats=5 on an idle host")
+            reason = "one run cannot estimate run-to-run variance"
+        console.print(
+            f"inconclusive between {best.micro_batch_size} and {sizes}: {reason}; try repeats=5 on an idle host"
+        )
     busy = max(each.other_processes_cpu_fraction for each in measured)
     if busy > MAX_OTHER_CPU_FRACTION:
         console.print(f"caution: other processes used up to {busy:.0%} of the CPU cores during the runs")
