@@ -23,10 +23,6 @@ T = TypeVar("T")
 # Bump when the same settings come to mean other work: another initialization, synthetic language, or update rule.
 WORKLOAD_VERSION = 1
 
-# Numbers in settings and records: a seed has 64 bits, and a loss that diverges is a float32. Larger ones are damage.
-MAX_INTEGER = 2**64 - 1
-MAX_NUMBER = 1e100
-
 PRECISIONS = ("fp32", "bf16", "fp16")
 # The name of PyTorch's own operation among a backend's kernels.
 STOCK = "stock"

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness.config import (
-    MAX_INTEGER,
-    MAX_NUMBER,
     STOCK,
     STOCK_TRACK,
     Config,
@@ -16,6 +14,7 @@ from harness.config import (
     num_key_value_heads,
 )
 from harness.errors import ConfigError, config_error
+from harness.schemas import MAX_INTEGER, MAX_NUMBER
 
 
 def validate(config: Config) -> None:

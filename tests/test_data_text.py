@@ -224,7 +224,7 @@ class TestFilesThatAreNotUtf8:
 
     def test_nothing_but_skipped_files_is_an_error(self, tmp_path: Path) -> None:
         write(tmp_path, {"b.bin": b"\xff"})
-        with pytest.raises(DataError, match=r"holds no text in 1 files \(0 empty, 1 skipped as not UTF-8 text"):
+        with pytest.raises(DataError, match=r"holds no text in 1 file \(0 empty, 1 skipped as not UTF-8 text"):
             open_text(tmp_path, invalid_files="skip")
 
 

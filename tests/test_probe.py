@@ -160,7 +160,7 @@ class TestThreads:
             probe(two_threads, config())
         text = str(raised.value)
         assert "backend.threads" in text
-        assert "found 1 threads" in text
+        assert "found 1 thread" in text
         assert "expected 2" in text
 
     def test_null_is_all_allowed_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ class TestWords:
 
     def test_slower_says_by_how_much_and_against_whom(self) -> None:
         sentence = judge(side(step_seconds=0.3)).summary
-        assert sentence.startswith("other is slower than reference: step time ratio 1.")
+        assert sentence.startswith("'other' is slower than 'reference': step time ratio 1.")
         assert "95 % interval" in sentence
         assert "5 and 5 processes" in sentence
 

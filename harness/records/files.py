@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.config import MAX_INTEGER, MAX_NUMBER
 from harness.errors import ConfigError, RunFailed
+from harness.schemas import MAX_INTEGER, MAX_NUMBER
 
 # An integer in a record: a seed has 64 bits.
 MAX_DIGITS = len(str(MAX_INTEGER))
