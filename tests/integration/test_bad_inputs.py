@@ -112,7 +112,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("backend.device_index=1", 3, ["backend.device_index", "1"]),
     # Data
     ("data=text", 2, ["data.path", "missing"]),
-    (TEXT + "nowhere", 2, ["nowhere", "no such file or folder"]),
+    (TEXT + "nowhere", 2, ["nowhere", "No such file or directory", "data.path"]),
     (TEXT + "empty.txt", 2, ["empty.txt", "no text"]),
     (TEXT + "empty_folder", 2, ["empty_folder", "data.glob"]),
     (TEXT + "latin1.txt", 2, ["latin1.txt", "not UTF-8", "byte 3"]),

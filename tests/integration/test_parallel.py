@@ -179,7 +179,7 @@ def test_a_bug_shows_its_traceback_on_its_rank(tmp_path: Path) -> None:
     ended = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path, fault="bug")
     assert "ZeroDivisionError: a bug in the harness" in ended[1].err
     assert "Traceback" in ended[1].err
-    assert ended[0].errors == ["error: rank 1: ZeroDivisionError: a bug in the harness"]
+    assert ended[0].errors == ["error: rank 1: ZeroDivisionError: a bug in the harness; the record is in run"]
     assert record(tmp_path / "run")["status"] == "failed"
 
 

@@ -309,8 +309,9 @@ class TestRanks:
         assert_same_bits(found, whole_of_two)
 
     def test_torchrun_restarts_a_killed_rank(self, tmp_path: Path) -> None:
-        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
-                 "parallel=ddp", "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        own = ["workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp",
+               "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        overrides = layered_settings(TINY, own)
         done = subprocess.run(
             ["torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m", "tests.ranks",
              "killed once", *overrides],
