@@ -192,9 +192,9 @@ class LossCurve:
             "first_step": {
                 **step,
                 "gradients": {name: self._sketch(name, 1e-3 if reduced else 1e-7) for name in names},
-                "update": update,
+                "update": dict(update),
             },
-            "repeated_step": {**step, "distance": 0.0, "gradient": names[0], "update": update},
+            "repeated_step": {**step, "distance": 0.0, "gradient": names[0], "update": dict(update)},
             "optimizer_steps": [self.last_step, self.last_step],
             "seconds": 1.5,
         }
@@ -202,7 +202,7 @@ class LossCurve:
     def _short_training(self, rounding: float, update: dict[str, Any]) -> dict[str, Any]:
         losses = [self.expected(step) * (1 + self._chance.gauss(0, rounding)) for step in range(10)]
         norms = [3.0 * (1 + self._chance.gauss(0, 10 * rounding)) for _ in range(10)]
-        return {"losses": losses, "gradient_norms": norms, "update": update}
+        return {"losses": losses, "gradient_norms": norms, "update": dict(update)}
 
     def _sketch(self, name: str, rounding: float) -> dict[str, Any]:
         shared = random.Random(f"{self._config.seed} {name}")

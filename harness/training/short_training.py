@@ -80,6 +80,6 @@ def train_briefly(
         # The loss scaler of fp16 skips an update whose norm is not finite.
         if before is not None and math.isfinite(norms[-1]):
             after = sample_update(model, optimizer)
-            done = sum(map(math.isfinite, norms))
-            update = check_update(before, after, model, work, rate, ranks, number=done)
+            updates = sum(map(math.isfinite, norms))
+            update = check_update(before, after, model, work, rate, ranks, number=updates)
     return ShortTraining(losses, norms, update)
