@@ -2241,7 +2241,7 @@ def last_synchronization_missing():
     from harness.training.timing import StepClock
 
     _track()
-    pool, pending = ThreadPoolExecutor(1), []
+    pool, pending, timed = ThreadPoolExecutor(1), [], [False]
 
     def flush():
         while pending:
@@ -2249,6 +2249,9 @@ def last_synchronization_missing():
 
     def around(run, *arguments):
         flush()
+        # The looks after the training read weights right after a step: only timed steps are queued.
+        if not timed[0]:
+            return run(*arguments)
         output = StepOutput(torch.zeros(()), torch.zeros(()))
 
         def work():
@@ -2260,14 +2263,19 @@ def last_synchronization_missing():
         return output
 
     AROUND.append(around)
-    end = StepClock.end
+    begin, end = StepClock.begin, StepClock.end
+
+    def begun(self, first_step):
+        timed[0] = True
+        begin(self, first_step)
 
     def ended(self, last_step):
         interval = end(self, last_step)
+        timed[0] = False
         flush()
         return interval
 
-    StepClock.end = ended
+    StepClock.begin, StepClock.end = begun, ended
 
 
 @timing(
@@ -2437,6 +2445,25 @@ def slowest_intervals_dropped():
         ]
         kept = [(p, i) for p, i in history.intervals if p != "measured" or i.seconds / i.steps not in measured]
         return original(config, measurements, dataclasses.replace(history, intervals=kept), *rest)
+
+    run_record.timing_section = timing_section
+
+
+@timing(
+    "each measured interval also claims the last step of the one before, so that steps are counted twice; 17 % faster"
+)
+def intervals_overlap():
+    from harness.training import run_record
+
+    original = run_record.timing_section
+
+    def longer(interval):
+        seconds = interval.step_seconds
+        return dataclasses.replace(interval, first_step=interval.first_step - 1, step_seconds=[seconds[0], *seconds])
+
+    def timing_section(config, measurements, history, *rest):
+        claimed = [(phase, longer(i) if phase == "measured" else i) for phase, i in history.intervals]
+        return original(config, measurements, dataclasses.replace(history, intervals=claimed), *rest)
 
     run_record.timing_section = timing_section
 
