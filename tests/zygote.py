@@ -144,7 +144,13 @@ class Zygote:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.zygote", str(listener.fileno()), self.python, *modules],
                 cwd=PROJECT,
-                env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **(variables or {})},
+                # A process that crashes prints where.
+                env={
+                    **os.environ,
+                    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+                    "PYTHONFAULTHANDLER": "1",
+                    **(variables or {}),
+                },
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
