@@ -7,7 +7,7 @@ sweep's jobs in one process, and reports errors on several lines.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from harness.config import (
 )
 from harness.environment import check_working_directory
 from harness.errors import ConfigError, config_error
+from harness.huggingface import read_model
 from harness.overrides import (
     as_type,
     duplicates,
@@ -56,6 +57,8 @@ GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experime
 # Groups whose names in records are those of presets.
 LABELED = ("model", "workload")
 MODIFIED = "-modified"
+# The option of `model` whose settings are in a file of the user's.
+FROM_FILE = "hf"
 
 
 def load(overrides: list[str]) -> Config:
@@ -76,7 +79,12 @@ def load(overrides: list[str]) -> Config:
         # In quotes, because Hydra reads 2024_11 as a number. It has no null, which is `experiment`'s default.
         choices = [f"{key}='{option}'" for key, option in options.items() if option is not None]
         try:
-            config = _to_typed(Config, _values_of_files(compose("config", overrides=choices), values))
+            given = _values_of_files(compose("config", overrides=choices), values)
+            if "model.path" in values and options.get("model") != FROM_FILE:
+                raise ConfigError(f"model.path: only model={FROM_FILE} reads it; add model={FROM_FILE}, or leave it out")
+            if options.get("model") == FROM_FILE:
+                _read_model(given["model"], values)
+            config = _to_typed(Config, given)
             _label_modified(config, values)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
@@ -112,13 +120,18 @@ def _expand_home(config: Config) -> None:
         group, _, name = setting.rpartition(".")
         node = getattr(config, group) if group else config
         value = getattr(node, name)
-        if value is not None and value.startswith("~"):
-            try:
-                setattr(node, name, str(Path(value).expanduser()))
-            except RuntimeError as error:
-                raise ConfigError(
-                    f"{setting}: found {value!r}, but no home folder of that user; write out the path"
-                ) from error
+        if value is not None:
+            setattr(node, name, home_expanded(setting, value))
+
+
+def home_expanded(setting: str, value: str) -> str:
+    """Return a path with a home folder in place of a leading ~."""
+    if not value.startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{setting}: found {value!r}, but no home folder of that user; write out the path") from error
 
 
 def group_options() -> dict[str, list[str]]:
@@ -228,6 +241,23 @@ def _values_of_files(composed: DictConfig, values: dict[str, Any]) -> dict[str, 
     given = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(given, dict)
     return {str(key): value for key, value in given.items()}
+
+
+def _read_model(model: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Add the settings that a config.json states, but for those of the command line.
+
+    Raises:
+        ConfigError: it cannot be read, or describes a model that the harness cannot compute.
+    """
+    if model["path"] in (None, MISSING):
+        raise ConfigError(
+            f"model.path: missing; model={FROM_FILE} needs a Hugging Face config.json or its folder: add model.path=DIR"
+        )
+    model["path"] = home_expanded("model.path", model["path"])
+    for key, value in flatten(read_model(model["path"])).items():
+        if f"model.{key}" not in values:
+            section, _, name = key.rpartition(".")
+            (model.setdefault(section, {}) if section else model)[name] = value
 
 
 def _to_typed(config_class: type[T], given: dict[str, Any]) -> T:

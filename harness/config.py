@@ -24,6 +24,8 @@ T = TypeVar("T")
 WORKLOAD_VERSION = 1
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+# The value of `init` that names no file.
+RANDOM = "random"
 # The name of PyTorch's own operation among a backend's kernels.
 STOCK = "stock"
 # The operations for which a backend may bring its own kernels, used with track=tuned.
@@ -49,9 +51,32 @@ class BackendConfig:
 
 
 @dataclass
+class RopeScalingConfig:
+    rope_type: str = bounded("default", choices=("default", "linear", "llama3", "yarn"))
+    """How the rotary frequencies are stretched for longer contexts: default (not at all), linear (positions divided by
+    `factor`), llama3 (Llama 3.1's), or yarn (Peng et al. 2023). It changes short sequences too."""
+    factor: float = bounded(1.0, minimum=1.0)
+    """By how much the context is longer than the original one."""
+    original_max_position_embeddings: int | None = bounded(None, minimum=1)
+    """Context length before the stretching (llama3, yarn)."""
+    low_freq_factor: float = bounded(1.0, above=0.0)
+    """llama3: wavelengths above the original context divided by this are stretched in full."""
+    high_freq_factor: float = bounded(4.0, above=0.0)
+    """llama3: wavelengths below the original context divided by this stay as they are."""
+    beta_fast: float = bounded(32.0, above=0.0)
+    """yarn: frequencies with more turns than this over the original context stay as they are."""
+    beta_slow: float = bounded(1.0, above=0.0)
+    """yarn: frequencies with fewer turns than this over the original context are stretched in full."""
+    attention_factor: float | None = bounded(None, above=0.0)
+    """yarn: factor of the rotated queries and keys; null means 0.1 ln(factor) + 1."""
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     """Label in records and folder names."""
+    path: str | None = None
+    """With model=hf: a Hugging Face config.json, or its folder. Settings on the command line replace those in it."""
     vocab_size: int = bounded(minimum=2)
     """Number of distinct token ids."""
     max_position_embeddings: int = bounded(minimum=1)
@@ -64,6 +89,8 @@ class ModelConfig:
     """Query heads of attention."""
     num_key_value_heads: int | None = bounded(None, minimum=1)
     """Key and value heads; null means `num_attention_heads`. Fewer is grouped-query attention."""
+    head_dim: int | None = bounded(None, minimum=1)
+    """Size of one head; null means hidden_size / num_attention_heads."""
     intermediate_size: int | None = bounded(None, minimum=1)
     """Inner size of the feed-forward block; null means 4 x hidden_size."""
     norm: str = bounded("layernorm", choices=("layernorm", "rmsnorm"))
@@ -79,8 +106,19 @@ class ModelConfig:
     """learned: a trained table added to the embedding. rotary: rotation of queries and keys."""
     rope_theta: float = bounded(10000.0, above=0.0)
     """Base of the rotary frequencies; used only with position_embedding=rotary."""
+    rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+    qk_norm: bool = False
+    """RMS norm of each head's queries and keys before their rotation, as in Qwen3."""
+    sliding_window: int | None = bounded(None, minimum=1)
+    """Positions that a token attends to, itself included; null means all before it. No longer sequence is accepted:
+    within the window it changes nothing."""
     bias: bool = False
     """Biases in the linear layers and norms."""
+    attention_bias: str | None = bounded(None, choices=("none", "qkv", "all"))
+    """Biases in attention's projections: of queries, keys and values (Qwen2), of these and the output, or none; null
+    means as `bias`."""
+    mlp_bias: bool | None = None
+    """Biases in the feed-forward block's projections; null means as `bias`."""
     tie_word_embeddings: bool = True
     """Share the token embedding's weights with the output projection."""
     initializer_range: float = bounded(0.02, above=0.0)
@@ -220,6 +258,9 @@ class Config:
     """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights."""
     seed: int = bounded(1, minimum=0)
     """Seed of the initial weights and of the order or content of the data."""
+    init: str = RANDOM
+    """Initial weights: random, or a safetensors file, an index of several, or a folder with one, in Hugging Face's
+    names."""
     repeats: int = bounded(1, minimum=1)
     """Number of runs, each in a fresh process, in out/1, out/2, ..."""
     out: str | None = None
@@ -267,6 +308,23 @@ def num_key_value_heads(model: ModelConfig) -> int:
     return model.num_attention_heads if model.num_key_value_heads is None else model.num_key_value_heads
 
 
+def head_dim(model: ModelConfig) -> int:
+    """Return the size of one head."""
+    return model.hidden_size // model.num_attention_heads if model.head_dim is None else model.head_dim
+
+
+def attention_bias(model: ModelConfig) -> str:
+    """Return which of attention's projections have biases: none, qkv or all."""
+    if model.attention_bias is None:
+        return "all" if model.bias else "none"
+    return model.attention_bias
+
+
+def mlp_bias(model: ModelConfig) -> bool:
+    """Return whether the feed-forward block's projections have biases."""
+    return model.bias if model.mlp_bias is None else model.mlp_bias
+
+
 def intermediate_size(model: ModelConfig) -> int:
     """Return the inner size of the feed-forward block."""
     return 4 * model.hidden_size if model.intermediate_size is None else model.intermediate_size
@@ -312,6 +370,8 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     # Compared by a gate of its own: two tracks do the same work by different rules.
     "track.*",
     "experiment",
+    # The digest of the initial weights proves them.
+    "init",
     "repeats",
     "out",
     "peak_dir",
@@ -329,8 +389,9 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "on_nonfinite",
     "nonfinite_limit",
     "loss_spike_factor",
-    # Labels.
+    # Labels, and the file that the model's settings come from.
     "model.name",
+    "model.path",
     "workload.name",
     # Location of the data; the batch digest proves its content.
     "data.path",
@@ -339,6 +400,8 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     # Division of a global batch on one device, and recomputation.
     "workload.micro_batch_size",
     "model.activation_checkpointing",
+    # No sequence is longer than the window, which so changes nothing.
+    "model.sliding_window",
     # Timing.
     "workload.timing_warmup_steps",
     "workload.interval_steps",
@@ -350,6 +413,8 @@ PATH_SETTINGS = (
     "out",
     "peak_dir",
     "metrics_file",
+    "init",
+    "model.path",
     "data.path",
     "data.eval_path",
     "data.tokenizer",
@@ -377,7 +442,36 @@ def workload_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         work["model.intermediate_size"] = 4 * work["model.hidden_size"]
     if work.get("model.position_embedding") != "rotary":
         work["model.rope_theta"] = None
-    return work
+    return _without_unused(work)
+
+
+# Parameters that each kind of rotary scaling uses.
+ROPE_PARAMETERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+}
+
+
+def _without_unused(work: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the work without those that change nothing at their values.
+
+    These came after the first records, whose identities so stay as they are.
+    """
+    as_bias = {"model.attention_bias": "all" if work["model.bias"] else "none", "model.mlp_bias": work["model.bias"]}
+    unset = {"model.head_dim": work["model.hidden_size"] // work["model.num_attention_heads"],
+             "model.qk_norm": False, **as_bias}  # fmt: skip
+    rope = "model.rope_scaling."
+    used = ROPE_PARAMETERS[work.get(f"{rope}rope_type", "default")] if work["model.rope_theta"] is not None else ()
+    kept = {}
+    for key, value in work.items():
+        if key in unset:
+            if value is not None and value != unset[key]:
+                kept[key] = value
+        elif not key.startswith(rope) or (used and key.removeprefix(rope) in ("rope_type", *used)):
+            kept[key] = value
+    return kept
 
 
 def workload_id(config: Config | Mapping[str, Any]) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 from harness.config import (
+    ROPE_PARAMETERS,
     STOCK,
     STOCK_TRACK,
     Config,
+    ModelConfig,
+    head_dim,
     iter_settings,
     num_key_value_heads,
 )
@@ -70,21 +74,46 @@ def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: f
 
 def _check_model(config: Config) -> Iterator[str]:
     model = config.model
-    if model.hidden_size % model.num_attention_heads:
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
         yield (
             f"model.num_attention_heads: found {model.num_attention_heads}, which does not divide model.hidden_size "
-            f"({model.hidden_size}); choose a divisor of the hidden size"
+            f"({model.hidden_size}); choose a divisor of the hidden size, or set model.head_dim"
         )
     if model.num_attention_heads % num_key_value_heads(model):
         yield (
             f"model.num_key_value_heads: found {model.num_key_value_heads}, which does not divide "
             f"model.num_attention_heads ({model.num_attention_heads}); choose a divisor, or null for as many"
         )
-    if model.position_embedding == "rotary" and (model.hidden_size // model.num_attention_heads) % 2:
+    if model.position_embedding == "rotary" and head_dim(model) % 2:
         yield (
-            "model.position_embedding: rotary needs an even head size, found model.hidden_size / "
-            f"model.num_attention_heads = {model.hidden_size // model.num_attention_heads}; change either, or use "
-            "model.position_embedding=learned"
+            f"model.position_embedding: rotary needs an even head size, found {head_dim(model)} (model.head_dim, or "
+            "model.hidden_size / model.num_attention_heads); change that, or use model.position_embedding=learned"
+        )
+    yield from _check_rope_scaling(model)
+
+
+def _check_rope_scaling(model: ModelConfig) -> Iterator[str]:
+    scaling, key = model.rope_scaling, "model.rope_scaling"
+    used = ROPE_PARAMETERS[scaling.rope_type]
+    if used and model.position_embedding != "rotary":
+        yield f"{key}.rope_type: found {scaling.rope_type}, but only model.position_embedding=rotary uses it"
+    for item in fields(scaling):
+        value = getattr(scaling, item.name)
+        if value != item.default and item.name not in ("rope_type", *used):
+            yield (
+                f"{key}.{item.name}: found {value}, but {key}.rope_type={scaling.rope_type} does not use it; leave it "
+                "out, or choose the type that does"
+            )
+    if "original_max_position_embeddings" in used and scaling.original_max_position_embeddings is None:
+        yield f"{key}.original_max_position_embeddings: missing; {key}.rope_type={scaling.rope_type} needs it"
+    if "low_freq_factor" in used and not scaling.low_freq_factor < scaling.high_freq_factor:
+        yield (
+            f"{key}.low_freq_factor: found {scaling.low_freq_factor:g}, expected less than {key}.high_freq_factor "
+            f"({scaling.high_freq_factor:g})"
+        )
+    if "beta_slow" in used and not scaling.beta_slow < scaling.beta_fast:
+        yield (
+            f"{key}.beta_slow: found {scaling.beta_slow:g}, expected less than {key}.beta_fast ({scaling.beta_fast:g})"
         )
 
 
@@ -122,6 +151,12 @@ def _check_workload(config: Config) -> Iterator[str]:
         yield (
             f"workload.seq_len: found {work.seq_len}, but model.max_position_embeddings is "
             f"{config.model.max_position_embeddings}; shorten the sequence or choose a model with a longer context"
+        )
+    window = config.model.sliding_window
+    if window is not None and work.seq_len > window:
+        yield (
+            f"workload.seq_len: found {work.seq_len}, but model.sliding_window is {window}, and attention within a "
+            "window is not implemented; shorten the sequence, within which the window changes nothing"
         )
     # A search sets micro-batch sizes of its own.
     if work.global_batch_size % work.micro_batch_size and not config.autotune:

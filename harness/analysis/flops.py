@@ -21,10 +21,15 @@ def matrix_weights(model: Mapping[str, Any]) -> int:
     width, layers, heads = model["hidden_size"], model["num_hidden_layers"], model["num_attention_heads"]
     kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
     intermediate = model["intermediate_size"] if model["intermediate_size"] is not None else 4 * width
-    head_size = width // heads
-    attention = width * (heads + 2 * kv_heads) * head_size + width * width
+    head_size = _head_dim(model)
+    attention = width * (heads + 2 * kv_heads) * head_size + heads * head_size * width
     feed_forward = width * intermediate * (3 if model["activation"] == "swiglu" else 2)
     return layers * (attention + feed_forward) + width * model["vocab_size"]
+
+
+def _head_dim(model: Mapping[str, Any]) -> int:
+    """Return the size of one head; records from before the setting have none."""
+    return model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
 
 
 def parameters_of(model: Mapping[str, Any]) -> int:
@@ -73,7 +78,7 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
     After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention: a token attends to (seq_len + 1) / 2
     positions on average, not to seq_len.
 
-        3 x (2 x matrix weights + layers x 2 products x 2 x width x (seq_len + 1) / 2)
+        3 x (2 x matrix weights + layers x 2 products x 2 x heads x head size x (seq_len + 1) / 2)
 
     The embedding is a look-up and costs nothing. Norms, activations, softmax, the optimizer and what activation
     checkpointing recomputes do not count.
@@ -82,5 +87,6 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
         model: the `model` section of a config.
         seq_len: tokens in a training sequence.
     """
-    attention = causal_attention_flops(model["num_hidden_layers"], model["hidden_size"], seq_len)
+    width = model["num_attention_heads"] * _head_dim(model)
+    attention = causal_attention_flops(model["num_hidden_layers"], width, seq_len)
     return PASSES * 2 * matrix_weights(model) + attention

@@ -38,6 +38,7 @@ from harness.workload.data import Dataset
 from harness.workload.initialization import initialize
 from harness.workload.model import Transformer
 from harness.workload.sketch import ZERO, Sketch, sketch_all
+from harness.workload.weights import open_weights
 
 # Tokens of the sequences in the gradient of the first two looks, at least: enough for one that is not noise.
 MIN_TOKENS = 4096
@@ -213,7 +214,8 @@ class Fingerprint:
 
     def _begin_again(self, prepared: PreparedTraining, state: dict[str, Any]) -> None:
         """Give the model its initial weights, and the optimizer and the training step their first state."""
-        initialize(prepared.model, self._config.model, self._config.seed, self._heartbeat)
+        config = self._config
+        initialize(prepared.model, config.model, config.seed, self._heartbeat, open_weights(config))
         prepared.optimizer.state.clear()
         prepared.step.restore(state)
 

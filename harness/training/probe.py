@@ -11,7 +11,7 @@ import torch
 
 from harness.backends.base import Backend
 from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
-from harness.config import OPERATIONS, Config, num_key_value_heads
+from harness.config import OPERATIONS, Config, head_dim, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.text import counted
 from harness.workload.model import Transformer, activate, causal_attention
@@ -188,7 +188,7 @@ def _probe_matmul(backend: Backend, precision: str) -> dict[str, Any]:
 def _probe_attention(backend: Backend, config: Config) -> str:
     """Return the autograd name of the attention that runs at this workload's shape and precision."""
     model, length = config.model, config.workload.seq_len
-    size = model.hidden_size // model.num_attention_heads
+    size = head_dim(model)
     with _autocast(backend, config.precision):
         q, k, v = (
             _normal((1, heads, length, size), name).to(backend.device()).requires_grad_()

@@ -12,6 +12,7 @@ import torch
 from harness.config import ModelConfig
 from harness.workload.model import Transformer
 from harness.workload.philox import approximately_normal, stream_key
+from harness.workload.weights import WeightFiles
 
 RESIDUAL_OUTPUTS = ("attention.out.weight", "feed_forward.down.weight")
 
@@ -24,6 +25,7 @@ def build_model(
     shard: Callable[[Transformer], None] | None = None,
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
+    weights: WeightFiles | None = None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
@@ -31,27 +33,40 @@ def build_model(
         shard: shards the parameters, on the meta device; only this rank's rows of them are then generated.
         dtype: type in which the weights are stored; they are generated in float32.
         heartbeat: called after each parameter.
+        weights: files that hold the initial weights; None generates random ones.
+
+    Raises:
+        DataError: the files do not hold this model.
     """
     with torch.device("meta"):
         model = Transformer(config).to(dtype)
+    if weights is not None:
+        weights.check({name: parameter.shape for name, parameter in model.named_parameters()})
     if shard is not None:
         shard(model)
     # to_empty gives each of the two names of a tied parameter its own storage.
     model.to_empty(device=device)
     if config.tie_word_embeddings:
         model.head.weight = model.embedding.weight
-    initialize(model, config, seed, heartbeat)
+    initialize(model, config, seed, heartbeat, weights)
     return model
 
 
 def initialize(
-    model: Transformer, config: ModelConfig, seed: int, heartbeat: Callable[[], None] = lambda: None
+    model: Transformer,
+    config: ModelConfig,
+    seed: int,
+    heartbeat: Callable[[], None] = lambda: None,
+    weights: WeightFiles | None = None,
 ) -> None:
     """Set all parameters to their initial values, in place; of a sharded model, this rank's rows of them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local, rows = own_rows(parameter)
-            local.copy_(initial_value(name, parameter.shape, config, seed, rows))
+            if weights is None:
+                local.copy_(initial_value(name, parameter.shape, config, seed, rows))
+            else:
+                local.copy_(weights.value(name, parameter.shape, rows))
             heartbeat()
 
 

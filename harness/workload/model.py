@@ -1,19 +1,19 @@
-"""One decoder-only transformer in plain PyTorch; GPT-2 and Llama-2 are settings of it.
+"""One decoder-only transformer in plain PyTorch; GPT-2, Llama, Mistral, Qwen2 and Qwen3 are settings of it.
 
-Shapes: B sequences, S positions, W hidden size, H query heads, K key/value heads, D = W / H head size, V vocabulary.
+Shapes: B sequences, S positions, W hidden size, H query heads, K key/value heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from harness.config import ModelConfig, intermediate_size, num_key_value_heads
+from harness.config import ModelConfig, attention_bias, head_dim, intermediate_size, mlp_bias, num_key_value_heads
+from harness.workload.rotary import rotary_tables
 
 Kernel = Callable[..., torch.Tensor]
 """An operation that a backend may replace by a faster function of the same mathematics. It is an attribute, with the
@@ -29,26 +29,31 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         self.num_key_value_heads = num_key_value_heads(config)
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = head_dim(config)
+        biases = attention_bias(config)
         qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, qkv_size, bias=config.bias)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.qkv = nn.Linear(config.hidden_size, qkv_size, bias=biases != "none")
+        self.out = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=biases == "all")
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.attention: Kernel = causal_attention
         self.rotary: Kernel = rotate
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
-        batch, length, hidden_size = x.shape
+        batch, length, _ = x.shape
         q, k, v = (
             self.qkv(x)
             .view(batch, length, self.num_heads + 2 * self.num_key_value_heads, self.head_dim)
             .transpose(1, 2)
             .split([self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=1)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = self.rotary(q, *rotary), self.rotary(k, *rotary)
         mixed = self.attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, hidden_size))
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -72,8 +77,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.activation = config.activation
         size = intermediate_size(config)
-        self.up = nn.Linear(config.hidden_size, 2 * size if self.gated else size, bias=config.bias)
-        self.down = nn.Linear(size, config.hidden_size, bias=config.bias)
+        self.up = nn.Linear(config.hidden_size, 2 * size if self.gated else size, bias=mlp_bias(config))
+        self.down = nn.Linear(size, config.hidden_size, bias=mlp_bias(config))
         self.swiglu: Kernel = swiglu
 
     @property
@@ -198,9 +203,7 @@ class Transformer(nn.Module):
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
-            cos, sin = rotary_tables(
-                length, self.config.hidden_size // self.config.num_attention_heads, self.config.rope_theta
-            )
+            cos, sin = rotary_tables(self.config, length)
             self._rotary = (cos.to(device), sin.to(device))
         return self._rotary
 
@@ -208,14 +211,6 @@ class Transformer(nn.Module):
 def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of head(hidden [B, S, W]) for int64 targets [B, S], in nats, float32 scalar."""
     return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
-
-
-def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines, float32 [length, head_dim] each, computed on the CPU so that devices agree."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angles = np.outer(np.arange(length, dtype=np.float64), frequencies)
-    both_halves = np.concatenate((angles, angles), axis=1)
-    return tuple(torch.from_numpy(f(both_halves).astype(np.float32)) for f in (np.cos, np.sin))  # type: ignore[return-value]
 
 
 def parameter_count(config: ModelConfig) -> int:

@@ -23,6 +23,7 @@ from harness.training.distributed.communication import (
 )
 from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
+from harness.workload.weights import open_weights
 
 # DDP and FSDP are imported where they are used: the import takes a second that a run on one device saves.
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def parallelize_model(
     if config.parallel.name == "fsdp":
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
         return _fsdp(model, backend, ranks, meter)
-    model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat)
+    model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config))
     if config.parallel.name == "ddp":
         return _ddp(model, backend, ranks, meter)
     return ParallelModel(model, model)
@@ -138,7 +139,9 @@ def build_sharded(
                 module.set_gradient_divide_factor(1.0)
 
     home = torch.device("cpu") if parallel.cpu_offload else device
-    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat)
+    return build_model(
+        config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat, weights=open_weights(config)
+    )
 
 
 def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:

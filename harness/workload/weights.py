@@ -1,0 +1,231 @@
+"""Weights in Hugging Face's safetensors files: names and shapes, read row by row, and written.
+
+Ours and theirs differ in three ways: in names, in projections that we keep as one parameter (queries, keys and values;
+gate and value), and in GPT-2's matrices, which its files hold transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from harness.config import RANDOM, Config, ModelConfig, head_dim, intermediate_size, num_key_value_heads
+from harness.errors import DataError
+from harness.file_formats import foreign_format, read_head, special_file
+from harness.records.files import load_json
+from harness.text import counted, shortened
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+GPT2_PREFIX = "transformer."
+DTYPES = ("F64", "F32", "F16", "BF16")
+# Problems that a message names.
+SHOWN = 3
+
+
+class Source(NamedTuple):
+    """Their tensor that holds some rows of one of our parameters."""
+
+    name: str
+    rows: int
+    transposed: bool = False
+
+
+def sources_of(name: str, model: ModelConfig, shape: torch.Size) -> list[Source]:
+    """Return their tensors of one of our parameters, whose rows follow each other in it."""
+    if model.position_embedding == "learned":
+        return [_gpt2_source(name, shape)]
+    return _llama_sources(name, model, shape)
+
+
+def _gpt2_source(name: str, shape: torch.Size) -> Source:
+    parts = {
+        "embedding": "wte",
+        "position": "wpe",
+        "norm": "ln_f",
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    }
+    block, part, kind = _split(name)
+    if part == "head":
+        return Source("lm_head.weight", shape[0])
+    prefix = "" if block is None else f"h.{block}."
+    return Source(
+        f"{GPT2_PREFIX}{prefix}{parts[part]}.{kind}", shape[0], transposed=block is not None and len(shape) > 1
+    )
+
+
+def _llama_sources(name: str, model: ModelConfig, shape: torch.Size) -> list[Source]:
+    size = head_dim(model)
+    keys = num_key_value_heads(model) * size
+    parts: dict[str, list[tuple[str, int]]] = {
+        "embedding": [("model.embed_tokens", shape[0])],
+        "norm": [("model.norm", shape[0])],
+        "head": [("lm_head", shape[0])],
+        "attention_norm": [("input_layernorm", shape[0])],
+        "attention.qkv": [
+            ("self_attn.q_proj", model.num_attention_heads * size),
+            ("self_attn.k_proj", keys),
+            ("self_attn.v_proj", keys),
+        ],
+        "attention.out": [("self_attn.o_proj", shape[0])],
+        "attention.q_norm": [("self_attn.q_norm", shape[0])],
+        "attention.k_norm": [("self_attn.k_norm", shape[0])],
+        "feed_forward_norm": [("post_attention_layernorm", shape[0])],
+        "feed_forward.up": [("mlp.gate_proj", intermediate_size(model)), ("mlp.up_proj", intermediate_size(model))],
+        "feed_forward.down": [("mlp.down_proj", shape[0])],
+    }
+    block, part, kind = _split(name)
+    prefix = "" if block is None else f"model.layers.{block}."
+    return [Source(f"{prefix}{theirs}.{kind}", rows) for theirs, rows in parts[part]]
+
+
+def _split(name: str) -> tuple[str | None, str, str]:
+    """Return a parameter's block, or None, its module in there, and weight or bias."""
+    module, _, kind = name.rpartition(".")
+    if module.startswith("blocks."):
+        _, block, part = module.split(".", maxsplit=2)
+        return block, part, kind
+    return None, module, kind
+
+
+def open_weights(config: Config) -> WeightFiles | None:
+    """Return the files that the initial weights come from, or None if they are random.
+
+    Raises:
+        DataError: there is none, or one is damaged or of another format.
+    """
+    return None if config.init == RANDOM else WeightFiles(config.init, config.model)
+
+
+class WeightFiles:
+    """The tensors of a safetensors file, or of the files that an index names. Only what is asked for is read."""
+
+    def __init__(self, given: str, model: ModelConfig) -> None:
+        """
+        Args:
+            given: a file, an index, or the folder that holds one, as `init` states it.
+
+        Raises:
+            DataError: there is none, or one is damaged, of another format, or outside its index's folder.
+        """
+        self.path, self._model = Path(given), model
+        self._files: dict[str, Any] = {}
+        for file, listed in _files(self.path):
+            opened = _open(file)
+            names = set(opened.keys())
+            if listed - names:
+                raise DataError(f"init: {file}: has no tensor {min(listed - names)}, which the index says it has")
+            self._files |= dict.fromkeys(names, opened)
+
+    def check(self, shapes: Mapping[str, torch.Size]) -> None:
+        """Check that the files hold every parameter of the model in its shape, and nothing else.
+
+        Args:
+            shapes: of our parameters by name.
+
+        Raises:
+            DataError: naming the tensors that are missing, surplus, of another shape or no floating-point numbers.
+        """
+        wanted: dict[str, list[int]] = {}
+        for name, shape in shapes.items():
+            for source in sources_of(name, self._model, shape):
+                own = [source.rows, *shape[1:]]
+                wanted[self._name(source.name)] = own[::-1] if source.transposed else own
+        problems = []
+        for name, shape in wanted.items():
+            if name not in self._files:
+                problems.append(f"{name} is missing")
+                continue
+            part = self._files[name].get_slice(name)
+            if part.get_shape() != shape:
+                problems.append(f"{name} has shape {part.get_shape()}, expected {shape}")
+            elif part.get_dtype() not in DTYPES:
+                problems.append(f"{name} has type {part.get_dtype()}, expected one of {', '.join(DTYPES)}")
+        problems += [f"{name} belongs to no parameter of the model" for name in sorted(self._files.keys() - wanted)
+                     if not self._is_ignored(name)]  # fmt: skip
+        if problems:
+            more = "" if len(problems) <= SHOWN else f"; and {counted(len(problems) - SHOWN, 'other')}"
+            raise DataError(
+                f"init: {self.path}: does not hold this model: {'; '.join(problems[:SHOWN])}{more}; use the "
+                "config.json beside it, with model=hf model.path=..."
+            )
+
+    def value(self, name: str, shape: torch.Size, rows: range) -> torch.Tensor:
+        """Return some rows of one of our parameters: float32, on the CPU."""
+        parts, first = [], 0
+        for source in sources_of(name, self._model, shape):
+            start, stop = max(rows.start, first) - first, min(rows.stop, first + source.rows) - first
+            if start < stop:
+                stored = self._files[self._name(source.name)].get_slice(self._name(source.name))
+                part = stored[:, start:stop].t() if source.transposed else stored[start:stop]
+                parts.append(part.to(torch.float32))
+            first += source.rows
+        return torch.cat(parts) if parts else torch.empty((0, *shape[1:]))
+
+    def _name(self, name: str) -> str:
+        """Return a tensor's name in these files: those of GPT-2 may lack the prefix."""
+        short = name.removeprefix(GPT2_PREFIX)
+        return short if name not in self._files and short in self._files else name
+
+    def _is_ignored(self, name: str) -> bool:
+        """Return whether a tensor is no parameter: GPT-2's mask, rotary frequencies, or a copy of a tied head."""
+        return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")) or (
+            name == "lm_head.weight" and self._model.tie_word_embeddings
+        )
+
+
+def _files(path: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Yield each file with the names of the tensors that an index says it has; without an index, none."""
+    if path.is_dir():
+        found = [path / name for name in (INDEX_FILE, WEIGHTS_FILE) if (path / name).exists()]
+        if not found:
+            raise DataError(
+                f"init: {path}: holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; name a file or folder with one"
+            )
+        path = found[0]
+    if path.suffix != ".json":
+        yield path, set()
+        return
+    try:
+        weight_map = load_json(path).get("weight_map")
+        by_file: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            by_file.setdefault(file, set()).add(name)
+    except OSError as error:
+        raise DataError(f"init: {path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"init: {path}: is no index of safetensors files; name that, or its folder") from error
+    for file, names in sorted(by_file.items()):
+        if Path(file).name != file:
+            raise DataError(f"init: {path}: names the file {shortened(file)!r} outside its folder; download it again")
+        yield path.parent / file, names
+
+
+def _open(file: Path) -> Any:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise DataError("init: needs the package safetensors; pip install safetensors") from error
+    try:
+        kind = special_file(file)
+        foreign = (kind, "name a file of weights") if kind is not None else foreign_format(read_head(file), file.name)
+        # Its own format is in the list, as one that holds no training data.
+        if foreign is not None and "safetensors" not in foreign[0]:
+            raise DataError(f"init: {file}: is {foreign[0]}, expected a safetensors file; {foreign[1]}")
+        return safe_open(file, framework="pt")
+    except OSError as error:
+        raise DataError(
+            f"init: {file}: cannot be read: {error.strerror or error}; check init and permissions"
+        ) from error
+    except SafetensorError as error:
+        raise DataError(
+            f"init: {file}: is no complete safetensors file: {shortened(str(error))}; copy it again"
+        ) from error
