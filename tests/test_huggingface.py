@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -21,7 +23,8 @@ from transformers import (
 )
 
 from harness.composition import load
-from harness.config import Config, ModelConfig
+from harness.config import Config, ModelConfig, workload_id
+from harness.errors import ConfigError, DataError
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer
 from harness.workload.weights import WeightFiles, sources_of
@@ -139,3 +142,157 @@ class TestAgainstTransformers:
         (_, one), (_, many) = imported(tmp_path / "one"), imported(tmp_path / "many")
         for (key, value), (_, other) in zip(one.named_parameters(), many.named_parameters(), strict=True):
             assert torch.equal(value, other), key
+
+
+LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+BAD_CONFIGS: dict[str, tuple[Any, str]] = {
+    "remote code": (LLAMA | {"auto_map": {"AutoModel": "m.M"}}, "auto_map: found {.*code of its own, which is never"),
+    "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config: .*cannot be trained"),
+    "another family": (LLAMA | {"model_type": "gemma2"}, "model_type: found \"gemma2\", expected one of: llama, mist"),
+    "no family": ({"vocab_size": 3}, "has no model_type, expected a text"),
+    "an unknown key": (LLAMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0, a key that"),
+    "experts": (LLAMA | {"num_local_experts": 8}, "num_local_experts: found 8, a key that the harness does not know"),
+    "a text for a number": (LLAMA | {"hidden_size": "48"}, "hidden_size: found \"48\", expected an integer"),
+    "true for a number": (LLAMA | {"hidden_size": True}, "hidden_size: found true, expected an integer"),
+    "a fraction of layers": (LLAMA | {"num_hidden_layers": 2.5}, "num_hidden_layers: found 2.5, expected an integer"),
+    "negative layers": (LLAMA | {"num_hidden_layers": -2}, "model.num_hidden_layers: found -2, expected at least 1"),
+    "heads that do not divide": (LLAMA | {"num_attention_heads": 5}, "model.num_attention_heads: found 5, which does"),
+    "key heads": (LLAMA | {"num_key_value_heads": 3}, "model.num_key_value_heads: found 3, which does not divide"),
+    "another activation": (LLAMA | {"hidden_act": "relu"}, "hidden_act: found \"relu\", expected one of: silu, swish"),
+    "tensor parallelism of its training": (LLAMA | {"pretraining_tp": 2}, "pretraining_tp: found 2, which the harness"),
+    "dynamic positions": (
+        LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        "rope_scaling.type: found \"dynamic\", expected one of: default, linear, llama3, yarn",
+    ),
+    "positions without a factor": (
+        LLAMA | {"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 1.0}},
+        "has no rope_scaling.factor, expected a number",
+    ),
+    "half-rotated heads": (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor: found 0.5, which the"),
+    "mscale": (
+        LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7}},
+        "rope_scaling.mscale: found 0.7, which the harness does not compute",
+    ),
+    "a window": (
+        LLAMA | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 8},
+        f"workload.seq_len: found {LENGTH}, but model.sliding_window is 8",
+    ),
+    "a list": ([1], "holds a list, expected an object"),
+    "not JSON": ("{", "is no JSON"),
+    "NaN": ('{"model_type": "llama", "rope_theta": NaN}', "is no JSON: holds the number NaN"),
+    "deeply nested": ("[" * 100_000, "is no JSON: is nested too deeply"),
+    "an error page": ("<!doctype html><html>404</html>", "is a page of HTML, as servers send"),
+    "a pointer": ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer file of Git LFS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CONFIGS)
+def test_a_bad_config_is_one_line(name: str, tmp_path: Path) -> None:
+    content, message = BAD_CONFIGS[name]
+    (tmp_path / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ConfigError, match=message) as caught:
+        settings_of(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+class TestConfig:
+    def test_of_a_file_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"config.json: cannot be read: No such file or directory; give a Hug"):
+            settings_of(tmp_path)
+
+    def test_without_a_path(self) -> None:
+        with pytest.raises(ConfigError, match=r"model.path: missing; model=hf needs a Hugging Face config.json or its"):
+            load(["model=hf"])
+
+    def test_a_path_with_a_preset(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"model.path: only model=hf reads it"):
+            load(["model=tiny", f"model.path='{tmp_path}'"])
+
+    def test_its_place_is_no_part_of_the_work(self, tmp_path: Path) -> None:
+        for folder in ("one", "other"):
+            saved("qwen3", tmp_path / folder)
+        one, other = settings_of(tmp_path / "one"), settings_of(tmp_path / "other")
+        assert (one.model.name, other.model.name) == ("one", "other")
+        assert workload_id(one) == workload_id(other)
+
+    def test_the_command_line_replaces_its_values(self, tmp_path: Path) -> None:
+        saved("llama 3", tmp_path)
+        config = settings_of(tmp_path, "model.num_hidden_layers=1", "model.rope_scaling.factor=4")
+        assert (config.model.num_hidden_layers, config.model.rope_scaling.factor) == (1, 4.0)
+        assert config.model.hidden_size == 48
+
+
+def spoil(file: Path, tensors: dict[str, torch.Tensor], **changed: Any) -> None:
+    save_file({name: value.contiguous() for name, value in (tensors | changed).items() if value is not None}, file)
+
+
+class TestBadWeights:
+    """A llama's, with one thing wrong."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        saved("llama", tmp_path)
+        return tmp_path
+
+    def check(self, folder: Path, message: str, init: Path | None = None) -> None:
+        config = settings_of(folder).model
+        with pytest.raises(DataError, match=message) as caught:
+            build_model(config, 1, CPU, weights=WeightFiles(str(init or folder), config))
+        assert "\n" not in str(caught.value)
+
+    def change(self, folder: Path, **tensors: torch.Tensor | None) -> None:
+        file = folder / "model.safetensors"
+        spoil(file, load_file(file), **{name.replace("__", "."): value for name, value in tensors.items()})
+
+    def test_a_missing_tensor(self, folder: Path) -> None:
+        self.change(folder, model__norm__weight=None)
+        self.check(folder, r"does not hold this model: model.norm.weight is missing; use the config.json beside it")
+
+    def test_a_surplus_tensor(self, folder: Path) -> None:
+        self.change(folder, model__layers__9__mlp__up_proj__weight=torch.zeros(80, 48))
+        self.check(folder, r"model.layers.9.mlp.up_proj.weight belongs to no parameter of the model")
+
+    def test_another_shape(self, folder: Path) -> None:
+        self.change(folder, model__layers__1__self_attn__k_proj__weight=torch.zeros(25, 48))
+        self.check(folder, r"model.layers.1.self_attn.k_proj.weight has shape \[25, 48\], expected \[24, 48\]")
+
+    def test_integers(self, folder: Path) -> None:
+        self.change(folder, model__norm__weight=torch.zeros(48, dtype=torch.int8))
+        self.check(folder, r"model.norm.weight has type I8, expected one of F64, F32, F16, BF16")
+
+    def test_another_model(self, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+        other = tmp_path_factory.mktemp("other")
+        saved("qwen3", other)
+        self.check(folder, r"does not hold this model: .* and \d+ others", init=other)
+
+    def test_a_truncated_file(self, folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        self.check(folder, "is no complete safetensors file: .*; copy it again")
+
+    def test_a_pickle(self, folder: Path) -> None:
+        torch.save({"a": torch.zeros(2)}, folder / "model.safetensors")
+        self.check(folder, "is a zip archive .*, expected a safetensors file")
+
+    def test_an_empty_folder(self, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        self.check(folder, "holds neither model.safetensors nor model.safetensors.index.json")
+
+    def test_an_index_of_a_file_outside(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"model.norm.weight": "../../etc/passwd"}}))
+        self.check(folder, "names the file '../../etc/passwd' outside its folder")
+
+    def test_an_index_of_a_file_that_is_missing(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-2.safetensors"}}))
+        self.check(folder, "model-2.safetensors: cannot be read: No such file or directory")
+
+    def test_an_index_of_a_tensor_that_is_missing(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"model.other.weight": "model.safetensors"}}))
+        self.check(folder, "has no tensor model.other.weight, which the index says it has")
+
+    def test_an_index_that_is_none(self, folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text("[1]")
+        self.check(folder, "is no index of safetensors files")
