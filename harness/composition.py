@@ -81,7 +81,9 @@ def load(overrides: list[str]) -> Config:
         try:
             given = _values_of_files(compose("config", overrides=choices), values)
             if "model.path" in values and options.get("model") != FROM_FILE:
-                raise ConfigError(f"model.path: only model={FROM_FILE} reads it; add model={FROM_FILE}, or leave it out")
+                raise ConfigError(
+                    f"model.path: only model={FROM_FILE} reads it; add model={FROM_FILE}, or leave it out"
+                )
             if options.get("model") == FROM_FILE:
                 _read_model(given["model"], values)
             config = _to_typed(Config, given)

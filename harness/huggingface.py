@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config import ROPE_PARAMETERS
+from harness.config import (
+    ROPE_PARAMETERS,
+    ModelConfig,
+    attention_bias,
+    head_dim,
+    intermediate_size,
+    mlp_bias,
+    num_key_value_heads,
+)
 from harness.errors import ConfigError
 from harness.file_formats import foreign_format, read_head, special_file
 from harness.records.files import load_json, strict_json
@@ -78,6 +86,90 @@ def read_model(given: str) -> dict[str, Any]:
     settings = FAMILIES[family](keys)
     keys.check_rest()
     return {"name": file.resolve().parent.name or family, **settings}
+
+
+def to_huggingface(model: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Return the config.json of a model, from which transformers builds the same one.
+
+    Raises:
+        ConfigError: none of its families has this architecture.
+    """
+    if model.position_embedding == "learned":
+        return _to_gpt2(model) | {"dtype": dtype}
+    return _to_llama_block(model) | {"dtype": dtype}
+
+
+def _to_gpt2(model: ModelConfig) -> dict[str, Any]:
+    _expect(model, norm="layernorm", qk_norm=False, head_dim=model.hidden_size // model.num_attention_heads,
+            num_key_value_heads=model.num_attention_heads, attention_bias="all", mlp_bias=True, bias=True)  # fmt: skip
+    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation), None)
+    if activation is None:
+        raise _no_family(f"model.activation={model.activation}")
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": model.vocab_size,
+        "n_positions": model.max_position_embeddings,
+        "n_embd": model.hidden_size,
+        "n_layer": model.num_hidden_layers,
+        "n_head": model.num_attention_heads,
+        "n_inner": intermediate_size(model),
+        "activation_function": activation,
+        "layer_norm_epsilon": model.norm_eps,
+        "initializer_range": model.initializer_range,
+        "tie_word_embeddings": model.tie_word_embeddings,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    }
+
+
+def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
+    biases, is_qwen2 = attention_bias(model), attention_bias(model) == "qkv"
+    _expect(model, norm="rmsnorm", activation="swiglu")
+    if is_qwen2 or model.qk_norm:
+        _expect(model, mlp_bias=False)
+    if is_qwen2:
+        _expect(model, qk_norm=False)
+    family = "qwen3" if model.qk_norm else "qwen2" if is_qwen2 else "llama"
+    scaling = model.rope_scaling
+    rope = {name: getattr(scaling, name) for name in ("rope_type", *ROPE_PARAMETERS[scaling.rope_type])}
+    return {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "num_hidden_layers": model.num_hidden_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": num_key_value_heads(model),
+        "head_dim": head_dim(model),
+        "intermediate_size": intermediate_size(model),
+        "rms_norm_eps": model.norm_eps,
+        "hidden_act": "silu",
+        "rope_theta": model.rope_theta,
+        "rope_scaling": {key: value for key, value in rope.items() if value is not None},
+        **({} if is_qwen2 else {"attention_bias": biases == "all"}),
+        **({"mlp_bias": mlp_bias(model)} if family == "llama" else {}),
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "initializer_range": model.initializer_range,
+        "attention_dropout": 0.0,
+    }
+
+
+def _expect(model: ModelConfig, **expected: Any) -> None:
+    """Raise ConfigError for a setting that no family with the others has."""
+    meant = {"head_dim": head_dim, "num_key_value_heads": num_key_value_heads, "attention_bias": attention_bias,
+             "mlp_bias": mlp_bias}  # fmt: skip
+    for name, value in expected.items():
+        found = meant[name](model) if name in meant else getattr(model, name)
+        if found != value:
+            raise _no_family(f"model.{name}={found}")
+
+
+def _no_family(setting: str) -> ConfigError:
+    return ConfigError(
+        f"export: none of {', '.join(FAMILIES)} has {setting} with the other settings of this model, so that "
+        "transformers could not load it"
+    )
 
 
 class _Keys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -25,6 +28,7 @@ from transformers import (
 from harness.composition import load
 from harness.config import Config, ModelConfig, workload_id
 from harness.errors import ConfigError, DataError
+from harness.huggingface import to_huggingface
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer
 from harness.workload.weights import WeightFiles, sources_of
@@ -101,7 +105,22 @@ def imported(folder: Path) -> tuple[ModelConfig, Transformer]:
     return config, build_model(config, 1, CPU, weights=WeightFiles(str(folder), config))
 
 
-def as_theirs(config: ModelConfig, ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def transformers_model(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> Any:
+    """Return transformers' model of this shape with these weights."""
+    settings = to_huggingface(config, "float32")
+    family = settings.pop("model_type")
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **settings, **WITHOUT_TOKENS), attn_implementation="eager"
+    )
+    named, parameters = as_theirs(config, weights), dict(model.named_parameters())
+    assert parameters.keys() == named.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(named[name])
+    return model.train()
+
+
+def as_theirs(config: ModelConfig, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return our tensors, of parameters or gradients, by their names."""
     named = {}
     for name, tensor in ours.items():
@@ -142,6 +161,38 @@ class TestAgainstTransformers:
         (_, one), (_, many) = imported(tmp_path / "one"), imported(tmp_path / "many")
         for (key, value), (_, other) in zip(one.named_parameters(), many.named_parameters(), strict=True):
             assert torch.equal(value, other), key
+
+
+class TestToHuggingFace:
+    @ALL
+    def test_is_what_was_read(self, name: str, tmp_path: Path) -> None:
+        saved(name, tmp_path)
+        config = settings_of(tmp_path)
+        again = tmp_path / "again"
+        again.mkdir()
+        (again / "config.json").write_text(json.dumps(to_huggingface(config.model, "float32")))
+        assert workload_id(settings_of(again)) == workload_id(config)
+
+    @pytest.mark.parametrize("preset", ["gpt2-124m", "llama3.1-405b", "qwen2.5-72b", "qwen3-32b", "mistral-nemo-12b"])
+    def test_of_a_preset_is_that_preset(self, preset: str, tmp_path: Path) -> None:
+        config = load([f"model={preset}"])
+        (tmp_path / "config.json").write_text(json.dumps(to_huggingface(config.model, "bfloat16")))
+        read = load(["model=hf", f"model.path='{tmp_path}'"])
+        assert workload_id(read) == workload_id(config)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["model=tiny"], "has model.norm=layernorm with the other settings"),
+            (["model=qwen3-0.6b", "model.attention_bias=qkv"], "has model.qk_norm=True"),
+            (["model=qwen2.5-7b", "model.mlp_bias=true"], "has model.mlp_bias=True"),
+            (["model=gpt2-124m", "model.num_key_value_heads=4"], "has model.num_key_value_heads=4"),
+            (["model=gpt2-124m", "model.activation=swiglu"], "has model.activation=swiglu"),
+        ],
+    )
+    def test_of_no_family_is_refused(self, words: list[str], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            to_huggingface(load(words).model, "float32")
 
 
 LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -134,6 +134,15 @@ def _check_same_work(folder: Path, config: Config) -> None:
         )
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder, as nested dictionaries.
+
+    Raises:
+        ConfigError: its config.yaml is missing, or not as this harness writes it.
+    """
+    return _read_config(folder / CONFIG_FILE)
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     """Return the settings in a run's config.yaml.
 

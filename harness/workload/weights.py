@@ -209,23 +209,34 @@ def _files(path: Path) -> Iterator[tuple[Path, set[str]]]:
         yield path.parent / file, names
 
 
-def _open(file: Path) -> Any:
+def safetensors_library(key: str) -> Any:
+    """Return the package safetensors, with its module for torch.
+
+    Raises:
+        DataError: it is not installed.
+    """
     try:
-        from safetensors import SafetensorError, safe_open
+        import safetensors
+        import safetensors.torch
     except ImportError as error:
-        raise DataError("init: needs the package safetensors; pip install safetensors") from error
+        raise DataError(f"{key}: needs the package safetensors; pip install safetensors") from error
+    return safetensors
+
+
+def _open(file: Path) -> Any:
+    library = safetensors_library("init")
     try:
         kind = special_file(file)
         foreign = (kind, "name a file of weights") if kind is not None else foreign_format(read_head(file), file.name)
         # Its own format is in the list, as one that holds no training data.
         if foreign is not None and "safetensors" not in foreign[0]:
             raise DataError(f"init: {file}: is {foreign[0]}, expected a safetensors file; {foreign[1]}")
-        return safe_open(file, framework="pt")
+        return library.safe_open(file, framework="pt")
     except OSError as error:
         raise DataError(
             f"init: {file}: cannot be read: {error.strerror or error}; check init and permissions"
         ) from error
-    except SafetensorError as error:
+    except library.SafetensorError as error:
         raise DataError(
             f"init: {file}: is no complete safetensors file: {shortened(str(error))}; copy it again"
         ) from error

@@ -22,6 +22,7 @@ from harness.config import Config
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from tests.conftest import Harness
+from tests.test_huggingface import transformers_model
 from tests.test_model import gpt2_reference, llama_reference
 
 STEPS, WARMUP, BATCH, PEAK = 20, 5, 8, 3e-3
@@ -55,6 +56,30 @@ WORK = (
 SHAPES: dict[str, tuple[tuple[str, ...], float, Callable[..., Any]]] = {
     "gpt2": (("model=gpt2-124m",), 0.9, gpt2_reference),
     "llama": (("model=llama-1b", "model.num_key_value_heads=2", "model.intermediate_size=176"), 0.8, llama_reference),
+    # The sequences are four times as long as the original context.
+    "llama 3": (
+        (
+            "model=llama3.2-1b",
+            "model.num_key_value_heads=2",
+            "model.intermediate_size=176",
+            "model.rope_scaling.original_max_position_embeddings=16",
+        ),
+        0.8,
+        transformers_model,
+    ),
+    "qwen3": (
+        (
+            "model=qwen3-0.6b",
+            "model.num_key_value_heads=2",
+            "model.head_dim=24",
+            "model.intermediate_size=176",
+            "model.rope_scaling.rope_type=yarn",
+            "model.rope_scaling.factor=4",
+            "model.rope_scaling.original_max_position_embeddings=16",
+        ),
+        0.7,
+        transformers_model,
+    ),
 }
 
 

@@ -1,0 +1,106 @@
+"""Weights of a checkpoint as a Hugging Face model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from harness.config import ModelConfig, flatten, from_settings, workload_id
+from harness.errors import ConfigError
+from harness.huggingface import CONFIG_FILE, to_huggingface
+from harness.records.files import write_atomically, write_failure
+from harness.records.run_folder import checkpoint_steps, read_settings
+from harness.training.checkpoint import CheckpointStore
+from harness.training.distributed.collectives import Ranks
+from harness.workload.model import Transformer
+from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, safetensors_library, sources_of
+
+MAX_FILE_BYTES = 5_000_000_000
+
+
+def export_checkpoint(run: Path, out: Path, dtype: str, *, max_file_bytes: int = MAX_FILE_BYTES) -> list[Path]:
+    """Write the weights of a run's newest checkpoint, and return the files.
+
+    Args:
+        run: folder of the run.
+        out: folder to create, or an empty one.
+        dtype: name of a floating-point type of torch.
+
+    Raises:
+        ConfigError: there is no checkpoint, the folder is in use, or no family of transformers describes the model.
+        CheckpointError: the checkpoint is damaged.
+        RunFailed: a file cannot be written.
+    """
+    library = safetensors_library("export")
+    settings = read_settings(run)
+    model = from_settings(ModelConfig, flatten(settings["model"]))
+    description = to_huggingface(model, dtype)
+    steps = checkpoint_steps(run)
+    if not steps:
+        raise ConfigError(f"export: {run} holds no checkpoint; start the run with checkpoint.every, and out={run}")
+    _make_folder(out)
+    weights = _read_weights(run, steps[-1], model, workload_id(settings))
+    tensors = _theirs(weights, model, getattr(torch, dtype))
+    files = list(_files(tensors, max_file_bytes))
+    written, by_tensor = [], {}
+    for number, part in enumerate(files, 1):
+        name = WEIGHTS_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        try:
+            library.torch.save_file(part, out / name, metadata={"format": "pt"})
+        except OSError as error:
+            raise write_failure(out / name, error) from error
+        by_tensor |= dict.fromkeys(part, name)
+        written.append(out / name)
+    if len(files) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(by_tensor.items()))}
+        written.append(write_atomically(out / INDEX_FILE, json.dumps(index, indent=2) + "\n"))
+    return [*written, write_atomically(out / CONFIG_FILE, json.dumps(description, indent=2) + "\n")]
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConfigError(f"--out: {out} is not empty; choose another folder")
+    except OSError as error:
+        raise ConfigError(f"--out: cannot create the folder {out}: {error.strerror}; choose another") from error
+
+
+def _read_weights(run: Path, step: int, model: ModelConfig, work: str) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's weights, float32 on the CPU, by our names."""
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Transformer(model).named_parameters()}
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    store = CheckpointStore(run, Ranks(), workload_id=work, keep=1)
+    store.load(step, {f"model.{name}": weight for name, weight in weights.items()})
+    return weights
+
+
+def _theirs(weights: Mapping[str, torch.Tensor], model: ModelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the weights by Hugging Face's names."""
+    named: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        sources = sources_of(name, model, weight.shape)
+        for source, part in zip(sources, weight.split([source.rows for source in sources]), strict=True):
+            # Each needs storage of its own.
+            named[source.name] = (
+                (part.t() if source.transposed else part).to(dtype).clone(memory_format=torch.contiguous_format)
+            )
+    return named
+
+
+def _files(tensors: Mapping[str, torch.Tensor], max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the tensors of each file."""
+    part: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if part and size + tensor.nbytes > max_bytes:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    yield part
