@@ -77,7 +77,7 @@ SHAPES: dict[str, tuple[tuple[str, ...], float, Callable[..., Any]]] = {
             "model.rope_scaling.factor=4",
             "model.rope_scaling.original_max_position_embeddings=16",
         ),
-        0.7,
+        0.88,
         transformers_model,
     ),
 }
