@@ -80,7 +80,7 @@ def load(overrides: list[str]) -> Config:
         choices = [f"{key}='{option}'" for key, option in options.items() if option is not None]
         try:
             given = _values_of_files(compose("config", overrides=choices), values)
-            if "model.path" in values and options.get("model") != FROM_FILE:
+            if values.get("model.path") is not None and options.get("model") != FROM_FILE:
                 raise ConfigError(
                     f"model.path: only model={FROM_FILE} reads it; add model={FROM_FILE}, or leave it out"
                 )

@@ -141,6 +141,8 @@ class DataConfig:
     """Fraction of the tokens of `path` held out for evaluation when there is no `eval_path`."""
     glob: str = "*"
     """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
+    field: str = "text"
+    """Field with the text of a line of JSON lines (.jsonl) or of a row of Parquet (text)."""
     invalid_files: str = bounded("error", choices=("error", "skip"))
     """Handling of a file that is no UTF-8 text (text); the record counts skipped files."""
     tokenizer: str | None = None
@@ -397,6 +399,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "data.path",
     "data.eval_path",
     "data.tokenizer",
+    "data.field",
     # Division of a global batch on one device, and recomputation.
     "workload.micro_batch_size",
     "model.activation_checkpointing",

@@ -266,6 +266,13 @@ class TestConfig:
         assert (one.model.name, other.model.name) == ("one", "other")
         assert workload_id(one) == workload_id(other)
 
+    def test_a_leading_tilde_is_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        saved("qwen3", tmp_path / "model")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert load(["model=hf", "model.path=~/model", f"workload.seq_len={LENGTH}"]).model.path == str(
+            tmp_path / "model"
+        )
+
     def test_the_command_line_replaces_its_values(self, tmp_path: Path) -> None:
         saved("llama 3", tmp_path)
         config = settings_of(tmp_path, "model.num_hidden_layers=1", "model.rope_scaling.factor=4")

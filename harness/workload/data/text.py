@@ -6,8 +6,9 @@ import codecs
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from harness.errors import DataError
 from harness.file_formats import HEAD_BYTES, foreign_format
 from harness.text import counted
 from harness.workload.data.base import TokenDataset, split_held_out, unigram_entropy
+from harness.workload.data.documents import NotTextError, is_plain_text, read_documents
 from harness.workload.data.files import Unusable, check_separate, find_files
 from harness.workload.data.tokenizer import TextTokenizer
 
@@ -26,8 +28,6 @@ BYTE_VOCABULARY = 256
 _BYTE_SEPARATOR = 0
 # A tokenizer that loses more of the text than this is most likely not meant for it.
 MAX_LOST_SHARE = 0.01
-# Files are read in blocks, since a string of a whole file may take four bytes for each of its characters.
-_BLOCK_BYTES = 1 << 16
 
 
 def open_text(
@@ -108,6 +108,7 @@ class _Text:
             "files_skipped": dict(sorted(self.skipped.items())),
             "files_not_matched": self.not_matched,
             "links_repeated": self.repeated,
+            "documents": self.counts["documents"],
             "size_bytes": self.counts["size_bytes"],
             "characters": self.counts["characters"],
             "characters_dropped": self.counts["characters_dropped"],
@@ -123,12 +124,6 @@ class _Text:
         }
         lost = [f"{100 * share:.1f} % of the {words}" for words, share in shares.items() if share > MAX_LOST_SHARE]
         return [f"{source}: {' and '.join(lost)}; check that it is the tokenizer for this text"] if lost else []
-
-
-class _NotTextError(Exception):
-    def __init__(self, found: Unusable) -> None:
-        super().__init__(found)
-        self.found = found
 
 
 class _Reader:
@@ -157,7 +152,7 @@ class _Reader:
                 self._read_file(text, file)
             except OSError as error:
                 raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
-            except _NotTextError as error:
+            except NotTextError as error:
                 self._skip(text, file, error.found)
         if not text.tokens:
             left_out = [f"{text.empty} empty", *(f"{count} skipped as {kind}" for kind, count in text.skipped.items())]
@@ -175,27 +170,39 @@ class _Reader:
         text.skipped[reason.kind] += 1
 
     def _read_file(self, text: _Text, file: Path) -> None:
-        """Add one document.
+        """Add the documents of one file.
 
         Raises:
-            _NotTextError: the file is no UTF-8 text; nothing was added.
+            NotTextError: the file is no UTF-8 text; nothing was added.
         """
         before, counts, digest = len(text.tokens), Counter[str](), text.digest.copy()
         try:
-            self._add_tokens(text.tokens, _blocks(file, counts, digest), counts)
-        except _NotTextError:
+            self._add_documents(text.tokens, file, counts, digest)
+        except NotTextError:
             del text.tokens[before:]
             raise
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         if not counts["size_bytes"]:
-            # No document, so that neither a separator nor a tokenizer's own marks belong to it.
-            del text.tokens[before:]
             text.empty += 1
             return
         text.files.append(file)
         text.counts += counts
         text.digest = digest
+
+    def _add_documents(self, tokens: array[int], file: Path, counts: Counter[str], digest: Any) -> None:
+        name = file.name if is_plain_text(file) else None
+        for blocks in read_documents(file, self._data.field):
+            before, size = len(tokens), counts["size_bytes"]
+            self._add_tokens(tokens, _decoded(blocks, name, counts, digest), counts)
+            if counts["size_bytes"] == size:
+                # No document, so that neither a separator nor a tokenizer's own marks belong to it.
+                del tokens[before:]
+                continue
+            counts["documents"] += 1
+            if name is None:
+                # Where one document ends is part of the content.
+                digest.update(b"\0")
 
     def _add_tokens(self, tokens: array[int], blocks: Iterator[tuple[bytes, str]], counts: Counter[str]) -> None:
         if self._tokenizer is None:
@@ -211,27 +218,31 @@ class _Reader:
             counts["tokens_unknown"] += encoded.unknown_tokens
 
 
-def _blocks(file: Path, counts: Counter[str], digest: Any) -> Iterator[tuple[bytes, str]]:
-    """Yield a file in blocks, as bytes and as the text that they complete; count and digest them."""
+def _decoded(
+    blocks: Iterable[bytes], name: str | None, counts: Counter[str], digest: Any
+) -> Iterator[tuple[bytes, str]]:
+    """Yield a document in blocks, as bytes and as the text that they complete; count and digest them.
+
+    Args:
+        name: of a file of text, whose first bytes may be those of another format; None of a part of a file.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open(file, "rb") as opened:
-        while True:
-            block = opened.read(_BLOCK_BYTES)
-            start = counts["size_bytes"] - len(decoder.getstate()[0])
-            if not start and (foreign := foreign_format(block[:HEAD_BYTES], file.name)) is not None:
-                raise _NotTextError(Unusable(foreign[0], f"is {foreign[0]}", foreign[1]))
-            try:
-                decoded = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                found = f"not UTF-8 text at byte {start + error.start}"
-                raise _NotTextError(Unusable("not UTF-8 text", found, "convert it")) from error
-            if _BYTE_SEPARATOR in block:
-                place = counts["size_bytes"] + block.index(_BYTE_SEPARATOR)
-                found = f"holds a NUL at byte {place}, as UTF-16 and binary files do"
-                raise _NotTextError(Unusable("UTF-16 or binary", found, "convert it"))
-            if not block:
-                return
-            counts["size_bytes"] += len(block)
-            counts["characters"] += len(decoded)
-            digest.update(block)
+    first = counts["size_bytes"]
+    for block in chain(blocks, [b""]):
+        start = counts["size_bytes"] - len(decoder.getstate()[0])
+        if name is not None and start == first and (foreign := foreign_format(block[:HEAD_BYTES], name)) is not None:
+            raise NotTextError(foreign[0], f"is {foreign[0]}", foreign[1])
+        try:
+            decoded = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            found = f"not UTF-8 text at byte {start + error.start}"
+            raise NotTextError("not UTF-8 text", found, "convert it") from error
+        if _BYTE_SEPARATOR in block:
+            place = counts["size_bytes"] + block.index(_BYTE_SEPARATOR)
+            found = f"holds a NUL at byte {place}, as UTF-16 and binary files do"
+            raise NotTextError("UTF-16 or binary", found, "convert it")
+        counts["size_bytes"] += len(block)
+        counts["characters"] += len(decoded)
+        digest.update(block)
+        if block:
             yield block, decoded
