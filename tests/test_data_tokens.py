@@ -76,7 +76,7 @@ class TestKinds:
     def test_are_mapped_read_only_and_not_read(self, kind: str, tmp_path: Path) -> None:
         name, written, dtype = KINDS[kind]
         path = saved(tmp_path / name, dtype=written)
-        tokens, _ = map_tokens(path, configure(path, dtype=dtype).data)
+        tokens, _, _ = map_tokens(path, configure(path, dtype=dtype).data)
         assert isinstance(tokens, np.memmap)
         assert not tokens.flags["WRITEABLE"]
         assert np.array_equal(tokens, TOKENS)
@@ -234,7 +234,7 @@ def two_arrays() -> bytes:
 MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("t.bin", lambda path: None, r"No such file.*check data\.path"),
     "missing npy": ("t.npy", lambda path: None, r"No such file.*check data\.path"),
-    "folder": ("t.bin", lambda path: path.mkdir(), r"is a folder, expected a \.npy or \.bin file"),
+    "empty folder": ("t.bin", lambda path: path.mkdir(), r"no file below it matches data\.glob"),
     "other name": ("t.txt", lambda path: path.write_bytes(b"1234"), r"expected a name that ends in \.npy or \.bin"),
     "empty": ("t.bin", lambda path: path.write_bytes(b""), r"holds 0 bytes.*empty or truncated"),
     "pipe": ("t.npy", os.mkfifo, r"is a named pipe \(FIFO\), expected a \.npy or \.bin file"),
@@ -323,7 +323,7 @@ class TestTypes:
     def test_tokens_of_any_vocabulary_are_read(self, vocab_size: int, dtype: str, tmp_path: Path) -> None:
         for number, ids in enumerate((np.random.default_rng(4).integers(0, vocab_size, 6000), IDS % vocab_size)):
             path = saved(tmp_path / f"{number}.bin", ids, dtype)
-            tokens, _ = map_tokens(path, DataConfig(name="tokens", dtype=dtype))
+            tokens, _, _ = map_tokens(path, DataConfig(name="tokens", dtype=dtype))
             assert np.array_equal(tokens, ids)
 
 
@@ -346,7 +346,7 @@ def llmc(path: Path, ids: np.ndarray, magic: int = 20240520, version: int = 1, d
 
 
 def all_tokens(path: Path) -> list[int]:
-    return map_tokens(path, DataConfig(name="tokens", dtype="uint16"))[0].tolist()
+    return np.asarray(map_tokens(path, DataConfig(name="tokens", dtype="uint16"))[0]).tolist()
 
 
 class TestHeaders:
@@ -431,3 +431,60 @@ class TestChanges:
             file.unlink()
         with pytest.raises(DataError, match=f"{file.name}: has changed since the run began"):
             dataset.check_unchanged()
+
+
+class TestShards:
+    """A folder of token files is one file, in the order of their names."""
+
+    def shards(self, folder: Path, *parts: np.ndarray) -> Path:
+        folder.mkdir()
+        for number, part in enumerate(parts):
+            np.save(folder / f"{number:03d}.npy", part)
+        return folder
+
+    def test_are_read_as_one(self, tmp_path: Path) -> None:
+        whole = np.arange(1000, dtype=np.uint16) % 251
+        np.save(tmp_path / "whole.npy", whole)
+        folder = self.shards(tmp_path / "shards", whole[:7], whole[7:400], whole[400:401], whole[401:])
+        (folder / "README.md").write_text("what this is")
+        one, several = open_tokens(tmp_path / "whole.npy", seq_len=16), open_tokens(folder, seq_len=16)
+        assert np.array_equal(one.train(0, 50), several.train(0, 50))
+        assert np.array_equal(one.held_out(0, 3), several.held_out(0, 3))
+        assert one.describe() == {key: value for key, value in several.describe().items() if key != "files_read"} | {
+            "size_bytes": one.describe()["size_bytes"]
+        }
+        assert several.describe()["files_read"] == 4
+
+    def test_of_llmc(self, tmp_path: Path) -> None:
+        folder = tmp_path / "shards"
+        folder.mkdir()
+        for number in range(3):
+            header = np.zeros(256, dtype="<i4")
+            header[:3] = 20240520, 1, 100
+            content = header.tobytes() + np.full(100, number, dtype="<u2").tobytes()
+            (folder / f"train_{number:06d}.bin").write_bytes(content)
+        found = open_tokens(folder, seq_len=10)
+        assert found.describe()["format"] == "llm.c"
+        assert found.describe()["train_tokens"] + found.describe()["held_out_tokens"] == 300
+
+    def test_of_several_types_are_refused(self, tmp_path: Path) -> None:
+        folder = self.shards(tmp_path / "shards", np.zeros(100, np.uint16), np.zeros(100, np.uint32))
+        with pytest.raises(DataError, match=r"several kinds: 000.npy is npy uint16, 001.npy npy uint32; select one"):
+            open_tokens(folder, seq_len=10)
+
+    def test_without_any(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("text")
+        with pytest.raises(DataError, match=r"holds no file whose name ends in .npy or .bin; check data.path"):
+            open_tokens(tmp_path, seq_len=10)
+
+    def test_a_change_of_one_is_noticed(self, tmp_path: Path) -> None:
+        folder = self.shards(tmp_path / "shards", np.zeros(100, np.uint16), np.zeros(100, np.uint16))
+        found = open_tokens(folder, seq_len=10)
+        np.save(folder / "001.npy", np.ones(101, np.uint16))
+        with pytest.raises(DataError, match=r"001.npy: has changed since"):
+            found.check_unchanged()
+
+    def test_part_of_what_is_held_out(self, tmp_path: Path) -> None:
+        folder = self.shards(tmp_path / "shards", np.zeros(100, np.uint16), np.zeros(100, np.uint16))
+        with pytest.raises(DataError, match=r"001.npy is part of data.path too"):
+            open_tokens(folder, seq_len=10, eval_path=folder / "001.npy")

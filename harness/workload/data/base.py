@@ -6,13 +6,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from harness.config import DataConfig
 from harness.errors import DataError
 from harness.workload.philox import stream_key
+
+
+class Tokens(Protocol):
+    """A long array of tokens, or several as one. A slice of it becomes an array when numpy copies it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> Tokens: ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
 class Dataset(ABC):
@@ -59,8 +69,8 @@ class TokenDataset(Dataset):
 
     def __init__(
         self,
-        train: np.ndarray,
-        held_out: np.ndarray,
+        train: Tokens,
+        held_out: Tokens,
         *,
         vocab_size: int,
         seq_len: int,
@@ -130,7 +140,7 @@ class TokenDataset(Dataset):
     def cautions(self) -> list[str]:
         return self._cautions
 
-    def _count_windows(self, tokens: np.ndarray) -> int:
+    def _count_windows(self, tokens: Tokens) -> int:
         return max(0, (len(tokens) - 1) // self._seq_len)
 
     def _window(self, sample: int) -> int:
@@ -147,11 +157,11 @@ class TokenDataset(Dataset):
             factor += 1
         return factor, second % self._windows
 
-    def _rows(self, tokens: np.ndarray, windows: list[int], source: str) -> np.ndarray:
+    def _rows(self, tokens: Tokens, windows: list[int], source: str) -> np.ndarray:
         rows = np.empty((len(windows), self._seq_len + 1), dtype=np.int64)
         for row, window in zip(rows, windows, strict=True):
             start = window * self._seq_len
-            row[:] = tokens[start : start + self._seq_len + 1]
+            row[:] = np.asarray(tokens[start : start + self._seq_len + 1])
         smallest, largest = int(rows.min(initial=0)), int(rows.max(initial=0))
         if smallest < 0 or largest >= self._vocab_size:
             found = smallest if smallest < 0 else largest
@@ -162,7 +172,7 @@ class TokenDataset(Dataset):
         return rows
 
 
-def split_held_out(tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def split_held_out(tokens: Tokens, fraction: float) -> tuple[Tokens, Tokens]:
     """Return the training part and the held-out part, which is the last `fraction` of the tokens."""
     first = len(tokens) - int(len(tokens) * fraction)
     return tokens[:first], tokens[first:]
@@ -177,11 +187,11 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
+def unigram_entropy(tokens: Tokens, vocab_size: int) -> float:
     """Return the entropy of single tokens in nats: the loss of a model that knows their frequencies only."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     # bincount makes eight bytes of each token.
     for start in range(0, len(tokens), 1 << 20):
-        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=vocab_size)
+        counts += np.bincount(np.asarray(tokens[start : start + (1 << 20)]), minlength=vocab_size)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -1,7 +1,12 @@
-"""Data set of pre-tokenized files, mapped into memory: .npy, or .bin as nanoGPT, llm.c and Megatron-LM write them."""
+"""Data set of pre-tokenized files, mapped into memory: .npy, or .bin as nanoGPT, llm.c and Megatron-LM write them.
+
+A folder of them is read as one file, in the order of their names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,13 @@ import numpy as np
 from harness.config import Config, DataConfig
 from harness.errors import DataError
 from harness.file_formats import foreign_format, read_head
-from harness.workload.data.base import TokenDataset, split_held_out
-from harness.workload.data.files import check_separate, regular_file
+from harness.workload.data.base import TokenDataset, Tokens, split_held_out
+from harness.workload.data.files import check_separate, find_files, regular_file
 from harness.workload.data.layout import raw_layout
 
+SUFFIXES = (".npy", ".bin")
+# data.glob's default.
+ANY = "*"
 # Two files of equal size are compared in as many places, evenly spaced, of as many tokens.
 _PLACES, _PLACE_TOKENS = 64, 4096
 
@@ -26,16 +34,16 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     """
     data = config.data
     assert data.path is not None
-    tokens, description = map_tokens(Path(data.path), data)
-    paths = [Path(data.path)]
+    tokens, description, paths = map_tokens(Path(data.path), data)
+    mapped = list(paths)
     if data.eval_path is None:
         train, held_out = split_held_out(tokens, data.eval_fraction)
     else:
         train = tokens
-        held_out, described = map_tokens(Path(data.eval_path), data, "data.eval_path")
+        held_out, described, other = map_tokens(Path(data.eval_path), data, "data.eval_path")
         description["held_out"] = described
-        paths.append(Path(data.eval_path))
-        check_separate(paths[:1], paths[1:], same_content=_are_equal(train, held_out))
+        mapped += other
+        check_separate(paths, other, same_content=_are_equal(train, held_out))
     return TokenDataset(
         train,
         held_out,
@@ -50,35 +58,97 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
         },
-        mapped=paths,
+        mapped=mapped,
     )
 
 
-def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the file's tokens as a read-only memory map, integers [tokens], and its part of the description.
+def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> tuple[Tokens, dict[str, Any], list[Path]]:
+    """Return the tokens of a file or folder without reading them, their part of the description, and the files.
 
     Args:
         key: setting that an error message names.
 
     Raises:
-        DataError: a file that is missing, truncated or of another format or type.
+        DataError: a file that is missing, truncated or of another format or type, or files of several types.
     """
+    files = _token_files(path, data, key)
+    found = [_map_file(file, data, key) for file in files]
+    kinds = {
+        (file_format, tokens.dtype.name): file for file, (tokens, file_format, _) in zip(files, found, strict=True)
+    }
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise DataError(
+            f"{path}: holds tokens of several kinds: {first.name} is {' '.join(one)}, {second.name} {' '.join(other)}; "
+            "select one kind with data.glob"
+        )
+    [(file_format, dtype)] = kinds
+    description: dict[str, Any] = {
+        "format": file_format,
+        "dtype": dtype,
+        "size_bytes": sum(size for _, _, size in found),
+    }
+    if path.is_dir():
+        description["files_read"] = len(files)
+    arrays = [tokens for tokens, _, _ in found]
+    return arrays[0] if len(arrays) == 1 else TokenShards(arrays), description, files
+
+
+def _token_files(path: Path, data: DataConfig, key: str) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = find_files(path, data.glob, key)
+    for file, reason in found.unusable.items():
+        raise DataError(
+            f"{file}: {reason.found}, expected a file of tokens; {reason.remedy}, or select others with data.glob"
+        )
+    # Without a pattern: what lies beside them, such as indexes and notes, is no data.
+    files = [file for file in found.paths if data.glob != ANY or file.suffix in SUFFIXES]
+    if not files:
+        raise DataError(f"{path}: holds no file whose name ends in {' or '.join(SUFFIXES)}; check {key}")
+    return files
+
+
+def _map_file(path: Path, data: DataConfig, key: str) -> tuple[np.ndarray, str, int]:
+    """Return a file's tokens as a read-only memory map, integers [tokens], the name of its format, and its bytes."""
     size = regular_file(path, key, "a .npy or .bin file").st_size
     try:
         if path.suffix == ".npy":
-            tokens, file_format = _map_npy(path, size), "npy"
-        elif path.suffix == ".bin":
+            return _map_npy(path, size), "npy", size
+        if path.suffix == ".bin":
             layout = raw_layout(path, size, data)
             tokens = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.first_byte)
-            file_format = layout.format
-        else:
-            kind, remedy = foreign_format(read_head(path), path.name) or ("a file of another name", "rename it")
-            raise DataError(
-                f"{path}: is {kind}, expected a name that ends in .npy or .bin (raw {data.dtype} tokens); {remedy}"
-            )
+            return tokens, layout.format, size
+        kind, remedy = foreign_format(read_head(path), path.name) or ("a file of another name", "rename it")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {key} and permissions") from error
-    return tokens, {"format": file_format, "dtype": tokens.dtype.name, "size_bytes": size}
+    raise DataError(f"{path}: is {kind}, expected a name that ends in .npy or .bin (raw {data.dtype} tokens); {remedy}")
+
+
+class TokenShards:
+    """Several arrays of tokens as one, none of which is copied before its tokens are asked for."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = list(arrays)
+        self._ends = list(accumulate(len(array) for array in arrays))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, place: slice) -> TokenShards:
+        start, stop, step = place.indices(len(self))
+        assert step == 1, "tokens are read in order"
+        parts = []
+        for array, end in zip(self._arrays, self._ends, strict=True):
+            begin = end - len(array)
+            part = array[max(start - begin, 0) : max(stop - begin, 0)]
+            if len(part):
+                parts.append(part)
+        return TokenShards(parts)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = np.concatenate(self._arrays) if self._arrays else np.empty(0, dtype=np.int64)
+        return whole if dtype is None else whole.astype(dtype)
 
 
 def _map_npy(path: Path, size: int) -> np.ndarray:
@@ -106,7 +176,7 @@ def _map_npy(path: Path, size: int) -> np.ndarray:
     return tokens
 
 
-def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+def _are_equal(one: Tokens, other: Tokens) -> bool:
     """Return whether two files hold the same tokens, by their number and by those in places all over them."""
     if len(one) != len(other):
         return False
