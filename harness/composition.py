@@ -57,8 +57,6 @@ GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experime
 # Groups whose names in records are those of presets.
 LABELED = ("model", "workload")
 MODIFIED = "-modified"
-# The option of `model` whose settings are in a file of the user's.
-FROM_FILE = "hf"
 
 
 def load(overrides: list[str]) -> Config:
@@ -79,13 +77,14 @@ def load(overrides: list[str]) -> Config:
         # In quotes, because Hydra reads 2024_11 as a number. It has no null, which is `experiment`'s default.
         choices = [f"{key}='{option}'" for key, option in options.items() if option is not None]
         try:
-            given = _values_of_files(compose("config", overrides=choices), values)
-            if values.get("model.path") is not None and options.get("model") != FROM_FILE:
-                raise ConfigError(
-                    f"model.path: only model={FROM_FILE} reads it; add model={FROM_FILE}, or leave it out"
-                )
-            if options.get("model") == FROM_FILE:
+            composed = compose("config", overrides=choices)
+            # Only model=hf asks for one.
+            from_file = OmegaConf.is_missing(composed["model"], "path")
+            given = _values_of_files(composed, values)
+            if from_file:
                 _read_model(given["model"], values)
+            elif values.get("model.path") is not None:
+                raise ConfigError("model.path: only model=hf reads it; add that, or leave it out")
             config = _to_typed(Config, given)
             _label_modified(config, values)
         except (HydraException, OmegaConfBaseException) as error:
@@ -253,7 +252,7 @@ def _read_model(model: dict[str, Any], values: Mapping[str, Any]) -> None:
     """
     if model["path"] in (None, MISSING):
         raise ConfigError(
-            f"model.path: missing; model={FROM_FILE} needs a Hugging Face config.json or its folder: add model.path=DIR"
+            "model.path: missing; model=hf needs a Hugging Face config.json or its folder: add model.path=DIR"
         )
     model["path"] = home_expanded("model.path", model["path"])
     for key, value in flatten(read_model(model["path"])).items():

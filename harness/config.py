@@ -170,6 +170,8 @@ class WorkloadConfig:
     """Sequences per forward pass on one device; the rest is gradient accumulation."""
     eval_every: int = bounded(0, minimum=0)
     """Steps between evaluations on held-out data, with one more at the end; 0 turns evaluation off."""
+    eval_first: bool = False
+    """Evaluate before the first step too: the loss of the initial weights."""
     eval_sequences: int = bounded(64, minimum=1)
     """Held-out sequences per evaluation, the same ones every time."""
     learning_rate: float = bounded(above=0.0)
@@ -464,7 +466,7 @@ def _without_unused(work: dict[str, Any]) -> dict[str, Any]:
     """
     as_bias = {"model.attention_bias": "all" if work["model.bias"] else "none", "model.mlp_bias": work["model.bias"]}
     unset = {"model.head_dim": work["model.hidden_size"] // work["model.num_attention_heads"],
-             "model.qk_norm": False, **as_bias}  # fmt: skip
+             "model.qk_norm": False, "workload.eval_first": False, **as_bias}  # fmt: skip
     rope = "model.rope_scaling."
     used = ROPE_PARAMETERS[work.get(f"{rope}rope_type", "default")] if work["model.rope_theta"] is not None else ()
     kept = {}

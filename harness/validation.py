@@ -164,6 +164,8 @@ def _check_workload(config: Config) -> Iterator[str]:
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
             f"workload.micro_batch_size ({work.micro_batch_size}); change either"
         )
+    if work.eval_first and work.eval_every == 0:
+        yield "workload.eval_first: evaluates too, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
     if config.target_loss is not None and work.eval_every == 0:
         yield "target_loss: found a target, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
 

@@ -73,6 +73,7 @@ OTHER_VALUE: dict[str, str] = {
     "workload.micro_batch_size": "8",
     "workload.eval_every": "50",
     "workload.eval_sequences": "32",
+    "workload.eval_first": "true",
     "workload.learning_rate": "1e-3",
     "workload.min_lr_ratio": "0.2",
     "workload.lr_warmup_steps": "10",

@@ -116,6 +116,8 @@ class Loop:
         # An interrupted run was saved before the evaluation that was due.
         if done and self._evaluator.is_due(done) and done not in [point["step"] for point in history.evaluations]:
             self._evaluate(done, history)
+        if not done and self._work.eval_first:
+            self._evaluate(0, history)
         every = self._config.checkpoint.every
         for phase, first, last in plan_intervals(self._work, done, every):
             self._run_interval(phase, first, last, history)
