@@ -24,6 +24,8 @@ T = TypeVar("T")
 WORKLOAD_VERSION = 1
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+# The option of `model` whose settings are in a file of the user's.
+MODEL_OF_A_FILE = "hf"
 # The value of `init` that names no file.
 RANDOM = "random"
 # The name of PyTorch's own operation among a backend's kernels.

@@ -165,6 +165,30 @@ class TestWorkloadId:
             load(["model.num_key_value_heads=4", "model.intermediate_size=512"])
         )
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            "model.head_dim=32",
+            "model.attention_bias=none",
+            "model.mlp_bias=false",
+            "model.sliding_window=512",
+            "data.field=body",
+            "workload.eval_first=false",
+            "model.bias=true,model.attention_bias=all,model.mlp_bias=true",
+        ],
+    )
+    def test_settings_that_came_later_leave_it_as_it_was(self, settings: str) -> None:
+        words = settings.split(",")
+        before = [word for word in words if word.startswith("model.bias")]
+        assert workload_id(load(words)) == workload_id(load(before))
+
+    def test_a_record_from_before_a_setting_has_the_same(self) -> None:
+        settings = to_dict(load([]))
+        for key in ("head_dim", "rope_scaling", "qk_norm", "attention_bias", "mlp_bias", "sliding_window", "path"):
+            del settings["model"][key]
+        del settings["data"]["field"], settings["workload"]["eval_first"], settings["init"]
+        assert workload_id(settings) == workload_id(load([]))
+
     def test_a_rotary_base_that_nothing_reads_is_not_work(self) -> None:
         learned = "model.position_embedding=learned"
         assert workload_id(load([learned])) == workload_id(load([learned, "model.rope_theta=5e5"]))

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.analysis.flops import parameters_of, training_flops_per_token
 from harness.analysis.named_models import model_names, model_preset
 from harness.composition import load
+from harness.config import head_dim
 from harness.workload import model as model_module
 from harness.workload.model import Transformer, parameter_count
 
@@ -53,6 +54,7 @@ def test_is_near_six_times_the_parameters_and_a_little_more(name: str) -> None:
         ("model.bias=true",),
         ("model.num_key_value_heads=2", "model.activation=swiglu", "model.norm=rmsnorm"),
         ("model.tie_word_embeddings=false",),
+        ("model.head_dim=24", "model.qk_norm=true", "model.attention_bias=qkv"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -72,11 +74,11 @@ def test_forward_and_backward_as_torch_counts_them(overrides: tuple[str, ...], m
         model = Transformer(config)
         tokens = torch.zeros(batch, length + 1, dtype=torch.int64)
     monkeypatch.setattr(
-        model_module, "rotary_tables", lambda length, size, _: (torch.empty(length, size, device="meta"),) * 2
+        model_module, "rotary_tables", lambda length, size, *_: (torch.empty(length, size, device="meta"),) * 2
     )
     with FlopCounterMode(display=False) as counter:
         model(tokens).backward()
-    full_attention = 3 * config.num_hidden_layers * 2 * 2 * config.hidden_size * length
+    full_attention = 3 * config.num_hidden_layers * 2 * 2 * config.num_attention_heads * head_dim(config) * length
     ours = training_flops_per_token(asdict(config), length)
     causal_attention = full_attention * (length + 1) / 2 / length
     assert counter.get_total_flops() == batch * length * (ours - causal_attention + full_attention)

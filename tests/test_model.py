@@ -225,7 +225,7 @@ class TestParameterCount:
         assert parameter_count(load([f"model={name}"]).model) == PARAMETERS[name]
 
     def test_every_preset_is_checked(self) -> None:
-        assert {path.stem for path in (config_directory() / "model").glob("*.yaml")} == PARAMETERS.keys()
+        assert {path.stem for path in (config_directory() / "model").glob("*.yaml")} == PARAMETERS.keys() | {"hf"}
 
     @ALL
     def test_is_that_of_the_model_built(self, config: ModelConfig) -> None:

@@ -179,7 +179,7 @@ def summed_accumulation(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_rotary_base(patch: pytest.MonkeyPatch) -> None:
     real = model_module.rotary_tables
-    patch.setattr(model_module, "rotary_tables", lambda length, size, base: real(length, size, 10 * base))
+    patch.setattr(model_module, "rotary_tables", lambda length, size, base, *rest: real(length, size, 10 * base, *rest))
 
 
 def no_causal_mask(patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from harness.config import config_directory
+from harness.config import MODEL_OF_A_FILE, config_directory
 from harness.text import normalized_name
 
 DEFAULTS = {"num_key_value_heads": None, "intermediate_size": None, "activation": "gelu_tanh"}
@@ -27,9 +27,9 @@ def model_preset(name: str | None) -> Mapping[str, Any] | None:
 
 @cache
 def _files() -> dict[str, Path]:
-    return {normalized_name(file.stem): file for file in (config_directory() / "model").glob("*.yaml")}
+    return {normalized_name(name): config_directory() / "model" / f"{name}.yaml" for name in model_names()}
 
 
 def model_names() -> list[str]:
     """Return the names of all model presets."""
-    return sorted(file.stem for file in (config_directory() / "model").glob("*.yaml"))
+    return sorted(file.stem for file in (config_directory() / "model").glob("*.yaml") if file.stem != MODEL_OF_A_FILE)

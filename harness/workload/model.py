@@ -203,7 +203,8 @@ class Transformer(nn.Module):
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:
-            cos, sin = rotary_tables(self.config, length)
+            config = self.config
+            cos, sin = rotary_tables(length, head_dim(config), config.rope_theta, config.rope_scaling)
             self._rotary = (cos.to(device), sin.to(device))
         return self._rotary
 

@@ -7,12 +7,18 @@ import math
 import numpy as np
 import torch
 
-from harness.config import ModelConfig, RopeScalingConfig, head_dim
+from harness.config import RopeScalingConfig
 
 
-def rotary_tables(model: ModelConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cosines and sines, float32 [length, head size] each, computed on the CPU so that devices agree."""
-    frequencies, factor = rotary_frequencies(model.rope_scaling, head_dim(model), model.rope_theta)
+def rotary_tables(
+    length: int, size: int, theta: float, scaling: RopeScalingConfig | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines, float32 [length, size] each, computed on the CPU so that devices agree.
+
+    Args:
+        size: of one head.
+    """
+    frequencies, factor = rotary_frequencies(scaling or RopeScalingConfig(), size, theta)
     angles = np.outer(np.arange(length, dtype=np.float64), frequencies)
     both_halves = np.concatenate((angles, angles), axis=1)
     cos, sin = (torch.from_numpy((factor * f(both_halves)).astype(np.float32)) for f in (np.cos, np.sin))

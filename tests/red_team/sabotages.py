@@ -1603,7 +1603,7 @@ def rope_base():
     import harness.workload.model as module
 
     original = module.rotary_tables
-    module.rotary_tables = lambda length, head_dim, theta: original(length, head_dim, 500.0)
+    module.rotary_tables = lambda length, head_dim, theta, *rest: original(length, head_dim, 500.0, *rest)
 
 
 @computation("rotary positions on the first half of each head only (partial rotary)")
@@ -1612,8 +1612,8 @@ def partial_rope():
 
     original = module.rotary_tables
 
-    def rotary_tables(length, head_dim, theta):
-        cos, sin = (x.clone() for x in original(length, head_dim, theta))
+    def rotary_tables(length, head_dim, theta, *rest):
+        cos, sin = (x.clone() for x in original(length, head_dim, theta, *rest))
         quarter = head_dim // 4
         for first in (quarter, head_dim // 2 + quarter):
             cos[:, first : first + quarter], sin[:, first : first + quarter] = 1.0, 0.0
