@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
 from harness.config import (
+    MODEL_OF_A_FILE,
     PATH_SETTINGS,
     BackendConfig,
     Config,
@@ -298,6 +299,7 @@ def _label_modified(config: Config, values: dict[str, Any]) -> None:
     for group in LABELED:
         part = getattr(config, group)
         presets = {file.stem: file for file in (config_directory() / group).glob("*.yaml")}
+        presets.pop(MODEL_OF_A_FILE, None)
         if part.name not in presets:
             continue
         given = OmegaConf.to_container(OmegaConf.load(presets[part.name]))

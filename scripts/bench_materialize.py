@@ -2,9 +2,10 @@
 
     python scripts/bench_materialize.py                       # llama2-7b in bf16 on two processes: 13 GB in all
     python scripts/bench_materialize.py --ranks 4 model=llama-1b
+    python scripts/bench_materialize.py model=hf model.path=DIR init=DIR      # its weights from safetensors
 
 As a training with parallel=fsdp does, each rank builds the model on the meta device, shards it with FSDP2 and fills its
-shards from the per-parameter seeds.
+shards from the per-parameter seeds or from the files.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def main() -> int:
 
 
 def resident_bytes() -> int:
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return this process's memory without mapped files, which the kernel drops when it needs the memory."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * sum(int(status.split(f"{key}:")[1].split()[0]) for key in ("RssAnon", "RssShmem"))
 
 
 class Peak(threading.Thread):
