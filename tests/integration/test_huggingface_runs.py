@@ -87,3 +87,21 @@ class TestExport:
         done = harness("export", "nothing", "--out", "new")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "config.yaml: cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=hf"], "error: model.path: missing; model=hf needs a Hugging Face config.json"),
+        (["model=hf", "model.path=nothing"], "error: model.path: nothing: cannot be read: No such file or directory"),
+        (["model=hf", "model.path=/dev/zero"], "error: model.path: /dev/zero: is a device, expected a Hugging Face"),
+        (["init=nothing"], "error: init: nothing: cannot be read: No such file or directory"),
+        (["init=."], "error: init: .: holds neither model.safetensors nor model.safetensors.index.json"),
+        (["init=/dev/zero"], "error: init: /dev/zero: is a device, expected a safetensors file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(words: list[str], message: str, harness: Harness) -> None:
+    done = harness(*layered_settings(TINY if words[0].startswith("init") else WORK, words, ["out=run"]))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith(message), done.stderr
