@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from harness import log
+from harness import log, streams
 from harness.commands import VERBS
 from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
 from harness.signals import stop_on_signals
-
-CANNOT_WRITE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+from harness.world import has_reporter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code. User errors become one line on standard error."""
     # A broken device plug-in must not break the import of torch for another backend; each backend imports its own.
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-    argv = list(sys.argv[1:] if arguments is None else arguments)
-    # A character that the terminal's encoding lacks is printed as an escape, as on standard error.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    streams.prepare()
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    lost = streams.lost_output()
+    if lost is not None:
+        log.error(f"standard output: cannot be written: {lost.strerror}; free some space, or redirect it elsewhere")
+    return code if lost is None else code or ExitCode.RUN_FAILED
+
+
+def _run(argv: list[str]) -> int:
     try:
         log.set_up(argv)
-        code = _dispatch(argv)
-        print(end="", flush=True)
-        return code
+        return _dispatch(argv)
     except UserError as error:
         # Of processes that end together, another one reports it.
         if not isinstance(error, EndedWithAll):
-            log.error(str(error), exit_code=int(error.exit_code))
+            log.error(str(error), exit_code=int(error.exit_code), **error.fields)
         return error.exit_code
     except (Interrupted, KeyboardInterrupt) as interrupted:
         code = int(getattr(interrupted, "exit_code", ExitCode.SIGINT))
-        if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
-            # One process of each host reports it.
+        # torchrun stops all processes of a host, and one of them reports it.
+        if not ("TORCHELASTIC_RUN_ID" in os.environ and has_reporter()):
             log.info("interrupted", exit_code=code)
         return code
     except ModuleNotFoundError as error:
@@ -47,17 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `compare` needs only some of the packages; every other command names the one that is missing.
         log.error(f"the package {error.name} is not installed; run `pip install -e .` in the project's folder")
         return ExitCode.USAGE
-    except OSError as error:
-        # A file that cannot be written is named by the code that writes it; what is left is standard output.
-        if error.errno not in CANNOT_WRITE or error.filename is not None:
-            raise
-        # Python's own flush at exit would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno == errno.EPIPE:
-            # The reader has seen enough (| head). The command itself is done, records included.
-            return ExitCode.OK
-        log.error(f"standard output: cannot be written: {error.strerror}; free some space, or redirect it elsewhere")
-        return ExitCode.RUN_FAILED
 
 
 def _dispatch(argv: list[str]) -> int:

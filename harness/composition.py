@@ -6,34 +6,56 @@ sweep's jobs in one process, and reports errors on several lines.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_search_path import SearchPathElement
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.backends import create, plugin_config_packages, registered
-from harness.config import BackendConfig, Config, config_directory, iter_settings
+from harness.config import (
+    PATH_SETTINGS,
+    BackendConfig,
+    Config,
+    config_directory,
+    flatten,
+    from_settings,
+    iter_settings,
+    workload_id,
+)
 from harness.environment import check_working_directory
-from harness.errors import ConfigError
-from harness.text import shortened
+from harness.errors import ConfigError, config_error
+from harness.overrides import (
+    as_type,
+    duplicates,
+    name_or_null,
+    parse_override,
+    sweep_jobs,
+    swept_values,
+    typed_text,
+    typed_value,
+)
+from harness.suggestions import setting_hint
+from harness.text import did_you_mean, override_key, shortened
 from harness.validation import validate
 
+T = TypeVar("T")
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
+# Groups whose names in records are those of presets.
+LABELED = ("model", "workload")
+MODIFIED = "-modified"
 
 
 def load(overrides: list[str]) -> Config:
@@ -43,16 +65,22 @@ def load(overrides: list[str]) -> Config:
         overrides: settings in Hydra's override grammar, such as `model=tiny` or `workload.steps=5`.
 
     Raises:
-        ConfigError: an override is misspelled or of the wrong type, or settings contradict each other.
+        ConfigError: an override is misspelled or of the wrong type, or settings contradict each other. The message
+            lists everything that is wrong.
     """
     check_working_directory()
+    overrides = _quote_home(overrides)
     with _hydra() as loader:
-        _check_overrides(_parse(overrides), loader, sweeps_allowed=False)
+        parsed, values = _read(overrides, loader, sweeps_allowed=False)
+        options = {key: name_or_null(override) for key, override in parsed.items() if key in GROUPS}
+        # In quotes, because Hydra reads 2024_11 as a number. It has no null, which is `experiment`'s default.
+        choices = [f"{key}='{option}'" for key, option in options.items() if option is not None]
         try:
-            composed = compose("config", overrides=overrides)
-            config = _to_typed(composed)
+            config = _to_typed(Config, _values_of_files(compose("config", overrides=choices), values))
+            _label_modified(config, values)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error
+    _expand_home(config)
     validate(config)
     return config
 
@@ -60,10 +88,37 @@ def load(overrides: list[str]) -> Config:
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
     """Return the override list of each job of a `--multirun`: the product of all swept values."""
     with _hydra() as loader:
-        parsed = _parse(overrides, loader)
-        _check_overrides(parsed, loader, sweeps_allowed=True)
-        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
+        parsed, _ = _read(_quote_home(overrides), loader, sweeps_allowed=True)
+        return sweep_jobs(list(parsed.values()))
+
+
+def _quote_home(overrides: list[str]) -> list[str]:
+    """Return overrides with quotes around a path that begins with ~: a shell leaves it as it is after an equal sign."""
+    return [_quoted(override) if _starts_at_home(override) else override for override in overrides]
+
+
+def _starts_at_home(override: str) -> bool:
+    value = override.partition("=")[2]
+    return override_key(override) in PATH_SETTINGS and value.startswith("~") and not set(value) & set(",'\\")
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'"
+
+
+def _expand_home(config: Config) -> None:
+    for setting in PATH_SETTINGS:
+        group, _, name = setting.rpartition(".")
+        node = getattr(config, group) if group else config
+        value = getattr(node, name)
+        if value is not None and value.startswith("~"):
+            try:
+                setattr(node, name, str(Path(value).expanduser()))
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"{setting}: found {value!r}, but no home folder of that user; write out the path"
+                ) from error
 
 
 def group_options() -> dict[str, list[str]]:
@@ -72,19 +127,21 @@ def group_options() -> dict[str, list[str]]:
         return {group: _options(loader, group) for group in GROUPS}
 
 
-@contextmanager
-def _hydra() -> Iterator[ConfigLoaderImpl]:
-    ConfigStore.instance().store(name="schema", node=Config)
-    with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)
-        # Out-of-tree backends bring their own configs/backend/*.yaml. They come after ours, so that none can redefine
-        # `model=tiny`, and before Hydra's schema source, which must be the last.
-        elements = loader.get_search_path().get_path()
+class PluginConfigs(SearchPathPlugin):
+    """Adds the configs/backend/*.yaml of out-of-tree backends, after ours: none can redefine `model=tiny`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the packages' folders."""
         for package in plugin_config_packages():
-            elements.insert(len(elements) - 1, SearchPathElement(provider=package, search_path=f"pkg://{package}"))
-        loader.repository.initialize_sources(loader.get_search_path())
-        yield loader
+            search_path.append(provider=package, path=f"pkg://{package}")
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    """Yield Hydra's loader of our config files."""
+    Plugins.instance().register(PluginConfigs)
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
 
 
 def _options(loader: Any, group: str) -> list[str]:
@@ -94,48 +151,49 @@ def _options(loader: Any, group: str) -> list[str]:
     return sorted([*own, *(f"{folder}/{name}" for folder in folders for name in _options(loader, f"{group}/{folder}"))])
 
 
-def _parse(overrides: list[str], loader: Any = None) -> list[Override]:
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = []
-    for text in overrides:
-        try:
-            parsed += parser.parse_overrides([text])
-        except (HydraException, RecursionError) as error:
-            raise ConfigError(_unreadable(text)) from error
-    return parsed
-
-
-def _unreadable(override: str) -> str:
-    """Return the message for an override that Hydra's grammar refuses."""
-    cause, value = "", override.partition("=")[2]
-    if not value.startswith(("'", '"')) and (foreign := [letter for letter in value if not letter.isascii()]):
-        cause = f"found {foreign[0]!r}, which is not ASCII, outside quotes; "
-    return (
-        f"cannot read {shortened(override)!r}: {cause}expected key=value, with quotes around a value with spaces, "
-        "commas, brackets, equal signs or letters beyond ASCII, such as 'data.path=\"my texts (1)\"'; "
-        "python -m harness --help"
-    )
-
-
-def _check_overrides(overrides: list[Override], loader: Any, *, sweeps_allowed: bool) -> None:
-    """Check keys and group options. Hydra itself would accept `+typo=1`.
+def _read(overrides: list[str], loader: Any, *, sweeps_allowed: bool) -> tuple[dict[str, Override], dict[str, Any]]:
+    """Return the settings of a command line by key, and the values of those that are not groups, of their types.
 
     Raises:
-        ConfigError: a key or an option does not exist, or an override deletes or sweeps where it cannot.
+        ConfigError: settings cannot be read, do not exist, are of the wrong type, are given twice, or have several
+            values where they cannot.
     """
-    leaves = [key for key, _, _ in iter_settings(Config)]
-    nodes = {key.rsplit(".", 1)[0] for key in leaves if "." in key}
-    for override in overrides:
-        key, text = override.key_or_group, shortened(override.input_line or "")
-        if override.is_delete():
-            raise ConfigError(f"{text!r}: settings cannot be deleted; set the key to a value")
-        if override.is_sweep_override() and not sweeps_allowed:
-            raise ConfigError(f"{text!r}: found several values, expected one; add -m to run each, or quote the value")
-        if key in GROUPS:
-            _check_options(key, _swept_values(override), _options(loader, key))
-        elif key not in leaves and key not in nodes:
-            near = _nearest(key, [*leaves, *GROUPS])
-            raise ConfigError(f"{shortened(key)}: no such setting{near}; python -m harness --settings lists all")
+    kinds = {key: str(item.type) for key, item, _ in iter_settings(Config)}
+    problems, parsed, values = duplicates(overrides), {}, {}
+    for text in overrides:
+        try:
+            override = parse_override(text, loader)
+            key = override.key_or_group
+            _check_override(override, loader, sweeps_allowed=sweeps_allowed)
+            parsed[key] = override
+            if key not in GROUPS and not override.is_sweep_override():
+                values[key] = typed_value(key, kinds[key], override)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise config_error(problems)
+    return parsed, values
+
+
+def _check_override(override: Override, loader: Any, *, sweeps_allowed: bool) -> None:
+    """Check key and group option. Hydra itself would accept `+typo=1`.
+
+    Raises:
+        ConfigError: the key or option does not exist, or several values are given where one is expected.
+    """
+    key = override.key_or_group
+    if override.is_sweep_override() and not sweeps_allowed:
+        text = shortened(override.input_line or "")
+        hint = "" if re.search(r"[^\d,.\s+-]", typed_text(override)) else "; a number has no comma: 0.001, 1000"
+        raise ConfigError(f"{text!r}: found several values, expected one; add -m to run each, or quote the value{hint}")
+    if key in GROUPS and override.package is None:
+        _check_options(key, _choices(override), _options(loader, key))
+        return
+    leaves = [leaf for leaf, _, _ in iter_settings(Config)]
+    if key not in leaves or override.package is not None:
+        near = setting_hint(key, [*leaves, *GROUPS])
+        found = shortened(override_key(override.input_line or ""))
+        raise ConfigError(f"{found}: no such setting{near}; python -m harness --settings lists all")
 
 
 def _check_options(group: str, values: list[Any], options: list[str]) -> None:
@@ -150,47 +208,78 @@ def _check_options(group: str, values: list[Any], options: list[str]) -> None:
                 f"use backend.name={value}"
             )
         found = "null" if value is None else shortened(repr(value))
-        raise ConfigError(f"{group}: found {found}, expected one of: {', '.join(options)}{_nearest(value, options)}")
+        raise ConfigError(
+            f"{group}: found {found}, expected one of: {', '.join(options)}{did_you_mean(str(value), options)}"
+        )
 
 
-def _swept_values(override: Override) -> list[Any]:
-    if override.is_sweep_override():
-        return [text for text in override.sweep_string_iterator()]
-    return [override.value()]
+def _choices(override: Override) -> list[Any]:
+    if not override.is_sweep_override():
+        return [name_or_null(override)]
+    key = override.key_or_group
+    return [name_or_null(parse_override(f"{key}={value}", None)) for value in swept_values(override)]
 
 
-def _nearest(found: Any, known: list[str]) -> str:
-    tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    matches = difflib.get_close_matches(str(found), known, n=1, cutoff=0.6)
-    if not matches:
-        matches = [tails[tail] for tail in difflib.get_close_matches(str(found).rsplit(".", 1)[-1], tails, n=1)]
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def _to_typed(composed: DictConfig) -> Config:
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(f"{missing[0]}: found no value; set it on the command line or in its YAML file")
-    config = OmegaConf.to_object(composed)
-    assert isinstance(config, Config)
+def _values_of_files(composed: DictConfig, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the files' values with those of the command line over them, and with references (${key}) resolved."""
+    OmegaConf.set_struct(composed, False)
+    for key, value in values.items():
+        OmegaConf.update(composed, key, value)
     given = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(given, dict)
-    # to_object drops keys that the schema lacks: a typo in a YAML file must be an error.
-    unknown = _unknown_keys(given, asdict(config))
-    if unknown:
-        leaves = [key for key, _, _ in iter_settings(Config)]
-        raise ConfigError(f"{unknown[0]}: no such setting{_nearest(unknown[0], leaves)}")
+    return {str(key): value for key, value in given.items()}
+
+
+def _to_typed(config_class: type[T], given: dict[str, Any]) -> T:
+    """Return nested values of YAML files as a config.
+
+    Raises:
+        ConfigError: a key is unknown, or a value is missing or of the wrong type.
+    """
+    kinds = {key: str(item.type) for key, item, _ in iter_settings(config_class)}
+    problems, values = [], {}
+    for key, value in flatten(given).items():
+        if key not in kinds:
+            problems.append(f"{key}: no such setting{setting_hint(key, list(kinds))}")
+            continue
+        try:
+            remedy = "; put it in quotes in its YAML file" if kinds[key].startswith("str") else " in its YAML file"
+            values[key] = as_type(key, kinds[key], value, remedy=remedy)
+        except ConfigError as error:
+            problems.append(str(error))
+    config = from_settings(config_class, values)
+    problems += [
+        f"{key}: found no value; set it on the command line or in its YAML file"
+        for key, _, value in iter_settings(config)
+        if value == MISSING
+    ]
+    if problems:
+        raise config_error(problems)
     return config
 
 
-def _unknown_keys(given: dict[Any, Any], known: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key, value in given.items():
-        if key not in known:
-            found.append(f"{prefix}{key}")
-        elif isinstance(value, dict) and isinstance(known[key], dict):
-            found += _unknown_keys(value, known[key], f"{prefix}{key}.")
-    return found
+def _label_modified(config: Config, values: dict[str, Any]) -> None:
+    """Mark the names of presets whose values were changed: records and folders name what was run.
+
+    Raises:
+        ConfigError: the command line gives other values the name of a preset.
+    """
+    for group in LABELED:
+        part = getattr(config, group)
+        presets = {file.stem: file for file in (config_directory() / group).glob("*.yaml")}
+        if part.name not in presets:
+            continue
+        given = OmegaConf.to_container(OmegaConf.load(presets[part.name]))
+        assert isinstance(given, dict)
+        preset = _to_typed(type(part), {str(key): value for key, value in given.items()})
+        if workload_id(replace(config, **{group: preset})) == workload_id(config):
+            continue
+        if f"{group}.name" in values:
+            raise ConfigError(
+                f"{group}.name: found {part.name!r}, a preset whose values differ from these settings; choose another "
+                f"name, or {group}={part.name} without changes"
+            )
+        part.name += MODIFIED
 
 
 def _one_line(error: Exception) -> str:
@@ -205,11 +294,4 @@ def _one_line(error: Exception) -> str:
         for line in text.splitlines()
         if not re.match(r"\s*(full_key|object_type|reference_type)[:=]", line)
     )
-    message = re.sub(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", _expected_type, message)
-    message = re.sub(r"Value '(.*)' is not a valid bool.*", r"found '\1', expected true or false", message)
     return f"{key.group(1)}: {message}" if key else message
-
-
-def _expected_type(match: re.Match[str]) -> str:
-    names = {"Integer": "a whole number", "Float": "a number", "String": "text"}
-    return f"found {match.group(1)!r}, expected {names.get(match.group(2), match.group(2))}"

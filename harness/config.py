@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 
 from harness.errors import ConfigError
 from harness.log import FORMS, LEVELS
+
+T = TypeVar("T")
 
 # Bump when the same settings come to mean other work: another initialization, synthetic language, or update rule.
 WORKLOAD_VERSION = 1
@@ -102,7 +104,7 @@ class DataConfig:
     glob: str = "*"
     """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
     invalid_files: str = bounded("error", choices=("error", "skip"))
-    """Handling of a file that is not UTF-8 (text); the record counts skipped files."""
+    """Handling of a file that is no UTF-8 text (text); the record counts skipped files."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
     itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
@@ -275,11 +277,31 @@ def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]
     for item in fields(node):
         key = prefix + item.name
         value = getattr(node, item.name, MISSING)
-        kind = globals().get(item.type, item.type) if isinstance(item.type, str) else item.type
-        if isinstance(kind, type) and is_dataclass(kind):
-            yield from iter_settings(value if is_dataclass(value) else kind, key + ".")
+        section = _section(item)
+        if section is not None:
+            yield from iter_settings(value if is_dataclass(value) else section, key + ".")
         else:
             yield key, item, value
+
+
+def from_settings(config_class: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Return a config with the given values by dotted key, and its fields' defaults for the others."""
+    own: dict[str, Any] = {}
+    of_class: Any = config_class
+    for item in fields(of_class):
+        key = prefix + item.name
+        section = _section(item)
+        if section is not None:
+            own[item.name] = from_settings(section, values, key + ".")
+        elif key in values:
+            own[item.name] = values[key]
+    return config_class(**own)
+
+
+def _section(item: Field[Any]) -> type[Any] | None:
+    """Return the config class of a field, or None if the field is a setting."""
+    kind = globals().get(item.type) if isinstance(item.type, str) else item.type
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 # Settings that decide how or where the work is done, not what is computed. Every other setting is part of the
@@ -320,6 +342,18 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     # Timing.
     "workload.timing_warmup_steps",
     "workload.interval_steps",
+)
+
+
+# Settings that name a file or folder: a leading ~ stands for a home folder.
+PATH_SETTINGS = (
+    "out",
+    "peak_dir",
+    "metrics_file",
+    "data.path",
+    "data.eval_path",
+    "data.tokenizer",
+    "parallel.scaling_reference",
 )
 
 

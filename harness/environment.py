@@ -17,6 +17,7 @@ from typing import Any
 
 import harness
 from harness.errors import ConfigError
+from harness.text import true_name
 
 # Variables that can change what is computed or how fast on any device; backends add their own prefixes.
 COMMON_PREFIXES = (
@@ -30,6 +31,30 @@ COMMON_PREFIXES = (
     "SLURM_JOB_ID",
 )
 SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
+# Lines of /proc/cpuinfo with a name, by architecture: x86 and LoongArch, some 32-bit Arm boards, MIPS, POWER, RISC-V.
+NAME_KEYS = ("model name", "Model Name", "Hardware", "cpu model", "cpu", "uarch")
+# Implementer and part of Arm cores in servers: Linux prints only these numbers. As in util-linux, lscpu-arm.c.
+ARM_CORES = {
+    ("0x41", "0xd03"): "Arm Cortex-A53",
+    ("0x41", "0xd07"): "Arm Cortex-A57",
+    ("0x41", "0xd08"): "Arm Cortex-A72",
+    ("0x41", "0xd0b"): "Arm Cortex-A76",
+    ("0x41", "0xd0c"): "Arm Neoverse N1",
+    ("0x41", "0xd40"): "Arm Neoverse V1",
+    ("0x41", "0xd49"): "Arm Neoverse N2",
+    ("0x41", "0xd4f"): "Arm Neoverse V2",
+    ("0x43", "0x0af"): "Cavium ThunderX2 99xx",
+    ("0x46", "0x001"): "Fujitsu A64FX",
+    ("0x48", "0xd01"): "HiSilicon TaiShan v110 (Kunpeng 920)",
+    ("0x48", "0xd02"): "HiSilicon TaiShan v120",
+    ("0x4e", "0x004"): "NVIDIA Carmel",
+    ("0x70", "0x662"): "Phytium FTC662",
+    ("0x70", "0x663"): "Phytium FTC663",
+    ("0xc0", "0xac3"): "Ampere-1",
+    ("0xc0", "0xac4"): "Ampere-1a",
+}
+# What platform.processor() returns where it knows no name.
+ARCHITECTURES = ("x86_64", "i386", "i686", "amd64", "aarch64", "arm64", "arm", "ppc64le", "riscv64", "s390x")
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "tqdm", "tokenizers")
 
 
@@ -172,19 +197,38 @@ def _affinity_size() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _name_in_cpuinfo(text: str) -> str | None:
+    """Return the processor's name, or None if only numbers are printed that stand for no known core."""
+    for key in NAME_KEYS:
+        if (name := true_name(_cpuinfo_value(text, key))) is not None:
+            return name
+    return ARM_CORES.get((_cpuinfo_value(text, "CPU implementer").lower(), _cpuinfo_value(text, "CPU part").lower()))
+
+
+def _cpuinfo_value(text: str, key: str) -> str:
+    found = re.search(rf"^{key}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return "" if found is None else found[1].strip()
+
+
 def cpu_model() -> str | None:
-    """Return the CPU's marketing name, or None if unknown."""
-    text = _read("/proc/cpuinfo") or ""
-    for key in ("model name", "Model Name", "Hardware", "CPU part"):
-        found = re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
-        if found:
-            return found.group(1).strip()
-    return platform.processor() or None
+    """Return the processor's name, or None if unknown: never its part number or its architecture."""
+    found = _name_in_cpuinfo(_read("/proc/cpuinfo") or "")
+    if found is None and sys.platform == "darwin":
+        found = true_name(_output("sysctl", "-n", "machdep.cpu.brand_string"))
+    reported = platform.processor()
+    return found or (None if reported in ARCHITECTURES else true_name(reported))
+
+
+def _output(*argv: str) -> str | None:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def memory_limit_bytes() -> int | None:
     """Return the memory that the process may use: the host's, or its cgroup's limit if that is less."""
-    limits = [_memory_total_bytes(), _cgroup_number("memory.max", "memory/memory.limit_in_bytes")]
+    limits = [_memory_total_bytes(), _cgroup_memory_limit()]
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
 
@@ -243,24 +287,58 @@ def _memory_total_bytes() -> int | None:
 
 
 def _cgroup_cpu_quota() -> float | None:
-    text = _read("/sys/fs/cgroup/cpu.max")
-    if text and not text.startswith("max"):
-        quota, period = text.split()
-        return int(quota) / int(period)
-    quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota and period and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
+    """Return the least quota of CPUs in the process's own cgroup and those above it, or None."""
+    quotas = []
+    for folder in _cgroups("cpu"):
+        both = (_read(f"{folder}/cpu.max") or "").split()
+        if not both:
+            both = [(_read(f"{folder}/cpu.cfs_{name}_us") or "").strip() for name in ("quota", "period")]
+        # Without a limit the quota is "max", in version 1 -1.
+        if len(both) == 2 and all(text.isdigit() and int(text) for text in both):
+            quotas.append(int(both[0]) / int(both[1]))
+    return min(quotas, default=None)
 
 
-def _cgroup_number(*names: str) -> int | None:
-    for name in names:
-        text = (_read(f"/sys/fs/cgroup/{name}") or "").strip()
-        # Version 1 writes "no limit" as a number near 2**63.
-        if text.isdigit() and int(text) < 2**60:
-            return int(text)
-    return None
+def _cgroup_memory_limit() -> int | None:
+    """Return the least memory limit of the process's own cgroup and those above it, or None."""
+    limits = []
+    for folder in _cgroups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = (_read(f"{folder}/{name}") or "").strip()
+            # Version 1 writes "no limit" as a number near 2**63.
+            if text.isdigit() and int(text) < 2**60:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _cgroups(controller: str) -> list[str]:
+    """Return the folders of the process's own cgroup and of those above it that this host or container shows.
+
+    Of both versions, since a host may have mounted version 1 for some controllers and version 2 for others.
+    """
+    paths: dict[str, str] = {}
+    for line in (_read("/proc/self/cgroup") or "").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        for name in names.split(",") if number != "0" else [""]:
+            paths[name] = path
+    # Where they are mounted on almost every host.
+    mounts = {"": ("/", "/sys/fs/cgroup"), controller: ("/", f"/sys/fs/cgroup/{controller}")}
+    for line in (_read("/proc/self/mountinfo") or "").splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, mount = fields.split()[3:5]
+        kind, _, options = rest.split(" ", 2)
+        if kind == "cgroup2":
+            mounts[""] = (root, mount)
+        elif kind == "cgroup" and controller in options.split(","):
+            mounts[controller] = (root, mount)
+    folders = []
+    for name, (root, mount) in mounts.items():
+        # A container sees a part of the tree, and the paths of those outside it start with "/..".
+        inside = os.path.relpath(paths.get(name, root), root)
+        own = [] if inside.startswith("..") else [part for part in inside.split("/") if part != "."]
+        folders += ["/".join([mount, *own[:depth]]) for depth in range(len(own), -1, -1)]
+    return folders
 
 
 def _version(distribution: str) -> str | None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -13,8 +18,10 @@ class ExitCode(IntEnum):
     BACKEND_UNAVAILABLE = 3
     NOT_COMPARABLE = 4
     RUN_FAILED = 5
-    SIGINT = 130
-    SIGTERM = 143
+    SIGHUP = 128 + signal.SIGHUP
+    SIGINT = 128 + signal.SIGINT
+    SIGUSR1 = 128 + signal.SIGUSR1
+    SIGTERM = 128 + signal.SIGTERM
 
 
 class UserError(Exception):
@@ -24,6 +31,8 @@ class UserError(Exception):
     """
 
     exit_code = ExitCode.USAGE
+    fields: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the log line with log=json, beside the message."""
 
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
@@ -31,6 +40,14 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A setting is misspelled, of the wrong type, out of range, or contradicts another one."""
+
+
+def config_error(problems: Sequence[str]) -> ConfigError:
+    """Return one error for everything that is wrong with the settings: one problem as it is, several numbered."""
+    if len(problems) == 1:
+        return ConfigError(problems[0])
+    numbered = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, 1))
+    return ConfigError(f"{len(problems)} problems: {numbered}")
 
 
 class DataError(UserError):
@@ -64,6 +81,12 @@ class RunFailed(UserError):
         # Whether every process of the run fails in the same way at the same place.
         self.shared = shared
 
+    def in_run(self, folder: Path) -> RunFailed:
+        """Return the same failure with the folder of its run in message and fields."""
+        named = RunFailed(f"{self}; the record is in {folder}", self.status, shared=self.shared)
+        named.fields = {"run": str(folder), "status": self.status}
+        return named
+
 
 class EndedWithAll(UserError):
     """One process of several ends because of a failure that another one reports."""
@@ -74,7 +97,7 @@ class EndedWithAll(UserError):
 
 
 class Interrupted(BaseException):
-    """The user or the scheduler asked the process to end (SIGINT or SIGTERM).
+    """The user or the scheduler asked the process to end (SIGINT, SIGTERM, SIGHUP or SIGUSR1).
 
     Derived from BaseException, as KeyboardInterrupt is, so that no `except Exception` swallows it.
     """

@@ -1,7 +1,8 @@
-"""SIGINT and SIGTERM: the run finishes the current step, saves, and ends; a second signal ends it at once."""
+"""Signals to stop: the run finishes the current step, saves, and ends; a second signal ends it at once."""
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,16 @@ from types import FrameType
 
 from harness.errors import Interrupted
 
-# torchrun forwards a terminal's Ctrl-C to processes that already received it: two signals for one request.
+# SIGHUP: a terminal that goes away. SIGUSR1: the warning of a scheduler (sbatch --signal=USR1@120).
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# One request can come as two signals: a launcher forwards what a terminal or a scheduler has sent to all processes.
 DUPLICATE_SIGNAL_SECONDS = 2.0
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run: not SIGHUP and SIGUSR1 where the caller ignores them, as nohup does."""
+    asked = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in STOP_SIGNALS if number in asked or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopRequest:
@@ -21,7 +30,7 @@ class StopRequest:
         self.signal_number: int | None = None
         self._launched, self._clock = launched, clock
         self._deferring = self._ending = False
-        self._first_at = 0.0
+        self._last_at = -math.inf
 
     def requested(self) -> bool:
         return self.signal_number is not None
@@ -38,7 +47,7 @@ class StopRequest:
     def request(self, number: int) -> None:
         """Note a request to stop, also one that another process of the run received."""
         if self.signal_number is None:
-            self.signal_number, self._first_at = number, self._clock()
+            self.signal_number, self._last_at = number, self._clock()
 
     def begin_shutdown(self) -> None:
         """Ignore the signals of a launcher from here on: it stops all processes now, and has to wait for the record."""
@@ -46,9 +55,9 @@ class StopRequest:
 
     def handle(self, number: int, _: FrameType | None) -> None:
         now = self._clock()
-        if self._ending or (self._launched and self.signal_number is not None
-                            and now - self._first_at < DUPLICATE_SIGNAL_SECONDS):  # fmt: skip
+        if self._ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
             return
+        self._last_at = now
         if self._deferring and self.signal_number is None:
             self.request(number)
             return
@@ -57,14 +66,13 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
-    """Install handlers for SIGINT and SIGTERM, and restore the old ones afterwards.
+    """Install handlers for the signals to stop, and restore the old ones afterwards.
 
     Args:
         launched: whether a launcher that forwards signals started this process.
     """
     request = StopRequest(launched=launched)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request.handle) for number in numbers}
+    before = {number: signal.signal(number, request.handle) for number in stop_signals()}
     try:
         yield request
     finally:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+import shlex
 import unicodedata
+from collections.abc import Iterable
 from datetime import datetime, timezone
 
 # Direction marks can reverse a text, so that it reads as what it is not.
 DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# What drivers and firmware print in place of a name: a number of a data sheet or a bus, or a word for none.
+NO_NAME = re.compile(
+    r"(device\s+)?(0x[0-9a-f]+h?|\d+)|device(\s+[0-9a-f]{4})?|[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
+    r"\(null\)|null|none|n/?a|unknown( \w+)?|unspecified|not (specified|available|applicable)|default string|"
+    r"to be filled by o\.?e\.?m\.?",
+    re.IGNORECASE,
+)
 NUMBER_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -26,6 +37,12 @@ def _printable(character: str) -> str:
         return character.encode("unicode_escape").decode("ascii")
     # XML forbids these two although Unicode only calls them unassigned.
     return "\ufffd" if character in "\ufffe\uffff" else character
+
+
+def true_name(name: str | None) -> str | None:
+    """Return a device's or processor's reported name, or None if it is empty, a number or a word for none."""
+    name = "".join(letter for letter in name or "" if unicodedata.category(letter) not in ("Cc", "Cs")).strip()
+    return None if NO_NAME.fullmatch(name) else name
 
 
 def normalized_name(name: str) -> str:
@@ -48,9 +65,65 @@ def scaled_number(text: str) -> float:
     return float(text) if scale is None else float(text[:-1]) * scale
 
 
+def nearest(found: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the known name that is spelled most like `found`, or None.
+
+    A name with another number is another thing, however alike the spelling: H100 and A100, llama3 and llama2.
+    """
+    matches = difflib.get_close_matches(found, list(known), n=10, cutoff=cutoff)
+    return next((match for match in matches if _same_generation(found, match)), None)
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the nearest known name, or nothing."""
+    match = nearest(found, known)
+    return "" if match is None else f"; did you mean {match}?"
+
+
+def _same_generation(one: str, two: str) -> bool:
+    """Return whether the first words with a number agree: letters before it, the number, a letter after it if any."""
+    words = [re.search(r"([a-z]*)[ _-]?(\d+)([a-z]?)", name.casefold()) for name in (one, two)]
+    if words[0] is None or words[1] is None:
+        return True
+    (before, number, after), (other_before, other_number, other_after) = words[0].groups(), words[1].groups()
+    return before == other_before and number == other_number and (after == other_after or not (after and other_after))
+
+
+def shell_join(words: Iterable[str]) -> str:
+    """Return a command line for a shell, with quotes only where a word needs them."""
+    return " ".join(_shell_word(word) for word in words)
+
+
+def _shell_word(word: str) -> str:
+    if re.fullmatch(r"[\w@%+=:,./-]+", word):
+        return word
+    # In double quotes a single one needs no escape, which shlex writes in five characters.
+    if "'" in word and not re.search(r'["$`!\\\n]', word):
+        return f'"{word}"'
+    return shlex.quote(word)
+
+
+def name_in_sentence(label: str) -> str:
+    """Return a label for a sentence, in quotes where it would read as a word of the sentence or as a number."""
+    return f"'{label}'" if re.fullmatch(r"[a-z]{2,}( [a-z]+)*|[\d.,]+", label) else label
+
+
 def override_key(override: str) -> str:
     """Return the key that a command-line override sets: `seed` for `seed=1`, `+seed=1` and `++seed=1`."""
     return override.lstrip("+").split("=", 1)[0]
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: 1 step, 1,200 steps; `plural` is for nouns that do not take an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def layered_settings(*layers: Iterable[str]) -> list[str]:
+    """Return several lists of settings as one, in which each key is set once: by the last list that sets it."""
+    settings: dict[str, str] = {}
+    for layer in layers:
+        settings |= {override_key(setting): setting for setting in layer}
+    return list(settings.values())
 
 
 def utc_now() -> str:

@@ -3,73 +3,96 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness.config import STOCK, STOCK_TRACK, Config, DataConfig, ModelConfig, iter_settings, num_key_value_heads
-from harness.errors import ConfigError
+from harness.config import (
+    STOCK,
+    STOCK_TRACK,
+    Config,
+    iter_settings,
+    num_key_value_heads,
+)
+from harness.errors import ConfigError, config_error
+from harness.schemas import MAX_INTEGER, MAX_NUMBER
 
 
 def validate(config: Config) -> None:
     """Check every limit and every combination of settings.
 
     Raises:
-        ConfigError: naming the key, what was found, what was expected, and what to do.
+        ConfigError: naming each wrong key, what was found, what was expected, and what to do.
     """
+    problems: dict[str, list[str]] = {}
     for key, item, value in iter_settings(config):
-        _check_limits(key, value, **item.metadata)
-    _check_model(config.model)
-    _check_data(config.data)
-    _check_workload(config)
-    _check_parallel(config)
-    _check_resume(config)
-    _check_track(config)
-    _check_autotune(config)
+        problems[key] = list(_check_limits(key, value, **item.metadata))
+    wrong = {key.split(".")[0] for key, found in problems.items() if found}
+    found = [problem for each in problems.values() for problem in each]
+    for parts, check in COMBINATIONS:
+        # A combination with a value out of its limits cannot be judged.
+        if wrong.isdisjoint(parts):
+            found += check(config)
+    if found:
+        raise config_error(found)
+
+
+def _check_out(config: Config) -> Iterator[str]:
     if config.out is not None and not config.out.strip():
-        raise ConfigError("out: found an empty name, expected a folder; leave it out for the default")
+        yield "out: found an empty name, expected a folder; leave it out for the default"
 
 
 def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: float | None = None,
                   above: float | None = None, below: float | None = None,
-                  choices: tuple[str, ...] | None = None) -> None:  # fmt: skip
+                  choices: tuple[str, ...] | None = None) -> Iterator[str]:  # fmt: skip
     if value is None:
         return
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}: found {value}, expected a finite number")
+        yield f"{key}: found {value}, expected a finite number"
+        return
+    # A record's reader takes larger ones for damage.
+    if isinstance(value, int) and value > MAX_INTEGER:
+        yield f"{key}: found a number of {value.bit_length()} bits, expected at most {MAX_INTEGER}"
+        return
+    if isinstance(value, float) and abs(value) >= MAX_NUMBER:
+        yield f"{key}: found {value:g}, expected less than {MAX_NUMBER:g}"
+        return
     if choices is not None and value not in choices:
-        raise ConfigError(f"{key}: found {value!r}, expected one of: {', '.join(choices)}")
+        yield f"{key}: found {value!r}, expected one of: {', '.join(choices)}"
     if minimum is not None and value < minimum:
-        raise ConfigError(f"{key}: found {value}, expected at least {minimum:g}")
+        yield f"{key}: found {value}, expected at least {minimum:g}"
     if maximum is not None and value > maximum:
-        raise ConfigError(f"{key}: found {value}, expected at most {maximum:g}")
+        yield f"{key}: found {value}, expected at most {maximum:g}"
     if above is not None and value <= above:
-        raise ConfigError(f"{key}: found {value}, expected more than {above:g}")
+        yield f"{key}: found {value}, expected more than {above:g}"
     if below is not None and value >= below:
-        raise ConfigError(f"{key}: found {value}, expected less than {below:g}")
+        yield f"{key}: found {value}, expected less than {below:g}"
 
 
-def _check_model(model: ModelConfig) -> None:
+def _check_model(config: Config) -> Iterator[str]:
+    model = config.model
     if model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
+        yield (
             f"model.num_attention_heads: found {model.num_attention_heads}, which does not divide model.hidden_size "
             f"({model.hidden_size}); choose a divisor of the hidden size"
         )
     if model.num_attention_heads % num_key_value_heads(model):
-        raise ConfigError(
+        yield (
             f"model.num_key_value_heads: found {model.num_key_value_heads}, which does not divide "
             f"model.num_attention_heads ({model.num_attention_heads}); choose a divisor, or null for as many"
         )
     if model.position_embedding == "rotary" and (model.hidden_size // model.num_attention_heads) % 2:
-        raise ConfigError(
+        yield (
             "model.position_embedding: rotary needs an even head size, found model.hidden_size / "
             f"model.num_attention_heads = {model.hidden_size // model.num_attention_heads}; change either, or use "
             "model.position_embedding=learned"
         )
 
 
-def _check_data(data: DataConfig) -> None:
+def _check_data(config: Config) -> Iterator[str]:
+    data = config.data
     reads_files = data.name != "synthetic"
     if reads_files and data.path is None:
-        raise ConfigError(f"data.path: missing; data={data.name} needs a file or folder: add data.path=/path/to/it")
+        yield f"data.path: missing; data={data.name} needs a file or folder: add data.path=/path/to/it"
     ignored = {
         "path": reads_files,
         "eval_path": reads_files,
@@ -77,48 +100,46 @@ def _check_data(data: DataConfig) -> None:
     }
     for key, is_read in ignored.items():
         if getattr(data, key) is not None and not is_read:
-            raise ConfigError(
+            yield (
                 f"data.{key}: found {getattr(data, key)!r}, but data={data.name} does not use it; leave it out, or "
                 "choose other data"
             )
 
 
-def _check_workload(config: Config) -> None:
+def _check_workload(config: Config) -> Iterator[str]:
     work = config.workload
     if work.timing_warmup_steps >= work.steps:
-        raise ConfigError(
+        yield (
             f"workload.timing_warmup_steps: found {work.timing_warmup_steps}, expected fewer than workload.steps "
             f"({work.steps}), so that measured steps remain; lower it or raise workload.steps"
         )
     if work.lr_warmup_steps >= work.steps:
-        raise ConfigError(
+        yield (
             f"workload.lr_warmup_steps: found {work.lr_warmup_steps}, expected fewer "
             f"than workload.steps ({work.steps}); lower it or raise workload.steps"
         )
     if work.seq_len > config.model.max_position_embeddings:
-        raise ConfigError(
+        yield (
             f"workload.seq_len: found {work.seq_len}, but model.max_position_embeddings is "
             f"{config.model.max_position_embeddings}; shorten the sequence or choose a model with a longer context"
         )
     # A search sets micro-batch sizes of its own.
     if work.global_batch_size % work.micro_batch_size and not config.autotune:
-        raise ConfigError(
+        yield (
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
             f"workload.micro_batch_size ({work.micro_batch_size}); change either"
         )
     if config.target_loss is not None and work.eval_every == 0:
-        raise ConfigError(
-            "target_loss: found a target, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
-        )
+        yield "target_loss: found a target, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
 
 
-def _check_track(config: Config) -> None:
+def _check_track(config: Config) -> Iterator[str]:
     track = config.track
     for key, stock in STOCK_TRACK.items():
         value = getattr(track, key)
         # Any of PyTorch's AdamW implementations is stock.
         if track.name == "portable" and (value is None or (value != stock and key != "adamw")):
-            raise ConfigError(
+            yield (
                 f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
                 "every device; use track=tuned"
             )
@@ -129,58 +150,68 @@ def _check_track(config: Config) -> None:
         ("swiglu", "activation", "swiglu"),
     ):
         if getattr(track, operation) not in (None, STOCK) and getattr(model, setting) != wanted:
-            raise ConfigError(
+            yield (
                 f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
                 f"{getattr(model, setting)} and does not compute it; leave track.{operation} out"
             )
     if config.parallel.name == "fsdp" and track.compile not in (None, "no"):
-        raise ConfigError(
+        yield (
             f"track.compile: found {track.compile}, but parallel=fsdp is not compiled; use "
             "track.compile=no, or parallel=ddp"
         )
 
 
-def _check_resume(config: Config) -> None:
+def _check_resume(config: Config) -> Iterator[str]:
     if config.resume is None:
         return
     if config.out is None:
-        raise ConfigError("resume: auto resumes the run in a folder; name it with out=DIR")
+        yield "resume: auto resumes the run in a folder; name it with out=DIR"
     if config.checkpoint.every == 0:
-        raise ConfigError("resume: auto needs checkpoints to resume from; set checkpoint.every")
-    if config.repeats > 1:
-        raise ConfigError(
+        yield "resume: auto needs checkpoints to resume from; set checkpoint.every"
+    if config.repeats > 1 and not config.autotune:
+        yield (
             f"resume: auto resumes one run, found repeats={config.repeats}; set repeats=1 and resume each repeat with "
             "out=DIR/1, out=DIR/2, ..."
         )
 
 
-def _check_parallel(config: Config) -> None:
+def _check_parallel(config: Config) -> Iterator[str]:
     parallel = config.parallel
     for key, default in (("hybrid_shard", False), ("cpu_offload", False), ("low_precision_all_gather", True)):
         if parallel.name != "fsdp" and getattr(parallel, key) is not default:
-            raise ConfigError(
-                f"parallel.{key}: only parallel=fsdp uses it; leave it {str(default).lower()}, or use parallel=fsdp"
-            )
+            yield f"parallel.{key}: only parallel=fsdp uses it; leave it {str(default).lower()}, or use parallel=fsdp"
     if parallel.name == "single" and parallel.scaling_reference is not None:
-        raise ConfigError(
+        yield (
             "parallel.scaling_reference: a reference runs on fewer devices than this run, and parallel=single has only "
             "one; leave it out"
         )
-    if parallel.name != "single" and config.repeats > 1:
-        raise ConfigError(
+    if parallel.name != "single" and config.repeats > 1 and not config.autotune:
+        yield (
             f"repeats: found {config.repeats}, but torchrun launches each run of several processes; "
             f"launch it {config.repeats} times with out=DIR/1, out=DIR/2, ..."
         )
 
 
-def _check_autotune(config: Config) -> None:
+def _check_autotune(config: Config) -> Iterator[str]:
     if config.autotune and config.resume is not None:
-        raise ConfigError("resume: a search (autotune) cannot be resumed, it starts again each time; leave resume out")
+        yield "resume: a search (autotune) cannot be resumed, it starts again each time; leave resume out"
     if config.autotune and config.parallel.name != "single":
-        raise ConfigError(
+        yield (
             f"autotune: searches on one device, found parallel={config.parallel.name}; leave parallel=single and set "
             "workload.global_batch_size to one device's part"
         )
+
+
+COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...] = (
+    (("model",), _check_model),
+    (("data",), _check_data),
+    (("workload", "model", "target_loss"), _check_workload),
+    (("parallel", "repeats"), _check_parallel),
+    (("resume", "checkpoint", "repeats"), _check_resume),
+    (("track",), _check_track),
+    (("autotune",), _check_autotune),
+    (("out",), _check_out),
+)
 
 
 def check_batch_divides(config: Config, processes: int) -> None:

@@ -82,6 +82,18 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
     )
 
 
+def has_reporter(variables: Mapping[str, str] = os.environ) -> bool:
+    """Return whether another process of this host, the one of local rank 0, reports what all of them find alike.
+
+    A launcher's variables that are incomplete or impossible name no such process: one may be left over from another
+    program.
+    """
+    try:
+        return from_environment("ddp", variables).local_rank > 0
+    except ConfigError:
+        return False
+
+
 def _whole_number(variables: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = (variables.get(name) or default or "").strip()
     try:

@@ -23,6 +23,7 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 from draw_growth import draw_growth
 
 from harness.report.svg import standalone
+from harness.text import layered_settings
 
 COMMON = ("workload=gpt2", "workload.steps=5", "workload.timing_warmup_steps=2", "workload.eval_every=0",
           "workload.lr_warmup_steps=1", "precision=bf16")  # fmt: skip
@@ -41,7 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     if not options.draw_only:
         for name, overrides in runs(options.tokens):
-            run(options.out / name, [*COMMON, *overrides, *options.overrides])
+            run(options.out / name, layered_settings(COMMON, overrides, options.overrides))
     records = [json.loads(path.read_text()) for path in sorted(options.out.glob("*/record.json"))]
     finished = [record for record in records if record["status"] == "ok"]
     without = [record for record in finished if not (record["utilization"] or {}).get("measured_peak_flops")]

@@ -57,11 +57,12 @@ def build(dtype_name: str, overrides: list[str]) -> None:
     import torch.distributed as dist
 
     from harness.composition import load
+    from harness.text import layered_settings
     from harness.training.distributed.collectives import Ranks
     from harness.training.distributed.parallel import build_sharded
     from harness.world import from_environment
 
-    config = load(["parallel=fsdp", *overrides])
+    config = load(layered_settings(["parallel=fsdp"], overrides))
     ranks = Ranks(from_environment("fsdp"))
     dist.init_process_group("gloo")
     dtype = getattr(torch, dtype_name)

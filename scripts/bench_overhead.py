@@ -24,6 +24,8 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import in_turn, run_harness
 
+from harness.text import layered_settings
+
 DEFAULTS = ("workload.steps=60", "workload.timing_warmup_steps=10", "workload.lr_warmup_steps=10",
             "workload.eval_every=0")  # fmt: skip
 
@@ -34,7 +36,7 @@ def main() -> int:
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="settings of the harness, as on its command line")
     options = parser.parse_args()
-    overrides = [*DEFAULTS, *options.overrides]
+    overrides = layered_settings(DEFAULTS, options.overrides)
     if options.bare:
         print(json.dumps(bare_loop(overrides)))
         return 0

@@ -18,6 +18,8 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import geometric_mean, in_turn, run_harness
 
+from harness.text import layered_settings
+
 DEFAULTS = ("workload.steps=120", "workload.timing_warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 VARIANTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -40,7 +42,7 @@ def main() -> int:
         found = {}
         for name in in_turn(VARIANTS, number):
             launcher, overrides = VARIANTS[name]
-            record, _ = run_harness([*DEFAULTS, *options.overrides, *overrides], launcher)
+            record, _ = run_harness(layered_settings(DEFAULTS, options.overrides, overrides), launcher)
             found[name] = record["timing"]
         plain = found["plain"]["tokens_per_second"]
         for name, timing in found.items():

@@ -42,6 +42,7 @@ from harness.analysis.calibration import load_calibration, segment_end
 from harness.analysis.parity import TESTS, compare_computation
 from harness.analysis.timing_evidence import timing_problems
 from harness.records.load import LoadedRecord, load_runs
+from harness.text import layered_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -176,7 +177,7 @@ def honest_pairs(folder: Path, options: argparse.Namespace) -> Iterator[HonestPa
     for steps, precision, shape in works:
         lengths = [f"workload.steps={steps}", f"workload.eval_every={steps // 2}"]
         threads = ["backend.threads=1"] if on_cpu else []
-        base = [*WORK, *SHAPES[shape], *lengths, *threads, f"precision={precision}", *options.overrides]
+        base = layered_settings(WORK, SHAPES[shape], lengths, threads, [f"precision={precision}"], options.overrides)
         home = folder / f"{shape}-{precision}-{steps}"
         jobs += [(home / name, base, how) for name, how in {"reference": Variation(), **variations}.items()]
     with ThreadPoolExecutor(2 if on_cpu else 1) as pool:
@@ -196,8 +197,7 @@ def run(out: Path, base: list[str], how: Variation) -> None:
     program = ["bench_parity", "--patch", how.patch, "--"] if how.patch else ["harness"]
     path = os.pathsep.join((str(PROJECT), str(PROJECT / "scripts")))
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **how.environment}
-    argv = [*program, *(setting for setting in base if not overridden(setting, how.overrides)), *how.overrides,
-            f"out='{out}'"]  # fmt: skip
+    argv = [*program, *layered_settings(base, how.overrides), f"out='{out}'"]
     launcher = emulated_python() if how.emulated else how.launcher
     if launcher:
         done = subprocess.run([*launcher, "-m", *argv], env=environment, cwd=PROJECT, capture_output=True, text=True,
@@ -216,11 +216,6 @@ def emulated_python() -> tuple[str, ...]:
     command = [sys.executable, "-m", "tests.cann_emulator"]
     cann = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.strip()
     return ("bash", "-c", f". '{cann}/set_env.sh' && exec \"$@\"", "bash", sys.executable)
-
-
-def overridden(setting: str, overrides: tuple[str, ...]) -> bool:
-    """Return whether one of the overrides sets the same key."""
-    return any(override.startswith(setting.partition("=")[0] + "=") for override in overrides)
 
 
 @dataclass(frozen=True)

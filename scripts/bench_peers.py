@@ -35,6 +35,7 @@ from harness.composition import load
 from harness.config import Config, intermediate_size
 from harness.environment import allowed_cores
 from harness.errors import UserError
+from harness.text import layered_settings
 from harness.workload.data import open_dataset
 
 PROGRAMS = Path(__file__).resolve().parent / "peers"
@@ -62,18 +63,18 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()
     try:
-        config = load([*WORK, *options.overrides])
+        config = load(layered_settings(WORK, options.overrides))
     except UserError as error:
         parser.error(str(error))
     python = environment(options.environment)
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(config, Path(folder))
-        ours = [*WORK, *options.overrides]
-        tuned = [*ours, "track=tuned"]
+        ours = layered_settings(WORK, options.overrides)
+        tuned = layered_settings(ours, ["track=tuned"])
         size = search_harness(tuned, sizes(asdict(config.workload)))
         runs: dict[str, Any] = {
-            OURS: lambda: harness([*tuned, size]),
-            "harness, track=portable": lambda: harness([*ours, "track=portable"]),
+            OURS: lambda: harness(layered_settings(tuned, [size])),
+            "harness, track=portable": lambda: harness(layered_settings(ours, ["track=portable"])),
         }
         for name, (program, attentions) in PEERS.items():
             if options.only and name not in options.only:
@@ -157,7 +158,7 @@ def search_harness(overrides: list[str], tried_sizes: list[int]) -> str:
     tried = {}
     for size in tried_sizes:
         setting = f"workload.micro_batch_size={size}"
-        tried[setting] = harness([*overrides, *steps, setting])["tokens_per_second"]
+        tried[setting] = harness(layered_settings(overrides, steps, [setting]))["tokens_per_second"]
         print_speed(OURS, size, tried[setting])
     return max(tried, key=lambda setting: tried[setting])
 

@@ -31,6 +31,7 @@ from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
 from harness.records.load import load_runs
+from harness.text import layered_settings
 from tests.ranks import end_ranks, shared_zygote, start_ranks
 from tests.red_team.drive import teams
 from tests.red_team.sabotages import Sabotage
@@ -172,7 +173,7 @@ def run(out: Path, name: str, setting: str) -> None:
     if (out / "record.json").exists():
         return
     precision, _, parallel = setting.partition("-")
-    overrides = [*WORK, f"parallel={parallel or 'single'}", f"precision={precision}", f"out='{out}'"]
+    overrides = layered_settings(WORK, [f"parallel={parallel or 'single'}", f"precision={precision}", f"out='{out}'"])
     os.environ.update(OMP_WAIT_POLICY="passive", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     module = "tests.ranks" if name == "none" else "tests.red_team.drive"
     if name in TEAMS["clocks"]:
@@ -191,7 +192,7 @@ def rounding(folder: Path, setting: str) -> dict[tuple[str, int], float]:
     precision = setting.partition("-")[0]
     home = folder.parent / f"rounding-{precision}"
     for name in ROUNDING:
-        bench_parity.run(home / name, [*WORK, f"precision={precision}"], bench_parity.VARIATIONS[name])
+        bench_parity.run(home / name, layered_settings(WORK, [f"precision={precision}"]), bench_parity.VARIATIONS[name])
     largest: dict[tuple[str, int], float] = {}
     for name in ROUNDING:
         for key, value in results(folder / "none", home / name).items():

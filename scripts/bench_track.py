@@ -22,6 +22,8 @@ os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import in_turn, run_harness
 
+from harness.text import layered_settings
+
 WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
         "workload.micro_batch_size=4", "workload.steps=9", "workload.timing_warmup_steps=3", "workload.eval_every=0",
         "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
@@ -50,7 +52,7 @@ def main() -> int:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for number in range(options.rounds):
         for name in in_turn(variants, number):
-            found[name].append(run([*WORK, *options.overrides], variants[name]))
+            found[name].append(run(layered_settings(WORK, options.overrides), variants[name]))
             print(f"round {number + 1}: {name}: {found[name][-1]['timing']['tokens_per_second']:,.0f}", flush=True)
     print("\n| run | tokens/s | over portable (each round) | peak MiB | first step s | MFU of the measured peak |")
     print("|---|---|---|---|---|---|")
@@ -73,7 +75,7 @@ def run(overrides: list[str], variant: Sequence[str]) -> dict[str, Any]:
     """Return the record of one run. In a variant, names in capitals are environment variables."""
     variables = [pair for pair in variant if pair.split("=", 1)[0].isupper()]
     settings = [pair for pair in variant if pair not in variables]
-    record, _ = run_harness([*overrides, *settings], env=dict(pair.split("=", 1) for pair in variables))
+    record, _ = run_harness(layered_settings(overrides, settings), env=dict(pair.split("=", 1) for pair in variables))
     return record
 
 

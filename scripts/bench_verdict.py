@@ -91,6 +91,13 @@ def main() -> int:
     for name, levels in NOISE.items():
         cells = [alarms(levels, deviations, repeats, options.pairs, source) for repeats in (1, *REPEATS)]
         print(f"{name:<32}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
+    print(
+        f"\nOf {options.pairs} pairs of identical processes, `--expect not-slower` is not shown (margin {MARGIN:.0%})"
+    )
+    print(f"{'noise':<32}" + "".join(f"{f'{repeats} repeats':>24}" for repeats in REPEATS))
+    for name, levels in NOISE.items():
+        cells = [not_shown(levels, deviations, repeats, options.pairs, source) for repeats in REPEATS]
+        print(f"{name:<32}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
     print(f"\nOf {options.pairs // 4} pairs with a slowdown: found different / called slower (margin {MARGIN:.0%})")
     print(f"{'noise':<32}{'repeats':>8}" + "".join(f"{slowdown:>14.0%}" for slowdown in (0.0, *SLOWDOWNS)))
     for name, levels in list(NOISE.items())[:4]:
@@ -138,9 +145,16 @@ def pairs_of(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: flo
 
 
 def alarms(levels: Levels, deviations: np.ndarray, repeats: int, count: int, source: np.random.Generator) -> str:
-    wrong = sum(ratio.differs for ratio in pairs_of(levels, deviations, repeats, 0.0, count, source))
-    interval = stats.binomtest(wrong, count).proportion_ci(0.95)
-    return f"{wrong / count:.1%} ({interval.low:.1%} to {interval.high:.1%})"
+    return _rate([ratio.differs for ratio in pairs_of(levels, deviations, repeats, 0.0, count, source)])
+
+
+def not_shown(levels: Levels, deviations: np.ndarray, repeats: int, count: int, source: np.random.Generator) -> str:
+    return _rate([not ratio.not_slower for ratio in pairs_of(levels, deviations, repeats, 0.0, count, source)])
+
+
+def _rate(events: list[bool]) -> str:
+    share, interval = sum(events) / len(events), stats.binomtest(sum(events), len(events)).proportion_ci(0.95)
+    return f"{share:.1%} ({interval.low:.1%} to {interval.high:.1%})"
 
 
 def power(levels: Levels, deviations: np.ndarray, repeats: int, slowdown: float, count: int,

@@ -19,6 +19,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from harness.text import layered_settings
+
 PROJECT = Path(__file__).resolve().parent.parent
 MODELS = {
     "gpt2-124m": ("model=gpt2-124m", "workload=gpt2", "workload.seq_len=1024", "workload.global_batch_size=64"),
@@ -73,16 +75,16 @@ def main() -> int:
     ]
     best: dict[str, float] = {}
     for model, work in MODELS.items():
-        overrides = [*common, *work, *STEPS, *(QUICK if options.quick else ()), *options.settings]
+        overrides = layered_settings(common, work, STEPS, QUICK if options.quick else (), options.settings)
         size = fastest_size(overrides, out / model / "autotune") or SAFE_SIZE
         for number, (name, variant) in enumerate(VARIANTS.items(), 1):
-            record = run([*overrides, *variant, *size], out / model / str(number))
+            record = run(layered_settings(overrides, variant, size), out / model / str(number))
             lines.append(row(model, name, record))
             if record["status"] == "ok":
                 share = (record["utilization"] or {}).get("mfu_of_measured_peak") or 0.0
                 best[model] = max(best.get(model, 0.0), share)
         if not options.no_peers:
-            bench = [sys.executable, "scripts/bench_peers.py", *overrides, *size]
+            bench = [sys.executable, "scripts/bench_peers.py", *layered_settings(overrides, size)]
             done = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
             failed = f"\nbench_peers.py failed: exit code {done.returncode}\n" if done.returncode else ""
             (out / f"peers-{model}.md").write_text(done.stdout + failed, encoding="utf-8")
@@ -100,7 +102,7 @@ def harness(overrides: Sequence[str], *command: str) -> int:
 
 def fastest_size(overrides: Sequence[str], out: Path) -> list[str]:
     """Return the fastest micro-batch size of the tuned track as a setting, or nothing if the search failed."""
-    code = harness([*overrides, "experiment=autotune", "track=tuned", f"out={out}"])
+    code = harness(layered_settings(overrides, ["experiment=autotune", "track=tuned", f"out={out}"]))
     if code != 0:
         print(f"the search for the fastest micro-batch size failed: exit code {code}; using {SAFE_SIZE[0]}")
         return []

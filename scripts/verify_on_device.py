@@ -24,6 +24,7 @@ from typing import Any
 from bench_parity import differences, write_entry
 
 from harness.records.load import load_runs
+from harness.text import layered_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 TIMING_SETTINGS = ("experiment=gpt2", "workload.eval_every=0")
@@ -124,7 +125,7 @@ def main() -> int:
     best = next((precision for precision in ("bf16", "fp16", "fp32") if precision in precisions), None)
     if best is not None:
         settings = options.settings or list(QUICK_SETTINGS if options.quick else TIMING_SETTINGS)
-        timing(bundle, options.backend, [f"precision={best}", *settings])
+        timing(bundle, options.backend, layered_settings([f"precision={best}"], settings))
     print(f"bundle: {bundle.pack()}")
     return 1 if any(check.passed is False for check in bundle.checks) else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,9 @@ from harness.backends.ascend.host import on_loader_path
 
 # As harness/__main__.py does, before any test imports torch: an installed plug-in must not break these tests.
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+# A caller may ignore them, as nohup does, and then every run of a test would too.
+for number in (signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)
 if not on_loader_path("libascendcl.so"):
     # Libraries that look for the plug-in themselves (transformers does) would import it, and fail for want of CANN.
     sys.modules.setdefault("torch_npu", None)  # type: ignore[arg-type]
@@ -67,13 +71,14 @@ def harness(tmp_path: Path) -> Harness:
     (cwd, preexec_fn, ...), it is a fresh interpreter.
     """
     from tests.ranks import shared_zygote
+    from tests.zygote import last_values
 
     def run(*argv: str, timeout: float = 120, fresh: bool = False, env: Mapping[str, str] | None = None,
             **options: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
         variables = {**os.environ, **(env or {})}
         if fresh or options:
             return subprocess.run(
-                [sys.executable, "-m", "harness", *argv],
+                [sys.executable, "-m", "harness", *last_values(argv)],
                 capture_output=True,
                 text=True,
                 timeout=timeout,

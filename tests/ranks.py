@@ -20,11 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.text import layered_settings
 from tests.conftest import TINY
 from tests.zygote import Forked, Zygote
 
 # The tiny run with a global batch that two ranks can divide, with accumulation.
-OVERRIDES = (*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp")
+OVERRIDES = layered_settings(
+    TINY, ["workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp"]
+)
 FAULT_STEP = 5
 # Gloo of torch 2.9 prints its peers, on either stream.
 GLOO_LINES = re.compile(r"^\[Gloo\] .*\n", re.MULTILINE)

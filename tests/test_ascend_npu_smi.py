@@ -136,3 +136,51 @@ def test_refusals(text: str, code: str, cause: str) -> None:
     assert cause in reason
     assert refusal("Chip ID : 0\n") is None
     assert parse_reading(text) == Reading()
+
+
+HEADS = "NPU ID                         Slot ID      Chip ID      Chip Phy-ID      Chip Name"
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        # Ascend 950: a slot before the chip, and no logic id.
+        (f"\t{HEADS}\n\t0      1      0      0      Ascend950PR\n\t1      2      0      1      Ascend950PR\n",
+         [Place(0, 0, 0), Place(1, 0, 1)]),
+        # Both ids: the logic id counts.
+        ("NPU ID    Chip ID    Chip Logic ID    Chip Phy-ID    Chip Name\n"
+         "4         0          0                8              Ascend910\n"
+         "4         1          1                9              Ascend910\n"
+         "4         2          -                -              Mcu\n", [Place(4, 0, 0), Place(4, 1, 1)]),
+        # In a container with two of eight chips the runtime counts from zero.
+        (f"{HEADS}\n6      7      0      6      Ascend950DT\n4      5      0      4      Ascend950DT\n",
+         [Place(6, 0, 1), Place(4, 0, 0)]),
+        # Another order, other cases and spaces, tabs, carriage returns, and lines before the heads.
+        ("DrvMngGetConsoleLogLevel failed. (g_conLogLevel=3)\r\nchip name\tCHIP LOGIC-ID\tChip ID\tNPU-ID\r\n"
+         "Ascend xxx\t1\t0\t3\r\nAscend xxx\t0\t0\t2\r\n", [Place(3, 0, 1), Place(2, 0, 0)]),
+        # A controller with a number of its own, and a chip that is lost.
+        (f"{HEADS}\n0      1      0      0      Ascend950PR\n0      1      1      1      Mcu\n"
+         "1      2      0      NA      Ascend950PR\n", [Place(0, 0, 0)]),
+        # Heads alone.
+        (f"{HEADS}\n", []),
+    ],
+    ids=["950", "both", "container", "order", "controller", "none"],
+)  # fmt: skip
+def test_columns_of_the_mapping_are_found_by_their_heads(text: str, places: list[Place]) -> None:
+    assert parse_places(text) == places
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "NPU ID and none Chip ID and none Chip Logic ID or Chip Phy-ID"),
+        ("This device does not support querying mapping.\n", "found no column NPU ID"),
+        ("NPU ID    Chip ID    Chip Name\n0    0    Ascend xxx\n", "found no column Chip Logic ID or Chip Phy-ID"),
+        ("0    0    0    Ascend xxx\n", "found no column NPU ID"),
+        ("NPU ID    Chip Phy-ID    Chip Name\n0    0    Ascend xxx\n", "found no column Chip ID"),
+    ],
+)
+def test_a_mapping_without_a_column_is_not_read_by_position(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="npu-smi info -m: ") as caught:
+        parse_places(text)
+    assert said in str(caught.value)

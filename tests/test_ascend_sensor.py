@@ -43,6 +43,21 @@ class TestNpuSmi:
         assert isinstance(sensor, NpuSmi)
         assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0, None, 1800.0)
 
+    def test_each_card_of_a_950_is_read_by_its_own_number(self) -> None:
+        mapping = (
+            "\tNPU ID    Slot ID    Chip ID    Chip Phy-ID    Chip Name\n"
+            "\t0         1          0          0              Ascend950PR\n"
+            "\t1         2          0          1              Ascend950PR\n"
+        )
+
+        def ask(*words: str) -> str:
+            return mapping if words == ("-m",) else COMMON.format(npu=words[3], watts=[181.5, 402.0][int(words[3])])
+
+        for index, watts in enumerate((181.5, 402.0)):
+            sensor = open_npu_smi(index, {}, ask)
+            assert isinstance(sensor, NpuSmi)
+            assert sensor.read().power_watts == watts
+
     def test_a_number_that_no_card_has(self) -> None:
         assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
         assert isinstance(open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": "0"}, self.ask), str)

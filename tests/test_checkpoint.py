@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from harness.errors import CheckpointError, RunFailed
+from harness.records.files import seal
 from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
-from harness.training import checkpoint, checkpoint_files
+from harness.training import checkpoint
 from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore, TrainingState
 from harness.training.checkpoint_files import MANIFEST
 from harness.training.distributed.collectives import Ranks
@@ -129,6 +131,16 @@ class TestDamage:
         file.write_bytes(content)
         assert f"{name} is damaged: its checksum" in self.error_of(store)
 
+    def test_any_flipped_bit_of_the_manifest(self, store: CheckpointStore, tmp_path: Path) -> None:
+        file = folder(tmp_path, 10) / MANIFEST
+        content = file.read_bytes()
+        for position in random.Random(3).sample(range(8 * len(content)), 300):
+            flipped = bytearray(content)
+            flipped[position // 8] ^= 1 << position % 8
+            file.write_bytes(flipped)
+            message = self.error_of(store)
+            assert "checkpoints/step-00000010" in message, (position, message)
+
     def test_a_missing_file(self, store: CheckpointStore, tmp_path: Path) -> None:
         (folder(tmp_path, 10) / "__0_0.distcp").unlink()
         assert "__0_0.distcp cannot be read: No such file" in self.error_of(store)
@@ -144,6 +156,7 @@ class TestDamage:
             ({"workload_id": "f" * 16}, f"is of workload {'f' * 16}, expected 0123456789abcdef"),
             ({"format_version": FORMAT_VERSION + 1}, "is newer than this harness reads"),
             ({"format_version": None}, "not a checkpoint of this harness"),
+            ({"world_size": 2}, "was changed after it was written"),
         ],
     )
     def test_an_unusable_manifest(
@@ -153,7 +166,7 @@ class TestDamage:
         file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
         assert expected in self.error_of(store)
 
-    @pytest.mark.parametrize("text", ["", "{", '"x"', "[1]"])
+    @pytest.mark.parametrize("text", ["", "{", '"x"', "[1]", "[" * 100_000])
     def test_no_manifest(self, text: str, store: CheckpointStore, tmp_path: Path) -> None:
         (folder(tmp_path, 10) / MANIFEST).write_text(text)
         assert str(folder(tmp_path, 10)) in self.error_of(store)
@@ -175,42 +188,86 @@ class Bomb:
         return (Path.touch, (self.target,))
 
 
-def reseal(path: Path, name: str) -> None:
-    """Update the manifest's checksum of a changed file, as an attacker could."""
+def edit_manifest(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edit a manifest and update its checksum, as an attacker could."""
     manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"][name] = checkpoint.describe_file(path / name)
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    edit(manifest)
+    (path / MANIFEST).write_text(json.dumps(seal(manifest)))
 
 
 class TestMaliciousFile:
-    def test_metadata_runs_no_code(self, store: CheckpointStore, tmp_path: Path) -> None:
+    def test_metadata_is_never_unpickled(self, store: CheckpointStore, tmp_path: Path) -> None:
         store.save(5, tensors(1.0), PROGRESS)
-        (folder(tmp_path, 5) / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
-        reseal(folder(tmp_path, 5), ".metadata")
-        with pytest.raises(CheckpointError, match="which no checkpoint needs"):
+        path = folder(tmp_path, 5)
+        (path / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
+        described = checkpoint.describe_file(path / ".metadata")
+        edit_manifest(path, lambda manifest: manifest["files"].update({".metadata": described}))
+        found = tensors(0.0)
+        store.load(5, found)
+        assert found["model.weight"][0, 0].item() == 1.0
+        assert not (tmp_path / "boom").exists()
+
+    def test_values_other_than_tensors_cannot_be_saved(self, store: CheckpointStore, tmp_path: Path) -> None:
+        # PyTorch would unpickle them without restriction.
+        with pytest.raises(TypeError, match="extra is not a tensor"):
+            store.save(5, {**tensors(1.0), "extra": Bomb(tmp_path / "boom")}, PROGRESS)  # type: ignore[dict-item]
+        assert checkpoint_steps(tmp_path) == []
+
+    def test_nor_read_as_a_tensor(self, store: CheckpointStore, tmp_path: Path) -> None:
+        store.save(5, tensors(1.0), PROGRESS)
+        path = folder(tmp_path, 5)
+        torch.save(Bomb(tmp_path / "boom"), path / "__0_1.distcp")
+        size = (path / "__0_1.distcp").stat().st_size
+
+        def edit(manifest: dict[str, Any]) -> None:
+            manifest["files"]["__0_1.distcp"] = checkpoint.describe_file(path / "__0_1.distcp")
+            chunk = manifest["tensors"]["model.weight"]["chunks"][0]
+            chunk.update(file="__0_1.distcp", at_byte=0, bytes=size)
+
+        edit_manifest(path, edit)
+        with pytest.raises(CheckpointError):
             store.load(5, tensors(0.0))
         assert not (tmp_path / "boom").exists()
 
     @pytest.mark.parametrize(
-        "name",
-        ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "pathlib.os.system", "pathlib._local.os.system"],
+        ("edit", "expected"),
+        [
+            (lambda it: it["files"].update({"/dev/zero": {"bytes": 0, "sha256": ""}}), "no file of a checkpoint"),
+            (lambda it: it["files"].update({"../secret": {"bytes": 0, "sha256": ""}}), "no file of a checkpoint"),
+            (lambda it: it["files"].update({"__0_0.distcp": 7}), "has no checksum of __0_0.distcp"),
+            (lambda it: it["files"].clear(), "of which it has no checksum"),
+            (lambda it: it["tensors"]["model.weight"]["chunks"][0].update(file="/dev/zero"), "names the file '/dev/ze"),
+            (lambda it: it["tensors"]["model.weight"]["chunks"][0].update(sizes=["x"]), "holds no layout of tensors"),
+            (lambda it: it["tensors"]["model.weight"]["chunks"][0].update(at_byte=10**30), "holds no layout|not match"),
+            (lambda it: it["tensors"]["model.weight"].update(dtype="os.system"), "holds no layout of tensors"),
+            (lambda it: it["tensors"].update({"model.weight": 3}), "holds no layout of tensors"),
+            (lambda it: it["tensors"].clear(), "does not match this model"),
+            (lambda it: it.update(step=6), "is of step 6, not 5: it was renamed"),
+            (lambda it: it.update(tensors=[]), "has no usable tensors"),
+            (lambda it: it.pop("progress"), "has no usable progress"),
+            (lambda it: it.update(format_version=1), "is older than this harness reads"),
+        ],
     )
-    def test_only_types_are_unpickled(self, name: str) -> None:
-        module, function = name.rsplit(".", 1)
-        with pytest.raises(pickle.UnpicklingError):
-            checkpoint_files._MetadataUnpickler(io.BytesIO()).find_class(module, function)
+    def test_an_odd_manifest_is_named(
+        self, edit: Callable[[dict[str, Any]], object], expected: str, store: CheckpointStore, tmp_path: Path
+    ) -> None:
+        store.save(5, tensors(1.0), PROGRESS)
+        edit_manifest(folder(tmp_path, 5), edit)
+        with pytest.raises(CheckpointError, match=expected):
+            store.load(5, tensors(0.0))
 
-    @pytest.mark.parametrize("home", ["pathlib", "pathlib._local"])
-    def test_a_path_written_by_any_release_of_python(self, home: str) -> None:
-        pickled = f"c{home}\nPosixPath\n(Va\ntR.".encode()
-        assert checkpoint_files._MetadataUnpickler(io.BytesIO(pickled)).load() == Path("a")
-
-    def test_values_other_than_tensors_are_rejected(self, store: CheckpointStore, tmp_path: Path) -> None:
-        # PyTorch would unpickle them without restriction.
-        store.save(5, {**tensors(1.0), "extra": Bomb(tmp_path / "boom")}, PROGRESS)  # type: ignore[dict-item]
-        with pytest.raises(CheckpointError, match="extra is not a tensor"):
-            store.load(5, {**tensors(0.0), "extra": torch.zeros(())})
-        assert not (tmp_path / "boom").exists()
+    @pytest.mark.parametrize("name", ["__0_0.distcp", MANIFEST])
+    @pytest.mark.parametrize("kind", ["pipe", "device"])
+    def test_a_file_that_never_ends(self, kind: str, name: str, store: CheckpointStore, tmp_path: Path) -> None:
+        store.save(5, tensors(1.0), PROGRESS)
+        file = folder(tmp_path, 5) / name
+        file.unlink()
+        if kind == "pipe":
+            os.mkfifo(file)
+        else:
+            file.symlink_to("/dev/zero")
+        with pytest.raises(CheckpointError, match="not a regular file"):
+            store.load(5, tensors(0.0))
 
 
 @pytest.mark.parametrize("implementation", [{"foreach": True}, {"fused": True}, {"foreach": False}])

@@ -66,7 +66,7 @@ def test_a_measured_product_is_below_its_peak() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Ascend 910 (910A)", "Ascend 910B1", "Ascend 910B4", "Ascend 910C", "NVIDIA A100 40GB PCIe",
+    ["Ascend 910 (910A)", "Ascend 910B1", "Ascend 910B4", "Ascend 910C (one die)", "NVIDIA A100 40GB PCIe",
      "NVIDIA A800 SXM4 80GB", "NVIDIA H100 PCIe", "NVIDIA H800 SXM5", "NVIDIA H20", "NVIDIA H200 SXM",
      "NVIDIA GH200 96GB", "Intel Gaudi", "Intel Gaudi 2", "Intel Gaudi 3", "Graphcore GC200", "Graphcore Bow",
      "Cerebras WSE-2", "Cerebras WSE-3", "SambaNova SN10", "SambaNova SN30", "SambaNova SN40L"],
@@ -90,10 +90,12 @@ SHEETS: dict[str, tuple[float | str | None, ...]] = {
     "NVIDIA H200": (67, 494.5, 989, 989, 1979, 450, "A"),
     "NVIDIA GH200 480GB": (67, 494.5, 989, 989, 1979, 450, "A"),
     "Ascend910A": (None, None, None, 256, None, 90, "B"),
-    "Ascend910B1": (94, None, 378.88, 378.88, None, 196, "C"),
-    "Ascend910B2": (94, None, 376, 376, None, 196, "C"),
-    "Ascend910B3": (73, None, 313, 313, None, 196, "C"),
-    "Ascend910B4": (None, None, 280, 280, None, 196, "C"),
+    "Ascend910B1": (94, None, 373.88, 373.88, None, 196, "C"),
+    "Ascend910B2": (94, None, 353.8944, 353.8944, None, 196, "B"),
+    "Ascend910B3": (73, None, 294.912, 294.912, None, 196, "B"),
+    "Ascend910B4": (None, None, 245.76, 245.76, None, 196, "B"),
+    "Ascend910_9392": (None, None, 353.8944, 353.8944, None, 196, "C"),
+    "Ascend950DT_9582": (None, None, 486, 486, 919, 840, "B"),
     "GAUDI2": (None, None, 432, None, 865, 300, "A"),
     "GAUDI3": (229, 459, 1677, 459, 1677, 600, "B"),
     "AMD Instinct MI300X": (163.4, 653.7, 1307.4, 1307.4, 2610, 448, "A"),
@@ -143,6 +145,39 @@ def test_the_first_ascend_lacks_bf16() -> None:
     assert chip.peak_flops["bf16"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "matrix_units", "label"),
+    [("910B1", 373.88, 400), ("910B2", 353.8944, 376), ("910B3", 294.912, 313), ("910B4", 245.76, 280),
+     ("910C die", 353.8944, 376), ("910C package", 707.7888, 752), ("950PR", 432, 486), ("950DT", 486, 547)],
+)  # fmt: skip
+def test_huawei_s_label_is_apart_from_the_peak_of_the_matrix_units(
+    name: str, matrix_units: float, label: float
+) -> None:
+    (chip,) = match_chips(name)
+    assert [round(value / 1e12, 4) for value, _ in chip.peaks("bf16")] == [matrix_units, label]
+    assert [kind for _, kind in chip.peaks("bf16")] == ["peak of the matrix units", "label"]
+    assert chip.ceiling_flops("bf16") == pytest.approx(label * 1e12)
+
+
+def test_other_vendors_have_one_peak() -> None:
+    (chip,) = match_chips("H200")
+    assert chip.peaks("bf16") == [(989e12, "peak")]
+    assert chip.peaks("fp4") == []
+    assert chip.ceiling_flops("fp4") is None
+
+
+@pytest.mark.parametrize("number", ["9391", "9392", "9381", "9382", "9372", "9362"])
+def test_a_910c_is_found_by_the_names_of_its_dies(number: str) -> None:
+    chip = find_chip(f"Ascend910_{number}")
+    assert chip is not None
+    assert chip.name == "Ascend 910C (one die)"
+
+
+def test_whoever_writes_910c_may_mean_a_die_or_a_package() -> None:
+    for written in ("910C", "Ascend 910C", "Atlas A3"):
+        assert names(match_chips(written)) == ["Ascend 910C (one die)", "Ascend 910C (two dies)"]
+
+
 def test_gc200_and_gh200_are_two_vendors() -> None:
     assert [chip.vendor for name in ("GC200", "GH200") for chip in match_chips(name)] == [
         "Graphcore",
@@ -169,9 +204,9 @@ class TestWhatPeopleWrite:
         assert ambiguity(written) is None
 
     def test_the_largest_peak_of_those_that_may_be_meant(self) -> None:
-        assert largest_peak(match_chips("910B"), "bf16") == 378.88e12
+        assert largest_peak(match_chips("910B"), "bf16") == 400e12
         # The chip of 2019 has no bf16: whoever writes of bf16 means one of the others.
-        assert largest_peak(match_chips("Ascend 910"), "bf16") == 378.88e12
+        assert largest_peak(match_chips("Ascend 910"), "bf16") == 400e12
         # An unknown peak among them: nothing can be called impossible.
         assert largest_peak(match_chips("Gaudi"), "bf16") is None
         assert largest_peak((), "bf16") is None

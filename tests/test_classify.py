@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
-from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, classify_common
+from harness import backends
+from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, WEIGHTS_REMEDY, classify_common
+from harness.composition import load
+from harness.errors import RunFailed
+from harness.training import prepare
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.communication import CommunicationMeter
+from tests.conftest import TINY
 
 GLOO = (
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4218. This may "
@@ -53,3 +60,18 @@ def test_a_broken_connection_may_be_the_echo_of_another_ranks_end(error: Excepti
 )
 def test_our_own_faults_are_nobodys(error: Exception) -> None:
     assert classify_common(error) is None
+
+
+def test_weights_that_do_not_fit_need_another_remedy_than_a_smaller_micro_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def does_not_fit(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(prepare, "parallelize_model", does_not_fit)
+    config, meter = load([*TINY]), CommunicationMeter(events=None, asynchronous=False)
+    with pytest.raises(RunFailed, match=r"^Tried to allocate 2.00 GiB; the weights alone do not fit") as failed:
+        prepare.prepare_step(config, backends.create(config.backend), Ranks(), meter, lambda: None)
+    assert failed.value.status == "oom"
+    assert WEIGHTS_REMEDY in str(failed.value)
+    assert "workload.micro_batch_size" not in str(failed.value)

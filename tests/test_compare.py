@@ -53,13 +53,40 @@ class TestExitCodes:
         assert compare(folders, *argv) == code
         assert capsys.readouterr().out
 
+    @pytest.mark.parametrize(
+        ("argv", "lines"),
+        [
+            (("reference", "slow", "--expect", "not-slower"), ["error: expected not-slower: not shown (slower)"]),
+            (("reference", "same", "--expect", "faster"), ["error: expected faster: not shown (equivalent)"]),
+            (("reference", "same", "--expect", "equivalent"), ["expected equivalent: shown (equivalent)"]),
+            (("reference", "oom", "--expect", "not-slower"), ["error: expected not-slower: not shown (failed)"]),
+            (
+                ("reference", "fast", "slow", "--expect", "faster", "--format", "json",
+                 "--label", "a", "--label", "b", "--label", "c"),
+                ["expected faster of b: shown (faster)", "error: expected faster of c: not shown (slower)"],
+            ),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_an_expectation_is_answered_with_the_verdict(
+        self, argv: tuple[str, ...], lines: list[str], folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        compare(folders, *argv)
+        assert capsys.readouterr().err.splitlines() == lines
+
+    def test_without_an_expectation_there_is_none(
+        self, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        compare(folders, "reference", "slow")
+        assert capsys.readouterr().err == ""
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("argv", "said"),
         [
-            ((), "found 0 side(s), expected a reference and one or more others"),
-            (("reference",), "found 1 side(s)"),
+            ((), "found 0 sides, expected a reference and one or more others"),
+            (("reference",), "found 1 side, expected"),
             (("reference", "nowhere"), "nowhere: no such file or folder"),
             (("reference", "reference"), "the same record was given twice"),
             (("reference", "same", "--margin", "5"), "--margin: found 5, expected a fraction between 0 and 1"),
@@ -69,7 +96,7 @@ class TestRefusals:
             (("reference", "same", "--label", "one"), "found 1 --label for 2 sides"),
             (("reference", "same", "--tabel"), "unrecognized arguments: --tabel"),
             (("reference", "same", "--run", "backend=cpu"), "found both --run and the path"),
-            (("--run", "backend=cpu"), "found 1 side(s)"),
+            (("--run", "backend=cpu"), "found 1 side, expected"),
             (("--run", "backend=cpu", "--run", "backend=tpu"), "found 'tpu', expected one of"),
             (("--run", "backend=cpu", "--run", "seed=2"), "is not the same work as"),
             (("--run", "out=x", "--run", "backend=cpu"), "sets out, which compare decides"),

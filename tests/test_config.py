@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import composition, suggestions
 from harness.commands.child_process import hydra_quote
 from harness.commands.help import setting_meanings
 from harness.composition import expand_sweep, group_options, load
 from harness.config import (
     EXCLUDED_FROM_WORKLOAD_ID,
     OPERATIONS,
+    PATH_SETTINGS,
     STOCK_TRACK,
     Config,
     iter_settings,
@@ -23,6 +25,7 @@ from harness.config import (
     workload_settings,
 )
 from harness.errors import ConfigError
+from harness.text import layered_settings
 
 # Another legal value for every setting. A setting added later fails test_every_setting_is_known until it is here.
 OTHER_VALUE: dict[str, str] = {
@@ -135,7 +138,7 @@ class TestWorkloadId:
     @pytest.mark.parametrize("key", sorted(OTHER_VALUE))
     def test_changes_exactly_with_the_settings_that_are_work(self, key: str) -> None:
         before = workload_id(load([*BASE]))
-        after = workload_id(load([*BASE, f"{key}={OTHER_VALUE[key]}"]))
+        after = workload_id(load(layered_settings(BASE, [f"{key}={OTHER_VALUE[key]}"])))
         assert (before != after) is belongs_to_the_work(key)
 
     def test_what_a_backend_may_choose_is_not_work(self) -> None:
@@ -199,7 +202,7 @@ class TestComposition:
                     flat.append(f"{prefix}{key}={'null' if value is None else value}")
 
         walk(yaml.safe_load(to_yaml(config)), "")
-        assert load([word if "glob" not in word else "data.glob='*'" for word in flat]) == config
+        assert load(flat) == config
 
     def test_a_sweep_is_the_product_of_its_values(self) -> None:
         jobs = expand_sweep(["seed=1,2", "model=tiny,small", "workload.steps=50"])
@@ -217,3 +220,67 @@ class TestComposition:
     )
     def test_any_folder_name_survives_the_override_grammar(self, name: str) -> None:
         assert load([f"out={hydra_quote(Path('/tmp') / name)}"]).out == f"/tmp/{name}"
+
+
+class TestHomeFolder:
+    """A shell leaves ~ as it is after an equal sign."""
+
+    def test_a_leading_tilde_is_expanded_in_every_path(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        config = load(["data=text", "parallel=ddp", *(f"{key}=~/my notes" for key in PATH_SETTINGS)])
+        for key in PATH_SETTINGS:
+            node: Any = config
+            for name in key.split("."):
+                node = getattr(node, name)
+            assert node == "/home/me/my notes", key
+
+    def test_one_elsewhere_stays(self) -> None:
+        assert load(["data=text", "data.path='a/~b'"]).data.path == "a/~b"
+
+    def test_an_unknown_user_is_named(self) -> None:
+        with pytest.raises(ConfigError, match=r"out: found '~no_such_user/x', but no home folder"):
+            load(["out=~no_such_user/x"])
+
+    def test_every_setting_that_is_a_path_is_listed(self) -> None:
+        path_endings = ("path", "_dir", "_file")
+        named = {key for key, _, _ in iter_settings(Config) if key.rsplit(".", 1)[-1].endswith(path_endings)}
+        assert named <= set(PATH_SETTINGS) <= {key for key, _, _ in iter_settings(Config)}
+
+
+class TestSuggestions:
+    """Other programs' names of a setting are known by their meaning, everything else by its spelling."""
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ("lr=1e-3", "did you mean workload.learning_rate?"),
+            ("workload.lr=1e-3", "did you mean workload.learning_rate?"),
+            ("batch_size=8", "did you mean workload.global_batch_size?"),
+            ("per_device_train_batch_size=8", "did you mean workload.micro_batch_size?"),
+            ("n_layer=12", "did you mean model.num_hidden_layers?"),
+            ("block_size=1024", "did you mean workload.seq_len?"),
+            ("grad-clip=1", "did you mean workload.max_grad_norm?"),
+            ("mixed_precision=bf16", "did you mean precision?"),
+            ("output_dir=x", "did you mean out?"),
+            ("steps=4", "did you mean workload.steps?"),
+            ("workload.stps=4", "did you mean workload.steps?"),
+            ("dropout=0.1", "no such setting: the models have no dropout"),
+            ("model.num_experts=8", "no such setting: the models are dense, without experts"),
+            ("gpus=4", "python -m harness torchrun --nproc-per-node=N"),
+        ],
+    )
+    def test_know_synonyms(self, given: str, said: str) -> None:
+        with pytest.raises(ConfigError, match="no such setting") as caught:
+            load([given])
+        assert said in str(caught.value)
+
+    def test_nothing_near_is_no_suggestion(self) -> None:
+        with pytest.raises(ConfigError, match="xyz: no such setting; python"):
+            load(["xyz=1"])
+
+    def test_every_synonym_is_of_a_setting_and_of_one_alone(self) -> None:
+        settings = {key for key, _, _ in iter_settings(Config)} | set(composition.GROUPS)
+        assert suggestions.SYNONYMS.keys() <= settings
+        names = [name for text in suggestions.SYNONYMS.values() for name in text.split()]
+        assert len(names) == len(set(names))
+        assert not set(names) & (settings | suggestions.ABSENT.keys())

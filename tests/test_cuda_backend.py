@@ -348,6 +348,19 @@ class TestOpening:
         assert described["memory_bytes"] == 17
         assert described["uuid"] is None
 
+    @pytest.mark.parametrize("reported", ["", "Device 74a1", "0x74a1", "AMD Instinct MI300X"])
+    @pytest.mark.parametrize("architecture", [None, "gfx942:sramecc+:xnack-"])
+    def test_a_device_without_a_name_has_its_architecture_s_or_none(
+        self, reported: str, architecture: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        properties = SimpleNamespace(name=reported, total_memory=17, multi_processor_count=4, major=9, minor=4)
+        if architecture is not None:
+            properties.gcnArchName = architecture
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        expected = reported if reported.startswith("AMD") else "gfx942" if architecture else None
+        assert backend().describe()["name"] == expected
+
     def test_a_slice_of_a_gpu_has_no_peak(self, monkeypatch: pytest.MonkeyPatch) -> None:
         properties = SimpleNamespace(
             name="NVIDIA A100-SXM4-40GB MIG 3g.20gb", total_memory=17, multi_processor_count=4, major=8, minor=0

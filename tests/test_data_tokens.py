@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.composition import load
-from harness.config import Config
+from harness.config import Config, DataConfig
 from harness.errors import DataError
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.data.tokens import map_tokens
@@ -75,7 +76,7 @@ class TestKinds:
     def test_are_mapped_read_only_and_not_read(self, kind: str, tmp_path: Path) -> None:
         name, written, dtype = KINDS[kind]
         path = saved(tmp_path / name, dtype=written)
-        tokens = map_tokens(path, configure(path, dtype=dtype).data)
+        tokens, _ = map_tokens(path, configure(path, dtype=dtype).data)
         assert isinstance(tokens, np.memmap)
         assert not tokens.flags["WRITEABLE"]
         assert np.array_equal(tokens, TOKENS)
@@ -93,11 +94,15 @@ class TestKinds:
         found = open_tokens(saved(tmp_path / "t.bin"), eval_fraction=0.2).describe()
         assert found == {
             "name": "tokens",
+            "format": "raw",
             "dtype": "uint16",
+            "size_bytes": 10000,
             "entropy_floor_nats": None,
             "unigram_entropy_nats": None,
             "train_tokens": 4000,
+            "train_sequences": 249,
             "held_out_tokens": 1000,
+            "held_out_sequences": 62,
         }
 
 
@@ -219,15 +224,37 @@ def archive(path: Path) -> None:
         np.savez(file, tokens=TOKENS)
 
 
+def two_arrays() -> bytes:
+    content = io.BytesIO()
+    np.save(content, TOKENS.astype("<u2"))
+    np.save(content, TOKENS.astype("<u2"))
+    return content.getvalue()
+
+
 MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("t.bin", lambda path: None, r"No such file.*check data\.path"),
     "missing npy": ("t.npy", lambda path: None, r"No such file.*check data\.path"),
     "folder": ("t.bin", lambda path: path.mkdir(), r"is a folder, expected a \.npy or \.bin file"),
     "other name": ("t.txt", lambda path: path.write_bytes(b"1234"), r"expected a name that ends in \.npy or \.bin"),
     "empty": ("t.bin", lambda path: path.write_bytes(b""), r"holds 0 bytes.*empty or truncated"),
+    "pipe": ("t.npy", os.mkfifo, r"is a named pipe \(FIFO\), expected a \.npy or \.bin file"),
+    "pipe as bin": ("t.bin", os.mkfifo, r"is a named pipe \(FIFO\)"),
+    "link to a device": ("t.bin", lambda path: path.symlink_to("/dev/zero"), "is a device"),
+    "text": ("t.bin", lambda path: path.write_text("Grüße an alle. " * 50), "is text.*use data=text"),
+    "index": ("t.idx", lambda path: path.write_bytes(b"MMIDIDX\0\0"), r"is the index of a Megatron-LM data set"),
+    "two arrays": (
+        "t.npy",
+        lambda path: path.write_bytes(two_arrays()),
+        "holds 10128 bytes after its array of 5000 tokens",
+    ),
+    "raw npy": ("t.npy", TOKENS.tofile, r"without the \.npy header, as OLMo's"),
     "odd": ("t.bin", lambda path: path.write_bytes(b"x" * 101), r"holds 101 bytes.*multiple of 2 .uint16.*data\.dtype"),
     "empty npy": ("t.npy", lambda path: path.write_bytes(b""), r"not a complete \.npy file"),
-    "no npy": ("t.npy", lambda path: path.write_bytes(b"no numbers at all"), r"not a complete \.npy file"),
+    "no npy": (
+        "t.npy",
+        lambda path: path.write_bytes(b"no numbers at all"),
+        r"a file without the \.npy header.*let its name end in \.bin",
+    ),
     "truncated npy": ("t.npy", truncated_npy, r"not a complete \.npy file.*write it again"),
     "floats": (
         "t.npy",
@@ -242,7 +269,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "no dimension": ("t.npy", lambda path: np.save(path, np.int64(5)), r"shape \(\), expected one dimension"),
     "objects": ("t.npy", lambda path: np.save(path, np.array([{}]), allow_pickle=True), r"not a complete \.npy file"),
-    "several arrays": ("t.npy", archive, r"t\.npy: .*holds an archive of arrays"),
+    "several arrays": ("t.npy", archive, r"t\.npy: .*is a zip archive.*unpack it"),
     "no tokens": ("t.npy", lambda path: np.save(path, TOKENS[:0]), r"holds 0 training tokens"),
     "too few": ("t.bin", lambda path: saved(path, TOKENS[:17]), r"holds 17 training tokens.*seq_len \+ 1 = 18"),
 }
@@ -263,6 +290,121 @@ class TestMistakes:
             open_tokens(saved(tmp_path / "t.bin"), eval_path=tmp_path / "nowhere.bin")
 
 
+IDS = np.random.default_rng(2).zipf(1.2, 20_000) % 50_000
+TYPES: dict[str, tuple[str, str, str]] = {
+    # element type written, data.dtype, the message
+    "uint32 as uint16": ("<u4", "uint16", r"holds uint32, not data\.dtype=uint16.*set data\.dtype=uint32"),
+    "uint16 as uint32": ("<u2", "uint32", r"holds uint16, not data\.dtype=uint32.*set data\.dtype=uint16"),
+    "int64 as uint16": ("<i8", "uint16", r"holds int64, not data\.dtype=uint16.*numpy\.save"),
+    "int64 as uint32": ("<i8", "uint32", r"holds int64, not data\.dtype=uint32.*numpy\.save"),
+    "big-endian uint16": (">u2", "uint16", "holds big-endian uint16"),
+    "big-endian uint32": (">u4", "uint32", "holds big-endian uint32"),
+    "float32": ("<f4", "uint16", "holds float32"),
+    "float64": ("<f8", "uint32", "holds float64"),
+}
+
+
+class TestTypes:
+    @pytest.mark.parametrize("case", TYPES)
+    def test_another_than_data_dtype_is_refused_by_name(self, case: str, tmp_path: Path) -> None:
+        written, dtype, named = TYPES[case]
+        path = saved(tmp_path / "t.bin", IDS, written)
+        with pytest.raises(DataError, match=named):
+            open_tokens(path, dtype=dtype, vocab_size=2**31 - 1)
+
+    def test_ids_beyond_65535_are_known_as_uint32(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "t.bin", np.random.default_rng(3).integers(0, 128_000, 20_000), "<u4")
+        with pytest.raises(DataError, match="holds uint32"):
+            open_tokens(path, vocab_size=65_536)
+        assert open_tokens(path, dtype="uint32", vocab_size=128_000).describe()["train_tokens"] == 19_000
+
+    @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+    @pytest.mark.parametrize("vocab_size", [2, 5, 65, 256, 50_257, 65_536])
+    def test_tokens_of_any_vocabulary_are_read(self, vocab_size: int, dtype: str, tmp_path: Path) -> None:
+        for number, ids in enumerate((np.random.default_rng(4).integers(0, vocab_size, 6000), IDS % vocab_size)):
+            path = saved(tmp_path / f"{number}.bin", ids, dtype)
+            tokens, _ = map_tokens(path, DataConfig(name="tokens", dtype=dtype))
+            assert np.array_equal(tokens, ids)
+
+
+def megatron(folder: Path, ids: np.ndarray, dtype: str = "<i4", code: int = 4, lengths: tuple[int, ...] = ()) -> Path:
+    """Write a Megatron-LM data set of documents of these lengths, and return its .bin file."""
+    counts = np.array(lengths or (len(ids),), dtype="<i4")
+    starts = np.concatenate([[0], np.cumsum(counts[:-1])]) * np.dtype(dtype).itemsize
+    head = b"MMIDIDX\0\0" + (1).to_bytes(8, "little") + bytes([code]) + len(counts).to_bytes(8, "little")
+    index = head + (len(counts) + 1).to_bytes(8, "little") + counts.tobytes() + starts.astype("<i8").tobytes()
+    (folder / "m.idx").write_bytes(index + np.arange(len(counts) + 1, dtype="<i8").tobytes())
+    return saved(folder / "m.bin", ids, dtype)
+
+
+def llmc(path: Path, ids: np.ndarray, magic: int = 20240520, version: int = 1, dtype: str = "<u2") -> Path:
+    """Write a file with llm.c's header."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = magic, version, len(ids)
+    path.write_bytes(header.tobytes() + ids.astype(dtype).tobytes())
+    return path
+
+
+def all_tokens(path: Path) -> list[int]:
+    return map_tokens(path, DataConfig(name="tokens", dtype="uint16"))[0].tolist()
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(("dtype", "code"), [("<i4", 4), ("<u2", 8), ("<i8", 5)])
+    def test_the_index_of_megatron_states_the_type(self, dtype: str, code: int, tmp_path: Path) -> None:
+        path = megatron(tmp_path, IDS % 30_000, dtype, code, lengths=(100, 1, len(IDS) - 101))
+        assert all_tokens(path) == (IDS % 30_000).tolist()
+        described = open_tokens(path).describe()
+        assert (described["format"], described["dtype"]) == ("Megatron-LM", np.dtype(dtype).name)
+
+    def test_an_index_of_other_data_is_refused(self, tmp_path: Path) -> None:
+        path = megatron(tmp_path, IDS)
+        path.write_bytes(path.read_bytes()[:-4])
+        with pytest.raises(DataError, match=r"m\.idx: does not describe the 79996 bytes of m\.bin"):
+            open_tokens(path)
+        for content, named in ((b"TNTIDX\0\0", "fairseq"), (b"?", "unknown format"), (b"MMIDIDX\0\0", "Megatron")):
+            (tmp_path / "m.idx").write_bytes(content)
+            with pytest.raises(DataError, match=rf"m\.idx: is .*{named}"):
+                open_tokens(path)
+
+    @pytest.mark.parametrize(("magic", "version", "dtype"), [(20240520, 1, "<u2"), (20240801, 7, "<u4")])
+    def test_the_header_of_llm_c_is_read_past(self, magic: int, version: int, dtype: str, tmp_path: Path) -> None:
+        path = llmc(tmp_path / "t.bin", IDS, magic, version, dtype)
+        assert all_tokens(path) == IDS.tolist()
+        assert open_tokens(path).describe()["format"] == "llm.c"
+
+    def test_a_header_of_llm_c_that_does_not_fit_is_refused(self, tmp_path: Path) -> None:
+        path = llmc(tmp_path / "t.bin", IDS)
+        path.write_bytes(path.read_bytes()[:-2])
+        with pytest.raises(DataError, match=r"39998 bytes after llm\.c's header, expected 20000 tokens of 2 bytes"):
+            open_tokens(path)
+        with pytest.raises(DataError, match="version 9, which is not known"):
+            open_tokens(llmc(path, IDS, version=9))
+        with pytest.raises(DataError, match="evaluation"):
+            open_tokens(llmc(path, IDS, magic=20240522))
+
+    def test_a_chunk_of_a_streaming_data_set_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "index.json").write_text('{"chunks": [{"filename": "chunk-0-0.bin"}]}')
+        with pytest.raises(DataError, match=r"chunk of the data set that .*index\.json describes"):
+            open_tokens(saved(tmp_path / "chunk-0-0.bin"))
+
+
+class TestHeldOut:
+    @pytest.mark.parametrize("how", ["same name", "symbolic link", "hard link", "copy", "copy as npy"])
+    def test_data_that_are_trained_on_are_refused(self, how: str, tmp_path: Path) -> None:
+        path, other = saved(tmp_path / "t.bin"), tmp_path / "e.bin"
+        if how == "same name":
+            other = tmp_path / "." / "t.bin"
+        elif how == "symbolic link":
+            other.symlink_to(path)
+        elif how == "hard link":
+            other.hardlink_to(path)
+        else:
+            other = saved(other if how == "copy" else tmp_path / "e.npy")
+        with pytest.raises(DataError, match=r"data\.eval_path: .* is part of data\.path too.*data\.eval_fraction"):
+            open_tokens(path, eval_path=other)
+
+
 class TestChanges:
     def test_an_unchanged_file_passes(self, tmp_path: Path) -> None:
         dataset = open_tokens(saved(tmp_path / "t.bin"))
@@ -272,7 +414,7 @@ class TestChanges:
     @pytest.mark.parametrize("change", ["grown", "rewritten", "replaced", "removed"])
     @pytest.mark.parametrize("which", ["path", "eval_path"])
     def test_a_file_that_changes_during_the_run_is_named(self, which: str, change: str, tmp_path: Path) -> None:
-        files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin")}
+        files = {"path": saved(tmp_path / "t.bin"), "eval_path": saved(tmp_path / "e.bin", TOKENS[::-1])}
         dataset = open_tokens(files["path"], eval_path=files["eval_path"])
         file = files[which]
         if change == "grown":

@@ -323,6 +323,18 @@ def test_every_exit_code_is_documented() -> None:
     assert documented == {*map(int, ExitCode), 1}
 
 
+def test_nothing_says_to_install_from_an_index_what_is_on_none() -> None:
+    """The harness is installed from a clone: pip install -e ."""
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    found = [
+        name
+        for name in listed.splitlines()
+        if (PROJECT / name).is_file()
+        and re.search(rb"pip3? install[^\n`]*[ \"']training-harness(?!-)", (PROJECT / name).read_bytes())
+    ]
+    assert found == []
+
+
 def test_every_page_is_in_the_readmes_index() -> None:
     links = PARSED[PROJECT / "README.md"].links
     pages = {path.relative_to(PROJECT).as_posix() for path in (PROJECT / "harness" / "docs").glob("*.md")}

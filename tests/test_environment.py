@@ -55,17 +55,112 @@ class TestMemory:
         assert environment.memory_limit_bytes() == expected
 
 
+V2 = "29 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n"
+V1 = (
+    "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "36 31 0:35 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+)
+HYBRID = V1 + "42 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+CPU_V1 = "/sys/fs/cgroup/cpu,cpuacct"
+
+
+class TestOwnCgroup:
+    """Of 8 cores and 1024 kB: the limits of the process's own cgroup and of all above it count."""
+
+    @pytest.mark.parametrize(
+        ("mounts", "cgroup", "files", "cores", "memory"),
+        [
+            # A systemd unit with CPUQuota=100% and MemoryMax=.
+            (V2, "0::/system.slice/run.service\n",
+             {"/sys/fs/cgroup/system.slice/run.service/cpu.max": "100000 100000\n",
+              "/sys/fs/cgroup/system.slice/run.service/memory.max": "4096\n"}, 1, 4096),
+            # The limit is of a cgroup above: Slurm's job above its step and task.
+            (V2, "0::/slurm/job_1/step_0/task_0\n",
+             {"/sys/fs/cgroup/slurm/job_1/cpu.max": "300000 100000\n",
+              "/sys/fs/cgroup/slurm/job_1/step_0/task_0/cpu.max": "max 100000\n",
+              "/sys/fs/cgroup/slurm/job_1/step_0/memory.max": "max\n",
+              "/sys/fs/cgroup/slurm/job_1/memory.max": "8192\n"}, 3, 8192),
+            # The least of both, wherever it is.
+            (V2, "0::/a/b\n",
+             {"/sys/fs/cgroup/a/cpu.max": "200000 100000", "/sys/fs/cgroup/a/b/cpu.max": "500000 100000",
+              "/sys/fs/cgroup/a/memory.max": "8192", "/sys/fs/cgroup/a/b/memory.max": "4096"}, 2, 4096),
+            # A container with a namespace of its own is the root of what it sees.
+            (V2, "0::/\n",
+             {"/sys/fs/cgroup/cpu.max": "150000 100000", "/sys/fs/cgroup/memory.max": "4096"}, 1, 4096),
+            # One without sees its cgroup mounted as the root, by its path on the host.
+            (V2.replace(" / ", " /docker/1f ", 1), "0::/docker/1f\n",
+             {"/sys/fs/cgroup/cpu.max": "200000 100000", "/sys/fs/cgroup/memory.max": "4096"}, 2, 4096),
+            # One that entered another's namespace stands outside of it.
+            (V2, "0::/../other\n", {"/sys/fs/cgroup/cpu.max": "200000 100000"}, 2, 1 << 20),
+            # Mounted elsewhere.
+            (V2.replace("/sys/fs/cgroup", "/cgroup2"), "0::/a\n",
+             {"/cgroup2/a/cpu.max": "100000 100000", "/cgroup2/a/memory.max": "4096"}, 1, 4096),
+            (V1, "3:cpu,cpuacct:/job\n4:memory:/job/step\n",
+             {f"{CPU_V1}/job/cpu.cfs_quota_us": "200000\n", f"{CPU_V1}/job/cpu.cfs_period_us": "100000\n",
+              f"{CPU_V1}/cpu.cfs_quota_us": "-1\n", f"{CPU_V1}/cpu.cfs_period_us": "100000\n",
+              "/sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4096\n",
+              "/sys/fs/cgroup/memory/job/step/memory.limit_in_bytes": "9223372036854771712\n"}, 2, 4096),
+            # Version 1 for these controllers, version 2 for none.
+            (HYBRID, "3:cpu,cpuacct:/job\n4:memory:/job\n0::/elsewhere\n",
+             {f"{CPU_V1}/job/cpu.cfs_quota_us": "100000", f"{CPU_V1}/job/cpu.cfs_period_us": "100000",
+              "/sys/fs/cgroup/memory/job/memory.limit_in_bytes": "4096"}, 1, 4096),
+            # No limit, and files of another form.
+            (V2, "0::/a\n", {"/sys/fs/cgroup/a/cpu.max": "max\n", "/sys/fs/cgroup/a/memory.max": "?\n"}, 8, 1 << 20),
+            (V2, "0::/a\n", {"/sys/fs/cgroup/a/cpu.max": "0 0\n", "/sys/fs/cgroup/a/memory.max": ""}, 8, 1 << 20),
+        ],
+    )  # fmt: skip
+    def test_limits(
+        self, mounts: str, cgroup: str, files: dict[str, str], cores: int, memory: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host = {"/proc/meminfo": "MemTotal:  1024 kB\n", "/proc/self/mountinfo": mounts, "/proc/self/cgroup": cgroup}
+        fake_files(monkeypatch, {**host, **files})
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+        assert environment.allowed_cores() == cores
+        assert environment.memory_limit_bytes() == memory
+
+
 class TestCpuModel:
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
             ("processor\t: 0\nmodel name\t: AMD EPYC 9654\n", "AMD EPYC 9654"),
-            ("processor\t: 0\nCPU part\t: 0xd01\n", "0xd01"),
+            (
+                "CPU implementer\t: 0x48\nCPU variant\t: 0x1\nCPU part\t: 0xd01\n",
+                "HiSilicon TaiShan v110 (Kunpeng 920)",
+            ),
+            ("CPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "Arm Neoverse V2"),
+            ("CPU implementer\t: 0x70\nCPU part\t: 0x663\n", "Phytium FTC663"),
+            ("processor : 0\ncpu\t\t: POWER9, altivec supported\n", "POWER9, altivec supported"),
+            ("hart : 0\nisa : rv64imafdc\nuarch : sifive,u74-mc\n", "sifive,u74-mc"),
+            ("system type : x\ncpu model : ICT Loongson-3 V0.13\n", "ICT Loongson-3 V0.13"),
+            # An emulator's model name is a word for none, and the board's name is one.
+            ("model name\t: unknown\nHardware\t: BCM2835\n", "BCM2835"),
         ],
     )
     def test_is_read_from_cpuinfo(self, text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_files(monkeypatch, {"/proc/cpuinfo": text})
         assert environment.cpu_model() == expected
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "processor\t: 0\nCPU part\t: 0xd01\n", "CPU implementer : 0x48\nCPU part : 0xfff\n", "model name : 0x1\n",
+         "model name\t:\nprocessor : 0\n", "model name : unknown\n", "Hardware : (null)\n",
+         "cpu family : 6\nmodel : 85\n", "model name : To be filled by O.E.M.\n"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("architecture", ["", "aarch64", "x86_64"])
+    def test_is_unknown_rather_than_a_number(
+        self, text: str, architecture: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake_files(monkeypatch, {"/proc/cpuinfo": text})
+        monkeypatch.setattr("platform.processor", lambda: architecture)
+        assert environment.cpu_model() is None
+
+    def test_a_mac_s_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_files(monkeypatch, {})
+        monkeypatch.setattr("platform.processor", lambda: "arm")
+        monkeypatch.setattr("sys.platform", "darwin")
+        monkeypatch.setattr(environment, "_output", lambda *argv: "Apple M2 Ultra\n")
+        assert environment.cpu_model() == "Apple M2 Ultra"
 
 
 class TestVariables:

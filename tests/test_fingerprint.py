@@ -22,6 +22,7 @@ from harness.analysis import fingerprint as differences
 from harness.backends.step import StepOutput
 from harness.composition import load
 from harness.config import WorkloadConfig
+from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
 from harness.training.fingerprint import MIN_TOKENS
 from harness.training.run import run
@@ -31,11 +32,11 @@ from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from tests.conftest import PROJECT, TINY
 
-WORK = (*TINY, "workload.steps=6", "workload.timing_warmup_steps=2", "backend.threads=1")
+WORK = TINY
 
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
-    config = load([*WORK, *overrides, f"out={folder}"])
+    config = load(layered_settings(WORK, [*overrides, f"out={folder}"]))
     result = run(config, backends.create(config.backend))
     assert result.failure is None
     return json.loads((folder / "record.json").read_text())

@@ -181,11 +181,17 @@ class TestRunFolder:
         with pytest.raises(ConfigError, match=r"checkpoints is a link to .*scratch/run, which does not exist; mount"):
             acquire_run_folder(load([*TINY, f"out={tmp_path}", "checkpoint.every=2", "resume=auto"]), "cpu-tiny")
 
-    def test_a_config_that_cannot_be_written_is_not_deleted(self, tmp_path: Path) -> None:
-        (tmp_path / "config.yaml").symlink_to(tmp_path / "nowhere")
-        with pytest.raises(ConfigError, match="was taken by another run"):
-            acquire_run_folder(load([*TINY, f"out={tmp_path}"]), "cpu-tiny")
+    @pytest.mark.parametrize("resume", [[], ["checkpoint.every=2", "resume=auto"]])
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_a_config_that_is_a_link_is_not_written(self, exists: bool, resume: list[str], tmp_path: Path) -> None:
+        if exists:
+            (tmp_path / "victim").write_text("")
+        (tmp_path / "config.yaml").symlink_to(tmp_path / "victim")
+        with pytest.raises(ConfigError, match=r"is a link|holds a run"):
+            acquire_run_folder(load([*TINY, f"out={tmp_path}", *resume]), "cpu-tiny")
         assert (tmp_path / "config.yaml").is_symlink()
+        assert (tmp_path / "victim").exists() == exists
+        assert not exists or (tmp_path / "victim").read_text() == ""
 
     def test_archive_file_takes_a_free_name(self, tmp_path: Path) -> None:
         (tmp_path / "record.json").write_text("third")

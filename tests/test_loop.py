@@ -16,6 +16,7 @@ from harness.backends.step import PhaseContext, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
 from harness.errors import RunFailed
+from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
 from harness.training.evaluation import Evaluator
 from harness.training.history import TrainingHistory
@@ -30,7 +31,7 @@ from tests.conftest import TINY
 
 
 def config_of(*overrides: str) -> Config:
-    return load([*TINY, *overrides])
+    return load(layered_settings(TINY, [*overrides]))
 
 
 class TestPlan:
@@ -258,6 +259,18 @@ class TestLoop:
         assert caught.value.status == "diverged"
         assert [row["step"] for row in fake.rows] == [1, 2, 3, 4, 5]
 
+    @pytest.mark.parametrize(
+        ("precision", "advice"),
+        [
+            ("fp32", "; lower workload.learning_rate or lengthen workload.lr_warmup_steps"),
+            ("bf16", "; lower workload.learning_rate, lengthen workload.lr_warmup_steps, or use precision=fp32"),
+        ],
+    )
+    def test_the_advice_is_not_what_is_done_already(self, precision: str, advice: str) -> None:
+        with pytest.raises(RunFailed) as caught:
+            FakeRun(config_of(f"precision={precision}"), losses=[math.nan] * 6).run()
+        assert str(caught.value).endswith(advice)
+
     def test_a_gradient_that_is_not_finite_ends_the_run_except_under_a_loss_scaler(self) -> None:
         norms = [1.0, 1.0, math.inf, 1.0, 1.0, 1.0]
         with pytest.raises(RunFailed, match="the gradient norm became inf at step 3"):
@@ -276,7 +289,7 @@ class TestLoop:
         fake.run()
         assert [entry["step"] for entry in fake.history.nonfinite] == [2, 4]
         fake = FakeRun(config_of("on_nonfinite=skip", "nonfinite_limit=1"), losses=losses)
-        with pytest.raises(RunFailed, match=r"at step 4 .* after one skipped update"):
+        with pytest.raises(RunFailed, match=r"at step 4 .* after 1 skipped update "):
             fake.run()
 
     def test_a_loss_that_jumps_ends_the_run_if_asked_to(self) -> None:
@@ -322,7 +335,7 @@ class TestCheckpoints:
     def test_a_resumed_loop_goes_on(self) -> None:
         fake = FakeRun(config_of("checkpoint.every=4"), stop_after_step=3)
         fake.run()
-        done = TrainingHistory.from_json(json.loads(json.dumps(fake.history.to_json())))
+        done = TrainingHistory.from_json(json.loads(json.dumps(fake.history.to_json())), 3)
         assert done == fake.history
         again = FakeRun(config_of("checkpoint.every=4"), done=done)
         again.run()

@@ -26,6 +26,7 @@ from harness.backends.xpu import XpuBackend
 from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
+from harness.text import layered_settings
 from harness.training.run import run
 from tests.conftest import PROJECT, TINY
 from tests.fake_events import FakeEvent
@@ -328,7 +329,7 @@ class TestHpu:
 
 def trained(backend: Backend, folder: Path, *words: str) -> dict[str, Any]:
     """Train the tiny workload on a backend and return its record."""
-    config = load([*TINY, f"backend={backend.name}", f"out={folder / 'run'}", *words])
+    config = load(layered_settings(TINY, [f"backend={backend.name}", f"out={folder / 'run'}", *words]))
     run(config, backend)
     record = json.loads((folder / "run" / "record.json").read_text())
     jsonschema.validate(record, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))

@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from harness.analysis.verdict import compare
-from harness.report import draw_runs
+from harness.report import draw_runs, draw_speed
 from harness.report.content import measured_sides
 from harness.report.plots import CAPTIONS, figures
 from harness.report.svg import COLORS, INK, MAX_POINTS, downsample, standalone, truncate
@@ -90,6 +91,64 @@ class TestWhatTheySay:
             svg = figures(comparison)[picture]
             assert COLORS[2] in svg
             assert COLORS[1] not in svg
+
+    def drawn_axis(self, *seconds: tuple[float, float]) -> tuple[Any, Any]:
+        """Return the axes of the picture of ratios of sides with these two step times each, and the comparison."""
+        sides = [
+            make_side(f"side {name}", [make_record(on=ASCEND, process=number, step_seconds=each)
+                                       for number, each in enumerate(pair, 1)])
+            for name, pair in enumerate([(0.2, 0.3), *seconds])
+        ]  # fmt: skip
+        figure = Figure()
+        comparison = compare(sides)
+        draw_speed.draw_ratios(comparison, figure)
+        return figure.axes[0], comparison
+
+    @pytest.mark.parametrize(
+        "seconds",
+        [((0.31, 0.24),), ((0.1, 0.6),), ((0.251, 0.252), (0.1, 0.6)), ((1.9, 2.6),), ((0.1, 0.6), (1.9, 2.6))],
+        ids=str,
+    )
+    def test_wide_intervals_are_on_a_logarithmic_axis_and_clipped_with_arrows(
+        self, seconds: tuple[tuple[float, float], ...]
+    ) -> None:
+        """Two repeats a side, with 95 % intervals over a factor of 10 and up to one of a hundred million."""
+        axes, comparison = self.drawn_axis(*seconds)
+        ratios = [pair.headline.ratio for pair in comparison.pairs]
+        low, high = axes.get_xlim()
+        assert axes.get_xscale() == "log"
+        assert max(found.high / found.low for found in ratios) > 10
+        assert 0.05 < low < 1 < high < 250
+        assert all(low < found.estimate < high for found in ratios)
+        arrows = sum(line.get_marker() in ("<", ">") for line in axes.lines)
+        low, high = low * (high / low) ** (0.06 / 1.12), high / (high / low) ** (0.06 / 1.12)
+        assert arrows == sum(int(found.low < 0.99 * low) + int(found.high > 1.01 * high) for found in ratios)
+        ticks = axes.get_xticks()
+        assert 1.0 in ticks
+        assert 2 <= len(ticks) <= 8
+
+    def test_numbers_stand_beside_the_axis_and_not_on_it(self) -> None:
+        axes, _ = self.drawn_axis((0.31, 0.24), (0.21, 0.29))
+        assert not list(axes.texts)
+        assert all(re.search(r"\n1\.\d+ \(0\.\d+ to 3\.\d+\)$", each.get_text()) for each in axes.get_yticklabels())
+
+    @pytest.mark.parametrize(
+        ("low", "high", "expected"),
+        [(0.95, 1.05, [0.95, 0.975, 1.0, 1.025, 1.05]), (0.1, 10, [0.1, 0.2, 0.5, 1, 2, 5, 10]), (0.5, 2, [0.5, 1, 2]),
+         (0.01, 100, [0.01, 0.1, 1, 10, 100])],
+    )  # fmt: skip
+    def test_ticks_are_round(self, low: float, high: float, expected: list[float]) -> None:
+        assert draw_speed.ratio_ticks(low, high) == pytest.approx(expected)
+
+    def test_wide_intervals_do_not_press_the_speeds_together(self) -> None:
+        sides = [make_side(name, [make_record(on=ASCEND, process=number, step_seconds=each)
+                                  for number, each in enumerate(pair, 1)])
+                 for name, pair in {"a": (0.2, 0.3), "b": (0.1, 0.6)}.items()]  # fmt: skip
+        figure = Figure()
+        draw_speed.draw_speeds(compare(sides), figure)
+        speeds = [value for side in sides for value in side.values("timing", "tokens_per_second")]
+        low, high = figure.axes[0].get_ylim()
+        assert max(speeds) - min(speeds) > 0.3 * (high - low)
 
     def test_every_process_is_a_dot(self) -> None:
         svg = pictures_of("slower")["tokens_per_second"]

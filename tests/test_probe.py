@@ -15,6 +15,7 @@ from harness.backends.eager import EagerStep
 from harness.composition import load
 from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, RunFailed
+from harness.text import layered_settings
 from harness.training import probe as probe_module
 from harness.training.probe import MAX_FP32_ERROR, ForwardObservation, observe_forward, probe
 from harness.workload.initialization import build_model
@@ -32,7 +33,7 @@ class FakeBackend(CpuBackend):
 
 
 def config(precision: str = "fp32", *overrides: str) -> Config:
-    return load([*TINY, f"precision={precision}", *overrides])
+    return load(layered_settings(TINY, [f"precision={precision}", *overrides]))
 
 
 def backend(threads: int | None = 1, precision: str = "fp32") -> FakeBackend:
@@ -159,7 +160,7 @@ class TestThreads:
             probe(two_threads, config())
         text = str(raised.value)
         assert "backend.threads" in text
-        assert "found 1 threads" in text
+        assert "found 1 thread" in text
         assert "expected 2" in text
 
     def test_null_is_all_allowed_cores(self, monkeypatch: pytest.MonkeyPatch) -> None:

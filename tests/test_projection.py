@@ -13,10 +13,11 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, match_chips
-from harness.analysis.projection.model import Speed, all_gather_seconds, all_reduce_seconds, project
+from harness.analysis.projection.model import Estimate, Speed, all_gather_seconds, all_reduce_seconds, project, to_dict
 from harness.analysis.projection.plan import Assumptions, Plan, Range
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
+from harness.report.projection_table import print_projection
 from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
 
@@ -60,6 +61,13 @@ def plan(**changes: Any) -> Plan:
 
 def step(chip: Chip, assumed: Assumptions = FIXED, **changes: Any) -> float:
     return project(plan(**changes), chip, assumed=assumed).step_seconds.median
+
+
+def ends(found: Estimate) -> tuple[float, float]:
+    """Return the ends of an interval that must be there."""
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
 
 
 class TestByHand:
@@ -151,17 +159,19 @@ class TestInterval:
         # Student's t of two degrees of freedom, and the mean of three is not certain itself.
         spread = float(np.std(np.log(flops), ddof=1)) * math.sqrt(1 + 1 / 3)
         assert found.step_seconds.median == pytest.approx(100 / np.exp(np.mean(np.log(flops))) * 1e14, rel=0.01)
-        assert math.log(found.step_seconds.high / found.step_seconds.low) == pytest.approx(2 * 2.920 * spread, rel=0.05)
+        assert math.log(ends(found.step_seconds)[1] / ends(found.step_seconds)[0]) == pytest.approx(
+            2 * 2.920 * spread, rel=0.05
+        )
         assert found.source == "three runs"
 
     def test_is_wider_the_fewer_runs_it_comes_from(self, chip: Chip) -> None:
         def width(*flops: float) -> float:
-            found = project(plan(), chip, Speed(flops, "runs"), FIXED).days
-            assert np.isfinite(found.high)
-            return found.high / found.low
+            low, high = ends(project(plan(), chip, Speed(flops, "runs"), FIXED).days)
+            assert np.isfinite(high)
+            return high / low
 
         assert width(0.99e14, 1.01e14) > 1.1 > width(*[0.99e14, 1.01e14] * 5) > 1.03
-        assert width(1e14) == pytest.approx(1)
+        assert project(plan(), chip, Speed((1e14,), "run"), FIXED).days.low is None
         # Two runs of which one was disturbed say next to nothing, and no number overflows.
         assert width(1e10, 1e14) > 1e6
 
@@ -177,7 +187,7 @@ class TestInterval:
         work = plan(devices=2048, tensor=8, global_batch_size=2048, sharded=True, network_bytes_per_second=1e9)
         chip = replace(chip, memory_bytes=1e9)
         found = project(work, chip, assumed=wide).days
-        assert found.low < found.high * 0.9999
+        assert ends(found)[0] < ends(found)[1] * 0.9999
 
     def test_is_the_same_every_time(self, chip: Chip) -> None:
         assert project(plan(), chip) == project(plan(), chip)
@@ -194,7 +204,7 @@ class TestInterval:
         found = project(plan(), chip, Speed((0.5e14, 1.9e14), "two runs"), FIXED)
         assert found.mfu is not None
         assert found.mfu.high == pytest.approx(1)
-        assert found.mfu.low < 0.1
+        assert ends(found.mfu)[0] < 0.1
 
     def test_power_of_the_sheet_is_a_range_of_devices(self, chip: Chip) -> None:
         assumed = replace(FIXED, power_share=Range(0.5, 0.75, 1.0))
@@ -202,7 +212,7 @@ class TestInterval:
         assert found.megawatt_hours is not None
         hours = found.device_hours.median
         assert found.megawatt_hours.median == pytest.approx(hours * 0.75 * 400 / 1e6, rel=0.01)
-        assert found.megawatt_hours.low < 0.9 * found.megawatt_hours.median
+        assert ends(found.megawatt_hours)[0] < 0.9 * found.megawatt_hours.median
 
 
 class TestRefusals:
@@ -213,7 +223,7 @@ class TestRefusals:
             ({"devices": 3}, "global-batch-size: found 1000, expected a multiple of 3"),
             ({"devices": 2, "tensor": 2, "layers": None}, "need the model's layers and width"),
             ({"devices": 8, "tensor": 8, "heads": 12}, "found 8, expected a divisor of the model's 12 heads"),
-            ({"layers": 96, "width": 12288}, "found 1 B, expected more: 96 layers of width 12288 have about 174 B"),
+            ({"layers": 96, "width": 12288}, "found 1 B, expected about 174 B or more for 96 layers of width 12288"),
             ({"devices": 20, "pipeline": 20}, "no more than the model's 10 layers"),
             ({"devices": 4, "pipeline": 4, "virtual_stages": 3}, "found 4 stages of 3, expected no more than"),
         ],
@@ -488,3 +498,20 @@ class TestCommand:
         assert main(["project", *argv]) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+@pytest.mark.parametrize(("flops", "known"), [((1e14,), False), ((1e14, 1.01e14), True)])
+def test_one_measured_run_has_no_interval(
+    flops: tuple[float, ...], known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (chip,) = match_chips("A100 80GB SXM")
+    plan = Plan(1e9, 1e12, 6e9, 8, 2048, 512)
+    found = project(plan, chip, Speed(flops, "measured", None))
+    for each in (found.days, found.device_hours, found.mfu, found.step_seconds, found.megawatt_hours):
+        assert each is not None
+        assert (each.low is not None, each.high is not None) == (known, known)
+    assert (to_dict(found)["days"]["low"] is not None) is known
+    print_projection(plan, chip, found, Assumptions(), [])
+    said = capsys.readouterr().out
+    assert (" to " in next(line for line in said.splitlines() if line.startswith("days"))) is known
+    assert ("Medians without intervals" in said) is not known

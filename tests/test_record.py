@@ -14,7 +14,7 @@ from harness.errors import ConfigError, RecordError, RunFailed
 from harness.records import record
 from harness.records.files import content_digest
 from harness.records.record import read_record, write_record
-from harness.records.run_folder import check_no_existing_run, create_run_folder, write_config
+from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.records.steps import StepsWriter
 
 
@@ -140,12 +140,6 @@ class TestFolders:
         (tmp_path / "1").mkdir()
         with pytest.raises(ConfigError, match="holds the repeats of a run"):
             create_run_folder(str(tmp_path), "label")
-
-    def test_of_two_processes_one_gets_the_folder(self, tmp_path: Path) -> None:
-        write_config(tmp_path, "a: 1\n")
-        with pytest.raises(ConfigError, match="taken by another run just now"):
-            write_config(tmp_path, "a: 2\n")
-        assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
 
 
 def test_schema_knows_every_status() -> None:

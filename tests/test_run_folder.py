@@ -12,14 +12,16 @@ import pytest
 from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError
+from harness.records.attempts import begin_attempt, end_attempt, read_attempts
 from harness.records.record import read_record, write_record
-from harness.records.run_folder import acquire_run_folder, begin_attempt, checkpoint_steps, end_attempt, read_attempts
+from harness.records.run_folder import acquire_run_folder, checkpoint_steps
+from harness.text import layered_settings
 from tests.conftest import TINY
 from tests.records import make_record
 
 
 def config(folder: Path, *overrides: str) -> Config:
-    return load([*TINY, f"out={folder}", "checkpoint.every=2", "resume=auto", *overrides])
+    return load(layered_settings(TINY, [f"out={folder}", "checkpoint.every=2", "resume=auto", *overrides]))
 
 
 def start_run(folder: Path) -> None:
@@ -80,7 +82,7 @@ def test_another_workload_is_an_error_that_names_the_setting(overrides: list[str
     assert named in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])
+@pytest.mark.parametrize("text", ["\n", "- 1\n", "a: [\n"])
 def test_a_damaged_config_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(text)
@@ -107,17 +109,17 @@ def test_records_of_attempts_that_failed_are_kept(tmp_path: Path) -> None:
 def test_without_resume_an_existing_run_is_an_error(tmp_path: Path) -> None:
     start_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="was interrupted"):
-        acquire_run_folder(load([*TINY, f"out={tmp_path / 'run'}"]), "cpu-tiny")
+        acquire_run_folder(load(layered_settings(TINY, [f"out={tmp_path / 'run'}"])), "cpu-tiny")
 
 
 def test_attempts_include_every_interruption(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == []
     begin_attempt(tmp_path, from_step=0, world_size=2, host="a")
-    begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
-    found = end_attempt(tmp_path, status="ok", to_step=9)
+    attempts = begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
+    found = end_attempt(tmp_path, attempts, status="ok", to_step=9)
     assert [(one["from_step"], one["to_step"], one["status"]) for one in found] == [(0, None, None), (4, 9, "ok")]
     assert found[0]["finished_at"] is None
-    assert json.loads((tmp_path / "attempts.json").read_text()) == found
+    assert read_attempts(tmp_path) == json.loads((tmp_path / "attempts.json").read_text())["attempts"] == found
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:

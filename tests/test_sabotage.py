@@ -27,6 +27,7 @@ from harness.composition import load
 from harness.config import TrackConfig, WorkloadConfig
 from harness.errors import RecordError
 from harness.records.files import content_digest
+from harness.text import layered_settings
 from harness.training import loop as loop_module
 from harness.training import prepare as prepare_module
 from harness.training.distributed import parallel as parallel_module
@@ -51,7 +52,7 @@ LATER_CALL = 40
 
 
 def train(folder: Path, *overrides: str) -> Path:
-    config = load([*SETTINGS, *overrides, f"out={folder}"])
+    config = load(layered_settings(SETTINGS, [*overrides, f"out={folder}"]))
     run(config, backends.create(config.backend))
     return folder
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.composition import load
+from harness.text import layered_settings
 from tests.conftest import load_script
 
 
@@ -21,7 +22,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         yield f"measure_on_device {model} search", [*overrides, "experiment=autotune", "track=tuned"]
         for variant, settings in measure.VARIANTS.items():
             yield f"measure_on_device {model} {variant}", [*overrides, *settings, *measure.SAFE_SIZE]
-        yield f"measure_on_device {model} quick", [*overrides, *measure.QUICK, *measure.SAFE_SIZE]
+        yield f"measure_on_device {model} quick", layered_settings(overrides, measure.QUICK, measure.SAFE_SIZE)
     growth = load_script("bench_growth.py")
     for name, settings in growth.runs(4096):
         yield f"bench_growth {name}", [*growth.COMMON, *settings]

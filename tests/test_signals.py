@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: deferred while the loop runs, at once outside it, and a second one always at once."""
+"""Signals to stop: deferred while the loop runs, at once outside it, and a second one always at once."""
 
 from __future__ import annotations
 
@@ -11,30 +11,52 @@ import time
 import pytest
 
 from harness.errors import Interrupted
-from harness.signals import stop_on_signals
+from harness.signals import DUPLICATE_SIGNAL_SECONDS, STOP_SIGNALS, StopRequest, stop_on_signals, stop_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 class TestStop:
     def test_outside_the_loop_it_ends_at_once(self, number: signal.Signals) -> None:
         with stop_on_signals(), pytest.raises(Interrupted) as caught:
             os.kill(os.getpid(), number)
         assert caught.value.exit_code == 128 + number
 
-    def test_inside_the_loop_the_first_is_held_back_and_the_second_is_not(self, number: signal.Signals) -> None:
-        with stop_on_signals() as stop, stop.deferred():
+    def test_inside_the_loop_the_first_is_held_back_and_a_later_one_is_not(self, number: signal.Signals) -> None:
+        now = 0.0
+        stop = StopRequest(clock=lambda: now)
+        with stop.deferred():
             assert not stop.requested()
-            os.kill(os.getpid(), number)
-            assert stop.requested()
+            stop.handle(number, None)
             assert stop.signal_number == number
+            # A launcher forwards what a terminal or a scheduler has sent to all processes.
+            now = DUPLICATE_SIGNAL_SECONDS - 0.1
+            stop.handle(number, None)
+            now += 0.2
             with pytest.raises(Interrupted):
-                os.kill(os.getpid(), number)
+                stop.handle(number, None)
+
+    def test_outside_the_loop_its_duplicate_does_not_disturb_the_end(self, number: signal.Signals) -> None:
+        stop = StopRequest(clock=lambda: 0.0)
+        with pytest.raises(Interrupted):
+            stop.handle(number, None)
+        stop.handle(number, None)
 
     def test_handlers_are_put_back(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
         with stop_on_signals():
             assert signal.getsignal(number) is not before
         assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_what_the_caller_ignores_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_on_signals():
+            os.kill(os.getpid(), number)
+        assert number not in stop_signals()
+    finally:
+        signal.signal(number, before)
 
 
 def test_is_no_exception_that_a_broad_except_would_swallow() -> None:
@@ -65,7 +87,7 @@ except Interrupted as interrupted:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_command_is_told_to_stop_where_no_run_of_it_is_under_way(number: signal.Signals) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENTRY_POINT, number.name], capture_output=True, text=True, check=False, timeout=60

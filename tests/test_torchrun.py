@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import functools
+import signal
 
-from harness.commands.torchrun import code_of, main
-from harness.errors import UserError
+import pytest
+from torch.distributed import run
+
+from harness.commands import torchrun
+from harness.commands.torchrun import code_of, completed, main
+from harness.errors import ConfigError, UserError
 
 
 @pytest.mark.parametrize(
@@ -18,6 +23,8 @@ from harness.errors import UserError
         # Rank 1 refused its settings; rank 0 had not come so far when it was told to stop.
         ({0: 143, 1: 2}, 2),
         ({0: 143, 1: 143}, 143),
+        ({0: 138, 1: 5}, 5),
+        ({0: 129, 1: 129}, 129),
         # Nobody is left to say anything.
         ({0: -9, 1: -9}, 137),
         ({1: -11}, 139),
@@ -35,6 +42,41 @@ def test_an_option_in_two_words_is_refused() -> None:
 def test_an_option_that_torchrun_lacks_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"^torchrun: unrecognized arguments: --nope; "):
         main(["--nope", "parallel=ddp"])
+
+
+@pytest.mark.parametrize("ignored", [None, signal.SIGHUP, signal.SIGUSR1])
+def test_the_launcher_handles_the_signals_that_its_caller_does_not_ignore(ignored: signal.Signals | None) -> None:
+    before = None if ignored is None else signal.signal(ignored, signal.SIG_IGN)
+    try:
+        options = completed(run.parse_args(["--standalone", "-m", "harness"]))
+    finally:
+        if ignored is not None:
+            signal.signal(ignored, before)
+    expected = {"SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGQUIT"} - ({ignored.name} if ignored else set())
+    assert set(options.signals_to_handle.split(",")) == expected
+    # The user's own choice stays.
+    chosen = run.parse_args(["--standalone", "-m", "harness"])
+    chosen.signals_to_handle = "SIGTERM"
+    assert completed(chosen).signals_to_handle == "SIGTERM"
+
+
+def test_one_host_needs_no_name() -> None:
+    assert completed(run.parse_args(["--standalone", "-m", "harness"])).local_addr == "127.0.0.1"
+    own = completed(run.parse_args(["--standalone", "--local-addr=127.0.0.2", "-m", "harness"]))
+    assert own.local_addr == "127.0.0.2"
+
+
+def test_the_first_node_need_not_resolve_its_own_name_and_the_others_say_what_they_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = ["--nnodes=2", "--master-addr=nowhere.invalid", "--master-port=29500", "-m", "harness"]
+    assert completed(run.parse_args(["--node-rank=0", *nodes])).master_addr == "127.0.0.1"
+    monkeypatch.setattr("harness.addresses.time.sleep", lambda seconds: pytest.fail("retried"))
+    monkeypatch.setattr(torchrun, "resolvable_host", functools.partial(torchrun.resolvable_host, timeout_seconds=0))
+    with pytest.raises(ConfigError, match=r"^--master-addr: found 'nowhere.invalid', which does not resolve"):
+        completed(run.parse_args(["--node-rank=1", *nodes]))
+    with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: found 'nowhere.invalid', which does not resolve"):
+        completed(run.parse_args(["--rdzv-backend=c10d", "--rdzv-endpoint=nowhere.invalid:29500", "-m", "harness"]))
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

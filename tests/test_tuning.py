@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch._functorch.config as partitioning
 
 from harness import backends
 from harness.backends.base import Backend
+from harness.backends.host_checks import compiled_code_problems
 from harness.composition import load
 from harness.config import OPERATIONS, BackendConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
@@ -141,3 +144,36 @@ def test_every_backend_has_its_default_kernels(name: str) -> None:
     track = replace(TUNED, compile="no")
     found = resolve_track(track, backend, sharded=False)
     assert found.name == "tuned"
+
+
+class TestCompiledCode:
+    """The folder from which torch.compile loads its programs, in every state."""
+
+    def test_a_folder_yet_to_be_made_in_one_where_programs_run(self, tmp_path: Path) -> None:
+        assert compiled_code_problems({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "a" / "b")}) == []
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_mount_that_forbids_execution(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def forbid(*_: object, **named: int) -> None:
+            assert named["prot"] & mmap.PROT_EXEC
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(mmap, "mmap", forbid)
+        [problem] = compiled_code_problems({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+        assert f"{tmp_path}, where nothing can be executed: Operation not permitted" in problem.what
+        assert "/tmp:exec" in problem.remedy
+        with pytest.raises(BackendUnavailable, match="nothing can be executed"):
+            resolve_track(replace(TUNED, compile="blocks"), backends.create(BackendConfig(name="cpu")), sharded=False)
+
+    @pytest.mark.parametrize("folder", ["/dev/null/a", "/proc/a"])
+    def test_a_place_that_cannot_be_written(self, folder: str) -> None:
+        [problem] = compiled_code_problems({"TORCHINDUCTOR_CACHE_DIR": folder})
+        assert f"{folder}, where nothing can be written" in problem.what
+
+    def test_no_temporary_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def none() -> str:
+            raise FileNotFoundError(2, "No usable temporary directory found")
+
+        monkeypatch.setattr("tempfile.gettempdir", none)
+        [problem] = compiled_code_problems({})
+        assert "needs a temporary folder: No usable temporary directory found" in problem.what

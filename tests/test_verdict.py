@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from harness.analysis import verdict
+from harness.analysis.gates import plausible
 from harness.analysis.run_group import RunGroup
 from harness.analysis.utilization import utilization
 from harness.analysis.verdict import Pair, compare, exit_code, holds
@@ -75,7 +76,7 @@ class TestWords:
 
     def test_slower_says_by_how_much_and_against_whom(self) -> None:
         sentence = judge(side(step_seconds=0.3)).summary
-        assert sentence.startswith("other is slower than reference: step time ratio 1.")
+        assert sentence.startswith("'other' is slower than 'reference': step time ratio 1.")
         assert "95 % interval" in sentence
         assert "5 and 5 processes" in sentence
 
@@ -311,6 +312,25 @@ class TestPossible:
         assert "151 GB of memory" in pair.summary
         pair = judge(side(on=A100, device={"name": "NVIDIA H100 80GB HBM3"}), reference(on=A100))
         assert pair.verdict == verdict.IMPLAUSIBLE
+
+    def test_a_peak_of_a_busy_host_is_no_bound(self) -> None:
+        """An honest run exceeds a peak that was measured beside 78 % of foreign load."""
+        low = {"flops": {"bf16": 1e12}, "other_processes_cpu_fraction": 0.78}
+        pair = judge(side(measured_peak=low))
+        assert pair.verdict != verdict.IMPLAUSIBLE
+        [gate] = [gate for gate in pair.gates if "no bound" in gate.summary]
+        assert gate.passed
+        assert "while other processes used 78% of the CPU cores" in gate.summary
+        idle = {**low, "other_processes_cpu_fraction": 0.05}
+        assert judge(side(measured_peak=idle)).verdict == verdict.IMPLAUSIBLE
+
+    def test_above_the_matrix_units_and_below_the_label_is_plausible(self) -> None:
+        record = make_record(on=ASCEND, step_seconds=1.0, noise=0, process_noise=0)
+        used = utilization(record)
+        assert used is not None
+        for flops, passed in ((360e12, True), (380e12, False)):
+            fast = make_record(on=ASCEND, step_seconds=used["achieved_flops"] / flops, noise=0, process_noise=0)
+            assert plausible(make_side("b", [fast])).passed is passed
 
     def test_a_precision_that_the_chip_lacks_is_implausible(self) -> None:
         old = merged(ASCEND, {"device": {"name": "Ascend910A", "memory_bytes": 32_000_000_000},

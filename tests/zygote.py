@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from harness.text import override_key
 from tests.fork_client import send_order
 
 # Imports of a run of several ranks with checkpoints.
@@ -107,6 +108,18 @@ class Forked:
         return int(line)
 
 
+def last_values(argv: Sequence[str]) -> list[str]:
+    """Return a command line with the last value of each setting."""
+    if "--run" in argv:
+        # Its words are those of several runs.
+        return list(argv)
+    words: dict[str, str] = {}
+    for place, word in enumerate(argv):
+        is_setting = "=" in word and not word.startswith("-")
+        words[override_key(word) if is_setting else f"={place}"] = word
+    return list(words.values())
+
+
 class Zygote:
     """A running zygote.
 
@@ -131,13 +144,24 @@ class Zygote:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.zygote", str(listener.fileno()), self.python, *modules],
                 cwd=PROJECT,
-                env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0", **(variables or {})},
+                # A process that crashes prints where.
+                env={
+                    **os.environ,
+                    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+                    "PYTHONFAULTHANDLER": "1",
+                    **(variables or {}),
+                },
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
             )
 
     def start(self, argv: Sequence[str], folder: Path, env: Mapping[str, str]) -> Forked:
-        """Start `python -m ARGV...` in a folder. `env` is the whole environment of the process."""
+        """Start `python -m ARGV...` in a folder. `env` is the whole environment of the process.
+
+        Of two values of a setting the later one counts, so that a test can change a constant's; the harness itself
+        refuses a setting that is given twice.
+        """
+        argv = last_values(argv)
         # Threads start processes too.
         number = next(self._numbers)
         streams = {name: Path(self._scratch.name) / f"{number}.{name}" for name in ("out", "err")}

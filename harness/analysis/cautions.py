@@ -10,6 +10,7 @@ from typing import Any
 from harness.analysis.ratio_statistics import outliers, trend
 from harness.analysis.run_group import RunGroup
 from harness.records.load import get_path
+from harness.text import counted
 
 # A relative change of the step time over the run, which must also lie outside its own 99 % interval.
 MAX_DRIFT = 0.02
@@ -50,22 +51,26 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
         run.record["status"] == "ok" and get_path(run.record, "fingerprint", "repeated_step") is None for run in runs
     ):
         yield "no fingerprint", "without it, small changes of the computation pass in bf16 and fp16; run again with it"
+    all_runs = counted(len(runs), "run")
     drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
     if drifts:
         worst = max(drifts, key=abs)
         cause = "slower: throttling or another process" if worst > 0 else "faster: the timing warm-up was too short"
-        yield "drift", f"step time drifted in {len(drifts)} of {len(runs)} runs, by up to {worst:+.1%} ({cause})"
+        yield "drift", f"step time drifted in {len(drifts)} of {all_runs}, by up to {worst:+.1%} ({cause})"
     waits = [
         value
         for value in side.values("timing", "data_wait_fraction")
         if value is not None and value > MAX_DATA_WAIT_FRACTION
     ]
     if waits:
-        yield "data wait", f"up to {max(waits):.1%} of the step time was spent waiting for data in {len(waits)} runs"
+        yield (
+            "data wait",
+            f"up to {max(waits):.1%} of the step time was spent waiting for data in {len(waits)} of {all_runs}",
+        )
     used = [value or 0.0 for value in side.values("contention", "other_processes_cpu_fraction")]
     busy = [value for value in used if value > MAX_OTHER_CPU_FRACTION]
     if busy:
-        text = f"other processes used up to {max(busy):.0%} of the CPU cores in {len(busy)} of {len(runs)} runs"
+        text = f"other processes used up to {max(busy):.0%} of the CPU cores in {len(busy)} of {all_runs}"
         yield "shared host", text
     others = sorted({name for names in side.values("contention", "device_processes") for name in names or ()})
     if others:
@@ -73,13 +78,13 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
     throttled = [reasons for run in runs if (reasons := _throttle_reasons(run.record))]
     if throttled:
         shown = ", ".join(sorted({reason for reasons in throttled for reason in reasons}))
-        yield "throttled", f"the device's clock was throttled in {len(throttled)} of {len(runs)} runs ({shown})"
+        yield "throttled", f"the device's clock was throttled in {len(throttled)} of {all_runs} ({shown})"
     asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > MAX_SUSPENDED_SECONDS]
     if asleep:
-        yield "suspended", f"the host was suspended for up to {max(asleep):,.0f} s in {len(asleep)} of {len(runs)} runs"
+        yield "suspended", f"the host was suspended for up to {max(asleep):,.0f} s in {len(asleep)} of {all_runs}"
     stalls = [stall for run in runs if (stall := _stall(run.record)) is not None]
     if stalls:
-        text = f"an interval took {max(stalls):.1f} s longer than the others in {len(stalls)} of {len(runs)} runs"
+        text = f"an interval took {max(stalls):.1f} s longer than the others in {len(stalls)} of {all_runs}"
         yield "stalled", f"{text}: the process was paused, or host, disk or device stalled"
     if any(side.values("effective_settings", "compilation", "graphs_in_window")):
         yield "compiled while timed", "torch.compile compiled in timed intervals; raise workload.timing_warmup_steps"

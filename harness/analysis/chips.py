@@ -22,7 +22,7 @@ GRADES = ("A", "B", "C")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
 # Key of a figure in the file, and the factor to its unit in `Chip`.
 FIGURES = {"memory_gb": 1e9, "memory_tb_per_s": 1e12, "link_gb_per_s": 1e9, "power_watts": 1.0}
-WITH_SOURCE = ("dense_tflops", "reported_names", "lacks", *FIGURES)
+WITH_SOURCE = ("dense_tflops", "label_tflops", "reported_names", "lacks", *FIGURES)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class Chip:
     """Names that drivers report, exactly."""
     also_called: tuple[str, ...]
     peak_flops: Mapping[str, float | None]
-    """Dense FLOP/s by precision: fp32 (no TF32 or HF32), tf32, bf16, fp16, fp8."""
+    """Dense FLOP/s of the matrix units by precision: fp32 (no TF32 or HF32), tf32, bf16, fp16, fp8."""
+    label_flops: Mapping[str, float]
+    """FLOP/s of the vendor's label by precision, where it adds the vector units to the matrix units."""
     lacks: tuple[str, ...]
     """Precisions that the chip does not support."""
     memory_bytes: float | None
@@ -59,6 +61,17 @@ class Chip:
     measured_source: str | None
     sources: Mapping[str, Source]
     """Source of every figure, by its key in the file."""
+
+    def peaks(self, precision: str) -> list[tuple[float, str]]:
+        """Return (FLOP/s, kind) of the figures that are called the chip's peak: of the matrix units, and the label."""
+        peak, label = self.peak_flops.get(precision), self.label_flops.get(precision)
+        if label is None:
+            return [] if peak is None else [(peak, "peak")]
+        return [*([] if peak is None else [(peak, "peak of the matrix units")]), (label, "label")]
+
+    def ceiling_flops(self, precision: str) -> float | None:
+        """Return the largest figure that is called the chip's peak: a speed above it is impossible."""
+        return max((value for value, _ in self.peaks(precision)), default=None)
 
     @property
     def confidence(self) -> str:
@@ -132,8 +145,8 @@ def match_chips(name: str | None) -> tuple[Chip, ...]:
 
 
 def largest_peak(chips: Sequence[Chip], precision: str) -> float | None:
-    """Return the largest peak FLOP/s of the chips, or None where the peak of one of them is unknown."""
-    peaks = [chip.peak_flops.get(precision) for chip in chips if precision not in chip.lacks]
+    """Return the largest peak FLOP/s of the chips, labels included, or None where that of one of them is unknown."""
+    peaks = [chip.ceiling_flops(precision) for chip in chips if precision not in chip.lacks]
     known = [peak for peak in peaks if peak is not None]
     return max(known) if known and len(known) == len(peaks) else None
 
@@ -171,6 +184,7 @@ def _chip(name: str, entry: dict[str, Any]) -> Chip:
         reported_names=tuple(entry["reported_names"]),
         also_called=tuple(entry.get("also_called", ())),
         peak_flops=peaks,
+        label_flops={precision: value * 1e12 for precision, value in entry.get("label_tflops", {}).items()},
         lacks=lacks,
         memory_bytes=figures["memory_gb"],
         memory_bytes_per_second=figures["memory_tb_per_s"],

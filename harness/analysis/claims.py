@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,7 @@ from harness.analysis.chips import Chip, match_chips
 from harness.analysis.format import ratio_with_interval
 from harness.config import config_directory
 from harness.errors import ConfigError
-from harness.text import capitalized
+from harness.text import capitalized, did_you_mean
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
 CLAIM_VERDICTS = (SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED)
@@ -130,10 +129,8 @@ def find_claim(name: str) -> Claim:
     """
     claims = load_claims()
     if name not in claims:
-        near = [each for each in claims if name and each.startswith(name)] or difflib.get_close_matches(
-            name, claims, n=1
-        )
-        hint = f"; did you mean {near[0]}?" if near else ""
+        started = [each for each in claims if name and each.startswith(name)]
+        hint = f"; did you mean {started[0]}?" if started else did_you_mean(name, claims)
         raise ConfigError(f"claim: found {name!r}, expected one of: {', '.join(claims)}{hint}")
     return claims[name]
 

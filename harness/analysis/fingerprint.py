@@ -18,6 +18,7 @@ import numpy as np
 from harness.config import WorkloadConfig
 from harness.records.load import get_path
 from harness.schedule import learning_rate
+from harness.text import counted
 
 Record = Mapping[str, Any]
 Sketch = Mapping[str, Any]
@@ -164,7 +165,10 @@ def optimizer_steps(reference: Record, other: Record) -> Iterator[tuple[float, s
         )
         if counts is not None and skipped is not None:
             expected = len(record["losses"]["train"]) - skipped
-            yield float(max(abs(count - expected) for count in counts)), f"{counts[0]} updates in {expected} steps"
+            yield (
+                float(max(abs(count - expected) for count in counts)),
+                f"{counted(counts[0], 'update')} in {counted(expected, 'step')}",
+            )
 
 
 def learning_rates(reference: Record, other: Record) -> Iterator[tuple[float, str]]:

@@ -9,6 +9,8 @@ from typing import Any
 PASSES = 3
 # Weights of a layer in units of width²: usual, and with grouped queries and a narrow feed-forward block.
 USUAL_WEIGHTS, MIN_WEIGHTS = 12, 6
+# Width over layers of the deepest and narrowest published models (SmolLM 135M: 576 over 30).
+MIN_WIDTH_PER_LAYER = 16
 # Bytes of weights, gradients and AdamW's moments: 4 + 4 + 4 + 4 in fp32; with 16-bit weights and gradients, and fp32
 # master weights, 2 + 2 + 4 + 4 + 4 (Rajbhandari et al. 2020).
 STATE_BYTES_PER_PARAMETER = 16
@@ -36,14 +38,33 @@ def parameters_of_layers(layers: float, width: float, weights: int = USUAL_WEIGH
     return weights * layers * width**2
 
 
+def causal_attention_flops(layers: float, width: float, seq_len: float) -> float:
+    """Return the training FLOPs of attention per token, which attends to (seq_len + 1) / 2 positions on average."""
+    return PASSES * layers * 2 * 2 * width * (seq_len + 1) / 2
+
+
+def whole_attention_flops(layers: float, width: float, seq_len: float) -> float:
+    """Return the training FLOPs of attention per token where all seq_len positions are counted: 12 x L x W x S.
+
+    This is the formula of Chowdhery et al. 2022 (PaLM, appendix B), which ignores the causal mask.
+    """
+    return PASSES * layers * 2 * 2 * width * seq_len
+
+
+def largest_attention_flops(parameters: float, seq_len: float) -> float:
+    """Return `whole_attention_flops` of the deepest and narrowest model with this many parameters."""
+    width = (MIN_WIDTH_PER_LAYER * parameters / USUAL_WEIGHTS) ** (1 / 3)
+    return whole_attention_flops(width / MIN_WIDTH_PER_LAYER, width, seq_len)
+
+
 def flops_per_token_of_size(parameters: float, layers: float | None, width: float | None, seq_len: float) -> float:
     """Return the training FLOPs per token of a model of known size: 6 x parameters (Kaplan et al. 2020).
 
     Causal attention is added where layers and width are known. 6 x parameters counts the embedding as a matrix
     product, which is a few per cent too much for a small model.
     """
-    attended = 0.0 if layers is None or width is None else layers * 2 * 2 * width * (seq_len + 1) / 2
-    return PASSES * (2 * parameters + attended)
+    attention = 0.0 if layers is None or width is None else causal_attention_flops(layers, width, seq_len)
+    return PASSES * 2 * parameters + attention
 
 
 def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
@@ -61,5 +82,5 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
         model: the `model` section of a config.
         seq_len: tokens in a training sequence.
     """
-    attended = model["num_hidden_layers"] * 2 * 2 * model["hidden_size"] * (seq_len + 1) / 2
-    return PASSES * (2 * matrix_weights(model) + attended)
+    attention = causal_attention_flops(model["num_hidden_layers"], model["hidden_size"], seq_len)
+    return PASSES * 2 * matrix_weights(model) + attention

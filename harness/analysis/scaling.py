@@ -12,6 +12,7 @@ from typing import Any
 from harness.config import Config, flatten, is_part_of_the_work, to_dict
 from harness.errors import ConfigError
 from harness.records.load import get_path, load_runs
+from harness.text import counted
 
 KEY = "parallel.scaling_reference"
 BATCH = "workload.global_batch_size"
@@ -109,7 +110,7 @@ def _kind(config: Config, world_size: int, record: dict[str, Any], given: str) -
     if batch * record["world_size"] == before * world_size:
         return "weak"
     raise ConfigError(
-        f"{KEY}: {given} trained {before} sequences a step on {record['world_size']} devices, this run trains "
-        f"{batch} on {world_size}; keep {BATCH} ({before}, strong scaling) or each device's share of it "
+        f"{KEY}: {given} trained {before} sequences a step on {counted(record['world_size'], 'device')}, this run "
+        f"trains {batch} on {world_size}; keep {BATCH} ({before}, strong scaling) or each device's share of it "
         f"({before * world_size // record['world_size']}, weak scaling)"
     )

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from harness.text import counted
+
 Record = Mapping[str, Any]
 # Two clocks of a host differ by 0.05 % at most (the limit of NTP's corrections), and are read within microseconds.
 MAX_CLOCK_DIFFERENCE, MIN_DIFFERENCE_SECONDS = 0.003, 0.0003
@@ -39,7 +41,7 @@ def timing_problems(record: Record) -> Iterator[str]:
     apart = [(abs(raw - seconds), seconds) for raw, seconds in pairs if raw is not None]
     off = [found for found, seconds in apart if found > max(MAX_OFF_SECONDS, MAX_OFF_SHARE * seconds)]
     if len(off) >= MIN_OFF and sum(off) > MAX_OFF_TIME * sum(seconds for _, seconds in apart):
-        yield f"a second clock disagrees with the seconds of {len(off)} of {len(intervals)} intervals"
+        yield f"a second clock disagrees with the seconds of {len(off)} of {counted(len(intervals), 'interval')}"
     yield from _gap_problems(intervals)
     ratio = _median(intervals, "device_seconds")
     if ratio is not None and not DEVICE_RANGE[0] <= ratio <= DEVICE_RANGE[1]:

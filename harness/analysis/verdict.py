@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from harness.analysis.ratio_statistics import MAX_REPEATS, Ratio, inverse, ratio
 from harness.analysis.run_group import RunGroup
 from harness.errors import ExitCode
 from harness.records.load import get_path
-from harness.text import capitalized
+from harness.text import capitalized, name_in_sentence
 
 VERDICT_SCHEMA_VERSION = 2
 DEFAULT_MARGIN = 0.05
@@ -97,13 +97,14 @@ def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN, calibrati
 def _judge(
     reference: RunGroup, other: RunGroup, margin: float, calibration: Calibration, widened: Sequence[Caution]
 ) -> Pair:
+    names = (name_in_sentence(reference.label), name_in_sentence(other.label))
     passed: list[Gate] = []
     findings: tuple[ParityResult, ...] = ()
     cautions = (*widened, *cautions_about(reference), *cautions_about(other))
 
     def stop(verdict: str) -> Pair:
         last = next(gate for gate in passed if gate.passed is False)
-        summary = f"{other.label} against {reference.label}: {verdict}. {capitalized(last.summary)}."
+        summary = f"{names[1]} against {names[0]}: {verdict}. {capitalized(last.summary)}."
         return Pair(reference, other, tuple(passed), findings, cautions, (), verdict, summary)
 
     passed.append(gates.finished([reference, other]))
@@ -118,8 +119,8 @@ def _judge(
     if passed[-1].passed is False:
         return stop(DIFFERENT)
     if reference.emulated or other.emulated:
-        emulated = " and ".join(side.label for side in (reference, other) if side.emulated)
-        summary = f"{other.label} computes the same as {reference.label}; {emulated} is emulated: no speed is stated."
+        emulated = " and ".join(name_in_sentence(side.label) for side in (reference, other) if side.emulated)
+        summary = f"{names[1]} computes the same as {names[0]}; {emulated} is emulated: no speed is stated."
         return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, summary)
     passed += [gates.consistent_timing([reference, other]), gates.plausible(reference), gates.plausible(other)]
     if any(gate.passed is False for gate in passed):
@@ -128,7 +129,7 @@ def _judge(
     ratio = quantities[0].ratio
     weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
     verdict = INCONCLUSIVE if weak else _verdict(ratio)
-    summary = _summary(reference.label, other.label, verdict, ratio, margin, weak) + _caution_names(cautions)
+    summary = _summary(*names, verdict, ratio, margin, weak) + _caution_names(cautions)
     return Pair(reference, other, tuple(passed), findings, cautions, quantities, verdict, summary)
 
 
@@ -216,6 +217,15 @@ def holds(pair: Pair, expectation: str) -> bool:
         "faster": pair.verdict == FASTER or (ratio.differs and ratio.estimate < 1),
         "not-slower": ratio.not_slower,
     }[expectation]
+
+
+def expectation_lines(comparison: Comparison, expectation: str) -> Iterator[tuple[bool, str]]:
+    """Yield whether the expectation is shown for each side, and the line that says so with the verdict."""
+    for pair in comparison.pairs:
+        shown = holds(pair, expectation)
+        verdict = pair.claim.verdict if expectation == SUPPORTED and pair.claim is not None else pair.verdict
+        side = f" of {pair.other.label}" if len(comparison.pairs) > 1 else ""
+        yield shown, f"expected {expectation}{side}: {'shown' if shown else 'not shown'} ({verdict})"
 
 
 def exit_code(comparison: Comparison, expectation: str | None) -> int:

@@ -19,6 +19,7 @@ from harness.backends.step import NO_SYNC, EventTimer, GradientSync, TrainStep
 from harness.config import STOCK_TRACK, BackendConfig, Config
 from harness.environment import allowed_cores
 from harness.errors import BackendUnavailable
+from harness.text import counted
 from harness.world import World
 
 if TYPE_CHECKING:
@@ -239,10 +240,11 @@ class Backend(ABC):
 
     def _thread_problems(self) -> list[Problem]:
         cores = allowed_cores()
+        allowed = counted(cores, "core")
         if self.settings.threads is not None and self.settings.threads > cores:
             return [
                 Problem(
-                    f"backend.threads is {self.settings.threads}, but the process may use only {cores} cores",
+                    f"backend.threads is {self.settings.threads}, but the process may use only {allowed}",
                     f"set backend.threads={cores} or less, or null for all of them",
                 )
             ]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.backends.base import Backend
-from harness.backends.host_checks import Problem, torch_problems
+from harness.backends.host_checks import Problem, compiled_code_problems, torch_problems
 from harness.backends.rapl import open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Sensor
 from harness.environment import allowed_cores, cpu_model, memory_limit_bytes, peak_resident_bytes
@@ -84,15 +84,15 @@ class CpuBackend(Backend):
         }
 
     def compile_problems(self) -> list[Problem]:
+        problems = compiled_code_problems()
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
-            return [
-                Problem(
-                    f"torch.compile needs a C++ compiler, and {compiler} is not on the PATH",
-                    "install g++, set CXX to another compiler, or set track.compile=no",
-                )
-            ]
-        return []
+            missing = Problem(
+                f"torch.compile needs a C++ compiler, and {compiler} is not on the PATH",
+                "install g++, set CXX to another compiler, or set track.compile=no",
+            )
+            return [missing, *problems]
+        return problems
 
     def synchronize(self) -> None:
         """A CPU queues nothing."""

@@ -14,6 +14,7 @@ from harness.backends.failures import Failure
 from harness.backends.host_checks import (
     Problem,
     build_problems,
+    compiled_code_problems,
     installed_version,
     node_problems,
     torch_build,
@@ -22,6 +23,7 @@ from harness.backends.host_checks import (
 )
 from harness.backends.sensors import Sensor
 from harness.backends.torch_device import TorchDeviceBackend
+from harness.text import true_name
 
 # The driver's control node on Linux, under WSL, and AMD's for ROCm builds.
 NVIDIA_NODES = ("/dev/nvidiactl", "/dev/dxg")
@@ -102,7 +104,15 @@ class CudaBackend(TorchDeviceBackend):
     def compile_problems(self) -> list[Problem]:
         if installed_version("triton") is None and installed_version("pytorch-triton-rocm") is None:
             return [Problem("torch.compile needs triton, which is not installed", "pip install triton")]
-        return []
+        return compiled_code_problems()
+
+    def device_name(self) -> str | None:
+        return super().device_name() or self._architecture()
+
+    def _architecture(self) -> str | None:
+        # ROCm has no name for a chip that its table of names lacks, but always its architecture, such as gfx942.
+        properties = self.module().get_device_properties(self.settings.device_index)
+        return true_name(str(getattr(properties, "gcnArchName", "")).partition(":")[0])
 
     def describe(self) -> dict[str, Any]:
         import torch

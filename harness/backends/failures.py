@@ -21,6 +21,10 @@ OUT_OF_MEMORY_REMEDY = (
     "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten "
     "workload.seq_len or choose a smaller model"
 )
+WEIGHTS_REMEDY = (
+    "the weights alone do not fit, whatever the micro-batch: choose a smaller model or a device with more memory, free "
+    "the memory that other processes use, or shard the model over more devices with parallel=fsdp"
+)
 PEER_REMEDY = "look for the first error in the other ranks' output, or the rank that is missing"
 
 # PyTorch's own errors of torch.distributed, and gloo's, which come as plain RuntimeErrors.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -90,4 +93,31 @@ def node_problems(nodes: Sequence[str], *, kind: str, expected: str, install: st
         return [Problem(what, install)]
     if not any(os.access(node, os.R_OK | os.W_OK) for node in nodes):
         return [Problem(f"{nodes[0]} may not be opened by this user", permit)]
+    return []
+
+
+def compiled_code_problems(variables: Mapping[str, str] = os.environ) -> list[Problem]:
+    """Return why torch.compile cannot load its programs from the folder to which it writes them: a mount may forbid it.
+
+    torch.compile's cache is TORCHINDUCTOR_CACHE_DIR, or a folder in the temporary one (TMPDIR, /tmp).
+    """
+    remedy = (
+        "set TORCHINDUCTOR_CACHE_DIR or TMPDIR to a writable folder on a file system without noexec (in a container: "
+        "--tmpfs /tmp:exec), or set track.compile=no"
+    )
+    try:
+        folder = Path(variables.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()).absolute()
+    except OSError as error:
+        return [Problem(f"torch.compile needs a temporary folder: {error.strerror}", remedy)]
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    doing = "written"
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(mmap.PAGESIZE))
+            file.flush()
+            doing = "executed"
+            mmap.mmap(file.fileno(), mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
+    except OSError as error:
+        found = f"torch.compile keeps its programs in {folder}, where nothing can be {doing}: {error.strerror}"
+        return [Problem(found, remedy)]
     return []

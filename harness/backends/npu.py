@@ -134,7 +134,7 @@ class NpuBackend(TorchDeviceBackend):
         emulated = emulation.is_emulated()
         return {
             **device,
-            "name": f"{device['name']} (emulated)" if emulated else device["name"],
+            "name": f"{device['name'] or 'NPU'} (emulated)" if emulated else device["name"],
             "cube_cores": getattr(properties, "cube_core_num", None),
             "vector_cores": getattr(properties, "vector_core_num", None),
             "emulated": emulated,

@@ -10,6 +10,7 @@ from harness.backends.base import Backend
 from harness.backends.failures import OUT_OF_MEMORY_REMEDY, Failure, find_line
 from harness.backends.step import EventTimer, TorchEvents
 from harness.errors import BackendUnavailable
+from harness.text import true_name
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +86,7 @@ class TorchDeviceBackend(Backend):
         super().apply(precision)
         # Autocast would convert on older devices, many times slower, or warn and continue in float32.
         if precision == "bf16" and not self.supports_bf16():
-            name = self.module().get_device_name(*self._index())
+            name = self.device_name() or "the device"
             raise BackendUnavailable(f"precision=bf16: {name} has no bf16 arithmetic; use precision=fp16 or fp32")
 
     def supports_bf16(self) -> bool:
@@ -124,10 +125,14 @@ class TorchDeviceBackend(Backend):
         """Return the size of the device's memory."""
         return self.module().get_device_properties(*self._index()).total_memory
 
+    def device_name(self) -> str | None:
+        """Return the device's name, or None if the driver reports none, or a number in its place."""
+        return true_name(self.module().get_device_name(*self._index()))
+
     def describe(self) -> dict[str, Any]:
         return {
             "kind": self.name,
-            "name": self.module().get_device_name(*self._index()),
+            "name": self.device_name(),
             "index": self.settings.device_index,
             "count": self.module().device_count(),
             "memory_bytes": self.total_memory_bytes(),

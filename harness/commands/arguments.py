@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NoReturn
 
 from harness.commands import VERBS
 from harness.errors import UserError
-from harness.text import capitalized, shortened
+from harness.text import capitalized, did_you_mean, shortened
 
 HELP_WIDTH = 100
 
@@ -49,8 +48,7 @@ class Parser(argparse.ArgumentParser):
         """
         options, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=", 1)[0], self._option_string_actions, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(unknown[0].split("=", 1)[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return options
 

@@ -6,22 +6,23 @@ The micro-batch size is not part of the work: runs of two devices, each with its
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from harness import log
+from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
 from harness.analysis.format import gibibytes, tokens_per_second
 from harness.config import Config
 from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
 from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
-from harness.text import override_key
+from harness.text import override_key, shell_join
 
 # Smallest ratio of two candidates: closer ones differ by less than the noise.
 MIN_RATIO = 1.5
@@ -42,11 +43,18 @@ class Candidate:
     """False if a run ran out of memory."""
     tokens_per_second: list[float] = field(default_factory=list)
     peak_allocated_bytes: int | None = None
+    other_processes_cpu_fraction: float = 0.0
+    """The largest of its runs."""
 
     @property
     def speed(self) -> float | None:
         """The median of its runs, in tokens/s; None without one."""
         return statistics.median(self.tokens_per_second) if self.fits and self.tokens_per_second else None
+
+    def is_slower(self, best: Candidate) -> bool:
+        """Return whether all its runs are slower than all of the best one's, by more than noise."""
+        both = (self.tokens_per_second, best.tokens_per_second)
+        return min(map(len, both)) > 1 and max(both[0]) < (1 - NOISE) * min(both[1])
 
 
 def list_candidates(global_batch_size: int) -> list[Candidate]:
@@ -89,12 +97,13 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
         "global_batch_size": config.workload.global_batch_size,
         "candidates": [asdict(each) for each in tried],
         "fastest": best.micro_batch_size,
+        "not_told_apart": [each.micro_batch_size for each in close_to(best, tried)],
     }
     write_record(folder, result, AUTOTUNE_FILE)
     _print_table(tried, folder)
     own = [override for override in kept if override != "experiment=autotune"]
     command = ["python", "-m", "harness", *own, f"workload.micro_batch_size={best.micro_batch_size}"]
-    print(f"fastest: {shlex.join(command)}")
+    print(f"{'highest median' if close_to(best, tried) else 'fastest'}: {shell_join(command)}")
     return ExitCode.OK
 
 
@@ -105,7 +114,8 @@ def _try_all(
     than memory.
     """
     for number in range(1, repeats + 1):
-        for candidate in tried:
+        # Back and forth, so that a load that grows or fades does not favor one end.
+        for candidate in tried if number % 2 else reversed(tried):
             if not candidate.fits:
                 continue
             size = candidate.micro_batch_size
@@ -140,6 +150,11 @@ def fastest(tried: list[Candidate]) -> Candidate:
     return max(fitting, key=lambda pair: pair[0])[1]
 
 
+def close_to(best: Candidate, tried: list[Candidate]) -> list[Candidate]:
+    """Return the other candidates whose runs do not show that they are slower."""
+    return [each for each in tried if each is not best and each.speed is not None and not each.is_slower(best)]
+
+
 def _add_result(candidate: Candidate, code: int, path: Path) -> bool:
     """Add the result of a run to its candidate; return False if the run failed for another reason than memory."""
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -148,6 +163,8 @@ def _add_result(candidate: Candidate, code: int, path: Path) -> bool:
             raise BackendUnavailable("autotune: the device is an emulation, which has no speed; run on a real device")
         candidate.tokens_per_second.append(record["timing"]["tokens_per_second"])
         candidate.peak_allocated_bytes = (record["memory"] or {}).get("peak_allocated_bytes")
+        used = (record.get("contention") or {}).get("other_processes_cpu_fraction") or 0.0
+        candidate.other_processes_cpu_fraction = max(candidate.other_processes_cpu_fraction, used)
         return True
     # A host that runs out of memory kills the process, which then leaves no record.
     if (record is not None and record["status"] == "oom") or (record is None and code == KILLED):
@@ -161,18 +178,35 @@ def _print_table(tried: list[Candidate], folder: Path) -> None:
     console = PlainConsole(WIDTH)
     most = max((each.speed for each in tried if each.speed is not None), default=0.0)
     table = Table(title=f"autotune {folder}", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("micro-batch size", "accumulation", "speed", "of the fastest", "peak memory"):
+    for name in ("micro-batch size", "accumulation", "median speed", "slowest to fastest run", "of the best", "memory"):
         table.add_column(name, justify="right")
-    close = []
     for each in tried:
         sizes = (str(each.micro_batch_size), str(each.accumulation))
         if each.speed is None:
-            table.add_row(*sizes, "not run" if each.fits else "out of memory", "", "")
+            table.add_row(*sizes, "not run" if each.fits else "out of memory", "", "", "")
             continue
         peak = "unknown" if each.peak_allocated_bytes is None else gibibytes(each.peak_allocated_bytes)
-        table.add_row(*sizes, tokens_per_second(each.speed), f"{each.speed / most:.3f}", peak)
-        if most > each.speed >= (1 - NOISE) * most:
-            close.append(str(each.micro_batch_size))
+        spread = f"{min(each.tokens_per_second):,.0f} to {max(each.tokens_per_second):,.0f}"
+        spread = "one run" if len(each.tokens_per_second) == 1 else spread
+        table.add_row(*sizes, tokens_per_second(each.speed), spread, f"{each.speed / most:.3f}", peak)
     console.print(table)
-    if close:
-        console.print(f"within {100 * NOISE:.0f} % of the fastest, which is noise: {', '.join(close)}; try repeats=5")
+    _print_doubts(tried, console)
+
+
+def _print_doubts(tried: list[Candidate], console: Console) -> None:
+    """Print which sizes cannot be told apart, and whether other processes took part of the host."""
+    measured = [each for each in tried if each.speed is not None]
+    if not measured:
+        return
+    best = fastest(tried)
+    if close := close_to(best, tried):
+        sizes = ", ".join(str(each.micro_batch_size) for each in close)
+        reason = f"their runs overlap, or are within {100 * NOISE:.0f} %"
+        if any(len(each.tokens_per_second) < 2 for each in (best, *close)):
+            reason = "one run cannot estimate run-to-run variance"
+        console.print(
+            f"inconclusive between {best.micro_batch_size} and {sizes}: {reason}; try repeats=5 on an idle host"
+        )
+    busy = max(each.other_processes_cpu_fraction for each in measured)
+    if busy > MAX_OTHER_CPU_FRACTION:
+        console.print(f"caution: other processes used up to {busy:.0%} of the CPU cores during the runs")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import Interrupted
+from harness.signals import stop_signals
 
 
 def harness_command(overrides: list[str]) -> list[str]:
@@ -23,14 +24,17 @@ def run_job(overrides: list[str], folder: Path) -> int:
 
 
 def hydra_quote(path: Path | str) -> str:
-    """Return a path quoted as a value of Hydra's override grammar."""
+    """Return a path as a value of Hydra's override grammar, in quotes only where it needs them."""
+    # With a slash it is no number and no keyword.
+    if "/" in str(path) and re.fullmatch(r"[\w./-]+", str(path), re.ASCII):
+        return str(path)
     # In quotes a backslash stands for itself, except before a quote.
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(path))
     return f"'{escaped}'"
 
 
 def run_process(command: list[str], output: IO[str] | None = None) -> int:
-    """Run a child process, forward SIGTERM and SIGINT to it, and return its exit code.
+    """Run a child process, forward the signals to stop to it, and return its exit code.
 
     Args:
         output: destination of the child's standard output and error, or None for this process's own.
@@ -43,12 +47,12 @@ def run_process(command: list[str], output: IO[str] | None = None) -> int:
 
     def forward(number: int, _: Any) -> None:
         received.append(number)
-        # A terminal's Ctrl-C reaches the whole process group by itself.
-        if child is not None and (number == signal.SIGTERM or not sys.stdin.isatty()):
+        # The child takes a signal that a terminal or a scheduler sent to it as well for the same request.
+        if child is not None:
             child.send_signal(number)
 
     # Installed before the child starts: a signal during the start must not leave the child behind.
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         child = subprocess.Popen(command, stdout=output, stderr=output)
         if received:

@@ -10,6 +10,7 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
+from harness import log
 from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.summary import Audit, audit, judge_by_rows, rows_about
 from harness.analysis.chips import catalogue
@@ -49,7 +50,9 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Print the claims, or one of them, and return the exit code."""
     options = build_parser().parse(argv)
-    evidence = audit(read_rows(options.evidence))
+    evidence = audit(*read_rows(options.evidence))
+    for line in evidence.unread:
+        log.warning(f"{options.evidence}: left out: {line}")
     claims = list(load_claims().values()) if options.name is None else [find_claim(options.name)]
     if options.format == "json":
         print(json.dumps([_to_dict(claim, evidence) for claim in claims], indent=1))

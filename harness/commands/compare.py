@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 
 from harness import log
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.run_group import RunGroup, load_run_groups
-from harness.analysis.verdict import DEFAULT_MARGIN, EXPECTATIONS, Comparison, compare, exit_code, to_dict
+from harness.analysis.verdict import (
+    DEFAULT_MARGIN,
+    EXPECTATIONS,
+    Comparison,
+    compare,
+    exit_code,
+    expectation_lines,
+    to_dict,
+)
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import UserError
+from harness.text import counted, printable, shell_join
 
 FORMATS = ("table", "json")
 
@@ -92,7 +100,7 @@ def main(argv: list[str]) -> int:
         out = run_side_by_side(options.run, options.repeats, out)
         paths = [out / name for name in side_folders(len(options.run))]
         labels = options.label or options.run
-        commands = [f"python -m harness compare {shlex.join(argv)}"]
+        commands = [f"python -m harness compare {shell_join(argv)}"]
     sides = load_run_groups(paths, labels)
     comparison = compare(sides, options.margin, options.calibration)
     if claim is not None:
@@ -105,6 +113,10 @@ def main(argv: list[str]) -> int:
         write_report(comparison, out, commands)
         log.info(f"report: {out / 'report.html'}")
     _print(comparison, options.format)
+    if options.expect is not None:
+        for shown, line in expectation_lines(comparison, options.expect):
+            # On standard error, since standard output may be JSON.
+            (log.info if shown else log.error)(printable(line))
     return exit_code(comparison, options.expect)
 
 
@@ -115,7 +127,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     given = options.run or options.sides
     if len(given) < 2:
         raise UserError(
-            f"compare: found {len(given)} side(s), expected a reference and one or more others; "
+            f"compare: found {counted(len(given), 'side')}, expected a reference and one or more others; "
             "python -m harness compare --help"
         )
     if options.label and len(options.label) != len(given):
@@ -138,7 +150,7 @@ def reproduction(side: RunGroup) -> str:
     command = side.first["environment"].get("command")
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return f"{side.label}: its record holds no command"
-    return shlex.join(command)
+    return shell_join(command)
 
 
 def _print(comparison: Comparison, form: str) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import harness
 from harness import backends, environment
+from harness.analysis.format import UNKNOWN
 from harness.commands.arguments import Parser
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, ExitCode, UserError
@@ -140,7 +141,7 @@ def _print_table(reports: list[dict[str, Any]]) -> None:
             device = report["device"]
             memory = f", {device['memory_bytes'] / 2**30:.1f} GiB" if device["memory_bytes"] else ""
             count = f"{device['count']} x " if device.get("count") else ""
-            what = f"{count}{device['name']}{memory}\n{versions}"
+            what = f"{count}{device['name'] or UNKNOWN}{memory}\n{versions}"
             table.add_row(report["name"], "yes", what, "")
         else:
             problems = report["problems"]

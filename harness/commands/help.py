@@ -37,7 +37,8 @@ options:
   -m, --multirun    run each combination of comma-separated values in a fresh process
   --version, -h, --help
 
-exit codes: 0 ok, 2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 run failed,
+exit codes: 0 ok, 1 not as expected (compare --expect, audit --expect, a hanging run in health),
+            2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 run failed,
             130 or 143 interrupted (SIGINT, SIGTERM)\
 """
 

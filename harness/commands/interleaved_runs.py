@@ -18,11 +18,11 @@ from harness import log
 from harness.commands.child_process import harness_command, hydra_quote, run_process
 from harness.commands.preflight import check_backend
 from harness.composition import load
-from harness.config import Config, workload_id
+from harness.config import Config, to_dict, workload_id, workload_settings
 from harness.errors import ConfigError, ExitCode, RunFailed
-from harness.records.files import write_atomically
+from harness.records.files import has_valid_seal, load_json, seal, write_atomically
 from harness.records.record import RECORD_FILE, read_record
-from harness.text import override_key, utc_stamp
+from harness.text import counted, override_key, utc_stamp
 
 PLAN_FILE = "plan.json"
 LOG_FILE = "output.log"
@@ -48,8 +48,8 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
     overrides = [_split(text) for text in settings]
     # An experiment's file may set repeats; here each run is one of the comparison's own.
     configs = [load([*own, "repeats=1"]) for own in overrides]
-    for text, own, config in zip(settings, overrides, configs, strict=True):
-        _check(text, own, config)
+    for text, config in zip(settings, configs, strict=True):
+        _check(text, config)
     _check_same_work(settings, configs)
     folder = _folder(out)
     plan = _plan(folder, settings, repeats)
@@ -77,16 +77,22 @@ def side_folders(count: int) -> list[str]:
 
 def _split(text: str) -> list[str]:
     try:
-        return shlex.split(text)
+        overrides = shlex.split(text)
     except ValueError as error:
         raise ConfigError(f"--run {text!r}: cannot be split as a command line: {error}; close the quotes") from error
-
-
-def _check(text: str, overrides: Sequence[str], config: Config) -> None:
-    own = {override_key(override) for override in overrides}
     for key in ("out", "repeats"):
-        if key in own or (key == "out" and config.out is not None):
-            raise ConfigError(f"--run {text!r}: sets {key}, which compare decides; use --{key}")
+        if key in map(override_key, overrides):
+            raise _decided_here(text, key)
+    return overrides
+
+
+def _decided_here(text: str, key: str) -> ConfigError:
+    return ConfigError(f"--run {text!r}: sets {key}, which compare decides; use --{key}")
+
+
+def _check(text: str, config: Config) -> None:
+    if config.out is not None:
+        raise _decided_here(text, "out")
     if config.autotune:
         raise ConfigError(
             f"--run {text!r}: autotune tries several micro-batch sizes; run it separately, and compare with the size "
@@ -97,11 +103,14 @@ def _check(text: str, overrides: Sequence[str], config: Config) -> None:
 
 def _check_same_work(settings: Sequence[str], configs: Sequence[Config]) -> None:
     """Raise ConfigError before the first run if the sides are not the same work."""
+    reference = workload_settings(to_dict(configs[0]))
     for text, config in zip(settings[1:], configs[1:], strict=True):
         if workload_id(config) != workload_id(configs[0]):
+            own = workload_settings(to_dict(config))
+            differences = [f"{key} is {own[key]}, not {reference[key]}" for key in own if own[key] != reference[key]]
             raise ConfigError(
-                f"--run {text!r} is not the same work as --run {settings[0]!r} (workload_id {workload_id(config)}, "
-                f"expected {workload_id(configs[0])}); change only settings outside the work, such as backend"
+                f"--run {text!r} is not the same work as --run {settings[0]!r}: {', '.join(differences)}; change only "
+                "settings outside the work, such as backend"
             )
 
 
@@ -124,18 +133,20 @@ def _plan(folder: Path, settings: Sequence[str], repeats: int) -> dict[str, list
     file = folder / PLAN_FILE
     if file.is_file():
         try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
+            plan = load_json(file)
+            if not has_valid_seal(plan):
+                raise ValueError("it was changed after it was written")
             same = plan["settings"] == list(settings) and plan["repeats"] == repeats
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{file}: cannot be read ({error}); choose another --out") from error
         if not same:
             raise ConfigError(
-                f"--out: {folder} holds another comparison ({plan['repeats']} repeats of "
+                f"--out: {folder} holds another comparison ({counted(plan['repeats'], 'repeat')} of "
                 f"{' and '.join(map(repr, plan['settings']))}); choose another --out"
             )
         return plan
     order = list(balanced_order(len(settings), repeats, random.Random()))
-    plan = {"settings": list(settings), "repeats": repeats, "order": order}
+    plan = seal({"settings": list(settings), "repeats": repeats, "order": order})
     write_atomically(file, json.dumps(plan, indent=1) + "\n")
     return plan
 

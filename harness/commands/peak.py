@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.analysis.format import tflops
+from harness.analysis.format import UNKNOWN, tflops
 from harness.commands.arguments import Parser
 from harness.commands.preflight import ready_backend, report_once_per_host
 from harness.composition import load
@@ -16,6 +16,8 @@ from harness.records.peak import PEAK_FILE
 from harness.records.record import write_record
 from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.report.console import WIDTH, PlainConsole
+from harness.report.summary import other_load
+from harness.text import counted
 from harness.world import from_environment
 
 
@@ -64,7 +66,10 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     threads = peak["effective_settings"]["threads"]
-    table.add_row("device", f"{device['kind']}: {device['name']}" + (f", {threads} threads" if threads else ""))
+    table.add_row(
+        "device",
+        f"{device['kind']}: {device['name'] or UNKNOWN}" + (f", {counted(threads, 'thread')}" if threads else ""),
+    )
     for precision, found in peak["matrix_products"].items():
         table.add_row(precision, "not supported" if found is None else _products(found))
     memory = peak["memory"]
@@ -84,6 +89,8 @@ def print_peak(peak: dict[str, Any], path: Path) -> None:
             f"{_giga(peak['all_reduce'], 'bytes_per_second')} GB/s bus bandwidth over {peak['world_size']} processes, "
             f"at {peak['all_reduce']['bytes'] >> 20} MiB",
         )
+    for name, text in other_load(peak):
+        table.add_row(name, f"{text}; the peak is too low: run again on an idle one")
     PlainConsole(WIDTH).print(table)
 
 

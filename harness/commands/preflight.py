@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 
 from harness import backends
@@ -13,7 +12,7 @@ from harness.backends.base import Backend
 from harness.backends.host_checks import Problem
 from harness.config import Config
 from harness.errors import BackendUnavailable, EndedWithAll, Interrupted, UserError
-from harness.world import RankError, World
+from harness.world import RankError, World, has_reporter
 
 # Time that the silent processes of a host leave to the one that reports for them.
 REPORTER_GRACE_SECONDS = 5.0
@@ -27,12 +26,22 @@ def report_once_per_host() -> Iterator[None]:
     except RankError:
         raise
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "").strip() in ("", "0"):
+        if not has_reporter():
             raise
-        # The launcher stops all processes as soon as one has ended: the reporting one must end first.
-        with suppress(Interrupted, KeyboardInterrupt):
-            time.sleep(REPORTER_GRACE_SECONDS)
-        raise EndedWithAll(str(error), error.exit_code) from error
+        raise _left_to_reporter(error) from error
+
+
+def _left_to_reporter(error: UserError) -> UserError:
+    """Return the error with which a process ends that leaves the report of `error` to the first one of its host.
+
+    A launcher stops all processes as soon as one has ended, so that the reporting one must end first. If nobody stops
+    this process, there may be no other one, and it reports the error itself.
+    """
+    try:
+        time.sleep(REPORTER_GRACE_SECONDS)
+    except (Interrupted, KeyboardInterrupt):
+        return EndedWithAll(str(error), error.exit_code)
+    return error
 
 
 def ready_backend(config: Config, world: World) -> Backend:
@@ -55,12 +64,13 @@ def _unavailable_error(backend: Backend, problems: list[Problem], config: Config
     error = backend.unavailable_error(problems)
     if not world.is_distributed:
         return error
+    own = BackendUnavailable(f"rank {world.rank}: {error}")
     if world.local_rank > 0:
         first = backends.create(config.backend)
         first.join(replace(world, local_rank=0))
         if first.preflight() == problems:
-            return EndedWithAll(str(error), error.exit_code)
-    return BackendUnavailable(f"rank {world.rank}: {error}")
+            return _left_to_reporter(own)
+    return own
 
 
 def check_backend(config: Config) -> None:

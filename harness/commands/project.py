@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import statistics
 from dataclasses import replace
@@ -15,11 +14,11 @@ from harness.analysis.named_models import model_names, model_preset
 from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.analysis.projection.published import check_all, plan_of
-from harness.analysis.utilization import achieved_flops, catalogued_peak
+from harness.analysis.utilization import achieved_flops
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import LoadedRecord, get_path, load_runs
-from harness.text import scaled_number
+from harness.text import did_you_mean, nearest, scaled_number
 
 FORMATS = ("table", "json")
 MAX_NUMBER = 1e18
@@ -139,8 +138,7 @@ def _check_shape(options: argparse.Namespace) -> None:
             "project: --layers, --width: belong to --parameters; a model of configs/model has its own; leave them out"
         )
     if options.model is not None and model_preset(options.model) is None:
-        near = difflib.get_close_matches(options.model.casefold(), model_names(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(options.model.casefold(), model_names())
         raise UserError(f"project: --model: found {options.model!r}, expected one of: {', '.join(model_names())}{hint}")
     if (options.layers is None) != (options.width is None):
         raise UserError("project: --layers, --width: found only one of them, expected both or none")
@@ -171,8 +169,8 @@ def _catalogued(name: str) -> Chip:
     found = match_chips(name)
     if len(found) != 1:
         names = [name for chip in catalogue().chips for name in (*chip.also_called, chip.name)]
-        near = difflib.get_close_matches(name, names, n=1)
-        which = f"configs/chips.yaml has no such chip{f'; did you mean {near[0]!r}?' if near else ''}"
+        near = nearest(name, names)
+        which = f"configs/chips.yaml has no such chip{f'; did you mean {near!r}?' if near else ''}"
         if found:
             which = f"the name matches {', '.join(chip.name for chip in found)}"
         raise UserError(f"project: --chip: found {name!r}, expected one chip of the catalogue; {which}")
@@ -202,7 +200,7 @@ def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Spe
             problem = f"it ran on {record['device']['name']}, others on {first['device']['name']}"
         elif _work(record) != _work(first):
             problem = f"its work differs from that of {runs[0].path}; give repeats of one run"
-        speed, peak = achieved_flops(record), catalogued_peak(record)
+        speed, peak = achieved_flops(record), _ceiling(record)
         if speed is not None and _recomputes(record):
             # Recomputation is work of the device, though not of the model.
             speed *= FULL_RECOMPUTATION
@@ -222,9 +220,14 @@ def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Spe
     return chip or _unknown(name), Speed(tuple(speeds), source, mean_watts)
 
 
+def _ceiling(record: dict[str, Any]) -> float | None:
+    chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
+    return None if chip is None else chip.ceiling_flops(record["config"]["precision"])
+
+
 def _unknown(name: str) -> Chip:
     nowhere = Source("not in the catalogue", "C")
-    return Chip(name, "", (), (), {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
+    return Chip(name, "", (), (), {}, {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
 
 
 def _work(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -251,7 +254,7 @@ def _cautions(runs: tuple[LoadedRecord, ...], plan: Plan, chip: Chip) -> list[st
     if chip.memory_bytes_per_second is None:
         cautions.append(f"the memory bandwidth of {chip.name} is unknown: the optimizer step was counted as 0 s")
     if len(runs) == 1:
-        cautions.append("one run was measured: the interval does not contain run-to-run variance; add repeats")
+        cautions.append("one run was measured: no interval, since run-to-run variance is unknown; add repeats")
     if any((get_path(run.record, "config", "track", "activation_memory_budget") or 1.0) < 1 for run in runs):
         cautions.append("the runs recomputed some activations (track.activation_memory_budget), which is not counted")
     seq_lens = sorted({run.record["config"]["workload"]["seq_len"] for run in runs} - {plan.seq_len})

@@ -11,13 +11,18 @@ import contextlib
 import io
 import logging
 import os
+import signal
 from collections.abc import Callable, Mapping
 
 from harness import environment
+from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.commands.arguments import Parser
-from harness.errors import ExitCode, UserError
+from harness.errors import ConfigError, ExitCode, UserError
+from harness.signals import STOP_SIGNALS, stop_signals
 
 SHUTDOWN_TIMEOUT_SECONDS = 600
+FIRST_NODE_TIMEOUT_SECONDS = 600
+_TORCH_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
 
 def build_parser() -> Parser:
@@ -28,7 +33,7 @@ def build_parser() -> Parser:
         "with 1 after any failure. The options are torchrun's, each in one word: --standalone, --nproc-per-node=8, "
         "--nnodes=4, --rdzv-backend=c10d, --rdzv-endpoint=HOST:PORT, --node-rank=0, --max-restarts=3, ... The settings "
         "are those of a run.",
-        "as of a run; 143 or 130 after SIGTERM or SIGINT, once all processes have saved and ended",
+        "as of a run; after a signal to stop 128 and its number, once all processes have saved and ended",
         usage="%(prog)s [--option=value ...] [peak] [key=value ...]",
         notes="example:\n  python -m harness torchrun --standalone --nproc-per-node=8 backend=NAME parallel=ddp",
     )
@@ -54,12 +59,15 @@ def main(argv: list[str]) -> int:
 
     # The processes report their failures; the launcher would repeat them, at length. And it warns about the number of
     # threads, which the backend sets.
-    for name in ("torch.distributed.run", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet = ("torch.distributed.run", "torch.distributed.elastic")
+    # Each module's logger has a level of its own.
+    for name in (*quiet, *logging.root.manager.loggerDict):
+        if name.startswith(quiet):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # A save can take longer than torchrun's 30 s after SIGTERM; the scheduler's grace time is the limit.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_TIMEOUT_SECONDS))
     try:
-        run.run(_parsed([*options, "-m", "harness", *settings], run.parse_args))
+        run.run(completed(_parsed([*options, "-m", "harness", *settings], run.parse_args)))
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
@@ -84,12 +92,44 @@ def _parsed(argv: list[str], parse: Callable[[list[str]], argparse.Namespace]) -
         raise UserError(f"torchrun: {reason}; torchrun --help lists its options") from error
 
 
+def completed(options: argparse.Namespace) -> argparse.Namespace:
+    """Return torchrun's options with those that the user left out and that the harness decides."""
+    if getattr(options, "signals_to_handle", _TORCH_SIGNALS) == _TORCH_SIGNALS:
+        # By default torchrun stops at a SIGHUP also where nohup has it ignored, and dies of Slurm's SIGUSR1.
+        options.signals_to_handle = ",".join(number.name for number in (*stop_signals(), signal.SIGQUIT))
+    if options.standalone:
+        # Otherwise the processes meet at this host's name, which need not resolve.
+        options.local_addr = options.local_addr or LOOPBACK
+    elif options.rdzv_backend == "static" and not options.rdzv_endpoint:
+        is_first = options.node_rank == 0
+        options.master_addr = resolvable_host(options.master_addr, is_here=is_first, name="--master-addr")
+        if not is_first:
+            _wait_for_first_node(options)
+    elif options.rdzv_endpoint:
+        resolvable_host(options.rdzv_endpoint.rpartition(":")[0], is_here=False, name="--rdzv-endpoint")
+    return options
+
+
+def _wait_for_first_node(options: argparse.Namespace) -> None:
+    """Wait for the first node's launcher.
+
+    Raises:
+        ConfigError: it does not answer.
+    """
+    host, port = options.master_addr, options.master_port
+    if not wait_for_answer(host, port, who=f"node {options.node_rank}", timeout_seconds=FIRST_NODE_TIMEOUT_SECONDS):
+        raise ConfigError(
+            f"--master-addr: the launcher of node 0 does not answer at {host}:{port}; check that it was started there "
+            "with the same --master-port, and that this host reaches it"
+        )
+
+
 def code_of(codes: Mapping[int, int]) -> int:
     """Return the exit code of a run from those of its failed processes, by rank.
 
-    It is that of the lowest rank that ended by itself. A process that ended with SIGINT's or SIGTERM's code was stopped
-    by the launcher, which stops all others as soon as one has failed; a negative code is a signal that killed it.
+    It is that of the lowest rank that ended by itself. A process that ended with a signal's code was stopped by the
+    launcher, which stops all others as soon as one has failed; a negative code is a signal that killed it.
     """
     own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
-    reasons = [code for code in own if code not in (ExitCode.SIGINT, ExitCode.SIGTERM)]
+    reasons = [code for code in own if code not in [128 + number for number in STOP_SIGNALS]]
     return (reasons or own or [128 - codes[min(codes)]])[0]

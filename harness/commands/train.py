@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+import os
+import sys
 from pathlib import Path
 
 import harness
@@ -14,8 +15,8 @@ from harness.commands.preflight import check_backend, ready_backend, report_once
 from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
-from harness.records.run_folder import check_no_existing_run, create_run_folder
-from harness.text import override_key, shortened
+from harness.records.run_folder import check_no_existing_run, checkpoint_steps, create_run_folder
+from harness.text import did_you_mean, nearest, override_key, shortened
 from harness.validation import check_batch_divides
 from harness.world import World, from_environment
 
@@ -37,17 +38,30 @@ def main(argv: list[str]) -> int:
     if "--settings" in flags:
         return print_settings()
     if overrides and "=" not in overrides[0] and not overrides[0].startswith(("+", "~")):
-        near = difflib.get_close_matches(overrides[0], VERBS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"{shortened(overrides[0])!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings "
-            f"as key=value{hint}; python -m harness --help"
-        )
+        raise UserError(_not_a_command(overrides[0]))
     if "--cfg" in flags:
         return print_config(overrides)
     if {"-m", "--multirun"} & set(flags):
         return run_sweep(overrides)
     return run_once_or_repeat(overrides)
+
+
+def _not_a_command(word: str) -> str:
+    """Return the message for a first word that is neither a command nor a setting with a value."""
+    key = word.split(":", maxsplit=1)[0]
+    if _is_setting(key):
+        return f"{shortened(word)!r}: found no equals sign after {key}, expected {key}=VALUE without spaces"
+    if word in ("train", "run"):
+        return f"{word!r}: no such command: to train, give the settings alone, as key=value; python -m harness --help"
+    hint = f"; did you mean --{word}?" if f"--{word}" in OPTIONS else did_you_mean(word, VERBS)
+    return (
+        f"{shortened(word)!r}: no such command, expected one of: {', '.join(sorted(VERBS))}, or settings as "
+        f"key=value{hint}; python -m harness --help"
+    )
+
+
+def _is_setting(key: str) -> bool:
+    return key in GROUPS or key in (known for known, _, _ in iter_settings(Config))
 
 
 def _remedy(flag: str) -> str:
@@ -56,10 +70,11 @@ def _remedy(flag: str) -> str:
     if name in ("--local-rank", "--local_rank"):
         return ": torch.distributed.launch passes it; launch with python -m harness torchrun, or with torchrun"
     key = name.lstrip("-")
-    if key in GROUPS or key in (known for known, _, _ in iter_settings(Config)):
+    if _is_setting(key):
         return f", but a setting; write it without dashes: {flag.lstrip('-') if '=' in flag else key + '=VALUE'}"
-    near = difflib.get_close_matches(name, OPTIONS, n=1)
-    return f", expected one of: {', '.join(sorted(OPTIONS))}" + (f"; did you mean {near[0]}?" if near else "")
+    near = nearest(name, OPTIONS, cutoff=0.75)
+    hint = "a setting is written key=value, without dashes" if near is None else f"did you mean {near}?"
+    return f", expected one of: {', '.join(sorted(OPTIONS))}; {hint}"
 
 
 def run_once_or_repeat(overrides: list[str]) -> int:
@@ -92,18 +107,37 @@ def run_once(config: Config, world: World) -> int:
         if ended is not None:
             raise EndedWithAll(str(ended), ended.exit_code)
         return ExitCode.OK
-    if outcome.record["status"] not in ("ok", "interrupted") and outcome.failure is not None:
-        raise outcome.failure
-    if log.is_json():
-        log.info("run ended", **key_figures(outcome.record, outcome.folder))
-    else:
-        print_summary(outcome.record, outcome.folder)
+    try:
+        if log.is_json():
+            log.info("run ended", **key_figures(outcome.record, outcome.folder))
+        else:
+            print_summary(outcome.record, outcome.folder)
+        # Before the error also where both go into one file.
+        sys.stdout.flush()
+    except OSError:
+        if outcome.failure is None:
+            raise
+        # The failure matters more than its summary, and Python's own flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if outcome.failure is not None:
-        # A failure after the run, such as a report that cannot be written.
-        raise outcome.failure
+        # The record of a run that ended well before a later failure, such as that of its profile, is named already.
+        raise outcome.failure if outcome.record["status"] == "ok" else outcome.failure.in_run(outcome.folder)
     if outcome.interrupted is not None:
+        if outcome.record["status"] == "interrupted":
+            log.info(_how_to_go_on(config, outcome.folder))
         raise outcome.interrupted
     return ExitCode.OK
+
+
+def _how_to_go_on(config: Config, folder: Path) -> str:
+    """Return how to resume an interrupted run."""
+    steps = checkpoint_steps(folder)
+    if not steps:
+        return f"the record is in {folder}; without checkpoints (checkpoint.every) the run cannot be resumed"
+    added = [] if config.out is not None else [f"out={folder}"]
+    added += [] if config.resume is not None else ["resume=auto"]
+    remedy = "run the same command again" + (f" with {' '.join(added)}" if added else "")
+    return f"the checkpoint of step {steps[-1]} is in {folder}; {remedy} to go on from there"
 
 
 def check_loggers(config: Config, world: World) -> None:

@@ -1,4 +1,4 @@
-"""Atomic file writes, and JSON in which all numbers are finite."""
+"""Reading and writing of own files: whole or not at all, never through a link, JSON with a checksum."""
 
 from __future__ import annotations
 
@@ -8,42 +8,57 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable
+import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.errors import ConfigError, RunFailed
+from harness.schemas import MAX_INTEGER, MAX_NUMBER
 
 # An integer in a record: a seed has 64 bits.
-MAX_DIGITS = 20
-# Any other number: a loss that diverges is a float32.
-MAX_NUMBER = 1e100
+MAX_DIGITS = len(str(MAX_INTEGER))
+# A larger file would fill the memory; the manifest of a million steps has a fifth of this.
+MAX_FILE_BYTES = 1 << 30
 
 
 def write_atomically(path: Path, text: str) -> Path:
-    """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
+    """Write a complete file or none, and wait until it is on disk. No link is followed.
 
     Raises:
         RunFailed: the disk is full or not writable; no partial file is left behind.
     """
-    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
-        file = open(partial, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
+        replace_file(path, text, durable=True)
     except OSError as error:
-        raise write_failure(path, error) from error
-    try:
-        with file:
-            file.write(text)
-            file.flush()
-            flush_to_disk(file.fileno())
-        os.replace(partial, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise write_failure(path, error) from error
     return path
+
+
+def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
+
+    Args:
+        durable: wait until the file is on disk; not for one that is replaced every few seconds.
+
+    Raises:
+        OSError: the disk is full or not writable; no partial file is left behind.
+    """
+    partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+    with open(partial, "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            if durable:
+                flush_to_disk(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+    if durable:
+        sync_folder(path.parent)
 
 
 def check_report_folder(folder: Path, names: Iterable[str], *, marker: str, key: str) -> None:
@@ -61,8 +76,8 @@ def check_report_folder(folder: Path, names: Iterable[str], *, marker: str, key:
     if not existing:
         return
     try:
-        found = json.loads((folder / marker).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = load_json(folder / marker)
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or key not in found:
         raise ConfigError(
@@ -87,6 +102,63 @@ def content_digest(record: dict[str, Any]) -> str:
     content = {key: value for key, value in record.items() if key != "content_sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its checksum `content_sha256`."""
+    return {**content, "content_sha256": content_digest(content)}
+
+
+def has_valid_seal(content: dict[str, Any]) -> bool:
+    """Return whether a JSON object is as `seal` made it."""
+    return content.get("content_sha256") == content_digest(content)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a regular file. A named pipe or a device could block, or never end.
+
+    Args:
+        flags: of os.open. With O_RDWR, a link is not followed.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    guard = os.O_NONBLOCK | (os.O_NOFOLLOW if flags & os.O_RDWR else 0)
+    descriptor = os.open(path, flags | guard)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is larger than any file of this harness.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"has {size} bytes, expected at most {MAX_FILE_BYTES}", str(path))
+        return file.read(MAX_FILE_BYTES)
+
+
+def load_json(path: Path, parse: Callable[[str], Any] = json.loads) -> Any:
+    """Return the JSON value in a regular file.
+
+    Args:
+        parse: `strict_json` for a file whose numbers are used.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it is not UTF-8 (a UnicodeDecodeError) or not JSON (a JSONDecodeError), or is nested too deeply.
+    """
+    text = read_file(path).decode("utf-8")
+    try:
+        return parse(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
 
 
 def strict_json(text: str) -> Any:

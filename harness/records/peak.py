@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import content_digest
+from harness.records.files import has_valid_seal, load_json, strict_json
 from harness.records.record import check_schema_version
 
 PEAK_FILE = "peak.json"
@@ -24,20 +23,30 @@ def find_peak(folder: Path, run: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         RecordError: a peak record in the folder cannot be used.
     """
-    matching = [(path, peak) for path, peak in _read_peaks(folder) if identity(peak) == identity(run)]
-    if not matching:
-        return None
-    path, newest = max(matching, key=lambda found: found[1]["finished_at"])
-    return {
-        "path": str(path),
-        "measured_at": newest["finished_at"],
-        "content_sha256": newest["content_sha256"],
-        "flops": {
-            precision: None if found is None else found["best_flops"]
-            for precision, found in newest["matrix_products"].items()
-        },
-        "memory_bytes_per_second": newest["memory"]["best_bytes_per_second"],
-    }
+    wanted = identity(run)
+    matching = [found for path in sorted(folder.glob(f"*/{PEAK_FILE}")) if (found := _matching(path, wanted))]
+    return max(matching, key=lambda found: found["measured_at"], default=None)
+
+
+def _matching(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a peak as a run's record has it, or None if it is of another device or software."""
+    peak = read_peak(path)
+    try:
+        if identity(peak) != wanted:
+            return None
+        return {
+            "path": str(path),
+            "measured_at": str(peak["finished_at"]),
+            "content_sha256": peak["content_sha256"],
+            "flops": {
+                precision: None if found is None else found["best_flops"]
+                for precision, found in peak["matrix_products"].items()
+            },
+            "memory_bytes_per_second": peak["memory"]["best_bytes_per_second"],
+            "other_processes_cpu_fraction": (peak.get("contention") or {}).get("other_processes_cpu_fraction"),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: lacks a field that every peak record has ({error}); delete it") from error
 
 
 def identity(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,8 +66,8 @@ def read_peak(path: Path) -> dict[str, Any]:
         RecordError: it is missing, damaged, edited, not a peak record, or has another schema version.
     """
     try:
-        peak = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        peak = load_json(path, strict_json)
+    except (OSError, ValueError) as error:
         raise RecordError(
             f"{path}: cannot be read: {error}; delete it, and measure again with python -m harness peak"
         ) from error
@@ -66,13 +75,8 @@ def read_peak(path: Path) -> dict[str, Any]:
     if not isinstance(version, int) or peak.get("kind") != "peak":
         raise RecordError(f"{path}: not a peak record of this harness; move it elsewhere")
     check_schema_version(path, version)
-    if peak.get("content_sha256") != content_digest(peak):
+    if not has_valid_seal(peak):
         raise RecordError(
             f"{path}: was changed after it was written (content_sha256 differs); delete it and measure again"
         )
     return peak
-
-
-def _read_peaks(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for path in sorted(folder.glob(f"*/{PEAK_FILE}")):
-        yield path, read_peak(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import content_digest, replace_nonfinite, strict_json, write_atomically
+from harness.records.files import load_json, replace_nonfinite, seal, strict_json, write_atomically
 from harness.records.steps import STEPS_FILE
 
 SCHEMA_VERSION = 2
@@ -39,9 +39,7 @@ def write_record(folder: Path, record: dict[str, Any], name: str = RECORD_FILE) 
     Raises:
         RunFailed: the disk is full or not writable; no partial record is left behind.
     """
-    sealed = replace_nonfinite(record)
-    sealed["content_sha256"] = content_digest(sealed)
-    return write_atomically(folder / name, json.dumps(sealed, indent=1) + "\n")
+    return write_atomically(folder / name, json.dumps(seal(replace_nonfinite(record)), indent=1) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path / RECORD_FILE if path.is_dir() else path
     try:
-        record = strict_json(file.read_text(encoding="utf-8"))
+        record = load_json(file, strict_json)
     except FileNotFoundError as error:
         unfinished = path.is_dir() and (path / STEPS_FILE).exists()
         reason = "the run is still running or was interrupted" if unfinished else "there is no run"
@@ -61,7 +59,7 @@ def read_record(path: Path) -> dict[str, Any]:
         raise RecordError(f"{file}: cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise RecordError(f"{file}: not valid JSON (line {error.lineno}); copy it again") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecordError(f"{file}: {error}; it was not written by this harness, or was edited") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if not isinstance(version, int):

@@ -1,33 +1,32 @@
-"""A run's folder: its lock, its config.yaml, and the attempts of a run that is resumed. No torch."""
+"""A run's folder: created or resumed, locked, and never another run's. No torch."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
 from harness.config import Config, flatten, is_part_of_the_work, to_dict, to_yaml, workload_id
-from harness.errors import ConfigError
-from harness.records.files import archive_file, flush_to_disk, write_atomically, write_failure
+from harness.errors import ConfigError, RecordError
+from harness.records.attempts import ATTEMPTS_FILE
+from harness.records.files import archive_file, has_valid_seal, read_file, write_failure
+from harness.records.folder_lock import FolderLock, LockUnavailable, is_locked
 from harness.records.record import RECORD_FILE, read_record
+from harness.records.schema import schema_problem
 from harness.records.steps import STEPS_FILE
-from harness.text import utc_now, utc_stamp
+from harness.text import utc_stamp
 
 CONFIG_FILE = "config.yaml"
 AUTOTUNE_FILE = "autotune.json"
-# Only of a run that writes checkpoints.
-ATTEMPTS_FILE = "attempts.json"
 STACKS_FILE = "hung.txt"
 CHECKPOINT_FOLDER = "checkpoints"
 PROFILE_FOLDER = "profile"
+MAX_CONFIG_DEPTH = 4
 TENSORBOARD_FOLDER = "tensorboard"
 # The name of a complete checkpoint.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -42,42 +41,69 @@ class RunFolder:
     """The record of an earlier attempt that ended well; None if there is none."""
     resuming: bool = False
     """True if the folder holds an earlier attempt at this run."""
-    _lock: IO[str] | None = None
+    _lock: FolderLock | None = None
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
 
 def acquire_run_folder(config: Config, label: str) -> RunFolder:
     """Create a folder and lock it, or with `resume=auto` lock the folder of an interrupted run.
 
     Raises:
-        ConfigError: the folder holds another run, or another process is running this one.
+        ConfigError: the folder holds another run, another process is running this one, or it cannot be locked.
+        RecordError: the folder's record is damaged.
+        RunFailed: config.yaml cannot be written.
     """
-    folder = Path(config.out).expanduser() if config.out is not None else None
-    if config.checkpoint.every and folder is not None:
-        _check_checkpoint_link(folder / CHECKPOINT_FOLDER)
-    if config.resume is not None and folder is not None and (folder / CONFIG_FILE).exists():
-        acquired = RunFolder(folder, resuming=True, _lock=_acquire_lock(folder))
-        try:
+    if config.checkpoint.every and config.out is not None:
+        _check_checkpoint_link(Path(config.out).expanduser() / CHECKPOINT_FOLDER)
+    folder = _make_folder(config.out, label, Path("runs"))
+    if config.resume is None:
+        check_no_existing_run(folder)
+    lock = _acquire_lock(folder, resume=config.resume is not None)
+    acquired = RunFolder(folder, _lock=lock)
+    try:
+        if lock.is_empty:
+            _begin(lock, folder, to_yaml(config))
+        else:
             _check_same_work(folder, config)
-            record = read_record(folder) if (folder / RECORD_FILE).exists() else None
-            if record is not None and record["status"] == "ok":
-                acquired.existing_record, acquired.resuming = record, False
-            elif record is not None:
-                # The record of a failed attempt is kept under another name.
-                archive_file(folder / RECORD_FILE)
-        except Exception:
-            acquired.__exit__()
-            raise
-        return acquired
-    folder = create_run_folder(config.out, label)
-    write_config(folder, to_yaml(config))
-    return RunFolder(folder, _lock=_acquire_lock(folder))
+            _take_over(acquired)
+    except BaseException:
+        lock.discard()
+        raise
+    return acquired
+
+
+def _begin(lock: FolderLock, folder: Path, text: str) -> None:
+    """Write config.yaml, the first file of a run."""
+    check_no_existing_run(folder, own_config=True)
+    try:
+        lock.write(text.encode())
+    except OSError as error:
+        raise write_failure(folder / CONFIG_FILE, error) from error
+
+
+def _take_over(acquired: RunFolder) -> None:
+    """Resume the run in a folder that this process has locked, unless it has ended well."""
+    acquired.resuming = True
+    file = acquired.path / RECORD_FILE
+    if not os.path.lexists(file):
+        return
+    try:
+        record = read_record(file)
+        if not has_valid_seal(record) or schema_problem(record) is not None:
+            raise RecordError(f"{file}: was changed after the run had written it (content_sha256 differs)")
+    except RecordError as error:
+        raise RecordError(f"{error}; or move it elsewhere to resume the run") from error
+    if record["status"] == "ok":
+        acquired.existing_record, acquired.resuming = record, False
+    else:
+        # The record of a failed attempt is kept under another name.
+        archive_file(file)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -90,70 +116,50 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return []
 
 
-def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | None) -> list[dict[str, Any]]:
-    """Append an attempt to attempts.json, and return all attempts so far, this one included."""
-    attempts = read_attempts(folder)
-    attempts.append(
-        {
-            "started_at": utc_now(),
-            "finished_at": None,
-            "status": None,
-            "from_step": from_step,
-            "to_step": None,
-            "world_size": world_size,
-            "host": host,
-        }
-    )
-    _write_attempts(folder, attempts)
-    return attempts
-
-
-def end_attempt(folder: Path, *, status: str, to_step: int) -> list[dict[str, Any]]:
-    """Write the outcome of the current attempt, and return all attempts. One that was killed has no outcome."""
-    attempts = read_attempts(folder)
-    attempts[-1] |= {"finished_at": utc_now(), "status": status, "to_step": to_step}
-    _write_attempts(folder, attempts)
-    return attempts
-
-
-def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """Return the attempts of the run in a folder, oldest first.
-
-    Raises:
-        ConfigError: attempts.json is damaged.
-    """
-    file = folder / ATTEMPTS_FILE
-    try:
-        attempts = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(attempts, list):
-            raise ValueError("not a list")
-        return attempts
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}; fix or delete it to resume") from error
-
-
 def _check_same_work(folder: Path, config: Config) -> None:
     """Raise ConfigError if the run in a folder was started with settings that compute something else."""
     file = folder / CONFIG_FILE
-    try:
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
+    before = _read_config(file)
     # Settings outside the workload, such as the untimed steps, may differ.
-    now = flatten(to_dict(config))
+    then, now = flatten(before), flatten(to_dict(config))
     differing = [
-        f"{key} was {value!r}, now {now.get(key)!r}"
-        for key, value in flatten(before if isinstance(before, dict) else {}).items()
-        if is_part_of_the_work(key) and now.get(key) != value
+        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
+        for key in {**then, **now}
+        if is_part_of_the_work(key) and (key not in then or now.get(key) != then[key])
     ]
-    if differing or not isinstance(before, dict):
+    if differing:
         raise ConfigError(
-            f"resume: {folder} holds a run of another workload than {workload_id(config)}: "
-            f"{'; '.join(differing) or 'its config.yaml is empty'}; resume with the settings that it started with, or "
-            "choose another out=DIR"
+            f"resume: {folder} holds a run of another workload than {workload_id(config)}: {'; '.join(differing)}; "
+            "resume with the settings that it started with, or choose another out=DIR"
         )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Return the settings in a run's config.yaml.
+
+    Raises:
+        ConfigError: it is not as this harness writes it.
+    """
+    try:
+        text = read_file(file).decode("utf-8")
+        _check_yaml(text)
+        settings = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; choose another out=DIR") from error
+    if not isinstance(settings, dict) or not settings:
+        raise ConfigError(f"{file}: holds no settings; choose another out=DIR")
+    return settings
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for YAML that takes long to read: with aliases, which multiply, or nested too deeply."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_CONFIG_DEPTH:
+            raise ValueError("it is nested too deeply")
 
 
 def _check_checkpoint_link(folder: Path) -> None:
@@ -165,25 +171,30 @@ def _check_checkpoint_link(folder: Path) -> None:
         )
 
 
-def _acquire_lock(folder: Path) -> IO[str] | None:
-    """Lock the folder until the file is closed or this process ends; None on file systems without locks."""
-    file = open(folder / CONFIG_FILE, encoding="utf-8")  # noqa: SIM115 (open as long as the lock is held)
+def _acquire_lock(folder: Path, *, resume: bool) -> FolderLock:
+    """Create and lock config.yaml, with `resume` also an existing one, until it is released or this process ends."""
+    file, remedy = folder / CONFIG_FILE, "choose another out=DIR"
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return FolderLock(file, new=not resume)
+    except FileExistsError as error:
+        found = "holds a config.yaml that is a link" if file.is_symlink() else "was taken by another run just now"
+        raise ConfigError(f"out: {folder} {found}; {remedy}") from error
+    except BlockingIOError as error:
+        raise _locked(folder) from error
+    except LockUnavailable as error:
+        raise ConfigError(
+            f"resume: {folder} is on a file system without locks ({error}), so that two processes could resume the "
+            "same run; choose out=DIR on another one, or mount it with locks (for Lustre: -o flock)"
+        ) from error
     except OSError as error:
-        file.close()
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ConfigError(
-                f"out: the run in {folder} is locked by another process; wait until it has ended, or choose another "
-                "out=DIR"
-            ) from error
-        # Some network file systems have no locks.
-        return None
-    return file
+        found = "it is a link" if file.is_symlink() else error.strerror
+        raise ConfigError(f"out: {file} cannot be opened for writing: {found}; {remedy}") from error
 
 
-def _write_attempts(folder: Path, attempts: list[dict[str, Any]]) -> None:
-    write_atomically(folder / ATTEMPTS_FILE, json.dumps(attempts, indent=1) + "\n")
+def _locked(folder: Path) -> ConfigError:
+    return ConfigError(
+        f"out: the run in {folder} is locked by another process; wait until it has ended, or choose another out=DIR"
+    )
 
 
 def create_run_folder(out: str | None, label: str, parent: Path = Path("runs")) -> Path:
@@ -195,12 +206,17 @@ def create_run_folder(out: str | None, label: str, parent: Path = Path("runs")) 
     Raises:
         ConfigError: the folder holds a run already, or cannot be created.
     """
+    folder = _make_folder(out, label, parent)
+    check_no_existing_run(folder)
+    return folder
+
+
+def _make_folder(out: str | None, label: str, parent: Path) -> Path:
     try:
         if out is None:
             return _create_default_folder(label, parent)
         folder = Path(out).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        check_no_existing_run(folder)
         return folder
     except OSError as error:
         raise ConfigError(
@@ -208,12 +224,23 @@ def create_run_folder(out: str | None, label: str, parent: Path = Path("runs")) 
         ) from error
 
 
-def check_no_existing_run(folder: Path) -> None:
-    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over batch sizes."""
+def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
+    """Raise ConfigError if the folder holds a run, finished or not, repeats of one, or a search over batch sizes.
+
+    Args:
+        own_config: this process has created the folder's config.yaml.
+    """
+    has_config = (folder / CONFIG_FILE).exists() and not own_config
+    if has_config and is_locked(folder / CONFIG_FILE):
+        raise _locked(folder)
+    status = _status(folder)
     remedy = "choose another out=DIR, or delete that folder first"
-    if (folder / RECORD_FILE).exists():
-        raise ConfigError(f"out: {folder} holds a finished run; {remedy}")
-    if (folder / CONFIG_FILE).exists() or (folder / STEPS_FILE).exists():
+    if has_config and status not in ("ok", "unknown") and (steps := checkpoint_steps(folder)):
+        remedy = f"add resume=auto to go on from step {steps[-1]}, or choose another out=DIR"
+    if status is not None:
+        state = "a finished run" if status in ("ok", "unknown") else f"a run that ended with status {status}"
+        raise ConfigError(f"out: {folder} holds {state}; {remedy}")
+    if has_config or (folder / STEPS_FILE).exists():
         raise ConfigError(
             f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}); its "
             f"finished steps are in {STEPS_FILE}; {remedy}"
@@ -246,25 +273,11 @@ def _create_default_folder(label: str, parent: Path) -> Path:
     raise ConfigError(f"out: a thousand runs named {stamp}-{label} exist already; give out=DIR")
 
 
-def write_config(folder: Path, text: str) -> None:
-    """Write config.yaml: the first file of a run, whose creation reserves the folder.
-
-    Raises:
-        ConfigError: another process reserved the folder first.
-        RunFailed: the disk is full or not writable.
-    """
-    path = folder / CONFIG_FILE
+def _status(folder: Path) -> str | None:
+    """Return the status of the record in a folder, "unknown" if it cannot be read, or None if there is none."""
+    if not os.path.lexists(folder / RECORD_FILE):
+        return None
     try:
-        file = open(path, "x", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except FileExistsError as error:
-        raise ConfigError(f"out: {folder} was taken by another run just now; choose another out=DIR") from error
-    except OSError as error:
-        raise write_failure(path, error) from error
-    try:
-        with file:
-            file.write(text)
-            flush_to_disk(file.fileno())
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink()
-        raise write_failure(path, error) from error
+        return str(read_record(folder / RECORD_FILE).get("status"))
+    except RecordError:
+        return "unknown"

@@ -13,6 +13,7 @@ import fastjsonschema
 
 from harness.config import workload_id
 from harness.records.files import content_digest
+from harness.text import counted
 
 MAX_SHOWN_CHARACTERS = 40
 TYPE_NAMES = {"array": "a list", "object": "an object", "string": "text", "boolean": "true or false",
@@ -109,6 +110,6 @@ def _coverage_problems(record: dict[str, Any], intervals: list[dict[str, Any]]) 
     for name, values in (("losses", losses["train"]), ("gradient norms", losses["gradient_norm"]),
                          ("learning rates", losses.get("learning_rate") or losses["train"])):  # fmt: skip
         if len(values) != last:
-            yield f"has {len(values)} {name} for {last} steps; it was edited"
+            yield f"has {len(values)} {name} for {counted(last, 'step')}; it was edited"
     if len(record["timing"]["step_seconds"]) != record["timing"]["measured_steps"]:
         yield "has not as many step times as measured steps; it was edited"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
-from harness.errors import RunFailed
-from harness.records.files import flush_to_disk, replace_nonfinite, write_atomically, write_failure
+from harness.records.files import flush_to_disk, open_regular, replace_nonfinite, write_failure
 
 STEPS_FILE = "steps.jsonl"
 
@@ -18,16 +20,19 @@ class StepsWriter:
     """Appends finished steps to steps.jsonl, so that a crash loses none of them.
 
     Args:
-        done: the step of the checkpoint that the run is resumed from; later rows are dropped, since their steps are
-            trained again.
+        done: the step of the checkpoint that the run is resumed from, which has verified the rows up to there; later
+            rows are dropped, since their steps are trained again.
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
         self._path = folder / STEPS_FILE
         try:
             if done:
-                write_atomically(self._path, _rows_up_to(self._path, done))
-            self._file = open(self._path, "a" if done else "x", encoding="utf-8")  # noqa: SIM115 (closed by close)
+                self._file = open_regular(self._path, os.O_RDWR)
+                self._file.truncate(_read_rows(self._file, done).bytes)
+                self._file.seek(0, os.SEEK_END)
+            else:
+                self._file = open(self._path, "xb")  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise write_failure(self._path, error) from error
 
@@ -39,7 +44,7 @@ class StepsWriter:
         """
         text = "".join(json.dumps(replace_nonfinite(row)) + "\n" for row in rows)
         try:
-            self._file.write(text)
+            self._file.write(text.encode())
             self._file.flush()
             flush_to_disk(self._file.fileno())
         except OSError as error:
@@ -51,16 +56,30 @@ class StepsWriter:
             self._file.close()
 
 
-def _rows_up_to(path: Path, step: int) -> str:
-    """Return the lines of the first `step` steps, without a partial last line that a crash left."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:step]
-    try:
-        found = [json.loads(line)["step"] for line in lines]
-    except (ValueError, KeyError, TypeError):
-        found = []
-    if found != list(range(1, step + 1)):
-        raise RunFailed(
-            f"{path}: does not hold the steps 1 to {step} that precede the checkpoint; restore the file, or start "
-            "again in another out=DIR"
-        )
-    return "".join(lines)
+def steps_digest(folder: Path, steps: int) -> str | None:
+    """Return the SHA-256 of the rows of the first `steps` steps, or None if there are not as many.
+
+    A checkpoint holds it, so that a resumed run does not go on with rows that were damaged or edited.
+
+    Raises:
+        OSError: steps.jsonl cannot be read.
+    """
+    with open_regular(folder / STEPS_FILE) as file:
+        rows = _read_rows(file, steps)
+    return rows.sha256 if rows.number == steps else None
+
+
+class _Rows(NamedTuple):
+    number: int
+    bytes: int
+    sha256: str
+
+
+def _read_rows(file: BinaryIO, steps: int) -> _Rows:
+    """Read the first `steps` complete lines: a crash may leave part of a last one."""
+    digest, number, size = hashlib.sha256(), 0, 0
+    for line in islice(file, steps):
+        if line.endswith(b"\n"):
+            digest.update(line)
+            number, size = number + 1, size + len(line)
+    return _Rows(number, size, digest.hexdigest())

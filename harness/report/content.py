@@ -11,7 +11,7 @@ from harness.analysis.ratio_statistics import Ratio, outliers
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair, Quantity
 from harness.records.load import get_path
-from harness.text import printable
+from harness.text import name_in_sentence, printable
 
 PASS, FAIL, NOT_CHECKED = "pass", "FAIL", "not checked"
 REFERENCE, OTHER = "reference", "other"
@@ -92,10 +92,10 @@ def measured_sides(comparison: Comparison) -> dict[int, RunGroup]:
 
 def title(comparison: Comparison) -> str:
     """Return the report's title."""
-    reference = printable(comparison.reference.label)
+    reference = printable(name_in_sentence(comparison.reference.label))
     if len(comparison.pairs) == 1:
         pair = comparison.pairs[0]
-        return f"{pair.verdict.capitalize()}: {printable(pair.other.label)} against {reference}"
+        return f"{pair.verdict.capitalize()}: {printable(name_in_sentence(pair.other.label))} against {reference}"
     return f"{len(comparison.pairs)} sides against {reference}"
 
 

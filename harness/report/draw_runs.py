@@ -13,7 +13,7 @@ from harness.analysis.verdict import Comparison
 from harness.records.load import LoadedRecord, get_path
 from harness.report.content import all_sides
 from harness.report.svg import COLORS, INK, color, dashes, downsample, legend, points_per_line, truncate
-from harness.text import printable
+from harness.text import counted, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,9 @@ def _range_text(curve: Sequence[float]) -> str:
     known = [value for value in curve if math.isfinite(value)]
     ends = f"{known[0]:.4f} to {known[-1]:.4f}" if known else "no finite loss"
     missing = len(curve) - len(known)
-    return f"{ends} in {len(curve)} steps" + (f", {missing} of them without a finite loss" if missing else "")
+    return f"{ends} in {counted(len(curve), 'step')}" + (
+        f", {missing} of them without a finite loss" if missing else ""
+    )
 
 
 def _all_differences(axes: Axes, comparison: Comparison) -> None:

@@ -16,7 +16,8 @@ from harness.report.svg import Draw, legend_columns, render_svg
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "ratio": (
         "Step time, as a ratio to the reference's",
-        "Dot: ratio of means. Bar: 95 % interval. Shaded: the same time within the margin. Left is faster.",
+        "Dot: ratio of means. Bar: 95 % interval, an arrow where it goes on. Shaded: the same time within the margin. "
+        "Left is faster. The axis is logarithmic.",
     ),
     "loss": (
         "Training loss, and its difference from the reference's",
@@ -31,7 +32,7 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     "tokens_per_second": (
         "Speed of each process",
         "One dot for each process. Dashed: the reference's mean. Shaded: the margin around it. Bars: the other side by "
-        "the 95 % interval of the ratio. The axis does not start at zero.",
+        "the 95 % interval of the ratio, an arrow where it goes on. The axis does not start at zero.",
     ),
     "phases": ("Time of a step by phase", "Mean over all processes of a side."),
     "memory": ("Peak memory of the device", "The highest peak of a side's processes, by the device's allocator."),

@@ -40,7 +40,9 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
     ]  # fmt: skip
     rows += [("caution", caution) for caution in cautions]
     console.print(key_value_table(rows))
-    console.print(Text("\nMedians with 90 % intervals, under these assumptions:"))
+    console.print(
+        Text(f"\nMedians {'without' if found.days.low is None else 'with 90 %'} intervals, under these assumptions:")
+    )
     ranges = assumptions_of(found, assumed).items()
     console.print(key_value_table((f"  {name.replace('_', ' ')}", _range_text(each)) for name, each in ranges))
 
@@ -79,7 +81,7 @@ def print_check(checks: Sequence[Check]) -> None:
             f"{check.training.days:.4g}",
             f"{check.training.mfu:.0%}",
             f"{check.days.median:.4g}",
-            f"{check.days.low:.4g} to {check.days.high:.4g}",
+            UNKNOWN if check.days.low is None else f"{check.days.low:.4g} to {check.days.high:.4g}",
             f"{check.error:+.0%}",
             "within" if check.hit else "MISSED",
         )
@@ -116,9 +118,9 @@ def check_to_dict(checks: Sequence[Check]) -> list[dict[str, Any]]:
 
 
 def _text(found: Estimate, *, percent: bool = False) -> str:
-    if percent:
-        return f"{found.median:.1%} ({found.low:.1%} to {found.high:.1%})"
-    return f"{significant(found.median)} ({significant(found.low)} to {significant(found.high)})"
+    shown = [None if value is None else f"{value:.1%}" if percent else significant(value)
+             for value in (found.median, found.low, found.high)]  # fmt: skip
+    return f"{shown[0]}" if shown[1] is None else f"{shown[0]} ({shown[1]} to {shown[2]})"
 
 
 def _scaled(value: float) -> str:

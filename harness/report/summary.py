@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.analysis.format import gibibytes, tflops, tokens_per_second
+from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
+from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
+from harness.text import counted, printable
 
 # Wall clocks are corrected by fractions of a second all the time.
 CLOCK_TOLERANCE_SECONDS = 2.0
@@ -33,6 +35,7 @@ def key_figures(record: dict[str, Any], folder: Path) -> dict[str, Any]:
         "status": record["status"],
         "workload_id": record["workload_id"],
         "device": record["device"].get("name"),
+        "data": record["data"],
         "steps": len(losses),
         "loss": losses[-1] if losses else None,
         "evaluation_loss": record["eval"]["final"],
@@ -52,6 +55,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("status", record["status"] + (f": {record['error']}" if record["error"] else "")),
         ("work", _work(record)),
+        *_data(record),
         ("device", _device(record)),
         ("digests", _digests(record)),
     ]
@@ -62,6 +66,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
             ("step time", _step_time(timing)),
             ("speed", _speed(timing, record["world_size"])),
             *_utilization(record),
+            *other_load(record),
             ("excluded", _excluded(record)),
         ]
         lines += _communication(record.get("parallel"))
@@ -77,7 +82,7 @@ def _lines(record: dict[str, Any]) -> list[tuple[str, str]]:
     if len(record.get("attempts") or []) > 1:
         lines.append(("attempts", _attempts(record)))
     if config["precision"] == "fp16" and record["losses"]["skipped_steps"]:
-        lines.append(("fp16", f"{record['losses']['skipped_steps']} updates skipped by the loss scaler"))
+        lines.append(("fp16", f"{counted(record['losses']['skipped_steps'], 'update')} skipped by the loss scaler"))
     return lines
 
 
@@ -91,19 +96,51 @@ def _work(record: dict[str, Any]) -> str:
     )
 
 
+def _data(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of what was read of files, and of what was left out."""
+    data = record["data"]
+    if "train_sequences" not in data:
+        return []
+    sequences, seq_len = data["train_sequences"], record["config"]["workload"]["seq_len"]
+    unused = data["train_tokens"] - sequences * seq_len - 1
+    files = data.get("files_read")
+    kind = f"{data['format']} {data['dtype']}" if files is None else f"{files:,} file{'' if files == 1 else 's'}"
+    read = f"{kind}, {data['size_bytes']:,} bytes: {data['train_tokens']:,} tokens in {sequences:,} sequences"
+    read += f" and {unused:,} left over" if unused else ""
+    lines = [("data", f"{read}; {data['held_out_tokens']:,} tokens held out")]
+    for name, part in (("left out", data), ("held-out files", data.get("held_out"))):
+        if part is not None and (left_out := _left_out(part)):
+            lines.append((name, left_out))
+    return lines
+
+
+def _left_out(data: dict[str, Any]) -> str:
+    dropped, characters = data.get("characters_dropped", 0), data.get("characters", 0)
+    share = f" of {characters:,} ({100 * dropped / max(1, characters):.1f} %)"
+    counts = [
+        ("files not matched by data.glob", data.get("files_not_matched"), ""),
+        ("empty files", data.get("files_empty"), ""),
+        *((f"skipped as {kind}", count, "") for kind, count in data.get("files_skipped", {}).items()),
+        ("links to what is read already", data.get("links_repeated"), ""),
+        ("characters dropped by the tokenizer", dropped, share),
+        ("unknown tokens", data.get("tokens_unknown"), ""),
+    ]
+    return "; ".join(f"{words}: {count:,}{of_all}" for words, count, of_all in counts if count)
+
+
 def _attempts(record: dict[str, Any]) -> str:
     attempts = record["attempts"]
     ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
-    counted = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
+    before = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
     return (
-        f"{len(attempts)}; before: {counted}; the last resumed at step {attempts[-1]['from_step']}; "
-        f"{record['timing']['resumed']['steps']} untimed warm-up steps after resuming"
+        f"{len(attempts)}; before: {before}; the last resumed at step {attempts[-1]['from_step']}; "
+        f"{counted(record['timing']['resumed']['steps'], 'untimed warm-up step')} after resuming"
     )
 
 
 def _device(record: dict[str, Any]) -> str:
     device, processes = record["device"], record["world_size"]
-    name = f"{device['kind']}: {device['name']}, {_threads(record)}"
+    name = f"{device['kind']}: {device['name'] or UNKNOWN}, {_threads(record)}"
     if processes == 1:
         return name
     return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
@@ -173,7 +210,8 @@ def _clocks(clocks: dict[str, float | None] | None) -> list[tuple[str, str]]:
 
 
 def _threads(record: dict[str, Any]) -> str:
-    return f"{record['effective_settings'].get('threads', '?')} host threads"
+    threads = record["effective_settings"].get("threads")
+    return "? host threads" if threads is None else counted(threads, "host thread")
 
 
 def _digests(record: dict[str, Any]) -> str:
@@ -192,7 +230,8 @@ def _step_time(timing: dict[str, Any]) -> str:
     spread = f", intervals {1000 * min(intervals):.2f} to {1000 * max(intervals):.2f} ms"
     if len(intervals) > 1:
         spread += f" (sd {1000 * statistics.stdev(intervals):.2f})"
-    return f"{1000 * timing['mean_step_seconds']:.2f} ms, mean of {steps} steps in {len(intervals)} intervals{spread}"
+    mean = f"mean of {counted(steps, 'step')} in {counted(len(intervals), 'interval')}"
+    return f"{1000 * timing['mean_step_seconds']:.2f} ms, {mean}{spread}"
 
 
 def _speed(timing: dict[str, Any], processes: int) -> str:
@@ -209,12 +248,26 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     text = f"{tflops(used['achieved_flops'])} a device (model FLOPs)"
     precision = record["config"]["precision"]
+    busy = (record.get("measured_peak") or {}).get("other_processes_cpu_fraction") or 0.0
     for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:
             text += f"; MFU {used[share]:.3f} of the {peak} {precision} peak"
         elif (known := used[f"{peak}_peak_flops"]) is not None:
             text += f"; no MFU: above the {peak} {precision} peak of {tflops(known)}, so peak or speed is wrong"
+        if peak == "measured" and used["measured_peak_flops"] is not None and busy > MAX_OTHER_CPU_FRACTION:
+            text += f" (a peak measured while other processes used {busy:.0%} of the CPU cores is too low)"
     return [("compute", text)]
+
+
+def other_load(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row where a record knows of other work on the host or the device while it was measured."""
+    contention = record.get("contention") or {}
+    used, found = contention.get("other_processes_cpu_fraction") or 0.0, []
+    if used > MAX_OTHER_CPU_FRACTION:
+        found.append(f"other processes used {used:.0%} of the CPU cores")
+    if others := contention.get("device_processes"):
+        found.append(f"other processes used the device: {', '.join(map(printable, others[:3]))}")
+    return [("caution", f"{'; '.join(found)}: the speed is that of a busy machine")] if found else []
 
 
 def _excluded(record: dict[str, Any]) -> str:
@@ -222,7 +275,7 @@ def _excluded(record: dict[str, Any]) -> str:
     parts = [
         ("set-up", timing["setup_seconds"]),
         ("first step", timing["first_step_seconds"]),
-        (f"{timing['warmup']['steps']} warm-up steps", timing["warmup"]["seconds"]),
+        (counted(timing["warmup"]["steps"], "warm-up step"), timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
         ("compilation within these", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
@@ -250,7 +303,7 @@ def _held_out(record: dict[str, Any]) -> str:
     gap = f", {points[-1]['loss'] - floor:.4f} above the floor" if floor is not None else ""
     return (
         f"{points[-1]['loss']:.4f} nats/token at step {points[-1]['step']}{gap} "
-        f"({record['eval']['sequences']} sequences, {len(points)} evaluations)"
+        f"({counted(record['eval']['sequences'], 'sequence')}, {counted(len(points), 'evaluation')})"
     )
 
 

@@ -1,9 +1,9 @@
 """CheckpointStore: atomic checkpoints with checksums, of a known workload and step, which cannot run code when loaded.
 
 Tensors are written by torch.distributed.checkpoint, so that a run can resume with another number of ranks; everything
-else is in manifest.json. A checkpoint is written under a temporary name and renamed when it is complete on disk. Other
-files in the checkpoints' folder are never touched: only a folder with the name and the content of a checkpoint is
-deleted, file by file, without following links.
+else is in manifest.json, with a checksum of its own. A checkpoint is written under a temporary name and renamed when
+it is complete on disk. Other files in the checkpoints' folder are never touched: only a folder with the name and the
+content of a checkpoint is deleted, file by file, without following links.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from harness.errors import CheckpointError, RunFailed
-from harness.records.files import sync_folder, write_atomically
+from harness.records.files import seal, sync_folder, write_atomically
 from harness.records.run_folder import CHECKPOINT_FOLDER, STEP_FOLDER, checkpoint_steps
-from harness.training.checkpoint_files import MANIFEST, SafeReader, describe_file, find_damage
+from harness.training.checkpoint_files import (
+    CHECKPOINT_FILE,
+    FORMAT_VERSION,
+    MANIFEST,
+    ManifestReader,
+    describe_file,
+    describe_layout,
+    find_damage,
+    read_manifest,
+)
 from harness.training.distributed.collectives import Ranks
 
-FORMAT_VERSION = 1
 # A checkpoint being written or deleted: its step, and a random part that makes the name unique.
 _UNFINISHED = re.compile(r"\.(partial|removed)-\d{8,}-[0-9a-f]{8}")
-# The files that PyTorch and this module write into a checkpoint's folder.
-_CHECKPOINT_FILE = re.compile(
-    r"__\d+_\d+\.distcp|\.metadata|\.metadata\.tmp|manifest\.json|\.manifest\.json\.\d+-[0-9a-f]{8}\.partial"
-)
 T = TypeVar("T")
 
 
@@ -61,7 +65,7 @@ class CheckpointStore:
         partial = self._on_main(lambda: self._make_partial(step), final)
         try:
             with _ignore_single_process_warning():
-                save_tensors(
+                saved = save_tensors(
                     dict(tensors),
                     storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
                     no_dist=self._ranks.size == 1,
@@ -69,7 +73,7 @@ class CheckpointStore:
             own = {path.name: describe_file(path) for path in self._own_files(partial)}
             reason = None
         except (CheckpointException, OSError) as error:
-            own, reason = None, _reason(error)
+            own, saved, reason = None, None, _reason(error)
         by_rank = self._ranks.gather((own, reason))
         for _, why in by_rank:
             if why is not None:
@@ -77,15 +81,21 @@ class CheckpointStore:
                     _delete(partial)
                 raise self._write_failure(final, why)
         files = {name: description for part, _ in by_rank for name, description in (part or {}).items()}
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "workload_id": self._workload_id,
-            "world_size": self._ranks.size,
-            "files": files,
-            "progress": dict(progress),
-        }
-        self._on_main(lambda: self._publish(partial, final, manifest), final)
+
+        def publish() -> None:
+            assert saved is not None
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "step": step,
+                "workload_id": self._workload_id,
+                "world_size": self._ranks.size,
+                "files": files,
+                "tensors": describe_layout(saved),
+                "progress": dict(progress),
+            }
+            self._publish(partial, final, manifest)
+
+        self._on_main(publish, final)
 
     def load(self, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Fill `tensors` in place from a step's checkpoint and return its progress. Collective.
@@ -94,50 +104,31 @@ class CheckpointStore:
             CheckpointError: it is damaged, of another workload, or of a newer version.
         """
         path = self._path(step)
-        manifest = self._read_manifest(path)
-        names = sorted(manifest["files"])[self._ranks.rank :: self._ranks.size]
-        problems = [problem for name in names if (problem := find_damage(path / name, manifest["files"][name]))]
+        manifest = read_manifest(path, self._workload_id, self._remedy(step))
+        if manifest["step"] != step:
+            raise CheckpointError(
+                f"{path}: is of step {manifest['step']}, not {step}: it was renamed; {self._remedy(step)}"
+            )
+        files: Mapping[str, Any] = manifest["files"]
+        names = sorted(files)[self._ranks.rank :: self._ranks.size]
+        problems = [problem for name in names if (problem := find_damage(path, name, files[name]))]
         for found in self._ranks.gather(problems):
             for problem in found:
                 raise CheckpointError(f"{path}: {problem}; {self._remedy(step)}")
         try:
-            SafeReader(path).read_metadata()
-        except Exception as error:
-            # An unpickler may raise anything on a damaged file.
-            raise CheckpointError(f"{path}: .metadata cannot be read: {error}; {self._remedy(step)}") from error
+            reader = ManifestReader(path, manifest["tensors"], files)
+        except ValueError as error:
+            raise CheckpointError(f"{path / MANIFEST}: {error}; {self._remedy(step)}") from error
         try:
             with _ignore_single_process_warning():
-                load_tensors(dict(tensors), storage_reader=SafeReader(path), no_dist=self._ranks.size == 1)
+                load_tensors(dict(tensors), storage_reader=reader, no_dist=self._ranks.size == 1)
         except CheckpointException as error:
             causes = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
             raise CheckpointError(f"{path}: does not match this model: {causes}; {self._remedy(step)}") from error
         return manifest["progress"]
 
-    def _read_manifest(self, path: Path) -> dict[str, Any]:
-        file = path / MANIFEST
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise CheckpointError(
-                f"{file}: cannot be read: {why}; delete {path} to resume from an earlier one"
-            ) from error
-        version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if not isinstance(version, int):
-            raise CheckpointError(f"{file}: not a checkpoint of this harness; delete {path}")
-        if version > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{file}: format_version {version} is newer than this harness reads ({FORMAT_VERSION}); upgrade it"
-            )
-        if manifest["workload_id"] != self._workload_id:
-            raise CheckpointError(
-                f"{path}: is of workload {manifest['workload_id']}, expected {self._workload_id}; resume with the "
-                "settings that the run started with, or choose another out=DIR"
-            )
-        return manifest
-
     def _publish(self, partial: Path, final: Path, manifest: dict[str, Any]) -> None:
-        write_atomically(partial / MANIFEST, json.dumps(manifest) + "\n")
+        write_atomically(partial / MANIFEST, json.dumps(seal(manifest)) + "\n")
         # A run that resumed from an earlier checkpoint writes this one again.
         if os.path.lexists(final):
             if not self._is_own(final):
@@ -164,7 +155,7 @@ class CheckpointStore:
         if not STEP_FOLDER.fullmatch(path.name) or not _holds_only_checkpoint_files(path):
             return False
         try:
-            return self._read_manifest(path)["step"] == int(path.name.removeprefix("step-"))
+            return read_manifest(path, self._workload_id, "")["step"] == int(path.name.removeprefix("step-"))
         except (CheckpointError, KeyError):
             return False
 
@@ -194,8 +185,12 @@ class CheckpointStore:
 
     def _write_failure(self, final: Path, why: str) -> RunFailed:
         kept = checkpoint_steps(self._folder.parent)
-        newest = f"the checkpoint of step {kept[-1]} is kept" if kept else "there is no checkpoint yet"
-        return RunFailed(f"{final}: cannot be written: {why}; free some space and resume ({newest})", shared=True)
+        remedy = (
+            f"resume (the checkpoint of step {kept[-1]} is kept)"
+            if kept
+            else "start again (there is no checkpoint yet)"
+        )
+        return RunFailed(f"{final}: cannot be written: {why}; free some space and {remedy}", shared=True)
 
     def _remedy(self, step: int) -> str:
         before = [other for other in checkpoint_steps(self._folder.parent) if other < step]
@@ -248,7 +243,7 @@ def _holds_only_checkpoint_files(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
-        return all(entry.is_file(follow_symlinks=False) and _CHECKPOINT_FILE.fullmatch(entry.name) for entry in entries)
+        return all(entry.is_file(follow_symlinks=False) and CHECKPOINT_FILE.fullmatch(entry.name) for entry in entries)
 
 
 def _remove(folder: Path) -> None:
@@ -263,9 +258,7 @@ def _delete(folder: Path) -> None:
     """Delete the files of a checkpoint, and the folder if it is then empty."""
     with os.scandir(folder) as entries:
         own = [
-            entry
-            for entry in entries
-            if entry.is_file(follow_symlinks=False) and _CHECKPOINT_FILE.fullmatch(entry.name)
+            entry for entry in entries if entry.is_file(follow_symlinks=False) and CHECKPOINT_FILE.fullmatch(entry.name)
         ]
     for entry in own:
         os.unlink(entry.path)

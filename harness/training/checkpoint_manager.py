@@ -9,7 +9,8 @@ from typing import Any
 
 from harness.backends.step import TrainStep
 from harness.config import Config, workload_id
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, RunFailed
+from harness.records.steps import STEPS_FILE, steps_digest
 from harness.training.checkpoint import CheckpointStore, TrainingState
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.process_group import RunProcesses
@@ -27,6 +28,8 @@ class CheckpointManager:
     optimizer, loss scale and step are sufficient.
     """
 
+    folder: Path
+    """Of the run."""
     checkpoints: CheckpointStore
     state: TrainingState
     step: TrainStep
@@ -53,6 +56,7 @@ class CheckpointManager:
             "step": self.step.state(),
             **self.fixed,
             "samples": self._samples(at_step),
+            "steps": self.ranks.broadcast_from_main(lambda: self._steps_digest(at_step)),
         }
         self.checkpoints.save(at_step, self.state.tensors(), progress)
         self.heartbeat()
@@ -62,24 +66,46 @@ class CheckpointManager:
 
         Raises:
             CheckpointError: the checkpoint cannot be used, or the initial weights or the data have changed.
+            RunFailed: steps.jsonl has changed.
         """
         self.state.initialize_optimizer_state()
         progress = self.checkpoints.load(from_step, self.state.tensors())
-        for what, before, now in (
-            ("the initial weights", progress["init"], self.fixed["init"]),
-            ("the data", progress["data"], self.fixed["data"]),
-            ("samples of the data", progress["samples"], self._samples(from_step)),
+        for what, key, now in (
+            ("the initial weights", "init", self.fixed["init"]),
+            ("the data", "data", self.fixed["data"]),
+            ("samples of the data", "samples", self._samples(from_step)),
         ):
-            if before != now:
+            if progress.get(key) != now:
                 raise CheckpointError(
-                    f"resume: {what} are not what the run began with: found {now}, expected {before}; restore them, or "
-                    "start again in another out=DIR"
+                    f"resume: {what} are not what the run began with: found {now}, expected {progress.get(key)}; "
+                    "restore them, or start again in another out=DIR"
                 )
-        self.step.restore(progress["step"])
-        if self.ranks.is_main:
-            # The saved digest is of all ranks, whatever their number was.
-            self.batch_digest.merge(progress["batches"])
-        return TrainingHistory.from_json(progress["loop"])
+        steps = self.ranks.broadcast_from_main(lambda: self._steps_digest(from_step))
+        if steps is None or steps != progress.get("steps"):
+            raise RunFailed(
+                f"{self.folder / STEPS_FILE}: does not hold the steps 1 to {from_step} as they were written before the "
+                "checkpoint; restore the file, or start again in another out=DIR",
+                shared=True,
+            )
+        try:
+            history = TrainingHistory.from_json(progress["loop"], from_step)
+            self.step.restore(progress["step"])
+            if self.ranks.is_main:
+                # The saved digest is of all ranks, whatever their number was.
+                self.batch_digest.merge(progress["batches"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"resume: the checkpoint of step {from_step} has no usable progress ({type(error).__name__}: {error}); "
+                "delete its folder to resume from an earlier one"
+            ) from error
+        return history
+
+    def _steps_digest(self, step: int) -> str | None:
+        """Return the digest of the rows in steps.jsonl, on rank 0, which writes them; None if they are not there."""
+        try:
+            return steps_digest(self.folder, step)
+        except OSError:
+            return None
 
     def _samples(self, step: int) -> str:
         """Return a digest of the first sequence and of a step's first one: reading all of the data would take long."""
@@ -106,6 +132,7 @@ def make_checkpoint_manager(
     """
     ranks = processes.ranks
     return CheckpointManager(
+        folder=folder,
         checkpoints=CheckpointStore(folder, ranks, workload_id=workload_id(config), keep=config.checkpoint.keep),
         state=TrainingState(prepared.model, prepared.optimizer),
         step=prepared.step,

@@ -66,9 +66,23 @@ class TrainingHistory:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> TrainingHistory:
-        """Return the history from the values of `to_json`."""
+    def from_json(cls, values: dict[str, Any], steps: int) -> TrainingHistory:
+        """Return the history of the first `steps` steps from the values of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not those of `to_json`, or of another number of steps.
+        """
         history = cls(**values)
         history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
         history.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
+        curves = (history.losses, history.gradient_norms, history.learning_rates)
+        numbers = [value for curve in curves for value in curve]
+        if any(len(curve) != steps for curve in curves) or not all(isinstance(value, float) for value in numbers):
+            raise ValueError(f"holds no loss, gradient norm and learning rate of each of {steps} steps")
+        ends = [0, *(interval.last_step for _, interval in history.intervals)]
+        if ends[-1] != steps or any(
+            interval.first_step != end + 1 or interval.last_step < interval.first_step
+            for end, (_, interval) in zip(ends, history.intervals, strict=False)
+        ):
+            raise ValueError(f"holds no intervals of the steps 1 to {steps}")
         return history

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from harness.config import Config
 from harness.errors import RunFailed
+from harness.text import counted
 from harness.training.history import TrainingHistory
 
 # Steps whose median loss a spike is measured against.
@@ -43,11 +44,14 @@ def _check_finite(config: Config, history: TrainingHistory, first_step: int, los
             continue
         skipped = ""
         if config.on_nonfinite == "skip":
-            updates = "one skipped update" if count == 2 else f"{count - 1} skipped updates"
-            skipped = f", after {updates} (nonfinite_limit)"
+            skipped = f", after {counted(count - 1, 'skipped update')} (nonfinite_limit)"
+        remedies = "lower workload.learning_rate" + (
+            " or lengthen workload.lr_warmup_steps"
+            if config.precision == "fp32"
+            else ", lengthen workload.lr_warmup_steps, or use precision=fp32"
+        )
         raise RunFailed(
-            f"the {what} became {value} at step {step} ({_samples(step, batch)}){skipped}; lower "
-            "workload.learning_rate, lengthen workload.lr_warmup_steps, or use precision=fp32",
+            f"the {what} became {value} at step {step} ({_samples(step, batch)}){skipped}; {remedies}",
             status="diverged",
             shared=True,
         )

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from harness.backends.base import Backend
+from harness.backends.failures import WEIGHTS_REMEDY
 from harness.backends.step import TrainStep
 from harness.config import Config
+from harness.errors import RunFailed
 from harness.training.distributed.collectives import Ranks, same_on_all
 from harness.training.distributed.communication import CommunicationMeter
 from harness.training.distributed.parallel import parallelize_model
@@ -66,9 +68,19 @@ def prepare_step(
 ) -> tuple[Transformer, Compilation, torch.optim.Optimizer, TrainStep]:
     """Return the model with its initial weights, its compilation, the optimizer and the backend's training step.
 
-    Collective. Arguments and errors as of `prepare_training`.
+    Collective. Arguments as of `prepare_training`.
+
+    Raises:
+        ConfigError: the layout does not fit the device or the number of processes.
+        RunFailed: the weights do not fit into the device's memory.
     """
-    parallel_model = parallelize_model(config, backend, ranks, meter, heartbeat)
+    try:
+        parallel_model = parallelize_model(config, backend, ranks, meter, heartbeat)
+    except Exception as error:
+        failure = backend.classify_error(error)
+        if failure is None or failure.status != "oom":
+            raise
+        raise RunFailed(f"{failure.cause}; {WEIGHTS_REMEDY}", failure.status) from error
     model = parallel_model.model
     compilation = apply_track(model, config.track, backend)
     optimizer = build_optimizer(model, config.workload, config.track)

@@ -13,6 +13,7 @@ from harness.backends.base import Backend
 from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
 from harness.config import OPERATIONS, Config, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
+from harness.text import counted
 from harness.workload.model import Transformer, activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
 from harness.workload.sketch import Sketch, sketch_all
@@ -229,5 +230,5 @@ def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
 def _probe_threads(backend: Backend) -> int:
     expected, found = backend.threads(), torch.get_num_threads()
     if expected != found:
-        raise BackendUnavailable(f"backend.threads: found {found} threads in torch, expected {expected}")
+        raise BackendUnavailable(f"backend.threads: found {counted(found, 'thread')} in torch, expected {expected}")
     return found

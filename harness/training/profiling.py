@@ -11,6 +11,8 @@ that it affects neither timing nor losses. It takes three passes, since no singl
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -191,7 +193,10 @@ def trace_steps(
             profiler.step()
     try:
         trace.parent.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(trace))
+        # Under a new name, so that no link is followed.
+        partial = trace.with_name(f".{secrets.token_hex(4)}.{trace.name}")
+        profiler.export_chrome_trace(str(partial))
+        os.replace(partial, trace)
     except OSError as error:
         raise RunFailed(f"{trace}: the profile's trace cannot be written: {error.strerror or error}") from error
     kind = DeviceType.CPU if not backend.asynchronous else _accelerator_kind(profiler.events())

@@ -13,13 +13,15 @@ from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.config import Config, to_yaml
 from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
+from harness.records.attempts import begin_attempt, end_attempt
 from harness.records.files import archive_file
 from harness.records.record import write_record
-from harness.records.run_folder import acquire_run_folder, begin_attempt, checkpoint_steps, end_attempt
+from harness.records.run_folder import acquire_run_folder, checkpoint_steps
 from harness.records.steps import STEPS_FILE
 from harness.signals import StopRequest, stop_on_signals
 from harness.training.distributed.collectives import CoordinatedStop, same_on_all
 from harness.training.distributed.process_group import RunProcesses, join_processes
+from harness.training.distributed.watchdog import RankFailure
 from harness.training.monitoring.heartbeat import Heartbeat, HeartbeatWriter
 from harness.training.run_record import build_record
 from harness.training.setup import RunDescription, RunStart, describe_run
@@ -61,7 +63,9 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
         join_processes(world, heartbeat, timeout_seconds=timeout_seconds) as processes,
     ):
         try:
-            dataset = _open_data(config)
+            dataset = _open_data(config, heartbeat)
+            for line in dataset.cautions() if world.is_main else ():
+                log.warning(line)
             backend.load()
             log.adopt_libraries()
             with ExitStack() as stack:
@@ -94,8 +98,8 @@ def _written_heartbeat(heartbeat: Heartbeat, world: World, timeout_seconds: floa
         writer.stop()
 
 
-def _open_data(config: Config) -> Dataset:
-    dataset = open_dataset(config)
+def _open_data(config: Config, heartbeat: Heartbeat) -> Dataset:
+    dataset = open_dataset(config, heartbeat.beat)
     if config.workload.eval_every:
         dataset.require_held_out(config.workload.eval_sequences)
         dataset.held_out(0, config.workload.eval_sequences)
@@ -110,6 +114,8 @@ class _AcquiredFolder:
 
     path: Path
     from_step: int = 0
+    attempts: list[dict[str, Any]] | None = None
+    """All attempts with this one; None for a run without checkpoints."""
     existing_record: dict[str, Any] | None = None
 
 
@@ -122,10 +128,11 @@ def _acquire_folder(config: Config, description: RunDescription, stack: ExitStac
     if acquired.resuming and not from_step and (acquired.path / STEPS_FILE).exists():
         # Interrupted before its first checkpoint: it starts again, and the old steps are kept under another name.
         archive_file(acquired.path / STEPS_FILE)
+    attempts = None
     if config.checkpoint.every:
         host = environment.host_name()
-        begin_attempt(acquired.path, from_step=from_step, world_size=description.world_size, host=host)
-    return _AcquiredFolder(acquired.path, from_step)
+        attempts = begin_attempt(acquired.path, from_step=from_step, world_size=description.world_size, host=host)
+    return _AcquiredFolder(acquired.path, from_step, attempts)
 
 
 class _Run:
@@ -134,12 +141,13 @@ class _Run:
     def __init__(self, acquired: _AcquiredFolder, config: Config, description: RunDescription, backend: Backend,
                  dataset: Dataset, processes: RunProcesses, stop: StopRequest) -> None:  # fmt: skip
         self._folder, self._config, self._description = acquired.path, config, description
+        self._attempts = acquired.attempts
         self._backend, self._dataset, self._processes, self._stop = backend, dataset, processes, stop
         self._trainer = Trainer(
             acquired.path, config, description, backend, dataset, processes, CoordinatedStop(processes.ranks, stop),
             from_step=acquired.from_step,
         )  # fmt: skip
-        processes.on_fatal(lambda first: self._finish(RunFailed(str(first), first.status), None))
+        processes.on_fatal(self._end_at_once)
 
     def run(self, heartbeat_writer: HeartbeatWriter) -> RunResult:
         """Train, and write the record; then profile, if `profile=true` and the run ended well."""
@@ -158,6 +166,11 @@ class _Run:
                 return self._profile(step)
         self._stop.begin_shutdown()
         return RunResult(self._folder, self._finish(failure, interrupted), failure, interrupted)
+
+    def _end_at_once(self, first: RankFailure) -> Path:
+        """Write the record of a run whose main thread hangs, and return its folder."""
+        self._finish(RunFailed(str(first), first.status), None)
+        return self._folder
 
     def _train(self, heartbeat_writer: HeartbeatWriter) -> TrainStep:
         _check_equal_ranks(self._description, self._dataset, self._processes)
@@ -212,9 +225,9 @@ class _Run:
         return record
 
     def _write(self, status: str, error: str | None = None, profile: dict[str, Any] | None = None) -> dict[str, Any]:
-        history, attempts = self._trainer.history, None
-        if self._config.checkpoint.every:
-            attempts = end_attempt(self._folder, status=status, to_step=history.steps_done)
+        history, attempts = self._trainer.history, self._attempts
+        if attempts is not None:
+            attempts = end_attempt(self._folder, attempts, status=status, to_step=history.steps_done)
         record = build_record(
             self._description,
             self._trainer.measurements,

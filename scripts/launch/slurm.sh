@@ -12,7 +12,7 @@
 #SBATCH --signal=TERM@120
 #
 #   sbatch scripts/launch/slurm.sh                                   experiment=smoke, two CPU processes a node
-#   sbatch scripts/launch/slurm.sh backend=cuda model=gpt2-1.5b ...
+#   sbatch scripts/launch/slurm.sh backend=cuda parallel=ddp model=gpt2-1.5b ...
 #
 # Edit for another device: above add
 #   #SBATCH --gpus-per-node=8       (NVIDIA)        #SBATCH --gres=npu:8       (Ascend; the name is your cluster's)
@@ -22,7 +22,7 @@ set -uo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?start this file with sbatch}" || exit 2
 settings=("$@")
-[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke workload.micro_batch_size=2)
+[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke parallel=ddp workload.micro_batch_size=2)
 run=runs/slurm-$SLURM_JOB_ID
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -30,11 +30,11 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # The tasks act on signals; this shell waits for the tasks.
-trap ':' TERM
+trap ':' TERM USR1
 # shellcheck disable=SC2016 # expanded on each node
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c 'exec "${PYTHON:-python}" -m harness torchrun --node-rank="$SLURM_NODEID" "$@"' node \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="${PROCESSES:-2}" --master-addr="$head" --master-port="$port" \
-  parallel="${PARALLEL:-ddp}" checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json \
+  ${PARALLEL:+parallel="$PARALLEL"} checkpoint.every="${CHECKPOINT_EVERY:-100}" resume=auto out="$run" log=json \
   "${settings[@]}" &
 step=$!
 # `wait` returns early at a signal; the last one returns the exit code of the step.
@@ -45,7 +45,7 @@ wait "$step"
 code=$?
 
 # Interrupted, but not by scancel, after which the job no longer counts as running: there is work left.
-if [ "$code" = 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+if [[ $code =~ ^(129|138|143)$ ]] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

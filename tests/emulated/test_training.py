@@ -110,7 +110,7 @@ def test_the_rehearsed_comparison_does_not_test_a_claim(emulated: Emulated) -> N
     compared = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal")
     assert compared.code == 0, compared.err
     text = " ".join(compared.out.split())
-    assert "npu computes the same as cpu" in text
+    assert "'npu' computes the same as 'cpu'" in text
     assert "Claim rehearsal: not tested. Emulated device: npu has no speed." in text
     expecting = emulated.harness("compare", "cpu", "npu", "--claim", "rehearsal", "--expect", "supported")
     assert expecting.code == 1

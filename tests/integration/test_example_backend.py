@@ -60,7 +60,7 @@ def test_trains_and_computes_what_the_cpu_does(installed: dict[str, str], harnes
         assert done.returncode == 0, done.stderr
     done = harness("compare", "cpu", "graphchip", env=installed)
     assert done.returncode == 0, done.stderr
-    assert "graphchip computes the same as cpu; graphchip is emulated: no speed is stated." in " ".join(
+    assert "'graphchip' computes the same as 'cpu'; 'graphchip' is emulated: no speed is stated." in " ".join(
         done.stdout.split()
     )
 

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from harness.text import layered_settings
 from tests.conftest import TINY, Harness
 from tests.ranks import shared_zygote
 
-WORDS = " ".join(TINY)
-COMMAND = ("compare", "--run", f"{WORDS} backend.threads=1", "--run", f"{WORDS} workload.micro_batch_size=4",
+
+def words(*settings: str) -> str:
+    """Return a run's command line."""
+    return " ".join(layered_settings(TINY, settings))
+
+
+COMMAND = ("compare", "--run", words(), "--run", words("workload.micro_batch_size=4"),
            "--repeats", "2", "--label", "one", "--label", "two", "--out", "out")  # fmt: skip
 
 
@@ -72,8 +78,9 @@ def test_goes_on_after_an_interruption(harness: Harness, tmp_path: Path) -> None
 
 
 def test_a_failing_run_ends_it_with_its_reason(harness: Harness, tmp_path: Path) -> None:
-    words = f"{WORDS} workload.learning_rate=1e30"
-    done = harness("compare", "--run", words, "--run", f"{words} backend.threads=null", "--out", "out")
+    diverging = "workload.learning_rate=1e30"
+    sides = (words(diverging), words(diverging, "backend.threads=null"))
+    done = harness("compare", "--run", sides[0], "--run", sides[1], "--out", "out")
     assert done.returncode == 5
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "ended with exit code 5" in line

@@ -18,10 +18,11 @@ import yaml
 
 from tests.conftest import PROJECT, TINY
 from tests.ranks import free_port, shared_zygote
+from tests.zygote import last_values
 
 LAUNCH = PROJECT / "scripts" / "launch"
 # A moment's work for each process; the files' own settings are longer.
-BRIEF = (*TINY, "workload.global_batch_size=4", "workload.micro_batch_size=1")
+BRIEF = (*TINY, "parallel=ddp", "workload.micro_batch_size=1")
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 
@@ -33,7 +34,7 @@ def variables(**more: str) -> dict[str, str]:
 
 def start(argv: list[str], folder: Path, **more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        argv, cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        last_values(argv), cwd=folder, env=variables(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -74,6 +75,26 @@ class TestTorchrun:
         code, errors = ended(start([self.SCRIPT], tmp_path, NODES="2", HEAD="h:1"))
         assert code != 0
         assert "NODE_RANK" in errors
+
+    @pytest.mark.parametrize(
+        ("given", "expected"), [({}, []), ({"PARALLEL": "fsdp"}, ["parallel=fsdp"]), ({"PARALLEL": ""}, [])]
+    )
+    @pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sh"])
+    def test_the_layout_is_the_experiments_unless_it_is_set(
+        self, name: str, given: dict[str, str], expected: list[str], tmp_path: Path
+    ) -> None:
+        for program, text in {"python": 'echo "$@"', "srun": 'shift 2; exec "$@"', "scontrol": "echo node0"}.items():
+            (tmp_path / program).write_text(f"#!/bin/sh\n{text}\n")
+            (tmp_path / program).chmod(0o755)
+        cluster = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NODEID": "0",
+                   "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}  # fmt: skip
+        done = subprocess.run(
+            [str(LAUNCH / name), "experiment=iflytek/node"], capture_output=True, text=True, check=True, timeout=60,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **cluster, **given},
+        )  # fmt: skip
+        found = done.stdout.split()
+        assert [word for word in found if word.startswith("parallel=")] == expected
+        assert "experiment=iflytek/node" in found
 
     def test_the_exit_code_is_the_runs_own(self, tmp_path: Path) -> None:
         code, errors = ended(start([self.SCRIPT, "backend=cpu", "model=nothing"], tmp_path))
@@ -281,3 +302,14 @@ def test_the_image_and_the_files_agree() -> None:
     assert re.search(r'^ENTRYPOINT \["', dockerfile, re.MULTILINE)
     for name in ("job.yaml", "indexed-job.yaml"):
         assert pod_of(name)["securityContext"]["runAsUser"] == 1000
+
+
+def test_the_workflow_shows_its_report_also_when_the_check_is_red() -> None:
+    text = (PROJECT / "scripts" / "ci" / "github-actions.yml").read_text()
+    [job] = yaml.safe_load(text)["jobs"].values()
+    [compared] = [place for place, step in enumerate(job["steps"]) if "harness compare" in step.get("run", "")]
+    shown = [step for step in job["steps"][compared + 1 :] if "GITHUB_STEP_SUMMARY" in step.get("run", "")]
+    assert [step.get("if") for step in shown] == ["always()"]
+    # Every variable of the repository that it uses is named in its head.
+    head = "".join(line for line in text.splitlines() if line.startswith("#"))
+    assert all(name in head for name in re.findall(r"vars\.(\w+)", text))

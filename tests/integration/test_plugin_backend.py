@@ -127,7 +127,9 @@ class TestAWorkingOne:
             '        return Failure("device_fault", str(error), "pick it up again")\n'
         )
         plug_in = PlugIn(site, "zpu", source)
-        line = one_line(harness(*TINY, "backend=zpu", "out=run", env=plug_in.env), 5)
+        done = harness(*TINY, "backend=zpu", "out=run", env=plug_in.env)
+        assert done.returncode == 5
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert "ZPU fell over; pick it up again" in line
         assert record(tmp_path / "run")["status"] == "device_fault"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -17,13 +18,14 @@ import jsonschema
 import pytest
 
 from harness.records.run_folder import checkpoint_steps
+from harness.text import layered_settings
 from tests.conftest import PROJECT, TINY, Harness
 from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks
 from tests.zygote import Forked
 
 KEPT = ("checkpoint.every=4", "resume=auto")
-LONG = (*TINY, "workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30")
+LONG = layered_settings(TINY, ["workload.global_batch_size=8", "workload.steps=120", "workload.eval_every=30"])
 KILLS = 6
 
 
@@ -52,6 +54,13 @@ def start(folder: Path, *overrides: str) -> Forked:
 def wait_for_training(process: Forked) -> None:
     while process.poll() is None and "step" not in process.output("err"):
         time.sleep(0.005)
+
+
+def wait_for_record(folder: Path) -> None:
+    limit = time.monotonic() + 60
+    while not (folder / "record.json").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 def kill_in_training(process: Forked, seconds: float) -> bool:
@@ -85,14 +94,29 @@ def test_kills_at_random_moments_change_no_bit(overrides: tuple[str, ...], tmp_p
     assert found["timing"]["measured_steps"] + found["timing"]["resumed"]["steps"] + 2 == 120
 
 
-def test_a_signal_saves_and_a_resume_continues(tmp_path: Path) -> None:
-    expected = uninterrupted(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Record of an uninterrupted run."""
+    return uninterrupted(tmp_path_factory.mktemp("uninterrupted") / "whole")
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Record of an uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("of-two")
+    for ended in run_ranks(2, [*LONG, "parallel=ddp", "out=whole"], folder):
+        assert ended.code == 0, ended.err
+    return record(folder / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_saves_and_a_resume_continues(number: signal.Signals, whole: dict[str, Any], tmp_path: Path) -> None:
     process = start(tmp_path / "run", "workload.steps=120")
     wait_for_training(process)
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143, errors
+    assert process.returncode == 128 + number, errors
     cut = record(tmp_path / "run")
     assert cut["status"] == "interrupted"
     done = len(cut["losses"]["train"])
@@ -102,7 +126,7 @@ def test_a_signal_saves_and_a_resume_continues(tmp_path: Path) -> None:
     assert last.returncode == 0, errors
     assert "attempts" in out
     assert "interrupted" in out
-    assert_same_bits(record(tmp_path / "run"), expected)
+    assert_same_bits(record(tmp_path / "run"), whole)
     assert record(tmp_path / "run")["attempts"][1]["from_step"] == done
     assert json.loads((tmp_path / "run" / "record-1.json").read_text())["status"] == "interrupted"
 
@@ -213,8 +237,8 @@ class TestRanks:
 
     def test_the_launcher_ends_with_the_code_of_the_run(self, tmp_path: Path) -> None:
         """SIGTERM reaches the launcher alone, as in a container."""
-        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
-                 "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
+        changes = ["workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0"]
+        overrides = layered_settings(TINY, changes, ["parallel=fsdp", *KEPT, "out=run"])
         command = [shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
         with subprocess.Popen([*command, *overrides], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
             while not checkpoint_steps(tmp_path / "run"):
@@ -231,7 +255,7 @@ class TestRanks:
         assert "Traceback" not in errors
         # An error of the run is the launcher's too, with the same line and exit code.
         done = subprocess.run(
-            [*command, *overrides, "model.num_hidden_layers=0"],
+            [*command, *layered_settings(overrides, ["model.num_hidden_layers=0"])],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -243,9 +267,51 @@ class TestRanks:
             "error: model.num_hidden_layers: found 0, expected at least 1"
         ]
 
+    def launch(self, folder: Path, python: str | None = None, **options: Any) -> subprocess.Popen[str]:
+        command = [python or shared_zygote().python, "-m", "harness", "torchrun", "--standalone", "--nproc-per-node=2"]
+        argv = [*command, *LONG, *KEPT, "parallel=ddp", "out=run"]
+        return subprocess.Popen(argv, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL])
+    def test_a_signal_to_the_launcher_changes_no_bit(
+        self, number: signal.Signals, whole_of_two: dict[str, Any], tmp_path: Path
+    ) -> None:
+        with self.launch(tmp_path) as launcher:
+            while not checkpoint_steps(tmp_path / "run"):
+                assert launcher.poll() is None
+                time.sleep(0.02)
+            launcher.send_signal(number)
+            _, errors = launcher.communicate(timeout=60)
+        if number == signal.SIGKILL:
+            # Its processes lose their store, and end by themselves.
+            wait_for_record(tmp_path / "run")
+        else:
+            assert launcher.returncode == 128 + number, errors
+            cut = record(tmp_path / "run")
+            assert cut["status"] == "interrupted"
+            assert checkpoint_steps(tmp_path / "run")[-1] == len(cut["losses"]["train"])
+        with self.launch(tmp_path) as launcher:
+            _, errors = launcher.communicate(timeout=120)
+        assert launcher.returncode == 0, errors
+        assert_same_bits(record(tmp_path / "run"), whole_of_two)
+
+    def test_under_nohup_a_hangup_changes_nothing(self, whole_of_two: dict[str, Any], tmp_path: Path) -> None:
+        ignore = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_IGN)
+        with self.launch(tmp_path, sys.executable, preexec_fn=ignore) as launcher:
+            while not checkpoint_steps(tmp_path / "run"):
+                assert launcher.poll() is None
+                time.sleep(0.02)
+            launcher.send_signal(signal.SIGHUP)
+            _, errors = launcher.communicate(timeout=120)
+        assert launcher.returncode == 0, errors
+        found = record(tmp_path / "run")
+        assert [attempt["status"] for attempt in found["attempts"]] == ["ok"]
+        assert_same_bits(found, whole_of_two)
+
     def test_torchrun_restarts_a_killed_rank(self, tmp_path: Path) -> None:
-        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",
-                 "parallel=ddp", "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        own = ["workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6", "parallel=ddp",
+               "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        overrides = layered_settings(TINY, own)
         done = subprocess.run(
             ["torchrun", "--standalone", "--nproc-per-node=2", "--max-restarts=3", "-m", "tests.ranks",
              "killed once", *overrides],

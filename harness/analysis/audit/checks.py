@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from harness.analysis.audit.peak_checks import check_implied_flops, check_mfu, check_precision
-from harness.analysis.audit.rows import INCONSISTENT, SIDES, SUSPICIOUS, UNPROVEN, AuditFinding, Row
+from harness.analysis.audit.rows import (
+    INCONSISTENT,
+    SIDES,
+    SUSPICIOUS,
+    UNPROVEN,
+    AuditFinding,
+    Figure,
+    Row,
+    exactly,
+    printed,
+)
 from harness.analysis.chips import ambiguity
 from harness.analysis.flops import MIN_WEIGHTS, parameters_of, parameters_of_layers
 from harness.analysis.format import significant
@@ -40,8 +50,12 @@ def own_findings(row: Row) -> list[AuditFinding]:
 
 def _size(row: Row) -> Iterator[AuditFinding]:
     stated, shape = row.number("parameters"), model_preset(row.text("model"))
+    active = row.number("active_parameters")
     if stated is None:
         return
+    if active is not None and active > stated:
+        why = f"the whole model has {stated / 1e9:.3g} billion"
+        yield AuditFinding(INCONSISTENT, "size", f"{active / 1e9:.3g} billion active parameters", why)
     layers, width = row.number("layers"), row.number("width")
     if shape is not None and abs(math.log(stated / parameters_of(shape))) > SIZE_TOLERANCE:
         why = f"{row.text('model')} has {parameters_of(shape) / 1e9:.3g} billion"
@@ -68,9 +82,10 @@ def _batch(row: Row) -> Iterator[AuditFinding]:
 def _speeds(row: Row) -> Iterator[AuditFinding]:
     for side in SIDES:
         for unknown, speeds in row.speeds_by_unknown_factors(side).items():
-            (slow, slowest), (fast, fastest) = (each(speeds.items(), key=lambda item: item[1]) for each in (min, max))
-            if fastest <= (1 + ROUNDING) * slowest:
+            slow, fast = _extremes(speeds)
+            if speeds[fast].low <= (1 + ROUNDING) * speeds[slow].high:
                 continue
+            slowest, fastest = speeds[slow].value, speeds[fast].value
             # In samples without a sequence length, of one device without their number.
             unit = f"{'samples' if 'seq_len' in unknown else 'tokens'}/s{' a device' if 'devices' in unknown else ''}"
             yield AuditFinding(
@@ -81,44 +96,57 @@ def _speeds(row: Row) -> Iterator[AuditFinding]:
             )
 
 
+def _extremes(figures: Mapping[str, Figure]) -> tuple[str, str]:
+    """Return the columns of the smallest and of the largest figure, as far as rounding lets them be told."""
+    low = min(figures, key=lambda column: figures[column].high)
+    return low, max(figures, key=lambda column: figures[column].low)
+
+
 def _ratios(row: Row) -> Iterator[AuditFinding]:
     by_column = {column: ratio for column, ratio in row.time_ratios.items() if column != "total_seconds"}
     low = ""
     if by_column:
-        low, high = min(by_column, key=lambda key: by_column[key]), max(by_column, key=lambda key: by_column[key])
-        if by_column[high] > (1 + 2 * ROUNDING) * by_column[low]:
+        low, high = _extremes(by_column)
+        if by_column[high].low > (1 + 2 * ROUNDING) * by_column[low].high:
             yield AuditFinding(
                 INCONSISTENT,
                 "ratio",
-                f"a time ratio of {by_column[high]:.4g} by {high}",
-                f"{by_column[low]:.4g} by {low}, of the same training",
+                f"a time ratio of {by_column[high].value:.4g} by {high}",
+                f"{by_column[low].value:.4g} by {low}, of the same training",
             )
     total = row.time_ratios.get("total_seconds")
-    if by_column and total is not None and abs(math.log(total / by_column[low])) > math.log(MAX_OVERHEAD):
+    if by_column and total is not None and _times_apart(total, by_column[low]) > MAX_OVERHEAD:
         yield AuditFinding(
             SUSPICIOUS,
             "ratio",
-            f"a time ratio of {total:.4g} by total_seconds",
-            f"{by_column[low]:.4g} by {low}: a training does not take that long beside its steps",
+            f"a time ratio of {total.value:.4g} by total_seconds",
+            f"{by_column[low].value:.4g} by {low}: a training does not take that long beside its steps",
         )
-    stated, time = row.number("ratio"), row.time_ratio
+    stated, time = row.number("ratio"), next(iter(row.time_ratios.values()), None)
     if stated is None or time is None:
         return
-    found = time if row.text("ratio_of") == "time" else 1 / time
+    inverse = exactly(1).over(time)
+    found, other = (time, inverse) if row.text("ratio_of") == "time" else (inverse, time)
     if not _rounds_to(found, stated):
-        inverse = ", its inverse" if _rounds_to(1 / found, stated) else ""
+        turned = ", its inverse" if _rounds_to(other, stated) else ""
         yield AuditFinding(
             INCONSISTENT,
             "ratio",
             f"a {row.text('ratio_of')} ratio of {stated:.4g}",
-            f"the row's own columns give {found:.4g}{inverse}",
+            f"the row's own columns give {found.value:.4g}{turned}",
         )
 
 
-def _rounds_to(found: float, stated: float) -> bool:
+def _times_apart(one: Figure, two: Figure) -> float:
+    """Return the smallest factor between two figures that their rounding allows."""
+    return max(one.low / two.high, two.low / one.high)
+
+
+def _rounds_to(found: Figure, stated: float) -> bool:
     """Return whether a ratio rounds to `stated`, by the rounding of its columns or of its last digit."""
-    decimals = len(f"{stated:.12g}".partition(".")[2])
-    return abs(found - stated) <= max(ROUNDING * stated, 0.5 * 10.0**-decimals) * (1 + 1e-9)
+    # A stated ratio is rounded, not cut off: half a unit both ways.
+    half = max(ROUNDING * stated, stated - printed(stated).low) * (1 + 1e-9)
+    return found.low <= stated + half and found.high >= stated - half
 
 
 def _outcome(row: Row) -> Iterator[AuditFinding]:
@@ -152,23 +180,28 @@ def _chance(one: float, two: float, samples: float) -> float:
     return 1.96 * math.sqrt(2 * mean * (1 - mean) / samples)
 
 
-def _missing(row: Row) -> Iterator[AuditFinding]:
-    missing = [
-        *(f"the {side}'s speed" for side in SIDES if not row.has(side)),
-        *(f"the {side}'s chip" for side in SIDES if row.has(side) and row.text(side) is None),
-    ]
+def _not_printed(row: Row) -> Iterator[tuple[str, str]]:
+    """Yield what a row does not print, and what that leaves unchecked."""
+    for side in SIDES:
+        if not row.has(side):
+            yield f"the {side}'s speed", "there is no ratio to check"
+        elif row.text(side) is None:
+            yield f"the {side}'s chip", "its peak is unknown"
     if row.flops_per_token is None:
-        missing.append("the model's size")
+        what = "the active parameters of the mixture" if row.is_mixture else "the model's size"
+        yield what, "no speed was compared with a peak"
     if row.number("seq_len") is None:
-        missing.append("the sequence length")
+        yield "the sequence length", "attention is not counted"
     if row.text("precision") is None:
-        missing.append("the precision")
+        yield "the precision", "the largest peak of any precision is used"
     if row.flops_per_token is not None and all(row.speed_per_device(side) is None for side in SIDES):
-        missing.append("what tokens/s a device follow from (devices, batch, sequence length)")
-    if missing:
-        yield AuditFinding(
-            UNPROVEN, "missing", f"not printed: {', '.join(missing)}", "checks that need it were skipped"
-        )
+        why = "no speed was compared with a peak"
+        yield "what tokens/s a device follow from (devices, batch, sequence length)", why
+
+
+def _missing(row: Row) -> Iterator[AuditFinding]:
+    for what, why in _not_printed(row):
+        yield AuditFinding(UNPROVEN, "missing", f"not printed: {what}", why)
     if row.assumed:
         yield AuditFinding(
             UNPROVEN,

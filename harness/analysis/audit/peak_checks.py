@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from harness.analysis.audit.rows import IMPOSSIBLE, INCONSISTENT, SIDES, SUSPICIOUS, UNPROVEN, AuditFinding, Row
+from harness.analysis.audit.rows import (
+    IMPOSSIBLE,
+    INCONSISTENT,
+    NOTE,
+    SIDES,
+    SUSPICIOUS,
+    UNPROVEN,
+    AuditFinding,
+    Figure,
+    Row,
+)
 from harness.analysis.chips import PRECISIONS, Chip, find_chip, largest_peak
 from harness.analysis.format import tflops
 from harness.analysis.named_models import model_preset
 
 # "7B" stands for 6.7 to 7.3 billion parameters.
 PARAMETER_SLACK = 1.10
-# Ratio of two MFUs, whose FLOPs differ by attention, embeddings and recomputation. On the log scale.
+# Ratio of two MFUs, whose FLOPs differ by embeddings, grouped queries and the like. On the log scale.
 MFU_TOLERANCE = 0.15
 # No published dense training reached a larger share of the data sheet's peak.
 MAX_CREDIBLE_MFU = 0.75
@@ -27,14 +37,14 @@ def has_peak(row: Row, side: str) -> bool:
     return _largest_peak(row, side)[0] is not None
 
 
-def _peaks(row: Row, side: str) -> list[tuple[float, str, Chip]]:
-    """Return (FLOP/s, precision, chip) of every peak that a side may have: of all precisions if none is printed."""
+def _peaks(row: Row, side: str) -> list[tuple[float, str]]:
+    """Return (FLOP/s, name) of every peak that a side may have: of all precisions if none is printed."""
     precision = row.text("precision")
     return [
-        (value, name, chip)
+        (value, f"{name} {kind} of {chip.name}")
         for chip in row.chips(side)
         for name in ((precision,) if precision is not None else PRECISIONS)
-        if (value := chip.peak_flops.get(name)) is not None
+        for value, kind in chip.peaks(name)
     ]
 
 
@@ -69,25 +79,40 @@ def check_precision(row: Row) -> Iterator[AuditFinding]:
 
 
 def check_mfu(row: Row) -> Iterator[AuditFinding]:
-    """Yield a finding for each side whose MFU is above one, or does not fit its speed."""
+    """Yield a finding for each side that states an MFU: above one, not of its speed, or by which convention it is."""
     for side in SIDES:
-        stated = row.of(side, "mfu")
+        stated, speed = row.figure(side, "mfu"), row.speed_per_device(side)
         if stated is None:
             continue
-        flops, peaks = row.flops_per_device(side), _peaks(row, side)
-        if stated > 1:
-            yield AuditFinding(IMPOSSIBLE, "MFU", f"{side}: MFU of {stated:.0%}", _why_above_one(row, side, stated))
-        elif flops is not None and peaks:
-            # Of all peaks, the author of the row meant the one that fits best.
-            expected = flops / stated
-            peak, precision, chip = min(peaks, key=lambda each: abs(math.log(each[0] / expected)))
-            if abs(math.log(peak / expected)) > MFU_TOLERANCE:
-                yield AuditFinding(
-                    INCONSISTENT,
-                    "MFU",
-                    f"{side}: MFU of {stated:.0%}",
-                    f"the printed speed is {tflops(flops)}, {flops / peak:.0%} of the {precision} peak of {chip.name}",
-                )
+        if stated.value > 1:
+            what = f"{side}: MFU of {stated.value:.0%}"
+            yield AuditFinding(IMPOSSIBLE, "MFU", what, _why_above_one(row, side, stated.value))
+        elif speed is not None and row.flops_per_token is not None and (peaks := _peaks(row, side)):
+            yield _convention_of_mfu(row, side, stated, speed, peaks)
+
+
+def _convention_of_mfu(
+    row: Row, side: str, stated: Figure, speed: Figure, peaks: Sequence[tuple[float, str]]
+) -> AuditFinding:
+    """Return the convention by which a stated MFU follows from the speed, or that it follows by none.
+
+    Of all peaks and ways of counting attention, the author of the row meant the pair that fits best.
+    """
+    candidates = [
+        (speed.times(flops / peak), convention, name)
+        for convention, flops in row.flops_by_convention.items()
+        for peak, name in peaks
+    ]
+    found, convention, peak = min(candidates, key=lambda each: abs(math.log(each[0].value / stated.value)))
+    if max(found.low / stated.high, stated.low / found.high) <= math.exp(MFU_TOLERANCE):
+        return AuditFinding(NOTE, "MFU", f"{side}: the MFU follows from the speed", convention)
+    what = f"{side}: MFU of {stated.value:.1%}"
+    flops = row.flops_by_convention[convention] * speed.value
+    why = f"the printed speed is {tflops(flops)}, {found.value:.1%} of the {peak}"
+    most = max(speed.high * row.largest_flops_per_token / peak for peak, _ in peaks)
+    if len(row.flops_by_convention) == 1 and found.value < stated.value and stated.low <= most:
+        return AuditFinding(UNPROVEN, "MFU", what, f"{why} without attention, which layers, width and seq_len give")
+    return AuditFinding(INCONSISTENT, "MFU", what, f"{why} {convention}, the nearest way to count")
 
 
 def _why_above_one(row: Row, side: str, stated: float) -> str:
@@ -114,8 +139,10 @@ def check_implied_flops(row: Row) -> Iterator[AuditFinding]:
     precision = row.text("precision")
     for side in SIDES:
         flops, (peak, description, dispute) = row.flops_per_device(side), _largest_peak(row, side)
-        if flops is None:
+        speed = row.speed_per_device(side)
+        if flops is None or speed is None:
             continue
+        least = flops * speed.low / speed.value
         chips, name, found = row.chips(side), row.text(side), f"{side}: {tflops(flops)} a device"
         if peak is None:
             if not all(precision in chip.lacks for chip in chips):
@@ -125,14 +152,20 @@ def check_implied_flops(row: Row) -> Iterator[AuditFinding]:
         slack = dispute * (1.0 if model_preset(row.text("model")) else PARAMETER_SLACK)
         reason = f"the largest peak of {name} is {tflops(peak)} ({description})"
         measured = _best_product(chips, precision)
-        if flops > slack * peak:
-            yield AuditFinding(IMPOSSIBLE, "peak", found, f"{reason}: {flops / peak:.1f} times that peak")
-        elif flops > MAX_CREDIBLE_MFU * peak:
+        if least > slack * peak:
+            yield AuditFinding(IMPOSSIBLE, "peak", found, f"{reason}: {flops / peak:.1f} times that peak{_hint(row)}")
+        elif least > MAX_CREDIBLE_MFU * peak:
             reason += f"; no published dense training reached {flops / peak:.0%} of it"
             yield AuditFinding(SUSPICIOUS, "peak", found, reason)
-        elif measured is not None and flops > measured:
+        elif measured is not None and least > measured:
             reason = f"matrix products alone were measured at {tflops(measured)} on {name}"
             yield AuditFinding(SUSPICIOUS, "peak", found, reason)
+
+
+def _hint(row: Row) -> str:
+    """Return what would make a row possible, if its name does not rule it out."""
+    unknown = model_preset(row.text("model")) is None and row.number("active_parameters") is None
+    return "; if it is a mixture of experts, give active_parameters" if unknown else ""
 
 
 def _best_product(chips: Sequence[Chip], precision: str | None) -> float | None:

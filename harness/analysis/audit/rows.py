@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 from harness.analysis.chips import Chip, match_chips
-from harness.analysis.flops import flops_per_token_of_size, matrix_weights, parameters_of, training_flops_per_token
+from harness.analysis.flops import (
+    PASSES,
+    causal_attention_flops,
+    largest_attention_flops,
+    matrix_weights,
+    parameters_of,
+    whole_attention_flops,
+)
 from harness.analysis.named_models import model_preset
 
 TEXTS = {
@@ -25,7 +34,8 @@ TEXTS = {
     "note": "anything else",
 }
 NUMBERS = {
-    "parameters": "of the model, such as 7B",
+    "parameters": "of the model, such as 7B; of a mixture of experts, all of them",
+    "active_parameters": "of a mixture of experts, those that one token uses, such as 21B",
     "layers": "of the model; with width and seq_len its attention is counted too",
     "width": "of the model",
     "seq_len": "tokens in a sequence",
@@ -58,6 +68,45 @@ COLUMNS = {
 # In order of preference; last, since a whole training takes more than its steps.
 RATIO_COLUMNS = ("tokens_per_second", "tokens_per_second_per_device", "samples_per_second",
                  "samples_per_second_per_device", "step_seconds", "total_seconds")  # fmt: skip
+# A speed that is printed less precisely is left out where a more precise one is printed too.
+MAX_ROUNDING = 0.02
+# Names of mixtures of experts: 8x7B, 30B-A3B, OLMoE, Mixtral.
+MIXTURE = re.compile(r"\d+x\d|moe|mixtral|\ba\d+(\.\d+)?b\b", re.IGNORECASE)
+
+WITHOUT_ATTENTION = "without attention (6 x parameters a token)"
+CAUSAL_ATTENTION = "with causal attention"
+WHOLE_ATTENTION = "with attention counted whole (12 x layers x width x seq_len a token)"
+
+
+class Figure(NamedTuple):
+    """A printed figure, or one that follows from printed figures, with the range that rounding leaves it."""
+
+    low: float
+    value: float
+    high: float
+
+    def times(self, factor: float) -> Figure:
+        """Return the figure times an exact factor."""
+        return Figure(*(factor * each for each in self))
+
+    def over(self, other: Figure) -> Figure:
+        """Return the ratio of two figures."""
+        return Figure(self.low / other.high, self.value / other.value, self.high / other.low)
+
+
+def exactly(value: float) -> Figure:
+    """Return a figure that is not rounded, such as a number of devices."""
+    return Figure(value, value, value)
+
+
+def printed(value: float) -> Figure:
+    """Return a measured figure with its rounding: half a unit of the last digit; a whole number may be cut off too."""
+    exponent = Decimal(f"{value:.12g}").as_tuple().exponent
+    assert isinstance(exponent, int)
+    if exponent < 0:
+        half = 0.5 * 10.0**exponent
+        return Figure(value - half, value, value + half)
+    return Figure(value - 0.5, value, value + 1)
 
 
 @dataclass(frozen=True)
@@ -76,6 +125,11 @@ class Row:
     def of(self, side: str, quantity: str) -> float | None:
         """Return a measured quantity of one side."""
         return self.values.get(f"{side}_{quantity}")
+
+    def figure(self, side: str, quantity: str) -> Figure | None:
+        """Return a measured quantity of one side with its rounding."""
+        value = self.of(side, quantity)
+        return None if value is None else printed(value)
 
     def has(self, side: str) -> bool:
         """Return whether any quantity of a side was measured."""
@@ -113,58 +167,101 @@ class Row:
         """Columns that the source does not print."""
         return tuple(part.strip() for part in (self.text("assumed") or "").split(",") if part.strip())
 
-    def speeds(self, side: str) -> dict[str, float]:
+    def speeds(self, side: str) -> dict[str, Figure]:
         """Return a side's tokens/s over all devices, by each column that they follow from."""
         return self.speeds_by_unknown_factors(side).get(frozenset(), {})
 
-    def speeds_by_unknown_factors(self, side: str) -> dict[frozenset[str], dict[str, float]]:
+    def speeds_by_unknown_factors(self, side: str) -> dict[frozenset[str], dict[str, Figure]]:
         """Return a side's speeds by column, in tokens/s over all devices up to factors that the row does not print.
 
         Speeds with the same unknown factors are comparable; those without any are tokens/s.
         """
-        batch, step = self.sequences_per_step, self.of(side, "step_seconds")
+        batch, step = self.sequences_per_step, self.figure(side, "step_seconds")
         given = {
-            "tokens_per_second": (self.of(side, "tokens_per_second"), ()),
-            "tokens_per_second_per_device": (self.of(side, "tokens_per_second_per_device"), ("devices",)),
-            "samples_per_second": (self.of(side, "samples_per_second"), ("seq_len",)),
-            "samples_per_second_per_device": (self.of(side, "samples_per_second_per_device"), ("seq_len", "devices")),
-            "step_seconds": (_over(batch, step), ("seq_len",)),
+            "tokens_per_second": (self.figure(side, "tokens_per_second"), ()),
+            "tokens_per_second_per_device": (self.figure(side, "tokens_per_second_per_device"), ("devices",)),
+            "samples_per_second": (self.figure(side, "samples_per_second"), ("seq_len",)),
+            "samples_per_second_per_device": (
+                self.figure(side, "samples_per_second_per_device"),
+                ("seq_len", "devices"),
+            ),
+            "step_seconds": (None if batch is None or step is None else exactly(batch).over(step), ("seq_len",)),
         }
-        found: dict[frozenset[str], dict[str, float]] = {}
+        found: dict[frozenset[str], dict[str, Figure]] = {}
         for column, (value, factors) in given.items():
             if value is None:
                 continue
             known = [number for factor in factors if (number := self.number(factor)) is not None]
             unknown = frozenset(factor for factor in factors if self.number(factor) is None)
-            found.setdefault(unknown, {})[column] = value * math.prod(known)
+            found.setdefault(unknown, {})[column] = value.times(math.prod(known))
         return found
 
-    def speed_per_device(self, side: str) -> float | None:
-        """Return tokens/s of one device, the smallest that any column gives: if it exceeds a peak, all do."""
+    def speed_per_device(self, side: str) -> Figure | None:
+        """Return tokens/s of one device, the smallest that any precise column gives: if it exceeds a peak, all do."""
         seq_len, devices = self.number("seq_len"), self.number("devices")
-        found = [
-            self.of(side, "tokens_per_second_per_device"),
-            _times(self.of(side, "samples_per_second_per_device"), seq_len),
-            *(_over(speed, devices) for speed in self.speeds(side).values()),
-        ]
-        return min((value for value in found if value is not None), default=None)
+        found = [self.figure(side, "tokens_per_second_per_device")]
+        if seq_len is not None and (samples := self.figure(side, "samples_per_second_per_device")) is not None:
+            found.append(samples.times(seq_len))
+        if devices is not None:
+            found += [speed.times(1 / devices) for speed in self.speeds(side).values()]
+        return _smallest(each for each in found if each is not None)
+
+    @property
+    def is_mixture(self) -> bool:
+        """True for a mixture of experts, by its columns or by its name."""
+        return self.number("active_parameters") is not None or (
+            model_preset(self.text("model")) is None and MIXTURE.search(self.text("model") or "") is not None
+        )
+
+    @property
+    def _matrix_weights(self) -> float | None:
+        """Weights that a token is multiplied with; of a mixture of experts, only the active ones."""
+        shape = model_preset(self.text("model"))
+        if shape is not None:
+            return matrix_weights(shape)
+        return self.number("active_parameters") or (None if self.is_mixture else self.number("parameters"))
+
+    @property
+    def _shape(self) -> tuple[float, float] | None:
+        """Layers and width, by the model preset or as printed."""
+        shape = model_preset(self.text("model"))
+        if shape is not None:
+            return shape["num_hidden_layers"], shape["hidden_size"]
+        layers, width = self.number("layers"), self.number("width")
+        return None if layers is None or width is None else (layers, width)
+
+    @property
+    def flops_by_convention(self) -> dict[str, float]:
+        """Model FLOPs of a token, forward and backward, by the way of counting attention.
+
+        Six times the parameters (Kaplan et al. 2020) without attention; the other two need the model's shape and the
+        sequence length.
+        """
+        weights, shape, seq_len = self._matrix_weights, self._shape, self.number("seq_len")
+        if weights is None:
+            return {}
+        products = PASSES * 2 * weights
+        if shape is None or seq_len is None:
+            return {WITHOUT_ATTENTION: products}
+        return {
+            CAUSAL_ATTENTION: products + causal_attention_flops(*shape, seq_len),
+            WHOLE_ATTENTION: products + whole_attention_flops(*shape, seq_len),
+            WITHOUT_ATTENTION: products,
+        }
 
     @property
     def flops_per_token(self) -> float | None:
-        """Model FLOPs of a token, forward and backward.
+        """Model FLOPs of a token with causal attention, or without attention where the shape is unknown."""
+        return next(iter(self.flops_by_convention.values()), None)
 
-        Six times the parameters (Kaplan et al. 2020), without attention, where the shape is unknown.
-        """
-        seq_len = self.number("seq_len")
-        shape = model_preset(self.text("model"))
-        if shape is not None:
-            return 6 * matrix_weights(shape) if seq_len is None else training_flops_per_token(shape, int(seq_len))
-        parameters = self.number("parameters")
-        if parameters is None:
-            return None
-        if seq_len is None:
-            return 6 * parameters
-        return flops_per_token_of_size(parameters, self.number("layers"), self.number("width"), seq_len)
+    @property
+    def largest_flops_per_token(self) -> float:
+        """Model FLOPs of a token with attention counted whole, for the deepest shape where none is printed."""
+        found = self.flops_by_convention
+        weights, seq_len = self._matrix_weights, self.number("seq_len")
+        if weights is None or len(found) > 1:
+            return max(found.values(), default=math.inf)
+        return math.inf if seq_len is None else PASSES * 2 * weights + largest_attention_flops(weights, seq_len)
 
     @property
     def size(self) -> float | None:
@@ -174,34 +271,35 @@ class Row:
 
     def flops_per_device(self, side: str) -> float | None:
         """Return the model FLOP/s of one device that follow from the row."""
-        return _times(self.flops_per_token, self.speed_per_device(side))
+        speed, flops = self.speed_per_device(side), self.flops_per_token
+        return None if speed is None or flops is None else flops * speed.value
 
     @property
-    def time_ratios(self) -> dict[str, float]:
+    def time_ratios(self) -> dict[str, Figure]:
         """The subject's time over the reference's for the same work, by column that both sides have."""
         found = {}
         for column in RATIO_COLUMNS:
-            subject, reference = (self.of(side, column) for side in SIDES)
+            subject, reference = (self.figure(side, column) for side in SIDES)
             if subject is not None and reference is not None:
-                found[column] = subject / reference if column.endswith("_seconds") else reference / subject
+                found[column] = subject.over(reference) if column.endswith("_seconds") else reference.over(subject)
         return found
 
     @property
     def time_ratio(self) -> float | None:
         """The subject's time over the reference's, by the first column of RATIO_COLUMNS that both sides have."""
-        return next(iter(self.time_ratios.values()), None)
+        found = next(iter(self.time_ratios.values()), None)
+        return None if found is None else found.value
 
 
-def _times(one: float | None, two: float | None) -> float | None:
-    return None if one is None or two is None else one * two
+def _smallest(speeds: Iterable[Figure]) -> Figure | None:
+    """Return the smallest of the precise speeds, or of all if none is precise."""
+    found = list(speeds)
+    precise = [each for each in found if each.high <= (1 + MAX_ROUNDING) * each.low]
+    return min(precise or found, key=lambda each: each.value, default=None)
 
 
-def _over(one: float | None, two: float | None) -> float | None:
-    return None if one is None or two is None else one / two
-
-
-IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN = "impossible", "inconsistent", "suspicious", "unproven"
-SEVERITIES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN)
+IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, NOTE = "impossible", "inconsistent", "suspicious", "unproven", "note"
+SEVERITIES = (IMPOSSIBLE, INCONSISTENT, SUSPICIOUS, UNPROVEN, NOTE)
 
 
 @dataclass(frozen=True)
@@ -209,7 +307,7 @@ class AuditFinding:
     """One finding about a row."""
 
     severity: str
-    """One of SEVERITIES, the certain errors first."""
+    """One of SEVERITIES, the certain errors first; a note is the outcome of a check that held."""
     check: str
     what: str
     why: str

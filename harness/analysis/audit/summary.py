@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from scipy import stats
 
 from harness.analysis.audit.peak_checks import has_peak
-from harness.analysis.audit.rows import SIDES, UNPROVEN, AuditFinding, Row
+from harness.analysis.audit.rows import NOTE, SEVERITIES, SIDES, UNPROVEN, AuditFinding, Row
 from harness.analysis.audit.table import PublishedTable
 from harness.analysis.chips import match_chips
 from harness.analysis.claims import (
@@ -39,22 +40,23 @@ class AuditedRow:
 
     @property
     def grade(self) -> str | None:
-        """Severity of the most severe finding, or None without findings."""
-        return self.findings[0].severity if self.findings else None
+        """Severity of the most severe finding, or None without findings and with notes alone."""
+        return next((finding.severity for finding in self.findings if finding.severity != NOTE), None)
 
     @property
-    def sound(self) -> bool:
-        """True if no finding is worse than unproven."""
-        return self.grade in (None, UNPROVEN)
+    def faulty(self) -> bool:
+        """True if a finding is worse than unproven."""
+        return self.grade not in (None, UNPROVEN)
 
     @property
     def tested(self) -> bool:
-        """True if a speed or an MFU could be checked against a peak."""
-        return any(
-            self.row.of(side, "mfu") is not None
-            or (self.row.flops_per_device(side) is not None and has_peak(self.row, side))
-            for side in SIDES
-        )
+        """True if a speed was compared with a peak."""
+        return any(self.row.flops_per_device(side) is not None and has_peak(self.row, side) for side in SIDES)
+
+    @property
+    def sound(self) -> bool:
+        """True if a speed was compared with a peak, and no finding is worse than unproven."""
+        return self.tested and not self.faulty
 
     @property
     def ratio(self) -> float | None:
@@ -91,14 +93,38 @@ class Audit:
     rows: tuple[AuditedRow, ...]
     means: tuple[PairMean, ...]
     """Of the sound rows with a ratio, one for each pair of chips."""
+    unread: tuple[str, ...] = ()
+    """A line about each row that was left out because of a mistake in it."""
+
+    @property
+    def one_sided(self) -> bool:
+        """True if no row compares two chips."""
+        return all(row.ratio is None and row.row.number("ratio") is None for row in self.rows)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows by their grade, `sound` or `untested`, the most severe first; without zeros."""
+        grades = [str(row.grade) if row.faulty else "sound" if row.tested else "untested" for row in self.rows]
+        return {grade: grades.count(grade) for grade in (*SEVERITIES, "sound", "untested") if grade in grades}
+
+    @property
+    def shared(self) -> dict[AuditFinding, int]:
+        """Findings no worse than unproven that more than half of the rows have, with the number of rows."""
+        found = Counter(each for row in self.rows for each in row.findings if each.severity in (UNPROVEN, NOTE))
+        return {each: count for each, count in found.items() if count > max(1, len(self.rows) / 2)}
 
 
-def audit(rows: Sequence[Row]) -> Audit:
-    """Audit every row of a table, and take the means of the sound ones."""
+def audit(rows: Sequence[Row], unread: Sequence[str] = ()) -> Audit:
+    """Audit every row of a table, and take the means of the sound ones.
+
+    Args:
+        rows: the rows that could be read.
+        unread: a line about each of the others.
+    """
     audited = tuple(
         AuditedRow(row, tuple(found)) for row, found in zip(rows, PublishedTable(rows).findings(), strict=True)
     )
-    return Audit(audited, tuple(_means(audited)))
+    return Audit(audited, tuple(_means(audited)), tuple(unread))
 
 
 def _means(rows: Sequence[AuditedRow]) -> Iterator[PairMean]:
@@ -191,7 +217,7 @@ def _why_no_evidence(claim: Claim, about: Sequence[AuditedRow], others: Sequence
 
 def _own_grade(claim: Claim, table: Audit) -> str:
     """Return the severity of the claim's own row, if it is not sound."""
-    own = next((row for row in table.rows if _states(row.row, claim) and not row.sound), None)
+    own = next((row for row in table.rows if _states(row.row, claim) and row.faulty), None)
     return "" if own is None else f"; the claim's own row is {own.grade}"
 
 
@@ -218,6 +244,7 @@ def to_dict(table: Audit, claim: Claim | None = None) -> dict[str, Any]:
             }
             for row in table.rows
         ],
+        "unread": list(table.unread),
         "mean_time_ratios": [asdict(pair) for pair in table.means],
         "claim": None if claim is None or verdict is None else {"name": claim.name, **asdict(verdict)},
     }

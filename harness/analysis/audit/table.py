@@ -9,6 +9,7 @@ from harness.analysis.audit.checks import own_findings
 from harness.analysis.audit.rows import (
     IMPOSSIBLE,
     MEASURED,
+    NOTE,
     SEVERITIES,
     SIDES,
     SUSPICIOUS,
@@ -22,6 +23,8 @@ from harness.text import normalized_name
 
 # Ratio of model FLOP/s of one chip on one model: differences of software and shapes are smaller.
 WEAKER_BASELINE = 1.25
+# Sequences up to twice as long are nearly the same work, and no easier; 32K against 4K is other work.
+MAX_LENGTH_RATIO = 2
 # Figures with few possible values, which different trainings have in common.
 COMMON = ("mfu", "accuracy", "final_loss")
 # Two equal figures, or one of five digits, are no coincidence.
@@ -44,7 +47,7 @@ class PublishedTable:
             for side in SIDES:
                 flops, chips = row.flops_per_device(side), row.chips(side)
                 # Only a sound row is a baseline for others.
-                trusted = all(finding.severity == UNPROVEN for finding in self._found[number])
+                trusted = all(finding.severity in (UNPROVEN, NOTE) for finding in self._found[number])
                 if trusted and flops is not None and chips and _model(row) is not None:
                     self._by_model[_same_work(row)].append((number, flops, chips))
 
@@ -90,29 +93,31 @@ class PublishedTable:
         return f"{self.rows[numbers[0]].name}{more}"
 
     def _weaker_baseline(self, number: int) -> Iterator[AuditFinding]:
-        """Yield a finding where another row has a faster run of the same model on the same reference chip."""
+        """Yield a finding where another row has a faster run of the same work on the same reference chip."""
         row = self.rows[number]
         own, chips = row.flops_per_device("reference"), row.chips("reference")
         if own is None or row.time_ratio is None or not chips or _model(row) is None:
             return
         rivals = [
-            (flops, self.rows[other].name)
+            (flops, self.rows[other])
             for key in _same_work_or_unknown(row)
             for other, flops, theirs in self._by_model.get(key, ())
-            if other != number and theirs == chips
+            if other != number and theirs == chips and _as_hard(self.rows[other], row)
         ]
-        best = max(rivals, default=None)
+        best = max(rivals, key=lambda rival: rival[0], default=None)
         if best is None or best[0] <= WEAKER_BASELINE * own:
             return
         subject = row.flops_per_device("subject")
         against = ""
+        longer = best[1].number("seq_len") != row.number("seq_len")
+        length = f", in sequences of {best[1].number('seq_len'):,.0f} tokens" if longer else ""
         if subject is not None:
             against = f"; against that row the speed ratio is {subject / best[0]:.2f}, not {1 / row.time_ratio:.2f}"
         yield AuditFinding(
             SUSPICIOUS,
             "baseline",
             f"reference: {tflops(own)} a device",
-            f"{best[1]} has {tflops(best[0])} of the same model on the same chip{against}",
+            f"{best[1].name} has {tflops(best[0])} of the same model on the same chip{length}{against}",
         )
 
 
@@ -132,18 +137,39 @@ def _digits(value: float) -> int:
 
 
 def _work(row: Row) -> tuple[object, ...]:
-    columns = ("subject", "reference", "stack", "model", "parameters", "seq_len", "devices", "precision")
+    columns = (
+        "subject",
+        "reference",
+        "stack",
+        "model",
+        "parameters",
+        "active_parameters",
+        "seq_len",
+        "devices",
+        "precision",
+    )
     return tuple(normalized_name(str(row.values[column])) if column in row.values else None for column in columns)
 
 
 def _model(row: Row) -> tuple[object, ...] | None:
     name = row.text("model")
-    key = (None if name is None else normalized_name(name), row.number("parameters"))
-    return None if key == (None, None) else key
+    size = row.number("parameters")
+    if name is None and size is None:
+        return None
+    return None if name is None else normalized_name(name), size, row.number("active_parameters")
 
 
 def _same_work(row: Row) -> tuple[object, ...]:
     return _model(row), row.number("devices"), row.text("precision")
+
+
+def _as_hard(rival: Row, row: Row) -> bool:
+    """Return whether a rival has the row's work, or nearly: somewhat longer sequences, in no larger a batch."""
+    length, own_length = rival.number("seq_len"), row.number("seq_len")
+    if length is None or own_length is None or not own_length <= length <= MAX_LENGTH_RATIO * own_length:
+        return False
+    batch, own_batch = rival.sequences_per_step, row.sequences_per_step
+    return batch is None or own_batch is None or batch <= own_batch
 
 
 def _same_work_or_unknown(row: Row) -> list[tuple[object, ...]]:

@@ -61,11 +61,11 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Median and 90 % interval of a quantity."""
+    """Median and 90 % interval of a quantity; the ends are None where run-to-run variance is unknown."""
 
-    low: float
+    low: float | None
     median: float
-    high: float
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,18 @@ def project(plan: Plan, chip: Chip, speed: Speed | None = None, assumed: Assumpt
     useful = plan.flops_per_token * plan.tokens
     energy = None
     if speed is not None and speed.watts is not None:
-        energy = _estimate(whole * plan.devices * speed.watts / 1e6)
+        energy = whole * plan.devices * speed.watts / 1e6
     elif chip.power_watts is not None:
-        energy = _estimate(whole * plan.devices * chip.power_watts * assumed.power_share.draw(random) / 1e6)
+        energy = whole * plan.devices * chip.power_watts * assumed.power_share.draw(random) / 1e6
+    # The assumptions alone would give an interval from one run, without the variance between runs.
+    known = speed is None or len(speed.flops) > 1
     return Projection(
-        days=_estimate(whole / 24),
-        uninterrupted_days=_estimate(hours / 24),
-        device_hours=_estimate(whole * plan.devices),
-        megawatt_hours=energy,
-        mfu=None if peak is None else _estimate(useful / (whole * 3600 * plan.devices * peak)),
-        step_seconds=_estimate(step),
+        days=_estimate(whole / 24, known),
+        uninterrupted_days=_estimate(hours / 24, known),
+        device_hours=_estimate(whole * plan.devices, known),
+        megawatt_hours=None if energy is None else _estimate(energy, known),
+        mfu=None if peak is None else _estimate(useful / (whole * 3600 * plan.devices * peak), known),
+        step_seconds=_estimate(step, known),
         shares={name: float(np.median(each / whole)) for name, each in times.items()},
         source=source,
         unused=_unused(chip, plan.precision, speed),
@@ -262,8 +264,9 @@ def _step_phases(
     }
 
 
-def _estimate(values: Draws) -> Estimate:
-    return Estimate(*(float(value) for value in np.percentile(values, INTERVAL)))
+def _estimate(values: Draws, with_interval: bool) -> Estimate:
+    low, median, high = (float(value) for value in np.percentile(values, INTERVAL))
+    return Estimate(low, median, high) if with_interval else Estimate(None, median, None)
 
 
 def assumptions_of(projection: Projection, assumed: Assumptions) -> dict[str, Range]:

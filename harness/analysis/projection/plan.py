@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import numpy as np
 from harness.analysis.chips import Chip
 from harness.analysis.flops import MIN_WEIGHTS, STATE_BYTES_PER_PARAMETER, parameters_of_layers
 from harness.errors import UserError
+from harness.text import counted, did_you_mean
 
 DRAWS = 20_000
 # Share of a device's memory that whole weights and gradients may take, so that activations fit as well.
@@ -96,9 +96,9 @@ class Assumptions:
                 raise UserError(f"assume: {name}: found twice, expected once")
             if key not in vars(self):
                 known = [each.replace("_", "-") for each in vars(self)]
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"assume: found {name!r}, expected one of: {', '.join(known)}{hint}")
+                raise UserError(
+                    f"assume: found {name!r}, expected one of: {', '.join(known)}{did_you_mean(name, known)}"
+                )
             most = 1.0 if key in SHARES else math.inf
             try:
                 found = Range.parse(text)
@@ -171,13 +171,14 @@ class Plan:
             and self.parameters < (parameters_of_layers(self.layers, self.width, MIN_WEIGHTS))
         ):
             raise UserError(
-                f"parameters: found {self.parameters / 1e9:.3g} B, expected more: {self.layers} layers of width "
-                f"{self.width} have about {parameters_of_layers(self.layers, self.width) / 1e9:.3g} B"
+                f"parameters: found {self.parameters / 1e9:.3g} B, expected about "
+                f"{parameters_of_layers(self.layers, self.width) / 1e9:.3g} B or more for "
+                f"{counted(self.layers, 'layer')} of width {self.width}"
             )
         if self.layers is not None and self.layers < self.pipeline * self.virtual_stages:
             raise UserError(
-                f"pipeline: found {self.pipeline} stages of {self.virtual_stages}, expected no more than the model's "
-                f"{self.layers} layers"
+                f"pipeline: found {counted(self.pipeline, 'stage')} of {self.virtual_stages}, expected no more than "
+                f"the model's {counted(self.layers, 'layer')}"
             )
 
     @property

@@ -72,7 +72,8 @@ class Check:
     @property
     def hit(self) -> bool:
         """True if the stated days lie within the 90 % interval."""
-        return self.days.low <= self.training.days <= self.days.high
+        low, high = self.days.low, self.days.high
+        return low is not None and high is not None and low <= self.training.days <= high
 
 
 def check_all(assumed: Assumptions | None = None) -> list[Check]:

@@ -8,7 +8,7 @@ chip's. A value that a layout lacks is None.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.backends.sensors import Reading
@@ -18,6 +18,15 @@ REFUSALS = {
     "-8005": "the device may not be opened from here (its nodes or the driver's folders are not mounted, or the user "
     "is not in the group HwHiAiUser), or another container holds it",
     "-8020": "another container holds the device, or it is not mounted into this one",
+}
+
+
+# Columns of `npu-smi info -m`: the names of their heads without spaces and hyphens, the preferred one first.
+LOGIC_HEADS = ("chiplogicid", "logicid")
+COLUMNS = {
+    "NPU ID": ("npuid",),
+    "Chip ID": ("chipid",),
+    "Chip Logic ID or Chip Phy-ID": (*LOGIC_HEADS, "chipphyid", "phyid"),
 }
 
 
@@ -39,9 +48,40 @@ def refusal(text: str) -> str | None:
 
 
 def parse_places(text: str) -> list[Place]:
-    """Return the chips in the output of `npu-smi info -m`, without management controllers, which have no logic id."""
-    found = re.findall(r"^\s*(\d+)\s+(\d+)\s+(\d+)\s+\S", text, re.MULTILINE)
-    return [Place(int(npu), int(chip), int(logic)) for npu, chip, logic in found]
+    """Return the chips in the output of `npu-smi info -m`, without management controllers.
+
+    Columns are found by their heads, which differ by chip and release. Where there is no logic id, the runtime numbers
+    the chips in the order of their physical ids.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    heads: dict[str, int] = {}
+    numbered: list[tuple[int, int, int]] = []
+    for line in text.splitlines():
+        cells = re.split(r"\s{2,}|\t", line.strip())
+        names = [re.sub(r"[^a-z]", "", cell.lower()) for cell in cells]
+        if "npuid" in names:
+            heads = {name: number for number, name in enumerate(names)}
+        elif heads and "mcu" not in names and (row := _numbers(heads, cells)) is not None:
+            numbered.append(row)
+    if missing := [name for name, keys in COLUMNS.items() if heads.keys().isdisjoint(keys)]:
+        raise ValueError(f"npu-smi info -m: found no column {' and none '.join(missing)}, so its chips are not known")
+    if heads.keys().isdisjoint(LOGIC_HEADS):
+        order = sorted(number for _, _, number in numbered)
+        numbered = [(npu, chip, order.index(number)) for npu, chip, number in numbered]
+    return [Place(*row) for row in numbered]
+
+
+def _numbers(heads: Mapping[str, int], cells: Sequence[str]) -> tuple[int, int, int] | None:
+    """Return the ids of a line, or None where one is missing: a controller has a dash in its place."""
+    found = []
+    for keys in COLUMNS.values():
+        column = next((heads[key] for key in keys if key in heads), len(cells))
+        if column >= len(cells) or not cells[column].isdigit():
+            return None
+        found.append(int(cells[column]))
+    return found[0], found[1], found[2]
 
 
 def parse_reading(text: str, chip_id: int = 0) -> Reading:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from harness import log
+from harness.addresses import resolvable_host, wait_for_answer
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.records.files import archive_file, write_atomically
@@ -28,7 +29,8 @@ from harness.training.monitoring.stderr_watch import StderrWatch
 from harness.world import World
 
 T = TypeVar("T")
-OnFatal = Callable[[RankFailure], object]
+# Returns the folder of the record that it has written.
+OnFatal = Callable[[RankFailure], Path | None]
 _NO_STORE = (
     "MASTER_ADDR: no store of this run answers at {host}:{port}; check that rank 0 was started there, that this host "
     "reaches it, and that no other program listens on that port"
@@ -230,8 +232,9 @@ class _DistributedProcesses(RunProcesses):
         """End this process from the watchdog's thread: its main thread waits in a collective that never finishes."""
         StderrWatch.stop_active()
         if self.world.is_main:
-            self._write_record(failure)
-            log.error(str(failure), exit_code=failure.exit_code)
+            folder, named = self._write_record(failure), RunFailed(str(failure), failure.status)
+            named = named if folder is None else named.in_run(folder)
+            log.error(str(named), exit_code=failure.exit_code, **named.fields)
         self.record_written()
         sys.stdout.flush()
         os._exit(failure.exit_code)
@@ -241,10 +244,13 @@ def _open_store(world: World, timeout_seconds: float) -> Store:
     """Connect to the store at MASTER_ADDR, which rank 0 opens there unless torchrun has opened it already.
 
     Raises:
-        ConfigError: the port is taken, or no store answers.
+        ConfigError: the address does not resolve, the port is taken, or no store answers.
     """
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_host = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+    host, port = os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER_PORT"])
+    host = resolvable_host(host, is_here=is_host or world.local_size == world.size)
+    if not is_host and not wait_for_answer(host, port, who=world.name(), timeout_seconds=timeout_seconds):
+        raise ConfigError(_NO_STORE.format(host=host, port=port))
 
     def give_up() -> NoReturn:
         log.error(f"rank {world.rank}: {_NO_STORE.format(host=host, port=port)}", exit_code=int(ExitCode.USAGE))

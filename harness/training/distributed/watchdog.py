@@ -17,6 +17,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from harness import log
+from harness.addresses import QUIET_SECONDS
 from harness.errors import ConfigError, ExitCode
 from harness.training.monitoring.heartbeat import Heartbeat
 
@@ -289,10 +291,13 @@ def rendezvous(store: Store, rank: int, size: int, *, timeout_seconds: float,
         raise ConfigError(
             f"WORLD_SIZE: rank {rank} was started with {size}, another rank with {first}; start all with the same"
         )
-    limit = clock() + timeout_seconds
+    began, said = clock(), False
     while not store.check([f"joined/{other}" for other in range(size)]):
-        if clock() >= limit:
-            missing = [str(other) for other in range(size) if not store.check([f"joined/{other}"])]
+        missing = [str(other) for other in range(size) if not store.check([f"joined/{other}"])]
+        if rank == 0 and not said and clock() - began >= QUIET_SECONDS:
+            log.info(f"waits for {', '.join(missing)} of the ranks 0 to {size - 1} (limit {timeout_seconds:g} s)")
+            said = True
+        if clock() - began >= timeout_seconds:
             raise ConfigError(
                 f"WORLD_SIZE: {', '.join(missing)} of the ranks 0 to {size - 1} did not join within "
                 f"{timeout_seconds:g} s; check that all were started and reach MASTER_ADDR"

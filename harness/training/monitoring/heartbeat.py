@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import log
+from harness.records.files import load_json, replace_file
 from harness.training.observer import LoopObserver
 
 WRITE_PERIOD_SECONDS = 2.0
@@ -144,9 +145,7 @@ class HeartbeatWriter(LoopObserver):
 
     def _write(self, file: Path) -> None:
         self._written_beats = self._heartbeat.beats
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(self.state())), encoding="utf-8")
-        os.replace(partial, file)
+        replace_file(file, json.dumps(asdict(self.state())))
 
 
 def heartbeat_folder() -> Path:
@@ -179,7 +178,7 @@ def read_heartbeats(folder: Path) -> list[HeartbeatState]:
     found = []
     for file in folder.glob("*.json"):
         try:
-            state = HeartbeatState(**json.loads(file.read_text(encoding="utf-8")))
+            state = HeartbeatState(**load_json(file))
         except (OSError, ValueError, TypeError):
             continue
         if read_start_time(state.pid) == state.started:

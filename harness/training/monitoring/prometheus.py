@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
+from harness.records.files import read_file, replace_file
 from harness.training.observer import IntervalReport, LoopObserver
 
 # Gauges and their help texts; the units are in the names, as Prometheus recommends.
@@ -50,7 +52,7 @@ class PrometheusFile(LoopObserver):
         prometheus = _library()
         self._path, self._reading, self._clock, self._shows_speed = path, reading, clock, shows_speed
         self._registry = prometheus.CollectorRegistry()
-        self._write_to = prometheus.write_to_textfile
+        self._text = prometheus.generate_latest
         info = prometheus.Gauge(
             "harness_run_info", "Labels of the run; always 1.", tuple(labels), registry=self._registry
         )
@@ -107,7 +109,7 @@ class PrometheusFile(LoopObserver):
 
     def _write(self) -> None:
         try:
-            self._write_to(str(self._path), self._registry)
+            replace_file(self._path, self._text(self._registry).decode("utf-8"))
         except OSError as error:
             if not self._warned:
                 log.warning(f"metrics_file: {self._path} cannot be written: {error.strerror}; the run continues")
@@ -131,7 +133,7 @@ def check_prometheus_file(path: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
-        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        before = read_file(path).decode("utf-8", errors="replace") if os.path.lexists(path) else ""
     except OSError as error:
         raise ConfigError(
             f"metrics_file: {path} cannot be written: {error.strerror}; choose a folder that this user can write to"

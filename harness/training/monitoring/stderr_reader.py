@@ -19,7 +19,7 @@ MAX_FOUND_BYTES = 4096
 def main(pattern: str) -> None:
     """Read until all writers have closed the pipe."""
     # The launcher's signals are for the training process; this one ends after it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     compiled = re.compile(pattern.encode())
     found, line = False, b""

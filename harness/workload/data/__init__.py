@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.config import Config
 from harness.workload.data.base import Dataset
 from harness.workload.data.synthetic import SyntheticDataset
@@ -11,8 +13,11 @@ from harness.workload.data.tokens import open_tokens
 __all__ = ["Dataset", "open_dataset"]
 
 
-def open_dataset(config: Config) -> Dataset:
+def open_dataset(config: Config, heartbeat: Callable[[], None] = lambda: None) -> Dataset:
     """Open the configured data set and check that it fits the model and the workload.
+
+    Args:
+        heartbeat: called as the data are read, since a large text takes longer than a hang may.
 
     Raises:
         DataError: a file that is missing or does not fit; the message names the file or setting.
@@ -20,5 +25,6 @@ def open_dataset(config: Config) -> Dataset:
     seq_len, vocab_size = config.workload.seq_len, config.model.vocab_size
     if config.data.name == "synthetic":
         return SyntheticDataset(vocab_size, seq_len, config.seed)
-    opener = {"text": open_text, "tokens": open_tokens}[config.data.name]
-    return opener(config, vocab_size, seq_len)
+    if config.data.name == "tokens":
+        return open_tokens(config, vocab_size, seq_len)
+    return open_text(config, vocab_size, seq_len, heartbeat)

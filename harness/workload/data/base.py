@@ -30,6 +30,10 @@ class Dataset(ABC):
     def describe(self) -> dict[str, Any]:
         """Return the `data` section of the record; entropies in nats per token."""
 
+    def cautions(self) -> list[str]:
+        """Return what a user should know about the data before training on them, each a line without its end."""
+        return []
+
     def check_unchanged(self) -> None:
         """Check that no data file has changed since it was opened.
 
@@ -64,11 +68,14 @@ class TokenDataset(Dataset):
         data: DataConfig,
         description: dict[str, Any],
         mapped: Sequence[Path] = (),
+        cautions: Sequence[str] = (),
     ) -> None:
         """
         Args:
             mapped: files that are read during training.
+            cautions: lines for the user before the training.
         """
+        self._cautions = list(cautions)
         self._mapped = {path: _state(path) for path in mapped}
         self._train, self._held_out = train, held_out
         self._vocab_size, self._seq_len, self._seed = vocab_size, seq_len, seed
@@ -112,7 +119,16 @@ class TokenDataset(Dataset):
                 )
 
     def describe(self) -> dict[str, Any]:
-        return {**self._description, "train_tokens": len(self._train), "held_out_tokens": len(self._held_out)}
+        return {
+            **self._description,
+            "train_tokens": len(self._train),
+            "train_sequences": self._windows,
+            "held_out_tokens": len(self._held_out),
+            "held_out_sequences": self._count_windows(self._held_out),
+        }
+
+    def cautions(self) -> list[str]:
+        return self._cautions
 
     def _count_windows(self, tokens: np.ndarray) -> int:
         return max(0, (len(tokens) - 1) // self._seq_len)
@@ -164,7 +180,8 @@ def _state(path: Path) -> tuple[int, int, int] | None:
 def unigram_entropy(tokens: np.ndarray, vocab_size: int) -> float:
     """Return the entropy of single tokens in nats: the loss of a model that knows their frequencies only."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(tokens), 1 << 24):
-        counts += np.bincount(tokens[start : start + (1 << 24)], minlength=vocab_size)
+    # bincount makes eight bytes of each token.
+    for start in range(0, len(tokens), 1 << 20):
+        counts += np.bincount(tokens[start : start + (1 << 20)], minlength=vocab_size)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import os
-from collections.abc import Callable
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +15,55 @@ import numpy as np
 
 from harness.config import Config, DataConfig
 from harness.errors import DataError
+from harness.file_formats import HEAD_BYTES, foreign_format
+from harness.text import counted
 from harness.workload.data.base import TokenDataset, split_held_out, unigram_entropy
+from harness.workload.data.files import Unusable, check_separate, find_files
+from harness.workload.data.tokenizer import TextTokenizer
 
 BYTE_VOCABULARY = 256
 # Ends each document among byte tokens: NUL does not occur in text.
 _BYTE_SEPARATOR = 0
+# A tokenizer that loses more of the text than this is most likely not meant for it.
+MAX_LOST_SHARE = 0.01
+# Files are read in blocks, since a string of a whole file may take four bytes for each of its characters.
+_BLOCK_BYTES = 1 << 16
 
 
-def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
-    """Read the files of data.path into memory and tokenize them.
+def open_text(
+    config: Config, vocab_size: int, seq_len: int, heartbeat: Callable[[], None] = lambda: None
+) -> TokenDataset:
+    """Read the files of data.path and tokenize them; only the tokens stay in memory.
 
     Files are read in the order of their relative POSIX paths, so that every machine sees the same text.
 
+    Args:
+        heartbeat: called for each block read.
+
     Raises:
-        DataError: nothing to read, a file that is not UTF-8, or a tokenizer that does not fit the model.
+        DataError: nothing to read, a file that is no UTF-8 text, a tokenizer that does not fit the model or the text,
+            or held-out text that is trained on.
     """
     data = config.data
     assert data.path is not None
-    encode, tokenizer_size, tokenizer_name = _encoder(data)
+    tokenizer = None if data.tokenizer is None else TextTokenizer(data.tokenizer)
+    tokenizer_name = "bytes" if tokenizer is None else tokenizer.name
+    tokenizer_size = BYTE_VOCABULARY if tokenizer is None else tokenizer.size
     if tokenizer_size > vocab_size:
         raise DataError(
             f"model.vocab_size: found {vocab_size}, but {tokenizer_name} has {tokenizer_size} different "
             f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
         )
-    tokens, description = _read_tokens("data.path", data.path, data, encode)
+    reader = _Reader(data, tokenizer, heartbeat)
+    text = reader.read("data.path", data.path)
+    train, description = text.token_ids(), text.describe()
     if data.eval_path is None:
-        train, held_out = split_held_out(tokens, data.eval_fraction)
+        train, held_out = split_held_out(train, data.eval_fraction)
     else:
-        train = tokens
-        held_out, _ = _read_tokens("data.eval_path", data.eval_path, data, encode)
+        other = reader.read("data.eval_path", data.eval_path)
+        held_out, description["held_out"] = other.token_ids(), other.describe()
+        same = text.digest.digest() == other.digest.digest()
+        check_separate(text.files, other.files, same_content=same)
     return TokenDataset(
         train,
         held_out,
@@ -55,105 +78,160 @@ def open_text(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
             "entropy_floor_nats": None,
             "unigram_entropy_nats": unigram_entropy(train, tokenizer_size) if len(train) else None,
         },
+        cautions=text.cautions(f"data.tokenizer={data.tokenizer}"),
     )
 
 
-def find_files(path: Path, pattern: str, key: str = "data.path") -> list[Path]:
-    """Return the file itself, or the matching files below a folder in an order that is the same on every file system.
+@dataclass
+class _Text:
+    """The tokens of all documents, and the count of what was read and what was not."""
 
-    Args:
-        key: setting that an error message names.
+    tokens: array[int]
+    """Element type B for bytes, I for token ids."""
+    files: list[Path] = field(default_factory=list)
+    empty: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    not_matched: int = 0
+    repeated: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    digest: Any = field(default_factory=hashlib.sha256)
 
-    Raises:
-        DataError: there is none, or a folder cannot be read.
-    """
-    try:
-        if path.is_file():
-            return [path]
-        if not path.is_dir():
-            raise DataError(f"{path}: no such file or folder; check {key} (relative to the current folder)")
-        # rglob skips folders that it cannot read: one machine would train on less than another.
-        for _ in os.walk(path, onerror=_raise):
-            pass
-        found = [item for item in path.rglob(pattern) if item.is_file()]
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot be read: {error.strerror}; check its permissions") from error
-    except (ValueError, NotImplementedError) as error:
-        raise DataError(f"data.glob: found {pattern!r}, expected a file-name pattern such as '*.txt'") from error
-    if not found:
-        raise DataError(f"{path}: no file below it matches data.glob={pattern!r}; change data.glob or {key}")
-    return sorted(found, key=lambda item: item.relative_to(path).as_posix())
+    def token_ids(self) -> np.ndarray:
+        """Return the tokens without a copy: uint8 or uint32 [tokens]."""
+        return np.frombuffer(self.tokens, dtype=np.dtype(self.tokens.typecode))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the record's account of the files."""
+        return {
+            "files_read": len(self.files),
+            "files_empty": self.empty,
+            "files_skipped": dict(sorted(self.skipped.items())),
+            "files_not_matched": self.not_matched,
+            "links_repeated": self.repeated,
+            "size_bytes": self.counts["size_bytes"],
+            "characters": self.counts["characters"],
+            "characters_dropped": self.counts["characters_dropped"],
+            "tokens_unknown": self.counts["tokens_unknown"],
+            "content_sha256": self.digest.hexdigest(),
+        }
+
+    def cautions(self, source: str) -> list[str]:
+        """Return a line about text that a tokenizer loses, if it is much."""
+        shares = {
+            "characters are part of no token": self.counts["characters_dropped"] / max(1, self.counts["characters"]),
+            "tokens are the unknown token": self.counts["tokens_unknown"] / max(1, len(self.tokens)),
+        }
+        lost = [f"{100 * share:.1f} % of the {words}" for words, share in shares.items() if share > MAX_LOST_SHARE]
+        return [f"{source}: {' and '.join(lost)}; check that it is the tokenizer for this text"] if lost else []
 
 
-def _raise(error: OSError) -> None:
-    raise error
+class _NotTextError(Exception):
+    def __init__(self, found: Unusable) -> None:
+        super().__init__(found)
+        self.found = found
 
 
-def _read_tokens(
-    key: str, name: str, data: DataConfig, encode: Callable[[bytes, str], np.ndarray]
-) -> tuple[np.ndarray, dict[str, Any]]:
-    path = Path(name).expanduser()
-    pieces, skipped, size = [], 0, 0
-    digest = hashlib.sha256()
-    files = find_files(path, data.glob, key)
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if data.invalid_files == "skip":
-                skipped += 1
-                continue
+class _Reader:
+    """Reads the text of a file or folder, as bytes or through a tokenizer."""
+
+    def __init__(self, data: DataConfig, tokenizer: TextTokenizer | None, heartbeat: Callable[[], None]) -> None:
+        self._data, self._tokenizer, self._heartbeat = data, tokenizer, heartbeat
+
+    def read(self, key: str, name: str) -> _Text:
+        """Return the text of a file or folder.
+
+        Args:
+            key: setting that names it.
+
+        Raises:
+            DataError: there is none, or a file is no text.
+        """
+        path, data = Path(name), self._data
+        found = find_files(path, data.glob, key)
+        element = "B" if self._tokenizer is None else "I"
+        text = _Text(array(element), not_matched=found.not_matched, repeated=found.repeated)
+        for file, reason in found.unusable.items():
+            self._skip(text, file, reason)
+        for file in found.paths:
+            try:
+                self._read_file(text, file)
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
+            except _NotTextError as error:
+                self._skip(text, file, error.found)
+        if not text.tokens:
+            left_out = [f"{text.empty} empty", *(f"{count} skipped as {kind}" for kind, count in text.skipped.items())]
+            tokenless = f"; {data.tokenizer} makes no token of it" if text.files else ""
+            files = counted(len(found.paths) + len(found.unusable), "file")
+            raise DataError(f"{path}: holds no text in {files} ({', '.join(left_out)}){tokenless}; check {key}")
+        return text
+
+    def _skip(self, text: _Text, file: Path, reason: Unusable) -> None:
+        if self._data.invalid_files != "skip":
             raise DataError(
-                f"{file}: not UTF-8 text at byte {error.start}; select the text files, as with data.glob='*.txt', "
-                "convert this one, or set data.invalid_files=skip"
-            ) from error
-        if not text:
-            continue
-        size += len(content)
-        digest.update(content)
-        pieces.append(encode(content, text))
-    if not pieces:
-        raise DataError(f"{path}: holds no text in {len(files)} files ({skipped} skipped as not UTF-8)")
-    description = {
-        "files": len(files),
-        "files_skipped_not_utf8": skipped,
-        "size_bytes": size,
-        "content_sha256": digest.hexdigest(),
-    }
-    return np.concatenate(pieces), description
+                f"{file}: {reason.found}, expected UTF-8 text; {reason.remedy}, select the text files, as with "
+                "data.glob='*.txt', or set data.invalid_files=skip"
+            )
+        text.skipped[reason.kind] += 1
+
+    def _read_file(self, text: _Text, file: Path) -> None:
+        """Add one document.
+
+        Raises:
+            _NotTextError: the file is no UTF-8 text; nothing was added.
+        """
+        before, counts, digest = len(text.tokens), Counter[str](), text.digest.copy()
+        try:
+            self._add_tokens(text.tokens, _blocks(file, counts, digest), counts)
+        except _NotTextError:
+            del text.tokens[before:]
+            raise
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
+        if not counts["size_bytes"]:
+            # No document, so that neither a separator nor a tokenizer's own marks belong to it.
+            del text.tokens[before:]
+            text.empty += 1
+            return
+        text.files.append(file)
+        text.counts += counts
+        text.digest = digest
+
+    def _add_tokens(self, tokens: array[int], blocks: Iterator[tuple[bytes, str]], counts: Counter[str]) -> None:
+        if self._tokenizer is None:
+            for block, _ in blocks:
+                self._heartbeat()
+                tokens.frombytes(block)
+            tokens.append(_BYTE_SEPARATOR)
+            return
+        for encoded in self._tokenizer.encode(decoded for _, decoded in blocks):
+            self._heartbeat()
+            tokens.frombytes(encoded.ids.tobytes())
+            counts["characters_dropped"] += encoded.dropped_characters
+            counts["tokens_unknown"] += encoded.unknown_tokens
 
 
-def _encoder(data: DataConfig) -> tuple[Callable[[bytes, str], np.ndarray], int, str]:
-    """Return the encoding function of documents, the number of different tokens, and the tokenizer's name."""
-    if data.tokenizer is None:
-        separator = np.array([_BYTE_SEPARATOR], dtype=np.uint8)
-        return (
-            lambda content, _: np.concatenate((np.frombuffer(content, np.uint8), separator)),
-            BYTE_VOCABULARY,
-            "bytes",
-        )
-    path = Path(data.tokenizer).expanduser()
-    if not path.is_file():
-        raise DataError(f"data.tokenizer: no file {path}; give the path of a tokenizer.json")
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DataError("data.tokenizer: needs the package tokenizers; pip install tokenizers") from error
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:
-        raise DataError(f"{path}: the tokenizers package cannot read it: {error}; give a tokenizer.json") from error
-
-    # Published tokenizers often truncate or pad; here every token counts.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-
-    def encode(_: bytes, text: str) -> np.ndarray:
-        return np.array(tokenizer.encode(text).ids, dtype=np.uint32)
-
-    # Not get_vocab_size(): ids may have gaps.
-    return encode, max(tokenizer.get_vocab().values(), default=-1) + 1, path.name
+def _blocks(file: Path, counts: Counter[str], digest: Any) -> Iterator[tuple[bytes, str]]:
+    """Yield a file in blocks, as bytes and as the text that they complete; count and digest them."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open(file, "rb") as opened:
+        while True:
+            block = opened.read(_BLOCK_BYTES)
+            start = counts["size_bytes"] - len(decoder.getstate()[0])
+            if not start and (foreign := foreign_format(block[:HEAD_BYTES], file.name)) is not None:
+                raise _NotTextError(Unusable(foreign[0], f"is {foreign[0]}", foreign[1]))
+            try:
+                decoded = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                found = f"not UTF-8 text at byte {start + error.start}"
+                raise _NotTextError(Unusable("not UTF-8 text", found, "convert it")) from error
+            if _BYTE_SEPARATOR in block:
+                place = counts["size_bytes"] + block.index(_BYTE_SEPARATOR)
+                found = f"holds a NUL at byte {place}, as UTF-16 and binary files do"
+                raise _NotTextError(Unusable("UTF-16 or binary", found, "convert it"))
+            if not block:
+                return
+            counts["size_bytes"] += len(block)
+            counts["characters"] += len(decoded)
+            digest.update(block)
+            yield block, decoded

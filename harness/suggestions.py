@@ -1,0 +1,74 @@
+"""Suggestions for settings that do not exist: other programs' names of ours, and what no run here has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.text import nearest
+
+# What other programs call a setting: Hugging Face, Megatron-LM, torchtitan, nanoGPT, litgpt.
+SYNONYMS = {
+    "workload.learning_rate": "lr max_lr base_lr peak_lr lrate",
+    "workload.min_lr_ratio": "min_lr lr_min_ratio lr_decay_ratio final_lr",
+    "workload.lr_warmup_steps": "warmup warmup_steps warmup_iters lr_warmup lr_warmup_iters num_warmup_steps",
+    "workload.global_batch_size": "batch batch_size bs train_batch_size gbs total_batch_size",
+    "workload.micro_batch_size": "micro_batch mbs per_device_train_batch_size per_device_batch_size device_batch_size "
+    "accumulation gradient_accumulation_steps grad_accum gradient_accumulation",
+    "workload.steps": "max_steps iters max_iters num_steps train_steps train_iters num_iterations epochs "
+    "num_train_epochs num_epochs max_epochs",
+    "workload.seq_len": "block_size context context_length max_seq_len seq_length sequence_length max_length",
+    "workload.max_grad_norm": "clip grad_clip clip_grad gradient_clipping clip_grad_norm max_norm",
+    "workload.weight_decay": "wd decay",
+    "workload.epsilon": "eps adam_eps adam_epsilon",
+    "workload.beta1": "adam_beta1 momentum betas",
+    "workload.beta2": "adam_beta2",
+    "workload.interval_steps": "log_every log_interval logging_steps log_freq",
+    "workload.eval_every": "eval_steps eval_interval eval_iters eval_freq",
+    "model.num_hidden_layers": "layers n_layer n_layers num_layers depth",
+    "model.num_attention_heads": "heads n_head n_heads num_heads",
+    "model.num_key_value_heads": "kv_heads n_kv_heads num_kv_heads num_query_groups",
+    "model.hidden_size": "width dim d_model n_embd embed_dim embedding_dim hidden",
+    "model.intermediate_size": "ffn_hidden_size ffn_dim hidden_dim d_ff mlp_dim",
+    "model.vocab_size": "vocab vocabulary_size padded_vocab_size",
+    "model.tie_word_embeddings": "tied_embeddings tie_embeddings weight_tying",
+    "model.activation_checkpointing": "gradient_checkpointing recompute activation_recompute recompute_granularity",
+    "precision": "fp16 bf16 amp mixed_precision torch_dtype param_dtype",
+    "backend": "device gpu accelerator device_type platform",
+    "out": "output_dir save_dir out_dir log_dir output outdir",
+    "seed": "random_seed manual_seed",
+    "resume": "resume_from resume_from_checkpoint load init_from",
+    "checkpoint.every": "save_steps save_every save_interval checkpoint_interval",
+    "data.path": "dataset data_dir data_path train_data train_file corpus",
+    "track.adamw": "optimizer optim fused_adam",
+    "track.compile": "torch_compile jit",
+    "track.attention": "flash flash_attention flash_attn attn_implementation use_flash_attention",
+    "parallel": "fsdp ddp zero sharding strategy distributed deepspeed",
+}
+# Settings of other programs that stand for what no run here has.
+ABSENT = {
+    **dict.fromkeys(
+        ("dropout", "attention_dropout", "hidden_dropout", "resid_dropout", "attn_pdrop", "embd_pdrop"),
+        "the models have no dropout, so that every device computes the same",
+    ),
+    **dict.fromkeys(
+        ("experts", "num_experts", "n_experts", "moe", "top_k", "num_local_experts", "expert_parallel"),
+        "the models are dense, without experts",
+    ),
+    **dict.fromkeys(
+        ("gpus", "num_gpus", "devices", "n_gpus", "world_size", "nproc", "nproc_per_node", "num_processes"),
+        "the launcher starts the processes: python -m harness torchrun --nproc-per-node=N",
+    ),
+}
+
+
+def setting_hint(key: str, known: Sequence[str]) -> str:
+    """Return the end of a message about an unknown setting: what other programs call so, else the nearest spelling."""
+    name = key.rsplit(".", 1)[-1].casefold().replace("-", "_")
+    if name in ABSENT:
+        return f": {ABSENT[name]}"
+    tails = {each.rsplit(".", 1)[-1]: each for each in known}
+    meant = tails.get(name) or next((each for each, names in SYNONYMS.items() if name in names.split()), None)
+    if meant is None:
+        near = nearest(name, tails, cutoff=0.75)
+        meant = nearest(key, known, cutoff=0.75) or (None if near is None else tails[near])
+    return "" if meant is None else f"; did you mean {meant}?"
