@@ -24,12 +24,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from importlib.util import find_spec
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from typing import Any
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 import yaml
-from scipy import stats
 
 from harness.analysis.calibration import load_calibration, segment_end
 from harness.analysis.parity import TESTS, compare_computation
@@ -46,6 +45,10 @@ from harness.records.load import LoadedRecord, load_runs
 from harness.text import layered_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from tests.ranks import end_ranks, shared_zygote  # noqa: E402
+
 WORK = (
     "model=tiny",
     "model.num_hidden_layers=2",
@@ -77,11 +80,14 @@ class Variation:
     environment: dict[str, str] = field(default_factory=dict)
     patch: str | None = None
     """Name of a function in PATCHES."""
-    launcher: tuple[str, ...] = (sys.executable,)
+    launcher: tuple[str, ...] = ()
+    """Empty: a fork of a process that has imported torch."""
     emulated: bool = False
     cpu_only: bool = False
 
 
+TIMEOUT_SECONDS = 3600
+PYTHON = (sys.executable,)
 TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node=2")
 VARIATIONS = {
     "micro-batches of 2": Variation(("workload.micro_batch_size=2",)),
@@ -94,16 +100,21 @@ VARIATIONS = {
     "products in float64": Variation(patch="linear64", cpu_only=True),
     "all threads": Variation(("backend.threads=null",), cpu_only=True),
     "oneDNN off": Variation(patch="onednn", cpu_only=True),
-    "AVX2": Variation(environment={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, cpu_only=True),
-    "no SIMD": Variation(environment={"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}, cpu_only=True),
+    "AVX2": Variation(
+        environment={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}, launcher=PYTHON, cpu_only=True
+    ),
+    "no SIMD": Variation(
+        environment={"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}, launcher=PYTHON, cpu_only=True
+    ),
     "ddp": Variation(("parallel=ddp", "workload.micro_batch_size=2"), launcher=TORCHRUN, cpu_only=True),
     "fsdp": Variation(("parallel=fsdp", "workload.micro_batch_size=2"), launcher=TORCHRUN, cpu_only=True),
 }
-if find_spec("torch_npu"):
+# Not by find_spec: the tests' modules hide the package.
+if any(distributions(name="torch-npu")):
     VARIATIONS["emulated NPU"] = Variation(("backend=npu",), emulated=True, cpu_only=True)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 240, 600])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
@@ -111,7 +122,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and use those that are there")
     parser.add_argument("--patch", choices=PATCHES, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="settings of the harness, such as backend=cuda")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.patch is not None:
         return run_patched(options.patch, options.overrides)
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,6 +132,9 @@ def main() -> int:
     for precision in options.precisions:
         print_table(precision, [row for row in found if row.precision == precision])
     print(*failed, sep="\n")
+    # Imported where used: each fork imports this file.
+    from scipy import stats
+
     accused = len({alarm.partition(": ")[0] for alarm in failed})
     bound = stats.binomtest(accused, len(pairs)).proportion_ci(0.95).high
     print(f"{accused} false alarms in {len(pairs)} honest pairs: at most {bound:.1%} (95 % interval)")
@@ -180,14 +194,20 @@ def run(out: Path, base: list[str], how: Variation) -> None:
     """Run one variation in a process of its own, unless its record is there."""
     if (out / "record.json").exists():
         return
-    program = [__file__, "--patch", how.patch, "--"] if how.patch else ["-m", "harness"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(PROJECT), **how.environment}
-    overrides = layered_settings(base, how.overrides)
+    program = ["bench_parity", "--patch", how.patch, "--"] if how.patch else ["harness"]
+    path = os.pathsep.join((str(PROJECT), str(PROJECT / "scripts")))
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **how.environment}
+    argv = [*program, *layered_settings(base, how.overrides), f"out='{out}'"]
     launcher = emulated_python() if how.emulated else how.launcher
-    done = subprocess.run([*launcher, *program, *overrides, f"out='{out}'"], env=environment, cwd=PROJECT,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{out}: {done.stderr.strip().splitlines()[-1]}")
+    if launcher:
+        done = subprocess.run([*launcher, "-m", *argv], env=environment, cwd=PROJECT, capture_output=True, text=True,
+                              check=False)  # fmt: skip
+        code, err = done.returncode, done.stderr
+    else:
+        [ended] = end_ranks([shared_zygote().start(argv, PROJECT, environment)], TIMEOUT_SECONDS)
+        code, err = ended.code, ended.err
+    if code:
+        sys.exit(f"{out}: {[*err.strip().splitlines(), 'no message'][-1]}")
 
 
 @cache
@@ -265,8 +285,7 @@ def run_patched(name: str, overrides: list[str]) -> int:
     PATCHES[name]()
     from harness.__main__ import main as harness
 
-    sys.argv[1:] = overrides
-    return harness()
+    return harness(overrides)
 
 
 def attention(*, in_float64: bool) -> None:

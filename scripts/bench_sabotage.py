@@ -32,9 +32,6 @@ from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
 from harness.records.load import load_runs
 from harness.text import layered_settings
-
-sys.path.insert(0, str(bench_parity.PROJECT))
-
 from tests.ranks import end_ranks, shared_zygote, start_ranks
 from tests.red_team.drive import teams
 from tests.red_team.sabotages import Sabotage
