@@ -520,9 +520,30 @@ class TestWindowsOfATokenizer:
         tokenizer = TextTokenizer(str(tmp_path / "t.json"))
         whole = Tokenizer.from_file(str(tmp_path / "t.json"))
         for text in self.TEXTS.values():
-            parts = list(tokenizer.encode(text[start : start + 61] for start in range(0, len(text), 61)))
+            parts = list(tokenizer.encode([[text[start : start + 61] for start in range(0, len(text), 61)]]))
             assert np.concatenate([part.ids for part in parts]).tolist() == whole.encode(text).ids
             assert len(parts) > 3 or text is not self.CODE
+
+    @pytest.mark.parametrize("kind", ["bytes", "words", "marks"])
+    def test_short_documents_together_have_the_ids_of_each(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own_tokenizer(kind, self.CODE).save(str(tmp_path / "t.json"))
+        monkeypatch.setattr(tokenizer_module, "WINDOW_CHARACTERS", 600)
+        monkeypatch.setattr(tokenizer_module, "OVERLAP_CHARACTERS", 150)
+        monkeypatch.setattr(tokenizer_module, "BATCH_CHARACTERS", 200)
+        whole = Tokenizer.from_file(str(tmp_path / "t.json"))
+        # A long one among them keeps its place.
+        documents = [*self.CODE.splitlines(keepends=True)[:40], "", self.CODE, "last"]
+        parts = TextTokenizer(str(tmp_path / "t.json")).encode([document] for document in documents)
+        expected = [number for document in documents if document for number in whole.encode(document).ids]
+        assert np.concatenate([part.ids for part in parts]).tolist() == expected
+
+    @pytest.mark.parametrize(("kind", "keeps"), [("bytes", True), ("words", False)])
+    def test_what_is_dropped_is_counted_unless_nothing_can_be(self, kind: str, keeps: bool, tmp_path: Path) -> None:
+        own_tokenizer(kind, self.CODE).save(str(tmp_path / "t.json"))
+        tokenizer = TextTokenizer(str(tmp_path / "t.json"))
+        assert tokenizer._keeps_all is keeps
 
     def test_a_long_document_is_never_encoded_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The tokenizers package needs some 200 bytes for each character that it encodes at once."""

@@ -191,31 +191,38 @@ class _Reader:
         text.digest = digest
 
     def _add_documents(self, tokens: array[int], file: Path, counts: Counter[str], digest: Any) -> None:
+        documents = self._documents(file, counts, digest)
+        if self._tokenizer is None:
+            for blocks in documents:
+                before = len(tokens)
+                for block, _ in blocks:
+                    tokens.frombytes(block)
+                if len(tokens) > before:
+                    tokens.append(_BYTE_SEPARATOR)
+            return
+        for encoded in self._tokenizer.encode((text for _, text in blocks) for blocks in documents):
+            tokens.frombytes(encoded.ids.tobytes())
+            counts["characters_dropped"] += encoded.dropped_characters
+            counts["tokens_unknown"] += encoded.unknown_tokens
+
+    def _documents(self, file: Path, counts: Counter[str], digest: Any) -> Iterator[Iterator[tuple[bytes, str]]]:
+        """Yield each document of a file in blocks, which have to be read before the next is asked for."""
         name = file.name if is_plain_text(file) else None
         for blocks in read_documents(file, self._data.field):
-            before, size = len(tokens), counts["size_bytes"]
-            self._add_tokens(tokens, _decoded(blocks, name, counts, digest), counts)
-            if counts["size_bytes"] == size:
+            before = counts["size_bytes"]
+            yield self._with_heartbeat(_decoded(blocks, name, counts, digest))
+            if counts["size_bytes"] == before:
                 # No document, so that neither a separator nor a tokenizer's own marks belong to it.
-                del tokens[before:]
                 continue
             counts["documents"] += 1
             if name is None:
                 # Where one document ends is part of the content.
                 digest.update(b"\0")
 
-    def _add_tokens(self, tokens: array[int], blocks: Iterator[tuple[bytes, str]], counts: Counter[str]) -> None:
-        if self._tokenizer is None:
-            for block, _ in blocks:
-                self._heartbeat()
-                tokens.frombytes(block)
-            tokens.append(_BYTE_SEPARATOR)
-            return
-        for encoded in self._tokenizer.encode(decoded for _, decoded in blocks):
+    def _with_heartbeat(self, blocks: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, str]]:
+        for block in blocks:
             self._heartbeat()
-            tokens.frombytes(encoded.ids.tobytes())
-            counts["characters_dropped"] += encoded.dropped_characters
-            counts["tokens_unknown"] += encoded.unknown_tokens
+            yield block
 
 
 def _decoded(
