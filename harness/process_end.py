@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import NoReturn
 
-_skips_finalization = False
+_skips_finalization = threading.Event()
 
 
 def skip_finalization() -> None:
     """Let this process end without the interpreter's finalization: nothing of it may be needed by then."""
-    global _skips_finalization
-    _skips_finalization = True
+    _skips_finalization.set()
 
 
 def end_process(exit_code: int) -> NoReturn:
     """End this process."""
-    if not _skips_finalization:
+    if not _skips_finalization.is_set():
         sys.exit(exit_code)
     sys.stdout.flush()
     sys.stderr.flush()
