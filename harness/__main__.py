@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from harness import log, streams
 from harness.commands import VERBS
 from harness.errors import EndedWithAll, ExitCode, Interrupted, UserError
+from harness.process_end import end_process
 from harness.signals import stop_on_signals
 from harness.world import has_reporter
 
@@ -88,5 +90,10 @@ def _with_metrics_file(argv: list[str]) -> list[str]:
     return found
 
 
+def run_as_process() -> NoReturn:
+    """Run this process's command line and end the process."""
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process()

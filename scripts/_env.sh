@@ -19,15 +19,22 @@ make_environment() { # make_environment EXTRAS
     echo "error: cannot create a virtual environment in $venv; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 2
   }
-  # torch first and with an exact version: with a range pip may take a newer build with gigabytes of GPU libraries.
-  # TORCH=torch==X.Y.Z selects another release, TORCH= (empty) keeps the installed one.
-  local torch=${TORCH-torch==2.13.0}
+  # The versions that are tested together. torch first and with an exact version: with a range pip may take a newer
+  # build with gigabytes of GPU libraries. TORCH=torch==X.Y.Z selects another release, TORCH= (empty) keeps the
+  # installed one; then, and on a Python older than the one of the pins, pip chooses the other packages too.
+  local pins=$project/scripts/container/constraints.txt constraints=() pinned torch
+  pinned=$(grep '^torch==' "$pins")
+  torch=${TORCH-$pinned}
+  if [ "$torch" = "$pinned" ] && "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    constraints=(--constraint "$pins")
+  fi
   if [ -n "$torch" ] && ! "$venv/bin/python" -c "
 import sys
 from importlib.metadata import version
 sys.exit(version('torch').split('+')[0] != '${torch##*==}')" 2> /dev/null; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$torch"
   fi
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$project$extras"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${constraints[@]+"${constraints[@]}"} \
+    -e "$project$extras"
   export PATH="$venv/bin:$PATH"
 }

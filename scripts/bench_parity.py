@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cache, partial
-from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,6 @@ from harness.text import layered_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
-
-from tests.ranks import end_ranks, shared_zygote  # noqa: E402
 
 WORK = (
     "model=tiny",
@@ -81,7 +79,7 @@ class Variation:
     patch: str | None = None
     """Name of a function in PATCHES."""
     launcher: tuple[str, ...] = ()
-    """Empty: a fork of a process that has imported torch."""
+    """Empty: a fork of a process that has imported torch, or on another device than the CPU a fresh interpreter."""
     emulated: bool = False
     cpu_only: bool = False
 
@@ -109,8 +107,7 @@ VARIATIONS = {
     "ddp": Variation(("parallel=ddp", "workload.micro_batch_size=2"), launcher=TORCHRUN, cpu_only=True),
     "fsdp": Variation(("parallel=fsdp", "workload.micro_batch_size=2"), launcher=TORCHRUN, cpu_only=True),
 }
-# Not by find_spec: the tests' modules hide the package.
-if any(distributions(name="torch-npu")):
+if find_spec("torch_npu"):
     VARIATIONS["emulated NPU"] = Variation(("backend=npu",), emulated=True, cpu_only=True)
 
 
@@ -169,8 +166,7 @@ def alarms(pair: HonestPair) -> Iterator[str]:
 
 def honest_pairs(folder: Path, options: argparse.Namespace) -> Iterator[HonestPair]:
     """Run everything that is not in the folder yet, two at a time on a CPU, and yield all pairs."""
-    backends = [setting for setting in options.overrides if setting.startswith("backend=")]
-    on_cpu = backends in ([], ["backend=cpu"])
+    on_cpu = is_on_cpu(options.overrides)
     variations = {name: how for name, how in VARIATIONS.items() if on_cpu or not how.cpu_only}
     works = list(itertools.product(options.steps, options.precisions, SHAPES))
     jobs = []
@@ -197,17 +193,27 @@ def run(out: Path, base: list[str], how: Variation) -> None:
     program = ["bench_parity", "--patch", how.patch, "--"] if how.patch else ["harness"]
     path = os.pathsep.join((str(PROJECT), str(PROJECT / "scripts")))
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONPATH": path, **how.environment}
-    argv = [*program, *layered_settings(base, how.overrides), f"out='{out}'"]
+    settings = layered_settings(base, how.overrides)
+    argv = [*program, *settings, f"out='{out}'"]
     launcher = emulated_python() if how.emulated else how.launcher
+    if not launcher and not is_on_cpu(settings):
+        launcher = PYTHON
     if launcher:
         done = subprocess.run([*launcher, "-m", *argv], env=environment, cwd=PROJECT, capture_output=True, text=True,
                               check=False)  # fmt: skip
         code, err = done.returncode, done.stderr
     else:
+        # Imported where used: the tests' modules hide torch-npu, which a run on an NPU needs.
+        from tests.ranks import end_ranks, shared_zygote
+
         [ended] = end_ranks([shared_zygote().start(argv, PROJECT, environment)], TIMEOUT_SECONDS)
         code, err = ended.code, ended.err
     if code:
         sys.exit(f"{out}: {[*err.strip().splitlines(), 'no message'][-1]}")
+
+
+def is_on_cpu(settings: Sequence[str]) -> bool:
+    return all(setting == "backend=cpu" for setting in settings if setting.startswith("backend="))
 
 
 @cache

@@ -4,8 +4,11 @@
     python scripts/bench_sabotage.py --on fp32 fp16 bf16-ddp bf16-fsdp
     python scripts/bench_sabotage.py --team second   those that no limit was chosen by
     python scripts/bench_sabotage.py --team clocks   half an hour; needs a quiet machine
-    python scripts/bench_sabotage.py --on bf16 fp32 fp16 bf16-ddp bf16-fsdp --team authors first second clocks \\
-        > harness/docs/sabotages.md                  two hours
+    python scripts/bench_sabotage.py --on bf16 fp32 fp16 bf16-ddp bf16-fsdp fp32-ddp fp32-fsdp \\
+        --team authors first second clocks > harness/docs/sabotages.md
+                                                     an hour and a half
+    python scripts/bench_sabotage.py --on bf16-fsdp --all
+                                                     with two processes also those that one can have
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +52,8 @@ MAX_CELL = 100
 # An effect that has to be caught, as a multiple of the rounding.
 CLEAR = 10.0
 TIMEOUT_SECONDS = 600
+# The error of a run that the sabotage itself has broken, on this rank or another.
+BROKEN = re.compile(r"(rank \d+: )?\w*(Error|Exception)\b")
 # Processes a side of a sabotage of the clock.
 REPEATS = 5
 INTRODUCTION = """# Sabotages, and what catches them
@@ -91,6 +96,7 @@ def main() -> int:
     parser.add_argument("--on", nargs="+", choices=SETTINGS, default=["bf16"], metavar="SETTING",
                         help="precision, and -ddp or -fsdp for two processes")  # fmt: skip
     parser.add_argument("--team", nargs="+", choices=TEAMS, default=["authors", "first", "second"])
+    parser.add_argument("--all", action="store_true", help="with -ddp or -fsdp: also those that one process can have")
     parser.add_argument("--keep", type=Path, help="keep the runs in this folder, and use those that are there")
     parser.add_argument("names", nargs="*", help="only these sabotages")
     options = parser.parse_args()
@@ -105,7 +111,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)
         if sabotages:
-            columns = {setting: judge_computation(folder / setting, setting, sabotages) for setting in options.on}
+            names = {setting: applicable(sabotages, setting, everywhere=options.all) for setting in options.on}
+            columns = {setting: judge_computation(folder / setting, setting, own) for setting, own in names.items()}
             print_summary(chosen, columns)
             print(COMPUTATION)
             print_table(sabotages, columns)
@@ -139,18 +146,23 @@ def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping
             print(f"| {about} | {' | '.join(cells)} |")
 
 
-def applicable(sabotages: Mapping[str, Sabotage], setting: str) -> list[str]:
-    """Return the names of those that the setting's precision and processes can have."""
+def applicable(sabotages: Mapping[str, Sabotage], setting: str, *, everywhere: bool = False) -> list[str]:
+    """Return the names of those that the setting's precision and processes can have.
+
+    Args:
+        everywhere: of several processes, also those that one process can have.
+    """
     precision, _, parallel = setting.partition("-")
+    several = bool(parallel) and not everywhere
     # The first team was not asked for fp16: what narrows bf16 narrows fp16.
     known = {precision, {"fp16": "bf16"}.get(precision, precision)}
     return [name for name, sabotage in sabotages.items()
-            if known & set(sabotage.precisions) and (parallel or "single") in sabotage.parallel]  # fmt: skip
+            if known & set(sabotage.precisions) and (parallel or "single") in sabotage.parallel
+            and not (several and "single" in sabotage.parallel)]  # fmt: skip
 
 
-def judge_computation(folder: Path, setting: str, sabotages: Mapping[str, Sabotage]) -> dict[str, Judged]:
+def judge_computation(folder: Path, setting: str, names: Sequence[str]) -> dict[str, Judged]:
     """Run and judge sabotages of the computation, two at a time."""
-    names = applicable(sabotages, setting)
     with ThreadPoolExecutor(1 if "-" in setting else 2) as pool:
         list(pool.map(lambda name: run(folder / name, name, setting), ["none", *names]))
     noise = rounding(folder, setting)
@@ -215,7 +227,7 @@ def judge(honest: Path, sabotaged: Path, noise: Mapping[tuple[str, int], float] 
     """Compare the runs in two folders. A sabotage that breaks its own run is not caught."""
     load_run_groups([honest])
     records = [json.loads(path.read_text()) for path in sabotaged.rglob("record.json")]
-    broken = [record["error"] for record in records if re.match(r"\w*(Error|Exception)\b", record["error"] or "")]
+    broken = [record["error"] for record in records if BROKEN.match(record["error"] or "")]
     if broken or not records:
         return Judged(False, f"no run: {broken[0] if broken else 'no record'}", None)
     try:

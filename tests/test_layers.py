@@ -42,6 +42,7 @@ FLOORS = {
     "log": 1,
     "signals": 1,
     "streams": 1,
+    "process_end": 1,
     "world": 1,
     "addresses": 2,
     "config": 2,

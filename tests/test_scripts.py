@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from harness.composition import load
 from harness.text import layered_settings
-from tests.conftest import load_script
+from tests.conftest import PROJECT, load_script
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -52,3 +54,20 @@ COMMANDS = dict(commands())
 @pytest.mark.parametrize("settings", COMMANDS.values(), ids=COMMANDS.keys())
 def test_settings_of_a_script_are_accepted(settings: list[str]) -> None:
     load(settings)
+
+
+def test_the_check_of_an_owners_device_needs_nothing_of_the_tests() -> None:
+    """It runs where only the harness is installed."""
+    program = (
+        "import sys; sys.path.insert(0, 'scripts'); import verify_on_device; "
+        "print([name for name in ('pytest', 'tests') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [([], True), (["backend=cpu"], True), (["seed=1", "backend=npu"], False)]
+)
+def test_honest_runs_of_another_device_start_afresh(settings: list[str], expected: bool) -> None:
+    assert load_script("bench_parity.py").is_on_cpu(settings) is expected

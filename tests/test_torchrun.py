@@ -7,10 +7,13 @@ import signal
 
 import pytest
 from torch.distributed import run
+from torch.distributed.elastic.rendezvous import api
 
+from harness import log
 from harness.commands import torchrun
 from harness.commands.torchrun import code_of, completed, main
 from harness.errors import ConfigError, UserError
+from tests.ranks import free_port
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,60 @@ def test_the_first_node_need_not_resolve_its_own_name_and_the_others_say_what_th
         completed(run.parse_args(["--node-rank=1", *nodes]))
     with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: found 'nowhere.invalid', which does not resolve"):
         completed(run.parse_args(["--rdzv-backend=c10d", "--rdzv-endpoint=nowhere.invalid:29500", "-m", "harness"]))
+
+
+def c10d(endpoint: str) -> list[str]:
+    return ["--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=7", f"--rdzv-endpoint={endpoint}", "-m", "harness"]
+
+
+def test_nodes_wait_for_the_launcher_that_holds_their_store(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.set_up([])
+    asked = []
+
+    def nobody_answers(host: str, port: int, **_: object) -> bool:
+        asked.append((host, port))
+        return False
+
+    monkeypatch.setattr(torchrun, "wait_for_answer", nobody_answers)
+    completed(run.parse_args(c10d("127.0.0.1:29500")))
+    assert asked == [], "this node holds the store"
+    assert capsys.readouterr().err == "torchrun: waits for 2 nodes, all started with this --nnodes\n"
+    with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: no launcher answers at 192\.0\.2\.1:29500; check"):
+        completed(run.parse_args(c10d("192.0.2.1:29500")))
+    with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: no launcher answers at 192\.0\.2\.1:29400; check"):
+        completed(run.parse_args(c10d("192.0.2.1")))
+    with pytest.raises(ConfigError, match=r"^--master-addr: no launcher answers at 192\.0\.2\.1:29501; check"):
+        completed(
+            run.parse_args(["--nnodes=2", "--node-rank=1", "--master-addr=192.0.2.1", "--master-port=29501", "x"])
+        )
+
+
+def test_the_launcher_says_why_the_nodes_did_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun's own errors have no text, or one that refers to their cause."""
+
+    def fails(error: Exception) -> str:
+        def run_nodes(options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(run, "run", run_nodes)
+        with pytest.raises(UserError) as failure:
+            main(c10d("127.0.0.1:29500")[:-2])
+        return str(failure.value)
+
+    assert "not all nodes have joined in time; start the same command on each" in fails(api.RendezvousTimeoutError())
+    assert "the run of this --rdzv-id has ended on another node" in fails(api.RendezvousClosedError())
+    error = api.RendezvousConnectionError("The connection to the C10d store has failed. See inner exception.")
+    error.__cause__ = TimeoutError("Ping failed\nException raised from ping\n")
+    assert fails(error) == "torchrun: --rdzv-endpoint: Ping failed; see harness/docs/distributed.md"
+    assert fails(api.RendezvousStateError()).startswith("torchrun: RendezvousStateError; ")
+
+
+def test_a_rendezvous_in_which_a_node_is_missing_ends_with_one_line() -> None:
+    options = c10d(f"127.0.0.1:{free_port()}")[:-2]
+    with pytest.raises(UserError, match=r"^torchrun: not all nodes have joined in time"):
+        main([*options, "--rdzv-conf=join_timeout=1,last_call_timeout=1", "parallel=ddp"])
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,6 +51,13 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
         run.record["status"] == "ok" and get_path(run.record, "fingerprint", "repeated_step") is None for run in runs
     ):
         yield "no fingerprint", "without it, small changes of the computation pass in bf16 and fp16; run again with it"
+    yield from _cautions_about_times(side)
+    if any(side.values("environment", "git", "dirty")):
+        yield "modified source", "the harness's source had uncommitted changes"
+
+
+def _cautions_about_times(side: RunGroup) -> Iterable[tuple[str, str]]:
+    runs = side.runs
     all_runs = counted(len(runs), "run")
     drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
     if drifts:
@@ -88,8 +95,6 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
         yield "stalled", f"{text}: the process was paused, or host, disk or device stalled"
     if any(side.values("effective_settings", "compilation", "graphs_in_window")):
         yield "compiled while timed", "torch.compile compiled in timed intervals; raise workload.timing_warmup_steps"
-    if any(side.values("environment", "git", "dirty")):
-        yield "modified source", "the harness's source had uncommitted changes"
     times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
     odd = outliers(times)
     if odd:

@@ -14,14 +14,16 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 
-from harness import environment
-from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
+from harness import environment, log
+from harness.addresses import LOOPBACK, is_own_address, resolvable_host, wait_for_answer
 from harness.commands.arguments import Parser
 from harness.errors import ConfigError, ExitCode, UserError
 from harness.signals import STOP_SIGNALS, stop_signals
 
 SHUTDOWN_TIMEOUT_SECONDS = 600
-FIRST_NODE_TIMEOUT_SECONDS = 600
+STORE_TIMEOUT_SECONDS = 600
+# torchrun's own, of an endpoint without one.
+C10D_PORT = 29400
 _TORCH_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"
 
 
@@ -72,9 +74,27 @@ def main(argv: list[str]) -> int:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
         return code_of({rank: failure.exitcode for rank, failure in failed.failures.items()})
-    except (RendezvousError, ValueError) as error:
+    except RendezvousError as error:
+        raise UserError(f"torchrun: {_rendezvous_failure(error)}; see harness/docs/distributed.md") from error
+    except ValueError as error:
         raise UserError(f"torchrun: {' '.join(str(error).split())}; python -m harness torchrun --help") from error
     return ExitCode.OK
+
+
+def _rendezvous_failure(error: Exception) -> str:
+    """Return why the nodes did not meet; torchrun's own errors have no text, or refer to their cause."""
+    from torch.distributed.elastic.rendezvous import api
+
+    if isinstance(error, api.RendezvousTimeoutError):
+        return (
+            "not all nodes have joined in time; start the same command on each, with the same --nnodes, --rdzv-id and "
+            "--rdzv-endpoint, or raise --rdzv-conf=join_timeout=SECONDS (600)"
+        )
+    if isinstance(error, api.RendezvousClosedError):
+        return "the run of this --rdzv-id has ended on another node; give all nodes a new --rdzv-id"
+    if isinstance(error, api.RendezvousConnectionError) and error.__cause__ is not None:
+        return f"--rdzv-endpoint: {str(error.__cause__).strip().splitlines()[0]}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parsed(argv: list[str], parse: Callable[[list[str]], argparse.Namespace]) -> argparse.Namespace:
@@ -93,7 +113,13 @@ def _parsed(argv: list[str], parse: Callable[[list[str]], argparse.Namespace]) -
 
 
 def completed(options: argparse.Namespace) -> argparse.Namespace:
-    """Return torchrun's options with those that the user left out and that the harness decides."""
+    """Return torchrun's options with those that the user left out and that the harness decides.
+
+    Raises:
+        ConfigError: the address at which the nodes meet does not resolve, or no launcher answers there.
+    """
+    from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
     if getattr(options, "signals_to_handle", _TORCH_SIGNALS) == _TORCH_SIGNALS:
         # By default torchrun stops at a SIGHUP also where nohup has it ignored, and dies of Slurm's SIGUSR1.
         options.signals_to_handle = ",".join(number.name for number in (*stop_signals(), signal.SIGQUIT))
@@ -104,23 +130,27 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
         is_first = options.node_rank == 0
         options.master_addr = resolvable_host(options.master_addr, is_here=is_first, name="--master-addr")
         if not is_first:
-            _wait_for_first_node(options)
+            _wait_for_store("--master-addr", options.master_addr, options.master_port, f"node {options.node_rank}")
     elif options.rdzv_endpoint:
-        resolvable_host(options.rdzv_endpoint.rpartition(":")[0], is_here=False, name="--rdzv-endpoint")
+        host, port = parse_rendezvous_endpoint(options.rdzv_endpoint, C10D_PORT)
+        resolvable_host(host, is_here=False, name="--rdzv-endpoint")
+        if options.rdzv_backend == "c10d" and not is_own_address(host):
+            _wait_for_store("--rdzv-endpoint", host, port, "this node")
+    if not options.standalone and options.nnodes not in ("1", "1:1"):
+        log.info(f"torchrun: waits for {options.nnodes} nodes, all started with this --nnodes")
     return options
 
 
-def _wait_for_first_node(options: argparse.Namespace) -> None:
-    """Wait for the first node's launcher.
+def _wait_for_store(option: str, host: str, port: int, node: str) -> None:
+    """Wait for the launcher that holds the nodes' store.
 
     Raises:
         ConfigError: it does not answer.
     """
-    host, port = options.master_addr, options.master_port
-    if not wait_for_answer(host, port, who=f"node {options.node_rank}", timeout_seconds=FIRST_NODE_TIMEOUT_SECONDS):
+    if not wait_for_answer(host, port, who=node, timeout_seconds=STORE_TIMEOUT_SECONDS):
         raise ConfigError(
-            f"--master-addr: the launcher of node 0 does not answer at {host}:{port}; check that it was started there "
-            "with the same --master-port, and that this host reaches it"
+            f"{option}: no launcher answers at {host}:{port}; check that it was started there with the same port, and "
+            "that this host reaches it"
         )
 
 

@@ -155,15 +155,30 @@ def test_one_process_prints_and_writes(tmp_path: Path) -> None:
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 12
 
 
+# Writes a file when the interpreter is finalized.
+SITE = """
+import atexit, os
+if "RANK" in os.environ:
+    atexit.register(lambda: open(f"rank-{os.environ['RANK']}-finalized", "w"))
+"""
+
+
 def test_torchrun_launches_it(tmp_path: Path) -> None:
-    """As in harness/docs/distributed.md."""
+    """As in harness/docs/distributed.md. PyTorch's threads could crash a rank in the interpreter's finalization."""
+    (tmp_path / "sitecustomize.py").write_text(SITE)
     done = subprocess.run(
         ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "harness", *OVERRIDES, "out=run"],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{tmp_path}:{PROJECT}",
+            "PYTHONFAULTHANDLER": "1",
+        },
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert record(tmp_path / "run")["world_size"] == 2
+    assert [file.name for file in tmp_path.glob("rank-*-finalized")] == []
 
 
 def test_the_straggler_is_named(tmp_path: Path) -> None:

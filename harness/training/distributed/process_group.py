@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 import threading
@@ -20,6 +19,7 @@ from harness import log
 from harness.addresses import resolvable_host, wait_for_answer
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
+from harness.process_end import skip_finalization
 from harness.records.files import archive_file, write_atomically
 from harness.records.run_folder import STACKS_FILE
 from harness.training.distributed.collectives import Ranks
@@ -222,11 +222,10 @@ class _DistributedProcesses(RunProcesses):
         self._watchdog.close()
         if not self._has_collectives:
             return
+        # After a failure, pending collectives wait for ranks that have ended, and this would wait for the collectives.
         if self._exit_code is None:
             dist.destroy_process_group()
-        else:
-            # Pending collectives wait for ranks that have ended, and the interpreter would wait for the collectives.
-            atexit.register(_exit_at_once, self._exit_code)
+        skip_finalization()
 
     def _force_exit(self, failure: RankFailure) -> NoReturn:
         """End this process from the watchdog's thread: its main thread waits in a collective that never finishes."""
@@ -279,9 +278,3 @@ def _open_store(world: World, timeout_seconds: float) -> Store:
         raise ConfigError(_NO_STORE.format(host=host, port=port)) from error
     finally:
         guard.cancel()
-
-
-def _exit_at_once(exit_code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
