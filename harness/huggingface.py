@@ -78,7 +78,7 @@ def read_model(given: str) -> dict[str, Any]:
     if file.is_dir():
         file /= CONFIG_FILE
     keys = _Keys(file, _load(file))
-    family = keys.take("model_type", str)
+    family = keys.pop("model_type", str)
     if family not in FAMILIES:
         raise keys.error(
             "model_type", f"expected one of: {', '.join(FAMILIES)}{did_you_mean(str(family), list(FAMILIES))}"
@@ -178,7 +178,7 @@ class _Keys:
     def __init__(self, file: Path, content: Mapping[str, Any], prefix: str = "") -> None:
         self._file, self._rest, self._content, self._prefix = file, dict(content), content, prefix
 
-    def take(self, key: str, kind: type, default: Any = _REQUIRED, *, optional: bool = False) -> Any:
+    def pop(self, key: str, kind: type, default: Any = _REQUIRED, *, optional: bool = False) -> Any:
         """Return a value of the given type, or the default if the key is missing.
 
         Args:
@@ -199,12 +199,12 @@ class _Keys:
 
     def section(self, key: str) -> _Keys:
         """Return the keys of an object inside, without any if it is missing or null."""
-        content = self.take(key, dict, None, optional=True)
+        content = self.pop(key, dict, None, optional=True)
         return _Keys(self._file, content or {}, f"{self._prefix}{key}.")
 
     def choose(self, key: str, default: str, choices: Mapping[str, str]) -> str:
         """Return our word for the value of a key."""
-        value = self.take(key, str, default)
+        value = self.pop(key, str, default)
         if value not in choices:
             raise self.error(key, f"expected one of: {', '.join(choices)}")
         return choices[value]
@@ -249,24 +249,24 @@ def _load(file: Path) -> dict[str, Any]:
 def _llama_block(keys: _Keys, *, vocab_size: int, intermediate_size: int, kv_heads: int | None, positions: int,
                  head_dim: int | None = None) -> dict[str, Any]:  # fmt: skip
     """Return the settings of RMS norm, rotary positions and SwiGLU. The arguments are the family's defaults."""
-    longest = keys.take("max_position_embeddings", int, positions)
+    longest = keys.pop("max_position_embeddings", int, positions)
     return {
-        "vocab_size": keys.take("vocab_size", int, vocab_size),
+        "vocab_size": keys.pop("vocab_size", int, vocab_size),
         "max_position_embeddings": longest,
-        "num_hidden_layers": keys.take("num_hidden_layers", int, 32),
-        "hidden_size": keys.take("hidden_size", int, 4096),
-        "num_attention_heads": keys.take("num_attention_heads", int, 32),
-        "num_key_value_heads": keys.take("num_key_value_heads", int, kv_heads, optional=True),
-        "head_dim": keys.take("head_dim", int, head_dim, optional=True),
-        "intermediate_size": keys.take("intermediate_size", int, intermediate_size),
+        "num_hidden_layers": keys.pop("num_hidden_layers", int, 32),
+        "hidden_size": keys.pop("hidden_size", int, 4096),
+        "num_attention_heads": keys.pop("num_attention_heads", int, 32),
+        "num_key_value_heads": keys.pop("num_key_value_heads", int, kv_heads, optional=True),
+        "head_dim": keys.pop("head_dim", int, head_dim, optional=True),
+        "intermediate_size": keys.pop("intermediate_size", int, intermediate_size),
         "norm": "rmsnorm",
-        "norm_eps": keys.take("rms_norm_eps", float, 1e-6),
+        "norm_eps": keys.pop("rms_norm_eps", float, 1e-6),
         "activation": keys.choose("hidden_act", "silu", GATES),
         "position_embedding": "rotary",
         **_rotary(keys, longest),
         "bias": False,
-        "tie_word_embeddings": keys.take("tie_word_embeddings", bool, False),
-        "initializer_range": keys.take("initializer_range", float, 0.02),
+        "tie_word_embeddings": keys.pop("tie_word_embeddings", bool, False),
+        "initializer_range": keys.pop("initializer_range", float, 0.02),
         "scaled_residual_init": False,
     }
 
@@ -276,9 +276,9 @@ def _rotary(keys: _Keys, longest: int) -> dict[str, Any]:
     old, new = keys.section("rope_scaling"), keys.section("rope_parameters")
     parts = [part for part in (new, old) if part._content] or [new]
     used = parts[0]
-    theta = used.take("rope_theta", float, keys.take("rope_theta", float, 10000.0))
-    kind = used.take("rope_type", str, None) or used.take("type", str, "default")
-    used.take("type", str, kind)
+    theta = used.pop("rope_theta", float, keys.pop("rope_theta", float, 10000.0))
+    kind = used.pop("rope_type", str, None) or used.pop("type", str, "default")
+    used.pop("type", str, kind)
     if kind not in ROPE_PARAMETERS:
         raise used.error(
             "rope_type" if "rope_type" in used._content else "type", f"expected one of: {', '.join(ROPE_PARAMETERS)}"
@@ -287,7 +287,7 @@ def _rotary(keys: _Keys, longest: int) -> dict[str, Any]:
     for name in ROPE_PARAMETERS[kind]:
         number = int if name == "original_max_position_embeddings" else float
         default = _REQUIRED if name == "factor" or kind == "llama3" else None
-        value = used.take(name, number, default, optional=default is None)
+        value = used.pop(name, number, default, optional=default is None)
         if value is not None:
             scaling[name] = value
     if kind == "yarn":
@@ -299,8 +299,8 @@ def _rotary(keys: _Keys, longest: int) -> dict[str, Any]:
 
 def _window(keys: _Keys, *, on: bool) -> dict[str, Any]:
     """Return the window of attention, which may be that of some layers only."""
-    window = keys.take("sliding_window", int, 4096, optional=True)
-    kinds = keys.take("layer_types", list, [], optional=True) or []
+    window = keys.pop("sliding_window", int, 4096, optional=True)
+    kinds = keys.pop("layer_types", list, [], optional=True) or []
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise keys.error("layer_types", "expected full_attention or sliding_attention")
@@ -310,8 +310,8 @@ def _window(keys: _Keys, *, on: bool) -> dict[str, Any]:
 def _llama(keys: _Keys) -> dict[str, Any]:
     block = _llama_block(keys, vocab_size=32000, intermediate_size=11008, kv_heads=None, positions=2048)
     biases = {
-        "attention_bias": "all" if keys.take("attention_bias", bool, False) else "none",
-        "mlp_bias": keys.take("mlp_bias", bool, False),
+        "attention_bias": "all" if keys.pop("attention_bias", bool, False) else "none",
+        "mlp_bias": keys.pop("mlp_bias", bool, False),
     }
     return block | biases
 
@@ -324,34 +324,34 @@ def _mistral(keys: _Keys) -> dict[str, Any]:
 def _qwen2(keys: _Keys) -> dict[str, Any]:
     block = _llama_block(keys, vocab_size=151936, intermediate_size=22016, kv_heads=32, positions=32768)
     # transformers does not read the key for this family.
-    keys.take("attention_bias", bool, True)
-    return block | {"attention_bias": "qkv"} | _window(keys, on=keys.take("use_sliding_window", bool, False))
+    keys.pop("attention_bias", bool, True)
+    return block | {"attention_bias": "qkv"} | _window(keys, on=keys.pop("use_sliding_window", bool, False))
 
 
 def _qwen3(keys: _Keys) -> dict[str, Any]:
     block = _llama_block(
         keys, vocab_size=151936, intermediate_size=22016, kv_heads=32, positions=32768, head_dim=128
     )  # fmt: skip
-    biases = {"attention_bias": "all" if keys.take("attention_bias", bool, False) else "none"}
-    window = _window(keys, on=keys.take("use_sliding_window", bool, False))
+    biases = {"attention_bias": "all" if keys.pop("attention_bias", bool, False) else "none"}
+    window = _window(keys, on=keys.pop("use_sliding_window", bool, False))
     return block | {"qk_norm": True} | biases | window
 
 
 def _gpt2(keys: _Keys) -> dict[str, Any]:
     return {
-        "vocab_size": keys.take("vocab_size", int, 50257),
-        "max_position_embeddings": keys.take("n_positions", int, 1024),
-        "num_hidden_layers": keys.take("n_layer", int, 12),
-        "hidden_size": keys.take("n_embd", int, 768),
-        "num_attention_heads": keys.take("n_head", int, 12),
-        "intermediate_size": keys.take("n_inner", int, None, optional=True),
+        "vocab_size": keys.pop("vocab_size", int, 50257),
+        "max_position_embeddings": keys.pop("n_positions", int, 1024),
+        "num_hidden_layers": keys.pop("n_layer", int, 12),
+        "hidden_size": keys.pop("n_embd", int, 768),
+        "num_attention_heads": keys.pop("n_head", int, 12),
+        "intermediate_size": keys.pop("n_inner", int, None, optional=True),
         "norm": "layernorm",
-        "norm_eps": keys.take("layer_norm_epsilon", float, 1e-5),
+        "norm_eps": keys.pop("layer_norm_epsilon", float, 1e-5),
         "activation": keys.choose("activation_function", "gelu_new", ACTIVATIONS),
         "position_embedding": "learned",
         "bias": True,
-        "tie_word_embeddings": keys.take("tie_word_embeddings", bool, True),
-        "initializer_range": keys.take("initializer_range", float, 0.02),
+        "tie_word_embeddings": keys.pop("tie_word_embeddings", bool, True),
+        "initializer_range": keys.pop("initializer_range", float, 0.02),
         "scaled_residual_init": True,
     }
 

@@ -50,6 +50,24 @@ TINY = (
     "backend.threads=1",
 )
 
+# What some options need from files, by the option.
+_OF_FILES = {
+    "data=text": {"data.path": "some/folder"},
+    "data=tokens": {"data.path": "some/folder"},
+    "model=hf": {"model.path": str(PROJECT / "tests" / "hf")},
+    "experiment=finetune": {"data.path": "some/folder", "model.path": str(PROJECT / "tests" / "hf")},
+}
+
+
+def with_settings_of_files(settings: list[str]) -> list[str]:
+    """Return settings with the paths that some of them need; a config.json that exists is put in place of another."""
+    given = {word.partition("=")[0]: word for word in settings}
+    for option, needed in _OF_FILES.items():
+        for key, value in needed.items() if option in settings else ():
+            given[key] = given[key] if key == "data.path" and key in given else f"{key}={value}"
+    return list(given.values())
+
+
 # Tests in these folders make whole runs: they count as slow, except those of QUICK_FILES.
 RUNNING_FOLDERS = ("integration", "emulated")
 QUICK_FILES = ("test_run.py", "test_bad_inputs.py")

@@ -27,6 +27,7 @@ from harness.config import (
 )
 from harness.errors import ConfigError
 from harness.text import layered_settings
+from tests.conftest import with_settings_of_files
 
 # Another legal value for every setting. A setting added later fails test_every_setting_is_known until it is here.
 OTHER_VALUE: dict[str, str] = {
@@ -202,12 +203,8 @@ class TestComposition:
         ("group", "option"), [(group, option) for group, options in group_options().items() for option in options]
     )
     def test_every_option_of_every_group_composes(self, group: str, option: str) -> None:
-        if option == "hf":
-            pytest.skip("needs a config.json: tests/test_huggingface.py")
-        extra = ["data.path=x"] if option in ("text", "tokens") else []
-        if group == "workload":
-            extra += ["model=llama-1b", "model.max_position_embeddings=4096"]
-        config = load([f"{group}={option}", *extra])
+        extra = ["model=llama-1b", "model.max_position_embeddings=4096"] if group == "workload" else []
+        config = load(with_settings_of_files([f"{group}={option}", *extra]))
         part = getattr(config, group)
         assert (part if isinstance(part, str) else part.name) == option
 

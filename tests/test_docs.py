@@ -22,7 +22,7 @@ from harness.commands import VERBS
 from harness.composition import GROUPS, group_options, load
 from harness.config import Config, iter_settings
 from harness.errors import ConfigError, ExitCode
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, with_settings_of_files
 
 TOP_FOLDERS = ("harness", "configs", "scripts", "tests", ".github", ".ci")
 PAGES = [
@@ -159,7 +159,7 @@ def problems_of_settings(argv: list[str]) -> Iterator[str]:
     if any(f"backend={name}" in argv for name in EXAMPLE_BACKENDS):
         argv = [word for word in argv if not word.startswith("backend=")]
     # Of a sweep, the first.
-    error = error_of_settings(tuple(word.partition(",")[0] for word in argv))
+    error = error_of_settings(tuple(with_settings_of_files([word.partition(",")[0] for word in argv])))
     if error:
         yield f"{' '.join(argv)}: {error}"
 

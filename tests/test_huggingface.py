@@ -181,7 +181,7 @@ class TestToHuggingFace:
         assert workload_id(read) == workload_id(config)
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("argv", "message"),
         [
             (["model=tiny"], "has model.norm=layernorm with the other settings"),
             (["model=qwen3-0.6b", "model.attention_bias=qkv"], "has model.qk_norm=True"),
@@ -190,9 +190,9 @@ class TestToHuggingFace:
             (["model=gpt2-124m", "model.activation=swiglu"], "has model.activation=swiglu"),
         ],
     )
-    def test_of_no_family_is_refused(self, words: list[str], message: str) -> None:
+    def test_of_no_family_is_refused(self, argv: list[str], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
-            to_huggingface(load(words).model, "float32")
+            to_huggingface(load(argv).model, "float32")
 
 
 LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

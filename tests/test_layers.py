@@ -22,8 +22,7 @@ from harness import config as config_module
 from harness.commands.help import setting_meanings
 from harness.composition import GROUPS, group_options, load
 from harness.config import Config, iter_settings
-from harness.errors import ConfigError
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, with_settings_of_files
 
 PACKAGE = PROJECT / "harness"
 MODULES = {
@@ -54,7 +53,8 @@ FLOORS = {
     "validation": 4,
     "workload": 4,
     "analysis": 5,
-    "composition": 5,
+    "huggingface": 5,
+    "composition": 6,
     "report": 6,
     "training": 6,
     "commands": 7,
@@ -356,14 +356,9 @@ class TestConfigs:
     @pytest.mark.parametrize("word", OPTIONS)
     def test_every_option_composes(self, word: str) -> None:
         group, option = word.split("=")
-        # A workload may need a longer context than the default model has, and data from files needs a path.
+        # A workload may need a longer context than the default model has.
         companions = ["model.max_position_embeddings=1000000"] if group == "workload" else []
-        try:
-            config = load([word, *companions])
-        except ConfigError as error:
-            if not str(error).startswith("data.path: missing"):
-                raise
-            config = load([word, *companions, "data.path=some/folder"])
+        config = load(with_settings_of_files([word, *companions]))
         chosen = getattr(config, group)
         assert option == (chosen if group == "experiment" else chosen.name)
 

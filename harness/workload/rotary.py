@@ -57,7 +57,7 @@ def _yarn(plain: np.ndarray, scaling: RopeScalingConfig, theta: float) -> np.nda
     size = 2 * len(plain)
 
     def pair_with(turns: float) -> float:
-        """Return the index of the pair, as a real number, that makes so many turns over the original context."""
+        """Return the index of the pair, as a real number, that makes this number of turns over the original context."""
         wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)  # type: ignore[operator]
         return size * math.log(wavelength) / (2 * math.log(theta))
 

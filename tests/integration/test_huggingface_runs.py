@@ -90,7 +90,7 @@ class TestExport:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["model=hf"], "error: model.path: missing; model=hf needs a Hugging Face config.json"),
         (["model=hf", "model.path=nothing"], "error: model.path: nothing: cannot be read: No such file or directory"),
@@ -101,7 +101,7 @@ class TestExport:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line(words: list[str], message: str, harness: Harness) -> None:
-    done = harness(*layered_settings(TINY if words[0].startswith("init") else WORK, words, ["out=run"]))
+def test_mistakes_are_one_line(argv: list[str], message: str, harness: Harness) -> None:
+    done = harness(*layered_settings(TINY if argv[0].startswith("init") else WORK, argv, ["out=run"]))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert done.stderr.startswith(message), done.stderr

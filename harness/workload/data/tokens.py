@@ -21,7 +21,7 @@ from harness.workload.data.layout import raw_layout
 
 SUFFIXES = (".npy", ".bin")
 # data.glob's default.
-ANY = "*"
+EVERY_FILE = "*"
 # Two files of equal size are compared in as many places, evenly spaced, of as many tokens.
 _PLACES, _PLACE_TOKENS = 64, 4096
 
@@ -103,7 +103,7 @@ def _token_files(path: Path, data: DataConfig, key: str) -> list[Path]:
             f"{file}: {reason.found}, expected a file of tokens; {reason.remedy}, or select others with data.glob"
         )
     # Without a pattern: what lies beside them, such as indexes and notes, is no data.
-    files = [file for file in found.paths if data.glob != ANY or file.suffix in SUFFIXES]
+    files = [file for file in found.paths if data.glob != EVERY_FILE or file.suffix in SUFFIXES]
     if not files:
         raise DataError(f"{path}: holds no file whose name ends in {' or '.join(SUFFIXES)}; check {key}")
     return files
