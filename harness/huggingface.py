@@ -21,7 +21,7 @@ from harness.config import (
 )
 from harness.errors import ConfigError
 from harness.file_formats import foreign_format, read_head, special_file
-from harness.records.files import load_json, strict_json
+from harness.regular_files import load_json, strict_json
 from harness.text import did_you_mean, shortened
 
 CONFIG_FILE = "config.json"

@@ -16,11 +16,12 @@ from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError, RecordError, UserError
 from harness.records.attempts import begin_attempt, read_attempts
-from harness.records.files import load_json, replace_file, seal, write_atomically
+from harness.records.files import replace_file, seal, write_atomically
 from harness.records.peak import find_peak, read_peak
 from harness.records.record import read_record, write_record
 from harness.records.run_folder import acquire_run_folder, check_no_existing_run
 from harness.records.steps import STEPS_FILE, StepsWriter, steps_digest
+from harness.regular_files import load_json
 from harness.training.history import TrainingHistory
 from harness.training.timing import TimedInterval
 from tests.conftest import TINY

@@ -20,8 +20,9 @@ from harness.commands.preflight import check_backend
 from harness.composition import load
 from harness.config import Config, to_dict, workload_id, workload_settings
 from harness.errors import ConfigError, ExitCode, RunFailed
-from harness.records.files import has_valid_seal, load_json, seal, write_atomically
+from harness.records.files import has_valid_seal, seal, write_atomically
 from harness.records.record import RECORD_FILE, read_record
+from harness.regular_files import load_json
 from harness.text import counted, override_key, utc_stamp
 
 PLAN_FILE = "plan.json"

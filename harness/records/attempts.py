@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
-from harness.records.files import has_valid_seal, load_json, seal, write_atomically
+from harness.records.files import has_valid_seal, seal, write_atomically
+from harness.regular_files import load_json
 from harness.text import utc_now
 
 ATTEMPTS_FILE = "attempts.json"

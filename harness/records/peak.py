@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import has_valid_seal, load_json, strict_json
+from harness.records.files import has_valid_seal
 from harness.records.record import check_schema_version
+from harness.regular_files import load_json, strict_json
 
 PEAK_FILE = "peak.json"
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import load_json, replace_nonfinite, seal, strict_json, write_atomically
+from harness.records.files import replace_nonfinite, seal, write_atomically
 from harness.records.steps import STEPS_FILE
+from harness.regular_files import load_json, strict_json
 
 SCHEMA_VERSION = 2
 RECORD_FILE = "record.json"

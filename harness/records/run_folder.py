@@ -14,11 +14,12 @@ import yaml
 from harness.config import Config, flatten, is_part_of_the_work, to_dict, to_yaml, workload_id
 from harness.errors import ConfigError, RecordError
 from harness.records.attempts import ATTEMPTS_FILE
-from harness.records.files import archive_file, has_valid_seal, read_file, write_failure
+from harness.records.files import archive_file, has_valid_seal, write_failure
 from harness.records.folder_lock import FolderLock, LockUnavailable, is_locked
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.schema import schema_problem
 from harness.records.steps import STEPS_FILE
+from harness.regular_files import read_file
 from harness.text import utc_stamp
 
 CONFIG_FILE = "config.yaml"

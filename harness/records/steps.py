@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from harness.records.files import flush_to_disk, open_regular, replace_nonfinite, write_failure
+from harness.records.files import flush_to_disk, replace_nonfinite, write_failure
+from harness.regular_files import open_regular
 
 STEPS_FILE = "steps.jsonl"
 

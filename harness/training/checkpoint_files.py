@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from harness.errors import CheckpointError
-from harness.records.files import has_valid_seal, load_json
+from harness.records.files import has_valid_seal
+from harness.regular_files import load_json
 from harness.text import counted
 
 MANIFEST = "manifest.json"

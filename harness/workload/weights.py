@@ -15,7 +15,7 @@ import torch
 from harness.config import RANDOM, Config, ModelConfig, head_dim, intermediate_size, num_key_value_heads
 from harness.errors import DataError
 from harness.file_formats import foreign_format, read_head, special_file
-from harness.records.files import load_json
+from harness.regular_files import load_json
 from harness.text import counted, shortened
 
 WEIGHTS_FILE = "model.safetensors"

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness import log
-from harness.records.files import load_json, replace_file
+from harness.records.files import replace_file
+from harness.regular_files import load_json
 from harness.training.observer import LoopObserver
 
 WRITE_PERIOD_SECONDS = 2.0

@@ -12,7 +12,8 @@ from typing import Any
 from harness import log
 from harness.backends.sensors import Reading
 from harness.errors import ConfigError
-from harness.records.files import read_file, replace_file
+from harness.records.files import replace_file
+from harness.regular_files import read_file
 from harness.training.observer import IntervalReport, LoopObserver
 
 # Gauges and their help texts; the units are in the names, as Prometheus recommends.
