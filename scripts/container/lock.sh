@@ -9,7 +9,7 @@ report=$(mktemp)
 trap 'rm -f "$report"' EXIT
 python=${PYTHON:-python3}
 "$python" -m pip --disable-pip-version-check install --quiet --dry-run --ignore-installed --report "$report" \
-  ".[ops,cuda,npu,tensorboard,text,dev]" pip setuptools packaging
+  ".[ops,cuda,npu,tensorboard,text,hf,dev]" pip setuptools packaging
 "$python" - "$report" > scripts/container/constraints.txt <<'P'
 import json, sys
 
