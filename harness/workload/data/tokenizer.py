@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ WINDOW_CHARACTERS = 32768
 # Neighboring windows share this many characters, and are joined where they agree on as many tokens before and after.
 OVERLAP_CHARACTERS = 1024
 AGREEING_TOKENS = 8
+# Windows of a long document that are encoded together.
+WINDOWS_AHEAD = 8
 # Short documents are encoded together up to this many characters.
 BATCH_CHARACTERS = 1 << 18
 # Normalizers that drop no character.
@@ -113,19 +116,23 @@ class TextTokenizer:
         window, rest = self._encode(buffer[:WINDOW_CHARACTERS]), buffer[WINDOW_CHARACTERS:]
         token, character = 0, 0
         after: np.ndarray | None = None
+        ahead: deque[_Window] = deque()
         while True:
-            while len(rest) < step and (part := next(parts, None)) is not None:
+            while len(rest) < WINDOWS_AHEAD * step and (part := next(parts, None)) is not None:
                 rest += part
             if not rest:
                 break
             start = len(window.text) - OVERLAP_CHARACTERS
-            following = self._encode(window.text[start:] + rest[:step])
+            if not ahead:
+                ahead += self._encode_ahead(window.text[start:] + rest, step)
+            following = ahead.popleft()
             joint = _joint(window, following, start)
             if joint is None:
                 # They disagree wherever both see the text: they become one window.
                 window = self._encode(window.text + rest[:step])
                 token = int(np.searchsorted(window.spans[:, 0], character))
                 rest, step = rest[step:], 2 * step
+                ahead.clear()
                 continue
             if after is None:
                 before, after = self._special_ids(window)
@@ -134,12 +141,22 @@ class TextTokenizer:
             end = int(window.spans[here, 0])
             yield self._emitted(window, token, here, character, end)
             window, token, character, rest = following, there, end - start, rest[step:]
-            step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
+            if step != WINDOW_CHARACTERS - OVERLAP_CHARACTERS:
+                step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
+                ahead.clear()
         if after is None:
             window = self._encode(window.text, special=True)
         yield self._emitted(window, token, len(window.ids), character, len(window.text))
         if after is not None:
             yield Encoded(after, 0, 0)
+
+    def _encode_ahead(self, text: str, step: int) -> Iterator[_Window]:
+        """Encode the next windows of a text, each `step` characters after the one before, together on all cores."""
+        starts = range(0, min(len(text) - OVERLAP_CHARACTERS, WINDOWS_AHEAD * step), step)
+        texts = [text[start : start + OVERLAP_CHARACTERS + step] for start in starts]
+        encodings = _call(lambda: self._tokenizer.encode_batch(texts, add_special_tokens=False), self._failed)
+        for each, encoding in zip(texts, encodings, strict=True):
+            yield _Window(each, np.array(encoding.ids, dtype=np.uint32), _spans(encoding))
 
     def _encode(self, text: str, special: bool = False) -> _Window:
         encoding = _call(lambda: self._tokenizer.encode(text, add_special_tokens=special), self._failed)
