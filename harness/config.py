@@ -466,11 +466,17 @@ def _without_unused(work: dict[str, Any]) -> dict[str, Any]:
 
     These came after the first records, whose identities so stay as they are.
     """
-    as_bias = {"model.attention_bias": "all" if work["model.bias"] else "none", "model.mlp_bias": work["model.bias"]}
-    unset = {"model.head_dim": work["model.hidden_size"] // work["model.num_attention_heads"],
-             "model.qk_norm": False, "workload.eval_first": False, **as_bias}  # fmt: skip
-    rope = "model.rope_scaling."
-    used = ROPE_PARAMETERS[work.get(f"{rope}rope_type", "default")] if work["model.rope_theta"] is not None else ()
+    bias, heads, rope = work.get("model.bias"), work.get("model.num_attention_heads"), "model.rope_scaling."
+    unset = {
+        "model.attention_bias": "all" if bias else "none",
+        "model.mlp_bias": bias,
+        # Settings that are being checked, and those of a stranger's record, can be anything.
+        "model.head_dim": work["model.hidden_size"] // heads if isinstance(heads, int) and heads else None,
+        "model.qk_norm": False,
+        "workload.eval_first": False,
+    }
+    kind = work.get(f"{rope}rope_type") if work["model.rope_theta"] is not None else None
+    used = ROPE_PARAMETERS.get(kind, ()) if isinstance(kind, str) else ()
     kept = {}
     for key, value in work.items():
         if key in unset:

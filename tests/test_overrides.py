@@ -34,6 +34,10 @@ class TestText:
             with pytest.raises(ConfigError, match="experiment: found '2024_11_05', expected one of"):
                 load([f"{key}=2024_11_05"])
             return
+        if key == "model.path":
+            with pytest.raises(ConfigError, match="model.path: 2024_11_05: cannot be read"):
+                load(["model=hf", f"{key}=2024_11_05"])
+            return
         needed = {"data": ["data=text", "data.path=x"], "parallel": ["parallel=fsdp"]}.get(
             key.split(".", maxsplit=1)[0], []
         )

@@ -15,7 +15,7 @@ from harness.records.files import write_atomically, write_failure
 from harness.records.run_folder import checkpoint_steps, read_settings
 from harness.training.checkpoint import CheckpointStore
 from harness.training.distributed.collectives import Ranks
-from harness.workload.model import Transformer
+from harness.workload.model import parameter_shapes
 from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, safetensors_library, sources_of
 
 MAX_FILE_BYTES = 5_000_000_000
@@ -72,9 +72,7 @@ def _make_folder(out: Path) -> None:
 
 def _read_weights(run: Path, step: int, model: ModelConfig, work: str) -> dict[str, torch.Tensor]:
     """Return a checkpoint's weights, float32 on the CPU, by our names."""
-    with torch.device("meta"):
-        shapes = {name: parameter.shape for name, parameter in Transformer(model).named_parameters()}
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    weights = {name: torch.empty(shape) for name, shape in parameter_shapes(model).items()}
     store = CheckpointStore(run, Ranks(), workload_id=work, keep=1)
     store.load(step, {f"model.{name}": weight for name, weight in weights.items()})
     return weights

@@ -28,6 +28,8 @@ from harness.training.setup import RunDescription, RunStart, describe_run
 from harness.training.trainer import Trainer
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.digest import BatchDigest
+from harness.workload.model import parameter_shapes
+from harness.workload.weights import open_weights
 from harness.world import World
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
         join_processes(world, heartbeat, timeout_seconds=timeout_seconds) as processes,
     ):
         try:
-            dataset = _open_data(config, heartbeat)
+            dataset = _open_inputs(config, heartbeat)
             for line in dataset.cautions() if world.is_main else ():
                 log.warning(line)
             backend.load()
@@ -98,7 +100,11 @@ def _written_heartbeat(heartbeat: Heartbeat, world: World, timeout_seconds: floa
         writer.stop()
 
 
-def _open_data(config: Config, heartbeat: Heartbeat) -> Dataset:
+def _open_inputs(config: Config, heartbeat: Heartbeat) -> Dataset:
+    """Open the data set, and check it and the files of the initial weights before anything is written."""
+    weights = open_weights(config)
+    if weights is not None:
+        weights.check(parameter_shapes(config.model))
     dataset = open_dataset(config, heartbeat.beat)
     if config.workload.eval_every:
         dataset.require_held_out(config.workload.eval_sequences)

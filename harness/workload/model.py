@@ -214,7 +214,12 @@ def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Ten
     return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
 
 
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Return the shape of every trained parameter by name, tied weights once. Allocates no memory for them."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in Transformer(config).named_parameters()}
+
+
 def parameter_count(config: ModelConfig) -> int:
     """Return the number of trained parameters, tied weights counted once. Allocates no memory for them."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Transformer(config).parameters())
+    return sum(shape.numel() for shape in parameter_shapes(config).values())

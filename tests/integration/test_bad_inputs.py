@@ -126,7 +126,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     (TOKENS + "nowhere.bin", 2, ["nowhere.bin", "No such file"]),
     (TOKENS + "truncated.bin", 2, ["truncated.bin", "10001 bytes", "truncated"]),
     (TOKENS + "empty.bin", 2, ["empty.bin", "0 bytes"]),
-    (TOKENS + "folder", 2, ["folder", "is a folder"]),
+    (TOKENS + "folder", 2, ["folder", "holds no file whose name ends in .npy or .bin", "data.path"]),
     (TOKENS + "good.txt", 2, ["good.txt", ".npy or .bin"]),
     (TOKENS + "large-ids.bin", 2, ["large-ids.bin", "token id 999", "model.vocab_size", "256"]),
     (TOKENS + "truncated.npy", 2, ["truncated.npy"]),
