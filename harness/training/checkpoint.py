@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -33,6 +32,7 @@ from harness.training.checkpoint_files import (
     FORMAT_VERSION,
     MANIFEST,
     ManifestReader,
+    PlacingWriter,
     describe_file,
     describe_layout,
     find_damage,
@@ -63,13 +63,10 @@ class CheckpointStore:
         """
         final = self._path(step)
         partial = self._on_main(lambda: self._make_partial(step), final)
+        writer = PlacingWriter(partial, single_file_per_rank=True, sync_files=True)
         try:
             with _ignore_single_process_warning():
-                saved = save_tensors(
-                    dict(tensors),
-                    storage_writer=FileSystemWriter(partial, single_file_per_rank=True, sync_files=True),
-                    no_dist=self._ranks.size == 1,
-                )
+                saved = save_tensors(dict(tensors), storage_writer=writer, no_dist=self._ranks.size == 1)
             own = {path.name: describe_file(path) for path in self._own_files(partial)}
             reason = None
         except (CheckpointException, OSError) as error:
@@ -90,7 +87,7 @@ class CheckpointStore:
                 "workload_id": self._workload_id,
                 "world_size": self._ranks.size,
                 "files": files,
-                "tensors": describe_layout(saved),
+                "tensors": describe_layout(saved, writer.places),
                 "progress": dict(progress),
             }
             self._publish(partial, final, manifest)

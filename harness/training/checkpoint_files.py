@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.storage import WriteResult
 
 from harness.errors import CheckpointError
 from harness.records.files import has_valid_seal
@@ -68,8 +69,22 @@ class ManifestReader(FileSystemReader):
         return self._metadata
 
 
-def describe_layout(metadata: Metadata) -> dict[str, Any]:
+class PlacingWriter(FileSystemWriter):
+    """Writer that keeps where each chunk went: in torch 2.9 the metadata that `save` returns lack it."""
+
+    places: Mapping[MetadataIndex, Any] = {}
+    """By chunk, on the process that finishes the checkpoint; set by `finish`."""
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self.places = {written.index: written.storage_data for by_rank in results for written in by_rank}
+        super().finish(metadata, results)
+
+
+def describe_layout(metadata: Metadata, places: Mapping[MetadataIndex, Any]) -> dict[str, Any]:
     """Return the data type, shape and place of every tensor of a checkpoint that was saved, as JSON values.
+
+    Args:
+        places: by chunk, as `PlacingWriter` has them.
 
     Raises:
         TypeError: the checkpoint holds something else than tensors, which could be read only by unpickling it.
@@ -80,7 +95,7 @@ def describe_layout(metadata: Metadata) -> dict[str, Any]:
             raise TypeError(f"{name} is not a tensor")
         chunks = []
         for chunk in found.chunks:
-            place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+            place = places[MetadataIndex(name, chunk.offsets)]
             chunks.append(
                 {
                     "offsets": list(chunk.offsets),

@@ -20,6 +20,7 @@ import pytest
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
 from tests.conftest import PROJECT, TINY, Harness
+from tests.faults import await_checkpoints
 from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks
 from tests.zygote import Forked
@@ -146,8 +147,7 @@ class TestRefusals:
         """Folder of a run that was killed after its second checkpoint."""
         folder = tmp_path / "run"
         process = start(folder)
-        while len(checkpoint_steps(folder)) < 2:
-            time.sleep(0.02)
+        await_checkpoints(process, folder, 2)
         process.kill()
         process.communicate()
         return folder
@@ -178,8 +178,7 @@ class TestRefusals:
 
     def test_another_process_in_the_folder(self, tmp_path: Path, harness: Harness) -> None:
         process = start(tmp_path / "run", "workload.steps=100000")
-        while not checkpoint_steps(tmp_path / "run"):
-            time.sleep(0.02)
+        await_checkpoints(process, tmp_path / "run", 1)
         done = harness(*LONG, *KEPT, "workload.steps=100000", f"out={tmp_path / 'run'}")
         process.kill()
         process.communicate()
@@ -223,8 +222,7 @@ class TestRanks:
         overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=100000", "workload.eval_every=0",
                  "parallel=fsdp", *KEPT, "out=run"]  # fmt: skip
         started = start_ranks(2, overrides, tmp_path)
-        while not checkpoint_steps(tmp_path / "run"):
-            time.sleep(0.05)
+        await_checkpoints(started[0], tmp_path / "run", 1)
         signalled = time.monotonic()
         for process in started:
             process.send_signal(signal.SIGTERM)
