@@ -45,6 +45,10 @@ _FORMATS = tuple(
         (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a Microsoft Office document", _EXPORT),
         (rb"\x89PNG\r\n\x1a\n", "a PNG image", _EXPORT),
         (rb"\xff\xd8\xff[\xdb\xe0\xe1\xee]", "a JPEG image", _EXPORT),
+        (rb"GIF8[79]a", "a GIF image", _EXPORT),
+        (rb"RIFF.{4}(WAVE|AVI |WEBP)", "a file of sound, film or pictures (RIFF)", _EXPORT),
+        (rb"OggS\0|fLaC\0|ID3[\x02-\x04]\0", "a file of sound", _EXPORT),
+        (rb"%!PS-", "a PostScript document", _EXPORT),
         (rb"\x7fELF", "an executable", _EXPORT),
         (rb"GGUF", "a GGUF file of model weights", _WEIGHTS),
         (rb".{4}\0{4}\{\s*\"", "a safetensors file of model weights", _WEIGHTS),
@@ -59,8 +63,9 @@ _POINTERS = (
     (re.compile(rb"\S*/?annex/objects/\S+\s*\Z"), "git-annex", "git annex get"),
     (re.compile(rb"(md5: \w+\s+)?(frozen: \w+\s+)?outs:\s+- (md5|hash|etag|path|size):? "), "DVC", "dvc pull"),
     (re.compile(rb"# xet version "), "Git Xet", "git xet checkout"),
+    (re.compile(rb"Subproject commit [0-9a-f]{40}(-dirty)?\s*\Z"), "Git submodules", "git submodule update --init"),
 )
-_HTML = re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|(html|head)[\s>])", re.IGNORECASE | re.DOTALL)
 _HTML_NAMES = re.compile(
     r"\.(x?html?|xht|php|aspx?|jsp|vue|svelte|erb|ejs|hbs|j2|jinja2?|tmpl|tpl|mdx?)$", re.IGNORECASE
 )
@@ -68,7 +73,7 @@ _CLOUD_ERROR = re.compile(rb"(<\?xml[^>]*>\s*)?<Error>\s*<Code>")
 _REFUSALS = re.compile(
     rb"([45]\d\d:? )?(not found|entry not found|repository not found|file not found|access denied|forbidden|"
     rb"unauthorized|invalid username or password|bad gateway|service unavailable|internal server error|"
-    rb"\{\s*\"error\":[^{}]*\})\.?\s*\Z",
+    rb"\{\s*\"error\":[^{}]*\}|\{\s*\"message\":[^{}]*\"(documentation_url|status|code)\":[^{}]*\})\.?\s*\Z",
     re.IGNORECASE,
 )
 

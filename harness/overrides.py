@@ -101,10 +101,12 @@ def typed_value(key: str, kind: str, override: Override) -> Any:
 def name_or_null(override: Override) -> Any:
     """Return the value of a setting that is text or null, without its quotes.
 
-    Where Hydra reads a number or a truth value, it is the text as typed: 2024_11, not 202411, and TRUE, not True.
+    Where Hydra reads a number or a truth value, it is the text as typed: 2024_11, not 202411, and TRUE, not True. Only
+    `null` is nothing, NULL is text.
     """
-    value = override.value()
-    return typed_text(override) if isinstance(value, int | float) else value
+    value, typed = override.value(), typed_text(override)
+    is_other = isinstance(value, int | float) or (value is None and typed != "null")
+    return typed if is_other else value
 
 
 def as_type(key: str, kind: str, value: Any, found: Any = None, remedy: str = "") -> Any:

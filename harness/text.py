@@ -15,7 +15,10 @@ DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2
 NO_NAME = re.compile(
     r"(device\s+)?(0x[0-9a-f]+h?|\d+)|device(\s+[0-9a-f]{4})?|[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
     r"\(null\)|null|none|n/?a|unknown( \w+)?|unspecified|not (specified|available|applicable)|default string|"
-    r"to be filled by o\.?e\.?m\.?",
+    r"to be filled by o\.?e\.?m\.?|system product name|"
+    # Digits of a number: a bus address, identifiers of a vendor and a device. Names such as A100 have no lower case.
+    r"[0-9a-f]*[0-9][0-9a-f]*([ :./-][0-9a-f]+)+|\[[0-9a-f]{4}:[0-9a-f]{4}\]|(?-i:(?=.*[0-9a-f])[0-9a-f]{4,})|"
+    r"0x[0-9a-f]+,? .*0x[0-9a-f]+",
     re.IGNORECASE,
 )
 NUMBER_SUFFIXES = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -71,7 +74,7 @@ def nearest(found: str, known: Iterable[str], cutoff: float = 0.6) -> str | None
     A name with another number is another thing, however alike the spelling: H100 and A100, llama3 and llama2.
     """
     matches = difflib.get_close_matches(found, list(known), n=10, cutoff=cutoff)
-    return next((match for match in matches if _same_generation(found, match)), None)
+    return next((match for match in matches if _same_generation(found, match) and _same_kind(found, match)), None)
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
@@ -87,6 +90,11 @@ def _same_generation(one: str, two: str) -> bool:
         return True
     (before, number, after), (other_before, other_number, other_after) = words[0].groups(), words[1].groups()
     return before == other_before and number == other_number and (after == other_after or not (after and other_after))
+
+
+def _same_kind(one: str, two: str) -> bool:
+    """Return whether two names may mean the same: of three letters, as tpu, npu and xpu, the first tells them apart."""
+    return max(len(one), len(two)) > 3 or one[:1].casefold() == two[:1].casefold()
 
 
 def shell_join(words: Iterable[str]) -> str:

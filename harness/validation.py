@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.config import (
+    PATH_SETTINGS,
     ROPE_PARAMETERS,
     STOCK,
     STOCK_TRACK,
@@ -43,6 +44,13 @@ def validate(config: Config) -> None:
 def _check_out(config: Config) -> Iterator[str]:
     if config.out is not None and not config.out.strip():
         yield "out: found an empty name, expected a folder; leave it out for the default"
+
+
+def _check_names(config: Config) -> Iterator[str]:
+    """Check for empty paths, which the system would take for the working directory."""
+    for key, _, value in iter_settings(config):
+        if key in PATH_SETTINGS and key != "out" and value is not None and not str(value).strip():
+            yield f"{key}: found an empty path; leave it out, or check the variable that was to hold it"
 
 
 def _check_limits(key: str, value: Any, minimum: float | None = None, maximum: float | None = None,
@@ -126,9 +134,11 @@ def _check_data(config: Config) -> Iterator[str]:
         "path": reads_files,
         "eval_path": reads_files,
         "tokenizer": data.name == "text",
+        "glob": reads_files,
     }
+    defaults = {item.name: item.default for item in fields(data)}
     for key, is_read in ignored.items():
-        if getattr(data, key) is not None and not is_read:
+        if getattr(data, key) != defaults[key] and not is_read:
             yield (
                 f"data.{key}: found {getattr(data, key)!r}, but data={data.name} does not use it; leave it out, or "
                 "choose other data"
@@ -248,6 +258,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], .
     (("track",), _check_track),
     (("autotune",), _check_autotune),
     (("out",), _check_out),
+    ((), _check_names),
 )
 
 

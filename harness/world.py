@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import ConfigError
+from harness.text import shortened
 
 # Variables that torchrun sets, with the smallest value of each.
 _NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
@@ -99,7 +100,7 @@ def _whole_number(variables: Mapping[str, str], name: str, default: str | None =
     try:
         return int(text)
     except ValueError:
-        raise _wrong(name, f"found {text!r}, expected a whole number") from None
+        raise _wrong(name, f"found {shortened(text)!r}, expected a whole number") from None
 
 
 def _wrong(name: str, mismatch: str) -> ConfigError:

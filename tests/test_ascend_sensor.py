@@ -62,6 +62,26 @@ class TestNpuSmi:
         assert open_npu_smi(7, {}, self.ask) == "npu-smi info -m lists no chip with the logic id 7"
         assert isinstance(open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": "0"}, self.ask), str)
 
+    @pytest.mark.parametrize(
+        ("visible", "said"),
+        [
+            ("0-3", "ASCEND_RT_VISIBLE_DEVICES='0-3' is not a list of numbers"),
+            (",0", "ASCEND_RT_VISIBLE_DEVICES=',0' is not a list of numbers"),
+            ("0", "ASCEND_RT_VISIBLE_DEVICES='0' has no device 3"),
+        ],
+    )
+    def test_a_list_of_devices_without_this_one(self, visible: str, said: str) -> None:
+        assert open_npu_smi(3, {"ASCEND_RT_VISIBLE_DEVICES": visible}, self.ask) == said
+
+    @pytest.mark.parametrize("watts", ["nan", "inf", "-5", "1e999"])
+    def test_what_no_chip_draws_is_no_reading(self, watts: str) -> None:
+        def ask(*words: str) -> str:
+            return MAPPING if words == ("-m",) else COMMON.format(npu=4, watts=watts).replace(": 55", ": -3")
+
+        sensor = open_npu_smi(0, {}, ask)
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read() == Reading(None, None, -3.0, 1650.0, 90.0, None, 1800.0)
+
     def test_a_card_that_lists_its_chip_and_then_does_not_answer(self) -> None:
         def ask(*words: str) -> str:
             if words == ("-m",):
@@ -85,6 +105,15 @@ class TestNpuSmi:
         program.write_text(
             f"#!/bin/sh\n[ $2 = -m ] && cat <<'E' && exit\n{MAPPING}E\ncat <<'E'\n{COMMON.format(npu=4, watts=91)}E\n"
         )
+        program.chmod(0o755)
+        sensor = open_npu_smi(0, {})
+        assert isinstance(sensor, NpuSmi)
+        assert sensor.read().power_watts == 91.0
+
+    def test_words_of_any_encoding(self, program: Path) -> None:
+        mapping, common = MAPPING.replace("Ascend xxx", "昇腾"), COMMON.format(npu=4, watts=91) + "健康状态 : 正常\n"
+        script = f"#!/bin/sh\n[ $2 = -m ] && cat <<'E' && exit\n{mapping}E\ncat <<'E'\n{common}E\n"
+        program.write_bytes(script.encode("gbk"))
         program.chmod(0o755)
         sensor = open_npu_smi(0, {})
         assert isinstance(sensor, NpuSmi)

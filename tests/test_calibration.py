@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_a_file_without_entries_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"mine\.yaml: .*(expected|cannot be read as YAML)"):
         load_calibration(path)
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read as YAML"):
+        load_calibration(tmp_path / "mine.yaml")
 
 
 def test_segments_cover_every_step_once() -> None:

@@ -452,6 +452,16 @@ class TestTokenizer:
         assert found["train_tokens"] + found["held_out_tokens"] == 40
         assert ["30.8 % of the characters are part of no token" in line for line in dataset.cautions()] == [True]
 
+    def test_what_it_drops_of_held_out_text_is_said_too(self, tmp_path: Path) -> None:
+        write(tmp_path, {"a.txt": "a b c " * 50, "held_out.txt": "a xyz " * 50})
+        tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+        tokenizer.save(str(tmp_path / "t.json"))
+        dataset = open_text(tmp_path / "a.txt", eval_path=tmp_path / "held_out.txt", tokenizer=tmp_path / "t.json")
+        [line] = dataset.cautions()
+        assert line.startswith("data.eval_path, data.tokenizer=")
+        assert "50.0 % of the characters are part of no token" in line
+
     def test_unknown_tokens_are_counted_and_said(self, tmp_path: Path) -> None:
         write(tmp_path, {"a.txt": "the dog sat"})
         dataset = open_text(tmp_path / "a.txt", tokenizer=word_tokenizer(tmp_path / "words.json", VOCABULARY))

@@ -488,3 +488,12 @@ class TestShards:
         folder = self.shards(tmp_path / "shards", np.zeros(100, np.uint16), np.zeros(100, np.uint16))
         with pytest.raises(DataError, match=r"001.npy is part of data.path too"):
             open_tokens(folder, seq_len=10, eval_path=folder / "001.npy")
+
+
+@pytest.mark.parametrize("empty", [0.0, 0.5, 1.0])
+def test_long_stretches_of_one_token_are_said(empty: float, tmp_path: Path) -> None:
+    """As in a copy that was cut off, or a mask in place of the tokens."""
+    tokens = np.random.default_rng(5).integers(0, 5000, 400_000)
+    tokens[round((1 - empty) * len(tokens)) :] = 0
+    lines = open_tokens(saved(tmp_path / "a.bin", tokens)).cautions()
+    assert ["one token id is repeated; check the file" in line for line in lines] == ([True] if empty else [])

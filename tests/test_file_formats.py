@@ -61,6 +61,17 @@ FOREIGN: dict[str, tuple[str, bytes, str]] = {
     "cloud error": ("t.bin", b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "error message"),
     "GitHub's error": ("t.txt", b"404: Not Found", "error message"),
     "Hugging Face's error": ("t.json", b'{"error":"Repository not found"}', "error message"),
+    "GitHub's answer": (
+        "t.txt",
+        b'{"message": "Not Found", "documentation_url": "x", "status": "404"}',
+        "error message",
+    ),
+    "HTML without html": ("t.txt", b"<head><title>Sign in</title>", "page of HTML"),
+    "submodule": ("t.txt", b"Subproject commit " + b"0a1b" * 10 + b"\n", "pointer file of Git submodules"),
+    "GIF": ("t.bin", b"GIF89a" + b"\1" * 100, "GIF image"),
+    "WAV": ("t.bin", b"RIFF\x24\0\0\0WAVEfmt ", "file of sound, film or pictures"),
+    "FLAC": ("t.bin", b"fLaC\0\0\0\x22", "file of sound"),
+    "PostScript": ("t.txt", b"%!PS-Adobe-3.0\n" + TEXT, "PostScript"),
     "Megatron-LM's index": ("t.bin", b"MMIDIDX\0\0" + b"\1" * 100, "index of a Megatron-LM data set"),
 }
 

@@ -215,3 +215,24 @@ def _compete(settings: Config, begin: Any, end: Any, answers: Any) -> None:
         answers.put(str(error))
     # Whoever has the lock holds it until all have tried.
     end.wait()
+
+
+def test_a_run_that_was_killed_at_once_can_begin_again(tmp_path: Path) -> None:
+    with acquire_run_folder(config(tmp_path / "run", "checkpoint.every=2"), "x"):
+        pass
+    with pytest.raises(ConfigError) as error:
+        acquire_run_folder(config(tmp_path / "run"), "x")
+    assert "steps.jsonl" not in str(error.value), "there is none"
+    assert "add resume=auto to begin it again" in str(error.value)
+    with acquire_run_folder(config(tmp_path / "run", *RESUME), "x"):
+        pass
+
+
+def test_an_emptied_config_is_named(tmp_path: Path) -> None:
+    with acquire_run_folder(config(tmp_path / "run", *RESUME), "x"):
+        pass
+    (tmp_path / "run" / CONFIG_FILE).write_text("")
+    (tmp_path / "run" / "steps.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"whose config\.yaml is missing or empty; restore that file"):
+        acquire_run_folder(config(tmp_path / "run", *RESUME), "x")
+    assert (tmp_path / "run" / "steps.jsonl").read_text() == "{}\n"

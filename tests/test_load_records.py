@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class TestRefusals:
             load_runs(tmp_path / "nowhere")
         with pytest.raises(RecordError, match="holds no run"):
             load_runs(tmp_path)
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(RecordError, match=r"pipe: is a named pipe \(FIFO\), expected a run's folder"):
+            load_runs(tmp_path / "pipe")
 
     def test_a_cut_off_repeat_is_not_passed_over(self, tmp_path: Path) -> None:
         folder = write_runs(tmp_path / "a", make_records(2))

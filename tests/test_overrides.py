@@ -35,7 +35,7 @@ class TestText:
                 load([f"{key}=2024_11_05"])
             return
         if key == "model.path":
-            with pytest.raises(ConfigError, match="model.path: 2024_11_05: cannot be read"):
+            with pytest.raises(ConfigError, match=r"model\.path: 2024_11_05: cannot be read"):
                 load(["model=hf", f"{key}=2024_11_05"])
             return
         needed = {"data": ["data=text", "data.path=x"], "parallel": ["parallel=fsdp"]}.get(
@@ -43,6 +43,17 @@ class TestText:
         )
         config = load([*(word for word in needed if not word.startswith(f"{key}=")), f"{key}=2024_11_05"])
         assert get_setting(config, key) == "2024_11_05"
+
+    @pytest.mark.parametrize("typed", ["NULL", "Null"])
+    def test_only_null_is_nothing(self, typed: str) -> None:
+        assert load([f"out={typed}"]).out == typed
+        assert load(["out=null"]).out is None
+
+    @pytest.mark.parametrize("setting", ["data.path=", "peak_dir=", "metrics_file=", "init=", "data.tokenizer="])
+    def test_an_empty_path_is_not_the_working_directory(self, setting: str) -> None:
+        words = ["data=text", *([] if setting == "data.path=" else ["data.path=x"])]
+        with pytest.raises(ConfigError, match=rf"{setting[:-1]}: found an empty path; leave it out"):
+            load([*words, setting])
 
     @pytest.mark.parametrize("typed", NUMBERS)
     def test_is_not_read_as_a_number(self, typed: str) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from harness.config import PRECISIONS, config_directory
 from harness.errors import ConfigError
+from harness.regular_files import read_file
 
 FILE = "parity_noise.yaml"
 # Last steps of the segments of a curve, in which differences are measured and judged together.
@@ -87,7 +88,7 @@ def load_calibration(*more: Path) -> Calibration:
 
 def _read_entries(path: Path) -> list[dict[str, Any]]:
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(read_file(path).decode("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error

@@ -14,6 +14,7 @@ from harness.analysis.chips import Chip, match_chips
 from harness.analysis.format import ratio_with_interval
 from harness.config import config_directory
 from harness.errors import ConfigError
+from harness.regular_files import read_file
 from harness.text import capitalized, did_you_mean
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
@@ -164,7 +165,7 @@ def chips_of(name: str) -> tuple[Chip, ...]:
 
 def _read(file: Path) -> Claim:
     try:
-        entry = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entry = yaml.safe_load(read_file(file).decode("utf-8"))
         return _claim(file.stem, entry)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as a claim: {' '.join(str(error).split())}") from error

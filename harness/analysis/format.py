@@ -55,8 +55,10 @@ def tflops(flops: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Return a ratio of two measured quantities."""
-    return f"{value:,.3f}"
+    """Return a ratio of two measured quantities. One far from 1 has three significant digits: none is 0."""
+    if 0 < abs(value) < 0.01:
+        return f"{value:.3g}"
+    return f"{value:,.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def interval(low: float | None, high: float | None) -> str:

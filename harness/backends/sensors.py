@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 READ_BY_ANOTHER = "read by the first process of this host, for all of them"
@@ -24,6 +25,15 @@ class Reading:
     """Reasons that hold the clock down now. Empty if there are none, None if unknown."""
     clock_limit_mhz: float | None = None
     """The highest clock of the chip."""
+
+    def __post_init__(self) -> None:
+        """Leave out what no device can have, such as NaN or a negative power: a driver's sign for none."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float | int) and not (
+                math.isfinite(value) and (value >= 0 or item.name == "temperature_celsius")
+            ):
+                object.__setattr__(self, item.name, None)
 
     def clock_state(self) -> dict[str, Any]:
         """Return the clock, its limit, the reasons that hold it down, and the temperature, for the record."""

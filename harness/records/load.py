@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
+from harness.file_formats import special_file
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
 from harness.records.schema import record_problems
@@ -45,6 +46,8 @@ def record_files(path: Path) -> list[Path]:
     """Return the record files below a path; an unfinished run among them is an error, never skipped."""
     if path.is_file():
         return [path]
+    if path.exists() and (kind := special_file(path)) is not None:
+        raise RecordError(f"{path}: is {kind}, expected a run's folder, a folder of runs, or a record.json")
     if not path.is_dir():
         raise RecordError(f"{path}: no such file or folder; give a run's folder, a folder of runs, or a record.json")
     found = list(_search(path, MAX_FOLDER_DEPTH))

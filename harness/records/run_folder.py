@@ -245,15 +245,23 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
         raise _locked(folder)
     status = _status(folder)
     remedy = "choose another out=DIR, or delete that folder first"
-    if has_config and status not in ("ok", "unknown") and (steps := checkpoint_steps(folder)):
-        remedy = f"add resume=auto to go on from step {steps[-1]}, or choose another out=DIR"
+    if has_config and status not in ("ok", "unknown"):
+        if steps := checkpoint_steps(folder):
+            remedy = f"add resume=auto to go on from step {steps[-1]}, or choose another out=DIR"
+        elif (folder / CONFIG_FILE).stat().st_size:
+            remedy = "add resume=auto to begin it again, or choose another out=DIR"
     if status is not None:
         state = "a finished run" if status in ("ok", "unknown") else f"a run that ended with status {status}"
         raise ConfigError(f"out: {folder} holds {state}; {remedy}")
-    if has_config or (folder / STEPS_FILE).exists():
+    if own_config and ((folder / STEPS_FILE).exists() or checkpoint_steps(folder)):
         raise ConfigError(
-            f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}); its "
-            f"finished steps are in {STEPS_FILE}; {remedy}"
+            f"out: {folder} holds the steps of a run whose {CONFIG_FILE} is missing or empty; restore that file to "
+            "resume the run, or choose another out=DIR"
+        )
+    if has_config or (folder / STEPS_FILE).exists():
+        kept = f"; its finished steps are in {STEPS_FILE}" if (folder / STEPS_FILE).exists() else ""
+        raise ConfigError(
+            f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}){kept}; {remedy}"
         )
     if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
         raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
@@ -271,7 +279,7 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
 
 
 def _create_default_folder(label: str, parent: Path) -> Path:
-    stamp = utc_stamp()
+    stamp, label = utc_stamp(), re.sub(r"[^\w.,=+-]+", "-", label)
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         folder = parent / (f"{stamp}-{label}" if number == 1 else f"{stamp}-{label}-{number}")

@@ -181,6 +181,12 @@ def test_torchrun_launches_it(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.glob("rank-*-finalized")] == []
 
 
+def test_the_process_that_holds_the_store_needs_no_address(tmp_path: Path) -> None:
+    """MASTER_ADDR can be a service's, by which the other hosts reach this one."""
+    [ended] = run_ranks(1, [*OVERRIDES, "out=run"], tmp_path, variables={0: {"MASTER_ADDR": "192.0.2.1"}})
+    assert ended.code == 0, ended.err
+
+
 def test_the_straggler_is_named(tmp_path: Path) -> None:
     first, _ = run_ranks(2, [*OVERRIDES, "out=run"], tmp_path, fault="slow")
     assert first.code == 0, first.err

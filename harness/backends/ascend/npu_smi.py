@@ -78,7 +78,7 @@ def _numbers(heads: Mapping[str, int], cells: Sequence[str]) -> tuple[int, int, 
     found = []
     for keys in COLUMNS.values():
         column = next((heads[key] for key in keys if key in heads), len(cells))
-        if column >= len(cells) or not cells[column].isdigit():
+        if column >= len(cells) or not cells[column].isdecimal():
             return None
         found.append(int(cells[column]))
     return found[0], found[1], found[2]
@@ -94,7 +94,7 @@ def parse_reading(text: str, chip_id: int = 0) -> Reading:
         if "mcu" in group.get("chip name", "").lower():
             continue
         listed_id = group.get("chip id", "")
-        if not listed_id.isdigit() or int(listed_id) == chip_id:
+        if not listed_id.isdecimal() or int(listed_id) == chip_id:
             values.update(group)
 
     def number(*names: str) -> float | None:

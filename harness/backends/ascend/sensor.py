@@ -7,8 +7,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 from harness.backends.ascend import npu_smi
-from harness.backends.ascend.host import VISIBLE_DEVICES
+from harness.backends.ascend.host import VISIBLE_DEVICES, visible_devices_problem
 from harness.backends.sensors import Reading
+from harness.text import shortened
 
 ANSWER_TIMEOUT_SECONDS = 10.0
 
@@ -23,7 +24,13 @@ def ask_npu_smi(*arguments: str) -> str:
     """
     try:
         done = subprocess.run(
-            ["npu-smi", "info", *arguments], capture_output=True, text=True, timeout=ANSWER_TIMEOUT_SECONDS, check=False
+            ["npu-smi", "info", *arguments],
+            capture_output=True,
+            # Its numbers are ASCII, whatever the language of its words.
+            encoding="ascii",
+            errors="replace",
+            timeout=ANSWER_TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise OSError(f"npu-smi did not answer within {ANSWER_TIMEOUT_SECONDS:g} s") from error
@@ -57,19 +64,37 @@ class NpuSmi:
         """No resource is held."""
 
 
+def _logic_id(device_index: int, visible: str | None) -> int:
+    """Return the runtime's number of a device.
+
+    Args:
+        visible: the list of visible devices, if there is one.
+
+    Raises:
+        ValueError: the list cannot be read, or has fewer devices.
+    """
+    if not visible:
+        return device_index
+    if (flaw := visible_devices_problem(visible)) is not None:
+        raise ValueError(f"{VISIBLE_DEVICES}={shortened(visible)!r} {flaw}")
+    numbers = visible.split(",")
+    if device_index >= len(numbers):
+        raise ValueError(f"{VISIBLE_DEVICES}={shortened(visible)!r} has no device {device_index}")
+    return int(numbers[device_index])
+
+
 def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, ask: Ask = ask_npu_smi) -> NpuSmi | str:
     """Return the sensor of torch's device `device_index`, or the reason why there is none.
 
     npu-smi numbers cards and ignores the list of visible devices. That list maps torch's index to the runtime's logic
     id, and `npu-smi info -m` maps the logic id to card and chip.
     """
-    visible = variables.get(VISIBLE_DEVICES)
     try:
-        logic_id = int(visible.split(",")[device_index]) if visible else device_index
+        logic_id = _logic_id(device_index, variables.get(VISIBLE_DEVICES))
         places = npu_smi.parse_places(ask("-m"))
     except FileNotFoundError:
         return "npu-smi is not on the PATH; in a container pass -v /usr/local/bin/npu-smi:/usr/local/bin/npu-smi"
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError) as error:
         return str(error) or type(error).__name__
     place = next((place for place in places if place.logic_id == logic_id), None)
     if place is None:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from harness import log
-from harness.addresses import resolvable_host, wait_for_answer
+from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
 from harness.process_end import skip_finalization
@@ -247,7 +247,8 @@ def _open_store(world: World, timeout_seconds: float) -> Store:
     """
     is_host = world.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
     host, port = os.environ["MASTER_ADDR"].strip(), int(os.environ["MASTER_PORT"])
-    host = resolvable_host(host, is_here=is_host or world.local_size == world.size)
+    # The process that opens the store needs no name: MASTER_ADDR may be one that only the others reach it by.
+    host = LOOPBACK if is_host else resolvable_host(host, is_here=world.local_size == world.size)
     if not is_host and not wait_for_answer(host, port, who=world.name(), timeout_seconds=timeout_seconds):
         raise ConfigError(_NO_STORE.format(host=host, port=port))
 

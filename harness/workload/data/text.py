@@ -57,11 +57,14 @@ def open_text(
     reader = _Reader(data, tokenizer, heartbeat)
     text = reader.read("data.path", data.path)
     train, description = text.token_ids(), text.describe()
+    source = f"data.tokenizer={data.tokenizer}"
+    cautions = text.cautions(source)
     if data.eval_path is None:
         train, held_out = split_held_out(train, data.eval_fraction)
     else:
         other = reader.read("data.eval_path", data.eval_path)
         held_out, description["held_out"] = other.token_ids(), other.describe()
+        cautions += other.cautions(f"data.eval_path, {source}")
         same = text.digest.digest() == other.digest.digest()
         check_separate(text.files, other.files, same_content=same)
     return TokenDataset(
@@ -78,7 +81,7 @@ def open_text(
             "entropy_floor_nats": None,
             "unigram_entropy_nats": unigram_entropy(train, tokenizer_size) if len(train) else None,
         },
-        cautions=text.cautions(f"data.tokenizer={data.tokenizer}"),
+        cautions=cautions,
     )
 
 

@@ -24,6 +24,8 @@ SUFFIXES = (".npy", ".bin")
 EVERY_FILE = "*"
 # Two files of equal size are compared in as many places, evenly spaced, of as many tokens.
 _PLACES, _PLACE_TOKENS = 64, 4096
+# Of the places, those with one token id only: padding at the end of a file is less.
+MAX_CONSTANT_SHARE = 0.05
 
 
 def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
@@ -35,7 +37,7 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
     data = config.data
     assert data.path is not None
     tokens, description, paths = map_tokens(Path(data.path), data)
-    mapped = list(paths)
+    mapped, cautions = list(paths), _cautions("data.path", tokens)
     if data.eval_path is None:
         train, held_out = split_held_out(tokens, data.eval_fraction)
     else:
@@ -43,6 +45,7 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
         held_out, described, other = map_tokens(Path(data.eval_path), data, "data.eval_path")
         description["held_out"] = described
         mapped += other
+        cautions += _cautions("data.eval_path", held_out)
         check_separate(paths, other, same_content=_are_equal(train, held_out))
     return TokenDataset(
         train,
@@ -51,6 +54,7 @@ def open_tokens(config: Config, vocab_size: int, seq_len: int) -> TokenDataset:
         seq_len=seq_len,
         seed=config.seed,
         data=data,
+        cautions=cautions,
         description={
             "name": "tokens",
             **description,
@@ -166,7 +170,10 @@ def _map_npy(path: Path, size: int) -> np.ndarray:
             f"{path}: not a complete .npy file of numbers: {error}; write it again with numpy.save"
         ) from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "ui":
-        raise DataError(f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers")
+        raise DataError(
+            f"{path}: holds {tokens.dtype} of shape {tokens.shape}, expected one dimension of integers; "
+            "save the token ids with numpy.save(path, ids.ravel())"
+        )
     rest = size - tokens.offset - tokens.nbytes
     if rest:
         raise DataError(
@@ -176,10 +183,23 @@ def _map_npy(path: Path, size: int) -> np.ndarray:
     return tokens
 
 
+def _cautions(key: str, tokens: Tokens) -> list[str]:
+    """Return a line about tokens that are the same over long stretches, as in a copy that was cut off."""
+    places = _places(tokens) if len(tokens) else []
+    constant = sum(len(set(np.asarray(tokens[place]).tolist())) == 1 for place in places)
+    if constant <= MAX_CONSTANT_SHARE * len(places):
+        return []
+    return [f"{key}: in {constant} of {len(places)} places looked at, one token id is repeated; check the file"]
+
+
+def _places(tokens: Tokens) -> list[slice]:
+    """Return places all over the tokens."""
+    starts = np.linspace(0, max(0, len(tokens) - _PLACE_TOKENS), _PLACES).astype(np.int64)
+    return [slice(start, start + _PLACE_TOKENS) for start in sorted(set(starts.tolist()))]
+
+
 def _are_equal(one: Tokens, other: Tokens) -> bool:
     """Return whether two files hold the same tokens, by their number and by those in places all over them."""
     if len(one) != len(other):
         return False
-    starts = np.linspace(0, max(0, len(one) - _PLACE_TOKENS), _PLACES).astype(np.int64)
-    places = [slice(start, start + _PLACE_TOKENS) for start in set(starts)]
-    return all(np.array_equal(one[place], other[place]) for place in places)
+    return all(np.array_equal(one[place], other[place]) for place in _places(one))
