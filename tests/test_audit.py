@@ -586,6 +586,18 @@ class TestConventionsOfMfu:
         [finding] = about("MFU", {**flat, "seq_len": None, "subject_mfu": 0.2859})
         assert finding.severity == UNPROVEN
 
+    @pytest.mark.parametrize(
+        ("mfu", "said"),
+        [
+            (0.0821, "follows from the speed"),
+            (0.0755, "is within 9 % of what the speed gives"),
+            (0.0893, "is within 9 % of what the speed gives"),
+        ],
+    )
+    def test_what_fits_only_nearly_is_said_so(self, mfu: float, said: str) -> None:
+        [finding] = about("MFU", {"layers": None, "width": None, "subject_mfu": mfu})
+        assert (finding.severity, finding.what) == (NOTE, f"subject: the MFU {said}")
+
     def test_an_mfu_of_the_label_or_of_the_matrix_units_is_consistent(self) -> None:
         flops = 0.4 * 280e12
         speed = flops / (6 * 7e9)

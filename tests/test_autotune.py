@@ -90,11 +90,11 @@ def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_words_that_change_the_work_stay_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = ["experiment=smoke", "autotune=true", "repeats=2", f"out={tmp_path / 'a'}", "data.glob='*.md'"]
+    overrides = ["experiment=smoke", "autotune=true", "repeats=2", f"out={tmp_path / 'a'}", "workload.name='a b'"]
     config = load(overrides)
     run_autotune(config, overrides, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
     assert shlex.split(capsys.readouterr().out.splitlines()[-1]) == [
-        "fastest:", "python", "-m", "harness", "experiment=smoke", "data.glob='*.md'", "workload.micro_batch_size=2",
+        "fastest:", "python", "-m", "harness", "experiment=smoke", "workload.name='a b'", "workload.micro_batch_size=2",
     ]  # fmt: skip
 
 

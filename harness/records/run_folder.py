@@ -253,7 +253,7 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
     if status is not None:
         state = "a finished run" if status in ("ok", "unknown") else f"a run that ended with status {status}"
         raise ConfigError(f"out: {folder} holds {state}; {remedy}")
-    if own_config and ((folder / STEPS_FILE).exists() or checkpoint_steps(folder)):
+    if own_config and (folder / STEPS_FILE).exists():
         raise ConfigError(
             f"out: {folder} holds the steps of a run whose {CONFIG_FILE} is missing or empty; restore that file to "
             "resume the run, or choose another out=DIR"
