@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Rehearses a fine-tuning comparison, on two CPU cores in about five minutes: a tokenizer and a small Llama are trained
-# on Python's standard library, exported, and fine-tuned in bf16 on this project's documentation here and on an emulated
-# Ascend NPU. Prints the loss before and after, and whether both did the same computation. Exit code 1 if the loss did
+# on Python code (the standard library's), exported, and fine-tuned in bf16 on this project's documentation here and on
+# an emulated Ascend NPU. Prints the loss before and after, and whether both did the same computation. Exit code 1 if the loss did
 # not fall, or they differ.
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
@@ -26,7 +26,7 @@ PYTHON
 
 python -m harness model=llama-30m model.num_hidden_layers=4 model.hidden_size=256 model.num_attention_heads=4 \
   model.num_key_value_heads=2 model.intermediate_size=704 model.vocab_size=2048 model.max_position_embeddings=512 \
-  data=text data.path="'$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')'" data.glob="'*.py'" \
+  data=text data.path="'$(python -c 'import asyncio; print(asyncio.__path__[0])')'" data.glob="'*.py'" \
   data.tokenizer="'$out/tokenizer.json'" workload=smoke workload.steps=300 workload.timing_warmup_steps=5 \
   workload.lr_warmup_steps=30 workload.seq_len=256 workload.global_batch_size=8 workload.micro_batch_size=4 \
   workload.learning_rate=1e-3 workload.eval_every=150 precision=bf16 checkpoint.every=300 \
