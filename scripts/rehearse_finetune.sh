@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Rehearses a fine-tuning comparison, on two CPU cores in about five minutes: a tokenizer and a small Llama are trained
 # on Python code (the standard library's), exported, and fine-tuned in bf16 on this project's documentation here and on
-# an emulated Ascend NPU. Prints the loss before and after, and whether both did the same computation. Exit code 1 if the loss did
-# not fall, or they differ.
+# an emulated Ascend NPU. Prints the loss before and after, and whether both did the same computation. Exit code 1 if the
+# loss did not fall, or they differ.
 set -euo pipefail
 . "$(dirname "$0")/_env.sh"
 make_environment "[text,hf]"
@@ -33,7 +33,7 @@ python -m harness model=llama-30m model.num_hidden_layers=4 model.hidden_size=25
   out="'$out/pretrained'" > "$out/pretrained.log"
 python -m harness export "$out/pretrained" --out "$out/model"
 
-finetune=(experiment=finetune model.path="'$out/model'" init="'$out/model'" data.path="'$project/harness/docs'"
+finetune=(experiment=finetune model.path="'$out/model'" init="'$out/model'" data.path="'$project/harness/docs'" data.glob="'*.md'"
   data.tokenizer="'$out/tokenizer.json'" workload.steps=60 workload.seq_len=256 workload.micro_batch_size=4
   workload.learning_rate=5e-4)
 python -m harness "${finetune[@]}" out="'$out/cpu'" > "$out/cpu.log"
