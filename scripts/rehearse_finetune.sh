@@ -33,9 +33,9 @@ python -m harness model=llama-30m model.num_hidden_layers=4 model.hidden_size=25
   out="'$out/pretrained'" > "$out/pretrained.log"
 python -m harness export "$out/pretrained" --out "$out/model"
 
-finetune=(experiment=finetune model.path="'$out/model'" init="'$out/model'" data.path="'$project/harness/docs'" data.glob="'*.md'"
-  data.tokenizer="'$out/tokenizer.json'" workload.steps=60 workload.seq_len=256 workload.micro_batch_size=4
-  workload.learning_rate=5e-4)
+finetune=(experiment=finetune model.path="'$out/model'" init="'$out/model'" data.path="'$project/harness/docs'"
+  data.glob="'*.md'" data.tokenizer="'$out/tokenizer.json'" workload.steps=60 workload.seq_len=256
+  workload.micro_batch_size=4 workload.eval_sequences=12 workload.learning_rate=5e-4)
 python -m harness "${finetune[@]}" out="'$out/cpu'" > "$out/cpu.log"
 folders=("$out/cpu")
 if python -c "from importlib.metadata import version; version('torch-npu')" 2> /dev/null; then
