@@ -91,8 +91,13 @@ def _with_metrics_file(argv: list[str]) -> list[str]:
 
 
 def run_as_process() -> NoReturn:
-    """Run this process's command line and end the process."""
-    end_process(main())
+    """Run this process's command line and end the process; a bug shows its traceback."""
+    try:
+        code = main()
+    except Exception:  # noqa: BLE001 (the interpreter would print it too, and then finalize)
+        sys.excepthook(*sys.exc_info())  # pyright: ignore[reportArgumentType]
+        code = 1
+    end_process(code)
 
 
 if __name__ == "__main__":

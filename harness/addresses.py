@@ -54,15 +54,6 @@ def resolvable_host(host: str, *, is_here: bool, name: str = "MASTER_ADDR",
         time.sleep(RETRY_SECONDS)
 
 
-def is_own_address(host: str) -> bool:
-    """Return whether a name or an address that resolves is one of this host's: a socket can be bound to it."""
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-        with suppress(OSError), socket.socket(family, kind, protocol) as own:
-            own.bind((address[0], 0, *address[2:]))
-            return True
-    return False
-
-
 def wait_for_answer(host: str, port: int, *, who: str, timeout_seconds: float,
                     clock: Callable[[], float] = time.monotonic) -> bool:  # fmt: skip
     """Wait until a program listens at an address, and return whether one does; if it takes long, log it once.

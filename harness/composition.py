@@ -251,7 +251,7 @@ def _read_model(model: dict[str, Any], values: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be read, or describes a model that the harness cannot compute.
     """
-    if model["path"] in (None, MISSING):
+    if model["path"] in (None, "", MISSING):
         raise ConfigError(
             "model.path: missing; model=hf needs a Hugging Face config.json or its folder: add model.path=DIR"
         )

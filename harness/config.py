@@ -79,6 +79,7 @@ class ModelConfig:
     """Label in records and folder names."""
     path: str | None = None
     """With model=hf: a Hugging Face config.json, or its folder. Settings on the command line replace those in it."""
+    # The data set needs memory for it before the model is checked. The largest vocabularies have 2^18 entries.
     vocab_size: int = bounded(minimum=2, maximum=1 << 24)
     """Number of distinct token ids."""
     max_position_embeddings: int = bounded(minimum=1)

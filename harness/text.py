@@ -16,8 +16,10 @@ NO_NAME = re.compile(
     r"(device\s+)?(0x[0-9a-f]+h?|\d+)|device(\s+[0-9a-f]{4})?|[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
     r"\(null\)|null|none|n/?a|unknown( \w+)?|unspecified|not (specified|available|applicable)|default string|"
     r"to be filled by o\.?e\.?m\.?|system product name|"
-    # Digits of a number: a bus address, identifiers of a vendor and a device. Names such as A100 have no lower case.
-    r"[0-9a-f]*[0-9][0-9a-f]*([ :./-][0-9a-f]+)+|\[[0-9a-f]{4}:[0-9a-f]{4}\]|(?-i:(?=.*[0-9a-f])[0-9a-f]{4,})|"
+    # A bus address, and identifiers of a vendor and a device.
+    r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]|\[[0-9a-f]{4}:[0-9a-f]{4}\]|"
+    # Hexadecimal digits in lower case: A100 and A100-40 are names.
+    r"(?-i:[0-9a-f]*[0-9][0-9a-f]*([ :./-][0-9a-f]+)+|[0-9a-f]{4,})|"
     r"0x[0-9a-f]+,? .*0x[0-9a-f]+",
     re.IGNORECASE,
 )

@@ -41,15 +41,10 @@ def validate(config: Config) -> None:
         raise config_error(found)
 
 
-def _check_out(config: Config) -> Iterator[str]:
-    if config.out is not None and not config.out.strip():
-        yield "out: found an empty name, expected a folder; leave it out for the default"
-
-
-def _check_names(config: Config) -> Iterator[str]:
+def _check_paths(config: Config) -> Iterator[str]:
     """Check for empty paths, which the system would take for the working directory."""
     for key, _, value in iter_settings(config):
-        if key in PATH_SETTINGS and key != "out" and value is not None and not str(value).strip():
+        if key in PATH_SETTINGS and value is not None and not str(value).strip():
             yield f"{key}: found an empty path; leave it out, or check the variable that was to hold it"
 
 
@@ -257,8 +252,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], .
     (("resume", "checkpoint", "repeats"), _check_resume),
     (("track",), _check_track),
     (("autotune",), _check_autotune),
-    (("out",), _check_out),
-    ((), _check_names),
+    ((), _check_paths),
 )
 
 

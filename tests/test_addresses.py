@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness import addresses
-from harness.addresses import LOOPBACK, is_own_address, resolvable_host, wait_for_answer
+from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.errors import ConfigError, Interrupted
 from tests.ranks import free_port
 
@@ -83,9 +83,3 @@ def test_a_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", interrupted)
     with pytest.raises(Interrupted):
         wait_for_answer(LOOPBACK, free_port(), who="rank 1 of 2", timeout_seconds=60)
-
-
-def test_an_address_is_this_hosts_own_if_a_socket_can_be_bound_to_it() -> None:
-    assert is_own_address(LOOPBACK)
-    assert is_own_address("localhost")
-    assert not is_own_address("192.0.2.1"), "of a range that no host has (RFC 5737)"

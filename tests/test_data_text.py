@@ -440,6 +440,14 @@ class TestTokenizer:
         with pytest.raises(DataError, match=r"a\.txt: data\.tokenizer=.*t\.json cannot encode it: .*; the text holds"):
             open_text(tmp_path / "a.txt", tokenizer=tmp_path / "t.json")
 
+    def test_windows_that_disagree_leave_none_that_were_encoded_ahead(self, tmp_path: Path) -> None:
+        """From an odd place on, a long run of one letter is made of other pairs."""
+        tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "aa": 2}, [("a", "a")]))
+        tokenizer.save(str(tmp_path / "t.json"))
+        text = "b" + "a" * 40_000 + "bab" * 100_000
+        parts = TextTokenizer(str(tmp_path / "t.json")).encode([[text]])
+        assert np.array_equal(np.concatenate([part.ids for part in parts]), tokenizer.encode(text).ids)
+
     def test_what_it_drops_is_counted_and_said(self, tmp_path: Path) -> None:
         write(tmp_path, {"a.txt": "ab c\nxyz é a " * 10})
         tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "c": 2}, []))

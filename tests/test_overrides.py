@@ -49,11 +49,17 @@ class TestText:
         assert load([f"out={typed}"]).out == typed
         assert load(["out=null"]).out is None
 
-    @pytest.mark.parametrize("setting", ["data.path=", "peak_dir=", "metrics_file=", "init=", "data.tokenizer="])
+    @pytest.mark.parametrize(
+        "setting", ["out=", "data.path=", "peak_dir=", "metrics_file=", "init=", "data.tokenizer="]
+    )
     def test_an_empty_path_is_not_the_working_directory(self, setting: str) -> None:
         words = ["data=text", *([] if setting == "data.path=" else ["data.path=x"])]
         with pytest.raises(ConfigError, match=rf"{setting[:-1]}: found an empty path; leave it out"):
             load([*words, setting])
+
+    def test_an_empty_path_of_a_model_is_none(self) -> None:
+        with pytest.raises(ConfigError, match=r"^model\.path: missing; model=hf needs"):
+            load(["model=hf", "model.path="])
 
     @pytest.mark.parametrize("typed", NUMBERS)
     def test_is_not_read_as_a_number(self, typed: str) -> None:

@@ -54,7 +54,8 @@ def test_a_long_text_is_shortened() -> None:
     "name",
     [None, "", " ", "0x74a1", "0xD802", "Device 0x740f", "Device 74a1", "device", "1002:74a1", "19e5:d802", "7",
      "unknown", "Unknown device", "(null)", "N/A", "-", "Not Specified", "Default string", "To Be Filled By O.E.M.",
-     "\x00\x00", "deadbeef", "d801", "6a 3f", "06/85", "0000:3b:00.0", "[10de:20b2]", "0xd01, implementer 0x48",
+     "\x00\x00", "deadbeef", "d801", "6a 3f", "06/85", "0000:3b:00.0", "00000000:3B:00.0", "[10de:20b2]",
+     "0xd01, implementer 0x48",
      "System Product Name"],
 )  # fmt: skip
 def test_a_number_or_a_word_for_none_is_no_name(name: str | None) -> None:
@@ -63,7 +64,7 @@ def test_a_number_or_a_word_for_none_is_no_name(name: str | None) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA A100-SXM4-80GB", "A100", "B200", "A10", "Xeon", "EPYC 7763", "Cortex-A76", "FT-2000+/64",
+    ["NVIDIA A100-SXM4-80GB", "A100", "B200", "A10", "A100-40", "Xeon", "EPYC 7763", "Cortex-A76", "FT-2000+/64",
      "Ascend910B2", "Ascend910_9392", "GAUDI2", "gfx942",
      "AMD Instinct MI300X", "Intel(R) Graphics [0x0bd5]", "MTT S5000", "Device of Bob", "AMD EPYC 9654", "BCM2835"],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import socket
 
 import pytest
 from torch.distributed import run
@@ -97,9 +98,12 @@ def test_nodes_wait_for_the_launcher_that_holds_their_store(
         return False
 
     monkeypatch.setattr(torchrun, "wait_for_answer", nobody_answers)
-    completed(run.parse_args(c10d("127.0.0.1:29500")))
+    for holder in (c10d("127.0.0.1:29500"), c10d(f"{socket.gethostname()}:29500")):
+        completed(run.parse_args(holder))
+        assert capsys.readouterr().err == "torchrun: waits for 2 nodes, all started with this --nnodes\n"
+    # A service's address, by which the other nodes reach this one.
+    completed(run.parse_args(["--rdzv-conf=is_host=1", *c10d("192.0.2.1:29500")]))
     assert asked == [], "this node holds the store"
-    assert capsys.readouterr().err == "torchrun: waits for 2 nodes, all started with this --nnodes\n"
     with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: no launcher answers at 192\.0\.2\.1:29500; check"):
         completed(run.parse_args(c10d("192.0.2.1:29500")))
     with pytest.raises(ConfigError, match=r"^--rdzv-endpoint: no launcher answers at 192\.0\.2\.1:29400; check"):

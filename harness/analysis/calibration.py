@@ -55,7 +55,8 @@ def segments(steps: int) -> Iterator[tuple[int, int, int]]:
 
 def segment_of(step: int) -> int:
     """Return the number of the segment that a step is in; step 0, before the first, is in the first segment."""
-    return next(number for number, first, last in segments(max(1, step)) if first <= max(1, step) <= last)
+    step = max(1, step)
+    return next(number for number, first, last in segments(step) if first <= step <= last)
 
 
 def segment_end(number: int) -> int:

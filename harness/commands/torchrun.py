@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from harness import environment, log
-from harness.addresses import LOOPBACK, is_own_address, resolvable_host, wait_for_answer
+from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.commands.arguments import Parser
 from harness.errors import ConfigError, ExitCode, UserError
 from harness.signals import STOP_SIGNALS, stop_signals
@@ -134,11 +134,24 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
     elif options.rdzv_endpoint:
         host, port = parse_rendezvous_endpoint(options.rdzv_endpoint, C10D_PORT)
         resolvable_host(host, is_here=False, name="--rdzv-endpoint")
-        if options.rdzv_backend == "c10d" and not is_own_address(host):
+        if options.rdzv_backend == "c10d" and not _may_hold_store(host, options.rdzv_conf):
             _wait_for_store("--rdzv-endpoint", host, port, "this node")
     if not options.standalone and options.nnodes not in ("1", "1:1"):
         log.info(f"torchrun: waits for {options.nnodes} nodes, all started with this --nnodes")
     return options
+
+
+def _may_hold_store(host: str, rendezvous_config: str) -> bool:
+    """Return whether torchrun may open the nodes' store here: by its own rule, or by the user's --rdzv-conf=is_host."""
+    from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
+
+    if "is_host" in rendezvous_config:
+        return True
+    try:
+        return _matches_machine_hostname(host)
+    except OSError:
+        # This host's own name does not resolve.
+        return True
 
 
 def _wait_for_store(option: str, host: str, port: int, node: str) -> None:

@@ -76,6 +76,14 @@ def test_other_weights_are_not_comparable(harness: Harness, tmp_path: Path) -> N
     assert "initial weights" in done.stdout
 
 
+def test_weights_of_another_shape_are_refused_before_anything_is_written(harness: Harness, tmp_path: Path) -> None:
+    saved("qwen3", tmp_path / "model")
+    done = harness(*words(tmp_path / "model", "model.num_hidden_layers=4", "out=run"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "does not hold this model: model.layers.3." in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 class TestExport:
     def test_of_a_run_without_checkpoints(self, harness: Harness, tmp_path: Path) -> None:
         assert harness(*TINY, "out=run").returncode == 0

@@ -49,11 +49,7 @@ def open_text(
     tokenizer = None if data.tokenizer is None else TextTokenizer(data.tokenizer)
     tokenizer_name = "bytes" if tokenizer is None else tokenizer.name
     tokenizer_size = BYTE_VOCABULARY if tokenizer is None else tokenizer.size
-    if tokenizer_size > vocab_size:
-        raise DataError(
-            f"model.vocab_size: found {vocab_size}, but {tokenizer_name} has {tokenizer_size} different "
-            f"tokens; set model.vocab_size={tokenizer_size} or choose a model with a larger vocabulary"
-        )
+    _check_vocabulary(tokenizer_name, tokenizer_size, vocab_size)
     reader = _Reader(data, tokenizer, heartbeat)
     text = reader.read("data.path", data.path)
     train, description = text.token_ids(), text.describe()
@@ -83,6 +79,15 @@ def open_text(
         },
         cautions=cautions,
     )
+
+
+def _check_vocabulary(tokenizer: str, size: int, vocab_size: int) -> None:
+    """Raise DataError for a tokenizer with more tokens than the model."""
+    if size > vocab_size:
+        raise DataError(
+            f"model.vocab_size: found {vocab_size}, but {tokenizer} has {size} different tokens; set "
+            f"model.vocab_size={size} or choose a model with a larger vocabulary"
+        )
 
 
 @dataclass

@@ -112,19 +112,21 @@ class TextTokenizer:
 
     def _windows(self, buffer: str, parts: Iterator[str]) -> Iterator[Encoded]:
         """Yield the tokens of a document of several windows, each joined to the next where both agree."""
-        step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
+        step = usual_step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
         window, rest = self._encode(buffer[:WINDOW_CHARACTERS]), buffer[WINDOW_CHARACTERS:]
         token, character = 0, 0
         after: np.ndarray | None = None
         ahead: deque[_Window] = deque()
         while True:
-            while len(rest) < WINDOWS_AHEAD * step and (part := next(parts, None)) is not None:
+            # After a disagreement just one: more would be encoded in vain.
+            count = WINDOWS_AHEAD if step == usual_step else 1
+            while len(rest) < count * step and (part := next(parts, None)) is not None:
                 rest += part
             if not rest:
                 break
             start = len(window.text) - OVERLAP_CHARACTERS
             if not ahead:
-                ahead += self._encode_ahead(window.text[start:] + rest, step)
+                ahead += self._encode_ahead(window.text[start:] + rest, step, count)
             following = ahead.popleft()
             joint = _joint(window, following, start)
             if joint is None:
@@ -141,18 +143,16 @@ class TextTokenizer:
             end = int(window.spans[here, 0])
             yield self._emitted(window, token, here, character, end)
             window, token, character, rest = following, there, end - start, rest[step:]
-            if step != WINDOW_CHARACTERS - OVERLAP_CHARACTERS:
-                step = WINDOW_CHARACTERS - OVERLAP_CHARACTERS
-                ahead.clear()
+            step = usual_step
         if after is None:
             window = self._encode(window.text, special=True)
         yield self._emitted(window, token, len(window.ids), character, len(window.text))
         if after is not None:
             yield Encoded(after, 0, 0)
 
-    def _encode_ahead(self, text: str, step: int) -> Iterator[_Window]:
-        """Encode the next windows of a text, each `step` characters after the one before, together on all cores."""
-        starts = range(0, min(len(text) - OVERLAP_CHARACTERS, WINDOWS_AHEAD * step), step)
+    def _encode_ahead(self, text: str, step: int, count: int) -> Iterator[_Window]:
+        """Encode `count` windows of a text, each `step` characters after the one before, together on all cores."""
+        starts = range(0, min(len(text) - OVERLAP_CHARACTERS, count * step), step)
         texts = [text[start : start + OVERLAP_CHARACTERS + step] for start in starts]
         encodings = _call(lambda: self._tokenizer.encode_batch(texts, add_special_tokens=False), self._failed)
         for each, encoding in zip(texts, encodings, strict=True):
