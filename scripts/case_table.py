@@ -34,9 +34,7 @@ from typing import Any
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
-SMOKE = (
-    "experiment=smoke backend.threads=1 workload.steps=6 workload.lr_warmup_steps=2 workload.timing_warmup_steps=2"
-)
+SMOKE = "experiment=smoke backend.threads=1 workload.steps=6 workload.lr_warmup_steps=2 workload.timing_warmup_steps=2"
 HEAD = """\
 # Situations and their outcomes
 
@@ -63,7 +61,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ended:
     code: int | None
     output: str
     seconds: float
@@ -75,15 +73,15 @@ def main() -> None:
     print(HEAD)
     failed = 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for case, outcome in zip(cases, pool.map(run_case, cases), strict=True):
-            row = [case.group, case.name, f"`{cell(case.run)}`", str(outcome.code), f"{outcome.seconds:.0f}",
-                   cell(telling_line(case, outcome)), case.test]  # fmt: skip
+        for case, ended in zip(cases, pool.map(run_case, cases), strict=True):
+            row = [case.group, case.name, f"`{cell(case.run)}`", str(ended.code), f"{ended.seconds:.0f}",
+                   cell(telling_line(case, ended)), case.test]  # fmt: skip
             print(f"| {' | '.join(row)} |", flush=True)
-            failed += bool(outcome.problems)
-            for problem in outcome.problems:
+            failed += bool(ended.problems)
+            for problem in ended.problems:
                 print(f"{case.group}, {case.name}: {problem}", file=sys.stderr, flush=True)
-            if outcome.problems:
-                print(outcome.output[-3000:], file=sys.stderr, flush=True)
+            if ended.problems:
+                print(ended.output[-3000:], file=sys.stderr, flush=True)
     print(f"{len(cases) - failed} of {len(cases)} end as expected", file=sys.stderr)
     sys.exit(failed > 0)
 
@@ -100,7 +98,7 @@ def chosen(case: Case, patterns: list[str]) -> bool:
     return not patterns or any(case.group.startswith(one) or case.name.startswith(one) for one in patterns)
 
 
-def run_case(case: Case) -> Outcome:
+def run_case(case: Case) -> Ended:
     """Run one case in an empty folder, which is removed."""
     folder = tempfile.mkdtemp(prefix="case-")
     try:
@@ -111,14 +109,14 @@ def run_case(case: Case) -> Outcome:
         }  # fmt: skip
         code, output, _ = bash(case.setup, folder, environment, 120)
         if code != 0:
-            return Outcome(None, output, 0, [f"its setup exits with {code}: {output[-500:]}"])
+            return Ended(None, output, 0, [f"its setup exits with {code}: {output[-500:]}"])
         code, output, seconds = bash(case.run, folder, environment, case.seconds)
         output = output.replace(f"{folder}/", "").replace(str(PROJECT), "$ROOT")
         problems = list(judge(case, code, output))
         if case.check:
             checked, text, _ = bash(case.check, folder, environment, 60)
             problems += [f"its check exits with {checked}: {text[-500:]}"] if checked != 0 else []
-        return Outcome(code, output, seconds, problems)
+        return Ended(code, output, seconds, problems)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -148,9 +146,9 @@ def judge(case: Case, code: int | None, output: str) -> list[str]:
     return problems + [f"says {text!r}" for text in [*case.silent, "Traceback"] if text in output]
 
 
-def telling_line(case: Case, outcome: Outcome) -> str:
+def telling_line(case: Case, ended: Ended) -> str:
     """Return the line that says most of what is expected, or the last one."""
-    lines = [line.strip() for line in outcome.output.splitlines() if line.strip()] or ["nothing"]
+    lines = [line.strip() for line in ended.output.splitlines() if line.strip()] or ["nothing"]
     return max(reversed(lines), key=lambda line: sum(text in line for text in case.says))
 
 

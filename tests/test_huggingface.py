@@ -31,7 +31,7 @@ from harness.errors import ConfigError, DataError
 from harness.huggingface import to_huggingface
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer
-from harness.workload.weights import WeightFiles, sources_of
+from harness.workload.weights import WeightFiles, source_of
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -122,12 +122,12 @@ def transformers_model(config: ModelConfig, weights: Mapping[str, torch.Tensor])
 
 def as_theirs(config: ModelConfig, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return our tensors, of parameters or gradients, by their names."""
-    named = {}
+    parts: dict[str, list[torch.Tensor]] = {}
     for name, tensor in ours.items():
-        sources = sources_of(name, config, tensor.shape)
-        for source, part in zip(sources, tensor.split([source.rows for source in sources]), strict=True):
-            named[source.name] = part.t() if source.transposed else part
-    return named
+        source = source_of(name, config, tensor.shape)
+        # In the order of our parameters: queries, keys, values.
+        parts.setdefault(source.name, []).append(tensor.t() if source.transposed else tensor)
+    return {name: torch.cat(found, dim=-1) if len(found) > 1 else found[0] for name, found in parts.items()}
 
 
 class TestAgainstTransformers:

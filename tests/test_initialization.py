@@ -43,8 +43,8 @@ LLAMA_LIKE = ModelConfig(
     scaled_residual_init=False,
 )
 GOLDEN = {
-    "gpt2-like": "d296db3cb68ba2ff491762946adf1839aaa7b29c55f54138d6a38530e7c3792e",
-    "llama-like": "75991981db9035c3e75859aa16f257d29b4cd3b4d63188612588a17e43231e51",
+    "gpt2-like": "80c0df28b70743de54f084dbb382f15e2b48e9a697f6f34b83faa0649a404e03",
+    "llama-like": "891ca0fa54147f2433e5df3a13c06ac99bba0fa5fbe7e4f6d7c58c964d2b9f78",
 }
 BOTH = pytest.mark.parametrize("config", [GPT2_LIKE, LLAMA_LIKE], ids=lambda config: config.name)
 
@@ -142,7 +142,7 @@ class TestValues:
     @BOTH
     def test_biases_are_zero_and_norm_weights_one(self, config: ModelConfig) -> None:
         vectors = {name: value for name, value in weights(config).items() if value.dim() == 1}
-        assert len(vectors) == (2 * (2 * 2 + 4) + 2 if config.bias else 2 * 2 + 1)
+        assert len(vectors) == (2 * (2 * 2 + 6) + 2 if config.bias else 2 * 2 + 1)
         for name, value in vectors.items():
             assert name.endswith(".bias") or "norm" in name, name
             assert (value == (0 if name.endswith("bias") else 1)).all(), name

@@ -65,8 +65,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"schema_version": 3}, "schema_version 3 is newer"),
-            ({"schema_version": 1}, "schema_version 1 is older than this harness reads"),
+            ({"schema_version": 4}, "schema_version 4 is newer"),
+            ({"schema_version": 2}, "schema_version 2 is older than this harness reads"),
             ({"losses": {"train": None}}, "has no usable losses.train"),
             ({"config": None}, "has no usable config: found null, expected an object"),
             (

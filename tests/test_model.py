@@ -92,6 +92,11 @@ PARAMETERS = {
 
 def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Name our weights (or their gradients) as GPT2LMHeadModel does; its Conv1D holds a Linear's transpose."""
+    weights = dict(weights)
+    for layer in range(config.num_hidden_layers):
+        for kind in ("weight", "bias") if config.bias else ("weight",):
+            parts = [weights.pop(f"blocks.{layer}.attention.{part}.{kind}") for part in "qkv"]
+            weights[f"blocks.{layer}.attention.qkv.{kind}"] = torch.cat(parts)
     blocks = {
         "attention_norm.weight": "ln_1.weight",
         "attention_norm.bias": "ln_1.bias",
@@ -121,23 +126,19 @@ def as_gpt2(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[st
 
 
 def as_llama(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Name our weights (or their gradients) as LlamaForCausalLM does, and split the projections that we fuse."""
-    kv_size = num_key_value_heads(config) * config.hidden_size // config.num_attention_heads
-    qkv = [config.hidden_size, kv_size, kv_size]
+    """Name our weights (or their gradients) as LlamaForCausalLM does."""
     named = {"model.embed_tokens.weight": weights["embedding.weight"], "model.norm.weight": weights["norm.weight"]}
     if not config.tie_word_embeddings:
         named["lm_head.weight"] = weights["head.weight"]
     for layer in range(config.num_hidden_layers):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        q, k, v = weights[ours + "attention.qkv.weight"].split(qkv)
-        gate, up = weights[ours + "feed_forward.up.weight"].split(intermediate_size(config))
         parts = {
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
+            "self_attn.q_proj": weights[ours + "attention.q.weight"],
+            "self_attn.k_proj": weights[ours + "attention.k.weight"],
+            "self_attn.v_proj": weights[ours + "attention.v.weight"],
             "self_attn.o_proj": weights[ours + "attention.out.weight"],
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
+            "mlp.gate_proj": weights[ours + "feed_forward.gate.weight"],
+            "mlp.up_proj": weights[ours + "feed_forward.up.weight"],
             "mlp.down_proj": weights[ours + "feed_forward.down.weight"],
             "input_layernorm": weights[ours + "attention_norm.weight"],
             "post_attention_layernorm": weights[ours + "feed_forward_norm.weight"],
@@ -368,10 +369,9 @@ class TestAttention:
         group = LLAMA.num_attention_heads // num_key_value_heads(LLAMA)
         weights = {name: value.detach() for name, value in grouped.named_parameters()}
         for layer in range(LLAMA.num_hidden_layers):
-            name = f"blocks.{layer}.attention.qkv.weight"
-            q, k, v = (part.view(-1, head_dim, LLAMA.hidden_size) for part in weights[name].split([48, 16, 16]))
-            repeated = [part.repeat_interleave(group, dim=0) for part in (k, v)]
-            weights[name] = torch.cat([q, *repeated]).view(-1, LLAMA.hidden_size)
+            for part in "kv":
+                name = f"blocks.{layer}.attention.{part}.weight"
+                weights[name] = weights[name].unflatten(0, (-1, head_dim)).repeat_interleave(group, dim=0).flatten(0, 1)
         whole.load_state_dict(weights)
         tokens = random_sequences(LLAMA)
         with torch.no_grad():

@@ -83,7 +83,7 @@ def test_an_odd_peak_is_named(odd: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"backend": 1}, {"matrix_products": None}, {"memory": []}])
 def test_a_peak_with_odd_fields_is_named(change: dict[str, object], tmp_path: Path) -> None:
     same = {"backend": {"name": "cpu", "versions": {}}, "device": {"name": "x"}, "effective_settings": {}}
-    peak = {"schema_version": 2, "kind": "peak", "finished_at": "2026", "matrix_products": {}, "memory": {}, **same}
+    peak = {"schema_version": 3, "kind": "peak", "finished_at": "2026", "matrix_products": {}, "memory": {}, **same}
     (tmp_path / "a").mkdir()
     write_record(tmp_path / "a", {**peak, **change}, "peak.json")
     with pytest.raises(RecordError, match=r"a/peak\.json: lacks a field"):

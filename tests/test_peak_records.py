@@ -22,7 +22,7 @@ RUN: dict[str, Any] = {
 def write_peak(folder: Path, name: str, ended: str = "2026-11-25T10:00:00+00:00", flops: float = 1e12,
                **changes: Any) -> Path:  # fmt: skip
     peak = {
-        "schema_version": 2,
+        "schema_version": 3,
         "kind": "peak",
         "finished_at": ended,
         **RUN,
@@ -68,7 +68,7 @@ def test_no_folder_no_peak(tmp_path: Path) -> None:
     [
         (lambda text: text[:50], "cannot be read"),
         (lambda text: text.replace('"peak"', '"run"'), "not a peak record"),
-        (lambda text: text.replace('"schema_version": 2', '"schema_version": 99'), "newer than this harness reads"),
+        (lambda text: text.replace('"schema_version": 3', '"schema_version": 99'), "newer than this harness reads"),
         (lambda text: text.replace("1000000000000.0", "1.0"), "was changed after it was written"),
         (lambda text: "[]", "not a peak record"),
     ],

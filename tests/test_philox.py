@@ -100,7 +100,7 @@ class TestStreamKey:
 
     def test_streams_are_distinct(self) -> None:
         names = ["embedding.weight", "position.weight"]
-        names += [f"blocks.{layer}.{part}.weight" for layer in range(100) for part in ("attention.qkv", "down")]
+        names += [f"blocks.{layer}.{part}.weight" for layer in range(100) for part in ("attention.q", "down")]
         keys = {stream_key(seed, kind, name) for seed in range(5) for kind in ("weights", "order") for name in names}
         assert len(keys) == 5 * 2 * len(names)
         assert len({low for low, _ in keys}) == len({high for _, high in keys}) == len(keys)

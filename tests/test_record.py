@@ -20,7 +20,7 @@ from harness.records.steps import StepsWriter
 
 class TestWriting:
     def test_write_and_read(self, tmp_path: Path) -> None:
-        content = {"schema_version": 2, "losses": [0.1, 1e-300, 3], "name": "Größe"}
+        content = {"schema_version": 3, "losses": [0.1, 1e-300, 3], "name": "Größe"}
         write_record(tmp_path, content)
         sealed = {**content, "content_sha256": content_digest(content)}
         assert read_record(tmp_path) == sealed
@@ -28,7 +28,7 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
     def test_not_a_number_becomes_null(self, tmp_path: Path) -> None:
-        write_record(tmp_path, {"schema_version": 2, "losses": [math.nan, math.inf, -math.inf, 1.0], "t": (math.nan,)})
+        write_record(tmp_path, {"schema_version": 3, "losses": [math.nan, math.inf, -math.inf, 1.0], "t": (math.nan,)})
         text = (tmp_path / "record.json").read_text()
         assert json.loads(text, parse_constant=pytest.fail)["losses"] == [None, None, None, 1.0]
 
@@ -36,14 +36,14 @@ class TestWriting:
     def test_a_failed_write_leaves_no_partial_file(
         self, failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        write_record(tmp_path, {"schema_version": 2, "old": True})
+        write_record(tmp_path, {"schema_version": 3, "old": True})
 
         def fail(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, failing, fail)
         with pytest.raises(RunFailed, match="No space left on device; free some space or choose another out=DIR"):
-            write_record(tmp_path, {"schema_version": 2, "new": True})
+            write_record(tmp_path, {"schema_version": 3, "new": True})
         assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
         assert read_record(tmp_path)["old"] is True
 
@@ -52,8 +52,8 @@ class TestWriting:
             raise OSError(22, "Invalid argument")
 
         monkeypatch.setattr(os, "fsync", unsupported)
-        write_record(tmp_path, {"schema_version": 2})
-        assert read_record(tmp_path)["schema_version"] == 2
+        write_record(tmp_path, {"schema_version": 3})
+        assert read_record(tmp_path)["schema_version"] == 3
 
     def test_steps_are_on_disk_when_append_returns(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[str] = []
@@ -72,7 +72,7 @@ class TestWriting:
 
 class TestChecksum:
     def test_covers_everything_but_itself(self, tmp_path: Path) -> None:
-        write_record(tmp_path, {"schema_version": 2, "losses": [0.1, math.nan], "nested": {"a": (1, 2)}})
+        write_record(tmp_path, {"schema_version": 3, "losses": [0.1, math.nan], "nested": {"a": (1, 2)}})
         written = read_record(tmp_path)
         assert content_digest(written) == written["content_sha256"]
         for key, value in (("losses", [0.1, 0.0]), ("nested", {"a": [1, 3]}), ("new", None)):
@@ -92,7 +92,7 @@ class TestReading:
             ('{"a": 1}', "not a record of this harness"),
             ('{"schema_version": "1"}', "not a record of this harness"),
             ('{"schema_version": 99}', "schema_version 99 is newer than this harness reads"),
-            ('{"schema_version": 1}', "schema_version 1 is older than this harness reads"),
+            ('{"schema_version": 2}', "schema_version 2 is older than this harness reads"),
         ],
     )
     def test_other_files_are_rejected(self, text: str, expected: str, tmp_path: Path) -> None:

@@ -177,9 +177,11 @@ def fused_rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tor
     return _torch_npu().npu_rms_norm(x, weight, epsilon=epsilon)[0]
 
 
-def fused_swiglu(x: torch.Tensor) -> torch.Tensor:
-    """Apply `swiglu` as one kernel."""
-    return _torch_npu().npu_swiglu(x, dim=-1)
+def fused_swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Apply `swiglu` as one kernel, which takes gate and value side by side."""
+    import torch
+
+    return _torch_npu().npu_swiglu(torch.cat((gate, value), dim=-1), dim=-1)
 
 
 def _torch_npu() -> Any:

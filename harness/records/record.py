@@ -15,7 +15,7 @@ from harness.records.files import replace_nonfinite, seal, write_atomically
 from harness.records.steps import STEPS_FILE
 from harness.regular_files import load_json, strict_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 RECORD_FILE = "record.json"
 STATUSES = (
     "ok",
@@ -77,6 +77,6 @@ def check_schema_version(file: Path, version: int) -> None:
         )
     if version < SCHEMA_VERSION:
         raise RecordError(
-            f"{file}: schema_version {version} is older than this harness reads ({SCHEMA_VERSION}): fields have been "
-            "renamed; measure again"
+            f"{file}: schema_version {version} is older than this harness reads ({SCHEMA_VERSION}): fields or "
+            "parameters have been renamed; measure again"
         )

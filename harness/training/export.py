@@ -16,7 +16,7 @@ from harness.records.run_folder import checkpoint_steps, read_settings
 from harness.training.checkpoint import CheckpointStore
 from harness.training.distributed.collectives import Ranks
 from harness.workload.model import parameter_shapes
-from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, safetensors_library, sources_of
+from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, Source, safetensors_library, source_of
 
 MAX_FILE_BYTES = 5_000_000_000
 
@@ -80,14 +80,15 @@ def _read_weights(run: Path, step: int, model: ModelConfig, work: str) -> dict[s
 
 def _theirs(weights: Mapping[str, torch.Tensor], model: ModelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return the weights by Hugging Face's names."""
-    named: dict[str, torch.Tensor] = {}
+    parts: dict[str, list[tuple[Source, torch.Tensor]]] = {}
     for name, weight in weights.items():
-        sources = sources_of(name, model, weight.shape)
-        for source, part in zip(sources, weight.split([source.rows for source in sources]), strict=True):
-            # Each needs storage of its own.
-            named[source.name] = (
-                (part.t() if source.transposed else part).to(dtype).clone(memory_format=torch.contiguous_format)
-            )
+        source = source_of(name, model, weight.shape)
+        parts.setdefault(source.name, []).append((source, weight))
+    named: dict[str, torch.Tensor] = {}
+    for name, found in parts.items():
+        found.sort(key=lambda part: part[0].first)
+        whole = torch.cat([weight for _, weight in found]).to(dtype)
+        named[name] = whole.t().contiguous() if found[0][0].transposed else whole
     return named
 
 

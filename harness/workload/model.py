@@ -31,9 +31,12 @@ class Attention(nn.Module):
         self.num_key_value_heads = num_key_value_heads(config)
         self.head_dim = head_dim(config)
         biases = attention_bias(config)
-        qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
-        self.qkv = nn.Linear(config.hidden_size, qkv_size, bias=biases != "none")
-        self.out = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=biases == "all")
+        heads_size, keys_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        # One parameter for each projection: tensor parallelism cuts each by heads.
+        self.q = nn.Linear(config.hidden_size, heads_size, bias=biases != "none")
+        self.k = nn.Linear(config.hidden_size, keys_size, bias=biases != "none")
+        self.v = nn.Linear(config.hidden_size, keys_size, bias=biases != "none")
+        self.out = nn.Linear(heads_size, config.hidden_size, bias=biases == "all")
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.attention: Kernel = causal_attention
@@ -41,19 +44,15 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
-        batch, length, _ = x.shape
         q, k, v = (
-            self.qkv(x)
-            .view(batch, length, self.num_heads + 2 * self.num_key_value_heads, self.head_dim)
-            .transpose(1, 2)
-            .split([self.num_heads, self.num_key_value_heads, self.num_key_value_heads], dim=1)
+            projection(x).unflatten(2, (-1, self.head_dim)).transpose(1, 2) for projection in (self.q, self.k, self.v)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = self.rotary(q, *rotary), self.rotary(k, *rotary)
         mixed = self.attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -69,33 +68,28 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 class FeedForward(nn.Module):
-    """GELU, or SwiGLU (Shazeer 2020) with gate and value in one projection."""
+    """GELU, or SwiGLU (Shazeer 2020)."""
 
     kernels = ("swiglu",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        size = intermediate_size(config)
-        self.up = nn.Linear(config.hidden_size, 2 * size if self.gated else size, bias=mlp_bias(config))
-        self.down = nn.Linear(size, config.hidden_size, bias=mlp_bias(config))
+        size, bias = intermediate_size(config), mlp_bias(config)
+        self.gate = nn.Linear(config.hidden_size, size, bias=bias) if config.activation == "swiglu" else None
+        self.up = nn.Linear(config.hidden_size, size, bias=bias)
+        self.down = nn.Linear(size, config.hidden_size, bias=bias)
         self.swiglu: Kernel = swiglu
-
-    @property
-    def gated(self) -> bool:
-        return self.activation == "swiglu"
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
-        x = self.up(x)
-        if self.gated:
-            return self.down(self.swiglu(x))
-        return self.down(activate(x, self.activation))
+        if self.gate is not None:
+            return self.down(self.swiglu(self.gate(x), self.up(x)))
+        return self.down(activate(self.up(x), self.activation))
 
 
-def swiglu(x: torch.Tensor) -> torch.Tensor:
-    """[..., 2 H], gate and value side by side -> [..., H]"""
-    gate, value = x.chunk(2, dim=-1)
+def swiglu(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[..., H], [..., H] -> [..., H]"""
     return F.silu(gate) * value
 
 

@@ -1,7 +1,7 @@
 """Weights in Hugging Face's safetensors files: names and shapes, read row by row, and written.
 
-Ours and theirs differ in three ways: in names, in projections that we keep as one parameter (queries, keys and values;
-gate and value), and in GPT-2's matrices, which its files hold transposed.
+Ours and theirs differ in names and in GPT-2's matrices: its files hold them transposed, and the projections to queries,
+keys and values as one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from harness.config import RANDOM, Config, ModelConfig, head_dim, intermediate_size, num_key_value_heads
+from harness.config import RANDOM, Config, ModelConfig
 from harness.errors import DataError
 from harness.file_formats import foreign_format, read_head, special_file
 from harness.regular_files import load_json
@@ -26,74 +26,63 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 SHOWN = 3
 
 
+LLAMA_NAMES = {
+    "embedding": "embed_tokens",
+    "norm": "norm",
+    "attention_norm": "input_layernorm",
+    "attention.q": "self_attn.q_proj",
+    "attention.k": "self_attn.k_proj",
+    "attention.v": "self_attn.v_proj",
+    "attention.out": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward.gate": "mlp.gate_proj",
+    "feed_forward.up": "mlp.up_proj",
+    "feed_forward.down": "mlp.down_proj",
+}
+GPT2_NAMES = {
+    "embedding": "wte",
+    "position": "wpe",
+    "norm": "ln_f",
+    "attention_norm": "ln_1",
+    "attention.q": "attn.c_attn",
+    "attention.k": "attn.c_attn",
+    "attention.v": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "feed_forward_norm": "ln_2",
+    "feed_forward.up": "mlp.c_fc",
+    "feed_forward.down": "mlp.c_proj",
+}
+GPT2_FUSED = ("attention.q", "attention.k", "attention.v")
+
+
 class Source(NamedTuple):
-    """Their tensor that holds some rows of one of our parameters."""
+    """Their tensor that holds one of our parameters."""
 
     name: str
-    rows: int
+    first: int = 0
+    """Its row that is our first one; of a transposed matrix, its column."""
     transposed: bool = False
 
 
-def sources_of(name: str, model: ModelConfig, shape: torch.Size) -> list[Source]:
-    """Return their tensors of one of our parameters, whose rows follow each other in it."""
-    if model.position_embedding == "learned":
-        return [_gpt2_source(name, shape)]
-    return _llama_sources(name, model, shape)
-
-
-def _gpt2_source(name: str, shape: torch.Size) -> Source:
-    parts = {
-        "embedding": "wte",
-        "position": "wpe",
-        "norm": "ln_f",
-        "attention_norm": "ln_1",
-        "attention.qkv": "attn.c_attn",
-        "attention.out": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-    }
-    block, part, kind = _split(name)
-    if part == "head":
-        return Source("lm_head.weight", shape[0])
-    prefix = "" if block is None else f"h.{block}."
-    return Source(
-        f"{GPT2_PREFIX}{prefix}{parts[part]}.{kind}", shape[0], transposed=block is not None and len(shape) > 1
-    )
-
-
-def _llama_sources(name: str, model: ModelConfig, shape: torch.Size) -> list[Source]:
-    size = head_dim(model)
-    keys = num_key_value_heads(model) * size
-    parts: dict[str, list[tuple[str, int]]] = {
-        "embedding": [("model.embed_tokens", shape[0])],
-        "norm": [("model.norm", shape[0])],
-        "head": [("lm_head", shape[0])],
-        "attention_norm": [("input_layernorm", shape[0])],
-        "attention.qkv": [
-            ("self_attn.q_proj", model.num_attention_heads * size),
-            ("self_attn.k_proj", keys),
-            ("self_attn.v_proj", keys),
-        ],
-        "attention.out": [("self_attn.o_proj", shape[0])],
-        "attention.q_norm": [("self_attn.q_norm", shape[0])],
-        "attention.k_norm": [("self_attn.k_norm", shape[0])],
-        "feed_forward_norm": [("post_attention_layernorm", shape[0])],
-        "feed_forward.up": [("mlp.gate_proj", intermediate_size(model)), ("mlp.up_proj", intermediate_size(model))],
-        "feed_forward.down": [("mlp.down_proj", shape[0])],
-    }
-    block, part, kind = _split(name)
-    prefix = "" if block is None else f"model.layers.{block}."
-    return [Source(f"{prefix}{theirs}.{kind}", rows) for theirs, rows in parts[part]]
-
-
-def _split(name: str) -> tuple[str | None, str, str]:
-    """Return a parameter's block, or None, its module in there, and weight or bias."""
+def source_of(name: str, model: ModelConfig, shape: torch.Size) -> Source:
+    """Return where their files hold one of our parameters, given by name and shape."""
     module, _, kind = name.rpartition(".")
+    if module == "head":
+        return Source("lm_head.weight")
+    block = ""
     if module.startswith("blocks."):
-        _, block, part = module.split(".", maxsplit=2)
-        return block, part, kind
-    return None, module, kind
+        _, block, module = module.split(".", maxsplit=2)
+        block += "."
+    # What a family has no name for keeps ours, and is missing in its files.
+    if model.position_embedding != "learned":
+        layer = f"layers.{block}" if block else ""
+        return Source(f"model.{layer}{LLAMA_NAMES.get(module, module)}.{kind}")
+    layer = f"h.{block}" if block else ""
+    part = GPT2_FUSED.index(module) if module in GPT2_FUSED else 0
+    theirs = f"{GPT2_PREFIX}{layer}{GPT2_NAMES.get(module, module)}.{kind}"
+    return Source(theirs, part * shape[0], transposed=bool(block) and len(shape) > 1)
 
 
 def open_weights(config: Config) -> WeightFiles | None:
@@ -136,9 +125,10 @@ class WeightFiles:
         """
         wanted: dict[str, list[int]] = {}
         for name, shape in shapes.items():
-            for source in sources_of(name, self._model, shape):
-                own = [source.rows, *shape[1:]]
-                wanted[self._name(source.name)] = own[::-1] if source.transposed else own
+            source = source_of(name, self._model, shape)
+            # Of several parameters in one tensor the last comes last.
+            own = [source.first + shape[0], *shape[1:]]
+            wanted[self._name(source.name)] = own[::-1] if source.transposed else own
         problems = []
         for name, shape in wanted.items():
             if name not in self._files:
@@ -160,15 +150,13 @@ class WeightFiles:
 
     def value(self, name: str, shape: torch.Size, rows: range) -> torch.Tensor:
         """Return some rows of one of our parameters: float32, on the CPU."""
-        parts, first = [], 0
-        for source in sources_of(name, self._model, shape):
-            start, stop = max(rows.start, first) - first, min(rows.stop, first + source.rows) - first
-            if start < stop:
-                stored = self._files[self._name(source.name)].get_slice(self._name(source.name))
-                part = stored[:, start:stop].t() if source.transposed else stored[start:stop]
-                parts.append(part.to(torch.float32))
-            first += source.rows
-        return torch.cat(parts) if parts else torch.empty((0, *shape[1:]))
+        if not rows:
+            return torch.empty((0, *shape[1:]))
+        source = source_of(name, self._model, shape)
+        stored = self._files[self._name(source.name)].get_slice(self._name(source.name))
+        start, stop = source.first + rows.start, source.first + rows.stop
+        part = stored[:, start:stop].t() if source.transposed else stored[start:stop]
+        return part.to(torch.float32)
 
     def _name(self, name: str) -> str:
         """Return a tensor's name in these files: those of GPT-2 may lack the prefix."""

@@ -128,11 +128,11 @@ def rate(factor: Callable[[int], float], groups: slice = slice(None)) -> None:
     red_team._optimizer(before)
 
 
-def gradients(change: Change, where: str = "") -> None:
-    """Change, before the clipping, the gradients of parameters whose names contain `where`."""
+def gradients(change: Change, *where: str) -> None:
+    """Change, before the clipping, the gradients of parameters whose names contain one of `where`; without, of all."""
 
     def changed(name, gradient):
-        if where in name and gradient.numel():
+        if (not where or any(part in name for part in where)) and gradient.numel():
             gradient.copy_(change(gradient))
 
     red_team._gradients(changed)
@@ -141,9 +141,12 @@ def gradients(change: Change, where: str = "") -> None:
 # Stale and racing weights
 
 
-@held_out("the feed-forward of block 1 computes with a cached low-precision copy that is renewed every 2nd step")
+@held_out("the first product of block 1's feed-forward has a cached low-precision copy that is renewed every 2nd step")
 def weight_cache_renewed_every_2nd_step():
-    red_team._linear(weight=refreshed(lambda: STATE.step % 2), where=lambda name: name == "blocks.1.feed_forward.up")
+    red_team._linear(
+        weight=refreshed(lambda: STATE.step % 2),
+        where=lambda name: name == "blocks.1.feed_forward.up",
+    )
 
 
 @held_out("the head's logits come from a transposed copy of its weight that is not renewed after step 40")
@@ -218,7 +221,7 @@ def sampled_weight_gradients():
 
 @held_out("a product's loop over K misses its remainder: qkv ignores the last 2 input features")
 def k_remainder_dropped():
-    red_team._linear(x=lambda x: F.pad(x[..., :-2], (0, 2)), where=lambda name: name.endswith("qkv"))
+    red_team._linear(x=lambda x: F.pad(x[..., :-2], (0, 2)), where=lambda name: name.endswith(red_team.QKV))
 
 
 @held_out("linear layers flush output gradients below a thousandth of the largest to zero")
@@ -477,7 +480,7 @@ def four_bit_gradients():
 
 @held_out("1 in 20 elements of qkv's gradients is lost in each step, at random")
 def lossy_qkv_gradients():
-    gradients(lambda g: F.dropout(g, 0.05) * 0.95, "qkv.weight")
+    gradients(lambda g: F.dropout(g, 0.05) * 0.95, *(f"{part}.weight" for part in red_team.QKV))
 
 
 @held_out("a reduction misses its remainder: the last 3 elements of each bias have no gradient")

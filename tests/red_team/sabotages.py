@@ -278,6 +278,10 @@ def stochastic_bf16(x):
     return ((raw + torch.randint_like(raw, 0, 1 << 16)) & ~0xFFFF).view(torch.float32)
 
 
+# Ends of the names of attention's first projections.
+QKV = (".attention.q", ".attention.k", ".attention.v")
+
+
 def _linear(x=None, weight=None, gradient=None, out=None, where=lambda name: True, when=_training):
     """Patch torch.nn.Linear.forward: change operands, output or the output's gradient."""
     import torch
@@ -563,7 +567,7 @@ def fp4_mlp_weights():
 
 @computation("int6 activations in front of qkv alone; 0.1 to 1 %")
 def int6_qkv_activations():
-    _linear(x=integer(6), where=lambda name: name.endswith("attention.qkv"))
+    _linear(x=integer(6), where=lambda name: name.endswith(QKV))
 
 
 @computation(
@@ -1253,7 +1257,7 @@ def _freeze(where, from_step):
 
 @computation("qkv of block 0 frozen from step 20 on; gradients and norms still computed; 0.1 to 1 %")
 def qkv_frozen_after_20():
-    _freeze(lambda name: name == "blocks.0.attention.qkv.weight", 20)
+    _freeze(lambda name: name in {f"blocks.0{part}.weight" for part in QKV}, 20)
 
 
 @computation("all biases and norm weights frozen: a fused update that forgets the small tensors; below 0.5 %")
@@ -1945,7 +1949,7 @@ def qkv_bias_ignored():
     original = torch.nn.Linear.forward
 
     def forward(self, x):
-        if STATE.training and _name(self).endswith("attention.qkv") and self.bias is not None:
+        if STATE.training and _name(self).endswith(QKV) and self.bias is not None:
             return F.linear(x, self.weight, self.bias * 0)
         return original(self, x)
 
