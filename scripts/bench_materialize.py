@@ -2,7 +2,8 @@
 
     python scripts/bench_materialize.py                       # llama2-7b in bf16 on two processes: 13 GB in all
     python scripts/bench_materialize.py --ranks 4 model=llama-1b
-    python scripts/bench_materialize.py model=hf model.path=DIR init=DIR      # its weights from safetensors
+    python scripts/bench_materialize.py --write DIR model=llama3.2-1b          # 2.5 GB of safetensors in five files
+    python scripts/bench_materialize.py model=hf model.path=DIR init=DIR      # a model's weights from its safetensors
 
 As a training with parallel=fsdp does, each rank builds the model on the meta device, shards it with FSDP2 and fills its
 shards from the per-parameter seeds or from the files.
@@ -20,19 +21,37 @@ from pathlib import Path
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 MIB = 2**20
+FILE_BYTES = 500_000_000
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write the random initial weights there instead")
     parser.add_argument("overrides", nargs="*", help="settings of the harness; model=llama2-7b if none is given")
     options = parser.parse_args()
     if "RANK" in os.environ:
         build(options.dtype, options.overrides or ["model=llama2-7b"])
         return 0
+    if options.write:
+        return write(options.write, options.dtype, options.overrides)
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.ranks}", *sys.argv]
     os.execv(sys.executable, [sys.executable, *command])
+
+
+def write(out: Path, dtype: str, overrides: list[str]) -> int:
+    import torch
+
+    from harness.composition import load
+    from harness.training.export import write_model
+    from harness.workload.initialization import build_model
+
+    config = load(overrides)
+    model = build_model(config.model, config.seed, torch.device("cpu"), dtype=getattr(torch, dtype))
+    out.mkdir()
+    print(*write_model(dict(model.named_parameters()), config.model, out, dtype, max_file_bytes=FILE_BYTES), sep="\n")
+    return 0
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -34,15 +35,30 @@ def export_checkpoint(run: Path, out: Path, dtype: str, *, max_file_bytes: int =
         CheckpointError: the checkpoint is damaged.
         RunFailed: a file cannot be written.
     """
-    library = safetensors_library("export")
+    safetensors_library("export")
     settings = read_settings(run)
     model = from_settings(ModelConfig, flatten(settings["model"]))
-    description = to_huggingface(model, dtype)
+    to_huggingface(model, dtype)
     steps = checkpoint_steps(run)
     if not steps:
         raise ConfigError(f"export: {run} holds no checkpoint; start the run with checkpoint.every, and out={run}")
     _make_folder(out)
     weights = _read_weights(run, steps[-1], model, workload_id(settings))
+    return write_model(weights, model, out, dtype, max_file_bytes=max_file_bytes)
+
+
+def write_model(
+    weights: Mapping[str, torch.Tensor], model: ModelConfig, out: Path, dtype: str, *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> list[Path]:  # fmt: skip
+    """Write weights, by our names, and the description of their model as transformers reads them; return the files.
+
+    Raises:
+        ConfigError: no family of transformers describes the model.
+        RunFailed: a file cannot be written.
+    """
+    library = safetensors_library("export")
+    description = to_huggingface(model, dtype)
     tensors = _theirs(weights, model, getattr(torch, dtype))
     files = list(_files(tensors, max_file_bytes))
     written, by_tensor = [], {}
@@ -58,7 +74,11 @@ def export_checkpoint(run: Path, out: Path, dtype: str, *, max_file_bytes: int =
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(by_tensor.items()))}
         written.append(write_atomically(out / INDEX_FILE, json.dumps(index, indent=2) + "\n"))
-    return [*written, write_atomically(out / CONFIG_FILE, json.dumps(description, indent=2) + "\n")]
+    last = write_atomically(out / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+    for file in written:
+        # Some releases of safetensors let the owner alone read a file.
+        shutil.copymode(last, file)
+    return [*written, last]
 
 
 def _make_folder(out: Path) -> None:
