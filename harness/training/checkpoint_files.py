@@ -155,7 +155,8 @@ def read_manifest(path: Path, workload_id: str, remedy: str) -> dict[str, Any]:
     if not isinstance(version, int):
         raise CheckpointError(f"{file}: not a checkpoint of this harness; {remedy}")
     if version != FORMAT_VERSION:
-        age, cure = ("newer", "upgrade it") if version > FORMAT_VERSION else ("older", remedy)
+        older = "go on with the version of the harness that wrote it, or train again, with another out=DIR"
+        age, cure = ("newer", "upgrade it") if version > FORMAT_VERSION else ("older", older)
         raise CheckpointError(
             f"{file}: format_version {version} is {age} than this harness reads ({FORMAT_VERSION}); {cure}"
         )
