@@ -163,7 +163,7 @@ class LossCurve:
         """Return the final norms of a few parameters."""
         names = ["embedding.weight", "norm.weight"]
         for layer in range(self._config.model.num_hidden_layers):
-            names += [f"blocks.{layer}.attention.q.weight", f"blocks.{layer}.feed_forward.up.weight"]
+            names += [f"blocks.{layer}.attention.qkv.weight", f"blocks.{layer}.feed_forward.up.weight"]
         return {name: (20 + len(name)) * self._rounded(self.last_step) for name in names}
 
     def fingerprint(self) -> dict[str, Any]:

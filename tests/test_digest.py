@@ -166,6 +166,15 @@ def test_parameter_norms_are_those_of_the_weights() -> None:
     }
 
 
+def test_norms_of_queries_keys_and_values_are_one() -> None:
+    parts = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("q", "k", "v", "out")})
+    with torch.no_grad():
+        for value, parameter in zip((2.0, 3.0, 6.0, 5.0), parts.parameters(), strict=True):
+            parameter.fill_(value)
+    norms = parameter_norms(nn.ModuleDict({"attention": parts}))
+    assert norms == {"attention.qkv.weight": pytest.approx(7.0), "attention.out.weight": 5.0}
+
+
 def test_steps_are_bound_to_their_numbers_and_ranks_still_add_up() -> None:
     one, two = BatchDigest(), BatchDigest()
     one.add("train", 0, np.arange(6).reshape(2, 3))

@@ -108,3 +108,18 @@ def test_zero_tensors() -> None:
     assert zero.distance(zero) == 0.0
     assert zero.distance(ZERO) == 0.0
     assert sketch(torch.ones(4, 4)).distance(zero) == math.inf
+
+
+def test_queries_keys_and_values_are_compared_as_one() -> None:
+    """The gradient of the keys' bias is rounding alone, and two honest runs differ in all of it."""
+
+    def found(noise: int) -> Sketch:
+        parts = {"q": random((8,)), "k": 1e-8 * random((8,), noise), "v": random((8,), 3)}
+        named = {f"blocks.0.attention.{part}.bias": tensor for part, tensor in parts.items()}
+        (name, total), *others = sketch_all(named, lambda own: [own], is_main=True).items()
+        assert (name, others) == ("blocks.0.attention.qkv.bias", [])
+        return total
+
+    one, two = found(1), found(2)
+    assert one.norm == pytest.approx(math.hypot(float(random((8,)).norm()), float(random((8,), 3).norm())), rel=1e-6)
+    assert 0.0 < two.distance(one) < 1e-7

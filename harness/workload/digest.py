@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import nn
+
+from harness.workload.model import compared_name
 
 _MODULUS = 1 << 256
 
@@ -65,10 +68,13 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def parameter_norms(model: nn.Module) -> dict[str, float]:
-    """Return every parameter's 2-norm, computed in float32 on its device. Synchronizes once."""
+    """Return the parameters' 2-norms by `compared_name`, computed in float32 on the device. Synchronizes once."""
     named = sorted(model.named_parameters())
     norms = [whole_tensor(torch.linalg.vector_norm(parameter.detach().float())) for _, parameter in named]
-    return dict(zip((name for name, _ in named), torch.stack(norms).tolist(), strict=True))
+    found: dict[str, float] = {}
+    for (name, _), norm in zip(named, torch.stack(norms).tolist(), strict=True):
+        found[compared_name(name)] = math.hypot(found.get(compared_name(name), 0.0), norm)
+    return found
 
 
 class BatchDigest:

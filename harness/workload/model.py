@@ -5,6 +5,7 @@ Shapes: B sequences, S positions, W hidden size, H query heads, K key/value head
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import torch
@@ -206,6 +207,15 @@ class Transformer(nn.Module):
 def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of head(hidden [B, S, W]) for int64 targets [B, S], in nats, float32 scalar."""
     return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
+
+
+def compared_name(name: str) -> str:
+    """Return the name under which runs are compared by a parameter: queries, keys and values share one.
+
+    Without rotary positions the keys' bias adds the same to all scores of a query, which softmax ignores: its gradient
+    is rounding alone, and by itself two honest runs would differ in it as two random numbers do.
+    """
+    return re.sub(r"\battention\.[qkv]\.", "attention.qkv.", name)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from harness.workload.initialization import own_rows
+from harness.workload.model import compared_name
 from harness.workload.philox import stream_key, words
 
 SIGNS = 8
@@ -59,10 +60,10 @@ ZERO = Sketch(0.0, np.zeros(SKETCH_SIZE))
 def sketch_all(
     tensors: Mapping[str, torch.Tensor], gather: Callable[[Any], list[Any]], *, is_main: bool
 ) -> dict[str, Sketch]:
-    """Return the sketch of every tensor, by name. Collective; synchronizes once.
+    """Return the sketch of every tensor, by `compared_name`. Collective; synchronizes once.
 
     Args:
-        tensors: float32, whole and the same on every rank, or sharded by rows (DTensors).
+        tensors: float32, by parameter's name, whole and the same on every rank, or sharded by rows (DTensors).
         gather: returns every rank's value, on every rank.
         is_main: whether this is the rank that counts for whole tensors.
     """
@@ -70,10 +71,10 @@ def sketch_all(
     own: dict[str, list[float]] = {}
     if parts:
         own = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
-    found = {name: np.zeros(SKETCH_SIZE + 1) for name in tensors}
+    found = {compared_name(name): np.zeros(SKETCH_SIZE + 1) for name in tensors}
     for rank in gather(own):
         for name, values in rank.items():
-            found[name] += values
+            found[compared_name(name)] += values
     return {name: Sketch(math.sqrt(values[0]), _rounded(values[1:])) for name, values in found.items()}
 
 
