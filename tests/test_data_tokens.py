@@ -312,6 +312,11 @@ class TestTypes:
         with pytest.raises(DataError, match=named):
             open_tokens(path, dtype=dtype, vocab_size=2**31 - 1)
 
+    def test_small_ids_in_float32_are_no_big_endian_integers(self, tmp_path: Path) -> None:
+        path = saved(tmp_path / "t.bin", IDS % 256, "<f4")
+        with pytest.raises(DataError, match="holds float32"):
+            open_tokens(path, dtype="uint32", vocab_size=2**31 - 1)
+
     def test_ids_beyond_65535_are_known_as_uint32(self, tmp_path: Path) -> None:
         path = saved(tmp_path / "t.bin", np.random.default_rng(3).integers(0, 128_000, 20_000), "<u4")
         with pytest.raises(DataError, match="holds uint32"):

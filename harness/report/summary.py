@@ -104,8 +104,8 @@ def _data(record: dict[str, Any]) -> list[tuple[str, str]]:
     sequences, seq_len = data["train_sequences"], record["config"]["workload"]["seq_len"]
     unused = data["train_tokens"] - sequences * seq_len - 1
     files = data.get("files_read")
-    kind = f"{data['format']} {data['dtype']}" if files is None else f"{files:,} file{'' if files == 1 else 's'}"
-    read = f"{kind}, {data['size_bytes']:,} bytes: {data['train_tokens']:,} tokens in {sequences:,} sequences"
+    kind = f"{data['format']} {data['dtype']}" if files is None else counted(files, "file")
+    read = f"{kind}, {data['size_bytes']:,} bytes: {data['train_tokens']:,} tokens in {counted(sequences, 'sequence')}"
     read += f" and {unused:,} left over" if unused else ""
     lines = [("data", f"{read}; {data['held_out_tokens']:,} tokens held out")]
     for name, part in (("left out", data), ("held-out files", data.get("held_out"))):

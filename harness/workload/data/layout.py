@@ -196,6 +196,10 @@ def likely_type(sample: np.ndarray, stated: str) -> str | None:
     """
     if len(sample) < MIN_SAMPLE_WORDS:
         return None
+    # First: whole numbers in float32 have zeros in their low halves, as ids in big-endian uint32 in their high ones.
+    for name in ("float64", "float32"):
+        if _are_floats(sample, name):
+            return name
     little = np.ascontiguousarray(sample).view("<u2")
     big = little.byteswap()
     for low, high, name in (
@@ -205,9 +209,6 @@ def likely_type(sample: np.ndarray, stated: str) -> str | None:
         (big[:, 1::2], big[:, ::2], "big-endian uint32"),
     ):
         if _are_halves(low, high):
-            return name
-    for name in ("float64", "float32"):
-        if _are_floats(sample, name):
             return name
     if stated == "uint16" and _entropy_bits(sample[:, 1::2]) > _entropy_bits(sample[:, ::2]) + BYTE_ORDER_BITS:
         return "big-endian uint16"
