@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from harness import environment, log
 from harness.backends.base import Backend
 from harness.backends.step import TrainStep
-from harness.config import Config, to_yaml
-from harness.errors import CheckpointError, Interrupted, RunFailed, UserError
+from harness.config import Config, WorkloadConfig, to_yaml
+from harness.errors import CheckpointError, ConfigError, Interrupted, RunFailed, UserError
 from harness.records.attempts import begin_attempt, end_attempt
 from harness.records.files import archive_file
 from harness.records.record import write_record
@@ -23,6 +23,7 @@ from harness.training.distributed.collectives import CoordinatedStop, same_on_al
 from harness.training.distributed.process_group import RunProcesses, join_processes
 from harness.training.distributed.watchdog import RankFailure
 from harness.training.monitoring.heartbeat import Heartbeat, HeartbeatWriter
+from harness.training.prefetch import DEPTH
 from harness.training.run_record import build_record
 from harness.training.setup import RunDescription, RunStart, describe_run
 from harness.training.trainer import Trainer
@@ -33,6 +34,8 @@ from harness.workload.weights import open_weights
 from harness.world import World
 
 T = TypeVar("T")
+# Sequences are int64 on the host.
+BYTES_PER_TOKEN = 8
 
 
 @dataclass
@@ -102,6 +105,7 @@ def _written_heartbeat(heartbeat: Heartbeat, world: World, timeout_seconds: floa
 
 def _open_inputs(config: Config, heartbeat: Heartbeat) -> Dataset:
     """Open the data set, and check it and the files of the initial weights before anything is written."""
+    _check_host_memory(config.workload)
     weights = open_weights(config)
     if weights is not None:
         weights.check(parameter_shapes(config.model))
@@ -112,6 +116,20 @@ def _open_inputs(config: Config, heartbeat: Heartbeat) -> Dataset:
     # An unusable first batch, for instance with a token id beyond the vocabulary, is found now and not after set-up.
     dataset.train(0, config.workload.global_batch_size)
     return dataset
+
+
+def _check_host_memory(work: WorkloadConfig) -> None:
+    """Raise ConfigError for batches that the host cannot hold: without, the system ends the run without a word."""
+    available = environment.memory_limit_bytes()
+    # The batches that wait, one that is made and one that is trained on.
+    for key, sequences in (("global_batch_size", (DEPTH + 2) * work.global_batch_size),
+                           ("eval_sequences", work.eval_sequences if work.eval_every else 0)):  # fmt: skip
+        needed = sequences * (work.seq_len + 1) * BYTES_PER_TOKEN
+        if available is not None and needed > available:
+            raise ConfigError(
+                f"workload.{key}: found {getattr(work, key):,}, whose sequences of {work.seq_len:,} tokens take "
+                f"{needed / 2**30:,.1f} GiB of the host's {available / 2**30:,.1f} GiB of memory; lower it"
+            )
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,12 @@ CASES: list[tuple[str, int, list[str]]] = [
     ),
     ("model.hidden_size=6 model.num_attention_heads=2", 2, ["model.position_embedding", "even"]),
     ("workload.micro_batch_size=3", 2, ["workload.global_batch_size", "multiple", "micro_batch_size"]),
+    (
+        "workload.global_batch_size=1000000000 workload.micro_batch_size=1000000000",
+        2,
+        ["workload.global_batch_size", "1,000,000,000", "GiB of memory", "lower it"],
+    ),
+    ("workload.eval_every=5 workload.eval_sequences=9000000000", 2, ["workload.eval_sequences", "GiB of memory"]),
     ("workload.seq_len=513", 2, ["workload.seq_len", "513", "model.max_position_embeddings", "512"]),
     ("workload.timing_warmup_steps=6", 2, ["workload.timing_warmup_steps", "6", "workload.steps"]),
     ("workload.lr_warmup_steps=9", 2, ["workload.lr_warmup_steps", "workload.steps"]),
