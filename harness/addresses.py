@@ -54,6 +54,18 @@ def resolvable_host(host: str, *, is_here: bool, name: str = "MASTER_ADDR",
         time.sleep(RETRY_SECONDS)
 
 
+def check_loopback() -> None:
+    """Raise ConfigError if this host cannot reach itself, as in a network namespace without an interface that is up."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        try:
+            socket.create_connection(server.getsockname(), timeout=CONNECT_TIMEOUT_SECONDS).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--standalone: this host's own address {LOOPBACK} does not answer: {error.strerror or error}; bring "
+                "the loopback interface up (ip link set lo up)"
+            ) from error
+
+
 def wait_for_answer(host: str, port: int, *, who: str, timeout_seconds: float,
                     clock: Callable[[], float] = time.monotonic) -> bool:  # fmt: skip
     """Wait until a program listens at an address, and return whether one does; if it takes long, log it once.
