@@ -10,10 +10,11 @@ from harness.text import nearest
 SYNONYMS = {
     "workload.learning_rate": "lr max_lr base_lr peak_lr lrate",
     "workload.min_lr_ratio": "min_lr lr_min_ratio lr_decay_ratio final_lr",
-    "workload.lr_warmup_steps": "warmup warmup_steps warmup_iters lr_warmup lr_warmup_iters num_warmup_steps warmup_ratio",
+    "workload.lr_warmup_steps": "warmup warmup_steps warmup_iters lr_warmup lr_warmup_iters num_warmup_steps "
+    "warmup_ratio",
     "workload.global_batch_size": "batch batch_size bs train_batch_size gbs total_batch_size",
-    "workload.micro_batch_size": "micro_batch mbs per_device_train_batch_size per_device_batch_size device_batch_size local_batch_size "
-    "accumulation gradient_accumulation_steps grad_accum gradient_accumulation",
+    "workload.micro_batch_size": "micro_batch mbs per_device_train_batch_size per_device_batch_size device_batch_size "
+    "local_batch_size accumulation gradient_accumulation_steps grad_accum gradient_accumulation",
     "workload.steps": "max_steps iters max_iters num_steps train_steps train_iters num_iterations epochs "
     "num_train_epochs num_epochs max_epochs",
     "workload.seq_len": "block_size context context_length max_seq_len seq_length sequence_length max_length",
