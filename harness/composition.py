@@ -51,7 +51,7 @@ from harness.overrides import (
 )
 from harness.suggestions import setting_hint
 from harness.text import did_you_mean, override_key, shortened
-from harness.validation import validate
+from harness.validation import limit_problems, validate
 
 T = TypeVar("T")
 GROUPS = ("backend", "model", "data", "workload", "parallel", "track", "experiment")
@@ -186,7 +186,7 @@ def _read(overrides: list[str], loader: Any, *, sweeps_allowed: bool) -> tuple[d
         except ConfigError as error:
             problems.append(str(error))
     if problems:
-        raise config_error(problems)
+        raise config_error([*problems, *limit_problems(values)])
     return parsed, values
 
 

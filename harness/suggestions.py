@@ -10,10 +10,11 @@ from harness.text import nearest
 SYNONYMS = {
     "workload.learning_rate": "lr max_lr base_lr peak_lr lrate",
     "workload.min_lr_ratio": "min_lr lr_min_ratio lr_decay_ratio final_lr",
-    "workload.lr_warmup_steps": "warmup warmup_steps warmup_iters lr_warmup lr_warmup_iters num_warmup_steps",
+    "workload.lr_warmup_steps": "warmup warmup_steps warmup_iters lr_warmup lr_warmup_iters num_warmup_steps "
+    "warmup_ratio",
     "workload.global_batch_size": "batch batch_size bs train_batch_size gbs total_batch_size",
     "workload.micro_batch_size": "micro_batch mbs per_device_train_batch_size per_device_batch_size device_batch_size "
-    "accumulation gradient_accumulation_steps grad_accum gradient_accumulation",
+    "local_batch_size accumulation gradient_accumulation_steps grad_accum gradient_accumulation",
     "workload.steps": "max_steps iters max_iters num_steps train_steps train_iters num_iterations epochs "
     "num_train_epochs num_epochs max_epochs",
     "workload.seq_len": "block_size context context_length max_seq_len seq_length sequence_length max_length",
@@ -32,7 +33,7 @@ SYNONYMS = {
     "model.vocab_size": "vocab vocabulary_size padded_vocab_size",
     "model.tie_word_embeddings": "tied_embeddings tie_embeddings weight_tying",
     "model.activation_checkpointing": "gradient_checkpointing recompute activation_recompute recompute_granularity",
-    "precision": "fp16 bf16 amp mixed_precision torch_dtype param_dtype",
+    "precision": "fp16 bf16 amp mixed_precision torch_dtype param_dtype dtype compute_dtype",
     "backend": "device gpu accelerator device_type platform",
     "out": "output_dir save_dir out_dir log_dir output outdir",
     "seed": "random_seed manual_seed",
@@ -42,7 +43,7 @@ SYNONYMS = {
     "track.adamw": "optimizer optim fused_adam",
     "track.compile": "torch_compile jit",
     "track.attention": "flash flash_attention flash_attn attn_implementation use_flash_attention",
-    "parallel": "fsdp ddp zero sharding strategy distributed deepspeed",
+    "parallel": "fsdp ddp zero zero_stage sharding strategy distributed deepspeed",
 }
 # Settings of other programs that stand for what no run here has.
 ABSENT = {
@@ -53,6 +54,19 @@ ABSENT = {
     **dict.fromkeys(
         ("experts", "num_experts", "n_experts", "moe", "top_k", "num_local_experts", "expert_parallel"),
         "the models are dense, without experts",
+    ),
+    **dict.fromkeys(
+        (
+            "tp",
+            "pp",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "tensor_parallel_degree",
+            "pipeline_parallel_degree",
+        ),
+        "runs are spread by parallel=ddp or parallel=fsdp alone",
     ),
     **dict.fromkeys(
         ("gpus", "num_gpus", "devices", "n_gpus", "world_size", "nproc", "nproc_per_node", "num_processes"),
@@ -67,7 +81,7 @@ def setting_hint(key: str, known: Sequence[str]) -> str:
     if name in ABSENT:
         return f": {ABSENT[name]}"
     tails = {each.rsplit(".", 1)[-1]: each for each in known}
-    meant = tails.get(name) or next((each for each, names in SYNONYMS.items() if name in names.split()), None)
+    meant = next((each for each, names in SYNONYMS.items() if name in names.split()), None) or tails.get(name)
     if meant is None:
         near = nearest(name, tails, cutoff=0.75)
         meant = nearest(key, known, cutoff=0.75) or (None if near is None else tails[near])

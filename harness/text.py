@@ -13,11 +13,14 @@ from datetime import datetime, timezone
 DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # What drivers and firmware print in place of a name: a number of a data sheet or a bus, or a word for none.
 NO_NAME = re.compile(
-    r"(device\s+)?(0x[0-9a-f]+h?|\d+)|device(\s+[0-9a-f]{4})?|[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
-    r"\(null\)|null|none|n/?a|unknown( \w+)?|unspecified|not (specified|available|applicable)|default string|"
-    r"to be filled by o\.?e\.?m\.?|system product name|"
-    # A bus address, and identifiers of a vendor and a device.
-    r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]|\[[0-9a-f]{4}:[0-9a-f]{4}\]|"
+    r"((device|gpu|npu)[ -]?)?(0x[0-9a-f]+h?|\d+|\d[0-9a-f]{3}h)|device(\s+[0-9a-f]{4})?|"
+    r"[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
+    r"null|none|n/?a|tbd|err(or)?!?|invalid|undefined|unknown( \w+)?|unspecified|default string|"
+    r"not (specified|available|applicable|supported)|(to be filled by )?o\.?e\.?m\.?|system product name|"
+    # An instruction set, and a host's number for a virtual processor.
+    r"(aarch64|arm(v\d+\w*)?) processor.*|virtual cpu [0-9a-f]+|"
+    # A bus address.
+    r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]|"
     # Hexadecimal digits in lower case: A100 and A100-40 are names.
     r"(?-i:[0-9a-f]*[0-9][0-9a-f]*([ :./-][0-9a-f]+)+|[0-9a-f]{4,})|"
     r"0x[0-9a-f]+,? .*0x[0-9a-f]+",
@@ -47,7 +50,9 @@ def _printable(character: str) -> str:
 def true_name(name: str | None) -> str | None:
     """Return a device's or processor's reported name, or None if it is empty, a number or a word for none."""
     name = "".join(letter for letter in name or "" if unicodedata.category(letter) not in ("Cc", "Cs")).strip()
-    return None if NO_NAME.fullmatch(name) else name
+    # (null), [N/A], <unknown>, and a device's revision behind its number.
+    bare = re.sub(r" \(rev [0-9a-f]+\)$", "", name)
+    return None if NO_NAME.fullmatch(re.sub(r"^[\[(<](.*)[\])>]$", r"\1", bare)) else name
 
 
 def normalized_name(name: str) -> str:

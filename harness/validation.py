@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -39,6 +39,12 @@ def validate(config: Config) -> None:
             found += check(config)
     if found:
         raise config_error(found)
+
+
+def limit_problems(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with single settings, by key, each within its own limits."""
+    limits = {key: item.metadata for key, item, _ in iter_settings(Config)}
+    return [problem for key, value in values.items() for problem in _check_limits(key, value, **limits[key])]
 
 
 def _check_paths(config: Config) -> Iterator[str]:

@@ -304,6 +304,11 @@ class TestSuggestions:
             ("dropout=0.1", "no such setting: the models have no dropout"),
             ("model.num_experts=8", "no such setting: the models are dense, without experts"),
             ("gpus=4", "python -m harness torchrun --nproc-per-node=N"),
+            # Not data.dtype, the type of tokens in a file, nor workload.global_batch_size.
+            ("dtype=bfloat16", "did you mean precision?"),
+            ("local_batch_size=2", "did you mean workload.micro_batch_size?"),
+            ("warmup_ratio=0.1", "did you mean workload.lr_warmup_steps?"),
+            ("tensor_parallel_size=2", "no such setting: runs are spread by parallel=ddp or parallel=fsdp alone"),
         ],
     )
     def test_know_synonyms(self, given: str, said: str) -> None:

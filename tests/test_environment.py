@@ -129,6 +129,8 @@ class TestCpuModel:
                 "HiSilicon TaiShan v110 (Kunpeng 920)",
             ),
             ("CPU implementer\t: 0x41\nCPU part\t: 0xd4f\n", "Arm Neoverse V2"),
+            # A Jetson's model name is an architecture.
+            ("model name : ARMv8 Processor rev 0 (v8l)\nCPU implementer : 0x4e\nCPU part : 0x004\n", "NVIDIA Carmel"),
             ("CPU implementer\t: 0x70\nCPU part\t: 0x663\n", "Phytium FTC663"),
             ("processor : 0\ncpu\t\t: POWER9, altivec supported\n", "POWER9, altivec supported"),
             ("hart : 0\nisa : rv64imafdc\nuarch : sifive,u74-mc\n", "sifive,u74-mc"),

@@ -267,6 +267,14 @@ class TestProblems:
                     "parallel.cpu_offload", "track.compile"):  # fmt: skip
             assert f") {key}: " in message
 
+    def test_limits_are_listed_beside_settings_that_do_not_exist(self) -> None:
+        with pytest.raises(ConfigError) as error:
+            load(["lr=1", "precision=fp31", "workload.steps=0", "seed=x", "backend.threads=null"])
+        message = str(error.value)
+        assert message.startswith("4 problems: ")
+        for key in ("lr", "precision", "workload.steps", "seed"):
+            assert f") {key}: " in message
+
     def test_a_value_out_of_its_limits_is_in_no_other_message(self) -> None:
         with pytest.raises(ConfigError) as error:
             load(["model.num_attention_heads=0", "workload.micro_batch_size=0", "workload.learning_rate=-inf"])

@@ -56,7 +56,9 @@ def test_a_long_text_is_shortened() -> None:
      "unknown", "Unknown device", "(null)", "N/A", "-", "Not Specified", "Default string", "To Be Filled By O.E.M.",
      "\x00\x00", "deadbeef", "d801", "6a 3f", "06/85", "0000:3b:00.0", "00000000:3B:00.0", "[10de:20b2]",
      "0xd01, implementer 0x48",
-     "System Product Name"],
+     "System Product Name", "20b2h", "0x20b2 (rev a1)", "Device d802 (rev 20)", "GPU-0x74a1", "NPU 0", "[N/A]", "ERR!",
+     "Not Supported", "[Unknown Error]", "(none)", "<unknown>", "undefined", "TBD", "O.E.M.", "Invalid",
+     "ARMv8 Processor rev 0 (v8l)", "AArch64 Processor rev 4 (aarch64)", "Virtual CPU a7769a6388d5"],
 )  # fmt: skip
 def test_a_number_or_a_word_for_none_is_no_name(name: str | None) -> None:
     assert text.true_name(name) is None
@@ -66,7 +68,8 @@ def test_a_number_or_a_word_for_none_is_no_name(name: str | None) -> None:
     "name",
     ["NVIDIA A100-SXM4-80GB", "A100", "B200", "A10", "A100-40", "Xeon", "EPYC 7763", "Cortex-A76", "FT-2000+/64",
      "Ascend910B2", "Ascend910_9392", "GAUDI2", "gfx942",
-     "AMD Instinct MI300X", "Intel(R) Graphics [0x0bd5]", "MTT S5000", "Device of Bob", "AMD EPYC 9654", "BCM2835"],
+     "AMD Instinct MI300X", "Intel(R) Graphics [0x0bd5]", "MTT S5000", "Device of Bob", "AMD EPYC 9654", "BCM2835",
+     "Genuine Intel(R) CPU 0000%@", "QEMU Virtual CPU version 2.5+", "(R) Xeon (TM)"],
 )  # fmt: skip
 def test_a_name_stays_as_reported(name: str) -> None:
     assert text.true_name(f" {name}\x00") == name

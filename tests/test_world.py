@@ -41,6 +41,7 @@ def test_a_single_process_needs_no_variables_and_minds_none() -> None:
     ("parallel", "variables", "said"),
     [
         ("single", SET, "parallel: single trains in one process, but WORLD_SIZE is 4"),
+        ("single", SET, "without torchrun and with WORLD_SIZE unset"),
         ("ddp", {}, "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set"),
         ("ddp", {**SET, "MASTER_PORT": " "}, "MASTER_PORT is not set; launch it with torchrun"),
         ("fsdp", {**SET, "RANK": "four"}, "RANK: found 'four', expected a whole number"),

@@ -39,7 +39,7 @@ options:
 
 exit codes: 0 ok, 1 not as expected (compare --expect, audit --expect, a hanging run in health),
             2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 run failed,
-            130 or 143 interrupted (SIGINT, SIGTERM)\
+            130, 143, 129 or 138 interrupted (SIGINT, SIGTERM, SIGHUP, SIGUSR1)\
 """
 
 
