@@ -12,6 +12,8 @@ from harness.text import shortened
 # Variables that torchrun sets, with the smallest value of each.
 _NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+# How many processes a job launcher started with this one. A batch script itself has none of them.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 TORCHRUN = "torchrun --nproc-per-node=N -m harness ..."
 
 
@@ -82,6 +84,18 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
         restarts=_whole_number(variables, "TORCHELASTIC_RESTART_COUNT", "0"),
         is_distributed=True,
     )
+
+
+def lone_tasks(variables: Mapping[str, str] = os.environ) -> str | None:
+    """Return the caution that a job launcher started several processes, if it did: each trains by itself."""
+    for name in _TASKS:
+        text = variables.get(name, "")
+        if text.isdecimal() and int(text) > 1:
+            return (
+                f"{name} is {text}, but with parallel=single every task trains the whole work by itself; to train one "
+                f"model on all, launch {TORCHRUN} parallel=ddp, once on each host"
+            )
+    return None
 
 
 def has_reporter(variables: Mapping[str, str] = os.environ) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import ConfigError
-from harness.world import World, from_environment
+from harness.world import World, from_environment, lone_tasks
 
 SET = {
     "RANK": "3",
@@ -59,3 +59,23 @@ def test_refuses_what_cannot_be(parallel: str, variables: dict[str, str], said: 
         from_environment(parallel, variables)
     assert said in str(refused.value)
     assert "torchrun" in str(refused.value) or "free one" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"SLURM_STEP_NUM_TASKS": "8"},
+            "SLURM_STEP_NUM_TASKS is 8, but with parallel=single every task trains the whole",
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE is 2"),
+        ({"PMI_SIZE": "1"}, None),
+        # Of a batch script, in which a single command is no mistake.
+        ({"SLURM_NTASKS": "8"}, None),
+        ({"PMI_SIZE": "all"}, None),
+        ({}, None),
+    ],
+)
+def test_tasks_that_train_by_themselves(variables: dict[str, str], said: str | None) -> None:
+    found = lone_tasks(variables)
+    assert found is None if said is None else said in str(found)

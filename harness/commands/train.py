@@ -18,9 +18,11 @@ from harness.errors import EndedWithAll, ExitCode, UserError
 from harness.records.run_folder import check_no_existing_run, checkpoint_steps, create_run_folder
 from harness.text import did_you_mean, nearest, override_key, shortened
 from harness.validation import check_batch_divides
-from harness.world import World, from_environment
+from harness.world import World, from_environment, lone_tasks
 
 OPTIONS = ("-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun")
+# What text programs and web pages make of hyphens: en and em dash, minus sign and others.
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
 def main(argv: list[str]) -> int:
@@ -30,6 +32,10 @@ def main(argv: list[str]) -> int:
     for flag in flags:
         if flag not in OPTIONS:
             raise UserError(f"{flag}: no such option{_remedy(flag)}")
+    for word in overrides:
+        if word and word[0] in DASHES:
+            hyphens = f"--{word.lstrip('-' + DASHES)}"
+            raise UserError(f"{shortened(word)!r}: found {word[0]!r}, a dash as texts have it; type {hyphens}")
     if {"-h", "--help"} & set(flags):
         return print_help()
     if "--version" in flags:
@@ -83,6 +89,8 @@ def run_once_or_repeat(overrides: list[str]) -> int:
         # Again, because an experiment's file may set them too.
         log.set_up([f"log={config.log}", f"log_level={config.log_level}"])
         world = from_environment(config.parallel.name)
+        if not world.is_distributed and (caution := lone_tasks()) is not None:
+            log.warning(caution)
         if not config.autotune:
             check_batch_divides(config, world.size)
             check_loggers(config, world)

@@ -48,6 +48,8 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("compare a", 2, ["found 1 side, expected"]),
     ("compare a b --margin wide", 2, ["--margin", "wide"]),
     ("--turbo", 2, ["--turbo", "no such option"]),
+    ("\u2013help", 2, ["a dash as texts have it", "type --help"]),
+    ("\u2013-help", 2, ["a dash as texts have it", "type --help"]),
     ("doctor tpu", 2, ["tpu", "cpu, cuda, hpu, mps, npu, xpu"]),
     ("doctor --jsno", 2, ["--jsno", "--json"]),
     # Wrong types and malformed arguments
