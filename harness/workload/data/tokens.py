@@ -123,7 +123,10 @@ def _map_file(path: Path, data: DataConfig, key: str) -> tuple[np.ndarray, str, 
             layout = raw_layout(path, size, data)
             tokens = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.first_byte)
             return tokens, layout.format, size
-        kind, remedy = foreign_format(read_head(path), path.name) or ("a file of another name", "rename it")
+        kind, remedy = foreign_format(read_head(path), path.name) or (
+            "a file of another name",
+            "if it holds raw tokens, rename it (a link will do)",
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {key} and permissions") from error
     raise DataError(f"{path}: is {kind}, expected a name that ends in .npy or .bin (raw {data.dtype} tokens); {remedy}")
