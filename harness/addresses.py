@@ -21,6 +21,19 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 
 
+def check_loopback() -> None:
+    """Raise ConfigError if the processes of this host cannot reach each other: PyTorch tries for minutes."""
+    # Of a datagram socket, this sends nothing.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((LOOPBACK, 9))
+        except OSError as error:
+            raise ConfigError(
+                f"{LOOPBACK}: cannot be reached: {error.strerror}; start this host's loopback interface: "
+                "ip link set lo up"
+            ) from error
+
+
 def resolvable_host(host: str, *, is_here: bool, name: str = "MASTER_ADDR",
                     timeout_seconds: float = RESOLVE_TIMEOUT_SECONDS) -> str:  # fmt: skip
     """Return a host name that resolves: `host`, or the loopback address if `host` does not and is this host's name.

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 from harness import environment, log
-from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
+from harness.addresses import LOOPBACK, check_loopback, resolvable_host, wait_for_answer
 from harness.commands.arguments import Parser
 from harness.errors import ConfigError, ExitCode, UserError
 from harness.signals import STOP_SIGNALS, stop_signals
@@ -124,6 +124,7 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
         # By default torchrun stops at a SIGHUP also where nohup has it ignored, and dies of Slurm's SIGUSR1.
         options.signals_to_handle = ",".join(number.name for number in (*stop_signals(), signal.SIGQUIT))
     if options.standalone:
+        check_loopback()
         # Otherwise the processes meet at this host's name, which need not resolve.
         options.local_addr = options.local_addr or LOOPBACK
     elif options.rdzv_backend == "static" and not options.rdzv_endpoint:
