@@ -21,6 +21,19 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 
 
+def check_loopback() -> None:
+    """Raise ConfigError if the processes of this host cannot reach each other: PyTorch tries for minutes."""
+    # Of a datagram socket, this sends nothing.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((LOOPBACK, 9))
+        except OSError as error:
+            raise ConfigError(
+                f"{LOOPBACK}: cannot be reached: {error.strerror}; start this host's loopback interface: "
+                "ip link set lo up"
+            ) from error
+
+
 def resolvable_host(host: str, *, is_here: bool, name: str = "MASTER_ADDR",
                     timeout_seconds: float = RESOLVE_TIMEOUT_SECONDS) -> str:  # fmt: skip
     """Return a host name that resolves: `host`, or the loopback address if `host` does not and is this host's name.
@@ -52,18 +65,6 @@ def resolvable_host(host: str, *, is_here: bool, name: str = "MASTER_ADDR",
             log.info(f"{name}: {host!r} does not resolve: {reason}; trying again for {timeout_seconds:g} s")
             said = True
         time.sleep(RETRY_SECONDS)
-
-
-def check_loopback() -> None:
-    """Raise ConfigError if this host cannot reach itself, as in a network namespace without an interface that is up."""
-    with socket.create_server((LOOPBACK, 0)) as server:
-        try:
-            socket.create_connection(server.getsockname(), timeout=CONNECT_TIMEOUT_SECONDS).close()
-        except OSError as error:
-            raise ConfigError(
-                f"--standalone: this host's own address {LOOPBACK} does not answer: {error.strerror or error}; bring "
-                "the loopback interface up (ip link set lo up)"
-            ) from error
 
 
 def wait_for_answer(host: str, port: int, *, who: str, timeout_seconds: float,

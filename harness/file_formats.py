@@ -53,6 +53,13 @@ _FORMATS = tuple(
         (rb"GGUF", "a GGUF file of model weights", _WEIGHTS),
         (rb".{4}\0{4}\{\s*\"", "a safetensors file of model weights", _WEIGHTS),
         (rb"MMIDIDX\0\0", "the index of a Megatron-LM data set", "name the .bin file beside it"),
+        # The length of the first record and its checksum; then an Example, its Features, and the first of these.
+        (rb"[^\0].{2}\0{5}.{4}\n[^\0].{0,2}\n[^\0].{0,2}\n", "a TFRecord file", _EXPORT),
+        (
+            rb"\0\x05\x16\x07\0\x02\0\0",
+            "a file of attributes that macOS writes (AppleDouble)",
+            "remove it: it holds no data",
+        ),
         (rb"TNTIDX\0\0", "the index of a fairseq data set", _EXPORT),
         (rb"LITPKDS", "a packed data set of lit-gpt", _EXPORT),
     )

@@ -23,6 +23,8 @@ from harness.text import override_key, shortened
 MAX_JOBS = 1000
 BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 EXPECTED = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
+# Letters that Hydra's grammar takes in quotes only.
+NEEDS_QUOTES = re.compile(r"[^\x00-\x7f]|[#=&;<>!~^`]")
 # A quoted text, an escaped character, or any other one.
 TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\\.|.""", re.DOTALL)
 
@@ -61,8 +63,8 @@ def _unreadable(override: str) -> str:
         cause = "found a space before the equals sign; "
     elif value.lstrip()[:1] in ("'", '"') and value.count(value.lstrip()[0]) % 2:
         cause = "found a quote that is not closed; "
-    elif not value.startswith(("'", '"')) and (foreign := [letter for letter in value if not letter.isascii()]):
-        cause = f"found {foreign[0]!r}, which is not ASCII, outside quotes; "
+    elif not value.startswith(("'", '"')) and (foreign := NEEDS_QUOTES.search(value)):
+        cause = f"found {foreign[0]!r}{'' if foreign[0].isascii() else ', which is not ASCII,'} outside quotes; "
     return (
         f"cannot read {shortened(override)!r}: {cause}expected key=value, with quotes around a value with spaces, "
         "commas, brackets, equal signs or letters beyond ASCII, such as 'data.path=\"my texts (1)\"'; "

@@ -824,6 +824,8 @@ class TestFiles:
             ("t.csv", "", "found no rows"),
             ("t.txt", "id,subject\n1,H100\n", "found a name that ends in '.txt', expected .yaml, .yml or .csv"),
             ("t.csv", "id;subject\n1;H100\n", "found semicolons between columns, expected commas"),
+            ("t.csv", "id\tsubject\n1\tH100\n", "found tabs between columns, expected commas"),
+            ("t.csv", "| id | subject |\n|---|---|\n", "found bars between columns, expected commas"),
             ("t.csv", "ID,id\n1,2\n", "id: found twice, also as 'id'"),
             ("t.csv", "id,devices\n1,8.5\n", "devices: found '8.5', expected a whole number"),
             ("t.csv", "id,parameters\n1,175\n", "found '175', expected a number of parameters, such as 7B"),
@@ -863,6 +865,11 @@ class TestFiles:
         assert said in str(caught.value)
         assert str(tmp_path / name) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+    def test_other_letters_than_utf8(self, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_bytes("id,note,subject_mfu\n1,grün,40%\n".encode("latin-1"))
+        with pytest.raises(UserError, match=r"t\.csv: is not UTF-8 text at byte 24, .*; convert it"):
+            read_rows(tmp_path / "t.csv")
 
 
 class TestCommand:

@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from harness.errors import DataError
 from tests.test_data_text import open_text, tokens_of, write
+from tests.test_file_formats import LFS
 
 TEXTS = ["one", "zwei äöü", "", "three\nlines\n", "x" * 200_000]
 TOKENS = [byte for text in TEXTS if text for byte in (*text.encode(), 0)]
@@ -115,6 +116,12 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "half a surrogate pair": ("a.jsonl", b'{"text": "\\ud800"}\n', r"not UTF-8 text at byte 0"),
     "a NUL": ("a.jsonl", b'{"text": "a\\u0000"}\n', r"holds a NUL at byte 1"),
     "no Parquet": ("a.parquet", b"PAR1, it says", r"is no complete Parquet file"),
+    "a pointer as JSON lines": ("a.jsonl", LFS, r"a\.jsonl: is a pointer file of Git LFS.*git lfs pull"),
+    "a pointer as Parquet": ("a.parquet", LFS, "is a pointer file of Git LFS"),
+    "a pointer as gzip": ("a.txt.gz", LFS, "is a pointer file of Git LFS"),
+    "a pointer as Zstandard": ("a.jsonl.zst", LFS, "is a pointer file of Git LFS"),
+    "gzip as JSON lines": ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), "is a gzip file.*decompress it"),
+    "UTF-16 as JSON lines": ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "is UTF-16 text"),
     "an archive inside": ("a.txt.gz", gzip.compress(b"PK\x03\x04" + b"x" * 99), r"is a zip archive"),
 }
 

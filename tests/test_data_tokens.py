@@ -455,10 +455,17 @@ class TestShards:
         one, several = open_tokens(tmp_path / "whole.npy", seq_len=16), open_tokens(folder, seq_len=16)
         assert np.array_equal(one.train(0, 50), several.train(0, 50))
         assert np.array_equal(one.held_out(0, 3), several.held_out(0, 3))
-        assert one.describe() == {key: value for key, value in several.describe().items() if key != "files_read"} | {
-            "size_bytes": one.describe()["size_bytes"]
-        }
-        assert several.describe()["files_read"] == 4
+        counts = {"files_read": 4, "files_not_matched": 1, "links_repeated": 0}
+        size = {"size_bytes": several.describe()["size_bytes"]}
+        assert several.describe() == one.describe() | counts | size
+
+    def test_what_is_left_out_is_counted(self, tmp_path: Path) -> None:
+        folder = self.shards(tmp_path / "shards", np.zeros(100, np.uint16), np.zeros(100, np.uint16))
+        (folder / "002.npy.part").write_bytes(b"cut off")
+        (folder / "copy.npy").symlink_to("000.npy")
+        for glob, left_out in (("*", (2, 1, 1)), ("001*", (1, 3, 0))):
+            found = open_tokens(folder, seq_len=9, glob=glob).describe()
+            assert (found["files_read"], found["files_not_matched"], found["links_repeated"]) == left_out
 
     def test_of_llmc(self, tmp_path: Path) -> None:
         folder = tmp_path / "shards"

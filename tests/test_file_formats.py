@@ -72,6 +72,8 @@ FOREIGN: dict[str, tuple[str, bytes, str]] = {
     "WAV": ("t.bin", b"RIFF\x24\0\0\0WAVEfmt ", "file of sound, film or pictures"),
     "FLAC": ("t.bin", b"fLaC\0\0\0\x22", "file of sound"),
     "PostScript": ("t.txt", b"%!PS-Adobe-3.0\n" + TEXT, "PostScript"),
+    "AppleDouble": ("._t.bin", b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(200), "AppleDouble"),
+    "TFRecord": ("t.bin", b"\x0f\1\0\0\0\0\0\0\x8a\x10\xbc\xfe\x0a\x8c\2\x0a\x89\2\x0a\x09input_ids", "TFRecord"),
     "Megatron-LM's index": ("t.bin", b"MMIDIDX\0\0" + b"\1" * 100, "index of a Megatron-LM data set"),
 }
 

@@ -223,7 +223,16 @@ def test_a_run_that_was_killed_at_once_can_begin_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         acquire_run_folder(config(tmp_path / "run"), "x")
     assert "steps.jsonl" not in str(error.value), "there is none"
-    assert "add resume=auto to begin it again" in str(error.value)
+    assert "add resume=auto (and checkpoint.every, if it is not set) to begin it again" in str(error.value)
+    with acquire_run_folder(config(tmp_path / "run", *RESUME), "x"):
+        pass
+
+
+def test_a_run_without_checkpoints_can_begin_again_with_them(tmp_path: Path) -> None:
+    with acquire_run_folder(config(tmp_path / "run"), "x"):
+        pass
+    with pytest.raises(ConfigError, match=r"add resume=auto \(and checkpoint\.every, if it is not set\) to begin"):
+        acquire_run_folder(config(tmp_path / "run"), "x")
     with acquire_run_folder(config(tmp_path / "run", *RESUME), "x"):
         pass
 

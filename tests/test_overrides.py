@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -279,6 +280,14 @@ class TestProblems:
         with pytest.raises(ConfigError) as error:
             load(["model.num_attention_heads=0", "workload.micro_batch_size=0", "workload.learning_rate=-inf"])
         assert str(error.value).count(": found") == 3
+
+    @pytest.mark.parametrize("letter", "#=&;<!~^")
+    def test_a_letter_that_needs_quotes_is_named(self, letter: str) -> None:
+        with pytest.raises(
+            ConfigError, match=rf"cannot read 'out=a/b{re.escape(letter)}3': found '{re.escape(letter)}' o"
+        ):
+            load([f"out=a/b{letter}3"])
+        assert load([f"out='a/b{letter}3'"]).out == f"a/b{letter}3"
 
     def test_one_is_said_plainly(self) -> None:
         with pytest.raises(ConfigError, match=r"^seed: found 'x', expected a whole number$"):

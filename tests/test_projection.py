@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -423,6 +424,21 @@ class TestCommand:
         found = json.loads(capsys.readouterr().out)
         expected = found["device_hours"]["median"] * TELEMETRY["mean_power_watts"] / 1e6
         assert found["megawatt_hours"]["median"] == pytest.approx(expected)
+
+    def test_runs_beside_other_processes_are_cautioned_about(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        busy = merged(A100, {"contention": {"other_processes_cpu_fraction": 0.68}})
+        folder = write_runs(tmp_path / "a", make_records(2, on=busy))
+        assert main(["project", *self.PLAN, "--records", str(folder)]) == 0
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "caution the runs: other processes used up to 68% of the CPU cores in 2 of 2 runs" in printed
+
+    def test_a_copy_of_a_record_is_no_repeat(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = write_runs(tmp_path / "a", make_records(1, on=A100))
+        shutil.copytree(folder, folder / "copy")
+        assert main(["project", *self.PLAN, "--records", str(folder)]) == 2
+        assert "the same record was given twice" in capsys.readouterr().err
 
     def test_a_slice_of_a_chip_has_not_its_peak(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         sliced = merged(A100, {"backend": {"peak_lookup_key": None}})

@@ -94,7 +94,7 @@ def test_what_was_read_and_left_out_is_shown(record: dict[str, Any]) -> None:
     shown = " ".join(summary(record).split())
     assert "data 1 file, 4,000 bytes: 2,600 tokens in 10 sequences and 39 left over; 500 tokens held out" in shown
     assert (
-        "left out files not matched by data.glob: 2; skipped as a gzip file: 3; links to what is read already: 1; "
+        "left out files of other names: 2; skipped as a gzip file: 3; links to what is read already: 1; "
         "characters dropped by the tokenizer: 1,000 of 4,000 (25.0 %); unknown tokens: 7"
     ) in shown
     assert "held-out files empty files: 1" in shown

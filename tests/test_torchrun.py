@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 import socket
@@ -68,6 +69,19 @@ def test_one_host_needs_no_name() -> None:
     assert completed(run.parse_args(["--standalone", "-m", "harness"])).local_addr == "127.0.0.1"
     own = completed(run.parse_args(["--standalone", "--local-addr=127.0.0.2", "-m", "harness"]))
     assert own.local_addr == "127.0.0.2"
+
+
+def test_a_host_whose_loopback_interface_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a network namespace in which nobody has started it."""
+
+    def connect(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("harness.addresses.socket.socket.connect", connect)
+    with pytest.raises(
+        ConfigError, match=r"^127\.0\.0\.1: cannot be reached: Network is .*; start .*ip link set lo up"
+    ):
+        completed(run.parse_args(["--standalone", "-m", "harness"]))
 
 
 def test_the_first_node_need_not_resolve_its_own_name_and_the_others_say_what_they_wait_for(

@@ -18,8 +18,8 @@ class Failure:
 
 
 OUT_OF_MEMORY_REMEDY = (
-    "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten workload.seq_len; if the "
-    "16 bytes a parameter of weights, gradients and moments are too much, choose a smaller model or parallel=fsdp"
+    "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten workload.seq_len; if "
+    "the 16 bytes a parameter of the training's state are too much, choose a smaller model or parallel=fsdp"
 )
 WEIGHTS_REMEDY = (
     "the weights alone do not fit, whatever the micro-batch: choose a smaller model or a device with more memory, free "

@@ -8,16 +8,18 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
+from harness.analysis.cautions import MOVES_TIMES, cautions_about
 from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, find_chip, match_chips
 from harness.analysis.format import tflops
 from harness.analysis.named_models import model_names, model_preset
 from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
 from harness.analysis.projection.plan import Assumptions, Plan
 from harness.analysis.projection.published import check_all, plan_of
+from harness.analysis.run_group import RunGroup, load_run_groups
 from harness.analysis.utilization import achieved_flops
 from harness.commands.arguments import Parser, expand_path
 from harness.errors import ExitCode, RecordError, UserError
-from harness.records.load import LoadedRecord, get_path, load_runs
+from harness.records.load import LoadedRecord, get_path
 from harness.text import did_you_mean, nearest, scaled_number
 
 FORMATS = ("table", "json")
@@ -42,7 +44,8 @@ def main(argv: list[str]) -> int:
         else:
             print_check(checks)
         return ExitCode.OK
-    runs = load_runs(options.records) if options.records is not None else ()
+    sides = load_run_groups([options.records]) if options.records is not None else []
+    runs = sides[0].runs if sides else ()
     precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
     chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
@@ -50,7 +53,7 @@ def main(argv: list[str]) -> int:
     plan = _plan(options, precision)
     found = project(plan, chip, speed, assumed)
     _check_assumptions_used(options.assume, [found])
-    cautions = _cautions(runs, plan, chip)
+    cautions = [*_cautions(runs, plan, chip), *_cautions_about_times(sides)]
     if options.format == "json":
         print(json.dumps(projection_to_dict(plan, chip, found, assumed, cautions), indent=1))
     else:
@@ -267,6 +270,12 @@ def _cautions(runs: tuple[LoadedRecord, ...], plan: Plan, chip: Chip) -> list[st
             "depends on the model's size; measure a model with layers of the same width"
         )
     return cautions
+
+
+def _cautions_about_times(sides: list[RunGroup]) -> list[str]:
+    """Return what made the measured runs slower or faster than their device is."""
+    found = [caution for side in sides for caution in cautions_about(side)]
+    return [f"the runs: {caution.text}" for caution in found if caution.name in MOVES_TIMES]
 
 
 def _size(text: str) -> float:

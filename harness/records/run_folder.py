@@ -249,7 +249,9 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
         if steps := checkpoint_steps(folder):
             remedy = f"add resume=auto to go on from step {steps[-1]}, or choose another out=DIR"
         elif (folder / CONFIG_FILE).stat().st_size:
-            remedy = "add resume=auto to begin it again, or choose another out=DIR"
+            remedy = (
+                "add resume=auto (and checkpoint.every, if it is not set) to begin it again, or choose another out=DIR"
+            )
     if status is not None:
         state = "a finished run" if status in ("ok", "unknown") else f"a run that ended with status {status}"
         raise ConfigError(f"out: {folder} holds {state}; {remedy}")

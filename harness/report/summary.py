@@ -104,7 +104,9 @@ def _data(record: dict[str, Any]) -> list[tuple[str, str]]:
     sequences, seq_len = data["train_sequences"], record["config"]["workload"]["seq_len"]
     unused = data["train_tokens"] - sequences * seq_len - 1
     files = data.get("files_read")
-    kind = f"{data['format']} {data['dtype']}" if files is None else counted(files, "file")
+    kinds = [] if files is None else [counted(files, "file")]
+    kinds += [f"{data['format']} {data['dtype']}"] if "format" in data else []
+    kind = " of ".join(kinds)
     read = f"{kind}, {data['size_bytes']:,} bytes: {data['train_tokens']:,} tokens in {counted(sequences, 'sequence')}"
     read += f" and {unused:,} left over" if unused else ""
     lines = [("data", f"{read}; {data['held_out_tokens']:,} tokens held out")]
@@ -118,7 +120,7 @@ def _left_out(data: dict[str, Any]) -> str:
     dropped, characters = data.get("characters_dropped", 0), data.get("characters", 0)
     share = f" of {characters:,} ({100 * dropped / max(1, characters):.1f} %)"
     counts = [
-        ("files not matched by data.glob", data.get("files_not_matched"), ""),
+        ("files of other names", data.get("files_not_matched"), ""),
         ("empty files", data.get("files_empty"), ""),
         *((f"skipped as {kind}", count, "") for kind, count in data.get("files_skipped", {}).items()),
         ("links to what is read already", data.get("links_repeated"), ""),

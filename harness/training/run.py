@@ -119,7 +119,7 @@ def _open_inputs(config: Config, heartbeat: Heartbeat) -> Dataset:
 
 
 def _check_host_memory(work: WorkloadConfig) -> None:
-    """Raise ConfigError for batches that the host cannot hold: without, the system kills the run without an error message."""
+    """Raise ConfigError for batches that the host cannot hold: the system would kill the run."""
     available = environment.memory_limit_bytes()
     # The batches that wait, one that is made and one that is trained on.
     for key, sequences in (("global_batch_size", (DEPTH + 2) * work.global_batch_size),

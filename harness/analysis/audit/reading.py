@@ -56,9 +56,10 @@ def read_rows(file: Path) -> tuple[list[Row], list[str]]:
         if (foreign := foreign_format(read_head(file), file.name)) is not None:
             raise UserError(f"{file}: is {foreign[0]}, expected {expected}; {foreign[1]}")
         text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{file}: cannot be read: {reason}; give {expected}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}; give {expected}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text at byte {error.start}, expected {expected}; convert it") from error
     ending = file.suffix.lower()
     if ending not in (".csv", ".yaml", ".yml"):
         raise UserError(f"{file}: found a name that ends in {ending or 'nothing'!r}, expected .yaml, .yml or .csv")
@@ -105,13 +106,17 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
 def _csv(file: Path, text: str) -> Iterator[Mapping[str, Any] | UserError]:
     """Yield each row, or the mistake in its line."""
     reader = csv.DictReader(io.StringIO(text.lstrip(), newline=""), strict=True)
     try:
         heads = [head.strip() for head in reader.fieldnames or ()]
-        if len(heads) < 2 and any(";" in head for head in heads):
-            raise UserError(f"{file}: found semicolons between columns, expected commas; save the file with commas")
+        other = next((name for mark, name in _OTHER_SEPARATORS.items() if len(heads) == 1 and mark in heads[0]), None)
+        if other is not None:
+            raise UserError(f"{file}: found {other} between columns, expected commas; save the file with commas")
         if twice := next((head for head in heads if heads.count(head) > 1), None):
             raise UserError(f"{file}: found the column {twice!r} twice, expected it once; delete one of them")
         for entry in reader:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.errors import DataError
+from harness.file_formats import foreign_format, read_head
 from harness.text import shortened
 from harness.workload.data.files import Unusable
 
@@ -24,6 +25,14 @@ JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 # By the name's last suffix, which is not part of the name of what is inside.
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What `foreign_format` calls files that are what their suffix says.
+_FORMATS = {
+    ".gz": "a gzip file",
+    ".bz2": "a bzip2 file",
+    ".xz": "an xz file",
+    ".zst": "a Zstandard file",
+    PARQUET: "a Parquet file",
+}
 
 
 class NotTextError(Exception):
@@ -42,9 +51,12 @@ def read_documents(file: Path, field: str) -> Iterator[Iterable[bytes]]:
 
     Raises:
         OSError: the file cannot be read.
-        NotTextError: it is damaged, or has no such field.
+        NotTextError: it is not what its name says, is damaged, or has no such field.
         DataError: a package that reads it is missing.
     """
+    foreign = foreign_format(read_head(file), file.name)
+    if foreign is not None and foreign[0] != _FORMATS.get(file.suffix.lower()):
+        raise NotTextError(foreign[0], f"is {foreign[0]}", foreign[1])
     kind = kind_of(file)
     if kind == PARQUET:
         yield from _parquet_rows(file, field)

@@ -75,7 +75,7 @@ def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> tuple[To
     Raises:
         DataError: a file that is missing, truncated or of another format or type, or files of several types.
     """
-    files = _token_files(path, data, key)
+    files, left_out = _token_files(path, data, key)
     found = [_map_file(file, data, key) for file in files]
     kinds = {
         (file_format, tokens.dtype.name): file for file, (tokens, file_format, _) in zip(files, found, strict=True)
@@ -93,14 +93,15 @@ def map_tokens(path: Path, data: DataConfig, key: str = "data.path") -> tuple[To
         "size_bytes": sum(size for _, _, size in found),
     }
     if path.is_dir():
-        description["files_read"] = len(files)
+        description |= {"files_read": len(files), **left_out}
     arrays = [tokens for tokens, _, _ in found]
     return arrays[0] if len(arrays) == 1 else TokenShards(arrays), description, files
 
 
-def _token_files(path: Path, data: DataConfig, key: str) -> list[Path]:
+def _token_files(path: Path, data: DataConfig, key: str) -> tuple[list[Path], dict[str, int]]:
+    """Return the file, or those of a folder, and the record's count of what is left out of it."""
     if not path.is_dir():
-        return [path]
+        return [path], {}
     found = find_files(path, data.glob, key)
     for file, reason in found.unusable.items():
         raise DataError(
@@ -110,7 +111,8 @@ def _token_files(path: Path, data: DataConfig, key: str) -> list[Path]:
     files = [file for file in found.paths if data.glob != EVERY_FILE or file.suffix in SUFFIXES]
     if not files:
         raise DataError(f"{path}: holds no file whose name ends in {' or '.join(SUFFIXES)}; check {key}")
-    return files
+    not_matched = found.not_matched + len(found.paths) - len(files)
+    return files, {"files_not_matched": not_matched, "links_repeated": found.repeated}
 
 
 def _map_file(path: Path, data: DataConfig, key: str) -> tuple[np.ndarray, str, int]:
@@ -123,7 +125,10 @@ def _map_file(path: Path, data: DataConfig, key: str) -> tuple[np.ndarray, str, 
             layout = raw_layout(path, size, data)
             tokens = np.memmap(path, dtype=layout.dtype, mode="r", offset=layout.first_byte)
             return tokens, layout.format, size
-        kind, remedy = foreign_format(read_head(path), path.name) or ("a file of another name", "rename it")
+        kind, remedy = foreign_format(read_head(path), path.name) or (
+            "a file of another name",
+            "if it holds raw tokens, rename it (a link will do)",
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}; check {key} and permissions") from error
     raise DataError(f"{path}: is {kind}, expected a name that ends in .npy or .bin (raw {data.dtype} tokens); {remedy}")
