@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 DIRECTION_MARKS = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # What drivers and firmware print in place of a name: a number of a data sheet or a bus, or a word for none.
 NO_NAME = re.compile(
-    r"((device|gpu|npu)[ -]?)?(0x[0-9a-f]+h?|\d+|\d[0-9a-f]{3}h)|device(\s+[0-9a-f]{4})?|"
+    r"((device|[a-z]pu)[ -]?)?(0x[0-9a-f]+h?|\d+|\d[0-9a-f]{3}h)|device(\s+[0-9a-f]{4})?|"
     r"[0-9a-f]{4}:[0-9a-f]{4}|[-.?*]*|"
     r"null|none|n/?a|tbd|err(or)?!?|invalid|undefined|unknown( \w+)?|unspecified|default string|"
     r"not (specified|available|applicable|supported)|(to be filled by )?o\.?e\.?m\.?|system product name|"

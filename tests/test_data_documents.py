@@ -48,7 +48,7 @@ def test_lines_of_json_are_documents(name: str, suffix: str, tmp_path: Path) -> 
     write(tmp_path, {name + suffix: COMPRESSORS[suffix](json_lines(TEXTS))})
     assert tokens_of(tmp_path) == TOKENS
     found = open_text(tmp_path).describe()
-    assert (found["documents"], found["files_read"]) == (4, 1)
+    assert (found["documents"], found["documents_empty"], found["files_read"]) == (4, 1, 1)
     assert found["characters"] == sum(map(len, TEXTS))
 
 

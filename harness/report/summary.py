@@ -122,6 +122,7 @@ def _left_out(data: dict[str, Any]) -> str:
     counts = [
         ("files of other names", data.get("files_not_matched"), ""),
         ("empty files", data.get("files_empty"), ""),
+        ("empty documents", data.get("documents_empty"), ""),
         *((f"skipped as {kind}", count, "") for kind, count in data.get("files_skipped", {}).items()),
         ("links to what is read already", data.get("links_repeated"), ""),
         ("characters dropped by the tokenizer", dropped, share),

@@ -16,6 +16,9 @@ import jsonschema
 import pytest
 
 from harness.analysis import fingerprint
+from harness.analysis.calibration import load_calibration
+from harness.analysis.parity import compare_computation
+from harness.records.load import load_runs
 from tests.conftest import PROJECT, TINY
 from tests.ranks import OVERRIDES, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
 
@@ -106,13 +109,15 @@ def test_the_number_of_processes_does_not_change_the_work(
     ids=" ".join,
 )
 def test_bf16_is_within_the_gate(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    expected = run_alone(tmp_path / "alone", "precision=bf16")
+    run_alone(tmp_path / "alone", "precision=bf16")
     for ended in run_ranks(2, [*TINY, *SHAPE, "precision=bf16", *overrides, "out=run"], tmp_path):
         assert ended.code == 0, ended.err
-    found = record(tmp_path / "run")
-    assert found["effective_settings"]["linear_output_dtypes"] == ["bfloat16"]
-    # Weights are gathered in the dtype to which autocast casts them anyway.
-    assert_same_work(found, expected)
+    [reference], [other] = (load_runs(tmp_path / name) for name in ("alone", "run"))
+    assert other.record["digests"] == reference.record["digests"]
+    assert other.record["effective_settings"]["linear_output_dtypes"] == ["bfloat16"]
+    findings = compare_computation(reference, [other], "bf16", load_calibration())
+    assert len(findings) > 10
+    assert [finding.text for finding in findings if finding.passed is not True] == []
 
 
 def test_fp16_skips_the_same_steps(tmp_path: Path) -> None:

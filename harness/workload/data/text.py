@@ -117,6 +117,7 @@ class _Text:
             "files_not_matched": self.not_matched,
             "links_repeated": self.repeated,
             "documents": self.counts["documents"],
+            "documents_empty": self.counts["documents_empty"],
             "size_bytes": self.counts["size_bytes"],
             "characters": self.counts["characters"],
             "characters_dropped": self.counts["characters_dropped"],
@@ -221,6 +222,7 @@ class _Reader:
             yield self._with_heartbeat(_decoded(blocks, name, counts, digest))
             if counts["size_bytes"] == before:
                 # No document, so that neither a separator nor a tokenizer's own marks belong to it.
+                counts["documents_empty"] += name is None
                 continue
             counts["documents"] += 1
             if name is None:
