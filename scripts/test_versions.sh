@@ -4,7 +4,7 @@
 # PAIRS="3.12:2.11.0" runs other pairs of Python and torch. Each Python has to be on the PATH.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for pair in ${PAIRS:-3.10:2.9.1 3.13:2.13.0}; do
+for pair in ${PAIRS:-3.10:2.9.1 3.13:2.14.1}; do
   python=python${pair%%:*} torch=${pair##*:}
   if ! "$python" --version > /dev/null 2>&1; then
     echo "error: $python does not run here; install it, or name other versions in PAIRS (now $pair)" >&2
