@@ -49,6 +49,9 @@ def test_an_option_that_torchrun_lacks_is_refused_in_one_line() -> None:
         main(["--nope", "parallel=ddp"])
 
 
+@pytest.mark.skipif(
+    not hasattr(run.parse_args(["x"]), "signals_to_handle"), reason="torchrun of torch 2.9 has no --signals-to-handle"
+)
 @pytest.mark.parametrize("ignored", [None, signal.SIGHUP, signal.SIGUSR1])
 def test_the_launcher_handles_the_signals_that_its_caller_does_not_ignore(ignored: signal.Signals | None) -> None:
     before = None if ignored is None else signal.signal(ignored, signal.SIG_IGN)

@@ -120,7 +120,9 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
     """
     from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
-    if getattr(options, "signals_to_handle", _TORCH_SIGNALS) == _TORCH_SIGNALS:
+    if not hasattr(options, "signals_to_handle"):
+        _heed_stop_signals()
+    elif options.signals_to_handle == _TORCH_SIGNALS:
         # By default torchrun stops at a SIGHUP also where nohup has it ignored, and dies of Slurm's SIGUSR1.
         options.signals_to_handle = ",".join(number.name for number in (*stop_signals(), signal.SIGQUIT))
     if options.standalone:
@@ -140,6 +142,20 @@ def completed(options: argparse.Namespace) -> argparse.Namespace:
     if not options.standalone and options.nnodes not in ("1", "1:1"):
         log.info(f"torchrun: waits for {options.nnodes} nodes, all started with this --nnodes")
     return options
+
+
+def _heed_stop_signals() -> None:
+    """Have torchrun stop at the signals at which a run does: that of torch 2.9 has no option for it."""
+    from torch.distributed.elastic.multiprocessing import api
+
+    heeded, start = stop_signals(), api.PContext.start
+
+    def start_and_heed(self: api.PContext) -> None:
+        start(self)
+        for number in STOP_SIGNALS:
+            signal.signal(number, api._terminate_process_handler if number in heeded else signal.SIG_IGN)
+
+    api.PContext.start = start_and_heed
 
 
 def _may_hold_store(host: str, rendezvous_config: str) -> bool:
