@@ -216,7 +216,8 @@ def _parquet_rows(file: Path, field: str) -> Iterator[Iterable[bytes]]:
     except ImportError as error:
         raise DataError(f"{file}: needs the package pyarrow; pip install pyarrow") from error
     try:
-        with open(file, "rb") as opened, parquet.ParquetFile(opened) as table:
+        # Its buffering ahead would hold the whole file in memory.
+        with open(file, "rb") as opened, parquet.ParquetFile(opened, pre_buffer=False) as table:
             names = table.schema_arrow.names
             if field not in names:
                 raise _no_field(field, names, "it")
