@@ -1,7 +1,7 @@
-"""Runs the situations of tests/cases and writes tests/cases/CASES.md: what a user types and what comes of it.
+"""Runs the situations of tests/cases and prints a table of them: what a user types and what comes of it.
 
-    python scripts/case_table.py > tests/cases/CASES.md      # all; exit code 1 if one ends otherwise than expected
-    python scripts/case_table.py A1 npu-smi                  # those whose group or name begins with one of these
+    python scripts/case_table.py > cases.md    # all; exit code 1 if one ends otherwise than expected
+    python scripts/case_table.py tokens text   # those whose group or name begins with one of these
 
 Each file of tests/cases holds cases of this form; all but `name` and `run` may be left out:
 
