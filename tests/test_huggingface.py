@@ -354,3 +354,11 @@ class TestBadWeights:
     def test_an_index_that_is_none(self, folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text("[1]")
         self.check(folder, "is no index of safetensors files")
+
+
+def test_a_parameter_that_a_family_lacks_is_missing_in_its_files() -> None:
+    """GPT-2 has no gate and no norm of queries: their absence is the problem that `check` names, not a bug of ours."""
+    config = load(["model=gpt2-124m", "model.activation=swiglu", "model.qk_norm=true"]).model
+    for part in ("feed_forward.gate", "attention.q_norm"):
+        found = source_of(f"blocks.0.{part}.weight", config, torch.Size([64, 64]))
+        assert found.name == f"transformer.h.0.{part}.weight"

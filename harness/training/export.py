@@ -38,6 +38,7 @@ def export_checkpoint(run: Path, out: Path, dtype: str, *, max_file_bytes: int =
     safetensors_library("export")
     settings = read_settings(run)
     model = from_settings(ModelConfig, flatten(settings["model"]))
+    # A model that cannot be described is refused before a folder is made.
     to_huggingface(model, dtype)
     steps = checkpoint_steps(run)
     if not steps:
