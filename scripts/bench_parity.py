@@ -19,6 +19,7 @@ uses an entry at once. Exit code 1 if an honest pair would fail a gate.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import os
 import subprocess
@@ -176,6 +177,10 @@ def honest_pairs(folder: Path, options: argparse.Namespace) -> Iterator[HonestPa
         base = layered_settings(WORK, SHAPES[shape], lengths, threads, [f"precision={precision}"], options.overrides)
         home = folder / f"{shape}-{precision}-{steps}"
         jobs += [(home / name, base, how) for name, how in {"reference": Variation(), **variations}.items()]
+    if on_cpu:
+        # Here, since the tests' modules set signals, which only the main thread can. They hide torch-npu, which a run
+        # on an NPU needs.
+        importlib.import_module("tests.ranks")
     with ThreadPoolExecutor(2 if on_cpu else 1) as pool:
         list(pool.map(run, *zip(*jobs, strict=True)))
     for steps, precision, shape in works:
@@ -203,7 +208,6 @@ def run(out: Path, base: list[str], how: Variation) -> None:
                               check=False)  # fmt: skip
         code, err = done.returncode, done.stderr
     else:
-        # Imported where used: the tests' modules hide torch-npu, which a run on an NPU needs.
         from tests.ranks import end_ranks, shared_zygote
 
         [ended] = end_ranks([shared_zygote().start(argv, PROJECT, environment)], TIMEOUT_SECONDS)

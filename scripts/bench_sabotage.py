@@ -56,6 +56,8 @@ TIMEOUT_SECONDS = 600
 BROKEN = re.compile(r"(rank \d+: )?\w*(Error|Exception)\b")
 # Processes a side of a sabotage of the clock.
 REPEATS = 5
+# Sabotages that share their honest runs, so that the machine changes little between the two.
+BESIDE = 3
 INTRODUCTION = """# Sabotages, and what catches them
 
 Written by `python scripts/bench_sabotage.py`. Each sabotage changes the code of a running run and leaves its settings
@@ -170,13 +172,17 @@ def judge_computation(folder: Path, setting: str, names: Sequence[str]) -> dict[
 
 
 def judge_clocks(folder: Path, sabotages: Mapping[str, Sabotage]) -> dict[str, Judged]:
-    """Run and judge sabotages of clocks, one run at a time, an honest one before each."""
+    """Run and judge sabotages of clocks, one run at a time: an honest one, then one of each of a few sabotages."""
     found = {}
-    for name in applicable(sabotages, "bf16"):
+    names = applicable(sabotages, "bf16")
+    for first in range(0, len(names), BESIDE):
+        together = names[first : first + BESIDE]
+        honest = folder / f"honest beside {' '.join(together)}"
         for number in range(1, REPEATS + 1):
-            run(folder / name / "honest" / str(number), "none", "bf16")
-            run(folder / name / "sabotaged" / str(number), name, "bf16")
-        found[name] = judge(folder / name / "honest", folder / name / "sabotaged", None)
+            run(honest / str(number), "none", "bf16")
+            for name in together:
+                run(folder / name / str(number), name, "bf16")
+        found.update({name: judge(honest, folder / name, None) for name in together})
     return found
 
 
