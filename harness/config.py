@@ -197,14 +197,25 @@ class WorkloadConfig:
 
 @dataclass
 class ParallelConfig:
-    name: str = bounded(choices=("single", "ddp", "fsdp"))
-    """Distribution over devices: single, ddp (DistributedDataParallel, a full replica on each device) or fsdp (FSDP2,
-    a shard on each). Launch the last two with torchrun, one process per device."""
+    name: str = bounded(choices=("single", "ddp", "fsdp", "mesh"))
+    """Distribution over devices: single, ddp (DistributedDataParallel, a full replica on each device), fsdp (FSDP2, a
+    shard on each) or mesh (every axis that follows). Launch all but the first with torchrun, one process per device."""
+    data: int | None = bounded(1, minimum=1)
+    """Replicas of the model; null follows from the number of processes."""
+    shard: int | None = bounded(1, minimum=1)
+    """Shards of weights, gradients and AdamW's moments (FSDP2); null follows from the number of processes."""
+    pipeline: int = bounded(1, minimum=1)
+    """With mesh: stages of consecutive blocks, balanced by FLOPs; the last has the output projection too."""
+    pipeline_schedule: str = bounded("1f1b", choices=("gpipe", "1f1b"))
+    """Order of the micro-batches' passes through the stages."""
+    context: int = bounded(1, minimum=1)
+    """With mesh: parts of each sequence; attention exchanges positions for heads (DeepSpeed-Ulysses)."""
+    tensor: int = bounded(1, minimum=1)
+    """With mesh: parts of every matrix, of activations (sequence parallel) and of the vocabulary. Keep within a
+    host."""
     timeout_seconds: float = bounded(600.0, above=0.0)
     """Timeout of rendezvous, collectives and the watchdog: the run ends when no process has made progress for this
     long. Set it above the longest step."""
-    hybrid_shard: bool = False
-    """With fsdp on several hosts: shard over the devices of each host and replicate over hosts (HSDP)."""
     cpu_offload: bool = False
     """With fsdp: keep shards, gradients and AdamW's moments in host memory and run the optimizer there."""
     low_precision_all_gather: bool = True

@@ -66,8 +66,9 @@ ABSENT = {
             "tensor_parallel_degree",
             "pipeline_parallel_degree",
         ),
-        "runs are spread by parallel=ddp or parallel=fsdp alone",
+        "use parallel=mesh with parallel.tensor and parallel.pipeline",
     ),
+    "hybrid_shard": "use parallel.shard: the number of shards, with replicas on the rest",
     **dict.fromkeys(
         ("gpus", "num_gpus", "devices", "n_gpus", "world_size", "nproc", "nproc_per_node", "num_processes"),
         "the launcher starts the processes: python -m harness torchrun --nproc-per-node=N",

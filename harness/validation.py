@@ -15,11 +15,14 @@ from harness.config import (
     Config,
     ModelConfig,
     head_dim,
+    intermediate_size,
     iter_settings,
     num_key_value_heads,
 )
-from harness.errors import ConfigError, config_error
+from harness.errors import config_error
+from harness.layout import AXES, LAYOUT_AXES, Layout
 from harness.schemas import MAX_INTEGER, MAX_NUMBER
+from harness.text import counted
 
 
 def validate(config: Config) -> None:
@@ -202,10 +205,10 @@ def _check_track(config: Config) -> Iterator[str]:
                 f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
                 f"{getattr(model, setting)} and does not compute it; leave track.{operation} out"
             )
-    if config.parallel.name == "fsdp" and track.compile not in (None, "no"):
+    if config.parallel.name in ("fsdp", "mesh") and track.compile == "model":
         yield (
-            f"track.compile: found {track.compile}, but parallel=fsdp is not compiled; use "
-            "track.compile=no, or parallel=ddp"
+            f"track.compile: found model, but parallel={config.parallel.name} gathers weights block by block; use "
+            "track.compile=blocks"
         )
 
 
@@ -225,9 +228,13 @@ def _check_resume(config: Config) -> Iterator[str]:
 
 def _check_parallel(config: Config) -> Iterator[str]:
     parallel = config.parallel
-    for key, default in (("hybrid_shard", False), ("cpu_offload", False), ("low_precision_all_gather", True)):
-        if parallel.name != "fsdp" and getattr(parallel, key) is not default:
-            yield f"parallel.{key}: only parallel=fsdp uses it; leave it {str(default).lower()}, or use parallel=fsdp"
+    for key, default in (("cpu_offload", False), ("low_precision_all_gather", True)):
+        if parallel.name not in ("fsdp", "mesh") and getattr(parallel, key) is not default:
+            yield f"parallel.{key}: only FSDP uses it; leave it {str(default).lower()}, or use parallel=fsdp"
+    for axis in AXES:
+        size = getattr(parallel, axis)
+        if axis not in LAYOUT_AXES[parallel.name] and size != 1:
+            yield (f"parallel.{axis}: found {size}, but parallel={parallel.name} has no such axis; use parallel=mesh")
     if parallel.name == "single" and parallel.scaling_reference is not None:
         yield (
             "parallel.scaling_reference: a reference runs on fewer devices than this run, and parallel=single has only "
@@ -262,16 +269,68 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], .
 )
 
 
-def check_batch_divides(config: Config, processes: int) -> None:
-    """Check that the global batch divides evenly over the processes.
+def check_layout(config: Config, layout: Layout) -> None:
+    """Check that batch and model divide over the axes of a layout.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: naming each number that does not, and the nearest that would.
     """
-    work = config.workload
-    if work.global_batch_size % (processes * work.micro_batch_size):
-        raise ConfigError(
+    if problems := list(_layout_problems(config, layout)):
+        raise config_error(problems)
+
+
+def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
+    work, model = config.workload, config.model
+    if work.global_batch_size % (layout.shares * work.micro_batch_size):
+        parts = "the number of processes" if layout.shares == layout.size else "parallel.data x parallel.shard"
+        yield (
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
-            f"workload.micro_batch_size ({work.micro_batch_size}) times the number of processes ({processes}); "
-            "change either, or the number of processes"
+            f"workload.micro_batch_size ({work.micro_batch_size}) times {parts} ({layout.shares}); change either, or "
+            "the number of processes"
         )
+    # Attention has a part of the heads on each rank that has a part of the sequence.
+    for axes, key, size in (
+        (("tensor", "context"), "model.num_attention_heads", model.num_attention_heads),
+        (("tensor", "context"), "workload.seq_len", work.seq_len),
+        (("tensor",), "model.intermediate_size", intermediate_size(model)),
+    ):
+        used = [axis for axis in axes if getattr(layout, axis) > 1]
+        parts = math.prod(getattr(layout, axis) for axis in used)
+        if size % parts:
+            name = " x ".join(f"parallel.{axis}" for axis in used)
+            near = " or ".join(str(number) for number in _nearest_divisors(size, parts))
+            yield f"{name}: found {parts}, which does not divide {key} ({size}); choose {near}"
+
+    if layout.pipeline > model.num_hidden_layers:
+        yield (
+            f"parallel.pipeline: found {layout.pipeline} stages, but the model has "
+            f"{counted(model.num_hidden_layers, 'block')}; choose at most {model.num_hidden_layers}"
+        )
+    share = work.global_batch_size // layout.shares
+    micro_batches = share // work.micro_batch_size
+    if 0 < micro_batches < layout.pipeline:
+        fitting = [size for size in range(1, share // layout.pipeline + 1) if share % size == 0]
+        remedy = f"choose {fitting[-1]}" if fitting else "train more sequences a step, or choose fewer stages"
+        yield (
+            f"workload.micro_batch_size: found {work.micro_batch_size}, which leaves "
+            f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for {layout.pipeline} stages; {remedy}"
+        )
+    if layout.pipeline == 1 and config.parallel.pipeline_schedule != "1f1b":
+        yield (
+            f"parallel.pipeline_schedule: found {config.parallel.pipeline_schedule}, but there is no pipeline; leave "
+            "it out, or set parallel.pipeline"
+        )
+    if config.parallel.cpu_offload and config.parallel.name == "mesh" and layout.shares * layout.context == 1:
+        yield "parallel.cpu_offload: only FSDP uses it, and nothing is sharded; leave it false, or set parallel.shard"
+    if -(-model.vocab_size // layout.tensor) * (layout.tensor - 1) >= model.vocab_size:
+        yield (
+            f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
+            f"({model.vocab_size}); choose fewer"
+        )
+
+
+def _nearest_divisors(size: int, parts: int) -> list[int]:
+    """Return the divisors of `size` just below and above a number that is none."""
+    divisors = [number for number in range(1, size + 1) if size % number == 0]
+    below, above = ([n for n in divisors if n < parts], [n for n in divisors if n > parts])
+    return below[-1:] + above[:1]

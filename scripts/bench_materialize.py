@@ -78,13 +78,15 @@ def build(dtype_name: str, overrides: list[str]) -> None:
     import torch.distributed as dist
 
     from harness.composition import load
+    from harness.layout import layout_of
     from harness.text import layered_settings
     from harness.training.distributed.collectives import Ranks
     from harness.training.distributed.parallel import build_sharded
     from harness.world import from_environment
 
     config = load(layered_settings(["parallel=fsdp"], overrides))
-    ranks = Ranks(from_environment("fsdp"))
+    world = from_environment(config.parallel.name)
+    ranks = Ranks(world, layout_of(config.parallel, world.size))
     dist.init_process_group("gloo")
     dtype = getattr(torch, dtype_name)
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from harness.config import (
     workload_settings,
 )
 from harness.errors import ConfigError
+from harness.layout import AXES
 from harness.text import layered_settings
 from tests.conftest import with_settings_of_files
 
@@ -113,7 +114,7 @@ FIXED |= {"model.path", *(f"model.rope_scaling.{name}" for names in ROPE_PARAMET
 FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
 FIXED |= {
-    "parallel.hybrid_shard",
+    *(f"parallel.{axis}" for axis in (*AXES, "pipeline_schedule")),
     "parallel.cpu_offload",
     "parallel.low_precision_all_gather",
     "parallel.scaling_reference",
@@ -308,7 +309,7 @@ class TestSuggestions:
             ("dtype=bfloat16", "did you mean precision?"),
             ("local_batch_size=2", "did you mean workload.micro_batch_size?"),
             ("warmup_ratio=0.1", "did you mean workload.lr_warmup_steps?"),
-            ("tensor_parallel_size=2", "no such setting: runs are spread by parallel=ddp or parallel=fsdp alone"),
+            ("tensor_parallel_size=2", "no such setting: use parallel=mesh with parallel.tensor and parallel.pipeline"),
         ],
     )
     def test_know_synonyms(self, given: str, said: str) -> None:

@@ -159,7 +159,7 @@ def test_parameter_norms_are_those_of_the_weights() -> None:
         first.weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
         first.bias.zero_()
         second.weight.fill_(1.0)
-    assert parameter_norms(nn.Sequential(first, second)) == {
+    assert parameter_norms(dict(nn.Sequential(first, second).named_parameters())) == {
         "0.bias": 0.0,
         "0.weight": 5.0,
         "1.weight": pytest.approx(2**0.5),
@@ -171,7 +171,7 @@ def test_norms_of_queries_keys_and_values_are_one() -> None:
     with torch.no_grad():
         for value, parameter in zip((2.0, 3.0, 6.0, 5.0), parts.parameters(), strict=True):
             parameter.fill_(value)
-    norms = parameter_norms(nn.ModuleDict({"attention": parts}))
+    norms = parameter_norms(dict(nn.ModuleDict({"attention": parts}).named_parameters()))
     assert norms == {"attention.qkv.weight": pytest.approx(7.0), "attention.out.weight": 5.0}
 
 

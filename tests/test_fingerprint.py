@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -31,6 +30,7 @@ from harness.training.short_training import MIN_TOKENS as SHORT_MIN_TOKENS
 from harness.training.short_training import RISING, STEPS, part_of_batch, share_of, train_briefly
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
+from harness.world import World
 from tests.conftest import PROJECT, TINY
 
 WORK = TINY
@@ -124,7 +124,8 @@ def test_sequences_are_a_part_of_the_batch(global_batch_size: int, seq_len: int,
 
 @pytest.mark.parametrize(("sequences", "size"), [(1, 1), (4, 2), (1, 8), (4, 8), (6, 4), (3, 8)])
 def test_all_ranks_together_have_every_sequence_equally_often(sequences: int, size: int) -> None:
-    shares = [share_of(sequences, SimpleNamespace(rank=rank, size=size)) for rank in range(size)]  # pyright: ignore
+    worlds = [World(rank=rank, size=size) for rank in range(size)]
+    shares = [share_of(sequences, Ranks(world)) for world in worlds]
     assert len({len(share) for share in shares}) == 1
     counts = Counter(number for share in shares for number in share)
     assert set(counts) == set(range(sequences))
@@ -175,7 +176,8 @@ def test_updates_that_the_loss_scaler_skips_are_not_counted(skipped: int | None)
         return StepOutput(loss, norm)
 
     batch = torch.from_numpy(open_dataset(config).train(0, 2))
-    found = train_briefly(step, model, optimizer, work, lambda _: batch, Ranks())  # pyright: ignore[reportArgumentType]
+    parameters = dict(model.named_parameters())
+    found = train_briefly(step, parameters, optimizer, work, lambda _: batch, Ranks())  # pyright: ignore[reportArgumentType]
     if skipped == STEPS - 1:
         assert found.update is None
     else:

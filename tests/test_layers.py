@@ -49,6 +49,7 @@ FLOORS = {
     "overrides": 2,
     "suggestions": 2,
     "huggingface": 3,
+    "layout": 3,
     "schedule": 3,
     "backends": 4,
     "records": 4,

@@ -17,6 +17,8 @@ from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, RunFailed
 from harness.text import layered_settings
 from harness.training import probe as probe_module
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.parallel import ParallelModel
 from harness.training.probe import MAX_FP32_ERROR, ForwardObservation, observe_forward, probe
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
@@ -207,7 +209,7 @@ class TestObservedForward:
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), actual, 1.0)
-        return observe_forward(step, model, torch.arange(9).view(1, 9), precision)
+        return observe_forward(step, ParallelModel(model, model, {}), torch.arange(9).view(1, 9), precision, Ranks())
 
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
     def test_is_recorded(self, precision: str, dtype: str) -> None:
@@ -257,7 +259,7 @@ class TestObservedForward:
         model = build_model(settings.model, 1, torch.device("cpu"))
         optimizer = build_optimizer(model, settings.workload, settings.track)
         step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
-        observe_forward(step, model, torch.zeros(1, 9, dtype=torch.int64), "fp32")
+        observe_forward(step, ParallelModel(model, model, {}), torch.zeros(1, 9, dtype=torch.int64), "fp32", Ranks())
         assert not any(part._forward_hooks for part in model.modules())
 
 

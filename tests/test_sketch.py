@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from harness.workload import sketch as sketch_module
+from harness.workload.initialization import OwnPart
 from harness.workload.sketch import SKETCH_SIZE, ZERO, Sketch, sketch_all
 
 SHAPES = {"matrix": (48, 20), "tall": (1000, 3), "vector": (77,), "one column": (33, 1)}
@@ -17,7 +18,7 @@ VALUES = [-30.0, 0.0, 2.0, -4.0, -2.0, 0.0, -22.0, 36.0]
 
 
 def sketch(tensor: torch.Tensor, name: str = "weight") -> Sketch:
-    return sketch_all({name: tensor}, lambda own: [own], is_main=True)[name]
+    return sketch_all({name: tensor}, lambda own: [own])[name]
 
 
 def random(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -73,26 +74,26 @@ def test_signs_are_balanced_and_independent() -> None:
     assert (correlation.abs() < 0.06).all()
 
 
-def test_ranks_add_up_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with FSDP: each rank has some rows, the last one none."""
-    x, parts = random((10, 6)), [range(4), range(4, 8), range(8, 10), range(10, 10)]
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(range(4), range(6)), (range(4, 8), range(6)), (range(8, 10), range(6)), (range(10, 10), range(6))],
+        [(range(10), range(3)), (range(10), range(3, 6))],
+        [(range(5), range(4)), (range(5), range(4, 6)), (range(5, 10), range(4)), (range(5, 10), range(4, 6))],
+    ],
+    ids=["rows, the last rank none", "columns", "both"],
+)
+def test_ranks_add_up_their_parts(parts: list[tuple[range, range]], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random((10, 6))
     gathered: list[Any] = []
-    for rows in parts:
-        monkeypatch.setattr(sketch_module, "own_rows", lambda tensor, rows=rows: (tensor[rows.start : rows.stop], rows))
-        monkeypatch.setattr(sketch_module, "_counts_here", lambda tensor, is_main: True)
-        sketch_all({"weight": x}, lambda own: gathered.append(own) or [own], is_main=True)
+    for rows, columns in parts:
+        part = OwnPart(x[rows.start : rows.stop, columns.start : columns.stop], rows, columns)
+        monkeypatch.setattr(sketch_module, "own_part", lambda tensor, part=part: part)
+        sketch_all({"weight": x}, lambda own: gathered.append(own) or [own])
     monkeypatch.undo()
-    total = sketch_all({"weight": x}, lambda own: gathered, is_main=False)["weight"]
+    total = sketch_all({}, lambda own: gathered)["weight"]
     assert total.norm == pytest.approx(sketch(x).norm, rel=1e-6)
     assert total.distance(sketch(x)) < 1e-6
-
-
-def test_replicas_count_once() -> None:
-    x = random((5, 5))
-    by_rank: list[Any] = []
-    for is_main in (True, False):
-        sketch_all({"weight": x}, lambda own: by_rank.append(own) or [own], is_main=is_main)
-    assert [bool(own) for own in by_rank] == [True, False]
 
 
 def test_text_holds_the_same_bits() -> None:
@@ -116,7 +117,7 @@ def test_queries_keys_and_values_are_compared_as_one() -> None:
     def found(noise: int) -> Sketch:
         parts = {"q": random((8,)), "k": 1e-8 * random((8,), noise), "v": random((8,), 3)}
         named = {f"blocks.0.attention.{part}.bias": tensor for part, tensor in parts.items()}
-        (name, total), *others = sketch_all(named, lambda own: [own], is_main=True).items()
+        (name, total), *others = sketch_all(named, lambda own: [own]).items()
         assert (name, others) == ("blocks.0.attention.qkv.bias", [])
         return total
 

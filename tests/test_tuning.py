@@ -14,8 +14,9 @@ from harness import backends
 from harness.backends.base import Backend
 from harness.backends.host_checks import compiled_code_problems
 from harness.composition import load
-from harness.config import OPERATIONS, BackendConfig, TrackConfig
+from harness.config import OPERATIONS, STOCK, BackendConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
+from harness.layout import Layout
 from harness.training.tuning import apply_track, resolve_track
 from harness.workload.model import Transformer
 from tests.conftest import TINY
@@ -29,13 +30,13 @@ def backend() -> Backend:
 
 
 def test_null_is_the_backends_default(backend: Backend) -> None:
-    found = resolve_track(TUNED, backend, sharded=False)
+    found = resolve_track(TUNED, backend, Layout(), sharded=False)
     assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
 
 
 def test_requested_kernels_stay(backend: Backend) -> None:
     requested = replace(TUNED, attention="stock", compile="no")
-    found = resolve_track(requested, backend, sharded=False)
+    found = resolve_track(requested, backend, Layout(), sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
@@ -43,40 +44,63 @@ def test_requested_kernels_stay(backend: Backend) -> None:
 def test_only_compiled_parts_have_a_memory_budget(backend: Backend) -> None:
     default = backend.tuned_defaults()["activation_memory_budget"]
     assert default < 1
-    assert resolve_track(TUNED, backend, sharded=False).activation_memory_budget == default
-    assert resolve_track(replace(TUNED, compile="no"), backend, sharded=False).activation_memory_budget == 1.0
-    assert resolve_track(TUNED, backend, sharded=True).activation_memory_budget == 1.0
+    assert resolve_track(TUNED, backend, Layout(), sharded=False).activation_memory_budget == default
+    assert resolve_track(replace(TUNED, compile="no"), backend, Layout(), sharded=False).activation_memory_budget == 1.0
+    assert resolve_track(TUNED, backend, Layout(), sharded=True).activation_memory_budget == default
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve_track(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, sharded=False)
+        resolve_track(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, Layout(), sharded=False)
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitioning, "activation_memory_budget", 1.0)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    apply_track(model, resolve_track(replace(TUNED, activation_memory_budget=0.25), backend, sharded=False), backend)
+    track = resolve_track(replace(TUNED, activation_memory_budget=0.25), backend, Layout(), sharded=False)
+    apply_track(model, track, backend, sharded=False)
     assert partitioning.activation_memory_budget == 0.25
 
 
-def test_shards_are_not_compiled(backend: Backend) -> None:
-    assert resolve_track(TUNED, backend, sharded=True).compile == "no"
+def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_track(TUNED, backend, Layout(), sharded=True).compile == "blocks"
+    defaults = {**backend.tuned_defaults(), "compile": "model"}
+    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
+    assert resolve_track(TUNED, backend, Layout(), sharded=False).compile == "model"
+    assert resolve_track(TUNED, backend, Layout(), sharded=True).compile == "blocks"
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2), Layout(shard=2, context=2)], ids=str)
+def test_other_layouts_than_shards_and_replicas_are_not_compiled(layout: Layout, backend: Backend) -> None:
+    assert resolve_track(TUNED, backend, layout, sharded=True).compile == "no"
+    with pytest.raises(
+        ConfigError, match=rf"^track.compile: found blocks, but a layout of {layout} has only no; leave"
+    ):
+        resolve_track(replace(TUNED, compile="blocks"), backend, layout, sharded=True)
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "cross_entropy"])
+def test_of_cut_tensors_only_the_stock_operations_know(operation: str, backend: Backend) -> None:
+    assert getattr(resolve_track(TUNED, backend, Layout(tensor=2), sharded=True), operation) == STOCK
+    with pytest.raises(
+        ConfigError, match=rf"^track\.{operation}: found chunked, but a layout of tensor 2 has only stock"
+    ):
+        resolve_track(replace(TUNED, **{operation: "chunked"}), backend, Layout(tensor=2), sharded=True)
 
 
 def test_an_unknown_kernel(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
-        resolve_track(replace(TUNED, attention="flash9"), backend, sharded=False)
+        resolve_track(replace(TUNED, attention="flash9"), backend, Layout(), sharded=False)
 
 
 def test_compilation_needs_a_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
-        resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
-    assert resolve_track(replace(TUNED, compile="no"), backend, sharded=False).compile == "no"
+        resolve_track(replace(TUNED, compile="blocks"), backend, Layout(), sharded=False)
+    assert resolve_track(replace(TUNED, compile="no"), backend, Layout(), sharded=False).compile == "no"
 
 
 def test_portable_is_stock_everywhere(backend: Backend) -> None:
     track = load(list(TINY)).track
-    assert resolve_track(track, backend, sharded=False) == track == TrackConfig(name="portable")
+    assert resolve_track(track, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
 
 
 @pytest.mark.parametrize("override", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
@@ -117,9 +141,9 @@ def test_the_models_operations_are_those_that_can_be_tuned() -> None:
             assert getattr(module, operation) is kernel
 
 
-def test_compiled_shards_are_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"track.compile: found blocks"):
-        load([*TINY, "track=tuned", "track.compile=blocks", "parallel=fsdp"])
+def test_a_whole_model_of_shards_is_not_compiled() -> None:
+    with pytest.raises(ConfigError, match=r"track.compile: found model, but parallel=fsdp gathers weights block"):
+        load([*TINY, "track=tuned", "track.compile=model", "parallel=fsdp"])
 
 
 @pytest.mark.parametrize(("name", "expected"), [("cuda", "needs triton"), ("npu", "is not supported on NPU")])
@@ -129,20 +153,20 @@ def test_missing_requirements_of_compilation_are_named(
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=expected):
-        resolve_track(replace(TUNED, compile="blocks"), backend, sharded=False)
+        resolve_track(replace(TUNED, compile="blocks"), backend, Layout(), sharded=False)
 
 
 def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
-    assert resolve_track(replace(TUNED, compile="model"), backend, sharded=False).compile == "model"
+    assert resolve_track(replace(TUNED, compile="model"), backend, Layout(), sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backend_has_its_default_kernels(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
-    found = resolve_track(track, backend, sharded=False)
+    found = resolve_track(track, backend, Layout(), sharded=False)
     assert found.name == "tuned"
 
 
@@ -163,7 +187,9 @@ class TestCompiledCode:
         assert f"{tmp_path}, where nothing can be executed: Operation not permitted" in problem.what
         assert "/tmp:exec" in problem.remedy
         with pytest.raises(BackendUnavailable, match="nothing can be executed"):
-            resolve_track(replace(TUNED, compile="blocks"), backends.create(BackendConfig(name="cpu")), sharded=False)
+            resolve_track(
+                replace(TUNED, compile="blocks"), backends.create(BackendConfig(name="cpu")), Layout(), sharded=False
+            )
 
     @pytest.mark.parametrize("folder", ["/dev/null/a", "/proc/a"])
     def test_a_place_that_cannot_be_written(self, folder: str) -> None:

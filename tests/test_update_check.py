@@ -42,13 +42,14 @@ def checked(actual: WorkloadConfig, adamw: str = "foreach", rate: float = RATE,
     optimizer = build_optimizer(model, actual, TrackConfig(name="portable", adamw=adamw))
     for group in optimizer.param_groups:
         group["lr"] = rate
-    before = sample_update(model, optimizer)
+    parameters = dict(model.named_parameters())
+    before = sample_update(parameters, optimizer)
     model(torch.randn(64, 30)).square().mean().backward()
     optimizer.step()
     if sabotage is not None:
         with torch.no_grad():
             sabotage(model)
-    return check_update(before, sample_update(model, optimizer), model, work(), RATE, Ranks())
+    return check_update(before, sample_update(parameters, optimizer), parameters, work(), RATE, Ranks())
 
 
 @pytest.mark.parametrize("adamw", ["for_loop", "foreach", "fused"])

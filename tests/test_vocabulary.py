@@ -51,7 +51,7 @@ SETTINGS = [
     (r"\b(max_seq_len|norm_epsilon|rotary_base|tied_embeddings|init_std)\b", "Hugging Face's name"),
     (r"\bgradient_clip_norm\b", "max_grad_norm"),
     (r"\bfinal_learning_rate_fraction\b", "min_lr_ratio"),
-    (r"\bshard_within_host\b", "hybrid_shard"),
+    (r"\bshard_within_host\b", "parallel.data and parallel.shard"),
     (r"\bgather_in_compute_precision\b", "low_precision_all_gather"),
     (r"\binvalid_files=refuse\b", "invalid_files=error"),
     (r"(?<![\w.])peaks=", "peak_dir="),

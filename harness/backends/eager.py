@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from harness.backends.step import NO_SYNC, GradientSync, PhaseContext, StepOutput, autocast_dtype
+from harness.backends.step import (
+    NO_SYNC,
+    GradientSync,
+    PhaseContext,
+    StepOutput,
+    autocast_dtype,
+    is_long,
+    pieces_for_norm,
+)
 
 
 def _nothing() -> None:
@@ -18,6 +26,23 @@ def _nothing() -> None:
 
 def _unrecorded(name: str) -> AbstractContextManager[None]:
     return nullcontext()
+
+
+def _in_pieces(parameters: Sequence[torch.nn.Parameter]) -> list[Any]:
+    """Return the parameters; in place of one with a long gradient, pieces that PyTorch's clipping takes for some."""
+    found: list[Any] = []
+    for parameter in parameters:
+        if parameter.grad is not None and is_long(parameter.grad):
+            found += [_Clipped(piece) for piece in pieces_for_norm([parameter.grad])]
+        else:
+            found.append(parameter)
+    return found
+
+
+class _Clipped(NamedTuple):
+    """A piece of a gradient, as a parameter's to PyTorch's clipping."""
+
+    grad: torch.Tensor
 
 
 class EagerStep:
@@ -61,6 +86,16 @@ class EagerStep:
         self._attempted_steps += 1
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
+        loss = self._through_pipeline(micro_batches) if self._grad_sync.pipeline else self._one_by_one(micro_batches)
+        with self._phase("communication"):
+            self._grad_sync.after_backward()
+        with self._phase("optimizer"):
+            norm = self._update()
+            self._boundary()
+        return StepOutput(loss, norm)
+
+    def _one_by_one(self, micro_batches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Accumulate the gradients of all micro-batches, and return their mean loss."""
         loss = torch.zeros((), device=self._device)
         for number, sequences in enumerate(micro_batches, 1):
             # Several devices sum their gradients once a step, with the last micro-batch.
@@ -72,21 +107,32 @@ class EagerStep:
                     (own if self._scaler is None else self._scaler.scale(own)).backward()
                     self._boundary()
             loss += share.detach()
-        with self._phase("communication"):
-            self._grad_sync.after_backward()
-        with self._phase("optimizer"):
-            norm = self._update()
-            self._boundary()
-        return StepOutput(loss, norm)
+        return loss
+
+    def _through_pipeline(self, micro_batches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same, in the order of a pipeline's schedule."""
+        pipeline, parts = self._grad_sync.pipeline, len(micro_batches) * self._grad_sync.devices
+        assert pipeline is not None
+
+        def scale(loss: torch.Tensor) -> torch.Tensor:
+            return loss / parts if self._scaler is None else self._scaler.scale(loss / parts)
+
+        # Only the last stage has a loss, but the scaler of each has to have begun.
+        scale(torch.zeros((), device=self._device))
+        loss = pipeline.train([sequences.to(self._device, non_blocking=True) for sequences in micro_batches], scale)
+        self._boundary()
+        return loss
 
     def _update(self) -> torch.Tensor:
         """Clip the gradients, update the weights, and return the gradients' norm before clipping."""
         if self._scaler is not None:
+            if self._grad_sync.share_overflow is not None:
+                self._grad_sync.share_overflow(self._parameters)
             self._scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm).detach()
-        # The norm of sharded gradients is yet to be summed over ranks. (isinstance would import DTensor, for a second.)
-        whole = getattr(norm, "full_tensor", None)
-        norm = norm if whole is None else whole()
+        if self._grad_sync.clip is not None:
+            norm = self._grad_sync.clip(self._parameters, self._max_grad_norm)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(_in_pieces(self._parameters), self._max_grad_norm).detach()
         if self._scaler is not None:
             self._scaler.step(self._optimizer)
             self._scaler.update()
@@ -96,13 +142,19 @@ class EagerStep:
         return norm
 
     def record_phases(self, phase: PhaseContext | None) -> bool:
+        if self._grad_sync.pipeline is not None:
+            # Its schedule mixes forward and backward passes with communication.
+            return False
         self._phase = phase or _unrecorded
         return True
 
     @torch.no_grad()
     def evaluate(self, sequences: torch.Tensor) -> torch.Tensor:
         self._model.eval()
-        loss = self._loss(sequences)
+        if self._grad_sync.pipeline is None:
+            loss = self._loss(sequences)
+        else:
+            loss = self._grad_sync.pipeline.evaluate(sequences.to(self._device))
         self._grad_sync.after_eval()
         self._model.train()
         return loss
@@ -125,9 +177,10 @@ class EagerStep:
     def _loss(self, sequences: torch.Tensor) -> torch.Tensor:
         with self._phase("host_to_device"):
             on_device = sequences.to(self._device, non_blocking=True)
-        if self._autocast_dtype is None:
-            context = nullcontext()
-        else:
-            context = torch.autocast(self._device.type, dtype=self._autocast_dtype)
-        with self._phase("forward"), context:
+        with self._phase("forward"), self._autocast():
             return self._model(on_device)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self._autocast_dtype)

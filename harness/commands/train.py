@@ -15,9 +15,10 @@ from harness.commands.preflight import check_backend, ready_backend, report_once
 from harness.composition import GROUPS, expand_sweep, load
 from harness.config import Config, iter_settings
 from harness.errors import EndedWithAll, ExitCode, UserError
+from harness.layout import layout_of
 from harness.records.run_folder import check_no_existing_run, checkpoint_steps, create_run_folder
 from harness.text import did_you_mean, nearest, override_key, shortened
-from harness.validation import check_batch_divides
+from harness.validation import check_layout
 from harness.world import World, from_environment, lone_tasks
 
 OPTIONS = ("-h", "--help", "--version", "--settings", "--cfg", "-m", "--multirun")
@@ -92,7 +93,7 @@ def run_once_or_repeat(overrides: list[str]) -> int:
         if not world.is_distributed and (caution := lone_tasks()) is not None:
             log.warning(caution)
         if not config.autotune:
-            check_batch_divides(config, world.size)
+            check_layout(config, layout_of(config.parallel, world.size))
             check_loggers(config, world)
     if config.autotune:
         from harness.commands.autotune import run_autotune

@@ -146,7 +146,14 @@ def _device(record: dict[str, Any]) -> str:
     name = f"{device['kind']}: {device['name'] or UNKNOWN}, {_threads(record)}"
     if processes == 1:
         return name
-    return f"{processes} processes ({record['config']['parallel']['name']}), the first on {name}"
+    return f"{processes} processes ({_layout(record)}), the first on {name}"
+
+
+def _layout(record: dict[str, Any]) -> str:
+    sizes = (record.get("parallel") or {}).get("layout", {})
+    axes = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
+    preset = record["config"]["parallel"]["name"]
+    return " x ".join(axes) if preset == "mesh" and axes else preset
 
 
 def _communication(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -90,7 +90,7 @@ class CheckpointManager:
         try:
             history = TrainingHistory.from_json(progress["loop"], from_step)
             self.step.restore(progress["step"])
-            if self.ranks.is_main:
+            if self.ranks.share == 0:
                 # The saved digest is of all ranks, whatever their number was.
                 self.batch_digest.merge(progress["batches"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

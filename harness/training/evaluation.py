@@ -59,6 +59,7 @@ class Evaluator:
         losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._shard]).tolist()
         self._heartbeat()
         counted = [(loss, count) for loss, (_, count) in zip(losses, self._shard, strict=True) if count]
+        # Ranks with the same share count each: that changes no mean.
         everyone = [pair for part in self._ranks.gather(counted) for pair in part]
         loss = math.fsum(loss * count for loss, count in everyone) / sum(count for _, count in everyone)
         history.evaluation_seconds += self._clock() - began
@@ -85,8 +86,8 @@ class Evaluator:
         rank with too few evaluates a sequence that does not count.
         """
         size, micro_batch_size = self._work.eval_sequences, self._work.micro_batch_size
-        each = math.ceil(size / self._ranks.size)
-        first = min(self._ranks.rank * each, size)
+        each = math.ceil(size / self._ranks.layout.shares)
+        first = min(self._ranks.share * each, size)
         own = min(each, size - first)
         shard: list[tuple[torch.Tensor, int]] = []
         if own:

@@ -13,8 +13,9 @@ Gradients are kept as norms and sketches (harness/workload/sketch.py), since the
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,10 +37,10 @@ from harness.training.tuning import force_eager
 from harness.training.update_check import UpdateSample, check_update, sample_update
 from harness.workload.data import Dataset
 from harness.workload.initialization import initialize
-from harness.workload.model import Transformer
 from harness.workload.sketch import ZERO, Sketch, sketch_all
 from harness.workload.weights import open_weights
 
+Parameters = Mapping[str, torch.nn.Parameter]
 # Tokens of the sequences in the gradient of the first two looks, at least: enough for one that is not noise.
 MIN_TOKENS = 4096
 # A loss scaler halves its scale after each overflow; it begins with 2^16.
@@ -121,9 +122,15 @@ class Fingerprint:
         config = replace(self._config, precision="fp32", track=replace(self._config.track, compile="no"))
         config = replace(config, model=replace(config.model, activation_checkpointing=True))
         began = time.perf_counter()
-        model, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
-        activations = observe_forward(step, model, torch.from_numpy(self._dataset.train(0, 1)), "fp32").activations
-        look = FirstLook(self._look(step, model, optimizer), activations, self._train_briefly(step, model, optimizer))
+        whole, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
+        parameters, first = whole.counted, torch.from_numpy(self._dataset.train(0, 1))
+        activations = observe_forward(step, whole, first, "fp32", self._ranks).activations
+        gradient = self._look(step, parameters, optimizer)
+        look = FirstLook(gradient, activations, self._train_briefly(step, parameters, optimizer))
+        del whole, parameters, optimizer, step
+        # PyTorch's engines refer to themselves, so that the model would be there still when the run's own is built.
+        if self._ranks.world.is_distributed:
+            gc.collect()
         self._seconds += time.perf_counter() - began
         return look
 
@@ -139,8 +146,8 @@ class Fingerprint:
         began = time.perf_counter()
         state = prepared.step.state()
         with force_eager(self._config.track):
-            gradient = self._look(prepared.step, prepared.model, prepared.optimizer)
-            briefly = self._train_briefly(prepared.step, prepared.model, prepared.optimizer)
+            gradient = self._look(prepared.step, prepared.parameters, prepared.optimizer)
+            briefly = self._train_briefly(prepared.step, prepared.parameters, prepared.optimizer)
         self._begin_again(prepared, state)
         own = FirstLook(gradient, activations, briefly)
         exact = in_fp32 or own
@@ -171,7 +178,9 @@ class Fingerprint:
     ) -> None:
         """Add the third look to the fingerprint."""
         began = time.perf_counter()
-        look = Look(report.losses[0], report.gradient_norms[0], self._gradients(prepared.model, prepared.optimizer))
+        look = Look(
+            report.losses[0], report.gradient_norms[0], self._gradients(prepared.parameters, prepared.optimizer)
+        )
         found["first_step"] = {
             **look.to_record(),
             "sketches": {name: sketch.to_text() for name, sketch in look.gradients.items()},
@@ -192,11 +201,11 @@ class Fingerprint:
         began = time.perf_counter()
         found["optimizer_steps"] = self._optimizer_steps(prepared.optimizer)
         self._begin_again(prepared, state)
-        before = sample_update(prepared.model, prepared.optimizer)
+        before = sample_update(prepared.parameters, prepared.optimizer)
         work = self._config.workload
         share = self._share(work.global_batch_size)
         output = prepared.step(share.split(work.micro_batch_size), work.learning_rate)
-        look = self._read(output, prepared.model, prepared.optimizer)
+        look = self._read(output, prepared.parameters, prepared.optimizer)
         first = found["first_step"]
         earlier = Look(first["loss"], first["gradient_norm"], {
             name: Sketch.from_text(first["gradients"][name]["norm"], text) for name, text in first["sketches"].items()
@@ -229,10 +238,10 @@ class Fingerprint:
         """Return how far the update lies from the formula; None if the loss scaler skipped it."""
         if not prepared.optimizer.state:
             return None
-        after = sample_update(prepared.model, prepared.optimizer)
-        return check_update(before, after, prepared.model, self._config.workload, rate, self._ranks)
+        after = sample_update(prepared.parameters, prepared.optimizer)
+        return check_update(before, after, prepared.parameters, self._config.workload, rate, self._ranks)
 
-    def _look(self, step: TrainStep, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
+    def _look(self, step: TrainStep, parameters: Parameters, optimizer: torch.optim.Optimizer) -> Look:
         """Take one step with a learning rate of zero, which leaves the weights as they are."""
         share = self._share(self._sequences)
         output = step(share.split(1), 0.0)
@@ -240,34 +249,36 @@ class Fingerprint:
             if optimizer.state:
                 break
             output = step(share.split(1), 0.0)
-        look = self._read(output, model, optimizer)
+        look = self._read(output, parameters, optimizer)
         optimizer.state.clear()
         return look
 
-    def _train_briefly(self, step: TrainStep, model: Transformer, optimizer: torch.optim.Optimizer) -> ShortTraining:
+    def _train_briefly(
+        self, step: TrainStep, parameters: Parameters, optimizer: torch.optim.Optimizer
+    ) -> ShortTraining:
         work = self._config.workload
         count = part_of_batch(work, SHORT_MIN_TOKENS)
         briefly = train_briefly(
-            step, model, optimizer, work, lambda number: self._share(count, number * count), self._ranks
+            step, parameters, optimizer, work, lambda number: self._share(count, number * count), self._ranks
         )
         self._heartbeat()
         return briefly
 
-    def _read(self, output: StepOutput, model: Transformer, optimizer: torch.optim.Optimizer) -> Look:
+    def _read(self, output: StepOutput, parameters: Parameters, optimizer: torch.optim.Optimizer) -> Look:
         loss = self._ranks.mean([output.loss.item()])[0]
-        return Look(loss, output.gradient_norm.item(), self._gradients(model, optimizer))
+        return Look(loss, output.gradient_norm.item(), self._gradients(parameters, optimizer))
 
-    def _gradients(self, model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Sketch]:
+    def _gradients(self, parameters: Parameters, optimizer: torch.optim.Optimizer) -> dict[str, Sketch]:
         """Return the sketches of the gradients that AdamW saw in its first step, clipped: its first moment, zero
         before, is (1 - beta1) times the gradient.
         """
         moments = {
             name: optimizer.state[parameter]["exp_avg"]
-            for name, parameter in sorted(model.named_parameters())
+            for name, parameter in sorted(parameters.items())
             if optimizer.state.get(parameter)
         }
         factor = 1 / (1 - self._config.workload.beta1)
-        sketches = sketch_all(moments, self._ranks.gather, is_main=self._ranks.is_main)
+        sketches = sketch_all(moments, self._ranks.gather)
         return {name: sketch.scaled(factor) for name, sketch in sketches.items()}
 
     def _share(self, sequences: int, first: int = 0) -> torch.Tensor:
@@ -287,7 +298,7 @@ class _FirstStepObserver(LoopObserver):
 
     def interval_begins(self, phase: str) -> None:
         if phase == "first":
-            self._before = sample_update(self._prepared.model, self._prepared.optimizer)
+            self._before = sample_update(self._prepared.parameters, self._prepared.optimizer)
 
     def interval_done(self, report: IntervalReport) -> None:
         if report.phase == "first" and self._before is not None and self._history.fingerprint is not None:

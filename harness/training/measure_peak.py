@@ -9,6 +9,7 @@ from harness import environment, log
 from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
 from harness.errors import BackendUnavailable, UserError
+from harness.layout import Layout
 from harness.records.record import SCHEMA_VERSION
 from harness.text import utc_now
 from harness.training.distributed.process_group import RunProcesses, join_processes
@@ -27,7 +28,9 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
     Raises:
         UserError: the device cannot be used, or is emulated.
     """
-    with join_processes(world, Heartbeat(), timeout_seconds=config.parallel.timeout_seconds) as processes:
+    with join_processes(
+        world, Layout(data=world.size), Heartbeat(), timeout_seconds=config.parallel.timeout_seconds
+    ) as processes:
         try:
             backend.load()
             try:

@@ -72,7 +72,7 @@ class Contention:
 def collect_measurements(
     found: Measurements,
     *,
-    model: torch.nn.Module,
+    parameters: Mapping[str, torch.Tensor],
     step: TrainStep,
     backend: Backend,
     ranks: Ranks,
@@ -87,6 +87,7 @@ def collect_measurements(
     """Return `found` with the measurements that device and ranks have at the end of the training. Collective.
 
     Args:
+        parameters: by name; of copies on several ranks, those of one.
         own_from: index of the first interval that this attempt trained: earlier attempts' power is unknown here.
     """
     memory = backend.memory()
@@ -107,7 +108,7 @@ def collect_measurements(
         by_rank = ranks.gather(own)
     return replace(
         found,
-        final_norms=parameter_norms(model),
+        final_norms=parameter_norms(parameters, ranks.gather),
         memory=memory,
         skipped_steps=step.skipped_steps(),
         batch_digest=ranks.combined_digest(batch_digest),

@@ -31,6 +31,10 @@ class Prefetcher:
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
+        """
+        Args:
+            rank: among the `ranks` that divide the batch: those on other axes of the layout have the same share.
+        """
         self._dataset, self._work = dataset, work
         self._steps = range(first_step, work.steps + 1)
         self._rank, self._share = rank, work.global_batch_size // ranks

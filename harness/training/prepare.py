@@ -14,7 +14,7 @@ from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import Ranks, same_on_all
 from harness.training.distributed.communication import CommunicationMeter
-from harness.training.distributed.parallel import parallelize_model
+from harness.training.distributed.parallel import ParallelModel, parallelize_model, uses_mesh
 from harness.training.evaluation import Evaluator
 from harness.training.probe import ForwardObservation, observe_forward
 from harness.training.tuning import Compilation, apply_track, force_eager
@@ -28,12 +28,21 @@ from harness.workload.optimizer import build_optimizer
 class PreparedTraining:
     """Model, optimizer, step and evaluator, ready for the first step."""
 
-    model: Transformer
+    parallel_model: ParallelModel
     optimizer: torch.optim.Optimizer
     step: TrainStep
     evaluator: Evaluator
     compilation: Compilation
     init_digest: str
+
+    @property
+    def model(self) -> Transformer:
+        return self.parallel_model.model
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Those that this rank counts."""
+        return self.parallel_model.counted
 
 
 def prepare_training(
@@ -56,16 +65,16 @@ def prepare_training(
         ConfigError: the layout does not fit the device or the number of processes.
         RunFailed: the ranks do not have the same initial weights.
     """
-    model, compilation, optimizer, step = prepare_step(config, backend, ranks, meter, heartbeat)
-    digest = _init_digest(config, model, ranks, heartbeat)
+    parallel_model, compilation, optimizer, step = prepare_step(config, backend, ranks, meter, heartbeat)
+    digest = _init_digest(config, parallel_model.model, ranks, heartbeat)
     heartbeat()
     evaluator = Evaluator(config.workload, step, dataset, batch_digest, ranks, heartbeat=heartbeat)
-    return PreparedTraining(model, optimizer, step, evaluator, compilation, digest)
+    return PreparedTraining(parallel_model, optimizer, step, evaluator, compilation, digest)
 
 
 def prepare_step(
     config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
-) -> tuple[Transformer, Compilation, torch.optim.Optimizer, TrainStep]:
+) -> tuple[ParallelModel, Compilation, torch.optim.Optimizer, TrainStep]:
     """Return the model with its initial weights, its compilation, the optimizer and the backend's training step.
 
     Collective. Arguments as of `prepare_training`.
@@ -82,7 +91,7 @@ def prepare_step(
             raise
         raise RunFailed(f"{failure.cause}; {WEIGHTS_REMEDY}", failure.status) from error
     model = parallel_model.model
-    compilation = apply_track(model, config.track, backend)
+    compilation = apply_track(model, config.track, backend, sharded=uses_mesh(config, ranks))
     optimizer = build_optimizer(model, config.workload, config.track)
     step = backend.prepare(
         parallel_model.wrapped,
@@ -92,10 +101,12 @@ def prepare_step(
         grad_sync=parallel_model.grad_sync,
         skip_nonfinite=config.on_nonfinite == "skip",
     )
-    return model, compilation, optimizer, step
+    return parallel_model, compilation, optimizer, step
 
 
-def observe_training_step(prepared: PreparedTraining, config: Config, dataset: Dataset) -> ForwardObservation:
+def observe_training_step(
+    prepared: PreparedTraining, config: Config, dataset: Dataset, ranks: Ranks
+) -> ForwardObservation:
     """Return what one forward pass of the training step shows, on the first sequence.
 
     Raises:
@@ -103,7 +114,7 @@ def observe_training_step(prepared: PreparedTraining, config: Config, dataset: D
     """
     first = torch.from_numpy(dataset.train(0, 1))
     with force_eager(config.track):
-        return observe_forward(prepared.step, prepared.model, first, config.precision)
+        return observe_forward(prepared.step, prepared.parallel_model, first, config.precision, ranks)
 
 
 def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat: Callable[[], None]) -> str:
@@ -112,8 +123,14 @@ def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat
     Raises:
         RunFailed: the ranks do not have the same weights.
     """
-    if config.parallel.name == "fsdp":
-        parts = ranks.gather(sharded_digests(model, ranks.rank, ranks.size, heartbeat))
-        return total_digest({name: digest for part in parts for name, digest in part.items()})
+    if uses_mesh(config, ranks):
+        # The ranks of a stage share its parameters.
+        each = ranks.size // ranks.layout.pipeline
+        parts = ranks.gather(sharded_digests(model, ranks.rank % each, each, heartbeat))
+        digests: dict[str, bytes] = {}
+        for name, digest in (item for part in parts for item in part.items()):
+            if digests.setdefault(name, digest) != digest:
+                raise RunFailed(f"two stages of the pipeline differ in the initial value of {name}", shared=True)
+        return total_digest(digests)
     same_on_all(ranks, "the initial weights", digest := init_digest(model))
     return digest

@@ -14,7 +14,10 @@ from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
 from harness.config import OPERATIONS, Config, head_dim, num_key_value_heads
 from harness.errors import BackendUnavailable, RunFailed
 from harness.text import counted
-from harness.workload.model import Transformer, activate, causal_attention
+from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.parallel import ParallelModel
+from harness.workload.initialization import local_tensor
+from harness.workload.model import activate, causal_attention
 from harness.workload.philox import approximately_normal, stream_key
 from harness.workload.sketch import Sketch, sketch_all
 
@@ -66,7 +69,7 @@ class ForwardObservation:
     product: str | None
     """The layer that has it."""
     activations: list[Sketch]
-    """Outputs of the blocks and of the last norm, in order. Of rank 0; the same sequence passes through every rank."""
+    """Outputs of the blocks and of the last norm, in order. The same sequence passes through every rank."""
 
     def to_settings(self) -> dict[str, Any]:
         """Return the effective settings that it shows, for the record."""
@@ -76,8 +79,10 @@ class ForwardObservation:
         }
 
 
-def observe_forward(step: TrainStep, model: Transformer, sequences: torch.Tensor, precision: str) -> ForwardObservation:
-    """Observe one forward pass of the step itself. Collective if the model is sharded.
+def observe_forward(
+    step: TrainStep, parallel_model: ParallelModel, sequences: torch.Tensor, precision: str, ranks: Ranks
+) -> ForwardObservation:
+    """Observe one forward pass of the step itself. Collective.
 
     Args:
         sequences: host int64 [1, seq_len + 1].
@@ -85,9 +90,9 @@ def observe_forward(step: TrainStep, model: Transformer, sequences: torch.Tensor
     Raises:
         RunFailed: linear layers compute in another type than requested, or less precisely than it allows.
     """
-    dtypes: set[torch.dtype] = set()
+    model, dtypes = parallel_model.model, set[torch.dtype]()
     products: dict[str, tuple[torch.Tensor, ...]] = {}
-    outputs: list[torch.Tensor] = []
+    outputs: dict[int, torch.Tensor] = {}
 
     def observe_product(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -96,15 +101,19 @@ def observe_forward(step: TrainStep, model: Transformer, sequences: torch.Tensor
 
         return hook
 
-    def keep_output(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-        outputs.append(output.detach()[0].float())
+    def keep_output(number: int) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
+            outputs[number] = output.detach()[0].float()
+
+        return hook
 
     hooks = [
-        module.register_forward_hook(observe_product(name))
+        # Before tensor parallelism's own, which exchange the output.
+        module.register_forward_hook(observe_product(name), prepend=True)
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     ]
-    hooks += [module.register_forward_hook(keep_output) for module in (*model.blocks, model.norm)]
+    hooks += [module.register_forward_hook(keep_output(number)) for number, module in model.numbered_layers().items()]
     try:
         step.evaluate(sequences)
     finally:
@@ -115,9 +124,10 @@ def observe_forward(step: TrainStep, model: Transformer, sequences: torch.Tensor
     errors = {name: _product_error(*product) for name, product in products.items()}
     _check_products(names, errors, precision)
     worst = max(errors, key=lambda name: errors[name]) if errors else None
-    named = {f"activation {index}": output for index, output in enumerate(outputs)}
-    sketches = sketch_all(named, lambda own: [own], is_main=True)
-    return ForwardObservation(names, errors[worst] if worst else None, worst, list(sketches.values()))
+    parts = {f"activation {number}": parallel_model.as_part(output) for number, output in outputs.items()}
+    sketches = sketch_all({name: part for name, part in parts.items() if ranks.counts(part)}, ranks.gather)
+    activations = [sketch for _, sketch in sorted(sketches.items(), key=lambda item: int(item[0].split()[1]))]
+    return ForwardObservation(names, errors[worst] if worst else None, worst, activations)
 
 
 def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: str) -> None:
@@ -139,10 +149,14 @@ def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: s
 @torch.no_grad()
 def _sample_product(module: torch.nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return copies of some rows of a linear layer's input, and of some rows and columns of weight, bias and output."""
-    x, y = inputs.detach().flatten(0, -2), output.detach().flatten(0, -2)
+    x, y, weight = (local_tensor(tensor.detach()) for tensor in (inputs, output, module.weight))
+    x, y = x.flatten(0, -2), y.flatten(0, -2)
     rows, columns = (slice(None, None, -(-size // most)) for size, most in zip(y.shape, SAMPLED, strict=True))
-    bias = torch.zeros(()) if module.bias is None else module.bias.detach()[columns]
-    return tuple(part.clone() for part in (x[rows], module.weight.detach()[columns], bias, y[rows, columns]))
+    bias = torch.zeros(()) if module.bias is None else local_tensor(module.bias.detach())[columns]
+    if any(placement.is_partial() for placement in getattr(output, "placements", ())):
+        # A sum over the ranks of tensor parallelism, to which each adds an equal part of the bias.
+        bias = bias / output.device_mesh.size()  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(part.clone() for part in (x[rows], weight[columns], bias, y[rows, columns]))
 
 
 def _product_error(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, y: torch.Tensor) -> float:

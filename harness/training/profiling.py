@@ -87,10 +87,10 @@ def _first_batches(
 ) -> list[tuple[torch.Tensor, ...]]:
     """Return this rank's micro-batches of the run's first steps, int64 [micro_batch_size, seq_len + 1] each."""
     work = config.workload
-    share = work.global_batch_size // ranks.size
+    share = work.global_batch_size // ranks.layout.shares
     batches = []
     for number in range(min(STEPS, work.steps)):
-        batch = torch.from_numpy(dataset.train(number * work.global_batch_size + ranks.rank * share, share))
+        batch = torch.from_numpy(dataset.train(number * work.global_batch_size + ranks.share * share, share))
         batches.append((batch.pin_memory() if pin_memory else batch).split(work.micro_batch_size))
     return batches
 

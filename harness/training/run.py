@@ -13,6 +13,7 @@ from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.config import Config, WorkloadConfig, to_yaml
 from harness.errors import CheckpointError, ConfigError, Interrupted, RunFailed, UserError
+from harness.layout import layout_of
 from harness.records.attempts import begin_attempt, end_attempt
 from harness.records.files import archive_file
 from harness.records.record import write_record
@@ -27,6 +28,7 @@ from harness.training.prefetch import DEPTH
 from harness.training.run_record import build_record
 from harness.training.setup import RunDescription, RunStart, describe_run
 from harness.training.trainer import Trainer
+from harness.validation import check_layout
 from harness.workload.data import Dataset, open_dataset
 from harness.workload.digest import BatchDigest
 from harness.workload.model import parameter_shapes
@@ -61,11 +63,12 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
     """
     world = world or World()
     start, heartbeat = RunStart(), Heartbeat()
-    timeout_seconds = config.parallel.timeout_seconds
+    timeout_seconds, layout = config.parallel.timeout_seconds, layout_of(config.parallel, world.size)
+    check_layout(config, layout)
     with (
         stop_on_signals(launched=world.is_distributed) as stop,
         _written_heartbeat(heartbeat, world, timeout_seconds) as writer,
-        join_processes(world, heartbeat, timeout_seconds=timeout_seconds) as processes,
+        join_processes(world, layout, heartbeat, timeout_seconds=timeout_seconds) as processes,
     ):
         try:
             dataset = _open_inputs(config, heartbeat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from harness.analysis.roofline import roofline
@@ -114,12 +115,12 @@ def eval_section(config: Config, history: TrainingHistory) -> dict[str, Any]:
 def parallel_section(
     description: RunDescription, measurements: Measurements, times: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Return the ranks of a distributed run, its stragglers and its scaling efficiency; None for any other run."""
+    """Return a distributed run's layout, ranks, stragglers and scaling efficiency; None for any other run."""
     if measurements.ranks is None:
         return None
     baseline, speed = description.scaling_baseline, times["tokens_per_second"]
     scaling = None if baseline is None else baseline.efficiency(description.world_size, speed)
-    return {**describe_ranks(measurements.ranks), "scaling": scaling}
+    return {"layout": asdict(description.layout), **describe_ranks(measurements.ranks), "scaling": scaling}
 
 
 def profile_section(found: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from harness.backends.base import Backend
 from harness.config import Config
 from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
+from harness.layout import Layout
 from harness.records.peak import find_peak
 from harness.text import utc_now
+from harness.training.distributed.parallel import uses_mesh
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.probe import probe
 from harness.training.tuning import resolve_track
@@ -41,6 +43,7 @@ class RunDescription:
     """As given by the user; the training uses the config with the resolved track."""
     backend_name: str
     world_size: int
+    layout: Layout
     parameters: int
     device: dict[str, Any]
     peak_lookup_key: str | None
@@ -80,7 +83,9 @@ def _describe(
     config: Config, backend: Backend, dataset: Dataset, processes: RunProcesses, start: RunStart
 ) -> tuple[Config, RunDescription]:
     backend.apply(config.precision)
-    resolved = replace(config, track=resolve_track(config.track, backend, sharded=config.parallel.name == "fsdp"))
+    ranks = processes.ranks
+    track = resolve_track(config.track, backend, ranks.layout, sharded=uses_mesh(config, ranks))
+    resolved = replace(config, track=track)
     backend.check_work(resolved)
     # Read once, while the device works: after a fault it may not answer.
     device, versions = backend.describe(), backend.versions()
@@ -90,7 +95,7 @@ def _describe(
             "set profile=false, or profile a real device"
         )
     parameters, threads = parameter_count(config.model), backend.device_threads()
-    _check_memory(config, backend, device, parameters)
+    _check_memory(config, backend, device, parameters, processes.ranks.layout)
     identity = {
         "backend": {"name": backend.name, "versions": versions},
         "device": device,
@@ -101,6 +106,7 @@ def _describe(
         config=config,
         backend_name=backend.name,
         world_size=processes.world.size,
+        layout=processes.ranks.layout,
         parameters=parameters,
         device=device,
         peak_lookup_key=backend.peak_lookup_key(),
@@ -115,12 +121,10 @@ def _describe(
     )
 
 
-def _check_memory(config: Config, backend: Backend, device: dict[str, Any], parameters: int) -> None:
+def _check_memory(config: Config, backend: Backend, device: dict[str, Any], parameters: int, layout: Layout) -> None:
     """Raise ConfigError if weights, gradients and AdamW's moments alone exceed the device's memory."""
     world, available = backend.world, device.get("memory_bytes")
-    needed = parameters * STATE_BYTES_PER_PARAMETER
-    if config.parallel.name == "fsdp":
-        needed /= world.local_size if config.parallel.hybrid_shard else world.size
+    needed = parameters * STATE_BYTES_PER_PARAMETER / (layout.size / layout.data)
     if backend.devices_share_memory:
         needed *= world.local_size
     if available is not None and needed > available:

@@ -8,7 +8,7 @@ how fast this training amplifies rounding, which limits of curves are multiples 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,12 @@ def part_of_batch(work: WorkloadConfig, min_tokens: int) -> int:
 def share_of(sequences: int, ranks: Ranks) -> list[int]:
     """Return the numbers, from 0, of this rank's sequences of a part of the global batch.
 
-    All ranks get the same number of them, some more than once if they are no multiple of the ranks: the mean over all
+    All ranks get the same number of them, some more than once if they are no multiple of the shares: the mean over all
     ranks is that over the part, however many ranks there are.
     """
-    each = math.lcm(sequences, ranks.size) // ranks.size
-    return [(ranks.rank * each + number) % sequences for number in range(each)]
+    shares = ranks.layout.shares
+    each = math.lcm(sequences, shares) // shares
+    return [(ranks.share * each + number) % sequences for number in range(each)]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ShortTraining:
 
 def train_briefly(
     step: TrainStep,
-    model: torch.nn.Module,
+    parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     work: WorkloadConfig,
     share: Callable[[int], torch.Tensor],
@@ -66,20 +67,21 @@ def train_briefly(
     """Train STEPS steps from a small learning rate to the peak. Collective. It changes weights and state.
 
     Args:
-        model: with its initial weights; the optimizer has no state.
+        parameters: by name, with their initial values; of copies on several ranks, those of one. The optimizer has no
+            state.
         share: returns this rank's sequences of step 0, 1, ...: host int64 [sequences, seq_len + 1].
     """
     losses, norms, update = [], [], None
     for number in range(1, STEPS + 1):
         rate = work.learning_rate * min(1.0, number / RISING)
-        before = sample_update(model, optimizer) if number == STEPS else None
+        before = sample_update(parameters, optimizer) if number == STEPS else None
         # One sequence at a time, so that gradients are accumulated.
         output = step(share(number - 1).split(1), rate)
         losses.append(ranks.mean([output.loss.item()])[0])
         norms.append(output.gradient_norm.item())
         # The loss scaler of fp16 skips an update whose norm is not finite.
         if before is not None and math.isfinite(norms[-1]):
-            after = sample_update(model, optimizer)
+            after = sample_update(parameters, optimizer)
             updates = sum(map(math.isfinite, norms))
-            update = check_update(before, after, model, work, rate, ranks, number=updates)
+            update = check_update(before, after, parameters, work, rate, ranks, number=updates)
     return ShortTraining(losses, norms, update)

@@ -14,6 +14,7 @@ from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import CoordinatedStop
 from harness.training.distributed.communication import CommunicationMeter, ExchangeObserver
+from harness.training.distributed.parallel import is_metered, uses_ddp
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.fingerprint import Fingerprint
 from harness.training.history import TrainingHistory
@@ -54,8 +55,9 @@ class Trainer:
         self._measurements = Measurements(step_seconds_method=self._step_clock.step_seconds_method)
         self._meter = CommunicationMeter(
             # FSDP's collectives run on streams of their own, which these events do not cover.
-            events=backend.event_timer() if config.parallel.name == "ddp" else None,
-            asynchronous=backend.asynchronous,
+            events=backend.event_timer() if uses_ddp(config, processes.ranks.layout) else None,
+            # PyTorch's DTensor, pipelines and replicas of shards exchange without the meter.
+            asynchronous=backend.asynchronous or not is_metered(config, processes.ranks.layout),
             heartbeat=processes.heartbeat.beat,
         )
         self._telemetry = Telemetry(sensor_of(backend) if config.telemetry else "telemetry=false")
@@ -64,8 +66,8 @@ class Trainer:
             config.workload,
             first_step=from_step + 1,
             pin_memory=backend.pins_host_memory,
-            rank=processes.ranks.rank,
-            ranks=processes.ranks.size,
+            rank=processes.ranks.share,
+            ranks=processes.ranks.layout.shares,
         )
 
     @property
@@ -172,7 +174,7 @@ class Trainer:
             self._processes.heartbeat.beat,
         )
         self._measurements = replace(self._measurements, init_digest=prepared.init_digest)
-        observed = observe_training_step(prepared, config, self._dataset)
+        observed = observe_training_step(prepared, config, self._dataset, ranks)
         self._measurements = self._measurements.observing(**observed.to_settings())
         if looking:
             self.history.fingerprint = fingerprint.take_first_looks(prepared, observed.activations, in_fp32)
@@ -226,7 +228,7 @@ class Trainer:
         work = self._config.workload
         self._measurements = collect_measurements(
             self._measurements,
-            model=prepared.model,
+            parameters=prepared.parameters,
             step=prepared.step,
             backend=self._backend,
             ranks=self._processes.ranks,

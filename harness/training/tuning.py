@@ -10,24 +10,39 @@ import torch
 from harness.backends.base import Backend
 from harness.config import OPERATIONS, STOCK, TrackConfig
 from harness.errors import ConfigError
+from harness.layout import Layout
 from harness.training.observer import LoopObserver
-from harness.workload.model import Transformer
+from harness.workload.model import Block, Transformer
+
+# Operations on weights and activations that tensor parallelism cuts: PyTorch's own know how to.
+_ON_CUT_TENSORS = ("rms_norm", "cross_entropy")
 
 
-def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> TrackConfig:
+def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, sharded: bool) -> TrackConfig:
     """Return the track with the backend's default in place of every null.
 
     Args:
-        sharded: true if weights are gathered and freed while the model runs, which cannot be compiled.
+        sharded: true if weights are spread over ranks: then the model is compiled block by block.
 
     Raises:
-        ConfigError: the backend does not have a requested kernel.
+        ConfigError: the backend does not have a requested kernel, or the layout has no use for it.
         BackendUnavailable: the track uses torch.compile, and something that it needs is missing.
     """
     defaults = backend.tuned_defaults()
     chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
-    if sharded and track.compile is None:
-        chosen["compile"] = "no"
+    if sharded and chosen.get("compile") == "model":
+        chosen["compile"] = "blocks"
+    # DTensor's collectives and a pipeline's hooks are not compiled.
+    cut = {} if layout.shares == layout.size else {"compile": "no"}
+    if layout.tensor > 1:
+        cut |= dict.fromkeys(_ON_CUT_TENSORS, STOCK)
+    for key, only in cut.items():
+        if getattr(track, key) not in (None, only):
+            raise ConfigError(
+                f"track.{key}: found {getattr(track, key)}, but a layout of {layout} has only {only}; leave "
+                f"track.{key} out"
+            )
+        chosen[key] = only
     resolved = replace(track, **chosen)
     if resolved.compile == "no":
         if track.activation_memory_budget not in (None, 1.0):
@@ -49,10 +64,14 @@ def resolve_track(track: TrackConfig, backend: Backend, *, sharded: bool) -> Tra
     return resolved
 
 
-def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Compilation:
+def apply_track(model: Transformer, track: TrackConfig, backend: Backend, *, sharded: bool) -> Compilation:
     """Install the kernels of a resolved track in a model, and set it to be compiled at its first call.
 
-    Returns a counter of torch.compile's graphs from now on.
+    Args:
+        sharded: true if weights are spread over ranks.
+
+    Returns:
+        A counter of torch.compile's graphs from now on.
     """
     known = backend.kernels()
     chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
@@ -65,8 +84,13 @@ def apply_track(model: Transformer, track: TrackConfig, backend: Backend) -> Com
     if track.compile == "model":
         model.compile(dynamic=False)
     elif track.compile == "blocks":
-        for block in (*model.blocks, model.norm):
-            block.compile(dynamic=False)
+        for layer in model.numbered_layers().values():
+            if sharded and isinstance(layer, Block):
+                # FSDP gathers and frees their weights in hooks around `forward`, which must run.
+                for unit in (layer.attention, layer.feed_forward):
+                    unit.forward = torch.compile(unit.forward, dynamic=False)  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                layer.compile(dynamic=False)
         for kernel in chosen.values():
             compile_kernel = getattr(kernel, "compile", None)
             if compile_kernel is not None:

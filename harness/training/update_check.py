@@ -17,7 +17,7 @@ from torch import nn
 
 from harness.config import WorkloadConfig
 from harness.training.distributed.collectives import Ranks
-from harness.workload.initialization import own_rows
+from harness.workload.initialization import own_part
 from harness.workload.philox import stream_key, words
 
 # Elements of a parameter that are compared.
@@ -35,10 +35,10 @@ class UpdateSample:
     second_moments: Mapping[str, np.ndarray]
 
 
-def sample_update(model: nn.Module, optimizer: torch.optim.Optimizer) -> UpdateSample:
+def sample_update(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> UpdateSample:
     """Read this rank's share of the sampled elements. Moments that do not exist yet are zero."""
     found: tuple[dict[str, np.ndarray], ...] = ({}, {}, {})
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         state = optimizer.state.get(parameter, {})
         weights = _sampled(name, parameter)
         found[0][name] = weights
@@ -47,11 +47,12 @@ def sample_update(model: nn.Module, optimizer: torch.optim.Optimizer) -> UpdateS
     return UpdateSample(*found)
 
 
-def check_update(before: UpdateSample, after: UpdateSample, model: nn.Module, work: WorkloadConfig, rate: float,
-                 ranks: Ranks, *, number: int = 1) -> dict[str, Any]:  # fmt: skip
+def check_update(before: UpdateSample, after: UpdateSample, parameters: Mapping[str, nn.Parameter],
+                 work: WorkloadConfig, rate: float, ranks: Ranks, *, number: int = 1) -> dict[str, Any]:  # fmt: skip
     """Return how far an update lies from AdamW's formula (Loshchilov and Hutter 2019). Collective.
 
     Args:
+        parameters: by name; of copies on several ranks, those of one.
         rate: learning rate of this update.
         number: of the update, from 1.
 
@@ -61,7 +62,7 @@ def check_update(before: UpdateSample, after: UpdateSample, model: nn.Module, wo
         parameter, with its name.
     """
     own = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         decay = work.weight_decay if parameter.dim() >= 2 else 0.0
         own[name] = _errors(_elements(before, name), _elements(after, name), work, decay, rate, number)
     total: dict[str, np.ndarray] = {}
@@ -102,9 +103,11 @@ def _errors(before: _Elements, after: _Elements, work: WorkloadConfig, decay: fl
 
 def _sampled(name: str, tensor: torch.Tensor) -> np.ndarray:
     """Return this rank's share of the tensor's sampled elements: float64 on the host."""
-    local, rows = own_rows(tensor.detach())
+    local, rows, columns = own_part(tensor.detach())
     width = tensor.numel() // tensor.shape[0]
     picked = words(stream_key("update sample", name), 0, SAMPLES) % np.uint64(tensor.numel())
-    own = [int(index) - rows.start * width for index in picked if rows.start * width <= index < rows.stop * width]
+    places = [divmod(int(index), width) for index in picked]
+    own = [(row - rows.start) * len(columns) + column - columns.start for row, column in places
+           if row in rows and column in columns]  # fmt: skip
     flat = local.flatten()
     return flat[torch.tensor(own, dtype=torch.int64, device=flat.device)].cpu().double().numpy()

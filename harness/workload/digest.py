@@ -6,11 +6,13 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from harness.workload.initialization import own_part
 from harness.workload.model import compared_name
 
 _MODULUS = 1 << 256
@@ -67,12 +69,20 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if whole is None else whole()
 
 
-def parameter_norms(model: nn.Module) -> dict[str, float]:
-    """Return the parameters' 2-norms by `compared_name`, computed in float32 on the device. Synchronizes once."""
-    named = sorted(model.named_parameters())
-    norms = [whole_tensor(torch.linalg.vector_norm(parameter.detach().float())) for _, parameter in named]
+def parameter_norms(
+    parameters: Mapping[str, torch.Tensor], gather: Callable[[Any], list[Any]] = lambda own: [own]
+) -> dict[str, float]:
+    """Return the parameters' 2-norms by `compared_name`, computed in float32 on the device. Synchronizes once.
+
+    Args:
+        parameters: by name, whole or distributed; of copies on several ranks, those of one.
+        gather: returns every rank's value, on every rank.
+    """
+    named = [(name, own_part(parameter.detach()).local) for name, parameter in sorted(parameters.items())]
+    norms = torch.stack([torch.linalg.vector_norm(part.float()) for _, part in named]).tolist() if named else []
+    own = [(name, norm) for (name, _), norm in zip(named, norms, strict=True)]
     found: dict[str, float] = {}
-    for (name, _), norm in zip(named, torch.stack(norms).tolist(), strict=True):
+    for name, norm in sorted(pair for rank in gather(own) for pair in rank):
         found[compared_name(name)] = math.hypot(found.get(compared_name(name), 0.0), norm)
     return found
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from harness.config import ModelConfig
-from harness.workload.model import Transformer
+from harness.workload.model import Transformer, parameter_shapes
 from harness.workload.philox import approximately_normal, stream_key
 from harness.workload.weights import WeightFiles
 
@@ -26,6 +26,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
     weights: WeightFiles | None = None,
+    blocks: range | None = None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
@@ -34,20 +35,20 @@ def build_model(
         dtype: type in which the weights are stored; they are generated in float32.
         heartbeat: called after each parameter.
         weights: files that hold the initial weights; None generates random ones.
+        blocks: those of one stage of a pipeline; None builds all.
 
     Raises:
         DataError: the files do not hold this model.
     """
     with torch.device("meta"):
-        model = Transformer(config).to(dtype)
+        model = Transformer(config, blocks).to(dtype)
     if weights is not None:
-        weights.check({name: parameter.shape for name, parameter in model.named_parameters()})
+        weights.check(parameter_shapes(config))
     if shard is not None:
         shard(model)
     # to_empty gives each of the two names of a tied parameter its own storage.
     model.to_empty(device=device)
-    if config.tie_word_embeddings:
-        model.head.weight = model.embedding.weight
+    model.tie_weights()
     initialize(model, config, seed, heartbeat, weights)
     return model
 
@@ -59,33 +60,53 @@ def initialize(
     heartbeat: Callable[[], None] = lambda: None,
     weights: WeightFiles | None = None,
 ) -> None:
-    """Set all parameters to their initial values, in place; of a sharded model, this rank's rows of them."""
+    """Set all parameters to their initial values, in place; of a distributed model, this rank's part of them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            local, rows = own_rows(parameter)
+            local, rows, columns = own_part(parameter)
             if weights is None:
-                local.copy_(initial_value(name, parameter.shape, config, seed, rows))
+                values = initial_value(name, parameter.shape, config, seed, rows)
             else:
-                local.copy_(weights.value(name, parameter.shape, rows))
+                values = weights.value(name, parameter.shape, rows)
+            local.copy_(values[:, columns.start : columns.stop] if values.dim() > 1 else values)
             heartbeat()
 
 
-def own_rows(parameter: torch.Tensor) -> tuple[torch.Tensor, range]:
-    """Return this rank's shard of a parameter, which shares its storage, and the range of its rows."""
-    rows = range(parameter.shape[0])
-    for dimension, placement in enumerate(getattr(parameter, "placements", ())):
+class OwnPart(NamedTuple):
+    """A rank's part of a tensor of one or two dimensions."""
+
+    local: torch.Tensor
+    """Shares the tensor's storage."""
+    rows: range
+    columns: range
+    """`range(1)` of a vector."""
+
+
+def own_part(tensor: torch.Tensor) -> OwnPart:
+    """Return this rank's part of a tensor: of one that is not distributed, the whole."""
+    cut = [range(tensor.shape[0]), range(tensor.shape[1]) if tensor.dim() > 1 else range(1)]
+    placements = list(enumerate(getattr(tensor, "placements", ())))
+    # FSDP's strided shards, on the mesh's first dimensions, are cut from what tensor parallelism has left.
+    for dimension, placement in sorted(placements, key=lambda pair: hasattr(pair[1], "split_factor")):
         if placement.is_replicate():
             continue
-        assert placement.is_shard(0), "parameters are sharded by rows"
-        # As torch.chunk cuts: the last shards may be shorter, or empty.
-        mesh: Any = parameter.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
-        each = -(-len(rows) // mesh.size(dimension))
+        # As torch.chunk cuts: the last parts may be shorter, or empty.
+        mesh: Any = tensor.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
+        whole = cut[placement.dim]
+        each = -(-len(whole) // mesh.size(dimension))
         first = mesh.get_local_rank(dimension) * each
-        rows = rows[first : first + each]
-    to_local = getattr(parameter, "to_local", None)
-    local = parameter if to_local is None else to_local()
-    assert local.shape[0] == len(rows), "the shard is not the one that torch.chunk gives"
-    return local, rows
+        cut[placement.dim] = whole[first : first + each]
+    local = local_tensor(tensor)
+    rows, columns = cut
+    assert local.shape == (len(rows), len(columns))[: tensor.dim()], "the part is not the one that torch.chunk gives"
+    return OwnPart(local, rows, columns)
+
+
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what this rank holds of a DTensor, which shares its storage, or the tensor itself."""
+    # Not by its type: importing DTensor takes a second, which a run on one device saves.
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
 
 
 def initial_value(

@@ -42,6 +42,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.attention: Kernel = causal_attention
         self.rotary: Kernel = rotate
+        # Context parallelism's, if it is used.
+        self.exchange: Kernel = apply_kernel
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]"""
@@ -52,8 +54,13 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = self.rotary(q, *rotary), self.rotary(k, *rotary)
-        mixed = self.attention(q, k, v)
+        mixed = self.exchange(self.attention, q, k, v)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def apply_kernel(kernel: Kernel, *inputs: torch.Tensor) -> torch.Tensor:
+    """Return the kernel's result."""
+    return kernel(*inputs)
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -149,23 +156,47 @@ class Transformer(nn.Module):
     """
 
     kernels = ("cross_entropy",)
+    # A whole model has both; of a pipeline's stages, some have None.
+    embedding: nn.Embedding
+    head: nn.Linear
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, blocks: range | None = None) -> None:
+        """
+        Args:
+            blocks: those of one stage of a pipeline; the first stage has the embeddings too, the last one norm and
+                head. None: all.
+        """
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        blocks = blocks or range(config.num_hidden_layers)
+        self.is_first, self.is_last = blocks.start == 0, blocks.stop == config.num_hidden_layers
+        tied = config.tie_word_embeddings
+        learned = config.position_embedding == "learned"
+        has_embedding = self.is_first or (self.is_last and tied)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size) if has_embedding else None  # type: ignore
         self.position = (
-            nn.Embedding(config.max_position_embeddings, config.hidden_size)
-            if config.position_embedding == "learned"
-            else None
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if self.is_first and learned else None
         )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embedding.weight
+        self.blocks = nn.ModuleList()
+        for number in blocks:
+            self.blocks.add_module(str(number), Block(config))
+        self.norm = make_norm(config) if self.is_last else None
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if self.is_last else None  # type: ignore
+        self.tie_weights()
+        self.part_of_sequence: tuple[int, int] = (0, 1)
+        """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
+
+    def numbered_layers(self) -> dict[int, nn.Module]:
+        """Return the blocks of this part of the model by number, and the last norm after them."""
+        found = {int(number): block for number, block in self.blocks.named_children()}
+        return found if self.norm is None else {**found, self.config.num_hidden_layers: self.norm}
+
+    def tie_weights(self) -> None:
+        """Let the head have the embedding's weight, if they are tied."""
+        if self.config.tie_word_embeddings and self.head is not None and self.embedding is not None:
+            self.head.weight = self.embedding.weight
 
     def use_kernels(self, kernels: Mapping[str, Kernel]) -> None:
         """Replace operations, given by name, with other functions of the same mathematics."""
@@ -176,25 +207,63 @@ class Transformer(nn.Module):
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
+        assert self.head is not None
         return self.head(self.final_hidden_states(tokens))
 
     def final_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """int64 [B, S] -> [B, S, W]: the normalized output of the last block, which the head projects."""
-        length = tokens.shape[1]
+        """int64 [B, S] -> [B, S, W]: the normalized output of the last block, which the head projects.
+
+        S are the positions of this rank's part of the sequences.
+        """
+        assert self.norm is not None
+        return self.norm(self.hidden_states(self.embed(tokens), tokens.shape[1]))
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [B, S] -> [B, S, W]"""
+        assert self.embedding is not None
         x = self.embedding(tokens)
-        if self.position is not None:
-            x = x + self.position.weight[:length]
-        rotary = self._rotary_tables(length, x.device) if self.config.position_embedding == "rotary" else None
+        if self.position is None:
+            return x
+        own = self._own_positions(tokens.shape[1])
+        return x + self.position(torch.arange(own.start, own.stop, device=tokens.device))
+
+    def hidden_states(self, x: torch.Tensor, length: int) -> torch.Tensor:
+        """[B, S, W] -> [B, S, W]: all blocks.
+
+        Args:
+            length: S; with tensor parallelism x has only a part of these positions.
+        """
+        rotary = None
+        if self.config.position_embedding == "rotary":
+            own = self._own_positions(length)
+            cos, sin = self._rotary_tables(length * self.part_of_sequence[1], x.device)
+            rotary = cos[own.start : own.stop], sin[own.start : own.stop]
         for block in self.blocks:
             if self.config.activation_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
                 x = block(x, rotary)
-        return self.norm(x)
+        return x
 
-    def forward(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Return the mean next-token cross-entropy in nats, float32 scalar, of int64 sequences [B, S + 1]."""
-        return self.cross_entropy(self.head, self.final_hidden_states(sequences[:, :-1]), sequences[:, 1:])
+    def forward(self, inputs: torch.Tensor, sequences: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the mean next-token cross-entropy in nats, float32 scalar; of a stage before the last, its output.
+
+        Args:
+            inputs: int64 sequences [B, S + 1]; of a stage after the first, the output of the one before.
+            sequences: of a stage after the first, the sequences.
+        """
+        number, parts = self.part_of_sequence
+        sequences = inputs if sequences is None else sequences
+        tokens, targets = (x.chunk(parts, dim=1)[number] for x in (sequences[:, :-1], sequences[:, 1:]))
+        if self.is_first and self.is_last:
+            return self.cross_entropy(self.head, self.final_hidden_states(tokens), targets)
+        x = self.hidden_states(self.embed(tokens) if self.is_first else inputs, tokens.shape[1])
+        return x if self.norm is None else self.cross_entropy(self.head, self.norm(x), targets)
+
+    def _own_positions(self, length: int) -> range:
+        """Return the positions of this rank's part of a sequence, which has this length."""
+        number, _ = self.part_of_sequence
+        return range(number * length, (number + 1) * length)
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         if self._rotary is None or self._rotary[0].shape[0] != length or self._rotary[0].device != device:

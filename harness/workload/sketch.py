@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.workload.initialization import own_rows
+from harness.workload.initialization import own_part
 from harness.workload.model import compared_name
 from harness.workload.philox import stream_key, words
 
@@ -57,38 +57,35 @@ class Sketch:
 ZERO = Sketch(0.0, np.zeros(SKETCH_SIZE))
 
 
-def sketch_all(
-    tensors: Mapping[str, torch.Tensor], gather: Callable[[Any], list[Any]], *, is_main: bool
-) -> dict[str, Sketch]:
+def sketch_all(tensors: Mapping[str, torch.Tensor], gather: Callable[[Any], list[Any]]) -> dict[str, Sketch]:
     """Return the sketch of every tensor, by `compared_name`. Collective; synchronizes once.
 
     Args:
-        tensors: float32, by parameter's name, whole and the same on every rank, or sharded by rows (DTensors).
+        tensors: float32, by parameter's name, whole or distributed (DTensors); of copies, those of one rank.
         gather: returns every rank's value, on every rank.
-        is_main: whether this is the rank that counts for whole tensors.
     """
-    parts = {name: _own_part(name, tensor) for name, tensor in tensors.items() if _counts_here(tensor, is_main=is_main)}
+    parts = {name: _own_part(name, tensor) for name, tensor in tensors.items()}
     own: dict[str, list[float]] = {}
     if parts:
         own = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
-    found = {compared_name(name): np.zeros(SKETCH_SIZE + 1) for name in tensors}
+    found: dict[str, np.ndarray] = {}
     for rank in gather(own):
         for name, values in rank.items():
-            found[compared_name(name)] += values
+            found[compared_name(name)] = found.get(compared_name(name), np.zeros(SKETCH_SIZE + 1)) + values
     return {name: Sketch(math.sqrt(values[0]), _rounded(values[1:])) for name, values in found.items()}
 
 
 def _own_part(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a tensor's squared norm and projections: float32 [1 + SKETCH_SIZE], on the device."""
-    local, rows = own_rows(tensor)
-    if not len(rows):
+    local, rows, columns = own_part(tensor)
+    if not local.numel():
         return torch.zeros(1 + SKETCH_SIZE, device=local.device)
     matrix = local.detach().float().reshape(len(rows), -1)
-    if matrix.shape[1] == 1:
+    if tensor.dim() == 1:
         projections = (_signs(name, "elements", rows, SKETCH_SIZE).to(matrix.device).T @ matrix).flatten()
     else:
         left = _signs(name, "rows", rows, SIGNS).to(matrix.device)
-        right = _signs(name, "columns", range(matrix.shape[1]), SIGNS).to(matrix.device)
+        right = _signs(name, "columns", columns, SIGNS).to(matrix.device)
         projections = (left.T @ matrix @ right).flatten()[_ORDER]
     return torch.cat((matrix.square().sum().view(1), projections))
 
@@ -106,13 +103,3 @@ def _signs(name: str, axis: str, indices: range, count: int) -> torch.Tensor:
     octets = raw.astype("<u8").view(np.uint8)[first - start * _BYTES_PER_WORD :][: last - first]
     bits = np.unpackbits(octets).reshape(len(indices), count)
     return torch.from_numpy(bits.astype(np.float32) * 2 - 1)
-
-
-def _counts_here(tensor: torch.Tensor, *, is_main: bool) -> bool:
-    """Return whether this rank's part of a tensor is to be added: replicas must count once."""
-    placements = getattr(tensor, "placements", None)
-    if placements is None:
-        return is_main
-    mesh: Any = tensor.device_mesh  # pyright: ignore[reportAttributeAccessIssue]
-    replicated = [dimension for dimension, placement in enumerate(placements) if placement.is_replicate()]
-    return all(mesh.get_local_rank(dimension) == 0 for dimension in replicated)

@@ -109,7 +109,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
         "losses": [output.loss.item() for output in outputs],
         "norms": [output.gradient_norm.item() for output in outputs],
         "held_out": held_out.item(),
-        "parameters": parameter_norms(model),
+        "parameters": parameter_norms(dict(model.named_parameters())),
         "skipped": step.skipped_steps(),
     }
 

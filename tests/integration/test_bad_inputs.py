@@ -106,7 +106,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("checkpoint.evry=5", 2, ["checkpoint.evry", "did you mean checkpoint.every"]),
     ("parallel=ddp", 2, ["parallel", "RANK", "torchrun --nproc-per-node"]),
     ("parallel=ddp repeats=3", 2, ["repeats", "torchrun"]),
-    ("parallel=dp", 2, ["parallel", "'dp'", "ddp, fsdp, single"]),
+    ("parallel=dp", 2, ["parallel", "'dp'", "ddp, fsdp, mesh, single"]),
     ("parallel.cpu_offload=true", 2, ["parallel.cpu_offload", "parallel=fsdp"]),
     ("parallel.timeout_seconds=0", 2, ["parallel.timeout_seconds", "more than 0"]),
     ("on_nonfinite=ignore", 2, ["on_nonfinite", "'ignore'", "stop, skip"]),

@@ -132,22 +132,11 @@ def test_fp16_skips_the_same_steps(tmp_path: Path) -> None:
         assert relative(found["losses"]["train"], expected["losses"]["train"]) < 1e-3
 
 
-def test_shards_within_hosts_and_replicas_across_them(
-    alone: dict[str, Any], shape: tuple[str, ...], tmp_path: Path
-) -> None:
-    """Two simulated hosts of two processes each."""
-    hosts = {rank: {"LOCAL_RANK": str(rank % 2), "LOCAL_WORLD_SIZE": "2"} for rank in range(4)}
-    overrides = [*TINY, *SHAPE, *shape, "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
-    for ended in run_ranks(4, overrides, tmp_path, variables=hosts):
+def test_shards_and_replicas(alone: dict[str, Any], shape: tuple[str, ...], tmp_path: Path) -> None:
+    overrides = [*TINY, *SHAPE, *shape, "parallel=fsdp", "parallel.shard=2", "out=run"]
+    for ended in run_ranks(4, overrides, tmp_path):
         assert ended.code == 0, ended.err
     assert_same_work(record(tmp_path / "run"), alone)
-
-
-def test_hybrid_shard_needs_several_hosts(tmp_path: Path) -> None:
-    overrides = [*OVERRIDES[:-1], "parallel=fsdp", "parallel.hybrid_shard=true", "out=run"]
-    first, second = run_ranks(2, overrides, tmp_path)
-    assert (first.code, second.code) == (5, 5)
-    assert "parallel.hybrid_shard: needs several hosts" in first.errors[0]
 
 
 def test_one_process_prints_and_writes(tmp_path: Path) -> None:

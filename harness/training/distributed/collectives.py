@@ -7,28 +7,39 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from harness import environment
 from harness.errors import RunFailed
+from harness.layout import Layout
 from harness.signals import StopRequest
 from harness.workload.digest import BatchDigest
 from harness.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 STOP_CHECK_SECONDS = 1.0
 
 
 class Ranks:
-    """All processes of a run; every method is collective. In a run of one process, methods just return."""
+    """All processes of a run and their layout; methods with a collective just return in a run of one process."""
 
-    def __init__(self, world: World | None = None) -> None:
+    def __init__(self, world: World | None = None, layout: Layout | None = None) -> None:
         self.world = world or World()
+        self.layout = layout or Layout(data=self.world.size)
+        self._meshes: dict[tuple[str, ...], DeviceMesh] = {}
+        self._ends: tuple[Any] | None = None
+        self.timeout: timedelta | None = None
+        """Of collectives; None: PyTorch's own."""
 
     @property
     def size(self) -> int:
@@ -41,6 +52,73 @@ class Ranks:
     @property
     def is_main(self) -> bool:
         return self.world.is_main
+
+    @property
+    def share(self) -> int:
+        """Number of the part of the batch that this rank trains on, of `layout.shares`."""
+        return self.layout.share_of(self.rank)
+
+    def weight_mesh(self, device_type: str) -> DeviceMesh:
+        """Return the mesh over which parameters are spread: `shard` is over the parts of a sequence too, which have the
+        same weights. The first call is collective.
+        """
+        layout = self.layout
+        return self._mesh(device_type, pipeline=layout.pipeline, data=layout.data,
+                          shard=layout.shard * layout.context, tensor=layout.tensor)  # fmt: skip
+
+    def activation_mesh(self, device_type: str) -> DeviceMesh:
+        """Return the mesh over which the activations of one sequence are spread. The first call is collective."""
+        layout = self.layout
+        mesh = self._mesh(device_type, share=layout.size // (layout.context * layout.tensor),
+                          context=layout.context, tensor=layout.tensor)  # fmt: skip
+        return mesh[tuple(name for name in ("context", "tensor") if name in (mesh.mesh_dim_names or ()))]
+
+    def first_and_last_stage(self) -> Any:
+        """Return the group of this rank and the one in its place on the first or last stage of a pipeline.
+
+        The first call is collective. None on every other stage.
+        """
+        if self._ends is None:
+            each = self.size // self.layout.pipeline
+            pairs = [[first, first + self.size - each] for first in range(each)]
+            made = [(pair, dist.new_group(pair, timeout=self.timeout)) for pair in pairs]
+            groups = {rank: group for pair, group in made for rank in pair}
+            self._ends = (groups.get(self.rank),)
+        return self._ends[0]
+
+    def _mesh(self, device_type: str, **sizes: int) -> DeviceMesh:
+        """Return a mesh of the axes that have several parts, and of `shard`; each kind is made once."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        names = tuple(name for name, size in sizes.items() if size > 1 or name == "shard")
+        if names not in self._meshes:
+            mesh = init_device_mesh(device_type, tuple(sizes[name] for name in names), mesh_dim_names=names)
+            for group in mesh.get_all_groups():
+                self._set_timeout(group)
+            self._meshes[names] = mesh
+        return self._meshes[names]
+
+    def _set_timeout(self, group: Any) -> None:
+        """Give a group the timeout of the whole: its own may be shorter than the watchdog's, which names the cause."""
+        if self.timeout is not None:
+            with warnings.catch_warnings():
+                # Of collectives whose groups have a timeout of their own.
+                warnings.simplefilter("ignore")
+                dist.distributed_c10d._set_pg_timeout(self.timeout, group)
+
+    def counts(self, tensor: torch.Tensor) -> bool:
+        """Return whether this rank's part of a tensor is to be added up over the ranks: of copies, one counts.
+
+        Stages of a pipeline have tensors of their own.
+        """
+        mesh: Any = getattr(tensor, "device_mesh", None)
+        axes = () if mesh is None else mesh.mesh_dim_names
+        placements: Any = getattr(tensor, "placements", ())
+        cut: set[str] = {axis for axis, placement in zip(axes, placements, strict=True) if not placement.is_replicate()}
+        if "shard" in cut:
+            cut.add("context")
+        at = self.layout.coordinate(self.rank)
+        return not any(index for axis, index in at.items() if axis not in cut and axis != "pipeline")
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value, in rank order, on every rank."""
@@ -74,10 +152,25 @@ class Ranks:
         return tensor.tolist()
 
     def combined_digest(self, digest: BatchDigest) -> str:
-        """Return the digest of the batches of all ranks."""
+        """Return the digest of the batches of all ranks.
+
+        Raises:
+            RunFailed: ranks that have the same part of the batch trained on different tokens.
+        """
         total = BatchDigest()
-        for part in self.gather(digest.hexdigest()):
-            total.merge(part)
+        parts = self.gather(digest.hexdigest())
+        for rank, part in enumerate(parts):
+            first = next(
+                other for other in range(rank + 1) if self.layout.share_of(other) == self.layout.share_of(rank)
+            )
+            if part != parts[first]:
+                raise RunFailed(
+                    f"rank {rank} trained on other tokens than rank {first}, which has the same part of the batch; "
+                    "this is a bug in the harness: report it",
+                    shared=True,
+                )
+            if first == rank:
+                total.merge(part)
         return total.hexdigest()
 
 

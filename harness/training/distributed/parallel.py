@@ -1,19 +1,22 @@
-"""Parallel layouts of a model: whole on one device, or distributed by PyTorch's DDP or FSDP2."""
+"""Parallel layouts of a model: whole on one device, or distributed over a mesh by PyTorch's DDP, FSDP2 and DTensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from harness.analysis.flops import training_flops_per_token
 from harness.backends.base import Backend
-from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype
+from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype, pieces_for_norm
 from harness.config import Config
 from harness.errors import ConfigError
+from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.communication import (
     CommunicationMeter,
@@ -21,13 +24,18 @@ from harness.training.distributed.communication import (
     MeteredReduceScatter,
     allreduce_hook,
 )
-from harness.workload.initialization import build_model
+from harness.workload.initialization import build_model, local_tensor, own_part
 from harness.workload.model import Block, Transformer
 from harness.workload.weights import open_weights
 
-# DDP and FSDP are imported where they are used: the import takes a second that a run on one device saves.
+# DDP, FSDP and DTensor are imported where they are used: that takes a second, which a run on one device saves.
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+    pass
+
+# The parameter that first and last stage of a pipeline both have, with tied embeddings.
+COPIED = "embedding.weight"
+# Before, schedules refuse fewer micro-batches than stages, and merge the outputs of all, which losses cannot be.
+PIPELINE_TORCH = (2, 13)
 
 
 @dataclass
@@ -35,29 +43,48 @@ class ParallelModel:
     """A model distributed over the ranks."""
 
     model: Transformer
-    """The model itself, with this rank's parameters: whole, or its shards."""
+    """The model itself, with this rank's parameters: whole, or its parts."""
     wrapped: nn.Module
     """The module that the training step calls."""
+    counted: dict[str, nn.Parameter]
+    """Parameters that this rank counts, by name: of copies on several ranks, one does."""
     grad_sync: GradientSync = NO_SYNC
+    as_part: Callable[[torch.Tensor], torch.Tensor] = lambda positions: positions
+    """Turns what this rank has of one sequence's activations, [positions, W], into a DTensor of all."""
 
 
 def parallelize_model(
     config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
 ) -> ParallelModel:
-    """Return the configured model with its initial weights, in the layout of `config.parallel`.
+    """Return the configured model with its initial weights, in the layout of `ranks`.
 
     `heartbeat` is called for every parameter: initializing a large model takes minutes.
 
     Raises:
-        ConfigError: the layout does not fit the device or the number of processes.
+        ConfigError: the layout does not fit the device.
     """
-    if config.parallel.name == "fsdp":
+    if uses_mesh(config, ranks):
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
-        return _fsdp(model, backend, ranks, meter)
+        return _meshed(config, model, backend, ranks, meter)
     model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config))
-    if config.parallel.name == "ddp":
+    if ranks.world.is_distributed:
         return _ddp(model, backend, ranks, meter)
-    return ParallelModel(model, model)
+    return ParallelModel(model, model, dict(model.named_parameters()))
+
+
+def uses_ddp(config: Config, layout: Layout) -> bool:
+    """Return whether DDP replicates the model: `parallel=fsdp` is FSDP even where nothing is left to shard."""
+    return layout.is_replicated and config.parallel.name not in ("single", "fsdp")
+
+
+def is_metered(config: Config, layout: Layout) -> bool:
+    """Return whether the communication meter sees all collectives of a step."""
+    return uses_ddp(config, layout) or layout.size == layout.shard
+
+
+def uses_mesh(config: Config, ranks: Ranks) -> bool:
+    """Return whether parameters are parts of tensors over the mesh."""
+    return ranks.world.is_distributed and not uses_ddp(config, ranks.layout)
 
 
 def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> ParallelModel:
@@ -73,13 +100,17 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
         gradient_as_bucket_view=True,
     )
     wrapped.register_comm_hook(None, allreduce_hook(meter))
-    return ParallelModel(model, wrapped, GradientSync(ranks.size, wrapped.no_sync, meter.end_wait))
+    counted = dict(model.named_parameters()) if ranks.is_main else {}
+    return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, meter.end_wait))
 
 
-def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> ParallelModel:
+def _meshed(
+    config: Config, model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter
+) -> ParallelModel:
     from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor, Shard
 
-    assert isinstance(model, FSDPModule)
+    layout = ranks.layout
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # On a device that queues its work a collective returns at once, so that there is nothing to time.
@@ -88,15 +119,146 @@ def _fsdp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicati
 
     @contextmanager
     def no_sync() -> Iterator[None]:
-        model.set_requires_gradient_sync(False)
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            model.set_requires_gradient_sync(True)
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(True)
 
-    # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
-    # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
-    return ParallelModel(model, model, GradientSync(ranks.size, no_sync, after_eval=model.reshard))
+    def after_eval() -> None:
+        # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
+        # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+    is_cut = layout.context * layout.tensor > 1
+    activations = ranks.activation_mesh(backend.device().type) if is_cut else None
+
+    def as_part(positions: torch.Tensor) -> torch.Tensor:
+        assert activations is not None
+        return DTensor.from_local(positions, activations, [Shard(0)] * activations.ndim, run_check=False)
+
+    counted = {name: parameter for name, parameter in model.named_parameters() if ranks.counts(parameter)}
+    pipeline = copy = None
+    if layout.pipeline > 1:
+        from harness.training.distributed.pipeline import Pipeline
+
+        stages = ranks.weight_mesh(backend.device().type)["pipeline"]
+        pipeline = Pipeline(model, stages, backend.device(), config.parallel.pipeline_schedule,
+                            layout.context * layout.tensor, autocast_dtype(config.precision))  # fmt: skip
+        copy = _copied_weight(model, ranks)
+        if model.is_last and not model.is_first:
+            counted.pop(COPIED, None)
+    sync = GradientSync(
+        layout.shares * layout.context,
+        no_sync,
+        after_eval=after_eval,
+        pipeline=pipeline,
+        share_overflow=_share_overflow,
+        clip=lambda parameters, most: clip_by_global_norm(parameters, most, set(counted.values()), copy),
+    )
+    return ParallelModel(model, model, counted, sync, as_part if is_cut else lambda positions: positions)
+
+
+@torch.no_grad()
+def _share_overflow(parameters: Sequence[nn.Parameter]) -> None:
+    """Give every rank a gradient that is not finite, if any rank has one: all have to skip the same updates."""
+    local = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    overflowed = (~torch.isfinite(torch.nn.utils.get_total_norm(local))).float().to(local[0].device)
+    dist.all_reduce(overflowed)
+    first = next(part for part in local if part.numel())
+    first.view(-1)[:1].add_(torch.where(overflowed > 0, torch.inf, 0.0))
+
+
+@torch.no_grad()
+def clip_by_global_norm(
+    parameters: Sequence[nn.Parameter],
+    most: float,
+    counted: Container[nn.Parameter],
+    copy: tuple[nn.Parameter, Any] | None = None,
+) -> torch.Tensor:
+    """Scale gradients that are spread over ranks so that their 2-norm is at most `most`, as clip_grad_norm_ does.
+
+    Args:
+        counted: the parameters that this rank counts: of copies on several ranks, one does.
+        copy: a parameter that two stages have, and their group: its gradient is the sum of both.
+
+    Returns:
+        The norm before, the same on every rank. It takes one collective, in any layout.
+    """
+    _sum_partial_gradients(parameters)
+    if copy is not None:
+        parameter, group = copy
+        assert parameter.grad is not None
+        dist.all_reduce(local_tensor(parameter.grad), group=group)
+    own = [parameter for parameter in parameters if parameter.grad is not None]
+    local = [own_part(parameter.grad).local for parameter in own if parameter.grad is not None]
+    parts = [part for part, parameter in zip(local, own, strict=True) if parameter in counted]
+    square = torch.nn.utils.get_total_norm(pieces_for_norm(parts)).to(local[0].device).square()
+    dist.all_reduce(square)
+    norm = square.sqrt()
+    factor = torch.clamp(most / (norm + 1e-6), max=1.0)
+    torch._foreach_mul_(local, factor)  # pyright: ignore[reportPrivateImportUsage]
+    return norm
+
+
+def _copied_weight(model: Transformer, ranks: Ranks) -> tuple[nn.Parameter, Any] | None:
+    """Return the weight that first and last stage both have, with tied embeddings, and the group of the two ranks.
+
+    Collective. None on every other rank.
+    """
+    if not model.config.tie_word_embeddings:
+        return None
+    group = ranks.first_and_last_stage()
+    weight = None if model.embedding is None else model.embedding.weight
+    return (weight, group) if isinstance(weight, nn.Parameter) and group is not None else None
+
+
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+
+
+def own_blocks(config: Config, ranks: Ranks) -> range:
+    """Return the numbers of the blocks of this rank's stage."""
+    from harness.training.distributed.pipeline import stage_blocks
+
+    model = asdict(config.model)
+    all_blocks = training_flops_per_token({**model, "vocab_size": 0}, config.workload.seq_len)
+    head = training_flops_per_token({**model, "num_hidden_layers": 0}, config.workload.seq_len)
+    layers = config.model.num_hidden_layers
+    stages = stage_blocks(layers, ranks.layout.pipeline, head / (all_blocks / layers))
+    return stages[ranks.layout.coordinate(ranks.rank)["pipeline"]]
+
+
+def _sum_partial_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum gradients of which each rank of the tensor axis has a part. Where FSDP holds the weights, it has done so.
+
+    Those of norms, and of biases that are added after a sum over ranks, are small: one collective for all. That of the
+    embedding is summed into the parts of its weight.
+    """
+    from torch.distributed.tensor import DTensor
+
+    partial = {parameter: parameter.grad for parameter in parameters if isinstance(parameter.grad, DTensor)
+               and parameter.grad.placements != _placements(parameter)}  # fmt: skip
+    small = [parameter for parameter in partial if own_part(parameter).local.shape == parameter.shape]
+    # In the order of the parameters, the same on every rank.
+    for parameter, gradient in partial.items():
+        if parameter not in set(small):
+            parameter.grad = gradient.redistribute(placements=_placements(parameter))
+    if small:
+        local = [partial[parameter].to_local() for parameter in small]
+        flat = torch.cat([part.flatten() for part in local])
+        mesh = partial[small[0]].device_mesh
+        dist.all_reduce(flat, group=mesh.get_group("tensor"))
+        for parameter, part in zip(small, flat.split([part.numel() for part in local]), strict=True):
+            whole = part.view(parameter.shape)
+            parameter.grad = DTensor.from_local(whole, mesh, _placements(parameter), run_check=False)
+
+
+def _placements(parameter: nn.Parameter) -> Any:
+    return getattr(parameter, "placements", ())
 
 
 def build_sharded(
@@ -106,20 +268,19 @@ def build_sharded(
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> Transformer:
-    """Return the model sharded with FSDP2, initialized shard by shard: no rank ever holds more than its own part.
+    """Return the model cut over the mesh, initialized part by part: no rank ever holds more than its own.
 
-    The projections of each block are one FSDP unit; the rest (embeddings, norms, head) is another, whose weights are
-    used in float32.
+    Tensor parallelism first, then FSDP2. The projections of each block are one FSDP unit; the rest (embeddings, norms,
+    head) is another, whose weights are used in float32.
 
     Raises:
-        ConfigError: the layout does not fit the device or the number of processes.
+        ConfigError: the layout does not fit the device.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    parallel = config.parallel
+    parallel, layout, mesh = config.parallel, ranks.layout, ranks.weight_mesh(device.type)
     if parallel.cpu_offload and device.type == "cpu":
         raise ConfigError("parallel.cpu_offload: the device is the host itself; leave it false")
-    mesh = _mesh(device, ranks, hybrid=parallel.hybrid_shard)
     gathered = autocast_dtype(config.precision) if parallel.low_precision_all_gather else None
     offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
     # Autocast still decides each operation's type, as on one device: it would cast the projections' weights to this
@@ -128,31 +289,40 @@ def build_sharded(
     plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def shard(model: Transformer) -> None:
+        if layout.tensor > 1:
+            from harness.training.distributed.tensor import parallelize_tensor
+
+            parallelize_tensor(model, mesh["tensor"])
+        if layout.context > 1:
+            from harness.training.distributed.context import parallelize_context
+
+            parallelize_context(model, ranks.activation_mesh(device.type)["context"])
+        if layout.shares * layout.context == 1 and config.parallel.name != "fsdp":
+            return
+        parts = mesh["data", "shard"] if layout.data > 1 else mesh["shard"]
         for block in model.blocks:
             assert isinstance(block, Block)
-            fully_shard([block.attention, block.feed_forward], mesh=mesh, mp_policy=narrow, offload_policy=offload)
-        fully_shard(model, mesh=mesh, mp_policy=plain, offload_policy=offload)
+            fully_shard(
+                [block.attention, block.feed_forward],
+                mesh=parts,
+                # A pipeline's micro-batches pass in turn, so that weights would be gathered again for each.
+                reshard_after_forward=layout.pipeline == 1,
+                mp_policy=narrow,
+                offload_policy=offload,
+            )
+        fully_shard(model, mesh=parts, mp_policy=plain, offload_policy=offload)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 # Every collective library sums; not every one averages.
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
 
-    home = torch.device("cpu") if parallel.cpu_offload else device
-    return build_model(
-        config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat, weights=open_weights(config)
-    )
-
-
-def _mesh(device: torch.device, ranks: Ranks, *, hybrid: bool) -> DeviceMesh:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    if not hybrid:
-        return init_device_mesh(device.type, (ranks.size,), mesh_dim_names=("shard",))
-    local = ranks.world.local_size
-    if ranks.size % local or local == ranks.size:
+    if layout.pipeline > 1 and _torch_version() < PIPELINE_TORCH:
         raise ConfigError(
-            f"parallel.hybrid_shard: needs several hosts with the same number of processes each, found {ranks.size} "
-            f"processes, {local} of them on this host; leave it false"
+            f"parallel.pipeline: needs torch {'.'.join(map(str, PIPELINE_TORCH))} or newer, found {torch.__version__}; "
+            "install that, or leave parallel.pipeline out"
         )
-    return init_device_mesh(device.type, (ranks.size // local, local), mesh_dim_names=("replicate", "shard"))
+    home = torch.device("cpu") if parallel.cpu_offload else device
+    blocks = own_blocks(config, ranks) if layout.pipeline > 1 else None
+    return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat,
+                       weights=open_weights(config), blocks=blocks)  # fmt: skip

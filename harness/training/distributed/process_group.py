@@ -19,6 +19,7 @@ from harness import log
 from harness.addresses import LOOPBACK, resolvable_host, wait_for_answer
 from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError, EndedWithAll, ExitCode, RunFailed, UserError
+from harness.layout import Layout
 from harness.process_end import skip_finalization
 from harness.records.files import archive_file, write_atomically
 from harness.records.run_folder import STACKS_FILE
@@ -44,8 +45,8 @@ COLLECTIVE_TIMEOUT_MARGIN_SECONDS = 1900
 class RunProcesses(ABC):
     """The processes of one run, as one of them sees them."""
 
-    def __init__(self, world: World, heartbeat: Heartbeat) -> None:
-        self.world, self.heartbeat, self.ranks = world, heartbeat, Ranks(world)
+    def __init__(self, world: World, layout: Layout, heartbeat: Heartbeat) -> None:
+        self.world, self.heartbeat, self.ranks = world, heartbeat, Ranks(world, layout)
 
     @abstractmethod
     def init_collectives(self, backend: Backend) -> None:
@@ -104,7 +105,9 @@ class RunProcesses(ABC):
 
 
 @contextmanager
-def join_processes(world: World, heartbeat: Heartbeat, *, timeout_seconds: float) -> Iterator[RunProcesses]:
+def join_processes(
+    world: World, layout: Layout, heartbeat: Heartbeat, *, timeout_seconds: float
+) -> Iterator[RunProcesses]:
     """Join the other processes of the run, if there are any, and leave them at the end.
 
     Raises:
@@ -112,9 +115,9 @@ def join_processes(world: World, heartbeat: Heartbeat, *, timeout_seconds: float
     """
     processes: RunProcesses
     if world.is_distributed:
-        processes = _DistributedProcesses(world, heartbeat, timeout_seconds)
+        processes = _DistributedProcesses(world, layout, heartbeat, timeout_seconds)
     else:
-        processes = _SingleProcess(world, heartbeat)
+        processes = _SingleProcess(world, layout, heartbeat)
     try:
         yield processes
     finally:
@@ -145,8 +148,8 @@ class _SingleProcess(RunProcesses):
 
 
 class _DistributedProcesses(RunProcesses):
-    def __init__(self, world: World, heartbeat: Heartbeat, timeout_seconds: float) -> None:
-        super().__init__(world, heartbeat)
+    def __init__(self, world: World, layout: Layout, heartbeat: Heartbeat, timeout_seconds: float) -> None:
+        super().__init__(world, layout, heartbeat)
         self._timeout_seconds = timeout_seconds
         self._has_collectives = False
         self._exit_code: ExitCode | None = None
@@ -170,12 +173,13 @@ class _DistributedProcesses(RunProcesses):
         for name, value in backend.collective_variables.items():
             os.environ.setdefault(name, value)
         names = collective if device.type == "cpu" else f"cpu:gloo,{device.type}:{collective}"
+        self.ranks.timeout = timedelta(seconds=self._timeout_seconds + COLLECTIVE_TIMEOUT_MARGIN_SECONDS)
         dist.init_process_group(
             names,
             store=PrefixStore("collectives", self._store),
             rank=self.world.rank,
             world_size=self.world.size,
-            timeout=timedelta(seconds=self._timeout_seconds + COLLECTIVE_TIMEOUT_MARGIN_SECONDS),
+            timeout=self.ranks.timeout,
         )
         self._has_collectives = True
 

@@ -1,0 +1,74 @@
+"""Layouts of several axes: the same work and numbers as one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.text import layered_settings
+from tests.layouts import MODELS, WORK, difference, train
+from tests.ranks import record, run_harness
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the run of each model in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for model, settings in MODELS.items():
+        ended = run_harness(folder, *layered_settings(WORK, settings), f"out={model}")
+        assert ended.code == 0, ended.err
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        # Four ranks share two key/value heads; tied weights are one parameter of two uneven cuts.
+        ("llama", "tensor=4"),
+        ("gpt2", "shard=2 tensor=2"),
+        ("gpt2", "context=2"),
+        ("llama", "context=2 tensor=2"),
+        ("tied", "pipeline=2"),
+        ("mha", "pipeline=2 shard=2"),
+    ],
+)
+def test_the_layout_does_not_change_the_work(model: str, layout: str, alone: Path) -> None:
+    found = train(
+        alone, layout, layered_settings(WORK, MODELS[model]), f"{model}-{layout.replace(' ', '-').replace('=', '')}"
+    )
+    assert isinstance(found, Path), found
+    assert difference(alone / model, found, "fp32").startswith("ok")
+    sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split())}
+    parallel = record(found)["parallel"]
+    assert {axis: size for axis, size in parallel["layout"].items() if size > 1 or axis in sizes} == sizes
+    # Not all collectives are metered.
+    assert {rank["exposed_communication_seconds"] for rank in parallel["ranks"]} == {None}
+
+
+@pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
+def test_bf16_is_within_the_gate(layout: str, tmp_path: Path) -> None:
+    settings = layered_settings(WORK, MODELS["llama"], ["precision=bf16"])
+    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    found = train(tmp_path, layout, settings, "run")
+    assert isinstance(found, Path), found
+    assert difference(tmp_path / "alone", found, "bf16").startswith("ok")
+
+
+def test_fp16_skips_the_same_steps_in_a_pipeline(tmp_path: Path) -> None:
+    settings = layered_settings(WORK, MODELS["mha"], ["precision=fp16", "model.initializer_range=3.0"])
+    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    found = train(tmp_path, "pipeline=2", settings, "run")
+    assert isinstance(found, Path), found
+    expected = record(tmp_path / "alone")["losses"]["skipped_steps"]
+    assert record(found)["losses"]["skipped_steps"] == expected > 0
+
+
+def test_uneven_evaluations_pass_through_a_pipeline(tmp_path: Path) -> None:
+    """Shares of the held-out sequences have micro-batches of other sizes."""
+    more = ["workload.global_batch_size=16", "workload.micro_batch_size=4", "workload.eval_sequences=15"]
+    settings = layered_settings(WORK, MODELS["mha"], more)
+    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    found = train(tmp_path, "pipeline=2 shard=2", settings, "run")
+    assert isinstance(found, Path), found
+    assert difference(tmp_path / "alone", found, "fp32").startswith("ok")
