@@ -3,7 +3,6 @@
     python scripts/layout_table.py                       every model in every layout
     python scripts/layout_table.py --models gpt2 --layouts 'tensor=2' 'tensor=2 data=2'
     python scripts/layout_table.py --precision bf16      within the gate of *same computation*?
-    python scripts/layout_table.py --emulated            over HCCL on the emulated NPU
 
 Processes are forks and exchange over Gloo. In float32 losses and gradient norms of all steps have to agree within 1e-5.
 Exit code 1 if a layout differs.
@@ -30,6 +29,11 @@ LAYOUTS = (
     "data=2 shard=1 tensor=2",
     "data=2 shard=2",
     "data=2 shard=2 tensor=2",
+    "pipeline=2",
+    "pipeline=4",
+    "pipeline=2 shard=2",
+    "pipeline=2 tensor=2",
+    "pipeline=2 context=2",
     "context=2",
     "context=4",
     "context=2 tensor=2",

@@ -301,3 +301,27 @@ def test_the_state_of_a_loss_scaler_goes_on() -> None:
     other.restore(json.loads(json.dumps(step.state())))
     assert other.state() == step.state()
     assert other.state()["attempted_steps"] == 2
+
+
+def test_the_norm_of_a_long_gradient_is_exact() -> None:
+    """PyTorch's own is off by 1e-4 on the CPU."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(4000, 1000))
+    gradient = torch.randn(4000, 1000)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, _sequences: torch.Tensor) -> torch.Tensor:
+            return (self.weight * gradient).sum()
+
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = EagerStep(model, optimizer, torch.device("cpu"), "fp32", 1.0)
+    output = step([torch.zeros(1, 2, dtype=torch.int64)], 1.0)
+    exact = float(gradient.double().norm())
+    assert output.gradient_norm.item() == pytest.approx(exact, rel=2e-6)
+    # Clipped to 1, and subtracted.
+    assert float(weight.detach().double().norm()) == pytest.approx(1.0, rel=2e-6)

@@ -32,6 +32,7 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return None if precision == "fp32" else getattr(torch, DTYPE_NAMES[precision])
 
 
+# Elements of which PyTorch's norm on the CPU is exact to 1e-6.
 MAX_PIECE = 1 << 18
 Clip = Callable[[Sequence[Any], float], "torch.Tensor"]
 """Scales the gradients of parameters so that their 2-norm is at most a number, and returns the norm before."""
@@ -47,6 +48,7 @@ def pieces_for_norm(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def is_long(tensor: torch.Tensor) -> bool:
+    """Return whether PyTorch's norm of a tensor is to be taken in pieces."""
     return tensor.device.type == "cpu" and tensor.numel() > MAX_PIECE and tensor.is_contiguous()
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
 from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
+from harness.layout import Layout
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
 from harness.text import counted, printable
@@ -150,10 +151,9 @@ def _device(record: dict[str, Any]) -> str:
 
 
 def _layout(record: dict[str, Any]) -> str:
-    sizes = (record.get("parallel") or {}).get("layout", {})
-    axes = [f"{axis} {size}" for axis, size in sizes.items() if size > 1]
+    sizes = (record.get("parallel") or {}).get("layout")
     preset = record["config"]["parallel"]["name"]
-    return " x ".join(axes) if preset == "mesh" and axes else preset
+    return str(Layout(**sizes)) if preset == "mesh" and sizes else preset
 
 
 def _communication(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:

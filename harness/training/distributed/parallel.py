@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from harness.analysis.flops import training_flops_per_token
 from harness.backends.base import Backend
-from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype, pieces_for_norm
+from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.layout import Layout
@@ -24,16 +23,15 @@ from harness.training.distributed.communication import (
     MeteredReduceScatter,
     allreduce_hook,
 )
-from harness.workload.initialization import build_model, local_tensor, own_part
+from harness.training.distributed.gradients import COPIED, clip_by_global_norm, copied_weight, share_overflow
+from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
 from harness.workload.weights import open_weights
 
 # DDP, FSDP and DTensor are imported where they are used: that takes a second, which a run on one device saves.
 if TYPE_CHECKING:
-    pass
+    from torch.distributed.device_mesh import DeviceMesh
 
-# The parameter that first and last stage of a pipeline both have, with tied embeddings.
-COPIED = "embedding.weight"
 # Before, schedules refuse fewer micro-batches than stages, and merge the outputs of all, which losses cannot be.
 PIPELINE_TORCH = (2, 13)
 
@@ -111,11 +109,8 @@ def _meshed(
     from torch.distributed.tensor import DTensor, Shard
 
     layout = ranks.layout
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # On a device that queues its work a collective returns at once, so that there is nothing to time.
-            module.set_custom_all_gather(cast(Any, MeteredAllGather(meter, blocks=not backend.asynchronous)))
-            module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=not backend.asynchronous)))
+    # On a device that queues its work a collective returns at once, so that there is nothing to time.
+    _meter_fsdp(model, meter, blocks=not backend.asynchronous)
 
     @contextmanager
     def no_sync() -> Iterator[None]:
@@ -148,72 +143,19 @@ def _meshed(
         stages = ranks.weight_mesh(backend.device().type)["pipeline"]
         pipeline = Pipeline(model, stages, backend.device(), config.parallel.pipeline_schedule,
                             layout.context * layout.tensor, autocast_dtype(config.precision))  # fmt: skip
-        copy = _copied_weight(model, ranks)
+        copy = copied_weight(model, ranks)
         if model.is_last and not model.is_first:
             counted.pop(COPIED, None)
+    once = frozenset(counted.values())
     sync = GradientSync(
         layout.shares * layout.context,
         no_sync,
         after_eval=after_eval,
         pipeline=pipeline,
-        share_overflow=_share_overflow,
-        clip=lambda parameters, most: clip_by_global_norm(parameters, most, set(counted.values()), copy),
+        share_overflow=share_overflow,
+        clip=lambda parameters, most: clip_by_global_norm(parameters, most, once, copy),
     )
     return ParallelModel(model, model, counted, sync, as_part if is_cut else lambda positions: positions)
-
-
-@torch.no_grad()
-def _share_overflow(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every rank a gradient that is not finite, if any rank has one: all have to skip the same updates."""
-    local = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    overflowed = (~torch.isfinite(torch.nn.utils.get_total_norm(local))).float().to(local[0].device)
-    dist.all_reduce(overflowed)
-    first = next(part for part in local if part.numel())
-    first.view(-1)[:1].add_(torch.where(overflowed > 0, torch.inf, 0.0))
-
-
-@torch.no_grad()
-def clip_by_global_norm(
-    parameters: Sequence[nn.Parameter],
-    most: float,
-    counted: Container[nn.Parameter],
-    copy: tuple[nn.Parameter, Any] | None = None,
-) -> torch.Tensor:
-    """Scale gradients that are spread over ranks so that their 2-norm is at most `most`, as clip_grad_norm_ does.
-
-    Args:
-        counted: the parameters that this rank counts: of copies on several ranks, one does.
-        copy: a parameter that two stages have, and their group: its gradient is the sum of both.
-
-    Returns:
-        The norm before, the same on every rank. It takes one collective, in any layout.
-    """
-    _sum_partial_gradients(parameters)
-    if copy is not None:
-        parameter, group = copy
-        assert parameter.grad is not None
-        dist.all_reduce(local_tensor(parameter.grad), group=group)
-    own = [parameter for parameter in parameters if parameter.grad is not None]
-    local = [own_part(parameter.grad).local for parameter in own if parameter.grad is not None]
-    parts = [part for part, parameter in zip(local, own, strict=True) if parameter in counted]
-    square = torch.nn.utils.get_total_norm(pieces_for_norm(parts)).to(local[0].device).square()
-    dist.all_reduce(square)
-    norm = square.sqrt()
-    factor = torch.clamp(most / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(local, factor)  # pyright: ignore[reportPrivateImportUsage]
-    return norm
-
-
-def _copied_weight(model: Transformer, ranks: Ranks) -> tuple[nn.Parameter, Any] | None:
-    """Return the weight that first and last stage both have, with tied embeddings, and the group of the two ranks.
-
-    Collective. None on every other rank.
-    """
-    if not model.config.tie_word_embeddings:
-        return None
-    group = ranks.first_and_last_stage()
-    weight = None if model.embedding is None else model.embedding.weight
-    return (weight, group) if isinstance(weight, nn.Parameter) and group is not None else None
 
 
 def _torch_version() -> tuple[int, ...]:
@@ -232,33 +174,13 @@ def own_blocks(config: Config, ranks: Ranks) -> range:
     return stages[ranks.layout.coordinate(ranks.rank)["pipeline"]]
 
 
-def _sum_partial_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Sum gradients of which each rank of the tensor axis has a part. Where FSDP holds the weights, it has done so.
+def _meter_fsdp(model: Transformer, meter: CommunicationMeter, *, blocks: bool) -> None:
+    from torch.distributed.fsdp import FSDPModule
 
-    Those of norms, and of biases that are added after a sum over ranks, are small: one collective for all. That of the
-    embedding is summed into the parts of its weight.
-    """
-    from torch.distributed.tensor import DTensor
-
-    partial = {parameter: parameter.grad for parameter in parameters if isinstance(parameter.grad, DTensor)
-               and parameter.grad.placements != _placements(parameter)}  # fmt: skip
-    small = [parameter for parameter in partial if own_part(parameter).local.shape == parameter.shape]
-    # In the order of the parameters, the same on every rank.
-    for parameter, gradient in partial.items():
-        if parameter not in set(small):
-            parameter.grad = gradient.redistribute(placements=_placements(parameter))
-    if small:
-        local = [partial[parameter].to_local() for parameter in small]
-        flat = torch.cat([part.flatten() for part in local])
-        mesh = partial[small[0]].device_mesh
-        dist.all_reduce(flat, group=mesh.get_group("tensor"))
-        for parameter, part in zip(small, flat.split([part.numel() for part in local]), strict=True):
-            whole = part.view(parameter.shape)
-            parameter.grad = DTensor.from_local(whole, mesh, _placements(parameter), run_check=False)
-
-
-def _placements(parameter: nn.Parameter) -> Any:
-    return getattr(parameter, "placements", ())
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_all_gather(cast(Any, MeteredAllGather(meter, blocks=blocks)))
+            module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=blocks)))
 
 
 def build_sharded(
@@ -276,17 +198,9 @@ def build_sharded(
     Raises:
         ConfigError: the layout does not fit the device.
     """
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-
     parallel, layout, mesh = config.parallel, ranks.layout, ranks.weight_mesh(device.type)
     if parallel.cpu_offload and device.type == "cpu":
         raise ConfigError("parallel.cpu_offload: the device is the host itself; leave it false")
-    gathered = autocast_dtype(config.precision) if parallel.low_precision_all_gather else None
-    offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
-    # Autocast still decides each operation's type, as on one device: it would cast the projections' weights to this
-    # type anyway. Inputs are not cast, and gradients are reduced in float32.
-    narrow = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
 
     def shard(model: Transformer) -> None:
         if layout.tensor > 1:
@@ -297,25 +211,8 @@ def build_sharded(
             from harness.training.distributed.context import parallelize_context
 
             parallelize_context(model, ranks.activation_mesh(device.type)["context"])
-        if layout.shares * layout.context == 1 and config.parallel.name != "fsdp":
-            return
-        parts = mesh["data", "shard"] if layout.data > 1 else mesh["shard"]
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            fully_shard(
-                [block.attention, block.feed_forward],
-                mesh=parts,
-                # A pipeline's micro-batches pass in turn, so that weights would be gathered again for each.
-                reshard_after_forward=layout.pipeline == 1,
-                mp_policy=narrow,
-                offload_policy=offload,
-            )
-        fully_shard(model, mesh=parts, mp_policy=plain, offload_policy=offload)
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                # Every collective library sums; not every one averages.
-                module.set_force_sum_reduction_for_comms(True)
-                module.set_gradient_divide_factor(1.0)
+        if layout.shares * layout.context > 1 or parallel.name == "fsdp":
+            _shard_weights(model, config, layout, mesh["data", "shard"] if layout.data > 1 else mesh["shard"])
 
     if layout.pipeline > 1 and _torch_version() < PIPELINE_TORCH:
         raise ConfigError(
@@ -326,3 +223,32 @@ def build_sharded(
     blocks = own_blocks(config, ranks) if layout.pipeline > 1 else None
     return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat,
                        weights=open_weights(config), blocks=blocks)  # fmt: skip
+
+
+def _shard_weights(model: Transformer, config: Config, layout: Layout, mesh: DeviceMesh) -> None:
+    """Shard the weights with FSDP2, in place, over the last dimension of the mesh."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+    parallel = config.parallel
+    gathered = autocast_dtype(config.precision) if parallel.low_precision_all_gather else None
+    offload = CPUOffloadPolicy() if parallel.cpu_offload else OffloadPolicy()
+    # Autocast still decides each operation's type, as on one device: it would cast the projections' weights to this
+    # type anyway. Inputs are not cast, and gradients are reduced in float32.
+    narrow = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    plain = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        fully_shard(
+            [block.attention, block.feed_forward],
+            mesh=mesh,
+            # A pipeline's micro-batches pass in turn, so that weights would be gathered again for each.
+            reshard_after_forward=layout.pipeline == 1,
+            mp_policy=narrow,
+            offload_policy=offload,
+        )
+    fully_shard(model, mesh=mesh, mp_policy=plain, offload_policy=offload)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # Every collective library sums; not every one averages.
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
