@@ -208,6 +208,8 @@ class ParallelConfig:
     """With mesh: stages of consecutive blocks, balanced by FLOPs; the last has the output projection too."""
     pipeline_schedule: str = bounded("1f1b", choices=("gpipe", "1f1b"))
     """Order of the micro-batches' passes through the stages."""
+    pipeline_blocks: str | None = None
+    """Number of blocks of each stage, as 9-8-8-7; null balances the stages by FLOPs."""
     context: int = bounded(1, minimum=1)
     """With mesh: parts of each sequence; attention exchanges positions for heads (DeepSpeed-Ulysses)."""
     tensor: int = bounded(1, minimum=1)
@@ -346,6 +348,15 @@ def mlp_bias(model: ModelConfig) -> bool:
 def intermediate_size(model: ModelConfig) -> int:
     """Return the inner size of the feed-forward block."""
     return 4 * model.hidden_size if model.intermediate_size is None else model.intermediate_size
+
+
+def blocks_by_stage(pipeline_blocks: str) -> list[int]:
+    """Return the numbers in `parallel.pipeline_blocks`.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    return [int(count) for count in pipeline_blocks.split("-")]
 
 
 def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

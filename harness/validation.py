@@ -315,11 +315,16 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             f"workload.micro_batch_size: found {work.micro_batch_size}, which leaves "
             f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for {layout.pipeline} stages; {remedy}"
         )
-    if layout.pipeline == 1 and config.parallel.pipeline_schedule != "1f1b":
-        yield (
-            f"parallel.pipeline_schedule: found {config.parallel.pipeline_schedule}, but there is no pipeline; leave "
-            "it out, or set parallel.pipeline"
-        )
+    for key, default in (("pipeline_schedule", "1f1b"), ("pipeline_blocks", None)):
+        if layout.pipeline == 1 and (found := getattr(config.parallel, key)) != default:
+            yield f"parallel.{key}: found {found}, but there is no pipeline; leave it out, or set parallel.pipeline"
+    if layout.pipeline > 1 and (found := config.parallel.pipeline_blocks) is not None:
+        counts = [int(count) if count.isdecimal() else 0 for count in found.split("-")]
+        if len(counts) != layout.pipeline or 0 in counts or sum(counts) != model.num_hidden_layers:
+            yield (
+                f"parallel.pipeline_blocks: found {found}, expected {layout.pipeline} numbers with a dash between them "
+                f"that add up to {counted(model.num_hidden_layers, 'block')}, one for each stage"
+            )
     if config.parallel.cpu_offload and config.parallel.name == "mesh" and layout.shares * layout.context == 1:
         yield "parallel.cpu_offload: only FSDP uses it, and nothing is sharded; leave it false, or set parallel.shard"
     if -(-model.vocab_size // layout.tensor) * (layout.tensor - 1) >= model.vocab_size:

@@ -247,7 +247,8 @@ class TestMaliciousFile:
             (lambda it: it.pop("progress"), "has no usable progress"),
             (
                 lambda it: it.update(format_version=FORMAT_VERSION - 1),
-                r"format_version 2 is older than this harness reads \(3\); go on with the version of the harness",
+                rf"format_version {FORMAT_VERSION - 1} is older than this harness reads \({FORMAT_VERSION}\); "
+                "go on with the version of the harness",
             ),
         ],
     )

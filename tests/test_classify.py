@@ -12,7 +12,6 @@ from harness.composition import load
 from harness.errors import RunFailed
 from harness.training import prepare
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.communication import CommunicationMeter
 from tests.conftest import TINY
 
 GLOO = (
@@ -69,9 +68,9 @@ def test_weights_that_do_not_fit_need_another_remedy_than_a_smaller_micro_batch(
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(prepare, "parallelize_model", does_not_fit)
-    config, meter = load([*TINY]), CommunicationMeter(events=None, asynchronous=False)
+    config = load([*TINY])
     with pytest.raises(RunFailed, match=r"^Tried to allocate 2.00 GiB; the weights alone do not fit") as failed:
-        prepare.prepare_step(config, backends.create(config.backend), Ranks(), meter, lambda: None)
+        prepare.prepare_step(config, backends.create(config.backend), Ranks(), lambda: None)
     assert failed.value.status == "oom"
     assert WEIGHTS_REMEDY in str(failed.value)
     assert "workload.micro_batch_size" not in str(failed.value)

@@ -114,7 +114,7 @@ FIXED |= {"model.path", *(f"model.rope_scaling.{name}" for names in ROPE_PARAMET
 FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
 FIXED |= {
-    *(f"parallel.{axis}" for axis in (*AXES, "pipeline_schedule")),
+    *(f"parallel.{axis}" for axis in (*AXES, "pipeline_schedule", "pipeline_blocks")),
     "parallel.cpu_offload",
     "parallel.low_precision_all_gather",
     "parallel.scaling_reference",

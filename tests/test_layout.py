@@ -122,6 +122,13 @@ class TestFit:
             (("model.num_hidden_layers=3", "workload.micro_batch_size=1"), Layout(pipeline=4),
              "parallel.pipeline: found 4 stages, but the model has 3 blocks; choose at most 3"),
             ((), Layout(pipeline=2), None),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_blocks=1-1-1", "model.num_hidden_layers=3"),
+             Layout(pipeline=2), "parallel.pipeline_blocks: found 1-1-1, expected 2 numbers with a dash between them "
+             "that add up to 3 blocks, one for each stage"),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_blocks=3-0", "model.num_hidden_layers=3"),
+             Layout(pipeline=2), "parallel.pipeline_blocks: found 3-0, expected 2 numbers"),
+            (("parallel=mesh", "parallel.pipeline_blocks=2"), Layout(tensor=2),
+             "parallel.pipeline_blocks: found 2, but there is no pipeline; leave it out, or set parallel.pipeline"),
             (("workload.micro_batch_size=4", "model.num_hidden_layers=2"), Layout(pipeline=2),
              "workload.micro_batch_size: found 4, which leaves 1 micro-batch for 2 stages; choose 2"),
         ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.composition import load
-from harness.training.history import TrainingHistory
-from harness.training.measurements import Measurements, describe_ranks, rank_timing
+from harness.layout import Layout
+from harness.training.history import Exchange, TrainingHistory
+from harness.training.measurements import Measurements, describe_ranks, pipeline_bubble, rank_timing
 from harness.training.run_record import target_section, timing_section
 from harness.training.timing import TimedInterval
 from tests.conftest import TINY
@@ -94,6 +95,28 @@ class TestRanks:
         assert found["stragglers"] == []
         assert [rank["busy_seconds_per_step"] for rank in found["ranks"]] == [None, None]
 
+    def test_a_straggler_has_a_place(self) -> None:
+        found = describe_ranks(timings_of((0.3, 0.1), (0.3, 0.1), (0.4, 0.0), (0.3, 0.1)), Layout(pipeline=2, tensor=2))
+        assert found["ranks"][found["stragglers"][0]["rank"]]["place"] == {"pipeline": 1, "tensor": 0}
+
+    def test_the_bubble_is_the_mean_share_of_waits_for_other_stages(self) -> None:
+        waits = (0.1, 0.3)
+        ranks = [
+            {
+                "step_seconds": 1.0,
+                "axes": {axis: {"exposed_communication_seconds": wait} for axis in ("pipeline", "tensor")},
+            }
+            for wait in waits
+        ]
+        assert pipeline_bubble(ranks, 2, 4) == {
+            "measured_share": pytest.approx(0.2), "ideal_share": pytest.approx(1 / 5), "micro_batches": 4,
+        }  # fmt: skip
+        ranks[1]["axes"] = None
+        unknown = pipeline_bubble(ranks, 2, 4)
+        assert unknown is not None
+        assert unknown["measured_share"] is None
+        assert pipeline_bubble(ranks, 1, 4) is None
+
     def test_rank_timing_is_of_the_measured_window(self) -> None:
         done = TrainingHistory(
             intervals=[
@@ -101,15 +124,25 @@ class TestRanks:
                 ("measured", interval(2, 5, 2.0)),
                 ("measured", interval(6, 7, 1.0)),
             ],
-            exchanges=[(999, 5.0), (400, 0.6), (200, 0.3)],
+            exchanges=[
+                {"shard": Exchange(999, 5.0)},
+                {"shard": Exchange(400, 0.6), "tensor": Exchange(60, 0.06)},
+                {"shard": Exchange(200, 0.3), "tensor": Exchange(30, 0.03)},
+            ],
         )
         assert rank_timing(done) == {
             "step_seconds": pytest.approx(0.5),
-            "payload_bytes_per_step": pytest.approx(100.0),
-            "exposed_communication_seconds": pytest.approx(0.15),
+            "payload_bytes_per_step": pytest.approx(115.0),
+            "exposed_communication_seconds": pytest.approx(0.165),
+            "axes": {
+                "shard": pytest.approx({"payload_bytes_per_step": 100.0, "exposed_communication_seconds": 0.15}),
+                "tensor": pytest.approx({"payload_bytes_per_step": 15.0, "exposed_communication_seconds": 0.015}),
+            },
         }
 
     def test_rank_timing_of_nothing_is_null(self) -> None:
         assert set(rank_timing(TrainingHistory()).values()) == {None}
-        unknown = TrainingHistory(intervals=[("measured", interval(1, 2, 2.0))], exchanges=[(10, None)])
+        unknown = TrainingHistory(
+            intervals=[("measured", interval(1, 2, 2.0))], exchanges=[{"shard": Exchange(10, None)}]
+        )
         assert rank_timing(unknown)["exposed_communication_seconds"] is None

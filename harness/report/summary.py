@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
 from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
-from harness.layout import Layout
+from harness.layout import AXES, Layout
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
 from harness.text import counted, printable
@@ -167,15 +167,29 @@ def _communication(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
         text = f"{payload / 1e6:,.2f} MB a step from each process"
         if None not in exposed:
             text += f"; exposed communication {1000 * min(exposed):.2f} to {1000 * max(exposed):.2f} ms a step"
-        lines.append(("communication", text))
+        lines.append(("communication", text + _by_axis(ranks)))
+    if (bubble := parallel.get("bubble")) is not None and bubble["measured_share"] is not None:
+        measured, ideal = (100 * bubble[key] for key in ("measured_share", "ideal_share"))
+        lines.append(("bubble", f"{measured:.0f} % of a step; {ideal:.0f} % with equal stages and free transfers"))
     scaling = parallel.get("scaling")
     if scaling is not None:
         lines.append(("scaling", _scaling(scaling)))
     for straggler in parallel["stragglers"]:
         rank = ranks[straggler["rank"]]
-        where = f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']})"
+        place = "".join(f", {axis} {index}" for axis, index in (rank.get("place") or {}).items())
+        where = f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']}{place})"
         lines.append(("straggler", f"{where}: {straggler['slowdown']:.2f} times the step time of the others"))
     return lines
+
+
+def _by_axis(ranks: list[dict[str, Any]]) -> str:
+    """Return the mean exposed communication of each axis, if there are several."""
+    axes = [axis for axis in ranks[0].get("axes") or {} if axis in AXES]
+    waits = {axis: [rank["axes"].get(axis, {}).get("exposed_communication_seconds") for rank in ranks] for axis in axes}
+    known = {axis: values for axis, values in waits.items() if None not in values}
+    if len(axes) < 2 or not known:
+        return ""
+    return f" ({', '.join(f'{axis} {1000 * statistics.fmean(values):.2f}' for axis, values in known.items())})"
 
 
 def _scaling(scaling: dict[str, Any]) -> str:

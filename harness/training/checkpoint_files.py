@@ -30,7 +30,7 @@ from harness.text import counted
 
 MANIFEST = "manifest.json"
 # Of the manifest.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 # The files that PyTorch and CheckpointStore write into a checkpoint's folder.
 CHECKPOINT_FILE = re.compile(
     r"__\d+_\d+\.distcp|\.metadata|\.metadata\.tmp|manifest\.json|\.manifest\.json\.\d+-[0-9a-f]{8}\.partial"

@@ -26,7 +26,6 @@ from harness.backends.base import Backend
 from harness.backends.step import StepOutput, TrainStep
 from harness.config import Config
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.communication import CommunicationMeter
 from harness.training.history import TrainingHistory
 from harness.training.observer import IntervalReport, LoopObserver
 from harness.training.prepare import PreparedTraining, prepare_step
@@ -103,7 +102,6 @@ class Fingerprint:
         backend: Backend,
         dataset: Dataset,
         ranks: Ranks,
-        meter: CommunicationMeter,
         heartbeat: Callable[[], None],
     ) -> None:
         """
@@ -111,7 +109,7 @@ class Fingerprint:
             config: with its track resolved.
         """
         self._config, self._backend, self._dataset = config, backend, dataset
-        self._ranks, self._meter, self._heartbeat = ranks, meter, heartbeat
+        self._ranks, self._heartbeat = ranks, heartbeat
         self._sequences = part_of_batch(config.workload, MIN_TOKENS)
         self._seconds = 0.0
 
@@ -122,7 +120,7 @@ class Fingerprint:
         config = replace(self._config, precision="fp32", track=replace(self._config.track, compile="no"))
         config = replace(config, model=replace(config.model, activation_checkpointing=True))
         began = time.perf_counter()
-        whole, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._meter, self._heartbeat)
+        whole, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._heartbeat)
         parameters, first = whole.counted, torch.from_numpy(self._dataset.train(0, 1))
         activations = observe_forward(step, whole, first, "fp32", self._ranks).activations
         gradient = self._look(step, parameters, optimizer)

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.config import flatten
 from harness.training.timing import TimedInterval
+
+
+class Exchange(NamedTuple):
+    """What this rank exchanged over one axis in some time."""
+
+    payload_bytes: int
+    """What it handed to collectives, before the algorithm's own traffic."""
+    exposed_seconds: float | None
+    """How long it waited for them with nothing to compute; None: unknown."""
+
+
+def total_exposed_seconds(exchanges: Iterable[Exchange]) -> float | None:
+    """Return the sum; None if one is unknown."""
+    exposed = [exchange.exposed_seconds for exchange in exchanges]
+    return None if None in exposed else math.fsum(seconds for seconds in exposed if seconds is not None)
 
 
 @dataclass
@@ -17,8 +34,8 @@ class TrainingHistory:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     intervals: list[tuple[str, TimedInterval]] = field(default_factory=list)
-    exchanges: list[tuple[int, float | None]] = field(default_factory=list)
-    """For each interval, this rank's payload of collectives in bytes, and its exposed communication in seconds."""
+    exchanges: list[dict[str, Exchange]] = field(default_factory=list)
+    """For each interval, what this rank exchanged over each axis of the layout."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     """Steps whose loss or gradient was not finite, with their samples."""
@@ -74,7 +91,9 @@ class TrainingHistory:
         """
         history = cls(**values)
         history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
-        history.exchanges = [(payload, waited) for payload, waited in values["exchanges"]]
+        history.exchanges = [
+            {axis: Exchange(*exchange) for axis, exchange in exchanges.items()} for exchanges in values["exchanges"]
+        ]
         curves = (history.losses, history.gradient_norms, history.learning_rates)
         numbers = [value for curve in curves for value in curve]
         if any(len(curve) != steps for curve in curves) or not all(isinstance(value, float) for value in numbers):

@@ -13,8 +13,9 @@ import torch
 from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.environment import CpuContention
+from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks, all_of_this_host
-from harness.training.history import TrainingHistory
+from harness.training.history import Exchange, TrainingHistory, total_exposed_seconds
 from harness.training.monitoring.telemetry import Telemetry, merge_ranks
 from harness.workload.digest import BatchDigest, parameter_norms
 
@@ -118,7 +119,7 @@ def collect_measurements(
 
 
 def rank_timing(history: TrainingHistory) -> dict[str, Any]:
-    """Return one rank's step time, payload and exposed communication, each per step of the measured window."""
+    """Return one rank's step time, payload and exposed communication, also by axis, per step of the measured window."""
     measured = [
         (interval, exchange)
         for (phase, interval), exchange in zip(history.intervals, history.exchanges, strict=True)
@@ -126,18 +127,31 @@ def rank_timing(history: TrainingHistory) -> dict[str, Any]:
     ]
     steps = sum(interval.steps for interval, _ in measured)
     if not steps:
-        return {"step_seconds": None, "payload_bytes_per_step": None, "exposed_communication_seconds": None}
-    waits = [waited for _, (_, waited) in measured]
-    waited = None if None in waits else math.fsum(wait for wait in waits if wait is not None) / steps
+        return dict.fromkeys(("step_seconds", "payload_bytes_per_step", "exposed_communication_seconds", "axes"))
+    over: dict[str, list[Exchange]] = {}
+    for _, exchanges in measured:
+        for axis, exchange in exchanges.items():
+            over.setdefault(axis, []).append(exchange)
+    axes = {axis: _per_step(found, steps) for axis, found in over.items()}
     return {
         "step_seconds": math.fsum(interval.seconds for interval, _ in measured) / steps,
-        "payload_bytes_per_step": sum(payload for _, (payload, _) in measured) / steps,
-        "exposed_communication_seconds": waited,
+        **_per_step([exchange for found in over.values() for exchange in found], steps),
+        "axes": axes,
     }
 
 
-def describe_ranks(by_rank: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _per_step(exchanges: Sequence[Exchange], steps: int) -> dict[str, float | None]:
+    exposed = total_exposed_seconds(exchanges)
+    return {
+        "payload_bytes_per_step": sum(exchange.payload_bytes for exchange in exchanges) / steps,
+        "exposed_communication_seconds": None if exposed is None else exposed / steps,
+    }
+
+
+def describe_ranks(by_rank: Sequence[Mapping[str, Any]], layout: Layout | None = None) -> dict[str, Any]:
     """Return the record's section on the ranks, from each rank's own values, in rank order.
+
+    `layout` adds each rank's place on the axes that have several parts.
 
     A rank's busy time is its step time minus its exposed communication. Since gradients are exchanged in every step,
     all ranks have the same step time: only their busy times show which of them the others wait for.
@@ -146,7 +160,9 @@ def describe_ranks(by_rank: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for number, own in enumerate(by_rank):
         step, waited = own["step_seconds"], own["exposed_communication_seconds"]
         busy = None if step is None or waited is None else max(0.0, step - waited)
-        ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
+        place = {} if layout is None else layout.coordinate(number)
+        place = {axis: index for axis, index in place.items() if getattr(layout, axis) > 1}
+        ranks.append({"rank": number, "place": place, **own, "busy_seconds_per_step": busy})
     return {"ranks": ranks, "stragglers": find_stragglers(ranks)}
 
 
@@ -161,3 +177,25 @@ def find_stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if typical > 0 and value > STRAGGLER_SLOWDOWN * typical:
             found.append({"rank": rank, "slowdown": value / typical})
     return found
+
+
+def pipeline_bubble(ranks: Sequence[Mapping[str, Any]], stages: int, micro_batches: int) -> dict[str, Any] | None:
+    """Return the share of a step in which the stages of a pipeline wait for each other, and the ideal one.
+
+    Measured: the mean over the ranks; transfers that are not hidden count too. Ideal, for equal stages and free
+    transfers, is (p - 1) / (m + p - 1) of p stages and m micro-batches, with GPipe and 1F1B alike (Narayanan et al.
+    2021, "Efficient Large-Scale Language Model Training on GPU Clusters").
+
+    Args:
+        ranks: as `describe_ranks` returns them.
+    """
+    if stages == 1:
+        return None
+    waits = [((rank["axes"] or {}).get("pipeline") or {}).get("exposed_communication_seconds") for rank in ranks]
+    shares = [None if wait is None else wait / rank["step_seconds"] for wait, rank in zip(waits, ranks, strict=True)]
+    known = [share for share in shares if share is not None]
+    return {
+        "measured_share": statistics.fmean(known) if len(known) == len(ranks) else None,
+        "ideal_share": (stages - 1) / (micro_batches + stages - 1),
+        "micro_batches": micro_batches,
+    }

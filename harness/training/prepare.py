@@ -13,7 +13,6 @@ from harness.backends.step import TrainStep
 from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import Ranks, same_on_all
-from harness.training.distributed.communication import CommunicationMeter
 from harness.training.distributed.parallel import ParallelModel, parallelize_model, uses_mesh
 from harness.training.evaluation import Evaluator
 from harness.training.probe import ForwardObservation, observe_forward
@@ -50,7 +49,6 @@ def prepare_training(
     backend: Backend,
     dataset: Dataset,
     ranks: Ranks,
-    meter: CommunicationMeter,
     batch_digest: BatchDigest,
     heartbeat: Callable[[], None],
 ) -> PreparedTraining:
@@ -65,7 +63,7 @@ def prepare_training(
         ConfigError: the layout does not fit the device or the number of processes.
         RunFailed: the ranks do not have the same initial weights.
     """
-    parallel_model, compilation, optimizer, step = prepare_step(config, backend, ranks, meter, heartbeat)
+    parallel_model, compilation, optimizer, step = prepare_step(config, backend, ranks, heartbeat)
     digest = _init_digest(config, parallel_model.model, ranks, heartbeat)
     heartbeat()
     evaluator = Evaluator(config.workload, step, dataset, batch_digest, ranks, heartbeat=heartbeat)
@@ -73,7 +71,7 @@ def prepare_training(
 
 
 def prepare_step(
-    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
+    config: Config, backend: Backend, ranks: Ranks, heartbeat: Callable[[], None]
 ) -> tuple[ParallelModel, Compilation, torch.optim.Optimizer, TrainStep]:
     """Return the model with its initial weights, its compilation, the optimizer and the backend's training step.
 
@@ -84,7 +82,7 @@ def prepare_step(
         RunFailed: the weights do not fit into the device's memory.
     """
     try:
-        parallel_model = parallelize_model(config, backend, ranks, meter, heartbeat)
+        parallel_model = parallelize_model(config, backend, ranks, heartbeat)
     except Exception as error:
         failure = backend.classify_error(error)
         if failure is None or failure.status != "oom":

@@ -31,8 +31,8 @@ from harness.errors import RunFailed
 from harness.records.run_folder import PROFILE_FOLDER
 from harness.schedule import learning_rate
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.communication import CommunicationMeter
 from harness.training.distributed.process_group import RunProcesses
+from harness.training.history import total_exposed_seconds
 from harness.training.tuning import force_eager
 from harness.workload.data import Dataset
 
@@ -41,8 +41,7 @@ MAX_OPERATIONS = 12
 
 
 def profile_steps(step: TrainStep, config: Config, dataset: Dataset, *, backend: Backend, folder: Path,
-                  processes: RunProcesses, meter: CommunicationMeter,
-                  stop_requested: Callable[[], bool]) -> dict[str, Any] | None:  # fmt: skip
+                  processes: RunProcesses, stop_requested: Callable[[], bool]) -> dict[str, Any] | None:  # fmt: skip
     """Return the profile of one step of this rank, and write its trace into the run's folder. Collective.
 
     Returns None if a stop was requested before it was complete.
@@ -62,7 +61,7 @@ def profile_steps(step: TrainStep, config: Config, dataset: Dataset, *, backend:
             raise _Stopped
 
     def exposed_seconds() -> float | None:
-        return meter.pop()[1] if processes.ranks.size > 1 else 0.0
+        return total_exposed_seconds(processes.ranks.meter.pop().values())
 
     batches = _first_batches(config, dataset, processes.ranks, pin_memory=backend.pins_host_memory)
     trace = folder / PROFILE_FOLDER / f"trace-rank{processes.ranks.rank}.json.gz"

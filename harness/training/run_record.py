@@ -15,7 +15,7 @@ from harness.text import utc_now
 from harness.training.fingerprint import fingerprint_record
 from harness.training.history import TrainingHistory
 from harness.training.loop import PHASES
-from harness.training.measurements import Measurements, describe_ranks
+from harness.training.measurements import Measurements, describe_ranks, pipeline_bubble
 from harness.training.setup import RunDescription
 from harness.training.timing import TimedInterval
 
@@ -120,7 +120,11 @@ def parallel_section(
         return None
     baseline, speed = description.scaling_baseline, times["tokens_per_second"]
     scaling = None if baseline is None else baseline.efficiency(description.world_size, speed)
-    return {"layout": asdict(description.layout), **describe_ranks(measurements.ranks), "scaling": scaling}
+    layout, work = description.layout, description.config.workload
+    described = describe_ranks(measurements.ranks, layout)
+    micro_batches = work.global_batch_size // (layout.shares * work.micro_batch_size)
+    bubble = pipeline_bubble(described["ranks"], layout.pipeline, micro_batches)
+    return {"layout": asdict(layout), **described, "bubble": bubble, "scaling": scaling}
 
 
 def profile_section(found: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import CoordinatedStop
 from harness.training.distributed.communication import CommunicationMeter, ExchangeObserver
-from harness.training.distributed.parallel import is_metered, uses_ddp
+from harness.training.distributed.parallel import uses_ddp
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.fingerprint import Fingerprint
 from harness.training.history import TrainingHistory
@@ -53,11 +53,12 @@ class Trainer:
         self.history = TrainingHistory()
         self._step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self._measurements = Measurements(step_seconds_method=self._step_clock.step_seconds_method)
-        self._meter = CommunicationMeter(
-            # FSDP's collectives run on streams of their own, which these events do not cover.
-            events=backend.event_timer() if uses_ddp(config, processes.ranks.layout) else None,
-            # PyTorch's DTensor, pipelines and replicas of shards exchange without the meter.
-            asynchronous=backend.asynchronous or not is_metered(config, processes.ranks.layout),
+        # FSDP's collectives run, and wait, on streams of their own: the stream that computes waits for those later.
+        hidden = backend.asynchronous and not uses_ddp(config, processes.ranks.layout)
+        self._meter = processes.ranks.meter = CommunicationMeter(
+            events=backend.event_timer(),
+            asynchronous=backend.asynchronous,
+            unseen=frozenset({"data", "shard"}) if hidden else frozenset(),
             heartbeat=processes.heartbeat.beat,
         )
         self._telemetry = Telemetry(sensor_of(backend) if config.telemetry else "telemetry=false")
@@ -111,7 +112,6 @@ class Trainer:
             backend=self._backend,
             folder=self._folder,
             processes=self._processes,
-            meter=self._meter,
             stop_requested=self._stop.requested,
         )
 
@@ -119,7 +119,7 @@ class Trainer:
         config, backend, ranks = self._config, self._backend, self._processes.ranks
         heartbeat = self._processes.heartbeat
         self._step_clock.check()
-        fingerprint = Fingerprint(config, backend, self._dataset, ranks, self._meter, heartbeat.beat)
+        fingerprint = Fingerprint(config, backend, self._dataset, ranks, heartbeat.beat)
         prepared = self._prepare(fingerprint)
         checkpoints = self._checkpoint_manager(prepared)
         state_before = prepared.step.state()
@@ -169,7 +169,6 @@ class Trainer:
             self._backend,
             self._dataset,
             ranks,
-            self._meter,
             self._prefetcher.digest,
             self._processes.heartbeat.beat,
         )

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from harness.training.distributed.communication import MeteredAllGather
 from harness.training.prefetch import Prefetcher
 from harness.workload import model
 from tests.red_team import sabotages as red_team
@@ -544,11 +543,13 @@ def reduce_scatter_skipped_every_4th():
 @held_out("shards are gathered in fp8, one scale for each", parallel=SHARDS)
 def fp8_all_gather():
     red_team._track()
-    original = MeteredAllGather.__call__
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+
+    original = DefaultAllGather.__call__
 
     def call(self, output_tensor, input_tensor, *rest, **more):
         if STATE.training:
             input_tensor.copy_(red_team.fp8(input_tensor))
         return original(self, output_tensor, input_tensor, *rest, **more)
 
-    MeteredAllGather.__call__ = call
+    DefaultAllGather.__call__ = call

@@ -1488,16 +1488,16 @@ def rank_1_drops_a_sequence():
 
 
 def _reduce_scatter(change):
-    from harness.training.distributed.communication import MeteredReduceScatter
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
 
     _track()
-    original = MeteredReduceScatter.__call__
+    original = DefaultReduceScatter.__call__
 
     def call(self, output_tensor, input_tensor, *rest, **more):
         change(input_tensor)
         return original(self, output_tensor, input_tensor, *rest, **more)
 
-    MeteredReduceScatter.__call__ = call
+    DefaultReduceScatter.__call__ = call
 
 
 @computation("gradients rounded to fp8 before the reduce-scatter", parallel=SHARDS)
@@ -2887,9 +2887,9 @@ def communication_subtracted():
     original, waits = CommunicationMeter.end_wait, []
 
     def end_wait(self):
-        before = self._waited_seconds
+        before = sum(self._waited_seconds.values())
         original(self)
-        waits.append(self._waited_seconds - before)
+        waits.append(sum(self._waited_seconds.values()) - before)
 
     CommunicationMeter.end_wait = end_wait
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from harness import environment
 from harness.errors import RunFailed
 from harness.layout import Layout
 from harness.signals import StopRequest
+from harness.training.distributed.communication import CommunicationMeter, metered_group, metered_mesh
 from harness.workload.digest import BatchDigest
 from harness.world import World
 
@@ -38,6 +39,9 @@ class Ranks:
         self.layout = layout or Layout(data=self.world.size)
         self._meshes: dict[tuple[str, ...], DeviceMesh] = {}
         self._ends: tuple[Any] | None = None
+        self._everyone: Any = None
+        self.meter = CommunicationMeter(events=None, asynchronous=True)
+        """Of the collectives on device tensors; set before the first of them."""
         self.timeout: timedelta | None = None
         """Of collectives; None: PyTorch's own."""
 
@@ -73,7 +77,13 @@ class Ranks:
                           context=layout.context, tensor=layout.tensor)  # fmt: skip
         return mesh[tuple(name for name in ("context", "tensor") if name in (mesh.mesh_dim_names or ()))]
 
-    def first_and_last_stage(self) -> Any:
+    def everyone(self, device_type: str) -> Any:
+        """Return the group of all ranks, metered as of an axis `all`. The first call is collective."""
+        if self._everyone is None:
+            self._everyone = metered_group(cast(Any, dist.group.WORLD), "all", self.meter, device_type)
+        return self._everyone
+
+    def first_and_last_stage(self, device_type: str) -> Any:
         """Return the group of this rank and the one in its place on the first or last stage of a pipeline.
 
         The first call is collective. None on every other stage.
@@ -81,9 +91,10 @@ class Ranks:
         if self._ends is None:
             each = self.size // self.layout.pipeline
             pairs = [[first, first + self.size - each] for first in range(each)]
-            made = [(pair, dist.new_group(pair, timeout=self.timeout)) for pair in pairs]
+            made: list[tuple[list[int], Any]] = [(pair, dist.new_group(pair, timeout=self.timeout)) for pair in pairs]
             groups = {rank: group for pair, group in made for rank in pair}
-            self._ends = (groups.get(self.rank),)
+            own = groups.get(self.rank)
+            self._ends = (None if own is None else metered_group(own, "pipeline", self.meter, device_type),)
         return self._ends[0]
 
     def _mesh(self, device_type: str, **sizes: int) -> DeviceMesh:
@@ -95,7 +106,7 @@ class Ranks:
             mesh = init_device_mesh(device_type, tuple(sizes[name] for name in names), mesh_dim_names=names)
             for group in mesh.get_all_groups():
                 self._set_timeout(group)
-            self._meshes[names] = mesh
+            self._meshes[names] = metered_mesh(mesh, self.meter)
         return self._meshes[names]
 
     def _set_timeout(self, group: Any) -> None:

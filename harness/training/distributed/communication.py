@@ -1,25 +1,25 @@
-"""Metering of the collectives of a training step: payload bytes and exposed communication time of this rank."""
+"""Metering of a step's collectives, by axis of the layout: this rank's payload bytes and exposed communication time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from harness.backends.step import EventTimer
-from harness.training.history import TrainingHistory
+from harness.training.history import Exchange, TrainingHistory
 from harness.training.observer import LoopObserver
 
-# torch 2.13 renamed both; the old names still work there, with a warning.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+BACKEND_NAME = "metered"
 
 
 class CommunicationMeter:
-    """Counts the bytes that this rank hands to collectives, and its exposed communication time.
+    """Counts the bytes that this rank hands to collectives, and its exposed communication time, by axis.
 
     Communication that overlaps with computation is not exposed. On a synchronous device the host's clock measures the
     time; where work is queued, the device's events do, if it has them.
@@ -30,53 +30,69 @@ class CommunicationMeter:
         *,
         events: EventTimer | None,
         asynchronous: bool,
+        unseen: frozenset[str] = frozenset(),
         heartbeat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """
+        Args:
+            unseen: axes of which neither clock nor events see when the computation waits.
+        """
         self._events = events
         self._timed = events is not None or not asynchronous
+        self._unseen = unseen
         self._heartbeat, self._clock = heartbeat, clock
-        self._payload_bytes = 0
-        self._waited_seconds = 0.0
-        self._began: float | None = None
-        # For each event, whether the interval that it ends was a wait.
-        self._waits: list[bool] = []
+        self._payload_bytes: dict[str, int] = {}
+        self._waited_seconds: dict[str, float] = {}
+        self._waiting: tuple[str, float] | None = None
+        # For each event, the axis for which the interval that it ends was a wait; None: it was none.
+        self._waits: list[str | None] = []
 
-    def add_payload(self, payload_bytes: int) -> None:
+    def add_payload(self, axis: str, payload_bytes: int) -> None:
         """Count one collective's payload: what this rank puts in, before the algorithm's own traffic."""
-        self._payload_bytes += payload_bytes
+        self._payload_bytes[axis] = self._payload_bytes.get(axis, 0) + payload_bytes
         self._heartbeat()
 
-    def begin_wait(self) -> None:
+    def begin_wait(self, axis: str) -> None:
         """Note that only communication is left from here on; a second call restarts the wait."""
         if self._events is not None:
-            self._mark(waited=False)
-        self._began = self._clock()
+            self._mark(None)
+        self._waiting = axis, self._clock()
 
     def end_wait(self) -> None:
         """Note that the wait is over. Does nothing without `begin_wait`."""
-        if self._began is None:
+        if self._waiting is None:
             return
+        axis, began = self._waiting
         if self._events is not None:
-            self._mark(waited=True)
+            self._mark(axis)
         else:
-            self._waited_seconds += self._clock() - self._began
-        self._began = None
+            self._waited_seconds[axis] = self._waited_seconds.get(axis, 0.0) + self._clock() - began
+        self._waiting = None
 
-    def pop(self) -> tuple[int, float | None]:
-        """Return payload bytes and exposed seconds (None if unknown) since the last call. Call after a synchronize."""
-        waited: float | None = self._waited_seconds if self._timed else None
+    def pop(self) -> dict[str, Exchange]:
+        """Return what was exchanged over each axis since the last call. Call after a synchronize."""
+        waited = self._waited_seconds
         if self._events is not None:
             intervals = self._events.intervals_seconds()
-            waited = sum(seconds for seconds, counts in zip(intervals, self._waits[1:], strict=False) if counts)
+            for seconds, axis in zip(intervals, self._waits[1:], strict=False):
+                if axis is not None:
+                    waited[axis] = waited.get(axis, 0.0) + seconds
             self._waits.clear()
-        payload, self._payload_bytes, self._waited_seconds = self._payload_bytes, 0, 0.0
-        return payload, waited
+        found = {
+            axis: Exchange(
+                self._payload_bytes.get(axis, 0),
+                waited.get(axis, 0.0) if self._timed and axis not in self._unseen else None,
+            )
+            for axis in dict.fromkeys((*self._payload_bytes, *waited))
+        }
+        self._payload_bytes, self._waited_seconds = {}, {}
+        return found
 
-    def _mark(self, *, waited: bool) -> None:
+    def _mark(self, axis: str | None) -> None:
         assert self._events is not None
         self._events.mark()
-        self._waits.append(waited)
+        self._waits.append(axis)
 
 
 class ExchangeObserver(LoopObserver):
@@ -96,58 +112,120 @@ class ExchangeObserver(LoopObserver):
 def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
     """Return a DDP communication hook that sums gradient buckets and meters them.
 
+    DDP waits in C++ for all buckets together, which a MeteredGroup would not see.
+
     It does not average: the training step has divided its loss already.
     """
 
     # Without annotations: DDP compares them with its own types, and postponed ones are strings.
     def hook(_, bucket):
         buffer = bucket.buffer()
-        meter.add_payload(buffer.numel() * buffer.element_size())
+        meter.add_payload("data", buffer.numel() * buffer.element_size())
         work = dist.all_reduce(buffer, async_op=True)
         # The last bucket's call counts: after it the backward pass has nothing left to compute.
-        meter.begin_wait()
+        meter.begin_wait("data")
         assert work is not None
         return work.get_future().then(lambda done: done.value()[0])
 
     return hook
 
 
-class _Metered:
-    """A custom collective of FSDP2 that meters PyTorch's own.
+# Collectives of a process group, and which argument is the payload; recent versions have both of two names of some.
+_PAYLOADS = {
+    **dict.fromkeys(("allreduce", "allreduce_coalesced", "broadcast", "send"), 0),
+    **dict.fromkeys(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"), 1),
+    **dict.fromkeys(("allgather_into_tensor_coalesced", "all_gather_single_coalesced"), 1),
+    **dict.fromkeys(("reduce_scatter_tensor_coalesced", "reduce_scatter_single_coalesced"), 1),
+    **dict.fromkeys(("alltoall_base", "all_to_all_single"), 1),
+    **dict.fromkeys(("recv", "barrier"), None),
+}
+_KNOWN = {name: at for name, at in _PAYLOADS.items() if hasattr(dist.ProcessGroup, name)}
 
-    Args:
-        blocks: true on a synchronous device, where the collective's own time is exposed.
+
+class MeteredGroup(dist.ProcessGroup):
+    """A process group of one axis that meters its collectives, which it leaves to PyTorch's own group.
+
+    So every engine is metered alike: FSDP, DTensor, pipelines, and what the harness does itself.
     """
 
-    def __init__(self, meter: CommunicationMeter, *, blocks: bool) -> None:
-        self._meter, self._blocks = meter, blocks
+    def __init__(self, inner: dist.ProcessGroup, axis: str, meter: CommunicationMeter) -> None:
+        super().__init__(inner.rank(), inner.size())  # pyright: ignore[reportCallIssue] (its stub is of another form)
+        self._inner, self._axis, self._meter = inner, axis, meter
 
-    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.empty(*size, dtype=dtype, device=device)
+    @property
+    def group_name(self) -> Any:
+        return dist.distributed_c10d._world.pg_names[self]
 
-    def _metered(self, payload: torch.Tensor, call: Callable[[], Any]) -> Any:
-        self._meter.add_payload(payload.numel() * payload.element_size())
-        if not self._blocks:
-            return call()
-        self._meter.begin_wait()
-        work = call()
-        self._meter.end_wait()
-        return work
+    def getBackendName(self) -> str:  # noqa: N802 (PyTorch's own name)
+        return BACKEND_NAME
 
+    def _start_coalescing(self, device: torch.device) -> None:
+        self._inner._start_coalescing(device)
 
-class MeteredAllGather(_Metered):
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any,
-                 async_op: bool = False) -> Any:  # fmt: skip
-        return self._metered(
-            input_tensor,
-            lambda: _all_gather(output_tensor, input_tensor, group=group, async_op=async_op),
-        )
+    def _end_coalescing(self, device: torch.device) -> Any:
+        return self._work(self._inner._end_coalescing(device))
+
+    def _work(self, work: dist.Work | None) -> dist.Work | None:
+        return None if work is None else _MeteredWork(work, self._axis, self._meter)
 
 
-class MeteredReduceScatter(_Metered):
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any,
-                 async_op: bool = False) -> Any:  # fmt: skip
-        return self._metered(
-            input_tensor,
-            lambda: _reduce_scatter(output_tensor, input_tensor, op=op, group=group, async_op=async_op),
-        )
+def _metered(name: str, payload_at: int | None) -> Callable[..., Any]:
+    def call(self: MeteredGroup, *args: Any) -> Any:
+        if payload_at is not None:
+            self._meter.add_payload(self._axis, _bytes(args[payload_at]))
+        return self._work(getattr(self._inner, name)(*args))
+
+    return call
+
+
+for _name, _at in _KNOWN.items():
+    setattr(MeteredGroup, _name, _metered(_name, _at))
+
+
+def _bytes(payload: Any) -> int:
+    tensors = [payload] if isinstance(payload, torch.Tensor) else payload
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _MeteredWork(dist.Work):
+    """A collective under way whose waits are exposed communication."""
+
+    def __init__(self, inner: dist.Work, axis: str, meter: CommunicationMeter) -> None:
+        super().__init__()
+        self._inner, self._axis, self._meter = inner, axis, meter
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        self._meter.begin_wait(self._axis)
+        try:
+            return self._inner.wait() if timeout is None else self._inner.wait(timeout)
+        finally:
+            self._meter.end_wait()
+
+    def is_completed(self) -> bool:
+        return self._inner.is_completed()
+
+    def get_future(self) -> Any:
+        return self._inner.get_future()
+
+    def result(self) -> Any:
+        return self._inner.result()
+
+
+def metered_mesh(mesh: DeviceMesh, meter: CommunicationMeter) -> DeviceMesh:
+    """Return a mesh of the same ranks whose collectives are metered, by the name of each dimension. Collective."""
+    axes = mesh.mesh_dim_names or ()
+    groups: list[dist.ProcessGroup] = [metered_group(group, axis, meter, mesh.device_type)
+              for axis, group in zip(axes, mesh.get_all_groups(), strict=True)]  # fmt: skip
+    return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=axes)
+
+
+def metered_group(group: dist.ProcessGroup, axis: str, meter: CommunicationMeter, device_type: str) -> MeteredGroup:
+    """Return a group of the same ranks whose collectives are metered. Collective over the group."""
+
+    def make(*_: Any) -> MeteredGroup:
+        return MeteredGroup(group, axis, meter)
+
+    dist.Backend.register_backend(BACKEND_NAME, make, devices=[device_type])
+    made = dist.new_group(dist.get_process_group_ranks(group), backend=BACKEND_NAME, use_local_synchronization=True)
+    assert isinstance(made, MeteredGroup)
+    return made

@@ -19,11 +19,11 @@ COPIED = "embedding.weight"
 
 
 @torch.no_grad()
-def share_overflow(parameters: Sequence[nn.Parameter]) -> None:
-    """Give every rank a gradient that is not finite, if any rank has one: all have to skip the same updates."""
+def share_overflow(parameters: Sequence[nn.Parameter], group: Any) -> None:
+    """Give every rank of a group a gradient that is not finite, if one has one: all have to skip the same updates."""
     local = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
     overflowed = (~torch.isfinite(torch.nn.utils.get_total_norm(local))).float().to(local[0].device)
-    dist.all_reduce(overflowed)
+    dist.all_reduce(overflowed, group=group)
     first = next(part for part in local if part.numel())
     first.view(-1)[:1].add_(torch.where(overflowed > 0, torch.inf, 0.0))
 
@@ -33,12 +33,14 @@ def clip_by_global_norm(
     parameters: Sequence[nn.Parameter],
     most: float,
     counted: Container[nn.Parameter],
+    everyone: Any,
     copy: tuple[nn.Parameter, Any] | None = None,
 ) -> torch.Tensor:
     """Scale gradients that are spread over ranks so that their 2-norm is at most `most`, as clip_grad_norm_ does.
 
     Args:
         counted: the parameters that this rank counts: of copies on several ranks, one does.
+        everyone: the group of all ranks.
         copy: a parameter that two stages have, and their group: its gradient is the sum of both.
 
     Returns:
@@ -53,21 +55,21 @@ def clip_by_global_norm(
     local = [own_part(parameter.grad).local for parameter in own if parameter.grad is not None]
     parts = [part for part, parameter in zip(local, own, strict=True) if parameter in counted]
     square = torch.nn.utils.get_total_norm(pieces_for_norm(parts)).to(local[0].device).square()
-    dist.all_reduce(square)
+    dist.all_reduce(square, group=everyone)
     norm = square.sqrt()
     factor = torch.clamp(most / (norm + 1e-6), max=1.0)
     torch._foreach_mul_(local, factor)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
-def copied_weight(model: Transformer, ranks: Ranks) -> tuple[nn.Parameter, Any] | None:
+def copied_weight(model: Transformer, ranks: Ranks, device_type: str) -> tuple[nn.Parameter, Any] | None:
     """Return the weight that first and last stage both have, with tied embeddings, and the group of the two ranks.
 
     Collective. None on every other rank.
     """
     if not model.config.tie_word_embeddings:
         return None
-    group = ranks.first_and_last_stage()
+    group = ranks.first_and_last_stage(device_type)
     weight = None if model.embedding is None else model.embedding.weight
     return (weight, group) if isinstance(weight, nn.Parameter) and group is not None else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,16 +13,11 @@ from torch import nn
 from harness.analysis.flops import training_flops_per_token
 from harness.backends.base import Backend
 from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype
-from harness.config import Config
+from harness.config import Config, blocks_by_stage
 from harness.errors import ConfigError
 from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.communication import (
-    CommunicationMeter,
-    MeteredAllGather,
-    MeteredReduceScatter,
-    allreduce_hook,
-)
+from harness.training.distributed.communication import allreduce_hook
 from harness.training.distributed.gradients import COPIED, clip_by_global_norm, copied_weight, share_overflow
 from harness.workload.initialization import build_model
 from harness.workload.model import Block, Transformer
@@ -51,9 +46,7 @@ class ParallelModel:
     """Turns what this rank has of one sequence's activations, [positions, W], into a DTensor of all."""
 
 
-def parallelize_model(
-    config: Config, backend: Backend, ranks: Ranks, meter: CommunicationMeter, heartbeat: Callable[[], None]
-) -> ParallelModel:
+def parallelize_model(config: Config, backend: Backend, ranks: Ranks, heartbeat: Callable[[], None]) -> ParallelModel:
     """Return the configured model with its initial weights, in the layout of `ranks`.
 
     `heartbeat` is called for every parameter: initializing a large model takes minutes.
@@ -63,10 +56,10 @@ def parallelize_model(
     """
     if uses_mesh(config, ranks):
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
-        return _meshed(config, model, backend, ranks, meter)
+        return _meshed(config, model, backend, ranks)
     model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config))
     if ranks.world.is_distributed:
-        return _ddp(model, backend, ranks, meter)
+        return _ddp(model, backend, ranks)
     return ParallelModel(model, model, dict(model.named_parameters()))
 
 
@@ -75,17 +68,12 @@ def uses_ddp(config: Config, layout: Layout) -> bool:
     return layout.is_replicated and config.parallel.name not in ("single", "fsdp")
 
 
-def is_metered(config: Config, layout: Layout) -> bool:
-    """Return whether the communication meter sees all collectives of a step."""
-    return uses_ddp(config, layout) or layout.size == layout.shard
-
-
 def uses_mesh(config: Config, ranks: Ranks) -> bool:
     """Return whether parameters are parts of tensors over the mesh."""
     return ranks.world.is_distributed and not uses_ddp(config, ranks.layout)
 
 
-def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter) -> ParallelModel:
+def _ddp(model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
     from torch.nn.parallel import DistributedDataParallel
 
     device = backend.device()
@@ -97,20 +85,16 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
         # Gradients are views of the buckets, which saves a copy and its memory.
         gradient_as_bucket_view=True,
     )
-    wrapped.register_comm_hook(None, allreduce_hook(meter))
+    wrapped.register_comm_hook(None, allreduce_hook(ranks.meter))
     counted = dict(model.named_parameters()) if ranks.is_main else {}
-    return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, meter.end_wait))
+    return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, ranks.meter.end_wait))
 
 
-def _meshed(
-    config: Config, model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter
-) -> ParallelModel:
+def _meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
-    layout = ranks.layout
-    # On a device that queues its work a collective returns at once, so that there is nothing to time.
-    _meter_fsdp(model, meter, blocks=not backend.asynchronous)
+    layout, device_type = ranks.layout, backend.device().type
 
     @contextmanager
     def no_sync() -> Iterator[None]:
@@ -129,7 +113,7 @@ def _meshed(
             model.reshard()
 
     is_cut = layout.context * layout.tensor > 1
-    activations = ranks.activation_mesh(backend.device().type) if is_cut else None
+    activations = ranks.activation_mesh(device_type) if is_cut else None
 
     def as_part(positions: torch.Tensor) -> torch.Tensor:
         assert activations is not None
@@ -140,20 +124,20 @@ def _meshed(
     if layout.pipeline > 1:
         from harness.training.distributed.pipeline import Pipeline
 
-        stages = ranks.weight_mesh(backend.device().type)["pipeline"]
+        stages = ranks.weight_mesh(device_type)["pipeline"]
         pipeline = Pipeline(model, stages, backend.device(), config.parallel.pipeline_schedule,
                             layout.context * layout.tensor, autocast_dtype(config.precision))  # fmt: skip
-        copy = copied_weight(model, ranks)
+        copy = copied_weight(model, ranks, device_type)
         if model.is_last and not model.is_first:
             counted.pop(COPIED, None)
-    once = frozenset(counted.values())
+    once, everyone = frozenset(counted.values()), ranks.everyone(device_type)
     sync = GradientSync(
         layout.shares * layout.context,
         no_sync,
         after_eval=after_eval,
         pipeline=pipeline,
-        share_overflow=share_overflow,
-        clip=lambda parameters, most: clip_by_global_norm(parameters, most, once, copy),
+        share_overflow=lambda parameters: share_overflow(parameters, everyone),
+        clip=lambda parameters, most: clip_by_global_norm(parameters, most, once, everyone, copy),
     )
     return ParallelModel(model, model, counted, sync, as_part if is_cut else lambda positions: positions)
 
@@ -164,23 +148,16 @@ def _torch_version() -> tuple[int, ...]:
 
 def own_blocks(config: Config, ranks: Ranks) -> range:
     """Return the numbers of the blocks of this rank's stage."""
-    from harness.training.distributed.pipeline import stage_blocks
+    from harness.training.distributed.pipeline import consecutive, stage_blocks
 
+    own = ranks.layout.coordinate(ranks.rank)["pipeline"]
+    if config.parallel.pipeline_blocks is not None:
+        return consecutive(blocks_by_stage(config.parallel.pipeline_blocks))[own]
     model = asdict(config.model)
     all_blocks = training_flops_per_token({**model, "vocab_size": 0}, config.workload.seq_len)
     head = training_flops_per_token({**model, "num_hidden_layers": 0}, config.workload.seq_len)
     layers = config.model.num_hidden_layers
-    stages = stage_blocks(layers, ranks.layout.pipeline, head / (all_blocks / layers))
-    return stages[ranks.layout.coordinate(ranks.rank)["pipeline"]]
-
-
-def _meter_fsdp(model: Transformer, meter: CommunicationMeter, *, blocks: bool) -> None:
-    from torch.distributed.fsdp import FSDPModule
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_custom_all_gather(cast(Any, MeteredAllGather(meter, blocks=blocks)))
-            module.set_custom_reduce_scatter(cast(Any, MeteredReduceScatter(meter, blocks=blocks)))
+    return stage_blocks(layers, ranks.layout.pipeline, head / (all_blocks / layers))[own]
 
 
 def build_sharded(

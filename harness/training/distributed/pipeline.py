@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -107,8 +108,12 @@ def stage_blocks(blocks: int, stages: int, head_cost: float) -> list[range]:
     limit = next(length for length in lengths if fits(length))
     counts = _filled(blocks, stages, head_cost, limit)
     assert counts is not None
-    ends = [sum(counts[: number + 1]) for number in range(stages)]
-    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return consecutive(counts)
+
+
+def consecutive(counts: Sequence[int]) -> list[range]:
+    """Return ranges of these lengths, one after another."""
+    return [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
 
 def _filled(blocks: int, stages: int, head_cost: float, limit: float) -> list[int] | None:
