@@ -206,7 +206,7 @@ class ParallelConfig:
     """Shards of weights, gradients and AdamW's moments (FSDP2); null follows from the number of processes."""
     pipeline: int = bounded(1, minimum=1)
     """With mesh: stages of consecutive blocks, balanced by FLOPs; the last has the output projection too."""
-    pipeline_schedule: str = bounded("1f1b", choices=("gpipe", "1f1b"))
+    pipeline_schedule: str = bounded("1f1b", choices=("gpipe", "1f1b", "zero_bubble"))
     """Order of the micro-batches' passes through the stages."""
     pipeline_blocks: str | None = None
     """Number of blocks of each stage, as 9-8-8-7; null balances the stages by FLOPs."""

@@ -299,6 +299,57 @@ def slow_backward_pass() -> None:
     torch.Tensor.backward = slow  # type: ignore[method-assign]
 
 
+def sleep_in_blocks() -> None:
+    """Not a fault: blocks take a set time whatever the host has to do, twice of it in the backward pass."""
+    import torch
+
+    from harness.workload.model import Block
+
+    seconds, forward = float(os.environ["BLOCK_SECONDS"]), Block.forward
+
+    class Sleep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(seconds)
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+            time.sleep(2 * seconds)
+            return gradients[0]
+
+    def sleep_and_run(self: Block, x: torch.Tensor, rotary: Any) -> torch.Tensor:
+        return forward(self, Sleep.apply(x), rotary)
+
+    Block.forward = sleep_and_run
+
+
+def slow_collectives() -> None:
+    """Not a fault: each collective of one axis takes at least a set time from its start."""
+    from harness.training.distributed import communication
+
+    axis, seconds = os.environ["SLOW_AXIS"], float(os.environ["SLOW_SECONDS"])
+
+    class Slow:
+        def __init__(self, work: Any) -> None:
+            self._work, self._ready = work, time.perf_counter() + seconds
+
+        def wait(self, *timeout: Any) -> bool:
+            done = self._work.wait(*timeout)
+            time.sleep(max(0.0, self._ready - time.perf_counter()))
+            return done
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._work, name)
+
+    make = communication.MeteredGroup._work
+
+    def work_of(self: Any, work: Any) -> Any:
+        return make(self, Slow(work) if self._axis == axis and work is not None else work)  # pyright: ignore
+
+    communication.MeteredGroup._work = work_of
+
+
 def measure_quickly() -> None:
     """Not a fault: small operands and short samples, for tests of `peak` that do not use its values."""
     from harness.training import microbenchmarks as benchmarks
@@ -310,6 +361,8 @@ def measure_quickly() -> None:
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
     "quick peak": measure_quickly,
+    "sleeping blocks": sleep_in_blocks,
+    "slow collectives": slow_collectives,
     "killed": lambda: at_step(1, die),
     "killed once": die_on_first_attempt,
     "rank 0 killed": lambda: at_step(0, die),

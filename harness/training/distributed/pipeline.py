@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining.schedules import (
+    PipelineScheduleMulti,
+    PipelineScheduleSingle,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleavedZeroBubble,
+)
 
 from harness.workload.model import Transformer
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+
+def _zero_bubble(stage: PipelineStage, count: int, **more: Any) -> ScheduleInterleavedZeroBubble:
+    return ScheduleInterleavedZeroBubble([stage], count, **more)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    # Gradients of weights are computed when a stage would wait (Qi et al. 2023, ZB-H1).
+    "zero_bubble": _zero_bubble,
+}
+Schedule = PipelineScheduleSingle | PipelineScheduleMulti
 Scale = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -35,7 +53,7 @@ class Pipeline:
         # In the forward pass alone, as without a pipeline: a schedule runs the backward pass too.
         stage.forward = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)(stage.forward)
         # PyTorch's schedule and stage are of one number and shape of micro-batches.
-        self._built: dict[tuple[bool, int, torch.Size], PipelineScheduleSingle] = {}
+        self._built: dict[tuple[bool, int, torch.Size], Schedule] = {}
         self._losses: list[torch.Tensor] = []
         self._scale: Scale = lambda loss: loss
 
@@ -67,7 +85,7 @@ class Pipeline:
         dist.all_reduce(loss, group=self._group)
         return loss
 
-    def _schedule_for(self, count: int, shape: torch.Size, *, train: bool) -> PipelineScheduleSingle:
+    def _schedule_for(self, count: int, shape: torch.Size, *, train: bool) -> Schedule:
         key = (train, count, shape)
         if key not in self._built:
             # With the shapes given, PyTorch needs no pass of its own to learn them, in which ranks with another shape
