@@ -17,8 +17,9 @@ from harness.errors import CheckpointError, RunFailed
 from harness.records.files import seal
 from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
 from harness.training import checkpoint
-from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore, TrainingState
+from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore
 from harness.training.checkpoint_files import MANIFEST
+from harness.training.checkpoint_manager import TrainingState
 from harness.training.distributed.collectives import Ranks
 
 PROGRESS = {"loop": {"losses": [1.5, float("nan")]}, "batches": "ab"}

@@ -136,8 +136,10 @@ def _attempts(record: dict[str, Any]) -> str:
     attempts = record["attempts"]
     ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
     before = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
+    layouts = list(dict.fromkeys(str(Layout(**attempt["layout"])) for attempt in attempts[:-1]))
+    elsewhere = f" in {', '.join(layouts)}" if layouts != [str(Layout(**attempts[-1]["layout"]))] else ""
     return (
-        f"{len(attempts)}; before: {before}; the last resumed at step {attempts[-1]['from_step']}; "
+        f"{len(attempts)}; before: {before}{elsewhere}; the last resumed at step {attempts[-1]['from_step']}; "
         f"{counted(record['timing']['resumed']['steps'], 'untimed warm-up step')} after resuming"
     )
 
@@ -232,6 +234,8 @@ def _digests(record: dict[str, Any]) -> str:
 
 def _step_time(timing: dict[str, Any]) -> str:
     if timing["mean_step_seconds"] is None:
+        if (timing.get("saving") or {}).get("steps"):
+            return "not measured: a checkpoint was being written in all steps after the warm-up"
         return "not measured: the run ended before its first timed interval"
     steps = timing["measured_steps"]
     intervals = [
@@ -287,9 +291,15 @@ def _excluded(record: dict[str, Any]) -> str:
         ("first step", timing["first_step_seconds"]),
         (counted(timing["warmup"]["steps"], "warm-up step"), timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
+        *_during_checkpoints(timing.get("saving") or {"steps": 0}),
         ("compilation within these", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
+
+
+def _during_checkpoints(saving: dict[str, Any]) -> list[tuple[str, float]]:
+    steps = saving["steps"]
+    return [(f"{counted(steps, 'step')} while checkpoints were written", saving["seconds"])] if steps else []
 
 
 def _loss(record: dict[str, Any]) -> str:

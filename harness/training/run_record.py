@@ -173,8 +173,14 @@ def timing_section(config: Config, measurements: Measurements, history: Training
             "steps": sum(interval.steps for interval in phases["resumed"]),
             "seconds": math.fsum(interval.seconds for interval in phases["resumed"]),
         },
+        "saving": {
+            "steps": sum(interval.steps for interval in phases["saving"]),
+            "seconds": math.fsum(interval.seconds for interval in phases["saving"]),
+        },
         "evaluation_seconds": history.evaluation_seconds,
         "checkpoint_seconds": history.checkpoint_seconds,
+        "checkpoint_staging_seconds": history.checkpoint_staging_seconds,
+        "checkpoint_writing_seconds": history.checkpoint_writing_seconds,
         "training_seconds": history.training_seconds,
         "intervals": [
             {
