@@ -242,6 +242,12 @@ FAULTS: dict[str, Fault] = {
     "disk full while saving": Fault(
         alone(*KEPT, fault="disk full while saving"), FAILED, "failed", "cannot be written: File too large"
     ),
+    "disk full while an asynchronous checkpoint is written": Fault(
+        ranks("disk full while saving", "parallel=fsdp", *KEPT[-3:-1], "checkpoint.asynchronous=true"),
+        FAILED,
+        "failed",
+        "cannot be written: File too large",
+    ),
     "checkpoint truncated": Fault(
         resumed_after(lambda run: os.truncate(newest(run) / "__0_0.distcp", 100)),
         FAILED,

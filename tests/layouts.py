@@ -41,11 +41,9 @@ MODELS = {
 }
 TOLERANCE = 1e-5
 TIMEOUT_SECONDS = 200
-
-
 ONE_PROCESS = "one process"
-SAVED_STEP = 10
-SAVING = (f"checkpoint.every={SAVED_STEP}", "resume=auto")
+SAVED_STEP = 6
+SAVING = (f"checkpoint.every={SAVED_STEP}", "checkpoint.keep=9", "resume=auto")
 
 
 def start(folder: Path, layout: str, settings: Sequence[str], name: str, fault: str = "none") -> list[Forked]:
@@ -73,6 +71,16 @@ def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
         shutil.rmtree(copy / "checkpoints" / f"step-{later:08d}")
     (copy / "record.json").unlink()
     return copy
+
+
+def train_in_two(folder: Path, layouts: tuple[str, str], settings: Sequence[str], name: str) -> Path | str:
+    """Train in one layout, and from its checkpoint of SAVED_STEP on in another; return as `train`."""
+    settings = layered_settings(settings, SAVING)
+    whole = train(folder, layouts[0], settings, f"{name}-whole")
+    if isinstance(whole, str):
+        return whole
+    cut_off(whole, folder / name)
+    return train(folder, layouts[1], settings, name)
 
 
 def difference(alone: Path, other: Path, precision: str) -> str:
