@@ -101,13 +101,17 @@ class TestRanks:
                 ("measured", interval(2, 5, 2.0)),
                 ("measured", interval(6, 7, 1.0)),
             ],
-            exchanges=[(999, 5.0), (400, 0.6), (200, 0.3)],
+            exchanges=[(999, 5.0), (340, 0.6), (260, 0.3)],
         )
         assert rank_timing(done) == {
             "step_seconds": pytest.approx(0.5),
             "payload_bytes_per_step": pytest.approx(100.0),
             "exposed_communication_seconds": pytest.approx(0.15),
         }
+
+        # Of the attempts before, this rank knows nothing.
+        assert rank_timing(done, 2)["payload_bytes_per_step"] == pytest.approx(130.0)
+        assert set(rank_timing(done, 3).values()) == {None}
 
     def test_rank_timing_of_nothing_is_null(self) -> None:
         assert set(rank_timing(TrainingHistory()).values()) == {None}

@@ -103,7 +103,7 @@ def collect_measurements(
             "device": device.get("name"),
             "device_index": device.get("index"),
             "peak_allocated_bytes": (memory or {}).get("peak_allocated_bytes"),
-            **rank_timing(history),
+            **rank_timing(history, own_from),
         }
         by_rank = ranks.gather(own)
     return replace(
@@ -117,11 +117,15 @@ def collect_measurements(
     )
 
 
-def rank_timing(history: TrainingHistory) -> dict[str, Any]:
-    """Return one rank's step time, payload and exposed communication, each per step of the measured window."""
+def rank_timing(history: TrainingHistory, own_from: int = 0) -> dict[str, Any]:
+    """Return one rank's step time, payload and exposed communication, each per step of the measured window.
+
+    Args:
+        own_from: index of the first interval that this attempt trained: a checkpoint has rank 0's times alone.
+    """
     measured = [
         (interval, exchange)
-        for (phase, interval), exchange in zip(history.intervals, history.exchanges, strict=True)
+        for (phase, interval), exchange in list(zip(history.intervals, history.exchanges, strict=True))[own_from:]
         if phase == "measured"
     ]
     steps = sum(interval.steps for interval, _ in measured)
