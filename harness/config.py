@@ -261,6 +261,8 @@ class CheckpointConfig:
     """Steps between checkpoints, with more at the end and on interruption; 0 writes none."""
     keep: int = bounded(2, minimum=1)
     """Checkpoints to keep; older ones are deleted once a new one is complete."""
+    asynchronous: bool = False
+    """Train on while a checkpoint is written, from a copy in the host's memory. Steps meanwhile are not timed."""
 
 
 @dataclass

@@ -55,6 +55,13 @@ class Layout:
         at = self.coordinate(rank)
         return at["data"] * self.shard + at["shard"]
 
+    def place(self, rank: int) -> str:
+        """Return where a rank is, as `pipeline 1, tensor 0`; empty if every rank does all of the model's work."""
+        if self.shares == self.size:
+            return ""
+        at = self.coordinate(rank)
+        return ", ".join(f"{axis} {at[axis]}" for axis in AXES if getattr(self, axis) > 1)
+
     def __str__(self) -> str:
         parts = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
         return " x ".join(parts) or "one process"

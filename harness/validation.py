@@ -212,6 +212,11 @@ def _check_track(config: Config) -> Iterator[str]:
         )
 
 
+def _check_checkpoint(config: Config) -> Iterator[str]:
+    if config.checkpoint.asynchronous and config.checkpoint.every == 0:
+        yield "checkpoint.asynchronous: found true, but nothing is saved; set checkpoint.every, or leave it false"
+
+
 def _check_resume(config: Config) -> Iterator[str]:
     if config.resume is None:
         return
@@ -262,6 +267,7 @@ COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], .
     (("data",), _check_data),
     (("workload", "model", "target_loss"), _check_workload),
     (("parallel", "repeats"), _check_parallel),
+    (("checkpoint",), _check_checkpoint),
     (("resume", "checkpoint", "repeats"), _check_resume),
     (("track",), _check_track),
     (("autotune",), _check_autotune),

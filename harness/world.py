@@ -55,7 +55,7 @@ def from_environment(parallel: str, variables: Mapping[str, str] = os.environ) -
         if _whole_number(variables, "WORLD_SIZE", "1") > 1:
             raise ConfigError(
                 f"parallel: single trains in one process, but WORLD_SIZE is {variables['WORLD_SIZE']}; "
-                "choose parallel=ddp or parallel=fsdp, or run python -m harness without torchrun and "
+                "choose parallel=ddp, fsdp or mesh, or run python -m harness without torchrun and "
                 "with WORLD_SIZE unset"
             )
         return World()

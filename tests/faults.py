@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.records.run_folder import checkpoint_steps
+from harness.text import layered_settings
 from tests.cann_emulator.build import build, environment
 from tests.conftest import TINY
 from tests.emulated.failures import CASES
@@ -26,6 +27,15 @@ KEPT = (*TINY, "checkpoint.every=2", "resume=auto", "out=run")
 LONG = (*KEPT, "workload.steps=100000", "workload.eval_every=0")
 SHORT = (*KEPT, "workload.steps=40", "workload.eval_every=0")
 ON_TEXT = ("data=text", "data.path=corpus.txt")
+
+STAGES = ("parallel=mesh", "model.num_hidden_layers=3", "parallel.pipeline=3", "fingerprint=false")
+CUT_STAGES = (
+    "parallel=mesh",
+    "model.num_hidden_layers=2",
+    "parallel.pipeline=2",
+    "parallel.tensor=2",
+    "fingerprint=false",
+)
 
 Scenario = Callable[[Path], list[Ended]]
 """Runs the harness with a fault in a folder, and returns how each process ended, rank 0 first."""
@@ -44,12 +54,12 @@ class Fault(NamedTuple):
     """Ranks that were killed from outside and print no message."""
 
 
-def ranks(fault: str, *more: str, kill_after: bool = False) -> Scenario:
-    """Two processes, with a fault of tests/ranks.py. `kill_after`: kill rank 1, which does not end by itself."""
+def ranks(fault: str, *more: str, size: int = 2, kill_after: bool = False) -> Scenario:
+    """Processes with a fault of tests/ranks.py. `kill_after`: kill rank 1, which does not end by itself."""
 
     def run(folder: Path) -> list[Ended]:
-        timeout = "parallel.timeout_seconds=6" if fault == "hung" else "parallel.timeout_seconds=60"
-        started = start_ranks(2, [*OVERRIDES, timeout, *more, "out=run"], folder, fault=fault)
+        timeout = "parallel.timeout_seconds=6" if "hung" in fault else "parallel.timeout_seconds=60"
+        started = start_ranks(size, layered_settings(OVERRIDES, [timeout, *more, "out=run"]), folder, fault=fault)
         if kill_after:
             started[0].wait(timeout=60)
             started[1].kill()
@@ -232,6 +242,12 @@ FAULTS: dict[str, Fault] = {
     "disk full while saving": Fault(
         alone(*KEPT, fault="disk full while saving"), FAILED, "failed", "cannot be written: File too large"
     ),
+    "disk full while an asynchronous checkpoint is written": Fault(
+        ranks("disk full while saving", "parallel=fsdp", *KEPT[-3:-1], "checkpoint.asynchronous=true"),
+        FAILED,
+        "failed",
+        "cannot be written: File too large",
+    ),
     "checkpoint truncated": Fault(
         resumed_after(lambda run: os.truncate(newest(run) / "__0_0.distcp", 100)),
         FAILED,
@@ -281,6 +297,57 @@ FAULTS: dict[str, Fault] = {
     ),
     "rank 1 has other weights": Fault(
         ranks("other weights"), FAILED, "rank_mismatch", "rank 1 differs from rank 0 in the initial weights"
+    ),
+    # Layouts: rank 1 is a pipeline's middle stage, or the second of the two ranks that share the first of two stages
+    "middle stage killed in a pass": Fault(
+        ranks("killed in a pass", *STAGES, size=3),
+        FAILED,
+        "rank_lost",
+        "rank 1 (pipeline 1): its process stopped responding",
+        (1,),
+    ),
+    "middle stage hangs in a pass": Fault(
+        ranks("hung in a pass", *STAGES, size=3), FAILED, "hung", "rank 1 (pipeline 1): no progress for 6 s"
+    ),
+    "middle stage out of memory in a pass": Fault(
+        ranks("out of memory in a pass", *STAGES, size=3), FAILED, "oom", "rank 1 (pipeline 1): out of memory"
+    ),
+    "a bug in a pass of the middle stage": Fault(
+        ranks("bug in a pass", *STAGES, size=3),
+        FAILED,
+        "failed",
+        "rank 1 (pipeline 1): ZeroDivisionError: a bug in the harness",
+        (1,),
+    ),
+    "a rank of tensor 2 x pipeline 2 killed in a pass": Fault(
+        ranks("killed in a pass", *CUT_STAGES, size=4),
+        FAILED,
+        "rank_lost",
+        "rank 1 (pipeline 0, tensor 1): its process stopped responding",
+        (1,),
+    ),
+    "a rank of tensor 2 x pipeline 2 hangs": Fault(
+        ranks("hung", *CUT_STAGES, size=4), FAILED, "hung", "rank 1 (pipeline 0, tensor 1): no progress for 6 s"
+    ),
+    "a rank of tensor 2 x pipeline 2 out of memory in a pass": Fault(
+        ranks("out of memory in a pass", *CUT_STAGES, size=4),
+        FAILED,
+        "oom",
+        "rank 1 (pipeline 0, tensor 1): out of memory",
+    ),
+    "a replica of a pipeline has other weights": Fault(
+        ranks(
+            "other weights",
+            "parallel=mesh",
+            "model.num_hidden_layers=2",
+            "parallel.pipeline=2",
+            "parallel.data=2",
+            "workload.micro_batch_size=1",
+            size=4,
+        ),
+        FAILED,
+        "rank_mismatch",
+        "differs from rank",
     ),
     # The launcher's part
     "no launcher": Fault(alone(*OVERRIDES, "out=run"), REFUSED, None, "torchrun --nproc-per-node=N -m harness"),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.analysis.calibration import load_calibration
 from harness.analysis.parity import compare_computation
 from harness.records.load import load_runs
+from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
-from tests.ranks import end_ranks, record, start_ranks
+from tests.ranks import end_ranks, record, shared_zygote, start_ranks
+from tests.zygote import Forked
 
 WORK = (
     "model=tiny",
@@ -37,16 +41,46 @@ MODELS = {
 }
 TOLERANCE = 1e-5
 TIMEOUT_SECONDS = 200
+ONE_PROCESS = "one process"
+SAVED_STEP = 6
+SAVING = (f"checkpoint.every={SAVED_STEP}", "checkpoint.keep=9", "resume=auto")
+
+
+def start(folder: Path, layout: str, settings: Sequence[str], name: str, fault: str = "none") -> list[Forked]:
+    """Start a run: `tensor=2 data=2` of parallel=mesh, `fsdp=4` of parallel=fsdp on 4 processes, or ONE_PROCESS."""
+    if layout == ONE_PROCESS:
+        argv = ["tests.ranks", fault, *layered_settings(settings, [f"out={name}"])]
+        return [shared_zygote().start(argv, folder, os.environ)]
+    axes = {axis: int(parts) for axis, parts in (part.split("=") for part in layout.split())}
+    mesh = ["parallel=mesh", *(f"parallel.{axis}={parts}" for axis, parts in axes.items())]
+    own = layered_settings(["parallel=fsdp"] if "fsdp" in axes else mesh, settings, [f"out={name}"])
+    return start_ranks(math.prod(axes.values()), own, folder, fault=fault)
 
 
 def train(folder: Path, layout: str, settings: Sequence[str], name: str) -> Path | str:
-    """Train in a layout; return the run's folder, or why there is none."""
-    axes = dict(part.split("=") for part in layout.split())
-    size = math.prod(int(parts) for parts in axes.values())
-    own = layered_settings(settings, ["parallel=mesh", *(f"parallel.{part}" for part in layout.split()), f"out={name}"])
-    ended = end_ranks(start_ranks(size, own, folder), TIMEOUT_SECONDS)
+    """Train in a layout, as `start` reads it; return the run's folder, or why there is none."""
+    ended = end_ranks(start(folder, layout, settings, name), TIMEOUT_SECONDS)
     errors = [line for one in ended if one.code for line in one.err.strip().splitlines()[-12:]]
     return "\n".join(errors) if errors else folder / name
+
+
+def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
+    """Copy a run's folder, as it was when the run had just saved the checkpoint of `step`."""
+    shutil.copytree(run, copy)
+    for later in (number for number in checkpoint_steps(copy) if number > step):
+        shutil.rmtree(copy / "checkpoints" / f"step-{later:08d}")
+    (copy / "record.json").unlink()
+    return copy
+
+
+def train_in_two(folder: Path, layouts: tuple[str, str], settings: Sequence[str], name: str) -> Path | str:
+    """Train in one layout, and from its checkpoint of SAVED_STEP on in another; return as `train`."""
+    settings = layered_settings(settings, SAVING)
+    whole = train(folder, layouts[0], settings, f"{name}-whole")
+    if isinstance(whole, str):
+        return whole
+    cut_off(whole, folder / name)
+    return train(folder, layouts[1], settings, name)
 
 
 def difference(alone: Path, other: Path, precision: str) -> str:

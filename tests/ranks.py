@@ -139,6 +139,21 @@ def at_step(rank: int, act: Callable[[], object], step: int = FAULT_STEP) -> Non
     Prefetcher.next = ask_and_act
 
 
+def in_a_pass(rank: int, act: Callable[[], object]) -> None:
+    """Call `act` on one rank within a block's forward pass of FAULT_STEP or of a later one."""
+    from harness.workload.model import Block
+
+    forward, due = Block.forward, [False]
+
+    def act_and_compute(self: Block, *inputs: Any) -> Any:
+        if due[0]:
+            act()
+        return forward(self, *inputs)
+
+    Block.forward = act_and_compute  # type: ignore[method-assign]
+    at_step(rank, lambda: due.__setitem__(0, True))
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -190,7 +205,8 @@ def have_other_data() -> None:
 
 
 def have_other_weights() -> None:
-    if os.environ["RANK"] == "1":
+    # The last one is of the second of two replicas.
+    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
         from harness.training.distributed import parallel
 
         build = parallel.build_model
@@ -370,6 +386,10 @@ FAULTS: dict[str, Callable[[], object]] = {
     "hung": lambda: at_step(1, hang),
     "slow": lambda: at_step(1, be_slow, 1),
     "out of memory": lambda: at_step(1, run_out_of_memory),
+    "killed in a pass": lambda: in_a_pass(1, die),
+    "hung in a pass": lambda: in_a_pass(1, hang),
+    "out of memory in a pass": lambda: in_a_pass(1, run_out_of_memory),
+    "bug in a pass": lambda: in_a_pass(1, raise_a_bug),
     "bad data": lambda: at_step(1, find_bad_data),
     "bug": lambda: at_step(1, raise_a_bug),
     "other software": have_other_software,

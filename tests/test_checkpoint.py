@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from harness.errors import CheckpointError, RunFailed
 from harness.records.files import seal
 from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
 from harness.training import checkpoint
-from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore, TrainingState
+from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore
 from harness.training.checkpoint_files import MANIFEST
+from harness.training.checkpoint_manager import TrainingState
 from harness.training.distributed.collectives import Ranks
 
 PROGRESS = {"loop": {"losses": [1.5, float("nan")]}, "batches": "ab"}
@@ -103,6 +105,55 @@ class TestSave:
         monkeypatch.setattr(checkpoint, "save_tensors", full)
         with pytest.raises(RunFailed, match="there is no checkpoint yet"):
             store.save(5, tensors(1.0), PROGRESS)
+
+
+class TestAsynchronous:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> CheckpointStore:
+        return CheckpointStore(tmp_path, Ranks(), workload_id="0123456789abcdef", keep=1, asynchronous=True)
+
+    def test_the_run_goes_on_meanwhile(
+        self, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.save(5, tensors(1.0), PROGRESS)
+        store.finish()
+        go_on, describe = threading.Event(), checkpoint.describe_file
+
+        def wait_and_describe(path: Path) -> dict[str, Any]:
+            go_on.wait(timeout=60)
+            return describe(path)
+
+        monkeypatch.setattr(checkpoint, "describe_file", wait_and_describe)
+        state = tensors(2.0)
+        assert store.save(10, state, PROGRESS) > 0
+        # The weights change, and until the new checkpoint is complete the one before is there.
+        for tensor in state.values():
+            tensor.fill_(3.0)
+        assert store.is_writing()
+        assert checkpoint_steps(tmp_path) == [5]
+        go_on.set()
+        assert store.finish() > 0
+        assert not store.is_writing()
+        assert checkpoint_steps(tmp_path) == [10]
+        found = tensors(0.0)
+        store.load(10, found)
+        assert {name: tensor.unique().tolist() for name, tensor in found.items()} == {name: [2.0] for name in found}
+
+    @pytest.mark.parametrize("moment", ["describe_file", "write_atomically"])
+    def test_a_failure_leaves_the_one_before(
+        self, moment: str, store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        store.save(5, tensors(1.0), PROGRESS)
+        store.finish()
+        monkeypatch.setattr(checkpoint, moment, full)
+        store.save(10, tensors(2.0), PROGRESS)
+        with pytest.raises(RunFailed, match=r"No space left on device.*the checkpoint of step 5 is kept") as failed:
+            store.finish()
+        assert failed.value.shared
+        assert checkpoint_steps(tmp_path) == [5]
 
 
 class TestDamage:

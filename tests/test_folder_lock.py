@@ -20,6 +20,7 @@ import pytest
 from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError, RunFailed, UserError
+from harness.layout import Layout
 from harness.records import folder_lock
 from harness.records.attempts import begin_attempt
 from harness.records.folder_lock import FolderLock, is_locked
@@ -82,7 +83,7 @@ def test_without_locks_no_run_is_resumed(number: int, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("resume", [(), RESUME])
 def test_deleting_the_locked_file_frees_nothing(resume: tuple[str, ...], tmp_path: Path) -> None:
     with acquire_run_folder(config(tmp_path / "run", *RESUME), "x"):
-        begin_attempt(tmp_path / "run", from_step=0, world_size=1, host=None)
+        begin_attempt(tmp_path / "run", from_step=0, layout=Layout(), host=None)
         (tmp_path / "run" / CONFIG_FILE).unlink()
         with pytest.raises(ConfigError, match=r"holds attempts\.json"):
             acquire_run_folder(config(tmp_path / "run", *resume), "x")

@@ -69,6 +69,10 @@ class TestPlaces:
         assert [layout.coordinate(rank)["pipeline"] for rank in range(8)] == [0] * 4 + [1] * 4
         assert list(layout.coordinate(5)) == list(reversed(AXES))
 
+    def test_a_place_is_named_where_ranks_differ_in_what_they_do(self) -> None:
+        assert Layout(pipeline=2, data=2, tensor=2).place(5) == "pipeline 1, data 0, tensor 1"
+        assert Layout(data=2, shard=2).place(3) == Layout().place(0) == ""
+
     def test_ranks_on_other_axes_have_the_same_share_of_the_batch(self) -> None:
         layout = Layout(pipeline=2, data=2, shard=2, context=2, tensor=2)
         shares = [layout.share_of(rank) for rank in range(layout.size)]

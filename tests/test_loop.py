@@ -137,6 +137,7 @@ class FakeRun:
     def __init__(self, config: Config, losses: Sequence[float] = (), norms: Sequence[float] = (),
                  stop_after_step: int | None = None, done: TrainingHistory | None = None) -> None:  # fmt: skip
         self.saved: list[int] = []
+        self.intervals_of_a_write = self.written_in = 0
         self.log: list[str] = []
         self.rows: list[dict[str, Any]] = []
         self.digest = BatchDigest()
@@ -154,7 +155,7 @@ class FakeRun:
             Ranks(),
             LoopObservers(StepsLogger(self), Display(self.log)),  # type: ignore[arg-type]
             stop_requested=lambda: self._stop_after_step is not None and self.steps >= self._stop_after_step,
-            save=(lambda step, _: self.saved.append(step)) if config.checkpoint.every else None,
+            checkpoints=self if config.checkpoint.every else None,
         )
 
     def run(self) -> None:
@@ -188,6 +189,19 @@ class FakeRun:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         return None
+
+    # Checkpoints
+    def save(self, at_step: int, done: TrainingHistory) -> None:
+        self.saved.append(at_step)
+        self.written_in = self.intervals_of_a_write
+
+    def is_writing(self, done: TrainingHistory) -> bool:
+        self.log.append("poll")
+        self.written_in -= 1
+        return self.written_in >= 0
+
+    def finish(self, done: TrainingHistory) -> None:
+        self.log.append("finish")
 
     # StepsWriter
     def append(self, rows: Any) -> None:
@@ -316,11 +330,27 @@ class TestCheckpoints:
         with_them, without = FakeRun(config_of("checkpoint.every=2")), FakeRun(config_of())
         with_them.run()
         without.run()
-        assert with_them.history.checkpoint_seconds == 3  # a tick each
+        assert with_them.history.checkpoint_seconds == 4  # a tick each, and one for the wait at the end
         assert without.history.checkpoint_seconds == 0
         # One interval more, since a save ends one: a tick more.
         intervals = [len(fake.history.intervals) for fake in (with_them, without)]
         assert with_them.history.training_seconds - without.history.training_seconds == intervals[0] - intervals[1]
+
+    def test_steps_during_a_write_are_not_timed(self) -> None:
+        fake = FakeRun(config_of("workload.steps=12", "workload.timing_warmup_steps=4", "workload.interval_steps=2",
+                                 "checkpoint.every=4"))  # fmt: skip
+        fake.intervals_of_a_write = 1
+        fake.run()
+        phases = [(phase, interval.first_step) for phase, interval in fake.history.intervals[-4:]]
+        assert phases == [("saving", 5), ("measured", 7), ("saving", 9), ("measured", 11)]
+        assert [row["phase"] for row in fake.rows[-4:]] == ["saving"] * 2 + ["measured"] * 2
+        assert fake.log[-1] == "finish"
+
+    def test_a_failed_training_completes_its_checkpoint(self) -> None:
+        fake = FakeRun(config_of("checkpoint.every=2"), losses=[1.0, 1.0, math.nan])
+        with pytest.raises(RunFailed, match="the loss became nan at step 3"):
+            fake.run()
+        assert fake.log[-1] == "finish"
 
     def test_a_stop_saves_where_it_stops(self) -> None:
         fake = FakeRun(config_of("workload.steps=100", "checkpoint.every=50"), stop_after_step=7)

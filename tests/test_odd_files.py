@@ -15,6 +15,7 @@ import pytest
 from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError, RecordError, UserError
+from harness.layout import Layout
 from harness.records.attempts import begin_attempt, read_attempts
 from harness.records.files import replace_file, seal, write_atomically
 from harness.records.peak import find_peak, read_peak
@@ -55,7 +56,7 @@ def config(folder: Path) -> Config:
 def run(tmp_path: Path) -> Path:
     """Folder of a run that was interrupted."""
     with acquire_run_folder(config(tmp_path / "run"), "x"):
-        begin_attempt(tmp_path / "run", from_step=0, world_size=1, host=None)
+        begin_attempt(tmp_path / "run", from_step=0, layout=Layout(), host=None)
     return tmp_path / "run"
 
 

@@ -12,6 +12,7 @@ import pytest
 from harness.composition import load
 from harness.config import Config
 from harness.errors import ConfigError
+from harness.layout import Layout
 from harness.records.attempts import begin_attempt, end_attempt, read_attempts
 from harness.records.record import read_record, write_record
 from harness.records.run_folder import acquire_run_folder, checkpoint_steps
@@ -114,8 +115,8 @@ def test_without_resume_an_existing_run_is_an_error(tmp_path: Path) -> None:
 
 def test_attempts_include_every_interruption(tmp_path: Path) -> None:
     assert read_attempts(tmp_path) == []
-    begin_attempt(tmp_path, from_step=0, world_size=2, host="a")
-    attempts = begin_attempt(tmp_path, from_step=4, world_size=2, host="b")
+    begin_attempt(tmp_path, from_step=0, layout=Layout(data=2), host="a")
+    attempts = begin_attempt(tmp_path, from_step=4, layout=Layout(data=2), host="b")
     found = end_attempt(tmp_path, attempts, status="ok", to_step=9)
     assert [(one["from_step"], one["to_step"], one["status"]) for one in found] == [(0, None, None), (4, 9, "ok")]
     assert found[0]["finished_at"] is None

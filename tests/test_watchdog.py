@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import cycle
+from typing import Any
 
 import pytest
+import torch
 
 from harness.errors import ConfigError
+from harness.training.distributed import watchdog
 from harness.training.distributed.watchdog import (
     BROKEN_CONNECTION_TIMEOUT_SECONDS,
     END_TIMEOUT_SECONDS,
@@ -61,7 +67,7 @@ class MemoryStore:
 class Scene:
     """Ranks that share a store and a clock; their threads are never started, since the test polls."""
 
-    def __init__(self, size: int, hung_seconds: float = 100) -> None:
+    def __init__(self, size: int, hung_seconds: float = 100, place: Callable[[int], str] = lambda rank: "") -> None:
         self.store, self.now = MemoryStore(), 0.0
         self.force_exited: dict[int, RankFailure] = {}
         self.heartbeats = [Heartbeat() for _ in range(size)]
@@ -74,6 +80,7 @@ class Scene:
                 hung_seconds=hung_seconds,
                 force_exit=self._force_exit(rank),
                 clock=lambda: self.now,
+                place=place,
             )
             for rank in range(size)
         ]
@@ -181,6 +188,34 @@ class TestWatch:
         stacks = scene.ranks[0].stacks()
         assert set(stacks) == {0, 1, 2}
         assert all("test_watchdog.py" in text for text in stacks.values())
+
+    def test_of_ranks_that_stopped_together_the_one_that_waits_for_none_hangs(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As under tensor parallelism and in pipelines: within a step no rank makes more progress than another."""
+        scene = Scene(3, hung_seconds=30, place=lambda rank: f"tensor {rank}")
+        polled = cycle([False, True, False])
+        monkeypatch.setattr(watchdog, "_is_elsewhere", lambda: next(polled))
+        scene.pass_time(3, {0, 1, 2})
+        scene.pass_time(33, {0, 1, 2}, busy=set())
+        known = scene.ranks[0].first_failure()
+        assert known is not None
+        assert (known.rank, known.status, known.place) == (1, "hung", "tensor 1")
+        assert str(known).startswith("rank 1 (tensor 1): no progress for 30 s, and this rank waits for no other rank")
+
+    @pytest.mark.parametrize("in_torch", [True, False])
+    def test_where_the_main_thread_is(self, in_torch: bool) -> None:
+        found: list[bool] = []
+        done: Any = torch.futures.Future() if in_torch else threading.Event()
+
+        def look() -> None:
+            time.sleep(0.2)
+            found.append(watchdog._is_elsewhere())
+            done.set_result(None) if in_torch else done.set()
+
+        threading.Thread(target=look).start()
+        done.wait()
+        assert found == [not in_torch]
 
     def test_one_slow_rank_among_busy_ones_does_not_hang(self) -> None:
         scene = Scene(2, hung_seconds=10)

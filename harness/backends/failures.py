@@ -19,11 +19,12 @@ class Failure:
 
 OUT_OF_MEMORY_REMEDY = (
     "lower workload.micro_batch_size, then set model.activation_checkpointing=true, then shorten workload.seq_len; if "
-    "the 16 bytes a parameter of the training's state are too much, choose a smaller model or parallel=fsdp"
+    "the 16 bytes a parameter of the training's state are too much, choose a smaller model, or cut it into more parts "
+    "with parallel=fsdp or mesh"
 )
 WEIGHTS_REMEDY = (
     "the weights alone do not fit, whatever the micro-batch: choose a smaller model or a device with more memory, free "
-    "the memory that other processes use, or shard the model over more devices with parallel=fsdp"
+    "the memory that other processes use, or cut the model into more parts with parallel=fsdp or mesh"
 )
 PEER_REMEDY = "look for the first error in the other ranks' output, or the rank that is missing"
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
+from harness.layout import Layout
 from harness.records.files import has_valid_seal, seal, write_atomically
 from harness.regular_files import load_json
 from harness.text import utc_now
 
 ATTEMPTS_FILE = "attempts.json"
-_ATTEMPT_KEYS = {"started_at", "finished_at", "status", "from_step", "to_step", "world_size", "host"}
+_ATTEMPT_KEYS = {"started_at", "finished_at", "status", "from_step", "to_step", "world_size", "layout", "host"}
 
 
-def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | None) -> list[dict[str, Any]]:
+def begin_attempt(folder: Path, *, from_step: int, layout: Layout, host: str | None) -> list[dict[str, Any]]:
     """Append an attempt to attempts.json, and return all attempts so far, this one included."""
     attempts = read_attempts(folder)
     attempts.append(
@@ -25,7 +27,8 @@ def begin_attempt(folder: Path, *, from_step: int, world_size: int, host: str | 
             "status": None,
             "from_step": from_step,
             "to_step": None,
-            "world_size": world_size,
+            "world_size": layout.size,
+            "layout": asdict(layout),
             "host": host,
         }
     )

@@ -76,7 +76,12 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
     timing, work = record["timing"], record["config"]["workload"]
     intervals = timing["intervals"]
     if not intervals:
-        if (timing.get("resumed") or {}).get("steps"):
+        if _steps_of(timing, "saving"):
+            yield (
+                "has no timed steps: a checkpoint was being written in all of them; measure again with "
+                "checkpoint.asynchronous=false or a larger checkpoint.every"
+            )
+        elif _steps_of(timing, "resumed"):
             yield "has no timed steps: the run was resumed too late for its timing warm-up; measure again"
         else:
             yield "is of a finished run, yet has no measured interval; it was edited"
@@ -97,19 +102,27 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
 
 def _coverage_problems(record: dict[str, Any], intervals: list[dict[str, Any]]) -> Iterable[str]:
     """Yield what is missing or counted twice: intervals adjoin, and every curve has a value for each step."""
-    # Steps are left out where a run was resumed, which warms up again.
-    resumed = bool((record["timing"].get("resumed") or {}).get("steps"))
+    timing = record["timing"]
+    # Steps are left out where a run was resumed, which warms up again, and while a checkpoint was written.
+    left_out = _steps_of(timing, "resumed") + _steps_of(timing, "saving")
     expected = record["config"]["workload"]["timing_warmup_steps"] + 1
     for interval in intervals:
         first, last = interval["first_step"], interval["last_step"]
-        if last < first or first < expected or (first > expected and not resumed):
+        if last < first or first < expected or (first > expected and not left_out):
             yield f"has an interval of steps {first} to {last} where one from step {expected} on is due; it was edited"
             return
         expected = last + 1
     losses, last = record["losses"], intervals[-1]["last_step"]
+    if left_out:
+        # The last steps may be among them.
+        last = 1 + _steps_of(timing, "warmup") + timing["measured_steps"] + left_out
     for name, values in (("losses", losses["train"]), ("gradient norms", losses["gradient_norm"]),
                          ("learning rates", losses.get("learning_rate") or losses["train"])):  # fmt: skip
         if len(values) != last:
             yield f"has {len(values)} {name} for {counted(last, 'step')}; it was edited"
     if len(record["timing"]["step_seconds"]) != record["timing"]["measured_steps"]:
         yield "has not as many step times as measured steps; it was edited"
+
+
+def _steps_of(timing: dict[str, Any], phase: str) -> int:
+    return (timing.get(phase) or {}).get("steps", 0)

@@ -136,8 +136,11 @@ def _attempts(record: dict[str, Any]) -> str:
     attempts = record["attempts"]
     ends = [attempt["status"] or "killed" for attempt in attempts[:-1]]
     before = ", ".join(f"{end} {ends.count(end)} times" if ends.count(end) > 1 else end for end in dict.fromkeys(ends))
+    *earlier, last = (str(Layout(**attempt.get("layout", {"data": attempt["world_size"]}))) for attempt in attempts)
+    layouts = list(dict.fromkeys(earlier))
+    elsewhere = f" in {', '.join(layouts)}" if layouts != [last] else ""
     return (
-        f"{len(attempts)}; before: {before}; the last resumed at step {attempts[-1]['from_step']}; "
+        f"{len(attempts)}; before: {before}{elsewhere}; the last resumed at step {attempts[-1]['from_step']}; "
         f"{counted(record['timing']['resumed']['steps'], 'untimed warm-up step')} after resuming"
     )
 
@@ -176,8 +179,9 @@ def _communication(parallel: dict[str, Any] | None) -> list[tuple[str, str]]:
         lines.append(("scaling", _scaling(scaling)))
     for straggler in parallel["stragglers"]:
         rank = ranks[straggler["rank"]]
-        place = "".join(f", {axis} {index}" for axis, index in (rank.get("place") or {}).items())
-        where = f"rank {straggler['rank']} ({rank['host']}, device {rank['device_index']}{place})"
+        place = Layout(**parallel["layout"]).place(straggler["rank"]) if "layout" in parallel else ""
+        parts = (rank["host"], f"device {rank['device_index']}", place)
+        where = f"rank {straggler['rank']} ({', '.join(part for part in parts if part)})"
         lines.append(("straggler", f"{where}: {straggler['slowdown']:.2f} times the step time of the others"))
     return lines
 
@@ -246,6 +250,8 @@ def _digests(record: dict[str, Any]) -> str:
 
 def _step_time(timing: dict[str, Any]) -> str:
     if timing["mean_step_seconds"] is None:
+        if (timing.get("saving") or {}).get("steps"):
+            return "not measured: a checkpoint was being written in all steps after the warm-up"
         return "not measured: the run ended before its first timed interval"
     steps = timing["measured_steps"]
     intervals = [
@@ -301,9 +307,15 @@ def _excluded(record: dict[str, Any]) -> str:
         ("first step", timing["first_step_seconds"]),
         (counted(timing["warmup"]["steps"], "warm-up step"), timing["warmup"]["seconds"]),
         ("evaluations", timing["evaluation_seconds"]),
+        *_during_checkpoints(timing.get("saving") or {"steps": 0}),
         ("compilation within these", (record["effective_settings"].get("compilation") or {}).get("seconds")),
     ]
     return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts if seconds is not None)
+
+
+def _during_checkpoints(saving: dict[str, Any]) -> list[tuple[str, float]]:
+    steps = saving["steps"]
+    return [(f"{counted(steps, 'step')} while checkpoints were written", saving["seconds"])] if steps else []
 
 
 def _loss(record: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 Tensors are written by torch.distributed.checkpoint, so that a run can resume with another number of ranks; everything
 else is in manifest.json, with a checksum of its own. A checkpoint is written under a temporary name and renamed when
-it is complete on disk. Other files in the checkpoints' folder are never touched: only a folder with the name and the
-content of a checkpoint is deleted, file by file, without following links.
+it is complete on disk, by a thread if the run goes on meanwhile. Other files in the checkpoints' folder are never
+touched: only a folder with the name and the content of a checkpoint is deleted, file by file, without following links.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ import json
 import os
 import re
 import secrets
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from harness.errors import CheckpointError, RunFailed
@@ -43,35 +46,91 @@ from harness.training.distributed.collectives import Ranks
 # A checkpoint being written or deleted: its step, and a random part that makes the name unique.
 _UNFINISHED = re.compile(r"\.(partial|removed)-\d{8,}-[0-9a-f]{8}")
 T = TypeVar("T")
+# PyTorch's, whenever it saves or loads in a single process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in its folder. `save` and `load` are collective."""
+    """The checkpoints of one run, in its folder. Its methods are collective."""
 
-    def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int, asynchronous: bool = False) -> None:
+        """
+        Args:
+            asynchronous: `save` returns when the tensors are copied to the host's memory, and a thread writes them.
+        """
         self._folder = folder / CHECKPOINT_FOLDER
         self._ranks, self._workload_id, self._keep = ranks, workload_id, keep
+        # Those of the thread have a group of their own: the run goes on with other collectives.
+        self._writers = ranks.apart() if asynchronous else ranks
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._writing: Future[float] | None = None
 
-    def save(self, step: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> None:
-        """Write the checkpoint of a step, then delete all but the newest `keep`. Collective.
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], progress: Mapping[str, Any]) -> float:
+        """Write the checkpoint of a step, then delete all but the newest `keep`.
+
+        An asynchronous one is complete after `finish`, which has to be called before the next.
 
         Args:
             progress: everything besides tensors that a run needs to resume, as JSON values.
 
+        Returns:
+            seconds in which an asynchronous one copied the tensors; 0.0 for any other.
+
         Raises:
             RunFailed: the disk is full or not writable. Earlier checkpoints are kept.
         """
-        final = self._path(step)
-        partial = self._on_main(lambda: self._make_partial(step), final)
+        assert self._writing is None, "the checkpoint before is still being written"
+        final, alone = self._path(step), self._ranks.size == 1
+        partial = self._on_main(self._ranks, lambda: self._make_partial(step), final)
         writer = PlacingWriter(partial, single_file_per_rank=True, sync_files=True)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "workload_id": self._workload_id,
+            "world_size": self._ranks.size,
+            "progress": dict(progress),
+        }
+        if self._thread is None:
+            self._write(
+                partial, writer, lambda: save_tensors(dict(tensors), storage_writer=writer, no_dist=alone), manifest
+            )
+            return 0.0
+        began = time.perf_counter()
+        saving = async_save(dict(tensors), storage_writer=writer, process_group=self._writers.host_group, no_dist=alone)
+        assert isinstance(saving, Future), "PyTorch copies the tensors in the background too"
+        self._writing = self._thread.submit(self._write, partial, writer, saving.result, manifest)
+        return time.perf_counter() - began
+
+    def is_writing(self) -> bool:
+        """Return whether an asynchronous checkpoint is not complete yet: the same answer on every rank."""
+        return self._writing is not None and self._ranks.all_max(int(not self._writing.done())) == [1]
+
+    def finish(self) -> float:
+        """Wait for an asynchronous checkpoint, if one is being written, and return the seconds that it took.
+
+        Raises:
+            RunFailed: as of `save`.
+        """
+        writing, self._writing = self._writing, None
+        return 0.0 if writing is None else writing.result()
+
+    def _write(
+        self, partial: Path, writer: PlacingWriter, save: Callable[[], Metadata], manifest: dict[str, Any]
+    ) -> float:
+        """Write a checkpoint, and return the seconds that it took. In the thread, if it is asynchronous.
+
+        Args:
+            save: writes the tensors.
+            manifest: without what is known only then.
+        """
+        began, final = time.perf_counter(), self._path(manifest["step"])
         try:
-            with _ignore_single_process_warning():
-                saved = save_tensors(dict(tensors), storage_writer=writer, no_dist=self._ranks.size == 1)
+            saved = save()
             own = {path.name: describe_file(path) for path in self._own_files(partial)}
             reason = None
         except (CheckpointException, OSError) as error:
             own, saved, reason = None, None, _reason(error)
-        by_rank = self._ranks.gather((own, reason))
+        by_rank = self._writers.gather((own, reason))
         for _, why in by_rank:
             if why is not None:
                 with suppress(OSError):
@@ -81,21 +140,14 @@ class CheckpointStore:
 
         def publish() -> None:
             assert saved is not None
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "step": step,
-                "workload_id": self._workload_id,
-                "world_size": self._ranks.size,
-                "files": files,
-                "tensors": describe_layout(saved, writer.places),
-                "progress": dict(progress),
-            }
-            self._publish(partial, final, manifest)
+            tensors = describe_layout(saved, writer.places)
+            self._publish(partial, final, manifest | {"files": files, "tensors": tensors})
 
-        self._on_main(publish, final)
+        self._on_main(self._writers, publish, final)
+        return time.perf_counter() - began
 
     def load(self, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Fill `tensors` in place from a step's checkpoint and return its progress. Collective.
+        """Fill `tensors` in place from a step's checkpoint and return its progress.
 
         Raises:
             CheckpointError: it is damaged, of another workload, or of a newer version.
@@ -117,8 +169,7 @@ class CheckpointStore:
         except ValueError as error:
             raise CheckpointError(f"{path / MANIFEST}: {error}; {self._remedy(step)}") from error
         try:
-            with _ignore_single_process_warning():
-                load_tensors(dict(tensors), storage_reader=reader, no_dist=self._ranks.size == 1)
+            load_tensors(dict(tensors), storage_reader=reader, no_dist=self._ranks.size == 1)
         except CheckpointException as error:
             causes = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
             raise CheckpointError(f"{path}: does not match this model: {causes}; {self._remedy(step)}") from error
@@ -164,7 +215,7 @@ class CheckpointStore:
         mine = sorted(folder.glob(f"__{self._ranks.rank}_*.distcp"))
         return [*mine, *([folder / ".metadata"] if self._ranks.is_main else [])]
 
-    def _on_main(self, act: Callable[[], T], final: Path) -> T:
+    def _on_main(self, ranks: Ranks, act: Callable[[], T], final: Path) -> T:
         """Return on all ranks what `act` returns on rank 0, the only one to call it; raise on all if it fails there."""
 
         def attempt() -> tuple[T | None, str | None]:
@@ -175,7 +226,7 @@ class CheckpointStore:
             except RunFailed as error:
                 return None, str(error)
 
-        result, why = self._ranks.broadcast_from_main(attempt)
+        result, why = ranks.broadcast_from_main(attempt)
         if why is not None:
             raise self._write_failure(final, why)
         return result  # pyright: ignore[reportReturnType]
@@ -194,46 +245,6 @@ class CheckpointStore:
         if before:
             return f"delete that folder to resume from step {before[-1]}"
         return "there is no earlier checkpoint: start again in another out=DIR"
-
-
-@dataclass
-class TrainingState:
-    """The tensors of a checkpoint: model and optimizer."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return this rank's tensors, sharded ones as DTensors, by names that do not depend on the number of ranks."""
-        found: dict[str, torch.Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            found[f"model.{name}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                found[f"optimizer.{name}.{key}"] = value
-        return found
-
-    def initialize_optimizer_state(self) -> None:
-        """Make the optimizer create its state, which it does in its first step, so that a checkpoint can be loaded.
-
-        That step does not change the weights: gradients and learning rate, and with it the weight decay, are zero.
-        """
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-
-
-@contextmanager
-def _ignore_single_process_warning() -> Iterator[None]:
-    """Suppress PyTorch's warning that it saves or loads in a single process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
 
 
 def _holds_only_checkpoint_files(folder: Path) -> bool:

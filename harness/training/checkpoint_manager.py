@@ -7,17 +7,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.backends.step import TrainStep
 from harness.config import Config, workload_id
 from harness.errors import CheckpointError, RunFailed
 from harness.records.steps import STEPS_FILE, steps_digest
-from harness.training.checkpoint import CheckpointStore, TrainingState
+from harness.training.checkpoint import CheckpointStore
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.history import TrainingHistory
 from harness.training.prepare import PreparedTraining
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
+
+
+@dataclass
+class TrainingState:
+    """The tensors of a checkpoint: model and optimizer."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return this rank's tensors, sharded ones as DTensors, by names that do not depend on the number of ranks."""
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            found[f"model.{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{name}.{key}"] = value
+        return found
+
+    def initialize_optimizer_state(self) -> None:
+        """Make the optimizer create its state, which it does in its first step, so that a checkpoint can be loaded.
+
+        That step does not change the weights: gradients and learning rate, and with it the weight decay, are zero.
+        """
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 @dataclass(frozen=True)
@@ -44,11 +78,12 @@ class CheckpointManager:
     """Must be the same when the run is resumed: `init`, the digest of the initial weights, and `data`."""
 
     def save(self, at_step: int, done: TrainingHistory) -> None:
-        """Write the checkpoint of the last step. Collective.
+        """Write the checkpoint of the last step, or with `checkpoint.asynchronous` begin to. Collective.
 
         Raises:
             RunFailed: the disk is full or not writable.
         """
+        self.finish(done)
         self.dataset.check_unchanged()
         progress = {
             "loop": done.to_json(),
@@ -58,8 +93,27 @@ class CheckpointManager:
             "samples": self._samples(at_step),
             "steps": self.ranks.broadcast_from_main(lambda: self._steps_digest(at_step)),
         }
-        self.checkpoints.save(at_step, self.state.tensors(), progress)
+        done.checkpoint_staging_seconds += self.checkpoints.save(at_step, self.state.tensors(), progress)
         self.heartbeat()
+
+    def is_writing(self, done: TrainingHistory) -> bool:
+        """Return whether a checkpoint is being written in the background: the same answer on every rank. Collective.
+
+        Raises:
+            RunFailed: it cannot be written.
+        """
+        if self.checkpoints.is_writing():
+            return True
+        self.finish(done)
+        return False
+
+    def finish(self, done: TrainingHistory) -> None:
+        """Wait for the checkpoint that is being written, if one is. Collective.
+
+        Raises:
+            RunFailed: it cannot be written.
+        """
+        done.checkpoint_writing_seconds += self.checkpoints.finish()
 
     def resume(self, from_step: int) -> TrainingHistory:
         """Restore model, optimizer and step from a checkpoint, and return its history. Collective.
@@ -125,7 +179,7 @@ def make_checkpoint_manager(
     *,
     data: dict[str, Any],
 ) -> CheckpointManager:
-    """Return the checkpoint manager of a run.
+    """Return the checkpoint manager of a run. Collective.
 
     Args:
         data: the description of the dataset, which must not change between attempts.
@@ -133,7 +187,13 @@ def make_checkpoint_manager(
     ranks = processes.ranks
     return CheckpointManager(
         folder=folder,
-        checkpoints=CheckpointStore(folder, ranks, workload_id=workload_id(config), keep=config.checkpoint.keep),
+        checkpoints=CheckpointStore(
+            folder,
+            ranks,
+            workload_id=workload_id(config),
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+        ),
         state=TrainingState(prepared.model, prepared.optimizer),
         step=prepared.step,
         dataset=dataset,

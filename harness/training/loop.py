@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
 import torch
 
 from harness.backends.step import StepOutput, TrainStep
 from harness.config import Config, WorkloadConfig
+from harness.errors import RunFailed
 from harness.schedule import learning_rate
 from harness.training.distributed.collectives import Ranks
 from harness.training.evaluation import Evaluator
@@ -19,7 +21,8 @@ from harness.training.observer import IntervalReport, LoopObserver
 from harness.training.prefetch import Prefetcher
 from harness.training.timing import StepClock, TimedInterval, raw_clock
 
-PHASES = ("first", "warmup", "measured", "resumed")
+# A step is `saving` if a checkpoint is being written in the background meanwhile: it is not counted in the timing.
+PHASES = ("first", "warmup", "measured", "resumed", "saving")
 
 
 def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 0) -> Iterator[tuple[str, int, int]]:
@@ -45,6 +48,14 @@ def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 
             last = min(last, math.ceil(step / every) * every)
         yield phase, step, last
         step = last + 1
+
+
+class Checkpoints(Protocol):
+    """Checkpoints as the loop needs them; `CheckpointManager` describes the methods."""
+
+    def save(self, at_step: int, done: TrainingHistory) -> None: ...
+    def is_writing(self, done: TrainingHistory) -> bool: ...
+    def finish(self, done: TrainingHistory) -> None: ...
 
 
 class GapMeter:
@@ -89,17 +100,17 @@ class Loop:
         observer: LoopObserver,
         *,
         stop_requested: Callable[[], bool],
-        save: Callable[[int, TrainingHistory], None] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """
         Args:
             stop_requested: called after every step and every interval; the same answer on all ranks.
-            save: writes the checkpoint of a step; None for a run without checkpoints.
+            checkpoints: None for a run without.
         """
         self._config, self._work = config, config.workload
         self._train_step, self._prefetcher, self._step_clock = train_step, prefetcher, step_clock
         self._evaluator, self._ranks, self._observer = evaluator, ranks, observer
-        self._stop_requested, self._save_checkpoint = stop_requested, save
+        self._stop_requested, self._checkpoints = stop_requested, checkpoints
         self._gap = GapMeter()
 
     def run(self, history: TrainingHistory) -> None:
@@ -111,6 +122,17 @@ class Loop:
         Raises:
             RunFailed: a loss or a gradient is not finite, or a file cannot be written.
         """
+        try:
+            self._run(history)
+        except RunFailed as error:
+            # All ranks are here, so that the checkpoint that is being written can be completed.
+            if error.shared or self._ranks.size == 1:
+                with suppress(RunFailed):
+                    self._finish_checkpoint(history)
+            raise
+        self._finish_checkpoint(history)
+
+    def _run(self, history: TrainingHistory) -> None:
         began = self._step_clock.now()
         done = history.steps_done
         # An interrupted run was saved before the evaluation that was due.
@@ -120,7 +142,8 @@ class Loop:
             self._evaluate(0, history)
         every = self._config.checkpoint.every
         for phase, first, last in plan_intervals(self._work, done, every):
-            self._run_interval(phase, first, last, history)
+            saving = phase == "measured" and self._is_writing(history)
+            self._run_interval("saving" if saving else phase, first, last, history)
             with self._gap.accounted():
                 stopping = self._stop_requested()
             if stopping:
@@ -198,9 +221,23 @@ class Loop:
         return self._config.target_loss is not None and loss <= self._config.target_loss
 
     def _save(self, history: TrainingHistory) -> None:
-        if self._save_checkpoint is None:
+        if self._checkpoints is None:
             return
         began = self._step_clock.now()
         with self._gap.accounted():
-            self._save_checkpoint(history.steps_done, history)
+            self._checkpoints.save(history.steps_done, history)
+        history.checkpoint_seconds += self._step_clock.now() - began
+
+    def _is_writing(self, history: TrainingHistory) -> bool:
+        """Return whether a checkpoint is being written: the next interval would share the machine with that."""
+        if self._checkpoints is None:
+            return False
+        with self._gap.accounted():
+            return self._checkpoints.is_writing(history)
+
+    def _finish_checkpoint(self, history: TrainingHistory) -> None:
+        if self._checkpoints is None:
+            return
+        began = self._step_clock.now()
+        self._checkpoints.finish(history)
         history.checkpoint_seconds += self._step_clock.now() - began

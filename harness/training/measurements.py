@@ -13,7 +13,6 @@ import torch
 from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.environment import CpuContention
-from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks, all_of_this_host
 from harness.training.history import Exchange, TrainingHistory, total_exposed_seconds
 from harness.training.monitoring.telemetry import Telemetry, merge_ranks
@@ -104,7 +103,7 @@ def collect_measurements(
             "device": device.get("name"),
             "device_index": device.get("index"),
             "peak_allocated_bytes": (memory or {}).get("peak_allocated_bytes"),
-            **rank_timing(history),
+            **rank_timing(history, own_from),
         }
         by_rank = ranks.gather(own)
     return replace(
@@ -118,11 +117,15 @@ def collect_measurements(
     )
 
 
-def rank_timing(history: TrainingHistory) -> dict[str, Any]:
-    """Return one rank's step time, payload and exposed communication, also by axis, per step of the measured window."""
+def rank_timing(history: TrainingHistory, own_from: int = 0) -> dict[str, Any]:
+    """Return one rank's step time, payload and exposed communication, also by axis, per step of the measured window.
+
+    Args:
+        own_from: index of the first interval that this attempt trained: a checkpoint has rank 0's times alone.
+    """
     measured = [
         (interval, exchange)
-        for (phase, interval), exchange in zip(history.intervals, history.exchanges, strict=True)
+        for (phase, interval), exchange in list(zip(history.intervals, history.exchanges, strict=True))[own_from:]
         if phase == "measured"
     ]
     steps = sum(interval.steps for interval, _ in measured)
@@ -148,10 +151,8 @@ def _per_step(exchanges: Sequence[Exchange], steps: int) -> dict[str, float | No
     }
 
 
-def describe_ranks(by_rank: Sequence[Mapping[str, Any]], layout: Layout | None = None) -> dict[str, Any]:
+def describe_ranks(by_rank: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the record's section on the ranks, from each rank's own values, in rank order.
-
-    `layout` adds each rank's place on the axes that have several parts.
 
     A rank's busy time is its step time minus its exposed communication. Since gradients are exchanged in every step,
     all ranks have the same step time: only their busy times show which of them the others wait for.
@@ -160,9 +161,7 @@ def describe_ranks(by_rank: Sequence[Mapping[str, Any]], layout: Layout | None =
     for number, own in enumerate(by_rank):
         step, waited = own["step_seconds"], own["exposed_communication_seconds"]
         busy = None if step is None or waited is None else max(0.0, step - waited)
-        place = {} if layout is None else layout.coordinate(number)
-        place = {axis: index for axis, index in place.items() if getattr(layout, axis) > 1}
-        ranks.append({"rank": number, "place": place, **own, "busy_seconds_per_step": busy})
+        ranks.append({"rank": number, **own, "busy_seconds_per_step": busy})
     return {"ranks": ranks, "stragglers": find_stragglers(ranks)}
 
 

@@ -122,13 +122,19 @@ def _init_digest(config: Config, model: torch.nn.Module, ranks: Ranks, heartbeat
         RunFailed: the ranks do not have the same weights.
     """
     if uses_mesh(config, ranks):
-        # The ranks of a stage share its parameters.
-        each = ranks.size // ranks.layout.pipeline
+        # The ranks of a replica's stage share its parameters, and each replica has all of them.
+        each = ranks.size // ranks.layout.pipeline // ranks.layout.data
         parts = ranks.gather(sharded_digests(model, ranks.rank % each, each, heartbeat))
         digests: dict[str, bytes] = {}
-        for name, digest in (item for part in parts for item in part.items()):
+        for rank, (name, digest) in ((rank, item) for rank, part in enumerate(parts) for item in part.items()):
             if digests.setdefault(name, digest) != digest:
-                raise RunFailed(f"two stages of the pipeline differ in the initial value of {name}", shared=True)
+                first = next(other for other, part in enumerate(parts) if name in part)
+                raise RunFailed(
+                    f"rank {rank}, or one that shares its parameters, differs from rank {first} in the initial value "
+                    f"of {name}; install the same software on every host",
+                    status="rank_mismatch",
+                    shared=True,
+                )
         return total_digest(digests)
     same_on_all(ranks, "the initial weights", digest := init_digest(model))
     return digest

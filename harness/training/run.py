@@ -158,7 +158,7 @@ def _acquire_folder(config: Config, description: RunDescription, stack: ExitStac
     attempts = None
     if config.checkpoint.every:
         host = environment.host_name()
-        attempts = begin_attempt(acquired.path, from_step=from_step, world_size=description.world_size, host=host)
+        attempts = begin_attempt(acquired.path, from_step=from_step, layout=description.layout, host=host)
     return _AcquiredFolder(acquired.path, from_step, attempts)
 
 

@@ -121,7 +121,7 @@ def parallel_section(
     baseline, speed = description.scaling_baseline, times["tokens_per_second"]
     scaling = None if baseline is None else baseline.efficiency(description.world_size, speed)
     layout, work = description.layout, description.config.workload
-    described = describe_ranks(measurements.ranks, layout)
+    described = describe_ranks(measurements.ranks)
     micro_batches = work.global_batch_size // (layout.shares * work.micro_batch_size)
     bubble = pipeline_bubble(described["ranks"], layout.pipeline, micro_batches)
     return {"layout": asdict(layout), **described, "bubble": bubble, "scaling": scaling}
@@ -177,8 +177,14 @@ def timing_section(config: Config, measurements: Measurements, history: Training
             "steps": sum(interval.steps for interval in phases["resumed"]),
             "seconds": math.fsum(interval.seconds for interval in phases["resumed"]),
         },
+        "saving": {
+            "steps": sum(interval.steps for interval in phases["saving"]),
+            "seconds": math.fsum(interval.seconds for interval in phases["saving"]),
+        },
         "evaluation_seconds": history.evaluation_seconds,
         "checkpoint_seconds": history.checkpoint_seconds,
+        "checkpoint_staging_seconds": history.checkpoint_staging_seconds,
+        "checkpoint_writing_seconds": history.checkpoint_writing_seconds,
         "training_seconds": history.training_seconds,
         "intervals": [
             {

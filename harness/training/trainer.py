@@ -147,7 +147,7 @@ class Trainer:
             ranks,
             observers,
             stop_requested=stop_requested,
-            save=checkpoints.save if checkpoints is not None else None,
+            checkpoints=checkpoints,
         )
         try:
             self._run_loop(loop, prepared)
@@ -194,7 +194,13 @@ class Trainer:
             "track": asdict(config.track),
             "micro_batch_size": config.workload.micro_batch_size,
             "activation_checkpointing": config.model.activation_checkpointing,
-            "parallel": {**asdict(config.parallel), "timeout_seconds": None, "scaling_reference": None},
+            # Axes that were left open have their sizes in the layout.
+            "parallel": {
+                **asdict(config.parallel),
+                **asdict(description.layout),
+                "timeout_seconds": None,
+                "scaling_reference": None,
+            },
             "threads": description.effective_settings["threads"],
             "timing_warmup_steps": config.workload.timing_warmup_steps,
             "interval_steps": config.workload.interval_steps,

@@ -103,6 +103,7 @@ CASES: list[tuple[str, int, list[str]]] = [
     ("resume=auto out=r checkpoint.every=5 repeats=2", 2, ["resume", "repeats=1"]),
     ("checkpoint.every=-1", 2, ["checkpoint.every", "-1", "at least 0"]),
     ("checkpoint.keep=0", 2, ["checkpoint.keep", "at least 1"]),
+    ("checkpoint.asynchronous=true", 2, ["checkpoint.asynchronous", "set checkpoint.every"]),
     ("checkpoint.evry=5", 2, ["checkpoint.evry", "did you mean checkpoint.every"]),
     ("parallel=ddp", 2, ["parallel", "RANK", "torchrun --nproc-per-node"]),
     ("parallel=ddp repeats=3", 2, ["repeats", "torchrun"]),

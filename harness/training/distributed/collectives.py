@@ -44,6 +44,8 @@ class Ranks:
         """Of the collectives on device tensors; set before the first of them."""
         self.timeout: timedelta | None = None
         """Of collectives; None: PyTorch's own."""
+        self.host_group: Any = None
+        """Of collectives on host data; None: of all processes' own."""
 
     @property
     def size(self) -> int:
@@ -56,6 +58,14 @@ class Ranks:
     @property
     def is_main(self) -> bool:
         return self.world.is_main
+
+    def apart(self) -> Ranks:
+        """Return these ranks with a group of their own for host data, which another thread may use. Collective."""
+        other = Ranks(self.world, self.layout)
+        other.timeout = self.timeout
+        if self.size > 1:
+            other.host_group = dist.new_group(backend="gloo", timeout=self.timeout)
+        return other
 
     @property
     def share(self) -> int:
@@ -136,14 +146,14 @@ class Ranks:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.host_group)
         return values
 
     def broadcast_from_main(self, make: Callable[[], T]) -> T:
         """Return on every rank what `make` returns on rank 0, the only one to call it."""
         values: list[Any] = [make() if self.is_main else None]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0)
+            dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]
 
     def mean(self, values: Sequence[float]) -> list[float]:
@@ -151,7 +161,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         by_rank = [torch.zeros(len(values), dtype=torch.float64) for _ in range(self.size)]
-        dist.all_gather(by_rank, torch.tensor(values, dtype=torch.float64))
+        dist.all_gather(by_rank, torch.tensor(values, dtype=torch.float64), group=self.host_group)
         return [math.fsum(column) / self.size for column in zip(*(row.tolist() for row in by_rank), strict=True)]
 
     def all_max(self, *values: int) -> list[int]:
@@ -159,7 +169,7 @@ class Ranks:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.int64)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.host_group)
         return tensor.tolist()
 
     def combined_digest(self, digest: BatchDigest) -> str:

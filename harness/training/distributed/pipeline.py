@@ -76,8 +76,11 @@ class Pipeline:
         self._losses.clear()
         run = partial(schedule.step if train else schedule.eval, target=sequences, sequences=sequences,
                       return_outputs=False)  # fmt: skip
-        # Only the first stage has inputs from outside.
-        run(sequences) if self._stage.is_first else run()
+        try:
+            # Only the first stage has inputs from outside.
+            run(sequences) if self._stage.is_first else run()
+        except RuntimeError as error:
+            raise _cause_of(error) from None
         loss = torch.zeros((), device=self._device)
         if self._stage.is_last:
             loss = torch.stack(self._losses).mean()
@@ -110,6 +113,15 @@ class Pipeline:
     def _loss(self, output: torch.Tensor, _target: torch.Tensor) -> torch.Tensor:
         self._losses.append(output.detach())
         return self._scale(output)
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """Return the error in which a stage's pass ended: PyTorch's schedules raise another one in its place, and out of
+    memory or a broken connection could not be told from a bug.
+    """
+    while type(error) is RuntimeError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def stage_blocks(blocks: int, stages: int, head_cost: float) -> list[range]:

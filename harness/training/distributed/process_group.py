@@ -163,6 +163,7 @@ class _DistributedProcesses(RunProcesses):
             heartbeat,
             hung_seconds=timeout_seconds,
             force_exit=self._force_exit,
+            place=layout.place,
         )
         self._watchdog.start()
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness import log
@@ -56,9 +58,12 @@ class RankFailure:
     message: str
     """Cause and remedy in one line, without the rank."""
     exit_code: int = ExitCode.RUN_FAILED
+    place: str = ""
+    """Of the rank in the layout; empty where it does not matter."""
 
     def __str__(self) -> str:
-        return self.message if self.rank is None else f"rank {self.rank}: {self.message}"
+        place = f" ({self.place})" if self.place else ""
+        return self.message if self.rank is None else f"rank {self.rank}{place}: {self.message}"
 
 
 @dataclass
@@ -69,6 +74,8 @@ class _LastSeen:
     heartbeat_at: float = 0.0
     progress: int = -1
     progress_at: float = 0.0
+    is_elsewhere: bool = False
+    """As of `_is_elsewhere`."""
 
 
 class Watchdog:
@@ -78,16 +85,18 @@ class Watchdog:
         store: a connection of its own, used by the thread and, under a lock, by the main thread.
         heartbeat: counts this rank's steps and collectives.
         hung_seconds: the run hangs if no rank makes progress for this time.
+        place: returns where a rank is in the layout, for messages.
         force_exit: called in the thread if the main thread does not end in time; must end the process.
     """
 
     def __init__(
         self, store: Store, rank: int, size: int, heartbeat: Heartbeat, *, hung_seconds: float,
         force_exit: Callable[[RankFailure], Any], clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Any] | None = None,
+        sleep: Callable[[float], Any] | None = None, place: Callable[[int], str] = lambda rank: "",
     ) -> None:  # fmt: skip
         self._store, self._rank, self._size, self._heartbeat = store, rank, size, heartbeat
         self._hung_seconds, self._force_exit, self._clock = hung_seconds, force_exit, clock
+        self._place = place
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait
@@ -124,6 +133,8 @@ class Watchdog:
         return self._publish_failure(failure)
 
     def _publish_failure(self, failure: RankFailure) -> RankFailure:
+        if failure.rank is not None:
+            failure = replace(failure, place=self._place(failure.rank))
         try:
             with self._lock:
                 first = self._store.compare_set(_FAILURE, "", json.dumps(asdict(failure)))
@@ -201,7 +212,8 @@ class Watchdog:
         """Publish this rank's heartbeat, read the others', and end this process if the run has failed."""
         with self._lock:
             self._polls += 1
-            self._store.set(f"heartbeat/{self._rank}", f"{self._polls}:{self._heartbeat.beats}")
+            beat = f"{self._polls}:{self._heartbeat.beats}:{int(_is_elsewhere())}"
+            self._store.set(f"heartbeat/{self._rank}", beat)
             published = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
         if published is not None:
             self._shut_down(RankFailure(**published))
@@ -222,7 +234,8 @@ class Watchdog:
                 heartbeat = self._store.get(f"heartbeat/{rank}").decode()
             if heartbeat != seen.heartbeat:
                 seen.heartbeat, seen.heartbeat_at = heartbeat, now
-            progress = int(heartbeat.split(":")[1])
+            _, progress, is_elsewhere = map(int, heartbeat.split(":"))
+            seen.is_elsewhere = bool(is_elsewhere)
             if progress != seen.progress:
                 seen.progress, seen.progress_at = progress, now
 
@@ -239,12 +252,14 @@ class Watchdog:
         now = self._clock()
         if any(now - seen.progress_at <= self._hung_seconds for seen in self._seen.values()):
             return None
-        behind = min(self._seen, key=lambda rank: self._seen[rank].progress)
+        # Tensor parallelism and pipelines make all ranks stop within the same step.
+        behind = min(self._seen, key=lambda rank: (not self._seen[rank].is_elsewhere, self._seen[rank].progress))
+        why = "waits for no other rank" if self._seen[behind].is_elsewhere else "is the furthest behind"
         return RankFailure(
             behind,
             "hung",
-            f"no progress for {self._hung_seconds:g} s, and this rank is the furthest behind; the stacks of all ranks "
-            "are in hung.txt; raise parallel.timeout_seconds if a step can take longer",
+            f"no progress for {self._hung_seconds:g} s, and this rank {why}; the stacks of all ranks are in hung.txt; "
+            "raise parallel.timeout_seconds if a step can take longer",
         )
 
     def _shut_down(self, failure: RankFailure) -> None:
@@ -269,6 +284,20 @@ class Watchdog:
             return self._store.check([key])
 
 
+def _is_elsewhere() -> bool:
+    """Return whether the main thread is in code of neither PyTorch nor the harness: then it waits for no other rank.
+
+    A thread that waits for a device, and with it maybe for other ranks, is in the code of one of the two.
+    """
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return False
+    file = Path(frame.f_code.co_filename)
+    in_torch = any(part == "torch" or part.startswith("torch_") for part in file.parts)
+    return not in_torch and not file.is_relative_to(_PACKAGE)
+
+
+_PACKAGE = Path(__file__).resolve().parents[2]
 _LOST = (
     "{} stopped responding: it was killed, its host ran out of memory, or the connection to it broke; see the "
     "kernel's log on that host"
