@@ -85,7 +85,8 @@ def apply_track(
             # Hooks around the parts of a sharded block gather their weights or activations, and have to run.
             units = (layer.attention, layer.feed_forward) if sharded and isinstance(layer, Block) else (layer,)
             for unit in units:
-                unit.forward = torch.compile(unit.forward, dynamic=False)  # pyright: ignore[reportAttributeAccessIssue]
+                # Of a part that cannot be one graph, PyTorch would run some or all eagerly, and not always count that.
+                unit.forward = torch.compile(unit.forward, dynamic=False, fullgraph=True)  # pyright: ignore
         for kernel in chosen.values():
             compile_kernel = getattr(kernel, "compile", None)
             if compile_kernel is not None:
