@@ -56,8 +56,19 @@ def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.M
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
     track = resolve_track(replace(TUNED, activation_memory_budget=0.25), backend, Layout(), sharded=False)
-    apply_track(model, track, backend, sharded=False)
+    apply_track(model, track, backend, Layout(), sharded=False)
     assert partitioning.activation_memory_budget == 0.25
+
+
+def test_programs_of_another_mesh_are_not_loaded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group names are part of a program, and not of that cache's key."""
+    with torch.device("meta"):
+        model = Transformer(load([*TINY]).model)
+    for setting, value in (("enable_autograd_cache", True), ("unsafe_treat_script_objects_as_zero_size", False)):
+        monkeypatch.setattr(partitioning, setting, value)
+    for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
+        apply_track(model, resolve_track(TUNED, backend, layout, sharded=True), backend, layout, sharded=True)
+        assert partitioning.enable_autograd_cache is cached
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,21 +80,16 @@ def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2), Layout(shard=2, context=2)], ids=str)
-def test_other_layouts_than_shards_and_replicas_are_not_compiled(layout: Layout, backend: Backend) -> None:
-    assert resolve_track(TUNED, backend, layout, sharded=True).compile == "no"
-    with pytest.raises(
-        ConfigError, match=rf"^track.compile: found blocks, but a layout of {layout} has only no; leave"
-    ):
-        resolve_track(replace(TUNED, compile="blocks"), backend, layout, sharded=True)
+def test_every_layout_is_compiled(layout: Layout, backend: Backend) -> None:
+    assert resolve_track(TUNED, backend, layout, sharded=True).compile == "blocks"
 
 
-@pytest.mark.parametrize("operation", ["rms_norm", "cross_entropy"])
-def test_of_cut_tensors_only_the_stock_operations_know(operation: str, backend: Backend) -> None:
-    assert getattr(resolve_track(TUNED, backend, Layout(tensor=2), sharded=True), operation) == STOCK
+def test_logits_cut_by_vocabulary_have_the_stock_loss(backend: Backend) -> None:
+    assert resolve_track(TUNED, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
     with pytest.raises(
-        ConfigError, match=rf"^track\.{operation}: found chunked, but a layout of tensor 2 has only stock"
+        ConfigError, match=r"^track\.cross_entropy: found chunked, but a layout of tensor 2 has only stock"
     ):
-        resolve_track(replace(TUNED, **{operation: "chunked"}), backend, Layout(tensor=2), sharded=True)
+        resolve_track(replace(TUNED, cross_entropy="chunked"), backend, Layout(tensor=2), sharded=True)
 
 
 def test_an_unknown_kernel(backend: Backend) -> None:

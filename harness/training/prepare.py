@@ -89,7 +89,7 @@ def prepare_step(
             raise
         raise RunFailed(f"{failure.cause}; {WEIGHTS_REMEDY}", failure.status) from error
     model = parallel_model.model
-    compilation = apply_track(model, config.track, backend, sharded=uses_mesh(config, ranks))
+    compilation = apply_track(model, config.track, backend, ranks.layout, sharded=uses_mesh(config, ranks))
     optimizer = build_optimizer(model, config.workload, config.track)
     step = backend.prepare(
         parallel_model.wrapped,

@@ -14,9 +14,6 @@ from harness.layout import Layout
 from harness.training.observer import LoopObserver
 from harness.workload.model import Block, Transformer
 
-# Operations on weights and activations that tensor parallelism cuts: PyTorch's own know how to.
-_ON_CUT_TENSORS = ("rms_norm", "cross_entropy")
-
 
 def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, sharded: bool) -> TrackConfig:
     """Return the track with the backend's default in place of every null.
@@ -32,17 +29,14 @@ def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, shard
     chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
     if sharded and chosen.get("compile") == "model":
         chosen["compile"] = "blocks"
-    # DTensor's collectives and a pipeline's hooks are not compiled.
-    cut = {} if layout.shares == layout.size else {"compile": "no"}
     if layout.tensor > 1:
-        cut |= dict.fromkeys(_ON_CUT_TENSORS, STOCK)
-    for key, only in cut.items():
-        if getattr(track, key) not in (None, only):
+        # Of logits that are cut by vocabulary PyTorch's own loss knows how to take the sum.
+        if track.cross_entropy not in (None, STOCK):
             raise ConfigError(
-                f"track.{key}: found {getattr(track, key)}, but a layout of {layout} has only {only}; leave "
-                f"track.{key} out"
+                f"track.cross_entropy: found {track.cross_entropy}, but a layout of {layout} has only {STOCK}; leave "
+                "track.cross_entropy out"
             )
-        chosen[key] = only
+        chosen["cross_entropy"] = STOCK
     resolved = replace(track, **chosen)
     if resolved.compile == "no":
         if track.activation_memory_budget not in (None, 1.0):
@@ -64,7 +58,9 @@ def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, shard
     return resolved
 
 
-def apply_track(model: Transformer, track: TrackConfig, backend: Backend, *, sharded: bool) -> Compilation:
+def apply_track(
+    model: Transformer, track: TrackConfig, backend: Backend, layout: Layout, *, sharded: bool
+) -> Compilation:
     """Install the kernels of a resolved track in a model, and set it to be compiled at its first call.
 
     Args:
@@ -75,27 +71,44 @@ def apply_track(model: Transformer, track: TrackConfig, backend: Backend, *, sha
     """
     known = backend.kernels()
     chosen = {name: known[name][getattr(track, name)] for name in OPERATIONS if getattr(track, name) != STOCK}
+    if layout.tensor > 1 and "rms_norm" in chosen:
+        from harness.training.distributed.tensor import norm_of_part
+
+        chosen["rms_norm"] = norm_of_part(chosen["rms_norm"])
     model.use_kernels(chosen)
     if track.compile != "no":
-        import torch._functorch.config as partitioning
-
-        # A setting of the process, read when a part is compiled.
-        partitioning.activation_memory_budget = track.activation_memory_budget
+        _configure_compiler(track, has_meshes=layout.tensor > 1)
     if track.compile == "model":
         model.compile(dynamic=False)
     elif track.compile == "blocks":
         for layer in model.numbered_layers().values():
-            if sharded and isinstance(layer, Block):
-                # FSDP gathers and frees their weights in hooks around `forward`, which must run.
-                for unit in (layer.attention, layer.feed_forward):
-                    unit.forward = torch.compile(unit.forward, dynamic=False)  # pyright: ignore[reportAttributeAccessIssue]
-            else:
-                layer.compile(dynamic=False)
+            # Hooks around the parts of a sharded block gather their weights or activations, and have to run.
+            units = (layer.attention, layer.feed_forward) if sharded and isinstance(layer, Block) else (layer,)
+            for unit in units:
+                # Of a part that cannot be one graph, PyTorch would run some or all eagerly, and not always count that.
+                unit.forward = torch.compile(unit.forward, dynamic=False, fullgraph=True)  # pyright: ignore
         for kernel in chosen.values():
             compile_kernel = getattr(kernel, "compile", None)
             if compile_kernel is not None:
                 compile_kernel()
     return Compilation(track)
+
+
+def _configure_compiler(track: TrackConfig, *, has_meshes: bool) -> None:
+    """Change settings of the process, which are read when a part is compiled.
+
+    Args:
+        has_meshes: true if weights are DTensors where they are used, whose device mesh is an input too.
+    """
+    import torch._functorch.config as compiler
+
+    compiler.activation_memory_budget = track.activation_memory_budget
+    if has_meshes:
+        # Of a mesh this cache compares the type alone: it would return another layout's program, with its groups.
+        compiler.enable_autograd_cache = False
+        if hasattr(compiler, "unsafe_treat_script_objects_as_zero_size"):
+            # A mesh holds no activations. From torch 2.13 on a budget below 1 asks for its size.
+            compiler.unsafe_treat_script_objects_as_zero_size = True
 
 
 class Compilation(LoopObserver):

@@ -50,6 +50,21 @@ def test_the_layout_does_not_change_the_work(model: str, layout: str, alone: Pat
         assert 0 < rank["exposed_communication_seconds"] < rank["step_seconds"]
 
 
+@pytest.mark.parametrize(("layout", "parts"), [("shard=2 tensor=2", 3), ("pipeline=2 context=2", 2)])
+def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
+    """One program for the attention of all blocks, one for their feed-forward, and one for the last norm."""
+    more = ["model.num_hidden_layers=2", "workload.steps=6", "workload.eval_every=4", "workload.eval_sequences=4"]
+    settings = layered_settings(WORK, MODELS["llama"], more)
+    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    found = train(tmp_path, layout, layered_settings(settings, ["track=tuned"]), "run")
+    assert isinstance(found, Path), found
+    assert difference(tmp_path / "alone", found, "fp32").startswith("ok")
+    compilation = record(found)["effective_settings"]["compilation"]
+    # Of the first rank, for training and for evaluation.
+    assert compilation["graphs"] == 2 * parts
+    assert (compilation["graph_breaks"], compilation["graphs_in_window"]) == (0, 0)
+
+
 @pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
 def test_bf16_is_within_the_gate(layout: str, tmp_path: Path) -> None:
     settings = layered_settings(WORK, MODELS["llama"], ["precision=bf16"])

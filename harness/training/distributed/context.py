@@ -7,8 +7,8 @@ any attention kernel does, and each rank has the same share of the causal scores
 from __future__ import annotations
 
 import torch
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.nn.functional import all_to_all_single
 
 from harness.workload.model import Attention, Kernel, Transformer
 
@@ -34,8 +34,7 @@ def exchange_around(mesh: DeviceMesh) -> Kernel:
 
     def trade(x: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [N, ...]: part i goes to rank i, and comes from it."""
-        x = x.contiguous()
-        return all_to_all_single(torch.empty_like(x), x, group=group)
+        return all_to_all_single_autograd(x.contiguous(), None, None, group)
 
     def to_heads(x: torch.Tensor) -> torch.Tensor:
         """[B, H, S / N, D] -> [B, H / N, S, D]"""

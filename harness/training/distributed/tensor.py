@@ -27,7 +27,7 @@ from torch.distributed.tensor.parallel.loss import loss_parallel
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from harness.config import num_key_value_heads
-from harness.workload.model import Block, Transformer
+from harness.workload.model import Block, Kernel, Transformer
 
 # Dimensions of [B, S, W] and of [B, heads, S, D].
 POSITIONS, HEADS = Shard(1), Shard(1)
@@ -93,6 +93,17 @@ def _block_plan(model: Transformer, block: Block, mesh: DeviceMesh) -> dict[str,
             sequence_dim=HEADS.dim, use_local_output=True
         )
     return plan
+
+
+def norm_of_part(kernel: Kernel) -> Kernel:
+    """Return an RMSNorm kernel that is called with this rank's part of the activations, as a plain tensor."""
+
+    def norm(x: DTensor, weight: DTensor, eps: float) -> DTensor:
+        # Each rank's gradient of the weight is that of its own part: their sum is the whole.
+        own_weight = weight.to_local(grad_placements=[Partial()])
+        return DTensor.from_local(kernel(x.to_local(), own_weight, eps), x.device_mesh, x.placements, run_check=False)
+
+    return norm
 
 
 class _NeededHeads(ParallelStyle):
