@@ -4,8 +4,9 @@
     python scripts/bench_sabotage.py --on fp32 fp16 bf16-ddp bf16-fsdp
     python scripts/bench_sabotage.py --team second   those that no limit was chosen by
     python scripts/bench_sabotage.py --team clocks   half an hour; needs a quiet machine
+    python scripts/bench_sabotage.py --team layouts  faults of parallel layouts: five minutes
     python scripts/bench_sabotage.py --on bf16 fp32 fp16 bf16-ddp bf16-fsdp fp32-ddp fp32-fsdp \\
-        --team authors first second clocks > harness/docs/sabotages.md
+        --team authors first second clocks layouts > harness/docs/sabotages.md
                                                      an hour and a half
     python scripts/bench_sabotage.py --on bf16-fsdp --all
                                                      with two processes also those that one can have
@@ -26,17 +27,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import bench_parity
 
-from harness.analysis.parity import TESTS
+from harness.analysis.parity import TESTS, ParityResult
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
 from harness.records.load import load_runs
 from harness.text import layered_settings
+from tests import layouts
 from tests.ranks import end_ranks, shared_zygote, start_ranks
 from tests.red_team.drive import teams
+from tests.red_team.layouts import LayoutFault
 from tests.red_team.sabotages import Sabotage
 
 WORK = (*bench_parity.WORK, *bench_parity.SHAPES["GPT-2"], "workload.steps=60", "workload.timing_warmup_steps=10",
@@ -75,6 +79,13 @@ CLOCKS = """
 ## Clocks
 
 {repeats} honest against {repeats} sabotaged runs, in turn. A cell has the gate that fails, or the verdict."""
+LAYOUTS = """
+## Layouts
+
+Faults of parallel layouts in float32, each against an honest run of one process; the first eight re-create public
+reports. *found*: as above, with the parameter or steps; the effect is a multiple of what an honest run in the same
+layout differs by. *curves*: the largest differences of losses and of gradient norms, which may be 1e-5
+(`tests/integration/test_mesh.py`)."""
 TEAMS = teams()
 MULTIPLE = {test.key: test.multiple for test in TESTS}
 
@@ -107,7 +118,7 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: no sabotage of --team {' '.join(options.team)}")
     chosen = {team: {name: sabotage for name, sabotage in TEAMS[team].items()
                      if not options.names or name in options.names} for team in options.team}  # fmt: skip
-    clocks = chosen.pop("clocks", {})
+    clocks, of_layouts = chosen.pop("clocks", {}), chosen.pop("layouts", {})
     sabotages = {name: sabotage for team in chosen.values() for name, sabotage in team.items()}
     print(INTRODUCTION)
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,6 +132,9 @@ def main() -> int:
         if clocks:
             print(CLOCKS.format(repeats=REPEATS))
             print_table(clocks, {"found": judge_clocks(folder / "clocks", clocks)})
+        if of_layouts:
+            print(LAYOUTS)
+            print_table(of_layouts, judge_layouts(folder / "layouts", of_layouts))
     return 0
 
 
@@ -137,7 +151,7 @@ def print_summary(chosen: Mapping[str, Mapping[str, Sabotage]], columns: Mapping
         print(f"| {team} | {' | '.join(cells)} |")
 
 
-def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping[str, Judged]]) -> None:
+def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping[str, Any]]) -> None:
     print(f"\n| sabotage | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, sabotage in sabotages.items():
         cells = [str(column.get(name, "")) for column in columns.values()]
@@ -184,6 +198,30 @@ def judge_clocks(folder: Path, sabotages: Mapping[str, Sabotage]) -> dict[str, J
                 run(folder / name / str(number), name, "bf16")
         found.update({name: judge(honest, folder / name, None) for name in together})
     return found
+
+
+def judge_layouts(folder: Path, faults: Mapping[str, Sabotage]) -> dict[str, dict[str, str]]:
+    """Run and judge faults of layouts; return the columns of their table."""
+    columns: dict[str, dict[str, str]] = {"layout": {}, "found": {}, "curves": {}}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, fault in faults.items():
+        assert isinstance(fault, LayoutFault)
+        work = layouts.short_work(fault.model)
+        alone = layouts.train_alone(folder, work, fault.model)
+        honest = layouts.train(folder, fault.layout, work, f"{fault.model}-{layouts.file_name(fault.layout)}")
+        assert isinstance(honest, Path), honest
+        found = layouts.train(folder, fault.layout, work, name, fault=name)
+        columns["layout"][name] = f"`{fault.layout}`, {fault.model}"
+        if isinstance(found, str):
+            columns["found"][name] = str(judge(alone, folder / name, None))
+            continue
+        noise, apart = results(alone, honest), results(alone, found)
+        effect = max(value / max(noise.get(key, 0.0), SMALLEST) for key, value in apart.items())
+        worst = max(layouts.compare(alone, found, "fp32"), key=lambda finding: finding.share)
+        by = f"{exceeded(worst)}{re.sub(r',? ?/[^)]*', '', worst.where)}"
+        columns["found"][name] = str(Judged(worst.passed is False, by, effect))
+        columns["curves"][name] = layouts.difference(alone, found, "fp32")
+    return columns
 
 
 def run(out: Path, name: str, setting: str) -> None:
@@ -252,16 +290,20 @@ def reason(pair: Pair) -> str:
     gates = [gate for gate in pair.gates if gate.passed is False]
     worst = max(pair.findings, key=lambda finding: finding.share, default=None)
     if worst is not None and (worst.passed is False or not gates):
-        multiple = worst.share * MULTIPLE[worst.key]
-        test = f"{worst.key} {'inf' if math.isinf(multiple) else f'{multiple:.3g}'}"
         if gates:
-            return test
+            return exceeded(worst)
         cautions = ", ".join(sorted({caution.name for caution in pair.cautions}))
-        return f"{pair.verdict} ({test}; cautions: {cautions or 'none'})"
+        return f"{pair.verdict} ({exceeded(worst)}; cautions: {cautions or 'none'})"
     if not gates:
         return pair.verdict
     # Details begin with the run's folder.
     return f"{gates[0].name}: {re.sub(r'^/[^:]*: ', '', [*gates[0].details, gates[0].summary][0])}"
+
+
+def exceeded(finding: ParityResult) -> str:
+    """Return a test and the difference, as a multiple of the largest honest one."""
+    multiple = finding.share * MULTIPLE[finding.key]
+    return f"{finding.key} {'inf' if math.isinf(multiple) else f'{multiple:.3g}'}"
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.analysis.calibration import load_calibration
-from harness.analysis.parity import compare_computation
+from harness.analysis.parity import ParityResult, compare_computation
+from harness.layout import AXES
 from harness.records.load import load_runs
 from harness.text import layered_settings
-from tests.ranks import end_ranks, record, start_ranks
+from tests.ranks import end_ranks, record, run_harness, start_ranks
 
 WORK = (
     "model=tiny",
@@ -28,6 +30,14 @@ WORK = (
     "workload.lr_warmup_steps=4",
     "backend.threads=1",
 )
+# Less of it, for faults that show in the first steps.
+SHORT_WORK = (
+    "model.num_hidden_layers=3",
+    "workload.global_batch_size=4",
+    "workload.steps=12",
+    "workload.eval_every=6",
+    "workload.seq_len=16",
+)
 LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.position_embedding=rotary")
 MODELS = {
     "gpt2": ("model.vocab_size=50257", "model.position_embedding=learned", "model.bias=true"),
@@ -36,17 +46,73 @@ MODELS = {
     "mha": ("model.norm=rmsnorm", "model.position_embedding=rotary", "model.tie_word_embeddings=false"),
 }
 TOLERANCE = 1e-5
-TIMEOUT_SECONDS = 200
+TIMEOUT_SECONDS = 400
 
 
-def train(folder: Path, layout: str, settings: Sequence[str], name: str) -> Path | str:
-    """Train in a layout; return the run's folder, or why there is none."""
-    axes = dict(part.split("=") for part in layout.split())
-    size = math.prod(int(parts) for parts in axes.values())
-    own = layered_settings(settings, ["parallel=mesh", *(f"parallel.{part}" for part in layout.split()), f"out={name}"])
-    ended = end_ranks(start_ranks(size, own, folder), TIMEOUT_SECONDS)
+def short_work(model: str, *more: str) -> list[str]:
+    return layered_settings(WORK, SHORT_WORK, MODELS[model], more)
+
+
+def overrides_of(layout: str) -> tuple[int, list[str]]:
+    """Return the number of processes of a layout, and its settings.
+
+    Args:
+        layout: words such as "pipeline=2 pipeline_schedule=gpipe", settings of `parallel=mesh`; "fsdp shard=2", of
+            another preset; or "pipeline=2 model.num_hidden_layers=5", of other work too.
+    """
+    words = layout.split()
+    presets = [word for word in words if "=" not in word]
+    settings = [word for word in words if "." in word.partition("=")[0]]
+    axes = [word for word in words if word not in presets and word not in settings]
+    sizes = [int(size) for axis, size in (word.split("=") for word in axes) if axis in AXES]
+    return math.prod(sizes), [f"parallel={[*presets, 'mesh'][0]}", *(f"parallel.{word}" for word in axes), *settings]
+
+
+def other_work(layout: str) -> list[str]:
+    """Return the settings of a layout that one process has too."""
+    return [word for word in overrides_of(layout)[1] if not word.startswith("parallel")]
+
+
+def file_name(layout: str) -> str:
+    return layout.replace(" ", "-").replace("=", "")
+
+
+def train(
+    folder: Path, layout: str, settings: Sequence[str], name: str, *, fault: str = "none", **options: Any
+) -> Path | str:
+    """Train in a layout, unless that is done; return the run's folder, or why there is none.
+
+    Args:
+        fault: one of tests/red_team.
+        options: of `start_ranks`.
+    """
+    if is_done(folder / name):
+        return folder / name
+    size, own = overrides_of(layout)
+    module = "tests.ranks" if fault == "none" else "tests.red_team.drive"
+    own = layered_settings(settings, own, [f"out={name}"])
+    started = start_ranks(size, own, folder, fault=fault, module=module, **options)
+    ended = end_ranks(started, TIMEOUT_SECONDS)
     errors = [line for one in ended if one.code for line in one.err.strip().splitlines()[-12:]]
     return "\n".join(errors) if errors else folder / name
+
+
+def train_alone(folder: Path, settings: Sequence[str], name: str) -> Path:
+    """Train in one process, unless that is done; return the run's folder."""
+    if not is_done(folder / name):
+        ended = run_harness(folder, *settings, f"out={name}", timeout=TIMEOUT_SECONDS)
+        assert ended.code == 0, ended.err
+    return folder / name
+
+
+def is_done(run: Path) -> bool:
+    return (run / "record.json").exists() and record(run)["status"] == "ok"
+
+
+def compare(alone: Path, other: Path, precision: str) -> list[ParityResult]:
+    """Return the results of the gate *same computation* between a run of one process and another."""
+    [reference], [found] = load_runs(alone), load_runs(other)
+    return compare_computation(reference, [found], precision, load_calibration())
 
 
 def difference(alone: Path, other: Path, precision: str) -> str:
@@ -55,11 +121,12 @@ def difference(alone: Path, other: Path, precision: str) -> str:
         if one[what] != two[what]:
             return f"{what} differ"
     if precision != "fp32":
-        [reference], [found] = load_runs(alone), load_runs(other)
-        findings = compare_computation(reference, [found], precision, load_calibration())
+        findings = compare(alone, other, precision)
         bad = [finding.text for finding in findings if finding.passed is not True]
         return f"ok {max(finding.share for finding in findings):.2f}" if not bad else "; ".join(bad)
-    loss, norm = (relative(two["losses"][key], one["losses"][key]) for key in ("train", "gradient_norm"))
+    curves = [{**run["losses"], "eval": [point["loss"] for point in run["eval"]["points"]]} for run in (one, two)]
+    train, held_out, norm = (relative(curves[1][key], curves[0][key]) for key in ("train", "eval", "gradient_norm"))
+    loss = max(train, held_out)
     return f"{'ok' if max(loss, norm) < TOLERANCE else 'FAIL'} {loss:.0e} {norm:.0e}"
 
 
