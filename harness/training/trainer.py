@@ -222,7 +222,7 @@ class Trainer:
                 self._collect(prepared, own_from)
             raise
         self._dataset.check_unchanged()
-        check_copies(prepared.model, ranks)
+        check_copies(prepared.model, ranks, self._backend.device())
         self._measurements = replace(self._measurements, **contention.finish())
         self._collect(prepared, own_from)
 

@@ -90,7 +90,7 @@ def bias_added_on_every_rank() -> None:
         def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
             module = super()._apply(module, device_mesh)
             if isinstance(module, nn.Linear):
-                module.forward = lambda x: self._linear(module, x, device_mesh)
+                module.forward = lambda input: self._linear(module, input, device_mesh)
             return module
 
         def _linear(self, module: nn.Linear, x: Any, mesh: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.gradients import copied_weight
+from harness.training.distributed.gradients import COPIED, copied_weight
 from harness.workload.model import Transformer
 from harness.workload.sketch import own_sums
 
@@ -20,26 +20,28 @@ from harness.workload.sketch import own_sums
 MAX_DISTANCE = 1e-4
 
 
-def check_copies(model: Transformer, ranks: Ranks) -> None:
+def check_copies(model: Transformer, ranks: Ranks, device: torch.device) -> None:
     """Check that ranks with the same part of a parameter have the same values of it. Collective.
+
+    Args:
+        device: of collectives; parameters may be kept on the host.
 
     Raises:
         RunFailed: on every rank, naming the parameter whose copies lie the farthest apart, and the axis.
     """
     if ranks.size == 1:
         return
-    named = dict(model.named_parameters())
-    by_axes: dict[str, list[str]] = {}
-    for name, parameter in named.items():
-        by_axes.setdefault(" and ".join(_copied_axes(parameter, ranks)), []).append(name)
+    by_axes: dict[tuple[str, ...], dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        by_axes.setdefault(tuple(_copied_axes(parameter, ranks)), {})[name] = parameter
     found = []
-    for axes, names in by_axes.items():
-        groups = [_group(named[names[0]], axis) for axis in axes.split(" and ")] if axes else []
-        found.append((*_farthest({name: named[name] for name in names}, groups), axes))
+    for axes, parameters in by_axes.items():
+        groups = [_group(axis, ranks, device) for axis in axes]
+        found.append((*_farthest(parameters, groups, device), " and ".join(axes)))
     copied = copied_weight(model, ranks) if ranks.layout.pipeline > 1 else None
     if copied is not None:
         weight, group = copied
-        found.append((*_farthest({"embedding.weight": weight}, [group]), "pipeline"))
+        found.append((*_farthest({COPIED: weight}, [group], device), "pipeline"))
     distance, name, axes = max(worst for rank in ranks.gather(found) for worst in rank)
     if not distance <= MAX_DISTANCE:
         raise RunFailed(
@@ -51,27 +53,28 @@ def check_copies(model: Transformer, ranks: Ranks) -> None:
 
 
 def _copied_axes(parameter: nn.Parameter, ranks: Ranks) -> list[str]:
-    """Return the axes of which every rank has the same part of a parameter."""
+    """Return the axes, of several ranks, along which a parameter is not cut."""
     mesh: Any = getattr(parameter, "device_mesh", None)
-    if mesh is None:
-        return ["data"] if ranks.layout.is_replicated else []
+    axes = () if mesh is None else mesh.mesh_dim_names
     placements: Any = getattr(parameter, "placements", ())
-    return [axis for axis, placement in zip(mesh.mesh_dim_names, placements, strict=True) if placement.is_replicate()]
+    cut = {axis for axis, placement in zip(axes, placements, strict=True) if not placement.is_replicate()}
+    layout = ranks.layout
+    sizes = {"data": layout.data, "shard": layout.shard * layout.context, "tensor": layout.tensor}
+    return [axis for axis, size in sizes.items() if size > 1 and axis not in cut]
 
 
-def _group(parameter: nn.Parameter, axis: str) -> Any:
-    mesh: Any = getattr(parameter, "device_mesh", None)
-    # Without a mesh DDP has replicas on all ranks.
-    return dist.group.WORLD if mesh is None else mesh.get_group(axis)
+def _group(axis: str, ranks: Ranks, device: torch.device) -> Any:
+    # DDP needs no mesh.
+    return dist.group.WORLD if ranks.layout.is_replicated else ranks.weight_mesh(device.type)[axis].get_group()
 
 
 @torch.no_grad()
-def _farthest(parameters: dict[str, nn.Parameter], groups: Sequence[Any]) -> tuple[float, str]:
+def _farthest(parameters: dict[str, nn.Parameter], groups: Sequence[Any], device: torch.device) -> tuple[float, str]:
     """Return the largest distance of copies over the ranks of some groups, relative to the norm, and the parameter.
 
     It is estimated from random projections, as `Sketch.distance` does: exact if two ranks differ.
     """
-    low = torch.stack([own_sums(name, parameter) for name, parameter in parameters.items()])
+    low = torch.stack([own_sums(name, parameter) for name, parameter in parameters.items()]).to(device)
     high = low.clone()
     for group in groups:
         dist.all_reduce(low, op=dist.ReduceOp.MIN, group=group)
