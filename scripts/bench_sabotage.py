@@ -201,27 +201,34 @@ def judge_clocks(folder: Path, sabotages: Mapping[str, Sabotage]) -> dict[str, J
 
 
 def judge_layouts(folder: Path, faults: Mapping[str, Sabotage]) -> dict[str, dict[str, str]]:
-    """Run and judge faults of layouts; return the columns of their table."""
-    columns: dict[str, dict[str, str]] = {"layout": {}, "found": {}, "curves": {}}
+    """Run and judge faults of layouts, two at a time; return the columns of their table."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, fault in faults.items():
-        assert isinstance(fault, LayoutFault)
-        work = layouts.short_work(fault.model)
-        alone = layouts.train_alone(folder, work, fault.model)
-        honest = layouts.train(folder, fault.layout, work, f"{fault.model}-{layouts.file_name(fault.layout)}")
-        assert isinstance(honest, Path), honest
-        found = layouts.train(folder, fault.layout, work, name, fault=name)
-        columns["layout"][name] = f"`{fault.layout}`, {fault.model}"
-        if isinstance(found, str):
-            columns["found"][name] = str(judge(alone, folder / name, None))
-            continue
-        noise, apart = results(alone, honest), results(alone, found)
-        effect = max(value / max(noise.get(key, 0.0), SMALLEST) for key, value in apart.items())
-        worst = max(layouts.compare(alone, found, "fp32"), key=lambda finding: finding.share)
-        by = f"{exceeded(worst)}{re.sub(r',? ?/[^)]*', '', worst.where)}"
-        columns["found"][name] = str(Judged(worst.passed is False, by, effect))
-        columns["curves"][name] = layouts.difference(alone, found, "fp32")
-    return columns
+    kinds = {name: fault for name, fault in faults.items() if isinstance(fault, LayoutFault)}
+    works = {(fault.model, layout) for fault in kinds.values() for layout in ("", fault.layout)}
+    with ThreadPoolExecutor(2) as pool:
+        honest = dict(zip(works, pool.map(lambda work: layouts.honest(folder, *work), works), strict=True))
+        judged = pool.map(lambda name: judge_layout(folder, name, kinds[name], honest), kinds)
+        cells = dict(zip(kinds, judged, strict=True))
+    return {
+        "layout": {name: f"`{fault.layout}`, {fault.model}" for name, fault in kinds.items()},
+        "found": {name: found for name, (found, _) in cells.items()},
+        "curves": {name: curves for name, (_, curves) in cells.items()},
+    }
+
+
+def judge_layout(
+    folder: Path, name: str, fault: LayoutFault, honest: Mapping[tuple[str, str], Path]
+) -> tuple[str, str]:
+    """Run a fault of a layout; return by what it is found, and the largest differences of its curves."""
+    found = layouts.train(folder, fault.layout, layouts.short_work(fault.model), name, fault=name)
+    alone = honest[fault.model, ""]
+    if isinstance(found, str):
+        return str(judge(alone, folder / name, None)), ""
+    noise, apart = results(alone, honest[fault.model, fault.layout]), results(alone, found)
+    effect = max(value / max(noise.get(key, 0.0), SMALLEST) for key, value in apart.items())
+    worst = max(layouts.compare(alone, found, "fp32"), key=lambda finding: finding.share)
+    by = f"{exceeded(worst)}{re.sub(r',? ?/[^)]*', '', worst.where)}"
+    return str(Judged(worst.passed is False, by, effect)), layouts.difference(alone, found, "fp32")
 
 
 def run(out: Path, name: str, setting: str) -> None:

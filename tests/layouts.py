@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,15 @@ def train(
     """
     if is_done(folder / name):
         return folder / name
+    shutil.rmtree(folder / name, ignore_errors=True)
     size, own = overrides_of(layout)
     module = "tests.ranks" if fault == "none" else "tests.red_team.drive"
     own = layered_settings(settings, own, [f"out={name}"])
     started = start_ranks(size, own, folder, fault=fault, module=module, **options)
     ended = end_ranks(started, TIMEOUT_SECONDS)
-    errors = [line for one in ended if one.code for line in one.err.strip().splitlines()[-12:]]
-    return "\n".join(errors) if errors else folder / name
+    failed = [one for one in ended if one.code]
+    errors = [line for one in failed for line in (*one.err.strip().splitlines()[-12:], *one.errors)]
+    return "\n".join(errors) if failed else folder / name
 
 
 def train_alone(folder: Path, settings: Sequence[str], name: str) -> Path:
@@ -103,6 +106,15 @@ def train_alone(folder: Path, settings: Sequence[str], name: str) -> Path:
         ended = run_harness(folder, *settings, f"out={name}", timeout=TIMEOUT_SECONDS)
         assert ended.code == 0, ended.err
     return folder / name
+
+
+def honest(folder: Path, model: str, layout: str) -> Path:
+    """Train the short work of a model in a layout, or in one process, unless that is done; return the run's folder."""
+    if not layout:
+        return train_alone(folder, short_work(model), model)
+    found = train(folder, layout, short_work(model), f"{model}-{file_name(layout)}")
+    assert isinstance(found, Path), found
+    return found
 
 
 def is_done(run: Path) -> bool:

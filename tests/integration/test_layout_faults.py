@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.layouts import compare, short_work, train, train_alone
+from tests.layouts import compare, honest, short_work, train
 from tests.ranks import record
 from tests.red_team.layouts import LAYOUTS
 
-REPORTED = [name for name, fault in LAYOUTS.items() if fault.reported]
+REPORTED = [name for name, fault in LAYOUTS.items() if fault.caught_by]
 
 
 def test_there_are_eight() -> None:
@@ -23,10 +23,11 @@ def test_there_are_eight() -> None:
 @pytest.mark.parametrize("name", REPORTED)
 def test_is_refused_by_name(name: str, layout_runs: Path) -> None:
     fault = LAYOUTS[name]
-    alone = train_alone(layout_runs, short_work(fault.model), fault.model)
+    alone = honest(layout_runs, fault.model, "")
     found = train(layout_runs, fault.layout, short_work(fault.model), name, fault=name)
     assert isinstance(found, Path), found
     refused = {finding.key: finding.where for finding in compare(alone, found, "fp32") if finding.passed is False}
+    assert fault.caught_by is not None
     key, where = fault.caught_by
     assert key in refused
     assert where in refused[key]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layouts import compare, difference, file_name, short_work, train, train_alone
+from tests.layouts import compare, difference, file_name, honest, short_work, train, train_alone
 from tests.ranks import record
 
 
@@ -23,9 +23,7 @@ from tests.ranks import record
     ],
 )
 def test_the_layout_does_not_change_the_work(model: str, layout: str, layout_runs: Path) -> None:
-    alone = train_alone(layout_runs, short_work(model), model)
-    found = train(layout_runs, layout, short_work(model), f"{model}-{file_name(layout)}")
-    assert isinstance(found, Path), found
+    alone, found = (honest(layout_runs, model, cut) for cut in ("", layout))
     assert difference(alone, found, "fp32").startswith("ok")
     assert [finding.text for finding in compare(alone, found, "fp32") if finding.passed is False] == []
     sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split())}
