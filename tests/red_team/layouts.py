@@ -234,7 +234,8 @@ def targets_at_the_seam() -> None:
     _replace(model_module, "mean_cross_entropy", make)
 
 
-@fault("gradients of norms are not summed over the parts of a sequence that tensor parallelism makes", "tensor=2", model="gpt2")  # fmt: skip
+@fault("gradients of norms are not summed over the parts of a sequence that tensor parallelism makes",
+       "tensor=2", model="gpt2")  # fmt: skip
 def gradients_of_norms_not_summed() -> None:
     def all_reduce(value: torch.Tensor, *rest: Any, **options: Any) -> Any:
         return None if value.dim() else dist.all_reduce(value, *rest, **options)
