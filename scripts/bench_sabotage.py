@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
@@ -31,15 +30,14 @@ from typing import Any
 
 import bench_parity
 
-from harness.analysis.parity import TESTS, ParityResult
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
-from harness.records.load import load_runs
 from harness.text import layered_settings
 from tests import layouts
 from tests.ranks import end_ranks, shared_zygote, start_ranks
 from tests.red_team.drive import teams
+from tests.red_team.effects import SMALLEST, exceeded, results
 from tests.red_team.layouts import LayoutFault
 from tests.red_team.sabotages import Sabotage
 
@@ -49,9 +47,6 @@ SETTINGS = [f"{precision}{suffix}" for precision in bench_parity.PRECISIONS for 
 # Variations that are not of the machine, quick, and not the work's own.
 ROUNDING = ("micro-batches of 2", "micro-batches of 1", "attention written out", "AdamW as a loop",
             "attention in float64", "products in float64", "oneDNN off")  # fmt: skip
-RESULTS = ("loss_step", "loss_curve", "gradient_step", "gradient_curve", "evaluation", "weights")
-# Half a unit in the last place of float32: results without any honest difference.
-SMALLEST = 2.0**-24
 MAX_CELL = 100
 # An effect that has to be caught, as a multiple of the rounding.
 CLEAR = 10.0
@@ -87,7 +82,6 @@ reports. *found*: as above, with the parameter or steps; the effect is a multipl
 layout differs by. *curves*: the largest differences of losses and of gradient norms, which may be 1e-5
 (`tests/integration/test_mesh.py`)."""
 TEAMS = teams()
-MULTIPLE = {test.key: test.multiple for test in TESTS}
 
 
 @dataclass(frozen=True)
@@ -263,17 +257,6 @@ def rounding(folder: Path, setting: str) -> dict[tuple[str, int], float]:
     return largest
 
 
-def results(reference: Path, other: Path) -> dict[tuple[str, int], float]:
-    """Return how far the results of two runs lie apart, by test and segment."""
-    [one], [two] = load_runs(reference), load_runs(other)
-    largest: dict[tuple[str, int], float] = {}
-    for test in TESTS:
-        for found in test.differences(one.record, two.record) if test.key in RESULTS else ():
-            key = (test.key, found.segment)
-            largest[key] = max(largest.get(key, 0.0), abs(found.value))
-    return largest
-
-
 def judge(honest: Path, sabotaged: Path, noise: Mapping[tuple[str, int], float] | None) -> Judged:
     """Compare the runs in two folders. A sabotage that breaks its own run is not caught."""
     load_run_groups([honest])
@@ -305,12 +288,6 @@ def reason(pair: Pair) -> str:
         return pair.verdict
     # Details begin with the run's folder.
     return f"{gates[0].name}: {re.sub(r'^/[^:]*: ', '', [*gates[0].details, gates[0].summary][0])}"
-
-
-def exceeded(finding: ParityResult) -> str:
-    """Return a test and the difference, as a multiple of the largest honest one."""
-    multiple = finding.share * MULTIPLE[finding.key]
-    return f"{finding.key} {'inf' if math.isinf(multiple) else f'{multiple:.3g}'}"
 
 
 if __name__ == "__main__":
