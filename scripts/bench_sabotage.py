@@ -4,8 +4,9 @@
     python scripts/bench_sabotage.py --on fp32 fp16 bf16-ddp bf16-fsdp
     python scripts/bench_sabotage.py --team second   those that no limit was chosen by
     python scripts/bench_sabotage.py --team clocks   half an hour; needs a quiet machine
+    python scripts/bench_sabotage.py --team layouts  faults of parallel layouts: five minutes
     python scripts/bench_sabotage.py --on bf16 fp32 fp16 bf16-ddp bf16-fsdp fp32-ddp fp32-fsdp \\
-        --team authors first second clocks > harness/docs/sabotages.md
+        --team authors first second clocks layouts > harness/docs/sabotages.md
                                                      an hour and a half
     python scripts/bench_sabotage.py --on bf16-fsdp --all
                                                      with two processes also those that one can have
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import subprocess
@@ -26,17 +26,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import bench_parity
 
-from harness.analysis.parity import TESTS
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import Pair, compare
 from harness.errors import RecordError
-from harness.records.load import load_runs
 from harness.text import layered_settings
+from tests import layouts
 from tests.ranks import end_ranks, shared_zygote, start_ranks
 from tests.red_team.drive import teams
+from tests.red_team.effects import SMALLEST, exceeded, results
+from tests.red_team.layouts import LayoutFault
 from tests.red_team.sabotages import Sabotage
 
 WORK = (*bench_parity.WORK, *bench_parity.SHAPES["GPT-2"], "workload.steps=60", "workload.timing_warmup_steps=10",
@@ -45,9 +47,6 @@ SETTINGS = [f"{precision}{suffix}" for precision in bench_parity.PRECISIONS for 
 # Variations that are not of the machine, quick, and not the work's own.
 ROUNDING = ("micro-batches of 2", "micro-batches of 1", "attention written out", "AdamW as a loop",
             "attention in float64", "products in float64", "oneDNN off")  # fmt: skip
-RESULTS = ("loss_step", "loss_curve", "gradient_step", "gradient_curve", "evaluation", "weights")
-# Half a unit in the last place of float32: results without any honest difference.
-SMALLEST = 2.0**-24
 MAX_CELL = 100
 # An effect that has to be caught, as a multiple of the rounding.
 CLEAR = 10.0
@@ -75,8 +74,14 @@ CLOCKS = """
 ## Clocks
 
 {repeats} honest against {repeats} sabotaged runs, in turn. A cell has the gate that fails, or the verdict."""
+LAYOUTS = """
+## Layouts
+
+Faults of parallel layouts in float32, each against an honest run of one process; the first eight re-create public
+reports. *found*: as above, with the parameter or steps; the effect is a multiple of what an honest run in the same
+layout differs by. *curves*: the largest differences of losses and of gradient norms, which may be 1e-5
+(`tests/integration/test_mesh.py`)."""
 TEAMS = teams()
-MULTIPLE = {test.key: test.multiple for test in TESTS}
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: no sabotage of --team {' '.join(options.team)}")
     chosen = {team: {name: sabotage for name, sabotage in TEAMS[team].items()
                      if not options.names or name in options.names} for team in options.team}  # fmt: skip
-    clocks = chosen.pop("clocks", {})
+    clocks, of_layouts = chosen.pop("clocks", {}), chosen.pop("layouts", {})
     sabotages = {name: sabotage for team in chosen.values() for name, sabotage in team.items()}
     print(INTRODUCTION)
     with tempfile.TemporaryDirectory() as temporary:
@@ -121,6 +126,9 @@ def main() -> int:
         if clocks:
             print(CLOCKS.format(repeats=REPEATS))
             print_table(clocks, {"found": judge_clocks(folder / "clocks", clocks)})
+        if of_layouts:
+            print(LAYOUTS)
+            print_table(of_layouts, judge_layouts(folder / "layouts", of_layouts))
     return 0
 
 
@@ -137,7 +145,7 @@ def print_summary(chosen: Mapping[str, Mapping[str, Sabotage]], columns: Mapping
         print(f"| {team} | {' | '.join(cells)} |")
 
 
-def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping[str, Judged]]) -> None:
+def print_table(sabotages: Mapping[str, Sabotage], columns: Mapping[str, Mapping[str, Any]]) -> None:
     print(f"\n| sabotage | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, sabotage in sabotages.items():
         cells = [str(column.get(name, "")) for column in columns.values()]
@@ -186,6 +194,37 @@ def judge_clocks(folder: Path, sabotages: Mapping[str, Sabotage]) -> dict[str, J
     return found
 
 
+def judge_layouts(folder: Path, faults: Mapping[str, Sabotage]) -> dict[str, dict[str, str]]:
+    """Run and judge faults of layouts, two at a time; return the columns of their table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {name: fault for name, fault in faults.items() if isinstance(fault, LayoutFault)}
+    works = {(fault.model, layout) for fault in kinds.values() for layout in ("", fault.layout)}
+    with ThreadPoolExecutor(2) as pool:
+        honest = dict(zip(works, pool.map(lambda work: layouts.honest(folder, *work), works), strict=True))
+        judged = pool.map(lambda name: judge_layout(folder, name, kinds[name], honest), kinds)
+        cells = dict(zip(kinds, judged, strict=True))
+    return {
+        "layout": {name: f"`{fault.layout}`, {fault.model}" for name, fault in kinds.items()},
+        "found": {name: found for name, (found, _) in cells.items()},
+        "curves": {name: curves for name, (_, curves) in cells.items()},
+    }
+
+
+def judge_layout(
+    folder: Path, name: str, fault: LayoutFault, honest: Mapping[tuple[str, str], Path]
+) -> tuple[str, str]:
+    """Run a fault of a layout; return by what it is found, and the largest differences of its curves."""
+    found = layouts.train(folder, fault.layout, layouts.short_work(fault.model), name, fault=name)
+    alone = honest[fault.model, ""]
+    if isinstance(found, str):
+        return str(judge(alone, folder / name, None)), ""
+    noise, apart = results(alone, honest[fault.model, fault.layout]), results(alone, found)
+    effect = max(value / max(noise.get(key, 0.0), SMALLEST) for key, value in apart.items())
+    worst = max(layouts.compare(alone, found, "fp32"), key=lambda finding: finding.share)
+    by = f"{exceeded(worst)}{re.sub(r',? ?/[^)]*', '', worst.where)}"
+    return str(Judged(worst.passed is False, by, effect)), layouts.difference(alone, found, "fp32")
+
+
 def run(out: Path, name: str, setting: str) -> None:
     """Run a sabotage, or none, unless its record is there. A run that fails leaves no record that is ok."""
     if (out / "record.json").exists():
@@ -218,17 +257,6 @@ def rounding(folder: Path, setting: str) -> dict[tuple[str, int], float]:
     return largest
 
 
-def results(reference: Path, other: Path) -> dict[tuple[str, int], float]:
-    """Return how far the results of two runs lie apart, by test and segment."""
-    [one], [two] = load_runs(reference), load_runs(other)
-    largest: dict[tuple[str, int], float] = {}
-    for test in TESTS:
-        for found in test.differences(one.record, two.record) if test.key in RESULTS else ():
-            key = (test.key, found.segment)
-            largest[key] = max(largest.get(key, 0.0), abs(found.value))
-    return largest
-
-
 def judge(honest: Path, sabotaged: Path, noise: Mapping[tuple[str, int], float] | None) -> Judged:
     """Compare the runs in two folders. A sabotage that breaks its own run is not caught."""
     load_run_groups([honest])
@@ -252,12 +280,10 @@ def reason(pair: Pair) -> str:
     gates = [gate for gate in pair.gates if gate.passed is False]
     worst = max(pair.findings, key=lambda finding: finding.share, default=None)
     if worst is not None and (worst.passed is False or not gates):
-        multiple = worst.share * MULTIPLE[worst.key]
-        test = f"{worst.key} {'inf' if math.isinf(multiple) else f'{multiple:.3g}'}"
         if gates:
-            return test
+            return exceeded(worst)
         cautions = ", ".join(sorted({caution.name for caution in pair.cautions}))
-        return f"{pair.verdict} ({test}; cautions: {cautions or 'none'})"
+        return f"{pair.verdict} ({exceeded(worst)}; cautions: {cautions or 'none'})"
     if not gates:
         return pair.verdict
     # Details begin with the run's folder.

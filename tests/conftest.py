@@ -112,6 +112,12 @@ def harness(tmp_path: Path) -> Harness:
     return run
 
 
+@pytest.fixture(scope="session")
+def layout_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of runs that tests of layouts share (tests/layouts.py)."""
+    return tmp_path_factory.mktemp("layouts")
+
+
 def load_script(name: str) -> ModuleType:
     """Return scripts/NAME as a module."""
     path = PROJECT / "scripts" / name

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.analysis.calibration import load_calibration
-from harness.analysis.parity import compare_computation
+from harness.analysis.parity import ParityResult, compare_computation
+from harness.layout import AXES
 from harness.records.load import load_runs
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
-from tests.ranks import end_ranks, record, shared_zygote, start_ranks
-from tests.zygote import Forked
+from tests.ranks import end_ranks, record, run_harness, start_ranks
 
 WORK = (
     "model=tiny",
@@ -32,6 +32,14 @@ WORK = (
     "workload.lr_warmup_steps=4",
     "backend.threads=1",
 )
+# Less of it, for faults that show in the first steps.
+SHORT_WORK = (
+    "model.num_hidden_layers=3",
+    "workload.global_batch_size=4",
+    "workload.steps=12",
+    "workload.eval_every=6",
+    "workload.seq_len=16",
+)
 LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.position_embedding=rotary")
 MODELS = {
     "gpt2": ("model.vocab_size=50257", "model.position_embedding=learned", "model.bias=true"),
@@ -40,28 +48,91 @@ MODELS = {
     "mha": ("model.norm=rmsnorm", "model.position_embedding=rotary", "model.tie_word_embeddings=false"),
 }
 TOLERANCE = 1e-5
-TIMEOUT_SECONDS = 200
+TIMEOUT_SECONDS = 400
 ONE_PROCESS = "one process"
 SAVED_STEP = 6
 SAVING = (f"checkpoint.every={SAVED_STEP}", "checkpoint.keep=9", "resume=auto")
 
 
-def start(folder: Path, layout: str, settings: Sequence[str], name: str, fault: str = "none") -> list[Forked]:
-    """Start a run: `tensor=2 data=2` of parallel=mesh, `fsdp=4` of parallel=fsdp on 4 processes, or ONE_PROCESS."""
+def short_work(model: str, *more: str) -> list[str]:
+    return layered_settings(WORK, SHORT_WORK, MODELS[model], more)
+
+
+def overrides_of(layout: str) -> tuple[int, list[str]]:
+    """Return the number of processes of a layout, and its settings.
+
+    Args:
+        layout: words such as "pipeline=2 pipeline_schedule=gpipe", settings of `parallel=mesh`; "fsdp shard=2", of
+            another preset; or "pipeline=2 model.num_hidden_layers=5", of other work too.
+    """
+    words = layout.split()
+    presets = [word for word in words if "=" not in word]
+    settings = [word for word in words if "." in word.partition("=")[0]]
+    axes = [word for word in words if word not in presets and word not in settings]
+    sizes = [int(size) for axis, size in (word.split("=") for word in axes) if axis in AXES]
+    return math.prod(sizes), [f"parallel={[*presets, 'mesh'][0]}", *(f"parallel.{word}" for word in axes), *settings]
+
+
+def other_work(layout: str) -> list[str]:
+    """Return the settings of a layout that one process has too."""
+    return [word for word in overrides_of(layout)[1] if not word.startswith("parallel")]
+
+
+def file_name(layout: str) -> str:
+    return layout.replace(" ", "-").replace("=", "")
+
+
+def train(
+    folder: Path, layout: str, settings: Sequence[str], name: str, *, fault: str = "none", **options: Any
+) -> Path | str:
+    """Train in a layout, unless that is done; return the run's folder, or why there is none.
+
+    Args:
+        layout: as `overrides_of` reads it, or ONE_PROCESS.
+        fault: one of tests/red_team.
+        options: of `start_ranks`.
+    """
+    if is_done(folder / name):
+        return folder / name
+    if "resume=auto" not in settings:
+        shutil.rmtree(folder / name, ignore_errors=True)
     if layout == ONE_PROCESS:
-        argv = ["tests.ranks", fault, *layered_settings(settings, [f"out={name}"])]
-        return [shared_zygote().start(argv, folder, os.environ)]
-    axes = {axis: int(parts) for axis, parts in (part.split("=") for part in layout.split())}
-    mesh = ["parallel=mesh", *(f"parallel.{axis}={parts}" for axis, parts in axes.items())]
-    own = layered_settings(["parallel=fsdp"] if "fsdp" in axes else mesh, settings, [f"out={name}"])
-    return start_ranks(math.prod(axes.values()), own, folder, fault=fault)
+        return train_alone(folder, settings, name)
+    size, own = overrides_of(layout)
+    module = "tests.ranks" if fault == "none" else "tests.red_team.drive"
+    own = layered_settings(settings, own, [f"out={name}"])
+    started = start_ranks(size, own, folder, fault=fault, module=module, **options)
+    ended = end_ranks(started, TIMEOUT_SECONDS)
+    failed = [one for one in ended if one.code]
+    errors = [line for one in failed for line in (*one.err.strip().splitlines()[-12:], *one.errors)]
+    return "\n".join(errors) if failed else folder / name
 
 
-def train(folder: Path, layout: str, settings: Sequence[str], name: str) -> Path | str:
-    """Train in a layout, as `start` reads it; return the run's folder, or why there is none."""
-    ended = end_ranks(start(folder, layout, settings, name), TIMEOUT_SECONDS)
-    errors = [line for one in ended if one.code for line in one.err.strip().splitlines()[-12:]]
-    return "\n".join(errors) if errors else folder / name
+def train_alone(folder: Path, settings: Sequence[str], name: str) -> Path:
+    """Train in one process, unless that is done; return the run's folder."""
+    if not is_done(folder / name):
+        ended = run_harness(folder, *settings, f"out={name}", timeout=TIMEOUT_SECONDS)
+        assert ended.code == 0, ended.err
+    return folder / name
+
+
+def honest(folder: Path, model: str, layout: str) -> Path:
+    """Train the short work of a model in a layout, or in one process, unless that is done; return the run's folder."""
+    if not layout:
+        return train_alone(folder, short_work(model), model)
+    found = train(folder, layout, short_work(model), f"{model}-{file_name(layout)}")
+    assert isinstance(found, Path), found
+    return found
+
+
+def is_done(run: Path) -> bool:
+    return (run / "record.json").exists() and record(run)["status"] == "ok"
+
+
+def compare(alone: Path, other: Path, precision: str) -> list[ParityResult]:
+    """Return the results of the gate *same computation* between a run of one process and another."""
+    [reference], [found] = load_runs(alone), load_runs(other)
+    return compare_computation(reference, [found], precision, load_calibration())
 
 
 def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
@@ -73,14 +144,18 @@ def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
     return copy
 
 
-def train_in_two(folder: Path, layouts: tuple[str, str], settings: Sequence[str], name: str) -> Path | str:
+def train_in_two(
+    folder: Path, layouts: tuple[str, str], settings: Sequence[str], name: str, **options: Any
+) -> Path | str:
     """Train in one layout, and from its checkpoint of SAVED_STEP on in another; return as `train`."""
     settings = layered_settings(settings, SAVING)
-    whole = train(folder, layouts[0], settings, f"{name}-whole")
+    whole = train(folder, layouts[0], settings, f"{name}-whole", **options)
     if isinstance(whole, str):
         return whole
-    cut_off(whole, folder / name)
-    return train(folder, layouts[1], settings, name)
+    if not is_done(folder / name):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        cut_off(whole, folder / name)
+    return train(folder, layouts[1], settings, name, **options)
 
 
 def difference(alone: Path, other: Path, precision: str) -> str:
@@ -89,11 +164,12 @@ def difference(alone: Path, other: Path, precision: str) -> str:
         if one[what] != two[what]:
             return f"{what} differ"
     if precision != "fp32":
-        [reference], [found] = load_runs(alone), load_runs(other)
-        findings = compare_computation(reference, [found], precision, load_calibration())
+        findings = compare(alone, other, precision)
         bad = [finding.text for finding in findings if finding.passed is not True]
         return f"ok {max(finding.share for finding in findings):.2f}" if not bad else "; ".join(bad)
-    loss, norm = (relative(two["losses"][key], one["losses"][key]) for key in ("train", "gradient_norm"))
+    curves = [{**run["losses"], "eval": [point["loss"] for point in run["eval"]["points"]]} for run in (one, two)]
+    train, held_out, norm = (relative(curves[1][key], curves[0][key]) for key in ("train", "eval", "gradient_norm"))
+    loss = max(train, held_out)
     return f"{'ok' if max(loss, norm) < TOLERANCE else 'FAIL'} {loss:.0e} {norm:.0e}"
 
 

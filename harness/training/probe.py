@@ -97,7 +97,9 @@ def observe_forward(
     def observe_product(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
             dtypes.add(output.dtype)
-            products[name] = _sample_product(module, inputs[0], output)
+            sample = _sample_product(module, inputs[0], output)
+            if sample is not None:
+                products[name] = sample
 
         return hook
 
@@ -147,10 +149,18 @@ def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: s
 
 
 @torch.no_grad()
-def _sample_product(module: torch.nn.Linear, inputs: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return copies of some rows of a linear layer's input, and of some rows and columns of weight, bias and output."""
-    x, y, weight = (local_tensor(tensor.detach()) for tensor in (inputs, output, module.weight))
-    x, y = x.flatten(0, -2), y.flatten(0, -2)
+def _sample_product(
+    module: torch.nn.Linear, inputs: torch.Tensor, output: torch.Tensor
+) -> tuple[torch.Tensor, ...] | None:
+    """Return copies of some rows of a linear layer's input, and of some rows and columns of weight, bias and output.
+
+    None if this rank's output is not that of its own rows of the weight: where the ranks do not divide them, torch-npu
+    cuts the weight by columns instead.
+    """
+    x, y = (local_tensor(tensor.detach()).flatten(0, -2) for tensor in (inputs, output))
+    weight = local_tensor(module.weight.detach())
+    if y.shape[1] != weight.shape[0]:
+        return None
     rows, columns = (slice(None, None, -(-size // most)) for size, most in zip(y.shape, SAMPLED, strict=True))
     bias = torch.zeros(()) if module.bias is None else local_tensor(module.bias.detach())[columns]
     if any(placement.is_partial() for placement in getattr(output, "placements", ())):

@@ -64,7 +64,7 @@ def sketch_all(tensors: Mapping[str, torch.Tensor], gather: Callable[[Any], list
         tensors: float32, by parameter's name, whole or distributed (DTensors); of copies, those of one rank.
         gather: returns every rank's value, on every rank.
     """
-    parts = {name: _own_part(name, tensor) for name, tensor in tensors.items()}
+    parts = {name: own_sums(name, tensor) for name, tensor in tensors.items()}
     own: dict[str, list[float]] = {}
     if parts:
         own = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
@@ -75,7 +75,7 @@ def sketch_all(tensors: Mapping[str, torch.Tensor], gather: Callable[[Any], list
     return {name: Sketch(math.sqrt(values[0]), _rounded(values[1:])) for name, values in found.items()}
 
 
-def _own_part(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def own_sums(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a tensor's squared norm and projections: float32 [1 + SKETCH_SIZE], on the device."""
     local, rows, columns = own_part(tensor)
     if not local.numel():

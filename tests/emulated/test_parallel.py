@@ -10,6 +10,7 @@ import pytest
 from tests.cann_emulator.build import environment
 from tests.conftest import TINY
 from tests.integration.test_parallel import GPT2, SHAPE, TOLERANCE, assert_same_work, run_alone
+from tests.layouts import difference, file_name, honest, short_work, train
 from tests.ranks import OVERRIDES, Ended, end_ranks, record, start_ranks
 from tests.zygote import Zygote
 
@@ -45,6 +46,26 @@ def test_equals_one_cpu(overrides: tuple[str, ...], cann: Path, npu_zygote: Zygo
     assert_same_work(found, expected, tolerance)
     assert found["device"]["emulated"]
     assert [rank["device_index"] for rank in found["parallel"]["ranks"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        # Ranks that do not divide the vocabulary.
+        ("gpt2", "tensor=2"),
+        ("llama", "pipeline=2"),
+        ("llama", "context=2"),
+    ],
+)
+def test_a_layout_equals_one_cpu(model: str, layout: str, cann: Path, npu_zygote: Zygote, layout_runs: Path) -> None:
+    """scripts/layout_table.py --backend npu has more."""
+    alone = honest(layout_runs, model, "")
+    settings = [*short_work(model), "backend=npu"]
+    found = train(layout_runs, layout, settings, f"npu-{model}-{file_name(layout)}",
+                  variables=on_npu(cann), zygote=npu_zygote)  # fmt: skip
+    assert isinstance(found, Path), found
+    assert record(found)["device"]["emulated"]
+    assert difference(alone, found, "fp32").startswith("ok")
 
 
 @pytest.mark.parametrize("fault", ["killed", "out of memory"])

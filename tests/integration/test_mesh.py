@@ -1,4 +1,4 @@
-"""Layouts of several axes: the same work and numbers as one process."""
+"""Layouts of several axes: the same work and numbers as one process. scripts/layout_table.py trains in all of them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.text import layered_settings
-from tests.layouts import MODELS, WORK, difference, train
-from tests.ranks import record, run_harness
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the run of each model in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    for model, settings in MODELS.items():
-        ended = run_harness(folder, *layered_settings(WORK, settings), f"out={model}")
-        assert ended.code == 0, ended.err
-    return folder
+from tests.layouts import compare, difference, file_name, honest, short_work, train, train_alone
+from tests.ranks import record
 
 
 @pytest.mark.parametrize(
@@ -33,12 +22,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mha", "pipeline=2 shard=2"),
     ],
 )
-def test_the_layout_does_not_change_the_work(model: str, layout: str, alone: Path) -> None:
-    found = train(
-        alone, layout, layered_settings(WORK, MODELS[model]), f"{model}-{layout.replace(' ', '-').replace('=', '')}"
-    )
-    assert isinstance(found, Path), found
-    assert difference(alone / model, found, "fp32").startswith("ok")
+def test_the_layout_does_not_change_the_work(model: str, layout: str, layout_runs: Path) -> None:
+    alone, found = (honest(layout_runs, model, cut) for cut in ("", layout))
+    assert difference(alone, found, "fp32").startswith("ok")
+    assert [finding.text for finding in compare(alone, found, "fp32") if finding.passed is False] == []
     sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split())}
     parallel = record(found)["parallel"]
     assert {axis: size for axis, size in parallel["layout"].items() if size > 1 or axis in sizes} == sizes
@@ -66,28 +53,28 @@ def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
-def test_bf16_is_within_the_gate(layout: str, tmp_path: Path) -> None:
-    settings = layered_settings(WORK, MODELS["llama"], ["precision=bf16"])
-    assert run_harness(tmp_path, *settings, "out=alone").code == 0
-    found = train(tmp_path, layout, settings, "run")
+def test_bf16_is_within_the_gate(layout: str, layout_runs: Path) -> None:
+    settings = short_work("llama", "precision=bf16")
+    alone = train_alone(layout_runs, settings, "llama-bf16")
+    found = train(layout_runs, layout, settings, f"llama-bf16-{file_name(layout)}")
     assert isinstance(found, Path), found
-    assert difference(tmp_path / "alone", found, "bf16").startswith("ok")
+    assert difference(alone, found, "bf16").startswith("ok")
 
 
 def test_fp16_skips_the_same_steps_in_a_pipeline(tmp_path: Path) -> None:
-    settings = layered_settings(WORK, MODELS["mha"], ["precision=fp16", "model.initializer_range=3.0"])
-    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    settings = short_work("mha", "precision=fp16", "model.initializer_range=3.0", "fingerprint=false")
+    alone = train_alone(tmp_path, settings, "alone")
     found = train(tmp_path, "pipeline=2", settings, "run")
     assert isinstance(found, Path), found
-    expected = record(tmp_path / "alone")["losses"]["skipped_steps"]
+    expected = record(alone)["losses"]["skipped_steps"]
     assert record(found)["losses"]["skipped_steps"] == expected > 0
 
 
 def test_uneven_evaluations_pass_through_a_pipeline(tmp_path: Path) -> None:
     """Shares of the held-out sequences have micro-batches of other sizes."""
-    more = ["workload.global_batch_size=16", "workload.micro_batch_size=4", "workload.eval_sequences=15"]
-    settings = layered_settings(WORK, MODELS["mha"], more)
-    assert run_harness(tmp_path, *settings, "out=alone").code == 0
+    more = ["workload.global_batch_size=8", "workload.micro_batch_size=2", "workload.eval_sequences=15"]
+    settings = short_work("mha", *more, "workload.eval_every=1", "workload.steps=6", "fingerprint=false")
+    alone = train_alone(tmp_path, settings, "alone")
     found = train(tmp_path, "pipeline=2 shard=2", settings, "run")
     assert isinstance(found, Path), found
-    assert difference(tmp_path / "alone", found, "fp32").startswith("ok")
+    assert difference(alone, found, "fp32").startswith("ok")

@@ -13,10 +13,13 @@ from tests.red_team.sabotages import COMPUTATION, TIMING, Sabotage
 
 
 def teams() -> Mapping[str, Mapping[str, Sabotage]]:
-    """Return sabotages by name: by those who wrote the gates, and by two red teams that had not read them."""
+    """Return sabotages by name: by those who wrote the gates, by two red teams that had not read them, of clocks, and
+    of layouts.
+    """
     from tests.red_team.held_out import HELD_OUT
+    from tests.red_team.layouts import LAYOUTS
 
-    return {"authors": by_the_authors(), "first": COMPUTATION, "second": HELD_OUT, "clocks": TIMING}
+    return {"authors": by_the_authors(), "first": COMPUTATION, "second": HELD_OUT, "clocks": TIMING, "layouts": LAYOUTS}
 
 
 def by_the_authors() -> dict[str, Sabotage]:

@@ -145,5 +145,5 @@ class _WholeLoss(PrepareModuleOutput):
         super().__init__(output_layouts=whole, desired_output_layouts=whole)
 
     def _prepare_out_fn(self, outputs: Any, device_mesh: DeviceMesh) -> Any:
-        # The logits alone are left as they are.
-        return outputs.to_local() if isinstance(outputs, DTensor) and outputs.dim() == 0 else outputs
+        # The logits alone are left as they are. FSDP warns of a module that returns a view.
+        return outputs.to_local().clone() if isinstance(outputs, DTensor) and outputs.dim() == 0 else outputs

@@ -27,6 +27,17 @@ def _index_put(a: torch.Tensor, b: torch.Tensor, i: torch.Tensor) -> torch.Tenso
     return a
 
 
+def _by_vocabulary(a: torch.Tensor, b: torch.Tensor, i: torch.Tensor) -> list[torch.Tensor]:
+    """Return what DTensor's embedding and loss compute of a vocabulary that is cut over ranks."""
+    outside = (i < 2) | (i >= 5)
+    masked = i.clone() - 2
+    masked[outside] = 0
+    rows, picked, loss = a[masked], a.clone(), torch.where(i != -100, b[0, 0], 0)
+    rows[outside, :] = 0.0
+    picked[torch.arange(len(i), device=i.device), masked] = outside.to(a.dtype) - 1.0
+    return [masked, rows, picked, loss / (i != -100).sum().to(a)]
+
+
 def _in_place(change: Callable[[torch.Tensor, torch.Tensor], object]) -> Operation:
     def operation(a: torch.Tensor, b: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         a = a.clone()
@@ -62,6 +73,7 @@ OPERATIONS: dict[str, Operation] = {
     "rsqrt": lambda a, b, i: a.abs().rsqrt(),
     "reciprocal": lambda a, b, i: a.reciprocal(),
     "exp": lambda a, b, i: a.exp(),
+    "log": lambda a, b, i: a.abs().log(),
     "tanh": lambda a, b, i: a.tanh(),
     "sigmoid": lambda a, b, i: a.sigmoid(),
     "neg": lambda a, b, i: -a,
@@ -69,7 +81,7 @@ OPERATIONS: dict[str, Operation] = {
     "isfinite": lambda a, b, i: a.isfinite(),
     "isneginf": lambda a, b, i: torch.where(a > 0, a, -float("inf")).isneginf(),
     "bitwise_not": lambda a, b, i: ~i,
-    "in place": _in_place(lambda a, b: a.abs_().sqrt_().exp_().neg_().tanh_()),
+    "in place": _in_place(lambda a, b: a.abs_().sqrt_().exp_().log_().neg_().tanh_()),
     "in place reciprocals": _in_place(lambda a, b: a.abs_().rsqrt_().reciprocal_()),
     # two
     "add": lambda a, b, i: a + b,
@@ -147,6 +159,7 @@ OPERATIONS: dict[str, Operation] = {
     # indices
     "rows": lambda a, b, i: a[i],
     "index_put": _index_put,
+    "parts of a vocabulary": _by_vocabulary,
     "gather": lambda a, b, i: a.gather(1, i[:, None].expand(4, 2).clamp(max=4)),
     "index_select": lambda a, b, i: a.index_select(0, i),
     "masked": lambda a, b, i: a[a > 0],
