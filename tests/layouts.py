@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from harness.layout import AXES
 from harness.records.load import load_runs
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
-from tests.ranks import end_ranks, record, run_harness, start_ranks
+from tests.ranks import end_ranks, record, run_harness, shared_zygote, start_ranks
+from tests.zygote import Forked
 
 WORK = (
     "model=tiny",
@@ -82,27 +84,31 @@ def file_name(layout: str) -> str:
     return layout.replace(" ", "-").replace("=", "")
 
 
-def train(
+def start(
     folder: Path, layout: str, settings: Sequence[str], name: str, *, fault: str = "none", **options: Any
-) -> Path | str:
-    """Train in a layout, unless that is done; return the run's folder, or why there is none.
+) -> list[Forked]:
+    """Start a training in a layout.
 
     Args:
         layout: as `overrides_of` reads it, or ONE_PROCESS.
         fault: one of tests/red_team.
         options: of `start_ranks`.
     """
+    if layout == ONE_PROCESS:
+        return [shared_zygote().start(["harness", *settings, f"out={name}"], folder, os.environ)]
+    module = "tests.ranks" if fault == "none" else "tests.red_team.drive"
+    size, own = overrides_of(layout)
+    own = layered_settings(settings, own, [f"out={name}"])
+    return start_ranks(size, own, folder, fault=fault, module=module, **options)
+
+
+def train(folder: Path, layout: str, settings: Sequence[str], name: str, **options: Any) -> Path | str:
+    """Train as `start` does, unless that is done; return the run's folder, or why there is none."""
     if is_done(folder / name):
         return folder / name
     if "resume=auto" not in settings:
         shutil.rmtree(folder / name, ignore_errors=True)
-    if layout == ONE_PROCESS:
-        return train_alone(folder, settings, name)
-    size, own = overrides_of(layout)
-    module = "tests.ranks" if fault == "none" else "tests.red_team.drive"
-    own = layered_settings(settings, own, [f"out={name}"])
-    started = start_ranks(size, own, folder, fault=fault, module=module, **options)
-    ended = end_ranks(started, TIMEOUT_SECONDS)
+    ended = end_ranks(start(folder, layout, settings, name, **options), TIMEOUT_SECONDS)
     failed = [one for one in ended if one.code]
     errors = [line for one in failed for line in (*one.err.strip().splitlines()[-12:], *one.errors)]
     return "\n".join(errors) if failed else folder / name

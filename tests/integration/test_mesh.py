@@ -41,11 +41,11 @@ def test_the_layout_does_not_change_the_work(model: str, layout: str, layout_run
 def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
     """One program for the attention of all blocks, one for their feed-forward, and one for the last norm."""
     more = ["model.num_hidden_layers=2", "workload.steps=6", "workload.eval_every=4", "workload.eval_sequences=4"]
-    settings = layered_settings(WORK, MODELS["llama"], more)
-    assert run_harness(tmp_path, *settings, "out=alone").code == 0
-    found = train(tmp_path, layout, layered_settings(settings, ["track=tuned"]), "run")
+    settings = short_work("llama", *more)
+    alone = train_alone(tmp_path, settings, "alone")
+    found = train(tmp_path, layout, [*settings, "track=tuned"], "run")
     assert isinstance(found, Path), found
-    assert difference(tmp_path / "alone", found, "fp32").startswith("ok")
+    assert difference(alone, found, "fp32").startswith("ok")
     compilation = record(found)["effective_settings"]["compilation"]
     # Of the first rank, for training and for evaluation.
     assert compilation["graphs"] == 2 * parts

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
 from harness.training import evaluation
 from harness.training.distributed import context, gradients, parallel, pipeline, tensor
-from harness.training.distributed.communication import MeteredAllGather, MeteredReduceScatter
 from harness.workload import model as model_module
 from harness.workload.model import Transformer, apply_kernel
 from tests.red_team.sabotages import Sabotage
@@ -195,7 +195,7 @@ def replica_begins_elsewhere() -> None:
 @fault("the gradient of a tied embedding lacks the other stage's part", "pipeline=2",
        model="tied")  # fmt: skip
 def tied_gradient_of_one_stage() -> None:
-    parallel.copied_weight = lambda model, ranks: None
+    parallel.copied_weight = lambda *_: None
 
 
 @fault("ranks take key/value heads of another group", "tensor=4")
@@ -215,7 +215,7 @@ def gradients_of_shared_heads_not_summed() -> None:
 
 @fault("the all-to-all around attention returns its parts in reverse order", "context=2")
 def parts_reversed() -> None:
-    _replace(context, "all_to_all_single", lambda real: lambda *a, **k: real(*a, **k).flip(0))
+    _replace(context, "all_to_all_single_autograd", lambda real: lambda *a, **k: real(*a, **k).flip(0))
 
 
 @fault("attention sees only the positions of its own rank", "context=2")
@@ -268,7 +268,7 @@ def weights_not_gathered() -> None:
     def gather(self: Any, output_tensor: Any, input_tensor: Any, group: Any, async_op: bool = False) -> None:
         output_tensor.view(dist.get_world_size(group), -1).copy_(input_tensor.clone().view(1, -1))
 
-    MeteredAllGather.__call__ = gather  # type: ignore[method-assign]
+    DefaultAllGather.__call__ = gather  # type: ignore[method-assign]
 
 
 @fault("a reduce-scatter returns this rank's own gradients, as large as the sum", "shard=2")  # fmt: skip
@@ -277,7 +277,7 @@ def gradients_not_reduced() -> None:
         size = dist.get_world_size(group)
         output_tensor.copy_(input_tensor.view(size, -1)[dist.get_rank(group)].view_as(output_tensor) * size)
 
-    MeteredReduceScatter.__call__ = scatter  # type: ignore[method-assign]
+    DefaultReduceScatter.__call__ = scatter  # type: ignore[method-assign]
 
 
 @fault("two stages both compute the block at their border", "pipeline=2")
@@ -296,7 +296,7 @@ def block_in_two_stages() -> None:
        model="gpt2")  # fmt: skip
 def norm_counts_copies() -> None:
     def make(real: Any) -> Any:
-        return lambda parameters, most, counted, copy=None: real(parameters, most, set(parameters), copy)
+        return lambda parameters, most, counted, *more: real(parameters, most, set(parameters), *more)
 
     _replace(parallel, "clip_by_global_norm", make)
 
