@@ -64,7 +64,7 @@ def train(folder: Path, layout: str, settings: Sequence[str], name: str) -> Path
     return "\n".join(errors) if errors else folder / name
 
 
-def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
+def copy_at_checkpoint(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
     """Copy a run's folder, as it was when the run had just saved the checkpoint of `step`."""
     shutil.copytree(run, copy)
     for later in (number for number in checkpoint_steps(copy) if number > step):
@@ -79,7 +79,7 @@ def train_in_two(folder: Path, layouts: tuple[str, str], settings: Sequence[str]
     whole = train(folder, layouts[0], settings, f"{name}-whole")
     if isinstance(whole, str):
         return whole
-    cut_off(whole, folder / name)
+    copy_at_checkpoint(whole, folder / name)
     return train(folder, layouts[1], settings, name)
 
 
