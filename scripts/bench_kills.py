@@ -35,7 +35,7 @@ OVERRIDES = (
     "workload.seq_len=64", "workload.global_batch_size=4", "workload.micro_batch_size=2", "workload.eval_every=100",
     "workload.eval_sequences=4", "checkpoint.every=4", "resume=auto",
 )  # fmt: skip
-# A kill comes within the time of so many steps, two saves included.
+# A kill comes within the time of this number of steps, two saves included.
 STEPS_BEFORE_A_KILL = 8
 # For the ranks that were not killed to notice it, and for a run to end.
 END_TIMEOUT_SECONDS, RUN_TIMEOUT_SECONDS = 60, 3600

@@ -141,7 +141,7 @@ def compare(alone: Path, other: Path, precision: str) -> list[ParityResult]:
     return compare_computation(reference, [found], precision, load_calibration())
 
 
-def cut_off(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
+def copy_at_checkpoint(run: Path, copy: Path, step: int = SAVED_STEP) -> Path:
     """Copy a run's folder, as it was when the run had just saved the checkpoint of `step`."""
     shutil.copytree(run, copy)
     for later in (number for number in checkpoint_steps(copy) if number > step):
@@ -160,7 +160,7 @@ def train_in_two(
         return whole
     if not is_done(folder / name):
         shutil.rmtree(folder / name, ignore_errors=True)
-        cut_off(whole, folder / name)
+        copy_at_checkpoint(whole, folder / name)
     return train(folder, layouts[1], settings, name, **options)
 
 

@@ -96,6 +96,7 @@ OTHER_VALUE: dict[str, str] = {
     "tensorboard": "true",
     "checkpoint.every": "10",
     "checkpoint.keep": "3",
+    "checkpoint.asynchronous": "true",
     "on_nonfinite": "skip",
     "nonfinite_limit": "3",
     "loss_spike_factor": "2.0",
@@ -120,7 +121,7 @@ FIXED |= {
     "parallel.scaling_reference",
     "peak_dir",
 }
-BASE = ("data=text", "data.path=somewhere")
+BASE = ("data=text", "data.path=somewhere", "checkpoint.every=5")
 
 
 def all_keys() -> list[str]:

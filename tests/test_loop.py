@@ -338,7 +338,7 @@ class TestCheckpoints:
 
     def test_steps_during_a_write_are_not_timed(self) -> None:
         fake = FakeRun(config_of("workload.steps=12", "workload.timing_warmup_steps=4", "workload.interval_steps=2",
-                                 "checkpoint.every=4"))  # fmt: skip
+                                 "workload.eval_every=0", "checkpoint.every=4"))  # fmt: skip
         fake.intervals_of_a_write = 1
         fake.run()
         phases = [(phase, interval.first_step) for phase, interval in fake.history.intervals[-4:]]

@@ -208,12 +208,12 @@ class TestWatch:
         found: list[bool] = []
         done: Any = torch.futures.Future() if in_torch else threading.Event()
 
-        def look() -> None:
+        def observe() -> None:
             time.sleep(0.2)
             found.append(watchdog._is_elsewhere())
             done.set_result(None) if in_torch else done.set()
 
-        threading.Thread(target=look).start()
+        threading.Thread(target=observe).start()
         done.wait()
         assert found == [not in_torch]
 

@@ -49,7 +49,7 @@ class TrainingHistory:
     target_wall_seconds: float | None = None
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-    """In which training stood still for checkpoints."""
+    """In which training waited for checkpoints."""
     checkpoint_staging_seconds: float = 0.0
     """Of them, those in which asynchronous ones copied weights and optimizer state to the host's memory."""
     checkpoint_writing_seconds: float = 0.0

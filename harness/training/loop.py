@@ -50,7 +50,7 @@ def plan_intervals(work: WorkloadConfig, done: int = 0, checkpoint_every: int = 
         step = last + 1
 
 
-class Checkpoints(Protocol):
+class CheckpointWriter(Protocol):
     """Checkpoints as the loop needs them; `CheckpointManager` describes the methods."""
 
     def save(self, at_step: int, done: TrainingHistory) -> None: ...
@@ -100,7 +100,7 @@ class Loop:
         observer: LoopObserver,
         *,
         stop_requested: Callable[[], bool],
-        checkpoints: Checkpoints | None = None,
+        checkpoints: CheckpointWriter | None = None,
     ) -> None:
         """
         Args:

@@ -13,7 +13,7 @@ import pytest
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
 from tests.conftest import PROJECT
-from tests.layouts import MODELS, ONE_PROCESS, SAVED_STEP, SAVING, WORK, cut_off, difference, train
+from tests.layouts import MODELS, ONE_PROCESS, SAVED_STEP, SAVING, WORK, copy_at_checkpoint, difference, train
 from tests.ranks import record
 
 STEPS = 12
@@ -57,7 +57,7 @@ def manifest(run: Path, step: int) -> dict[str, Any]:
     ],
 )
 def test_another_layout_resumes(model: str, before: str, after: str, whole: Whole, tmp_path: Path) -> None:
-    run = cut_off(whole(model, before), tmp_path / "run")
+    run = copy_at_checkpoint(whole(model, before), tmp_path / "run")
     settings = layered_settings(WORK, MODELS[model], SAVING, OWN)
     assert isinstance(train(tmp_path, after, settings, "run"), Path)
     assert difference(whole(model, ONE_PROCESS), run, "fp32").startswith("ok")
@@ -73,7 +73,7 @@ def test_another_layout_resumes(model: str, before: str, after: str, whole: Whol
 
 @pytest.mark.parametrize(("model", "layout"), [("tied", BOTH), ("gpt2", "shard=2 tensor=2")])
 def test_the_same_layout_resumes_with_the_same_bits(model: str, layout: str, whole: Whole, tmp_path: Path) -> None:
-    run = cut_off(whole(model, layout), tmp_path / "run")
+    run = copy_at_checkpoint(whole(model, layout), tmp_path / "run")
     settings = layered_settings(WORK, MODELS[model], SAVING, OWN)
     assert isinstance(train(tmp_path, layout, settings, "run"), Path)
     found, expected = record(run), record(whole(model, layout))
