@@ -14,8 +14,10 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, match_chips
-from harness.analysis.projection.model import Estimate, Speed, all_gather_seconds, all_reduce_seconds, project, to_dict
-from harness.analysis.projection.plan import Assumptions, Plan, Range
+from harness.analysis.projection.assumptions import Assumptions, Range
+from harness.analysis.projection.links import all_gather_seconds, all_reduce_seconds
+from harness.analysis.projection.model import Estimate, Speed, project, to_dict
+from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
 from harness.report.projection_table import print_projection
@@ -109,21 +111,22 @@ class TestByHand:
         chip = replace(chip, peak_flops={"fp32": 200e12, "fp8": 200e12}, lacks=())
         assert step(chip, devices=4, precision="fp32") == pytest.approx(25 + 0.06)
         assert step(chip, devices=4, sharded=True, precision="fp32") == pytest.approx(25 + 0.06)
-        assert step(chip, devices=2, tensor=2, precision="fp32") == pytest.approx(50 + 40_000 * 4e-5)
+        assert step(chip, devices=2, tensor=2, precision="fp32") == pytest.approx(50 + 84_000 * 2e-5)
         assert step(chip, devices=4, precision="fp8") == pytest.approx(25 + 0.03)
 
     def test_tensor_parallel_activations(self, chip: Chip) -> None:
-        # 1000 micro-batches x 10 layers x 4 all-reduces of 2e6 bytes over two: 2 x 1/2 x 2e6 / 1e11 s each.
-        assert step(chip, devices=2, tensor=2) == pytest.approx(50 + 40_000 * 2e-5)
-        assert step(chip, devices=2, tensor=2, recompute=True) == pytest.approx(200 / 3 + 60_000 * 2e-5)
+        # 1000 micro-batches x (10 layers x 8 + 4 around them) gathers or scatters of 1/2 x 2e6 bytes: 1e-5 s each.
+        assert step(chip, devices=2, tensor=2) == pytest.approx(50 + 84_000 * 1e-5)
+        assert step(chip, devices=2, tensor=2, recompute=True) == pytest.approx(200 / 3 + 124_000 * 1e-5)
 
     def test_pipeline_bubble(self, chip: Chip) -> None:
-        # Two stages, four micro-batches of 250: a quarter on top; halved by two virtual stages.
-        assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50 * 1.25)
-        assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50 * 1.125)
-        # The bubble holds the tensor-parallel collectives too: 1000/250 micro-batches x 5 layers x 4 of 5e8 bytes.
+        # Two stages, four micro-batches of 250, whose 5e8 bytes go there and back in 5 ms each: a quarter on top;
+        # halved by two virtual stages, which send twice as often.
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50.04 * 1.25)
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50.08 * 1.125)
+        # The bubble holds the tensor-parallel collectives too: 4 micro-batches x (5 layers x 8 + 2) of 5e8 bytes.
         both = step(chip, devices=4, tensor=2, pipeline=2, micro_batch_size=250)
-        assert both == pytest.approx((25 + 80 * 5e8 / 1e11) * 1.25)
+        assert both == pytest.approx((25 + 168 * 2.5e8 / 1e11 + 0.02) * 1.25)
 
     def test_tensor_parallelism_across_nodes_goes_over_the_network(self, chip: Chip) -> None:
         within = step(chip, devices=8, tensor=8)

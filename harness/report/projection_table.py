@@ -11,8 +11,9 @@ from rich.text import Text
 
 from harness.analysis.chips import Chip
 from harness.analysis.format import UNKNOWN, significant
+from harness.analysis.projection.assumptions import Assumptions, Range
 from harness.analysis.projection.model import Estimate, Projection, assumptions_of, to_dict
-from harness.analysis.projection.plan import Assumptions, Plan, Range
+from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import Check
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 
