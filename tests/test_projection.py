@@ -20,6 +20,8 @@ from harness.analysis.projection.model import Estimate, Speed, project, to_dict
 from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
+from harness.records.peak import COLLECTIVES, PEAK_FILE
+from harness.records.record import write_record
 from harness.report.projection_table import print_projection
 from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
@@ -451,6 +453,32 @@ class TestCommand:
         assert found["mfu"] is None
         assert any("memory bandwidth of NVIDIA A100-SXM4-80GB is unknown" in caution for caution in found["cautions"])
         assert "the runs had sequences of 1024 tokens, the plan has 2048" in found["cautions"]
+
+    def test_measured_collectives_take_the_place_of_assumed_links(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        collective = {"latency_seconds": 0.25, "sweep": [{"bytes": 1 << power, "seconds": 0.25} for power in (10, 28)]}
+        run = make_record(on=A100)
+        peak = {"schema_version": 3, "kind": "peak", "finished_at": "2026", "world_size": 8,
+                **{key: run[key] for key in ("backend", "device", "effective_settings")},
+                "collectives": {"asynchronous": True, "ranks_per_host": 8, "missing_reasons": {},
+                                **dict.fromkeys(COLLECTIVES, collective)}}  # fmt: skip
+        path = write_record(tmp_path, peak, PEAK_FILE)
+        argv = ["project", "--model", "gpt2-124m", "--tokens", "1B", "--devices", "8", "--seq-len", "1024", "--chip",
+                "A100 80GB SXM", "--assume", "hiding-compute=0", "--format", "json", "--peak"]  # fmt: skip
+        assert main([*argv, str(path)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        # One all-reduce of the gradients a step.
+        seconds = found["shares"]["data-parallel collectives"] * found["days"]["median"] * 86_400
+        assert seconds / (1e9 / (1024 * 1024)) == pytest.approx(0.25, rel=0.02)
+        assert not {"link_efficiency", "latency_seconds"} & found["assumptions"].keys()
+        assert main([*argv, str(path), "--assume", "link-efficiency=0.5"]) == 2
+        assert "link-efficiency: not used" in capsys.readouterr().err
+        argv[argv.index("A100 80GB SXM")] = "H200"
+        assert main([*argv, str(path)]) == 2
+        assert "was measured on NVIDIA A100-SXM4-80GB, expected NVIDIA H200" in capsys.readouterr().err
+        assert main([*argv, str(tmp_path / "nowhere")]) == 2
+        assert "nowhere: found no peak record" in capsys.readouterr().err
 
     def test_check_prints_every_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check"]) == 0

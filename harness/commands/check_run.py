@@ -35,7 +35,9 @@ def check_record(options: argparse.Namespace, assumed: Assumptions) -> int:
     alone = load_runs(options.records) if options.records is not None else ()
     found = check_run(run, peak, alone, assumed)
     sides = load_run_groups([path, *([options.records] if options.records is not None else [])])
-    cautions = [f"the runs: {each.text}" for side in sides for each in cautions_about(side) if each.name in MOVES_TIMES]
+    cautions = [
+        f"{side.label}: {each.text}" for side in sides for each in cautions_about(side) if each.name in MOVES_TIMES
+    ]
     cautions += [f"the peak record: {text}" for _, text in other_load(peak)]
     if options.format == "json":
         print(json.dumps(run_check_to_dict(found, cautions), indent=1))

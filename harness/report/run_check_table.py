@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from harness.analysis.format import UNKNOWN, amount, byte_size
+from harness.analysis.format import UNKNOWN, byte_size, scale, significant
 from harness.analysis.projection.model import Estimate
 from harness.analysis.projection.recorded import RunCheck
 from harness.report.console import WIDTH, PlainConsole, key_value_table
@@ -68,4 +68,5 @@ def _interval(found: Estimate) -> str:
 
 
 def _seconds(value: float) -> str:
-    return amount(float(f"{value:.3g}"), "s") if value else "0 s"
+    factor, unit = scale([value], "s")
+    return f"{significant(factor * value)} {unit}"

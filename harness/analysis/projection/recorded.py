@@ -236,12 +236,14 @@ def _parts(phases: Mapping[str, Draws], record: Mapping[str, Any], known: bool) 
     parts = [Part("compute and optimizer", estimate(_sum(own), known), None if exposed is None else step - exposed)]
     if rest:
         parts.append(Part("exposed communication", estimate(_sum(rest), known), exposed))
+    only = sum(name in phases for name in AXES.values()) == 1
     for axis, name in AXES.items():
         if name in phases:
-            parts.append(Part(f"  {axis}", estimate(phases[name], known), _axis_seconds(record, axis)))
+            seconds = _axis_seconds(record, axis, only=only)
+            parts.append(Part(f"  {axis}", estimate(phases[name], known), seconds))
         if axis == "pipeline" and BUBBLE in phases:
             both = phases[name] + phases[BUBBLE]
-            parts[-1] = Part("  pipeline, with its bubble", estimate(both, known), _axis_seconds(record, axis))
+            parts[-1] = Part("  pipeline, with its bubble", estimate(both, known), parts[-1].measured)
             parts.append(Part("    its bubble", estimate(phases[BUBBLE], known), None))
     return tuple(parts)
 
@@ -252,8 +254,16 @@ def _mean(record: Mapping[str, Any], *keys: str) -> float | None:
     return statistics.fmean(values) if values and None not in values else None
 
 
-def _axis_seconds(record: Mapping[str, Any], axis: str) -> float | None:
-    return _mean(record, "axes", axis, "exposed_communication_seconds")
+def _axis_seconds(record: Mapping[str, Any], axis: str, *, only: bool) -> float | None:
+    found = _mean(record, "axes", axis, "exposed_communication_seconds")
+    if found is None and only and not _has_axes(record):
+        return _mean(record, "exposed_communication_seconds")
+    return found
+
+
+def _has_axes(record: Mapping[str, Any]) -> bool:
+    """Return whether the record tells the axes apart; else the totals of a run with one axis are that axis's."""
+    return any(get_path(rank, "axes") for rank in record["parallel"]["ranks"])
 
 
 def _payloads(plan: Plan, chip: Chip, record: Mapping[str, Any]) -> tuple[Payload, ...]:
@@ -262,6 +272,9 @@ def _payloads(plan: Plan, chip: Chip, record: Mapping[str, Any]) -> tuple[Payloa
         predicted[exchange.axis] = predicted.get(exchange.axis, 0.0) + exchange.payload_bytes
     found = []
     for axis in (axis for axis in AXES if axis in predicted):
-        values = [get_path(rank, "axes", axis, "payload_bytes") for rank in record["parallel"]["ranks"]]
+        values: list[Any] = [get_path(rank, "axes", axis, "payload_bytes") for rank in record["parallel"]["ranks"]]
+        if len(predicted) == 1 and not _has_axes(record):
+            # Layouts whose collectives were not metered have a total of 0.
+            values = [get_path(rank, "payload_bytes_per_step") or None for rank in record["parallel"]["ranks"]]
         found.append(Payload(axis, predicted[axis], max(values) if values and None not in values else None))
     return tuple(found)
