@@ -17,7 +17,7 @@ from harness.analysis.projection.recorded import RunCheck, check_run, longest_st
 from harness.records.load import LoadedRecord
 from harness.records.peak import COLLECTIVES, PEAK_FILE
 from harness.records.record import write_record
-from tests.layouts import WORK
+from tests.layouts import TIMEOUT_SECONDS, WORK
 from tests.ranks import end_ranks, record, start_ranks
 from tests.records import CPU, make_record, merged, write_runs
 
@@ -171,7 +171,7 @@ class TestByHand:
         # A second a step is half of one on two devices, and so is its optimizer's share of it.
         assert part(found, "compute and optimizer") == pytest.approx(0.5, rel=1e-6)
         assert found.step.predicted.low is None, "one run has no interval"
-        assert not found.assumed_speed
+        assert found.assumptions == {}
 
     def test_recomputation_repeats_the_forward_passs_collectives(self) -> None:
         once, again = (
@@ -321,6 +321,12 @@ class TestCommand:
         assert main(["project", "--check", str(tmp_path / "a")]) == 2
         assert "holds 2 runs, expected one" in capsys.readouterr().err
 
+    def test_an_assumption_that_changes_nothing_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.check(tmp_path, run_record({"shard": 2}), peak_record(2), "--assume", "hiding-compute=0") == 2
+        assert "hiding-compute: this check does not use it" in capsys.readouterr().err
+
     def test_other_options_do_not_belong_to_it(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check", "run", "--tensor", "2"]) == 2
         assert "--tensor: found beside --check, which takes everything from the run's record" in capsys.readouterr().err
@@ -332,7 +338,7 @@ def test_payloads_are_those_of_the_engine(layout: str, tmp_path: Path) -> None:
     own = ["precision=bf16", "parallel=mesh", f"parallel.{layout}", "out=run", "workload.steps=3", "fingerprint=false",
            "workload.timing_warmup_steps=1", "workload.lr_warmup_steps=0", "workload.eval_every=0"]  # fmt: skip
     words = [word for word in WORK if word.split("=")[0] not in {each.split("=")[0] for each in own}]
-    ended = end_ranks(start_ranks(2, [*words, *own], tmp_path, fault="payloads logged"))
+    ended = end_ranks(start_ranks(2, [*words, *own], tmp_path, fault="payloads logged"), TIMEOUT_SECONDS)
     assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
     plan = plan_of_run(record(tmp_path / "run"), asynchronous=False)
     predicted = sum(each.payload_bytes for each in exchanges_of(plan, regathers=plan.pipeline == 1))

@@ -11,7 +11,7 @@ from harness.analysis.projection.assumptions import Assumptions
 from harness.analysis.projection.recorded import check_recorded, check_run
 from harness.analysis.run_group import load_run_groups
 from harness.commands.arguments import expand_path
-from harness.errors import ExitCode, RecordError
+from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import load_runs
 from harness.records.peak import find_collectives
 
@@ -34,6 +34,9 @@ def check_record(options: argparse.Namespace, assumed: Assumptions) -> int:
     peak = find_collectives(peak_path, run.record, run.record["world_size"])
     alone = load_runs(options.records) if options.records is not None else ()
     found = check_run(run, peak, alone, assumed)
+    for name in (text.partition("=")[0] for text in options.assume):
+        if name.replace("-", "_") not in found.assumptions:
+            raise UserError(f"assume: {name}: this check does not use it; leave it out")
     sides = load_run_groups([path, *([options.records] if options.records is not None else [])])
     cautions = [
         f"{side.label}: {each.text}" for side in sides for each in cautions_about(side) if each.name in MOVES_TIMES

@@ -13,13 +13,16 @@ from harness.analysis.format import UNKNOWN, byte_size, scale, significant
 from harness.analysis.projection.model import Estimate
 from harness.analysis.projection.recorded import RunCheck
 from harness.report.console import WIDTH, PlainConsole, key_value_table
+from harness.report.projection_table import range_text
 
 
 def print_run_check(found: RunCheck, cautions: Sequence[str]) -> None:
     """Print every part of the step, the payloads of the axes, and one sentence with the ratio."""
     console = PlainConsole(WIDTH)
     layout = " x ".join(f"{axis} {size}" for axis, size in found.layout.items())
-    console.print(key_value_table([("layout", layout), ("compute from", found.speed_source)]))
+    assumed = "; ".join(f"{name.replace('_', ' ')} {range_text(each)}" for name, each in found.assumptions.items())
+    rows = [("layout", layout), ("compute from", found.speed_source), ("assumed", assumed or "nothing")]
+    console.print(key_value_table(rows))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("\na step", "\npredicted", "\n90 % interval", "\nmeasured"):
         table.add_column(heading, justify="left" if heading.endswith("a step") else "right", no_wrap=True)
@@ -42,7 +45,7 @@ def summary(found: RunCheck) -> str:
     ends = "" if ratio.low is None else f" (90 % interval {ratio.low:.2f} to {ratio.high:.2f})"
     both = f"Predicted {_seconds(median)} a step, measured {_seconds(found.step.measured)}"
     text = f"{both}: ratio {ratio.median:.2f}{ends}."
-    if found.assumed_speed:
+    if "efficiency_of_products" in found.assumptions:
         text += " Its compute is assumed; --records of a run of the same model on one device replaces that."
     if all(payload.measured is None for payload in found.payloads):
         text += " The record has no axes: a run by this version of the harness has them."
@@ -54,6 +57,7 @@ def run_check_to_dict(found: RunCheck, cautions: Sequence[str]) -> dict[str, Any
     return {
         "layout": found.layout,
         "speed_source": found.speed_source,
+        "assumptions": {name: asdict(each) for name, each in found.assumptions.items()},
         "ratio": asdict(found.ratio),
         "step": asdict(found.step),
         "parts": [{**asdict(part), "name": part.name.strip()} for part in found.parts],

@@ -45,7 +45,12 @@ class Exchange:
     @property
     def payload_bytes(self) -> float:
         """Bytes that a device puts in, in a step."""
-        own = self.message_bytes / self.ranks if self.collective == "all_gather" else self.message_bytes
+        own = self.message_bytes
+        if self.collective == "all_gather":
+            own /= self.ranks
+        if self.collective == "send_receive" and self.ranks == 2:
+            # Of two stages, one sends only forward and the other only back.
+            own /= 2
         return own * self.count
 
 

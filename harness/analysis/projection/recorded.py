@@ -12,8 +12,8 @@ import numpy as np
 
 from harness.analysis.chips import Chip, find_chip
 from harness.analysis.flops import training_flops_per_token
-from harness.analysis.projection.assumptions import Assumptions, Draws
-from harness.analysis.projection.exchanges import exchanges_of
+from harness.analysis.projection.assumptions import Assumptions, Draws, Range
+from harness.analysis.projection.exchanges import HIDDEN_AXES, exchanges_of
 from harness.analysis.projection.links import MeasuredCollectives, MeasuredLinks
 from harness.analysis.projection.measured_speed import measured_speed, recomputes, unknown_chip
 from harness.analysis.projection.model import AXES, BUBBLE, SEED, Estimate, Speed, device_rate, estimate, step_phases
@@ -53,7 +53,8 @@ class RunCheck:
     layout: dict[str, int]
     """Axes with more than one part."""
     speed_source: str
-    assumed_speed: bool
+    assumptions: Mapping[str, Range]
+    """Those that the prediction rests on."""
     step: Part
     parts: tuple[Part, ...]
     payloads: tuple[Payload, ...]
@@ -119,7 +120,7 @@ def check_run(
     return RunCheck(
         layout={axis: size for axis, size in record["parallel"]["layout"].items() if size > 1},
         speed_source=source,
-        assumed_speed=speed is None,
+        assumptions={name: getattr(assumed, name) for name in _used(plan, phases, speed)},
         step=Part("step", estimate(_sum(phases), known), record["timing"]["mean_step_seconds"]),
         parts=_parts(phases, record, known),
         payloads=_payloads(plan, chip, record),
@@ -184,6 +185,12 @@ def longest_stage(model: Mapping[str, Any], seq_len: int, stages: int) -> float:
     head = training_flops_per_token({**model, "num_hidden_layers": 0}, seq_len) / (blocks / layers)
     longest = min(max(last + head, math.ceil((layers - last) / (stages - 1))) for last in range(1, layers - stages + 2))
     return longest * stages / (layers + head)
+
+
+def _used(plan: Plan, phases: Mapping[str, Draws], speed: Speed | None) -> list[str]:
+    """Return the names of the assumptions that take part."""
+    hides = plan.engine.overlaps and any(AXES[axis] in phases for axis in HIDDEN_AXES)
+    return ["efficiency_of_products"] * (speed is None) + ["hiding_compute"] * hides
 
 
 def _chip_and_speed(
