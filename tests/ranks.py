@@ -312,11 +312,11 @@ def measure_quickly() -> None:
 def lack_all_to_all() -> None:
     import torch.distributed as dist
 
-    def refuse(*_args: Any, **_options: Any) -> None:
+    def lack(*_args: Any, **_options: Any) -> None:
         raise RuntimeError("ProcessGroupFake does not support alltoall_base\nmore lines")
 
     measure_quickly()
-    dist.all_to_all_single = refuse
+    dist.all_to_all_single = lack
 
 
 def die_among_collectives() -> None:

@@ -154,10 +154,10 @@ def test_messages_fit_into_memory_that_the_ranks_of_a_host_share(backend: Backen
 def test_a_missing_collective_is_null_with_its_reason(
     backend: Backend, library: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def lack(*_: Any) -> None:
         raise NotImplementedError("reduce_scatter is not supported by this library")
 
-    monkeypatch.setattr(benchmarks, "reduce_scatter", refuse)
+    monkeypatch.setattr(benchmarks, "reduce_scatter", lack)
     found = measure(backend, library)
     assert found["reduce_scatter"] is None
     assert found["missing_reasons"] == {"reduce_scatter": "reduce_scatter is not supported by this library"}

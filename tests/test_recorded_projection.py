@@ -268,7 +268,12 @@ class TestCommand:
         assert self.check(tmp_path, run_record({"tensor": 2}), peak_record(2), "--format", "json") == 0
         found = json.loads(capsys.readouterr().out)
         assert found["ratio"]["median"] == pytest.approx(found["step"]["predicted"]["median"] / 0.25)
-        assert [each["name"] for each in found["parts"]] == ["compute and optimizer", "exposed communication", "tensor"]
+        names = [each["name"] for each in found["step_parts"]]
+        assert names == [
+            "compute and optimizer",
+            "exposed communication",
+            "tensor",
+        ]
 
     @pytest.mark.parametrize(
         ("run", "peak", "said"),

@@ -60,7 +60,7 @@ def run_check_to_dict(found: RunCheck, cautions: Sequence[str]) -> dict[str, Any
         "assumptions": {name: asdict(each) for name, each in found.assumptions.items()},
         "ratio": asdict(found.ratio),
         "step": asdict(found.step),
-        "parts": [{**asdict(part), "name": part.name.strip()} for part in found.parts],
+        "step_parts": [{**asdict(part), "name": part.name.strip()} for part in found.parts],
         "payloads": [asdict(payload) for payload in found.payloads],
         "summary": summary(found),
         "cautions": list(cautions),

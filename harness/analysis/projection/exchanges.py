@@ -111,6 +111,6 @@ def _pipeline(plan: Plan) -> Iterator[Exchange]:
     size = plan.positions * (plan.width or 0) / plan.tensor * plan.stream_bytes
     count = 2 * plan.micro_batches * plan.virtual_stages
     yield Exchange("pipeline", "send_receive", plan.pipeline, size, count, plan.devices)
-    if plan.tied_embeddings:
+    if plan.tie_word_embeddings:
         size = plan.outer_parameters / plan.shards * plan.gradient_bytes
         yield Exchange("pipeline", "all_reduce", 2, size, 1, plan.devices)

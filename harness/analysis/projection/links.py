@@ -15,7 +15,7 @@ from harness.records.peak import bus_factor
 
 
 class Links(Protocol):
-    """What gives the seconds of a collective."""
+    """Source of the seconds of collectives."""
 
     def covers(self, exchange: Exchange) -> bool:
         """Return whether the seconds are measured."""

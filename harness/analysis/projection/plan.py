@@ -17,7 +17,7 @@ NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
 @dataclass(frozen=True)
 class Engine:
-    """What a training program decides about its collectives; the defaults are those of programs for large models."""
+    """Decisions of a training program about its collectives; the defaults are those of programs for large models."""
 
     stream_bytes: int | None = None
     """Of an activation between two layers; None: as of a product's operand, likewise the next three."""
@@ -27,11 +27,11 @@ class Engine:
     outer_bytes: int | None = None
     """Of a gathered weight of embedding or output projection."""
     regathers: bool | None = None
-    """Whether sharded weights are gathered again for each micro-batch; None: where whole ones do not fit."""
+    """True if sharded weights are gathered again for each micro-batch; None: where whole ones do not fit."""
     scatters_each_micro_batch: bool = True
-    """Whether gradients are reduced for each micro-batch where weights are gathered for each, else once a step."""
+    """True if gradients are reduced for each micro-batch where weights are gathered for each, else once a step."""
     overlaps: bool = True
-    """Whether collectives of weights and gradients overlap with compute."""
+    """True if collectives of weights and gradients overlap with compute."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Plan:
     engine: Engine = Engine()
     vocabulary_parameters: float = 0.0
     """Of the embedding, where they are told apart from the others."""
-    tied_embeddings: bool = False
+    tie_word_embeddings: bool = False
     key_value_share: float = 1.0
     """Key and value heads over attention heads."""
     longest_stage: float = 1.0
@@ -162,13 +162,13 @@ class Plan:
     @property
     def outer_parameters(self) -> float:
         """Parameters of embedding and output projection on the device that has the most of them."""
-        both = self.pipeline == 1 and not self.tied_embeddings
+        both = self.pipeline == 1 and not self.tie_word_embeddings
         return (2 if both else 1) * self.vocabulary_parameters / self.tensor
 
     @property
     def block_parameters(self) -> float:
         """Parameters of a model-parallel part's layers."""
-        outer = (1 if self.tied_embeddings else 2) * self.vocabulary_parameters
+        outer = (1 if self.tie_word_embeddings else 2) * self.vocabulary_parameters
         return (self.parameters - outer) / (self.tensor * self.pipeline)
 
     @property

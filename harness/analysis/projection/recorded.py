@@ -170,7 +170,7 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
             overlaps=asynchronous or is_ddp,
         ),
         vocabulary_parameters=model["vocab_size"] * model["hidden_size"],
-        tied_embeddings=model.get("tie_word_embeddings", True),
+        tie_word_embeddings=model.get("tie_word_embeddings", True),
         key_value_share=share,
         longest_stage=longest_stage(model, work["seq_len"], stages),
     )
