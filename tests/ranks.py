@@ -323,14 +323,14 @@ def die_among_collectives() -> None:
     from harness.training.collective_benchmarks import CollectiveBenchmarks
 
     measure_quickly()
-    sweep = CollectiveBenchmarks._sweep
+    sweeps = CollectiveBenchmarks._sweeps
 
-    def die_and_sweep(self: CollectiveBenchmarks, *args: Any, **options: Any) -> Any:
+    def die_and_measure(self: CollectiveBenchmarks, *args: Any, **options: Any) -> Any:
         if os.environ["RANK"] == "1":
             die()
-        return sweep(self, *args, **options)
+        return sweeps(self, *args, **options)
 
-    CollectiveBenchmarks._sweep = die_and_sweep
+    CollectiveBenchmarks._sweeps = die_and_measure
 
 
 def log_payloads() -> None:

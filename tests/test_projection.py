@@ -457,7 +457,7 @@ class TestCommand:
     def test_measured_collectives_take_the_place_of_assumed_links(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        collective = {"latency_seconds": 0.25, "sweep": [{"bytes": 1 << power, "seconds": 0.25} for power in (10, 28)]}
+        collective = {"latency_seconds": 0.25, "sweep": [{"bytes": 1 << power, "seconds": 0.25} for power in (10, 30)]}
         run = make_record(on=A100)
         peak = {"schema_version": 3, "kind": "peak", "finished_at": "2026", "world_size": 8,
                 **{key: run[key] for key in ("backend", "device", "effective_settings")},

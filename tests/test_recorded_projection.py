@@ -296,7 +296,12 @@ class TestCommand:
             (
                 {},
                 {"collectives": {"all_gather": None, "missing_reasons": {"all_gather": "not supported"}}},
-                "has no all-gather, which parallel.tensor needs (not supported)",
+                "has no all-gather that parallel.tensor needs: it lacks it (not supported); measure again",
+            ),
+            (
+                {},
+                {"collectives": {"all_gather": {"latency_seconds": 0.1, "sweep": [{"bytes": 1024, "seconds": 0.1}]}}},
+                "it measured messages up to 1 KiB, which are mostly latency, and this layout's have 50 KiB",
             ),
             ({"status": "oom", "error": "no memory", "finished_steps": 40}, {}, "the run ended oom"),
             ({"device": {"emulated": True}}, {}, "its device is emulated"),

@@ -53,7 +53,7 @@ class CollectiveBenchmarks:
         if memory_bytes is not None:
             # Input and output; processes of one host may share its memory.
             most = int(MEMORY_SHARE * memory_bytes / (2 * ranks.world.local_size))
-        [self._too_many] = (-value for value in ranks.all_max(-min(most, MAX_BYTES)))
+        [self._max_bytes] = (-value for value in ranks.all_max(-min(most, MAX_BYTES)))
 
     def measure(self) -> dict[str, Any] | None:
         """Return the section `collectives` of a peak record; None for one rank."""
@@ -63,15 +63,12 @@ class CollectiveBenchmarks:
             "asynchronous": self._backend.asynchronous,
             "ranks_per_host": self._ranks.world.local_size,
         }
-        reasons = {}
-        for number, name in enumerate(COLLECTIVES, 1):
-            reason = self._missing_reason(name)
-            if reason is not None:
-                found[name], reasons[name] = None, reason
-                continue
-            sweep = self._sweep(name, until=self._limit_seconds * number / len(COLLECTIVES))
-            found[name] = {"latency_seconds": sweep[0]["seconds"], "sweep": sweep}
-        return {**found, "missing_reasons": reasons}
+        reasons = {name: self._missing_reason(name) for name in COLLECTIVES}
+        sweeps = self._sweeps([name for name, reason in reasons.items() if reason is None])
+        for name in COLLECTIVES:
+            sweep = sweeps.get(name)
+            found[name] = None if sweep is None else {"latency_seconds": sweep[0]["seconds"], "sweep": sweep}
+        return {**found, "missing_reasons": {name: reason for name, reason in reasons.items() if reason is not None}}
 
     def _missing_reason(self, name: str) -> str | None:
         """Return why the library cannot do a collective, the same on every rank; None if it can."""
@@ -86,23 +83,36 @@ class CollectiveBenchmarks:
             reason = " ".join(str(error).split("\n")[0].split())
         return next((each for each in self._ranks.gather(reason) if each is not None), None)
 
-    def _sweep(self, name: str, until: float) -> list[dict[str, Any]]:
-        """Return size, seconds and bandwidths of growing messages, of at least one."""
-        sweep: list[dict[str, Any]] = []
-        size, expected = MIN_BYTES, 0.0
-        while not sweep or (size <= self._too_many and self._spent_seconds + expected <= until):
-            act, message_bytes = self._call(name, size)
-            seconds = self._seconds(act)
-            algorithm = message_bytes / seconds
-            sweep.append({
-                "bytes": message_bytes,
-                "seconds": seconds,
-                "algorithm_bytes_per_second": algorithm,
-                "bus_bytes_per_second": bus_factor(name, self._ranks.size) * algorithm,
-            })  # fmt: skip
-            expected = max(SAMPLE_SECONDS, FACTOR * seconds) * (SAMPLES + 1) + 2 * FACTOR * seconds
+    def _sweeps(self, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Return size, seconds and bandwidths of growing messages, by collective: at least of the smallest.
+
+        Size by size, so that a short limit leaves out large messages of all and not all of some.
+        """
+        sweeps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        expected = dict.fromkeys(names, 0.0)
+        size = MIN_BYTES
+        while names and (size == MIN_BYTES or size <= self._max_bytes):
+            for name in names:
+                if size > MIN_BYTES and self._spent_seconds + expected[name] > self._limit_seconds:
+                    continue
+                entry = self._measured(name, size)
+                sweeps[name].append(entry)
+                seconds = FACTOR * entry["seconds"]
+                expected[name] = max(SAMPLE_SECONDS, seconds) * (SAMPLES + 1) + 2 * seconds
+            names = [name for name in names if sweeps[name][-1]["bytes"] > size / FACTOR]
             size *= FACTOR
-        return sweep
+        return sweeps
+
+    def _measured(self, name: str, size: int) -> dict[str, Any]:
+        act, message_bytes = self._call(name, size)
+        seconds = self._seconds(act)
+        algorithm = message_bytes / seconds
+        return {
+            "bytes": message_bytes,
+            "seconds": seconds,
+            "algorithm_bytes_per_second": algorithm,
+            "bus_bytes_per_second": bus_factor(name, self._ranks.size) * algorithm,
+        }
 
     def _call(self, name: str, size: int) -> tuple[Act, int]:
         """Return a call of a collective, and the bytes of its message: of what a rank has of the whole, at the end or

@@ -9,9 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from harness.analysis.format import byte_size
 from harness.analysis.projection.assumptions import DRAWS, Draws
 from harness.analysis.projection.exchanges import Exchange
 from harness.records.peak import bus_factor
+
+# A message larger than all that were measured takes the more, the larger it is, if the largest took so many latencies.
+MIN_LATENCIES = 4
 
 
 class Links(Protocol):
@@ -75,7 +79,25 @@ class MeasuredLinks:
     def covers(self, exchange: Exchange) -> bool:
         within_node = exchange.span <= self.devices_per_node
         applies = self.rest is None or within_node == self.measured.on_one_host
-        return applies and self.measured.collectives[exchange.collective] is not None
+        return applies and self.problem(exchange) is None
+
+    def problem(self, exchange: Exchange) -> str | None:
+        """Return why the measurements say nothing about a collective, or None."""
+        found = self.measured.collectives[exchange.collective]
+        if found is None:
+            return f"lacks it ({self.measured.collectives['missing_reasons'].get(exchange.collective)})"
+        last, message_bytes = found["sweep"][-1], self._message_bytes(exchange)
+        if message_bytes > last["bytes"] and last["seconds"] < MIN_LATENCIES * found["latency_seconds"]:
+            return (
+                f"measured messages up to {byte_size(last['bytes'])}, which are mostly latency, and this layout's have "
+                f"{byte_size(message_bytes)}"
+            )
+        return None
+
+    def _message_bytes(self, exchange: Exchange) -> float:
+        """Return the message with the same traffic between as many ranks as were measured."""
+        name = exchange.collective
+        return exchange.message_bytes * bus_factor(name, exchange.ranks) / bus_factor(name, self.measured.ranks)
 
     def seconds(self, exchange: Exchange) -> Draws:
         if not self.covers(exchange):
@@ -83,9 +105,8 @@ class MeasuredLinks:
             return self.rest.seconds(exchange)
         name, ranks = exchange.collective, self.measured.ranks
         found = self.measured.collectives[name]
-        traffic = exchange.message_bytes * bus_factor(name, exchange.ranks) / bus_factor(name, ranks)
         more_hops = 0.0 if name == "send_receive" else hops(exchange.ranks) / hops(ranks) - 1
-        seconds = interpolated_seconds(found["sweep"], traffic)
+        seconds = interpolated_seconds(found["sweep"], self._message_bytes(exchange))
         return np.full(DRAWS, seconds + more_hops * min(seconds, found["latency_seconds"]))
 
 

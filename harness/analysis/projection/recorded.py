@@ -112,8 +112,9 @@ def check_run(
     chip, speed = _chip_and_speed(record, peak, alone)
     rate, source = device_rate(chip, plan.precision, speed, assumed, random)
     measured = MeasuredCollectives(peak["collectives"], peak["world_size"])
-    _check_collectives(plan, chip, measured)
-    phases = step_phases(plan, chip, rate, MeasuredLinks(measured, plan.devices_per_node), assumed, random)
+    links = MeasuredLinks(measured, plan.devices_per_node)
+    _check_collectives(plan, chip, links)
+    phases = step_phases(plan, chip, rate, links, assumed, random)
     known = speed is None or len(speed.flops) > 1
     if speed is None:
         source = "matrix products of the peak record, and an assumed efficiency"
@@ -219,14 +220,13 @@ def _chip_and_speed(
     return replace(chip, peak_flops=flops, measured_flops=flops, memory_bytes_per_second=memory), None
 
 
-def _check_collectives(plan: Plan, chip: Chip, measured: MeasuredCollectives) -> None:
+def _check_collectives(plan: Plan, chip: Chip, links: MeasuredLinks) -> None:
     for exchange in exchanges_of(plan, plan.regathers_weights(chip)):
-        if measured.collectives[exchange.collective] is None:
+        if (problem := links.problem(exchange)) is not None:
             name = exchange.collective.replace("_", "-")
-            reason = measured.collectives["missing_reasons"].get(exchange.collective)
             raise RecordError(
-                f"the peak record has no {name}, which parallel.{exchange.axis} needs ({reason}); check a run of "
-                "another layout"
+                f"the peak record has no {name} that parallel.{exchange.axis} needs: it {problem}; measure again with "
+                "a higher peak_collective_seconds, or check a run of another layout"
             )
 
 
