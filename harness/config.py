@@ -290,6 +290,9 @@ class Config:
     peak_dir: str = "runs/peaks"
     """Folder of the records of `python -m harness peak`. A run takes its measured peak from the newest record of its
     device and software there."""
+    peak_collective_seconds: float = bounded(60.0, above=0.0)
+    """Limit of the time that `python -m harness torchrun ... peak` takes to measure collectives; messages that would
+    take longer are left out."""
     profile: bool = False
     """Profile nine extra steps after the last measured one: a table in summary and record, and PyTorch's trace in the
     run's folder. The extra updates are discarded."""
@@ -406,6 +409,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "repeats",
     "out",
     "peak_dir",
+    "peak_collective_seconds",
     "profile",
     "telemetry",
     "fingerprint",

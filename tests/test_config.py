@@ -86,6 +86,7 @@ OTHER_VALUE: dict[str, str] = {
     "workload.max_grad_norm": "2.0",
     "track.adamw": "fused",
     "parallel.timeout_seconds": "60",
+    "peak_collective_seconds": "10",
     "profile": "true",
     "autotune": "true",
     "telemetry": "false",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from harness import backends
 from harness.backends.base import Backend
@@ -40,7 +39,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         "COPY_BYTES": 1 << 16,
         "FLUSH_BYTES": 1 << 12,
         "LAUNCHES": 10,
-        "ALL_REDUCE_BYTES": (1 << 10,),
     }.items():
         monkeypatch.setattr(benchmarks, name, value)
 
@@ -134,17 +132,3 @@ def test_launches(backend: Backend, small: None) -> None:
     found = Microbenchmarks(backend, None).launch_latency()
     assert 0 < found["queued_seconds"] < 1e-3
     assert 0 < found["round_trip_seconds"] < 1e-3
-
-
-def test_one_process_reduces_nothing(backend: Backend, small: None) -> None:
-    assert Microbenchmarks(backend, None).all_reduce(1) is None
-
-
-def test_bus_bandwidth_is_the_traffic_of_a_link(backend: Backend, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted = Scripted(0.001)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda buffer: scripted.act())
-    found = Microbenchmarks(backend, None, scripted.clock).all_reduce(4)
-    assert found is not None
-    # 2 x 3 / 4 of 1 KiB in a millisecond.
-    assert found["best_bytes_per_second"] == pytest.approx(1.5 * 1024 / 0.001)
-    assert found["bytes"] == 1024

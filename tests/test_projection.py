@@ -14,10 +14,14 @@ import pytest
 
 from harness.__main__ import main
 from harness.analysis.chips import Chip, match_chips
-from harness.analysis.projection.model import Estimate, Speed, all_gather_seconds, all_reduce_seconds, project, to_dict
-from harness.analysis.projection.plan import Assumptions, Plan, Range
+from harness.analysis.projection.assumptions import Assumptions, Range
+from harness.analysis.projection.links import all_gather_seconds, all_reduce_seconds
+from harness.analysis.projection.model import Estimate, Speed, project, to_dict
+from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import check_all, load_trainings, plan_of
 from harness.errors import ConfigError, UserError
+from harness.records.peak import COLLECTIVES, PEAK_FILE
+from harness.records.record import write_record
 from harness.report.projection_table import print_projection
 from tests.comparisons import EMULATED
 from tests.records import A100, CPU, TELEMETRY, make_record, make_records, merged, write_runs
@@ -109,21 +113,22 @@ class TestByHand:
         chip = replace(chip, peak_flops={"fp32": 200e12, "fp8": 200e12}, lacks=())
         assert step(chip, devices=4, precision="fp32") == pytest.approx(25 + 0.06)
         assert step(chip, devices=4, sharded=True, precision="fp32") == pytest.approx(25 + 0.06)
-        assert step(chip, devices=2, tensor=2, precision="fp32") == pytest.approx(50 + 40_000 * 4e-5)
+        assert step(chip, devices=2, tensor=2, precision="fp32") == pytest.approx(50 + 84_000 * 2e-5)
         assert step(chip, devices=4, precision="fp8") == pytest.approx(25 + 0.03)
 
     def test_tensor_parallel_activations(self, chip: Chip) -> None:
-        # 1000 micro-batches x 10 layers x 4 all-reduces of 2e6 bytes over two: 2 x 1/2 x 2e6 / 1e11 s each.
-        assert step(chip, devices=2, tensor=2) == pytest.approx(50 + 40_000 * 2e-5)
-        assert step(chip, devices=2, tensor=2, recompute=True) == pytest.approx(200 / 3 + 60_000 * 2e-5)
+        # 1000 micro-batches x (10 layers x 8 + 4 around them) gathers or scatters of 1/2 x 2e6 bytes: 1e-5 s each.
+        assert step(chip, devices=2, tensor=2) == pytest.approx(50 + 84_000 * 1e-5)
+        assert step(chip, devices=2, tensor=2, recompute=True) == pytest.approx(200 / 3 + 124_000 * 1e-5)
 
     def test_pipeline_bubble(self, chip: Chip) -> None:
-        # Two stages, four micro-batches of 250: a quarter on top; halved by two virtual stages.
-        assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50 * 1.25)
-        assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50 * 1.125)
-        # The bubble holds the tensor-parallel collectives too: 1000/250 micro-batches x 5 layers x 4 of 5e8 bytes.
+        # Two stages, four micro-batches of 250, whose 5e8 bytes go there and back in 5 ms each: a quarter on top;
+        # halved by two virtual stages, which send twice as often.
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250) == pytest.approx(50.04 * 1.25)
+        assert step(chip, devices=2, pipeline=2, micro_batch_size=250, virtual_stages=2) == pytest.approx(50.08 * 1.125)
+        # The bubble holds the tensor-parallel collectives too: 4 micro-batches x (5 layers x 8 + 2) of 5e8 bytes.
         both = step(chip, devices=4, tensor=2, pipeline=2, micro_batch_size=250)
-        assert both == pytest.approx((25 + 80 * 5e8 / 1e11) * 1.25)
+        assert both == pytest.approx((25 + 168 * 2.5e8 / 1e11 + 0.02) * 1.25)
 
     def test_tensor_parallelism_across_nodes_goes_over_the_network(self, chip: Chip) -> None:
         within = step(chip, devices=8, tensor=8)
@@ -448,6 +453,32 @@ class TestCommand:
         assert found["mfu"] is None
         assert any("memory bandwidth of NVIDIA A100-SXM4-80GB is unknown" in caution for caution in found["cautions"])
         assert "the runs had sequences of 1024 tokens, the plan has 2048" in found["cautions"]
+
+    def test_measured_collectives_take_the_place_of_assumed_links(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        collective = {"latency_seconds": 0.25, "sweep": [{"bytes": 1 << power, "seconds": 0.25} for power in (10, 30)]}
+        run = make_record(on=A100)
+        peak = {"schema_version": 3, "kind": "peak", "finished_at": "2026", "world_size": 8,
+                **{key: run[key] for key in ("backend", "device", "effective_settings")},
+                "collectives": {"asynchronous": True, "ranks_per_host": 8, "missing_reasons": {},
+                                **dict.fromkeys(COLLECTIVES, collective)}}  # fmt: skip
+        path = write_record(tmp_path, peak, PEAK_FILE)
+        argv = ["project", "--model", "gpt2-124m", "--tokens", "1B", "--devices", "8", "--seq-len", "1024", "--chip",
+                "A100 80GB SXM", "--assume", "hiding-compute=0", "--format", "json", "--peak"]  # fmt: skip
+        assert main([*argv, str(path)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        # One all-reduce of the gradients a step.
+        seconds = found["shares"]["data-parallel collectives"] * found["days"]["median"] * 86_400
+        assert seconds / (1e9 / (1024 * 1024)) == pytest.approx(0.25, rel=0.02)
+        assert not {"link_efficiency", "latency_seconds"} & found["assumptions"].keys()
+        assert main([*argv, str(path), "--assume", "link-efficiency=0.5"]) == 2
+        assert "link-efficiency: not used" in capsys.readouterr().err
+        argv[argv.index("A100 80GB SXM")] = "H200"
+        assert main([*argv, str(path)]) == 2
+        assert "was measured on NVIDIA A100-SXM4-80GB, expected NVIDIA H200" in capsys.readouterr().err
+        assert main([*argv, str(tmp_path / "nowhere")]) == 2
+        assert "nowhere: found no peak record" in capsys.readouterr().err
 
     def test_check_prints_every_training(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["project", "--check"]) == 0

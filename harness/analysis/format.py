@@ -9,6 +9,7 @@ SIGNIFICANT_DIGITS = 5
 # Units that get a prefix where the numbers are small, and the prefixes.
 PREFIXED_UNITS = ("s", "J/token")
 PREFIXES = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
+BINARY_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 UNKNOWN = "unknown"
 
 
@@ -79,6 +80,12 @@ def percent(fraction: float) -> str:
 def gibibytes(count: float, digits: int = 2) -> str:
     """Return bytes as GiB."""
     return f"{count / 2**30:.{digits}f} GiB"
+
+
+def byte_size(count: float) -> str:
+    """Return bytes in the largest binary unit of which there is one, with three significant digits."""
+    size, unit = next(((size, unit) for size, unit in BINARY_UNITS if count >= size), (1, "B"))
+    return f"{significant(count / size)} {unit}"
 
 
 def tokens_per_second(value: float) -> str:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from harness.analysis.cautions import MOVES_TIMES, cautions_about
-from harness.analysis.chips import PRECISIONS, Chip, Source, catalogue, find_chip, match_chips
-from harness.analysis.format import tflops
+from harness.analysis.chips import PRECISIONS, Chip, catalogue, find_chip, match_chips
 from harness.analysis.named_models import model_names, model_preset
-from harness.analysis.projection.model import FULL_RECOMPUTATION, Projection, Speed, project
-from harness.analysis.projection.plan import Assumptions, Plan
+from harness.analysis.projection.assumptions import Assumptions
+from harness.analysis.projection.links import MeasuredCollectives
+from harness.analysis.projection.measured_speed import measured_speed
+from harness.analysis.projection.model import Projection, project
+from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import check_all, plan_of
 from harness.analysis.run_group import RunGroup, load_run_groups
-from harness.analysis.utilization import achieved_flops
 from harness.commands.arguments import Parser, expand_path
+from harness.commands.check_run import check_record
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import LoadedRecord, get_path
+from harness.records.peak import find_collectives
 from harness.text import did_you_mean, nearest, scaled_number
 
 FORMATS = ("table", "json")
+# --check without a record.
+PUBLISHED = ""
 MAX_NUMBER = 1e18
 MAX_DIGITS = 12
 # Between the sizes of the measured and the planned model; beyond it a caution is printed.
@@ -36,7 +40,7 @@ def main(argv: list[str]) -> int:
     # Imported here: only the screen needs rich.
     from harness.report.projection_table import check_to_dict, print_check, print_projection, projection_to_dict
 
-    if options.check:
+    if options.check == PUBLISHED:
         checks = check_all(assumed)
         _check_assumptions_used(options.assume, [check.projection for check in checks])
         if options.format == "json":
@@ -44,14 +48,17 @@ def main(argv: list[str]) -> int:
         else:
             print_check(checks)
         return ExitCode.OK
+    if options.check is not None:
+        return check_record(options, assumed)
     sides = load_run_groups([options.records]) if options.records is not None else []
     runs = sides[0].runs if sides else ()
     precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
-    chip, speed = _measured(runs, precision) if runs else (_catalogued(options.chip), None)
+    chip, speed = measured_speed(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)
     plan = _plan(options, precision)
-    found = project(plan, chip, speed, assumed)
+    measured = None if options.peak is None else _measured_collectives(options.peak, runs, chip)
+    found = project(plan, chip, speed, assumed, measured)
     _check_assumptions_used(options.assume, [found])
     cautions = [*_cautions(runs, plan, chip), *_cautions_about_times(sides)]
     if options.format == "json":
@@ -68,13 +75,19 @@ def build_parser() -> Parser:
         "Estimates how long a training run takes, from the measured speed of one device (--records) or, labelled so, "
         "from the catalogue (--chip): days, device-hours and energy, each as a median with a 90% interval from the "
         "spread of the records and the stated assumptions. --check estimates published training runs and prints the "
-        "errors.",
+        "errors; with the record of a run on several devices, it predicts that run's step time in its own layout.",
         "0 ok, 2 bad usage, bad records, or an impossible layout",
         usage="%(prog)s (--model NAME | --parameters N) --tokens D --devices M\n"
-        "           (--records PATH | --chip NAME) [options]\n       %(prog)s --check",
+        "           (--records PATH | --chip NAME) [--peak PATH] [options]\n       %(prog)s --check\n"
+        "       %(prog)s --check RECORD [--peak PATH] [--records PATH]",
     )
     add = parser.add_argument
-    add("--check", action="store_true", help="estimate published training runs (configs/trainings.yaml)")
+    add("--check", metavar="RECORD", nargs="?", const=PUBLISHED,
+        help="predict the step time of a recorded run; without RECORD, published training runs "
+        "(configs/trainings.yaml)")  # fmt: skip
+    add("--peak", metavar="PATH", type=expand_path,
+        help="a peak record of several ranks, or a folder of such: its collectives in place of assumed links (with "
+        "--check RECORD: by default the run's peak_dir)")  # fmt: skip
     add("--records", metavar="PATH", type=expand_path, help="a run's folder or a folder of repeats, each on one device")
     add("--chip", metavar="NAME", help="a chip of configs/chips.yaml, in place of records")
     add("--model", metavar="NAME", help="a model of configs/model/")
@@ -109,7 +122,7 @@ def build_parser() -> Parser:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse(argv)
-    if options.check:
+    if options.check is not None:
         _check_no_other_options(options, parser)
     else:
         _check_required(options)
@@ -118,11 +131,13 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _check_no_other_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    allowed, source = {"check", "format", "assume"}, "takes its training runs from configs/trainings.yaml"
+    if options.check != PUBLISHED:
+        allowed, source = allowed | {"peak", "records"}, "takes everything from the run's record"
     for name, value in vars(options).items():
-        if name not in ("check", "format", "assume") and value != parser.get_default(name):
+        if name not in allowed and value != parser.get_default(name):
             raise UserError(
-                f"project: --{name.replace('_', '-')}: found beside --check, which takes its training runs "
-                "from configs/trainings.yaml; leave out one of them"
+                f"project: --{name.replace('_', '-')}: found beside --check, which {source}; leave out one of them"
             )
 
 
@@ -180,67 +195,16 @@ def _catalogued(name: str) -> Chip:
     return found[0]
 
 
-def _measured(runs: tuple[LoadedRecord, ...], precision: str) -> tuple[Chip, Speed]:
-    """Return the chip of the records and its measured speed.
+def _measured_collectives(path: Path, runs: tuple[LoadedRecord, ...], chip: Chip) -> MeasuredCollectives:
+    """Return the collectives of the newest peak record of a path.
 
     Raises:
-        RecordError: a record has no usable speed, or the records are not repeats of one run on one device.
+        RecordError: there is none of the same device.
     """
-    speeds, watts = [], []
-    first = runs[0].record
-    for run in runs:
-        record = run.record
-        problem = None
-        if record["status"] != "ok":
-            problem = f"the run ended {record['status']}"
-        elif get_path(record, "device", "emulated"):
-            problem = "its device is emulated and has no speed"
-        elif record["world_size"] != 1:
-            problem = f"it ran on {record['world_size']} devices: give runs on one; collectives are estimated"
-        elif record["config"]["precision"] != precision:
-            problem = f"it ran in {record['config']['precision']}, expected {precision}"
-        elif record["device"]["name"] != first["device"]["name"]:
-            problem = f"it ran on {record['device']['name']}, others on {first['device']['name']}"
-        elif _work(record) != _work(first):
-            problem = f"its work differs from that of {runs[0].path}; give repeats of one run"
-        speed, peak = achieved_flops(record), _ceiling(record)
-        if speed is not None and _recomputes(record):
-            # Recomputation is work of the device, though not of the model.
-            speed *= FULL_RECOMPUTATION
-        if problem is None and (speed is None or not 0 < speed < float("inf")):
-            problem = "it has no speed"
-        if problem is None and speed is not None and peak is not None and speed > peak:
-            problem = f"{tflops(speed)} are above the chip's peak of {tflops(peak)}: one is wrong"
-        if problem is not None or speed is None:
-            raise RecordError(f"{run.path}: {problem}")
-        speeds.append(speed)
-        watts.append(get_path(record, "telemetry", "mean_power_watts"))
-    name = first["device"]["name"] or first["device"]["kind"]
-    source = f"{len(runs)} measured run{'' if len(runs) == 1 else 's'} on {name}"
-    mean_watts = statistics.fmean(watts) if None not in watts else None
-    # By the name of the peak lookup: a slice of a chip has none.
-    chip = find_chip(get_path(first, "backend", "peak_lookup_key"))
-    return chip or _unknown(name), Speed(tuple(speeds), source, mean_watts)
-
-
-def _ceiling(record: dict[str, Any]) -> float | None:
-    chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
-    return None if chip is None else chip.ceiling_flops(record["config"]["precision"])
-
-
-def _unknown(name: str) -> Chip:
-    nowhere = Source("not in the catalogue", "C")
-    return Chip(name, "", (), (), {}, {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
-
-
-def _work(record: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what repeats of one run share: the work and its implementation."""
-    config = record["config"]
-    return record["workload_id"], config["track"], config["workload"].get("micro_batch_size")
-
-
-def _recomputes(record: dict[str, Any]) -> bool:
-    return bool(get_path(record, "config", "model", "activation_checkpointing"))
+    peak = find_collectives(path, runs[0].record if runs else None)
+    if not runs and find_chip(peak["backend"]["peak_lookup_key"]) != chip:
+        raise RecordError(f"{path}: was measured on {peak['device']['name']}, expected {chip.name} (--chip)")
+    return MeasuredCollectives(peak["collectives"], peak["world_size"])
 
 
 def _cautions(runs: tuple[LoadedRecord, ...], plan: Plan, chip: Chip) -> list[str]:

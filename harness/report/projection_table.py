@@ -11,8 +11,9 @@ from rich.text import Text
 
 from harness.analysis.chips import Chip
 from harness.analysis.format import UNKNOWN, significant
+from harness.analysis.projection.assumptions import Assumptions, Range
 from harness.analysis.projection.model import Estimate, Projection, assumptions_of, to_dict
-from harness.analysis.projection.plan import Assumptions, Plan, Range
+from harness.analysis.projection.plan import Plan
 from harness.analysis.projection.published import Check
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 
@@ -44,10 +45,11 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
         Text(f"\nMedians {'without' if found.days.low is None else 'with 90 %'} intervals, under these assumptions:")
     )
     ranges = assumptions_of(found, assumed).items()
-    console.print(key_value_table((f"  {name.replace('_', ' ')}", _range_text(each)) for name, each in ranges))
+    console.print(key_value_table((f"  {name.replace('_', ' ')}", range_text(each)) for name, each in ranges))
 
 
-def _range_text(found: Range) -> str:
+def range_text(found: Range) -> str:
+    """Return an assumed range for a screen."""
     if found.low == found.high:
         return f"{found.low:g}"
     return f"{found.low:g} to {found.high:g}, most likely {found.likely:g}"

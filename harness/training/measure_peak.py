@@ -8,10 +8,11 @@ from typing import Any
 from harness import environment, log
 from harness.backends.base import Backend
 from harness.config import PRECISIONS, Config
-from harness.errors import BackendUnavailable, UserError
+from harness.errors import BackendUnavailable, ExitCode, RunFailed, UserError
 from harness.layout import Layout
 from harness.records.record import SCHEMA_VERSION
 from harness.text import utc_now
+from harness.training.collective_benchmarks import CollectiveBenchmarks
 from harness.training.distributed.process_group import RunProcesses, join_processes
 from harness.training.measurements import Contention
 from harness.training.microbenchmarks import Microbenchmarks
@@ -23,7 +24,7 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
     """Return the peak record of a backend that passed its preflight.
 
     In a distributed run every process calls this and measures its own device at the same time as the others. The
-    record holds rank 0's rates, and the all-reduce of all ranks.
+    record holds rank 0's rates, and the collectives of all ranks.
 
     Raises:
         UserError: the device cannot be used, or is emulated.
@@ -35,20 +36,25 @@ def measure_peak(config: Config, backend: Backend, world: World) -> dict[str, An
             backend.load()
             try:
                 processes.init_collectives(backend)
-                return _measure(backend, processes)
+                return _measure(backend, processes, config.peak_collective_seconds)
             finally:
                 backend.close()
         except UserError as error:
             raise processes.failure_for_all(error) from error
         except Exception as error:
             failure = backend.classify_error(error)
-            if failure is None:
+            if failure is None and not world.is_distributed:
                 raise
-            unavailable = BackendUnavailable(f"{failure.cause}; {failure.remedy}")
-            raise processes.failure_for_all(unavailable) from error
+            if failure is None:
+                # A bug: the other ranks end with this line, this one with the traceback too.
+                processes.resolve_failure(RunFailed(f"{type(error).__name__}: {error}"))
+                raise
+            own = RunFailed(f"{failure.cause}; {failure.remedy}")
+            own.exit_code = ExitCode.BACKEND_UNAVAILABLE
+            raise processes.failure_for_all(processes.resolve_failure(own, certain=not failure.secondary)) from error
 
 
-def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
+def _measure(backend: Backend, processes: RunProcesses, limit_seconds: float) -> dict[str, Any]:
     started_at, world_size = utc_now(), processes.world.size
     backend.apply("fp32")
     device = backend.describe()
@@ -67,7 +73,9 @@ def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
     progress.print("launches and copies from the host")
     launch, host_copies = benchmarks.launch_latency(), benchmarks.host_copies()
     if world_size > 1:
-        progress.print("all-reduce")
+        progress.print("collectives")
+    collectives = CollectiveBenchmarks(backend, processes.ranks, limit_seconds, device.get("memory_bytes"),
+                                       progress.heartbeat.beat)  # fmt: skip
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "peak",
@@ -85,7 +93,7 @@ def _measure(backend: Backend, processes: RunProcesses) -> dict[str, Any]:
         "memory": memory,
         "launch": launch,
         "host_copies": host_copies,
-        "all_reduce": benchmarks.all_reduce(world_size),
+        "collectives": collectives.measure(),
         "contention": contention.finish(),
         "finished_at": utc_now(),
     }

@@ -1,4 +1,4 @@
-"""Peak rates of a device: matrix products, memory bandwidth, launch latency, host copies, all-reduce.
+"""Peak rates of a device: matrix products, memory bandwidth, launch latency, host copies.
 
 Every rate is measured over samples of the host's clock between two synchronizations, as training is timed. A sample is
 long enough for the overhead of clock and synchronization to be negligible; samples are repeated until the device is
@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from harness.backends.base import Backend
 from harness.backends.step import autocast_dtype
@@ -32,7 +31,6 @@ MAX_PRODUCT_SECONDS = 0.5
 # Larger than caches.
 COPY_BYTES = 512 << 20
 FLUSH_BYTES = 128 << 20
-ALL_REDUCE_BYTES = tuple(1 << power for power in (20, 22, 24, 26, 28))
 LAUNCHES = 1000
 
 
@@ -119,24 +117,6 @@ class Microbenchmarks:
             found[name] = {"to_device": _bytes_per_second(to), "to_host": _bytes_per_second(back)}
         return found
 
-    def all_reduce(self, ranks: int) -> dict[str, Any] | None:
-        """Return the bus bandwidth of an all-reduce (sum of float32); None for a single rank. Collective.
-
-        Bus bandwidth is 2 (n - 1) / n x bytes / seconds, the traffic of each link in a ring of n ranks (the convention
-        of nccl-tests).
-        """
-        if ranks < 2:
-            return None
-        sweep = []
-        for size in ALL_REDUCE_BYTES:
-            buffer = torch.randn(size // 4, device=self._device) / ranks
-            # All ranks must make the same number of calls.
-            rate = self._fixed_rate(lambda x=buffer: dist.all_reduce(x), 2.0 * (ranks - 1) / ranks * size)
-            sweep.append({"bytes": size, **_bytes_per_second(rate)})
-        best = max(sweep, key=lambda entry: entry["best_bytes_per_second"])
-        return {**{key: best[key] for key in ("best_bytes_per_second", "median_bytes_per_second", "bytes")},
-                "sweep": sweep}  # fmt: skip
-
     def _sizes(self, item_bytes: int) -> Iterator[int]:
         for size in SIZES:
             if self._memory_bytes is not None and 3 * size * size * max(4, item_bytes) > self._memory_bytes // 4:
@@ -161,12 +141,6 @@ class Microbenchmarks:
             before = now
         seconds = [self._sample(act, calls) / calls for _ in range(SAMPLES)]
         return Rate(amount / min(seconds), amount / statistics.median(seconds)), statistics.median(seconds)
-
-    def _fixed_rate(self, act: Callable[[], object], amount: float, calls: int = 5) -> Rate:
-        for _ in range(3):
-            act()
-        seconds = [self._sample(act, calls) / calls for _ in range(SAMPLES)]
-        return Rate(amount / min(seconds), amount / statistics.median(seconds))
 
     def _sample(self, act: Callable[[], object], calls: int) -> float:
         # Flush the caches.

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from harness.records.peak import COLLECTIVES
 from tests.conftest import PROJECT, TINY, Harness
 from tests.ranks import Ended, end_ranks, record, run_harness, start_ranks
 
@@ -36,7 +37,7 @@ def measured(tmp_path: Path) -> dict[str, Any]:
 def test_follows_its_schema(measured: dict[str, Any]) -> None:
     jsonschema.validate(measured, json.loads((PROJECT / "harness" / "schemas" / "peak.schema.json").read_text()))
     assert measured["matrix_products"]["fp32"]["best_flops"] > 0
-    assert measured["all_reduce"] is None
+    assert measured["collectives"] is None
     assert measured["host_copies"] is None
 
 
@@ -71,7 +72,7 @@ def test_a_damaged_one_is_named(measured: dict[str, Any], tmp_path: Path) -> Non
     assert "peak.json: not a peak record of this harness; move it elsewhere" in ended.errors[0]
 
 
-def test_two_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
+def test_several_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
     argv = ["peak", "backend=cpu", "parallel=ddp"]
     first, second = end_ranks(start_ranks(2, argv, tmp_path, fault=QUICK))
     assert (first.code, second.code) == (0, 0), first.err + second.err
@@ -79,8 +80,38 @@ def test_two_processes_measure_what_lies_between_them(tmp_path: Path) -> None:
     [peak] = peaks(tmp_path)
     jsonschema.validate(peak, json.loads((PROJECT / "harness" / "schemas" / "peak.schema.json").read_text()))
     assert peak["world_size"] == 2
-    assert peak["all_reduce"]["best_bytes_per_second"] > 0
-    assert "all-reduce" in first.out
+    found = peak["collectives"]
+    assert (found["ranks_per_host"], found["asynchronous"], found["missing_reasons"]) == (2, False, {})
+    for name in COLLECTIVES:
+        sweep = found[name]["sweep"]
+        assert [entry["bytes"] for entry in sweep] == [1 << 10, 1 << 12, 1 << 14]
+        for entry in sweep:
+            assert entry["algorithm_bytes_per_second"] == pytest.approx(entry["bytes"] / entry["seconds"])
+        assert found[name]["latency_seconds"] == sweep[0]["seconds"]
+    assert "collectives of 2 ranks" in first.out
+    assert "send/receive" in first.out
+
+
+def test_a_collective_that_the_library_lacks_is_null_with_its_reason(tmp_path: Path) -> None:
+    first, second = end_ranks(start_ranks(2, ["peak", "backend=cpu", "parallel=ddp"], tmp_path, fault="no all-to-all"))
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    [peak] = peaks(tmp_path)
+    jsonschema.validate(peak, json.loads((PROJECT / "harness" / "schemas" / "peak.schema.json").read_text()))
+    assert peak["collectives"]["all_to_all"] is None
+    assert peak["collectives"]["missing_reasons"] == {"all_to_all": "ProcessGroupFake does not support alltoall_base"}
+    assert peak["collectives"]["send_receive"]["latency_seconds"] > 0
+    assert "all-to-all: not measured: ProcessGroupFake does not support" in first.out
+
+
+def test_a_rank_that_dies_ends_all_with_one_line(tmp_path: Path) -> None:
+    started = start_ranks(2, ["peak", "backend=cpu", "parallel=ddp"], tmp_path, fault="killed among collectives")
+    first, second = end_ranks(started)
+    assert second.code == -9
+    assert first.code != 0
+    assert len(first.errors) == 1
+    assert "rank 1" in first.errors[0]
+    assert "Traceback" not in first.err
+    assert peaks(tmp_path) == []
 
 
 def test_bad_words_are_said_by_every_process_without_a_launcher(tmp_path: Path) -> None:

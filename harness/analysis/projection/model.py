@@ -5,20 +5,18 @@ assumptions at once. A measurement from records replaces the assumptions about i
 
 A step takes
 
-    compute + tensor-parallel collectives + pipeline bubble + exposed data-parallel collectives + optimizer
+    compute + collectives of tensor and context parallelism + transfers of the pipeline + its bubble
+    + exposed collectives of weights and gradients + optimizer
 
 - compute: model FLOPs (`flops`), a third more with full recomputation, over devices x efficiency x peak;
-- tensor parallelism: four all-reduces of the activations a layer and micro-batch (Shoeybi et al. 2019), six with
-  recomputation, none of them hidden;
-- bubble: (stages - 1) / (micro-batches x virtual stages) of the two above (Narayanan et al. 2021);
-- data parallelism: an all-reduce of the gradients, or with sharding all-gathers of the weights and a reduce-scatter
-  (Rajbhandari et al. 2020), minus what overlaps with compute. Sharded weights are gathered and gradients scattered once
-  a step if whole ones leave room for activations; else weights are gathered twice a micro-batch, and gradients
-  scattered once;
-- collectives: the faster of a ring (Thakur et al. 2005) and of two pipelined trees (Sanders et al. 2009), by bandwidth
-  and latency. Traffic between pipeline stages is small and left out;
-- optimizer: 28 bytes a parameter through memory. A measured speed already includes the optimizer of its own model,
-  which is counted twice.
+- collectives: `exchanges.py` says which a layout has. Those of weights and gradients are hidden by a share of the
+  compute, the others are not. Sharded weights are gathered and gradients scattered once a step if whole ones leave
+  room for activations; else weights twice and gradients once for each micro-batch;
+- their seconds: measured (`links.py`), else the faster of a ring (Thakur et al. 2005) and of two pipelined trees
+  (Sanders et al. 2009), by bandwidth and latency;
+- bubble: (stages - 1) / (micro-batches x virtual stages) of all before it (Narayanan et al. 2021);
+- optimizer: 28 bytes a parameter through memory. A measured speed is without that of its own model, where the memory's
+  bandwidth is known.
 
 Checkpoints and interruptions come on top. An interruption costs a restart and half the time between two checkpoints,
 for which the optimum of Young (1974) is taken: sqrt(2 x time of a checkpoint x time between interruptions).
@@ -34,7 +32,10 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.chips import Chip
-from harness.analysis.projection.plan import DRAWS, Assumptions, Draws, Plan, Range
+from harness.analysis.projection.assumptions import DRAWS, Assumptions, Draws, Range
+from harness.analysis.projection.exchanges import HIDDEN_AXES, exchanges_of
+from harness.analysis.projection.links import EstimatedLinks, Links, MeasuredCollectives, MeasuredLinks
+from harness.analysis.projection.plan import Plan
 from harness.errors import UserError
 
 MAX_TIME_LOST = 0.95
@@ -46,6 +47,13 @@ OPTIMIZER_BYTES_PER_PARAMETER = 28
 # Limit of a drawn logarithm: far outside every interval, and below an overflow of exp.
 MAX_DEVIATION = 50.0
 FULL_RECOMPUTATION = 4 / 3
+AXES = {"tensor": "tensor-parallel collectives", "context": "context-parallel collectives",
+        "pipeline": "pipeline transfers", "shard": "collectives of sharded weights",
+        "data": "data-parallel collectives"}  # fmt: skip
+"""Name of the phase of each axis's collectives."""
+BUBBLE = "pipeline bubble"
+# Below every time, to divide by.
+MIN_SECONDS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,13 @@ class Projection:
     """Assumptions without an effect: their quantity was measured or is unknown."""
 
 
-def project(plan: Plan, chip: Chip, speed: Speed | None = None, assumed: Assumptions | None = None) -> Projection:
+def project(
+    plan: Plan,
+    chip: Chip,
+    speed: Speed | None = None,
+    assumed: Assumptions | None = None,
+    measured: MeasuredCollectives | None = None,
+) -> Projection:
     """Return the estimates for a plan.
 
     Args:
@@ -96,15 +110,17 @@ def project(plan: Plan, chip: Chip, speed: Speed | None = None, assumed: Assumpt
         chip: of every device: its links, memory and power, and its peak where no speed was measured.
         speed: measured speed of one device; None to estimate it from the catalogue.
         assumed: ranges of all other quantities.
+        measured: collectives of a peak record; None to estimate all from the bandwidth of links.
 
     Raises:
         UserError: the chip lacks the precision or has no known peak or link, or the plan does not fit into its memory.
     """
     assumed = assumed or Assumptions()
     random = np.random.default_rng(SEED)
-    _check_fits(plan, chip)
-    rate, source = _rate(chip, plan.precision, speed, assumed, random)
-    phases = _step_phases(plan, chip, rate, assumed, random)
+    _check_fits(plan, chip, links_needed=measured is None)
+    rate, source = device_rate(chip, plan.precision, speed, assumed, random)
+    links = _links(plan, chip, assumed, random, measured)
+    phases = step_phases(plan, chip, rate, links, assumed, random)
     step = np.sum(list(phases.values()), axis=0)
     hours = step * plan.steps / 3600
     whole, saving = _with_interruptions(plan, hours, assumed, random)
@@ -120,15 +136,15 @@ def project(plan: Plan, chip: Chip, speed: Speed | None = None, assumed: Assumpt
     # The assumptions alone would give an interval from one run, without the variance between runs.
     known = speed is None or len(speed.flops) > 1
     return Projection(
-        days=_estimate(whole / 24, known),
-        uninterrupted_days=_estimate(hours / 24, known),
-        device_hours=_estimate(whole * plan.devices, known),
-        megawatt_hours=None if energy is None else _estimate(energy, known),
-        mfu=None if peak is None else _estimate(useful / (whole * 3600 * plan.devices * peak), known),
-        step_seconds=_estimate(step, known),
+        days=estimate(whole / 24, known),
+        uninterrupted_days=estimate(hours / 24, known),
+        device_hours=estimate(whole * plan.devices, known),
+        megawatt_hours=None if energy is None else estimate(energy, known),
+        mfu=None if peak is None else estimate(useful / (whole * 3600 * plan.devices * peak), known),
+        step_seconds=estimate(step, known),
         shares={name: float(np.median(each / whole)) for name, each in times.items()},
         source=source,
-        unused=_unused(chip, plan.precision, speed),
+        unused=_unused(plan, chip, speed, links),
     )
 
 
@@ -151,8 +167,11 @@ def _with_interruptions(
     return (hours + saving) / (1 - lost_share), saving
 
 
-def _unused(chip: Chip, precision: str, speed: Speed | None) -> frozenset[str]:
-    found = set()
+def _unused(plan: Plan, chip: Chip, speed: Speed | None, links: Links) -> frozenset[str]:
+    found, precision = set(), plan.precision
+    exchanges = exchanges_of(plan, plan.regathers_weights(chip))
+    if exchanges and all(links.covers(exchange) for exchange in exchanges):
+        found |= {"link_efficiency", "latency_seconds"}
     if speed is not None:
         found |= {"efficiency_of_products", "product_share_of_peak"}
     elif precision in chip.measured_flops:
@@ -162,24 +181,7 @@ def _unused(chip: Chip, precision: str, speed: Speed | None) -> frozenset[str]:
     return frozenset(found)
 
 
-def all_reduce_seconds(count: int, size_bytes: float, bytes_per_second: Draws, latency_seconds: Draws) -> Draws:
-    """Return the time of an all-reduce over `count` devices: the faster of a ring and of two trees."""
-    if count < 2:
-        return np.zeros(np.broadcast(bytes_per_second, latency_seconds).shape)
-    ring = 2 * (count - 1) / count * size_bytes / bytes_per_second + 2 * (count - 1) * latency_seconds
-    hops = math.ceil(math.log2(count))
-    tree = 2 * size_bytes / bytes_per_second + 2 * hops * latency_seconds
-    return np.minimum(ring, tree)
-
-
-def all_gather_seconds(count: int, size_bytes: float, bytes_per_second: Draws, latency_seconds: Draws) -> Draws:
-    """Return the time of an all-gather to `size_bytes`, or of a reduce-scatter from them, over `count` devices."""
-    if count < 2:
-        return np.zeros(np.broadcast(bytes_per_second, latency_seconds).shape)
-    return (count - 1) / count * size_bytes / bytes_per_second + math.ceil(math.log2(count)) * latency_seconds
-
-
-def _check_fits(plan: Plan, chip: Chip) -> None:
+def _check_fits(plan: Plan, chip: Chip, *, links_needed: bool) -> None:
     if plan.precision in chip.lacks:
         raise UserError(f"precision: {chip.name} has no {plan.precision} arithmetic; use another --precision")
     if chip.memory_bytes is not None and plan.state_bytes > chip.memory_bytes:
@@ -189,7 +191,7 @@ def _check_fits(plan: Plan, chip: Chip) -> None:
             f"has {chip.memory_bytes / 1e9:.3g} GB; use {remedy}"
         )
     within_node = min(plan.devices, plan.devices_per_node)
-    if within_node == 1:
+    if within_node == 1 or not links_needed:
         return
     if chip.link_bytes_per_second is None:
         raise UserError(f"chip: no link bandwidth of {chip.name} is known; give --link-gb-per-s")
@@ -200,7 +202,7 @@ def _check_fits(plan: Plan, chip: Chip) -> None:
         )
 
 
-def _rate(
+def device_rate(
     chip: Chip, precision: str, speed: Speed | None, assumed: Assumptions, random: np.random.Generator
 ) -> tuple[Draws, str]:
     """Return the FLOP/s of one device by itself, and their source.
@@ -228,43 +230,47 @@ def _rate(
     return best * assumed.efficiency_of_products.draw(random), source
 
 
-def _step_phases(
-    plan: Plan, chip: Chip, rate: Draws, assumed: Assumptions, random: np.random.Generator
-) -> dict[str, Draws]:
-    """Return the seconds of each phase of a step."""
+def _links(
+    plan: Plan, chip: Chip, assumed: Assumptions, random: np.random.Generator, measured: MeasuredCollectives | None
+) -> Links:
     efficiency, latency = assumed.link_efficiency.draw(random), assumed.latency_seconds.draw(random)
-    link = efficiency * (chip.link_bytes_per_second or math.inf)
-    network = efficiency * plan.network_bytes_per_second
-    across = network if plan.devices > plan.devices_per_node else link
+    link, network = chip.link_bytes_per_second or math.inf, plan.network_bytes_per_second
+    estimated = EstimatedLinks(efficiency * link, efficiency * network, latency, plan.devices_per_node)
+    if measured is None:
+        return estimated
+    return MeasuredLinks(measured, plan.devices_per_node, estimated)
+
+
+def step_phases(
+    plan: Plan, chip: Chip, rate: Draws, links: Links, assumed: Assumptions, random: np.random.Generator
+) -> dict[str, Draws]:
+    """Return the seconds of each phase of a step.
+
+    Args:
+        rate: FLOP/s of one device by itself.
+    """
     flops = plan.flops_per_token * plan.global_batch_size * plan.seq_len
-    compute = flops * (FULL_RECOMPUTATION if plan.recompute else 1.0) / (plan.devices * rate)
-    tensor = np.zeros(DRAWS)
-    if plan.tensor > 1:
-        assert plan.layers is not None
-        assert plan.width is not None
-        size = plan.micro_batch_size * plan.seq_len * plan.width * plan.number_bytes
-        bandwidth = link if plan.tensor <= plan.devices_per_node else network
-        count = plan.micro_batches * plan.layers / plan.pipeline * (6 if plan.recompute else 4)
-        tensor = count * all_reduce_seconds(plan.tensor, size, bandwidth, latency)
-    bubble = (plan.pipeline - 1) / (plan.micro_batches * plan.virtual_stages) * (compute + tensor)
-    copy_bytes = plan.number_bytes * plan.parameters_per_copy
-    if plan.sharded:
-        gather_or_scatter = all_gather_seconds(plan.data, copy_bytes, across, latency)
-        data = (2 if plan.keeps_weights_gathered(chip) else 3 * plan.micro_batches) * gather_or_scatter
-    else:
-        data = all_reduce_seconds(plan.data, copy_bytes, across, latency)
-    owned = plan.parameters_per_copy / (plan.data if plan.sharded else 1)
+    compute = flops * (FULL_RECOMPUTATION if plan.recompute else 1.0) / (plan.devices * rate) * plan.longest_stage
+    by_axis: dict[str, Draws] = {}
+    for exchange in exchanges_of(plan, plan.regathers_weights(chip)):
+        seconds = exchange.count * links.seconds(exchange)
+        by_axis[exchange.axis] = by_axis.get(exchange.axis, np.zeros(DRAWS)) + seconds
+    found = {"compute": compute, **{AXES[axis]: each for axis, each in by_axis.items() if axis not in HIDDEN_AXES}}
+    if plan.pipeline > 1:
+        share = (plan.pipeline - 1) / (plan.micro_batches * plan.virtual_stages)
+        found[BUBBLE] = share * np.sum(list(found.values()), axis=0)
+    hiding = assumed.hiding_compute.draw(random) * compute if plan.engine.overlaps else np.zeros(DRAWS)
+    weights = {axis: by_axis[axis] for axis in HIDDEN_AXES if axis in by_axis}
+    whole = np.sum(list(weights.values()), axis=0)
+    for axis, seconds in weights.items():
+        # What is hidden is shared by the axes as their collectives are.
+        found[AXES[axis]] = seconds * np.maximum(1 - hiding / np.maximum(whole, MIN_SECONDS), 0.0)
+    owned = plan.parameters_per_copy / plan.shards
     memory = chip.memory_bytes_per_second or math.inf
-    return {
-        "compute": compute,
-        "tensor-parallel collectives": tensor,
-        "pipeline bubble": bubble,
-        "data-parallel collectives": np.maximum(data - assumed.hiding_compute.draw(random) * compute, 0.0),
-        "optimizer": np.full(DRAWS, OPTIMIZER_BYTES_PER_PARAMETER * owned / memory),
-    }
+    return {**found, "optimizer": np.full(DRAWS, OPTIMIZER_BYTES_PER_PARAMETER * owned / memory)}
 
 
-def _estimate(values: Draws, with_interval: bool) -> Estimate:
+def estimate(values: Draws, with_interval: bool) -> Estimate:
     low, median, high = (float(value) for value in np.percentile(values, INTERVAL))
     return Estimate(low, median, high) if with_interval else Estimate(None, median, None)
 

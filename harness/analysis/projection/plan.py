@@ -1,116 +1,37 @@
-"""Plan of a large training run, and the assumptions about every quantity that neither plan nor records give."""
+"""Plan of a large training run: model, tokens, devices and layout, and what follows from them alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from dataclasses import dataclass
 
 from harness.analysis.chips import Chip
 from harness.analysis.flops import MIN_WEIGHTS, STATE_BYTES_PER_PARAMETER, parameters_of_layers
 from harness.errors import UserError
-from harness.text import counted, did_you_mean
+from harness.text import counted
 
-DRAWS = 20_000
 # Share of a device's memory that whole weights and gradients may take, so that activations fit as well.
 MEMORY_FOR_WHOLE_WEIGHTS = 0.6
 # Bytes of a weight, gradient or activation. With fp8 products, tensors are stored and sent in 16 bits.
 NUMBER_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 2}
 
-# Assumptions between 0 and 1, and those that may be 0.
-SHARES = frozenset(
-    {"efficiency_of_products", "product_share_of_peak", "link_efficiency", "hiding_compute", "power_share"}
-)
-MAY_BE_ZERO = frozenset({"latency_seconds", "hiding_compute", "restart_hours"})
-
-Draws = np.ndarray
-
 
 @dataclass(frozen=True)
-class Range:
-    """Assumed range of a quantity, with its most likely value."""
+class Engine:
+    """Decisions of a training program about its collectives; the defaults are those of programs for large models."""
 
-    low: float
-    likely: float
-    high: float
-
-    def draw(self, random: np.random.Generator) -> Draws:
-        """Return DRAWS values of the triangular distribution."""
-        if self.low == self.high:
-            return np.full(DRAWS, self.low)
-        return random.triangular(self.low, self.likely, self.high, DRAWS)
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Return the range of a text such as `0.5` or `0.4:0.5:0.7` (lowest, likeliest, highest).
-
-        Raises:
-            ValueError: the text is neither, or out of order.
-        """
-        numbers = [float(part) for part in text.split(":")]
-        low, likely, high = numbers * 3 if len(numbers) == 1 else numbers
-        if not 0 <= low <= likely <= high < math.inf:
-            raise ValueError(text)
-        return cls(low, likely, high)
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """Ranges of the quantities that neither plan nor records give.
-
-    The defaults are not independent of the published trainings of configs/trainings.yaml: interruptions are those of
-    two of them, and the likeliest `efficiency_of_products` was raised from 0.45 after a first comparison.
-    """
-
-    efficiency_of_products: Range = Range(0.45, 0.65, 0.80)
-    """Model FLOP/s of a device by itself over its best matrix product; attention, norms and the rest are slower."""
-    product_share_of_peak: Range = Range(0.65, 0.80, 0.90)
-    """Best matrix product over the data sheet's peak, where no measurement is known."""
-    link_efficiency: Range = Range(0.6, 0.75, 0.9)
-    """Bandwidth of large collectives over the data sheet's."""
-    latency_seconds: Range = Range(5e-6, 10e-6, 30e-6)
-    """Of one hop of a collective."""
-    hiding_compute: Range = Range(0.3, 0.7, 0.95)
-    """Share of the compute that data-parallel collectives can overlap with."""
-    checkpoint_seconds: Range = Range(10, 60, 300)
-    device_hours_between_interruptions: Range = Range(20_000, 45_000, 100_000)
-    """OPT-175B: 54 in 56 days of 992 devices; Llama 3 405B: 466 in 54 days of 16 384."""
-    restart_hours: Range = Range(0.05, 0.1, 0.5)
-    """Llama 3 405B: more than 90 % of the time was effective: 0.28 h an interruption, lost work included."""
-    power_share: Range = Range(0.7, 0.85, 1.0)
-    """Mean power of a device in training over the data sheet's."""
-
-    def replaced(self, overrides: Sequence[str]) -> Assumptions:
-        """Return the assumptions with overrides, each NAME=RANGE (`Range.parse`).
-
-        Raises:
-            UserError: a name is unknown or given twice, or a range is invalid.
-        """
-        given: dict[str, Range] = {}
-        for override in overrides:
-            name, _, text = override.partition("=")
-            key = name.replace("-", "_")
-            if key in given:
-                raise UserError(f"assume: {name}: found twice, expected once")
-            if key not in vars(self):
-                known = [each.replace("_", "-") for each in vars(self)]
-                raise UserError(
-                    f"assume: found {name!r}, expected one of: {', '.join(known)}{did_you_mean(name, known)}"
-                )
-            most = 1.0 if key in SHARES else math.inf
-            try:
-                found = Range.parse(text)
-            except ValueError:
-                found = None
-            if found is None or found.high > most or (found.low == 0 and key not in MAY_BE_ZERO):
-                limit = "between 0 and 1" if key in SHARES else "of at least 0" if key in MAY_BE_ZERO else "above 0"
-                raise UserError(
-                    f"assume: {name}: found {text!r}, expected a number {limit}, or three as lowest:likeliest:highest"
-                )
-            given[key] = found
-        return replace(self, **given)
+    stream_bytes: int | None = None
+    """Of an activation between two layers; None: as of a product's operand, likewise the next three."""
+    gradient_bytes: int | None = None
+    gathered_bytes: int | None = None
+    """Of a gathered weight of a layer."""
+    outer_bytes: int | None = None
+    """Of a gathered weight of embedding or output projection."""
+    regathers: bool | None = None
+    """True if sharded weights are gathered again for each micro-batch; None: where whole ones do not fit."""
+    scatters_each_micro_batch: bool = True
+    """True if gradients are reduced for each micro-batch where weights are gathered for each, else once a step."""
+    overlaps: bool = True
+    """True if collectives of weights and gradients overlap with compute."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +56,22 @@ class Plan:
     tensor: int = 1
     pipeline: int = 1
     virtual_stages: int = 1
+    context: int = 1
     sharded: bool = False
+    replicas: int = 1
+    """Copies of the sharded model, each over a part of the data-parallel devices."""
     recompute: bool = False
     devices_per_node: int = 8
     network_bytes_per_second: float = 25e9
     """Of one device to other nodes, one direction."""
+    engine: Engine = Engine()
+    vocabulary_parameters: float = 0.0
+    """Of the embedding, where they are told apart from the others."""
+    tie_word_embeddings: bool = False
+    key_value_share: float = 1.0
+    """Key and value heads over attention heads."""
+    longest_stage: float = 1.0
+    """Compute of the longest pipeline stage over that of the mean one."""
 
     def __post_init__(self) -> None:
         """Check the layout.
@@ -147,7 +79,7 @@ class Plan:
         Raises:
             UserError: the layout is impossible; the message names the option.
         """
-        split = self.tensor * self.pipeline
+        split = self.tensor * self.pipeline * self.context
         if self.devices % split:
             raise UserError(
                 f"devices: found {self.devices}, expected a multiple of tensor x pipeline = {split}, so that they "
@@ -184,7 +116,7 @@ class Plan:
     @property
     def data(self) -> int:
         """Data-parallel size: copies of the model, each with its own sequences."""
-        return self.devices // (self.tensor * self.pipeline)
+        return self.devices // (self.tensor * self.pipeline * self.context)
 
     @property
     def micro_batches(self) -> int:
@@ -196,6 +128,50 @@ class Plan:
         return NUMBER_BYTES[self.precision]
 
     @property
+    def stream_bytes(self) -> int:
+        """Bytes of an activation between two layers."""
+        return self.engine.stream_bytes or self.number_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        return self.engine.gradient_bytes or self.number_bytes
+
+    @property
+    def gathered_bytes(self) -> int:
+        return self.engine.gathered_bytes or self.number_bytes
+
+    @property
+    def outer_bytes(self) -> int:
+        """Bytes of a gathered weight of embedding or output projection."""
+        return self.engine.outer_bytes or self.number_bytes
+
+    @property
+    def scatters_each_micro_batch(self) -> bool:
+        return self.engine.scatters_each_micro_batch
+
+    @property
+    def positions(self) -> float:
+        """Tokens of a micro-batch on one device, before tensor parallelism cuts them."""
+        return self.micro_batch_size * self.seq_len / self.context
+
+    @property
+    def shards(self) -> int:
+        """Devices over which sharded weights are spread; parts of a sequence have the same weights."""
+        return self.data * self.context // self.replicas if self.sharded else 1
+
+    @property
+    def outer_parameters(self) -> float:
+        """Parameters of embedding and output projection on the device that has the most of them."""
+        both = self.pipeline == 1 and not self.tie_word_embeddings
+        return (2 if both else 1) * self.vocabulary_parameters / self.tensor
+
+    @property
+    def block_parameters(self) -> float:
+        """Parameters of a model-parallel part's layers."""
+        outer = (1 if self.tie_word_embeddings else 2) * self.vocabulary_parameters
+        return (self.parameters - outer) / (self.tensor * self.pipeline)
+
+    @property
     def parameters_per_copy(self) -> float:
         """Parameters of one model-parallel part, which data-parallel collectives move."""
         return self.parameters / (self.tensor * self.pipeline)
@@ -203,7 +179,11 @@ class Plan:
     @property
     def state_bytes(self) -> float:
         """Bytes of weights, gradients and moments on a device, without activations."""
-        return STATE_BYTES_PER_PARAMETER * self.parameters_per_copy / (self.data if self.sharded else 1)
+        return STATE_BYTES_PER_PARAMETER * self.parameters_per_copy / self.shards
+
+    def regathers_weights(self, chip: Chip) -> bool:
+        """Return whether sharded weights are gathered again for each micro-batch, as they are where they do not fit."""
+        return not self.keeps_weights_gathered(chip) if self.engine.regathers is None else self.engine.regathers
 
     def keeps_weights_gathered(self, chip: Chip) -> bool:
         """Return whether whole weights and gradients fit beside a device's share of the optimizer state."""

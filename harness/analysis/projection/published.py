@@ -12,8 +12,9 @@ import yaml
 from harness.analysis.chips import Chip, match_chips
 from harness.analysis.flops import flops_per_token_of_size, parameters_of, training_flops_per_token
 from harness.analysis.named_models import model_preset
+from harness.analysis.projection.assumptions import Assumptions
 from harness.analysis.projection.model import Estimate, Projection, project
-from harness.analysis.projection.plan import Assumptions, Plan
+from harness.analysis.projection.plan import Plan
 from harness.config import config_directory
 from harness.errors import ConfigError, UserError
 
