@@ -63,7 +63,7 @@ def parallelize_model(
     """
     if uses_mesh(config, ranks):
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
-        return _meshed(config, model, backend, ranks, meter)
+        return meshed(config, model, backend, ranks, meter)
     model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config))
     if ranks.world.is_distributed:
         return _ddp(model, backend, ranks, meter)
@@ -102,9 +102,10 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks, meter: Communicatio
     return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, meter.end_wait))
 
 
-def _meshed(
+def meshed(
     config: Config, model: Transformer, backend: Backend, ranks: Ranks, meter: CommunicationMeter
 ) -> ParallelModel:
+    """Return a model that `build_sharded` has built, with what a training step over the mesh needs."""
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
@@ -164,14 +165,18 @@ def _torch_version() -> tuple[int, ...]:
 
 def own_blocks(config: Config, ranks: Ranks) -> range:
     """Return the numbers of the blocks of this rank's stage."""
+    return blocks_of_stages(config, ranks.layout)[ranks.layout.coordinate(ranks.rank)["pipeline"]]
+
+
+def blocks_of_stages(config: Config, layout: Layout) -> list[range]:
+    """Return the numbers of the blocks of each stage."""
     from harness.training.distributed.pipeline import stage_blocks
 
     model = asdict(config.model)
     all_blocks = training_flops_per_token({**model, "vocab_size": 0}, config.workload.seq_len)
     head = training_flops_per_token({**model, "num_hidden_layers": 0}, config.workload.seq_len)
     layers = config.model.num_hidden_layers
-    stages = stage_blocks(layers, ranks.layout.pipeline, head / (all_blocks / layers))
-    return stages[ranks.layout.coordinate(ranks.rank)["pipeline"]]
+    return stage_blocks(layers, layout.pipeline, head / (all_blocks / layers))
 
 
 def _meter_fsdp(model: Transformer, meter: CommunicationMeter, *, blocks: bool) -> None:
