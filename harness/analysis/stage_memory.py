@@ -72,3 +72,40 @@ def micro_batches_in_flight(schedule: str, stage: int, stages: int, micro_batche
     if stages == 1:
         return 1
     return micro_batches if schedule == "gpipe" else min(micro_batches, stages - stage)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Planned memory of a run."""
+
+    model: str
+    layout: str
+    devices: int
+    precision: str
+    micro_batches: int
+    """Of one optimizer step on one device."""
+    micro_batch_size: int
+    seq_len: int
+    recomputes: bool
+    """Whether activations are recomputed in the backward pass."""
+    device_bytes: int
+    """Memory of a device."""
+    stages: tuple[StageMemory, ...]
+    seconds: float
+    """That the planning took."""
+    host_bytes: int
+    """Memory that the planning took on the host."""
+
+    @property
+    def largest(self) -> StageMemory:
+        """The stage whose rank needs most."""
+        return max(self.stages, key=lambda stage: stage.peak_bytes)
+
+    @property
+    def free_bytes(self) -> int:
+        """What the largest rank leaves of its device; negative: what it lacks."""
+        return self.device_bytes - self.largest.peak_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.free_bytes >= 0

@@ -6,6 +6,7 @@ nothing, and fake tensors, which have shapes and no memory. So a rank of 16,384 
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,24 +24,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness.analysis.stage_memory import PassMemory, StageMemory, micro_batches_in_flight
 from harness.backends.base import Backend
 from harness.config import Config
+from harness.environment import peak_resident_bytes
 from harness.errors import RunFailed, UserError
 from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.communication import CommunicationMeter
-from harness.training.distributed.parallel import ParallelModel, build_sharded, blocks_of_stages, meshed, uses_mesh
+from harness.training.distributed.parallel import ParallelModel, blocks_of_stages, build_sharded, meshed, uses_mesh
 from harness.training.live_bytes import LiveBytes, storage_bytes
 from harness.workload.initialization import build_model, local_tensor
 from harness.workload.model import Transformer
 from harness.workload.optimizer import build_optimizer
 from harness.world import World
 
+T = TypeVar("T")
 META = torch.device("meta")
 # The second one adds to gradients that exist, as all later ones do.
 MAX_MICRO_BATCHES = 2
 
 
-def plan_stages(config: Config, backend: Backend, layout: Layout) -> list[StageMemory]:
-    """Return the memory of each stage's largest rank: the stage's first, as torch.chunk cuts.
+def plan_stages(config: Config, backend: Backend, layout: Layout) -> tuple[list[StageMemory], int]:
+    """Return the memory of each stage's largest rank, and the bytes that this took on the host.
+
+    The largest rank is the stage's first, as torch.chunk cuts.
 
     Args:
         config: of a run that `check_layout` accepts, with track=portable.
@@ -57,53 +62,65 @@ def plan_stages(config: Config, backend: Backend, layout: Layout) -> list[StageM
     for stage, blocks in enumerate(blocks_of_stages(config, layout)):
         kinds.setdefault((len(blocks), stage == 0, stage == layout.pipeline - 1), []).append(stage)
     # At most four kinds: the first stage, the last one, and two lengths between them.
-    started = {stages[0]: _start(_rehearse, rehearsed_config, backend, layout, stages[0]) for stages in kinds.values()}
-    found = {stage: _result(*process) for stage, process in started.items()}
-    return [_in_place(found[stages[0]], config, layout, stage)
-            for stage, stages in sorted((stage, stages) for stages in kinds.values() for stage in stages)]  # fmt: skip
+    rehearsals = [(rehearsed_config, backend, layout, stages[0]) for stages in kinds.values()]
+    found: list[StageMemory] = []
+    host_bytes = peak_resident_bytes()
+    for stages, (memory, own_bytes) in zip(kinds.values(), _in_processes(_rehearse, rehearsals), strict=True):
+        found += [_in_place(memory, config, layout, stage) for stage in stages]
+        host_bytes += own_bytes
+    return sorted(found, key=lambda memory: memory.stage), host_bytes
 
 
-def _start(act: Callable[..., StageMemory], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Start a process that calls `act`, and return it with the connection over which it answers.
+def _in_processes(act: Callable[..., T], calls: Sequence[Sequence[Any]]) -> list[T]:
+    """Return the results of calls, each from a process of its own, all at once.
 
-    A process for each rank, because PyTorch keeps what it knows of a mesh, and one process so is only one rank. Forks
-    share the imports.
+    PyTorch keeps what it knows of a mesh, so that a process can be one rank only. Forks share the imports.
+
+    Raises:
+        UserError: a call raised it.
+        RunFailed: a process ended without a result.
     """
-
-    def answer() -> None:
-        try:
-            sender.send(act(*arguments))
-        except Exception as error:
-            sender.send(error)
-            if not isinstance(error, UserError):
-                raise
-
     processes = get_context("fork")
-    receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=answer, daemon=True)
-    process.start()
-    sender.close()
-    return process, receiver
+    pipes = [processes.Pipe(duplex=False) for _ in calls]
+    started = [processes.Process(target=_answer, args=(sender, act, call))
+               for call, (_, sender) in zip(calls, pipes, strict=True)]  # fmt: skip
+    try:
+        for process, (_, sender) in zip(started, pipes, strict=True):
+            process.start()
+            sender.close()
+        return [_result(process, receiver) for process, (receiver, _) in zip(started, pipes, strict=True)]
+    finally:
+        for process in started:
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
 
-def _result(process: BaseProcess, receiver: Connection) -> StageMemory:
-    """Return what the process answers, and wait for its end."""
+def _answer(sender: Connection, act: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    # The parent's handlers are its own: it ends this process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        sender.send(act(*arguments))
+    except UserError as error:
+        sender.send(error)
+
+
+def _result(process: BaseProcess, receiver: Connection) -> Any:
     try:
         answer = receiver.recv()
     except EOFError:
-        answer = None
-    process.join()
+        process.join()
+        raise RunFailed(f"plan: one of its processes ended with exit code {process.exitcode}; see above") from None
     if isinstance(answer, UserError):
         raise answer
-    if not isinstance(answer, StageMemory):
-        raise RunFailed(f"plan: a process of it ended with exit code {process.exitcode} before it had a result")
     return answer
 
 
 def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int) -> StageMemory:
     """Return the memory of a stage that was rehearsed, in its place of the schedule."""
     schedule, stages = config.parallel.pipeline_schedule, layout.pipeline
-    micro_batches = _micro_batches(config, layout)
+    micro_batches = micro_batches_of(config, layout)
     kept = micro_batches_in_flight(schedule, stage, stages, micro_batches)
     # PyTorch's pipeline makes one buffer a micro-batch for all that it receives: float32 [B, S / parts, W].
     received = (stage > 0) + (stage < stages - 1) if stages > 1 else 0
@@ -118,7 +135,8 @@ def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int
     )
 
 
-def _micro_batches(config: Config, layout: Layout) -> int:
+def micro_batches_of(config: Config, layout: Layout) -> int:
+    """Return the number of micro-batches of a step on one device."""
     return config.workload.global_batch_size // layout.shares // config.workload.micro_batch_size
 
 
@@ -139,8 +157,8 @@ def _fake_ranks(layout: Layout, rank: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _rehearse(config: Config, backend: Backend, layout: Layout, stage: int) -> StageMemory:
-    """Take one training step on fake tensors, and return what it took, with one micro-batch in flight."""
+def _rehearse(config: Config, backend: Backend, layout: Layout, stage: int) -> tuple[StageMemory, int]:
+    """Take a training step on fake tensors as a stage's first rank. Return what it took, and what this took here."""
     rank = stage * layout.size // layout.pipeline
     with _fake_ranks(layout, rank) as ranks, warnings.catch_warnings():
         # PyTorch's about itself, in the passes of FSDP and of the exchange of positions.
@@ -149,7 +167,7 @@ def _rehearse(config: Config, backend: Backend, layout: Layout, stage: int) -> S
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
             model.to_empty(device=backend.device())
             model.tie_weights()
-            return _take_step(config, backend, ranks, model, live)
+            return _take_step(config, backend, ranks, model, live), peak_resident_bytes()
 
 
 def _build(config: Config, backend: Backend, ranks: Ranks) -> Transformer:
@@ -183,7 +201,7 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
         grad_sync=replace(parallel.grad_sync, clip=observer.passes_done),
     )
     work = config.workload
-    count = min(_micro_batches(config, ranks.layout), MAX_MICRO_BATCHES)
+    count = min(micro_batches_of(config, ranks.layout), MAX_MICRO_BATCHES)
     batch = torch.zeros(work.micro_batch_size, work.seq_len + 1, dtype=torch.int64)
     live.reset_peak()
     step([batch] * count, work.learning_rate)
@@ -271,7 +289,7 @@ class _StepObserver:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Keeps what the fused kernels of devices keep (Dao 2023): operands, output, and a number for each row of scores."""
+    """Keeps what the fused kernels of devices keep (Dao 2023): operands, output, and the scores' row sums."""
 
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
