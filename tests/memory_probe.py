@@ -16,7 +16,9 @@ import torch
 
 
 def local(tensor: Any) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    """Return the tensor within a DTensor, and within the result of a collective under way."""
+    tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return getattr(tensor, "elem", tensor)
 
 
 def size(tensors: Iterable[Any]) -> int:
@@ -32,7 +34,7 @@ def install(path: Path) -> None:
     found: dict[str, int] = {}
     forward, update = Transformer.forward, EagerStep._update
 
-    def counted_forward(self: Any, *inputs: Any) -> Any:
+    def counted_forward(self: Any, *inputs: Any, **named: Any) -> Any:
         saved: list[Any] = []
 
         def keep(tensor: Any) -> Any:
@@ -40,9 +42,11 @@ def install(path: Path) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = forward(self, *inputs)
-        weights = {local(parameter).untyped_storage().data_ptr() for parameter in self.parameters()}
-        kept = [tensor for tensor in saved if local(tensor).untyped_storage().data_ptr() not in weights]
+            output = forward(self, *inputs, **named)
+        # What does not come with each micro-batch: weights, rotary tables; and the inputs, which others made.
+        others = [*self.parameters(), *(self._rotary or ()), *inputs, *named.values()]
+        known = {local(tensor).untyped_storage().data_ptr() for tensor in others}
+        kept = [tensor for tensor in saved if local(tensor).untyped_storage().data_ptr() not in known]
         found["activation_bytes"] = size(kept)
         return output
 

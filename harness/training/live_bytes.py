@@ -55,8 +55,9 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if any(hasattr(kind, "to_local") for kind in types):
-            # A DTensor has the size of the whole. It calls the operation on its own part next, which comes here too.
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            # A DTensor, or the result of a collective under way: it calls the operation on the tensor within it next,
+            # which comes here too.
             return NotImplemented
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1
