@@ -1,4 +1,4 @@
-"""Memory of each stage of a planned run: what its largest rank holds, and whether that fits into a device."""
+"""Memory of a planned run: of the largest rank of each stage, and of the device that it has to fit into."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PassMemory:
     """Memory of a training step of at most two micro-batches, measured on fake tensors. All in bytes."""
 
     activations: int
-    """What a micro-batch's forward pass leaves for its backward pass."""
+    """Left by a micro-batch's forward pass for its backward pass."""
     first_in_flight: int
     """Micro-batches whose activations existed during the first backward pass."""
     peak_of_first: int
@@ -59,7 +59,7 @@ class StageMemory:
 
     @property
     def other_bytes(self) -> int:
-        """What is left of the peak: weights and gradients that are gathered, buffers, temporary tensors."""
+        """Rest of the peak: weights and gradients that are gathered, buffers, temporary tensors."""
         named = self.weight_bytes + self.gradient_bytes + self.moment_bytes + self.activation_bytes
         return max(0, self.peak_bytes - named)
 
@@ -87,7 +87,7 @@ class RunPlan:
     micro_batch_size: int
     seq_len: int
     recomputes: bool
-    """Whether activations are recomputed in the backward pass."""
+    """True if activations are recomputed in the backward pass."""
     device_bytes: int
     """Memory of a device."""
     stages: tuple[StageMemory, ...]
@@ -97,14 +97,14 @@ class RunPlan:
     """Memory that the planning took on the host."""
 
     @property
-    def largest(self) -> StageMemory:
+    def largest_stage(self) -> StageMemory:
         """The stage whose rank needs most."""
         return max(self.stages, key=lambda stage: stage.peak_bytes)
 
     @property
     def free_bytes(self) -> int:
-        """What the largest rank leaves of its device; negative: what it lacks."""
-        return self.device_bytes - self.largest.peak_bytes
+        """Memory of the device that the largest rank leaves; negative: that it lacks."""
+        return self.device_bytes - self.largest_stage.peak_bytes
 
     @property
     def fits(self) -> bool:

@@ -54,7 +54,7 @@ def print_plan(plan: RunPlan) -> None:
 
 def verdict(plan: RunPlan) -> str:
     """Return in a sentence whether the plan fits."""
-    stage, free = plan.largest, plan.free_bytes / GIB
+    stage, free = plan.largest_stage, plan.free_bytes / GIB
     needs = f"stage {stage.stage} needs {stage.peak_bytes / GIB:,.1f} of {plan.device_bytes / GIB:,.1f} GiB"
     return (
         f"Fits: {needs}, {free:,.1f} GiB are left."
@@ -68,7 +68,7 @@ def plan_to_dict(plan: RunPlan) -> dict[str, Any]:
     return {
         **asdict(plan),
         "stages": [_stage_to_dict(stage) for stage in plan.stages],
-        "largest_stage": plan.largest.stage,
+        "largest_stage": plan.largest_stage.stage,
         "free_bytes": plan.free_bytes,
         "fits": plan.fits,
     }
