@@ -222,7 +222,7 @@ class TestFiles:
             assert claim.parameters.holds(matrix_weights(asdict(config.model)))
             assert claim.seq_len in (None, config.workload.seq_len)
             assert config.workload.seq_len <= config.model.max_position_embeddings
-            assert config.parallel.name == "fsdp" or claim.devices.holds(1)
+            assert config.parallel.name in ("fsdp", "mesh") or claim.devices.holds(1)
 
     def test_a_chip_without_a_backend_is_said(self) -> None:
         assert "no backend" in how_to_test(find_claim("cerebras-a100-level"))["iflytek/card"][1]

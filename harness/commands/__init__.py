@@ -5,6 +5,7 @@ VERBS = {
     "claim": "list published claims about chips, and the commands that test them",
     "audit": "check a published table of training speeds",
     "project": "estimate a large training run: days, device-hours, energy",
+    "plan": "show what each rank of a run would hold, without any device",
     "doctor": "show which backends can run on this host, and what the others lack",
     "peak": "measure the peak rates of a device",
     "health": "is a run on this host making progress? (for container health checks)",

@@ -37,7 +37,7 @@ options:
   -m, --multirun    run each combination of comma-separated values in a fresh process
   --version, -h, --help
 
-exit codes: 0 ok, 1 not as expected (compare --expect, audit --expect, a hanging run in health),
+exit codes: 0 ok, 1 not as expected (--expect, a hanging run in health, a plan that does not fit),
             2 bad usage or settings, 3 backend unavailable, 4 not comparable, 5 run failed,
             130, 143, 129 or 138 interrupted (SIGINT, SIGTERM, SIGHUP, SIGUSR1)\
 """

@@ -14,6 +14,7 @@ from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import CoordinatedStop
 from harness.training.distributed.communication import CommunicationMeter, ExchangeObserver
+from harness.training.distributed.copies import check_copies
 from harness.training.distributed.parallel import uses_ddp
 from harness.training.distributed.process_group import RunProcesses
 from harness.training.fingerprint import Fingerprint
@@ -226,6 +227,7 @@ class Trainer:
                 self._collect(prepared, own_from)
             raise
         self._dataset.check_unchanged()
+        check_copies(prepared.model, ranks, self._backend.device())
         self._measurements = replace(self._measurements, **contention.finish())
         self._collect(prepared, own_from)
 

@@ -31,6 +31,7 @@ def build_model(
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
     Args:
+        device: of the meta device the model gets shapes alone.
         shard: shards the parameters, on the meta device; only this rank's rows of them are then generated.
         dtype: type in which the weights are stored; they are generated in float32.
         heartbeat: called after each parameter.
@@ -49,7 +50,8 @@ def build_model(
     # to_empty gives each of the two names of a tied parameter its own storage.
     model.to_empty(device=device)
     model.tie_weights()
-    initialize(model, config, seed, heartbeat, weights)
+    if device.type != "meta":
+        initialize(model, config, seed, heartbeat, weights)
     return model
 
 

@@ -56,7 +56,7 @@ def parallelize_model(config: Config, backend: Backend, ranks: Ranks, heartbeat:
     """
     if uses_mesh(config, ranks):
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
-        return _meshed(config, model, backend, ranks)
+        return meshed(config, model, backend, ranks)
     model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config))
     if ranks.world.is_distributed:
         return _ddp(model, backend, ranks)
@@ -90,7 +90,8 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
     return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, ranks.meter.end_wait))
 
 
-def _meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
+def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
+    """Return a model that `build_sharded` has built, with what a training step over the mesh needs."""
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
@@ -148,16 +149,20 @@ def _torch_version() -> tuple[int, ...]:
 
 def own_blocks(config: Config, ranks: Ranks) -> range:
     """Return the numbers of the blocks of this rank's stage."""
+    return blocks_of_stages(config, ranks.layout)[ranks.layout.coordinate(ranks.rank)["pipeline"]]
+
+
+def blocks_of_stages(config: Config, layout: Layout) -> list[range]:
+    """Return the numbers of the blocks of each stage."""
     from harness.training.distributed.pipeline import consecutive, stage_blocks
 
-    own = ranks.layout.coordinate(ranks.rank)["pipeline"]
     if config.parallel.pipeline_blocks is not None:
-        return consecutive(blocks_by_stage(config.parallel.pipeline_blocks))[own]
+        return consecutive(blocks_by_stage(config.parallel.pipeline_blocks))
     model = asdict(config.model)
     all_blocks = training_flops_per_token({**model, "vocab_size": 0}, config.workload.seq_len)
     head = training_flops_per_token({**model, "num_hidden_layers": 0}, config.workload.seq_len)
     layers = config.model.num_hidden_layers
-    return stage_blocks(layers, ranks.layout.pipeline, head / (all_blocks / layers))[own]
+    return stage_blocks(layers, layout.pipeline, head / (all_blocks / layers))
 
 
 def build_sharded(
