@@ -67,11 +67,13 @@ class StageMemory:
 def micro_batches_in_flight(schedule: str, stage: int, stages: int, micro_batches: int) -> int:
     """Return of how many micro-batches a stage keeps activations at once.
 
-    GPipe keeps all (Huang et al. 2019); 1F1B as many as there are stages from this one on (Narayanan et al. 2019).
+    GPipe keeps all (Huang et al. 2019); 1F1B as many as there are stages from this one on (Narayanan et al. 2019); zero
+    bubble, whose gradients of weights come late, at most as many as there are stages (Qi et al. 2023, ZB-H1).
     """
     if stages == 1:
         return 1
-    return micro_batches if schedule == "gpipe" else min(micro_batches, stages - stage)
+    most = {"gpipe": micro_batches, "1f1b": stages - stage, "zero_bubble": stages}
+    return min(micro_batches, most[schedule])
 
 
 @dataclass(frozen=True)
