@@ -14,7 +14,7 @@ from harness.analysis.projection.assumptions import DRAWS, Draws
 from harness.analysis.projection.exchanges import Exchange
 from harness.records.peak import bus_factor
 
-# A message larger than all that were measured takes the more, the larger it is, if the largest took so many latencies.
+# Beyond the largest message, seconds grow with the size if that one took at least this many times the latency.
 MIN_LATENCIES = 4
 
 
