@@ -82,7 +82,7 @@ class MeasuredLinks:
         return applies and self.problem(exchange) is None
 
     def problem(self, exchange: Exchange) -> str | None:
-        """Return why the measurements say nothing about a collective, or None."""
+        """Return why the measurements do not give the seconds of a collective, or None."""
         found = self.measured.collectives[exchange.collective]
         if found is None:
             return f"lacks it ({self.measured.collectives['missing_reasons'].get(exchange.collective)})"
