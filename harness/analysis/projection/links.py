@@ -14,7 +14,7 @@ from harness.analysis.projection.assumptions import DRAWS, Draws
 from harness.analysis.projection.exchanges import Exchange
 from harness.records.peak import bus_factor
 
-# A message larger than all that were measured takes the more, the larger it is, if the largest took so many latencies.
+# Beyond the largest message, seconds grow with the size if that one took at least this many times the latency.
 MIN_LATENCIES = 4
 
 
@@ -82,7 +82,7 @@ class MeasuredLinks:
         return applies and self.problem(exchange) is None
 
     def problem(self, exchange: Exchange) -> str | None:
-        """Return why the measurements say nothing about a collective, or None."""
+        """Return why the measurements do not give the seconds of a collective, or None."""
         found = self.measured.collectives[exchange.collective]
         if found is None:
             return f"lacks it ({self.measured.collectives['missing_reasons'].get(exchange.collective)})"
