@@ -190,7 +190,6 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
         parallel = ParallelModel(model, model, dict(model.named_parameters()))
     parameters = list(model.parameters())
     optimizer = build_optimizer(model, config.workload, config.track)
-    _make_moments(optimizer, parameters)
     observer = _StepObserver(model, live, pipelined=ranks.layout.pipeline > 1)
     step = backend.prepare(
         parallel.wrapped,
@@ -202,7 +201,10 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
     work = config.workload
     count = min(micro_batches_of(config, ranks.layout), MAX_MICRO_BATCHES)
     batch = torch.zeros(work.micro_batch_size, work.seq_len + 1, dtype=torch.int64)
-    live.reset_peak()
+    # The first step makes the optimizer's state, and DTensor learns the shapes of results by operations on tensors of
+    # the whole size, which would count as memory.
+    step([batch] * count, work.learning_rate)
+    observer.begin()
     step([batch] * count, work.learning_rate)
     return StageMemory(
         stage=0,
@@ -220,26 +222,23 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
     )
 
 
-def _make_moments(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Let the optimizer make its state, which exists in every step but the first."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 class _StepObserver:
     """Notes the memory of each section of a step."""
 
     def __init__(self, model: Transformer, live: LiveBytes, *, pipelined: bool) -> None:
         self._model, self._live, self._pipelined = model, live, pipelined
-        self._own = {id(local_tensor(parameter).untyped_storage()) for parameter in model.parameters()}
+        model.register_forward_pre_hook(self._before_forward, prepend=True)
+        model.register_forward_hook(self._after_forward)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the next step."""
+        self._own = {id(local_tensor(parameter).untyped_storage()) for parameter in self._model.parameters()}
         self._forwards = self._backwards = 0
         self._before = self._activations = self._peak_of_passes = 0
         self._peak_of_first: int | None = None
         self.gradient_bytes = 0
-        model.register_forward_pre_hook(self._before_forward, prepend=True)
-        model.register_forward_hook(self._after_forward)
+        self._live.reset_peak()
 
     def result(self) -> PassMemory:
         """Return the memory of the step, at its end."""
