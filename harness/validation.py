@@ -321,6 +321,7 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             f"workload.micro_batch_size: found {work.micro_batch_size}, which leaves "
             f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for {layout.pipeline} stages; {remedy}"
         )
+    yield from _zero_bubble_problems(config, layout, micro_batches)
     for key, default in (("pipeline_schedule", "1f1b"), ("pipeline_blocks", None)):
         if layout.pipeline == 1 and (found := getattr(config.parallel, key)) != default:
             yield f"parallel.{key}: found {found}, but there is no pipeline; leave it out, or set parallel.pipeline"
@@ -337,6 +338,24 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
         yield (
             f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
             f"({model.vocab_size}); choose fewer"
+        )
+
+
+def _zero_bubble_problems(config: Config, layout: Layout, micro_batches: int) -> Iterator[str]:
+    """Yield what PyTorch's zero-bubble schedule, which splits each backward pass in two, cannot do."""
+    if layout.pipeline == 1 or config.parallel.pipeline_schedule != "zero_bubble":
+        return
+    rounds = max(1, micro_batches // layout.pipeline)
+    if micro_batches % rounds:
+        fitting = micro_batches // layout.pipeline * layout.pipeline
+        yield (
+            f"parallel.pipeline_schedule: found zero_bubble, which does not divide {micro_batches} micro-batches into "
+            f"{counted(rounds, 'round')}; train {fitting} micro-batches a step, or choose 1f1b"
+        )
+    if config.track.name == "tuned" and config.track.compile != "no":
+        yield (
+            "parallel.pipeline_schedule: found zero_bubble, which cannot split the backward pass of compiled blocks; "
+            "choose 1f1b, or set track.compile=no"
         )
 
 

@@ -131,6 +131,13 @@ class TestFit:
              "that add up to 3 blocks, one for each stage"),
             (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_blocks=3-0", "model.num_hidden_layers=3"),
              Layout(pipeline=2), "parallel.pipeline_blocks: found 3-0, expected 2 numbers"),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_schedule=zero_bubble", "track=tuned",
+              "model.num_hidden_layers=2", "workload.micro_batch_size=1"), Layout(pipeline=2),
+             "parallel.pipeline_schedule: found zero_bubble, which cannot split the backward pass of compiled blocks"),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_schedule=zero_bubble",
+              "model.num_hidden_layers=2", "workload.micro_batch_size=1", "workload.global_batch_size=5"),
+             Layout(pipeline=2), "parallel.pipeline_schedule: found zero_bubble, which does not divide 5 micro-batches "
+             "into 2 rounds; train 4 micro-batches a step, or choose 1f1b"),
             (("parallel=mesh", "parallel.pipeline_blocks=2"), Layout(tensor=2),
              "parallel.pipeline_blocks: found 2, but there is no pipeline; leave it out, or set parallel.pipeline"),
             (("workload.micro_batch_size=4", "model.num_hidden_layers=2"), Layout(pipeline=2),

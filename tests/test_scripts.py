@@ -29,8 +29,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for name, settings in growth.runs(4096):
         yield f"bench_growth {name}", [*growth.COMMON, *settings]
     parallel = load_script("bench_parallel.py")
-    for name, (_, settings) in parallel.VARIANTS.items():
-        yield f"bench_parallel {name}", [*parallel.DEFAULTS, *settings]
+    for case, variants in parallel.CASES.items():
+        for name, (_, settings) in variants.items():
+            yield f"bench_parallel {case} {name}", layered_settings(parallel.DEFAULTS, settings)
     parity = load_script("bench_parity.py")
     for name, shape in parity.SHAPES.items():
         yield f"bench_parity {name}", [*parity.WORK, *shape, "workload.steps=60"]

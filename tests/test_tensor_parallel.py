@@ -49,7 +49,7 @@ def test_a_norm_kernel_is_called_with_the_part_of_its_rank(mesh: DeviceMesh) -> 
 
 
 def test_a_norm_kernel_passes_on_the_gradient_of_a_sum_that_is_under_way(mesh: DeviceMesh) -> None:
-    """What the first norm gets is the embedding's output, for whose exchange nothing has waited yet."""
+    """The first norm gets the output of the embedding, for whose exchange nothing has waited yet."""
     embedding, norm = torch.nn.Embedding(16, 8), RMSNorm(8, 1e-5)
     style = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
     parallelize_module(embedding, mesh, style)

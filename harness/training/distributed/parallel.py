@@ -233,4 +233,6 @@ def _shard_weights(model: Transformer, config: Config, layout: Layout, mesh: Dev
         if isinstance(module, FSDPModule):
             # Every collective library sums; not every one averages.
             module.set_force_sum_reduction_for_comms(True)
-            module.set_gradient_divide_factor(1.0)
+            if mesh.size() > 1:
+                # One process has nothing to divide by, and would copy its gradients to divide them by one.
+                module.set_gradient_divide_factor(1.0)
