@@ -81,7 +81,7 @@ MAX_CELL = 60
 
 
 @dataclass
-class Table:
+class Comparison:
     """Runs in a folder, and their differences."""
 
     folder: Path
@@ -132,7 +132,7 @@ def main() -> int:
     print(f"| layout | ranks | {' | '.join(options.models)} |\n|---|{'---|' * (len(options.models) + 1)}")
     good = True
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.together) as pool:
-        table = Table(options.keep or Path(temporary), options.overrides, options.precision, resume=options.resume)
+        table = Comparison(options.keep or Path(temporary), options.overrides, options.precision, resume=options.resume)
         table.folder.mkdir(parents=True, exist_ok=True)
         if options.backend == "npu":
             table.backend, table.ranks = ("backend=npu",), on_npu(max(overrides_of(layout)[0] for layout in layouts))

@@ -400,42 +400,6 @@ def die_among_collectives() -> None:
     CollectiveBenchmarks._sweeps = die_and_measure
 
 
-def log_payloads() -> None:
-    """Not a fault: write what rank 0 hands to collectives in its second step, in bytes by operation."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    from harness.backends.eager import EagerStep
-
-    # By operation: which argument is what a rank puts in.
-    payload_of = {"all_gather_into_tensor": 0, "reduce_scatter_tensor": 0, "_allgather_base_": 1,
-                  "_reduce_scatter_base_": 1, "alltoall_base_": 1, "send": 0, "allreduce_": 0}  # fmt: skip
-    payloads: dict[str, int] = {}
-
-    class Logged(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            _, name = func.name().split("::")
-            if func.namespace in ("c10d", "_c10d_functional") and name.split(".")[0] in payload_of:
-                name = name.split(".")[0]
-                given = args[payload_of[name]]
-                tensors = given if isinstance(given, (list, tuple)) else [given]
-                payloads[name] = payloads.get(name, 0) + sum(each.nbytes for each in tensors)
-            return func(*args, **(kwargs or {}))
-
-    call, calls = EagerStep.__call__, [0]
-
-    def call_logged(self: EagerStep, *args: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != 2:
-            return call(self, *args)
-        with Logged():
-            output = call(self, *args)
-        if os.environ["RANK"] == "0":
-            Path("payloads.json").write_text(json.dumps(payloads))
-        return output
-
-    EagerStep.__call__ = call_logged  # type: ignore[method-assign]
-
-
 FAULTS: dict[str, Callable[[], object]] = {
     "none": lambda: None,
     "quick peak": measure_quickly,
@@ -443,7 +407,6 @@ FAULTS: dict[str, Callable[[], object]] = {
     "slow collectives": slow_collectives,
     "no all-to-all": lack_all_to_all,
     "killed among collectives": die_among_collectives,
-    "payloads logged": log_payloads,
     "killed": lambda: at_step(1, die),
     "killed once": die_on_first_attempt,
     "rank 0 killed": lambda: at_step(0, die),

@@ -105,7 +105,7 @@ def test_waits_on_other_streams_are_unknown() -> None:
     assert meter.pop() == {"shard": (8, None), "tensor": (8, 2.0)}
 
 
-class Group:
+class OneRank:
     """A process group of one rank whose collectives take a second each to wait for."""
 
     def __init__(self, clock: Ticks) -> None:
@@ -139,7 +139,7 @@ class Group:
 def test_payload_is_what_this_rank_puts_in(name: str, arguments: tuple[Any, ...], payload_bytes: int) -> None:
     clock = Ticks()
     meter = CommunicationMeter(events=None, asynchronous=False, clock=clock)
-    work = getattr(MeteredGroup(cast(Any, Group(clock)), "tensor", meter), name)(*arguments)
+    work = getattr(MeteredGroup(cast(Any, OneRank(clock)), "tensor", meter), name)(*arguments)
     clock.now += 5.0  # the computation goes on meanwhile
     work.wait()
     assert meter.pop() == {"tensor": (payload_bytes, 1.0)}

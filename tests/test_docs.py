@@ -181,6 +181,9 @@ def is_placeholder(value: str) -> bool:
 def problems_of_span(page: Path, span: str) -> Iterator[str]:
     """Yield what is wrong with the settings, record fields, files and tests that inline code names."""
     for key, value in re.findall(r"(?<![\w./$=-])([a-z][a-z_.]*)=([^\s,]*)", span) if "--" not in span else []:
+        # Layouts, as the scripts take them, are settings of `parallel`.
+        if f"parallel.{key}" in SETTINGS and (key not in GROUPS or value.isdecimal()):
+            continue
         if key not in (*GROUPS, *SETTINGS, *OTHER_KEYS):
             yield f"`{span}`: no setting {key}"
         elif key in GROUPS and not is_placeholder(value) and value not in (*GROUP_OPTIONS[key], *EXAMPLE_BACKENDS):

@@ -13,10 +13,10 @@ from harness.training.timing import TimedInterval
 
 
 class Exchange(NamedTuple):
-    """What this rank exchanged over one axis in some time."""
+    """Exchanges of this rank over one axis in some time."""
 
     payload_bytes: int
-    """What it handed to collectives, before the algorithm's own traffic."""
+    """Bytes handed to collectives, before the algorithm's own traffic."""
     exposed_seconds: float | None
     """How long it waited for them with nothing to compute; None: unknown."""
 

@@ -292,7 +292,7 @@ def block_in_two_stages() -> None:
     _replace(parallel, "own_blocks", make)
 
 
-@fault("the norm counts what several ranks have as often as they have it", "tensor=2",
+@fault("the norm counts each copy of a parameter", "tensor=2",
        model="gpt2")  # fmt: skip
 def norm_counts_copies() -> None:
     def make(real: Any) -> Any:
