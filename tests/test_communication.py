@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from harness.training.distributed.communication import CommunicationMeter, MeteredGroup
+from harness.training.distributed.communication import CommunicationMeter, MeteredGroup, metered_group
 
 
 class Ticks:
@@ -103,6 +103,13 @@ def test_waits_on_other_streams_are_unknown() -> None:
         meter.begin_wait(axis)
         meter.end_wait()
     assert meter.pop() == {"shard": (8, None), "tensor": (8, 2.0)}
+
+
+def test_nothing_is_known_of_an_axis_without_a_meter() -> None:
+    meter = CommunicationMeter(events=None, asynchronous=True, unmetered=frozenset({"pipeline"}))
+    group: Any = object()
+    assert metered_group(group, "pipeline", meter, "cpu") is group
+    assert meter.pop() == {"pipeline": (None, None)}
 
 
 class OneRank:

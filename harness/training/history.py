@@ -15,8 +15,8 @@ from harness.training.timing import TimedInterval
 class Exchange(NamedTuple):
     """Exchanges of this rank over one axis in some time."""
 
-    payload_bytes: int
-    """Bytes handed to collectives, before the algorithm's own traffic."""
+    payload_bytes: int | None
+    """Bytes handed to collectives, before the algorithm's own traffic; None: unknown."""
     exposed_seconds: float | None
     """How long it waited for them with nothing to compute; None: unknown."""
 

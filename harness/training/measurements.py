@@ -144,9 +144,10 @@ def rank_timing(history: TrainingHistory, own_from: int = 0) -> dict[str, Any]:
 
 
 def _per_step(exchanges: Sequence[Exchange], steps: int) -> dict[str, float | None]:
+    payloads = [exchange.payload_bytes for exchange in exchanges]
     exposed = total_exposed_seconds(exchanges)
     return {
-        "payload_bytes_per_step": sum(exchange.payload_bytes for exchange in exchanges) / steps,
+        "payload_bytes_per_step": None if None in payloads else sum(size for size in payloads if size) / steps,
         "exposed_communication_seconds": None if exposed is None else exposed / steps,
     }
 

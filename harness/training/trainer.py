@@ -54,12 +54,17 @@ class Trainer:
         self.history = TrainingHistory()
         self._step_clock = StepClock(backend.synchronize, backend.event_timer(), asynchronous=backend.asynchronous)
         self._measurements = Measurements(step_seconds_method=self._step_clock.step_seconds_method)
+        layout = processes.ranks.layout
         # FSDP's collectives run, and wait, on streams of their own: the stream that computes waits for those later.
-        hidden = backend.asynchronous and not uses_ddp(config, processes.ranks.layout)
+        hidden = backend.asynchronous and not uses_ddp(config, layout)
+        # Of PyTorch's own group alone, sends and receives in a queue become one operation: two stages that send to each
+        # other would else wait for ever.
+        queued = backend.asynchronous and layout.pipeline > 1
         self._meter = processes.ranks.meter = CommunicationMeter(
             events=backend.event_timer(),
             asynchronous=backend.asynchronous,
             unseen=frozenset({"data", "shard"}) if hidden else frozenset(),
+            unmetered=frozenset({"pipeline"}) if queued else frozenset(),
             heartbeat=processes.heartbeat.beat,
         )
         self._telemetry = Telemetry(sensor_of(backend) if config.telemetry else "telemetry=false")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._pytree import tree_leaves
 
 from harness.backends.step import EventTimer
 from harness.training.history import Exchange, TrainingHistory
@@ -31,13 +32,16 @@ class CommunicationMeter:
         events: EventTimer | None,
         asynchronous: bool,
         unseen: frozenset[str] = frozenset(),
+        unmetered: frozenset[str] = frozenset(),
         heartbeat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """
         Args:
             unseen: axes of which neither clock nor events see when the computation waits.
+            unmetered: axes whose groups have to be PyTorch's own, so that nothing of them is known.
         """
+        self.unmetered = unmetered
         self._events = events
         self._timed = events is not None or not asynchronous
         self._unseen = unseen
@@ -79,7 +83,8 @@ class CommunicationMeter:
                 if axis is not None:
                     waited[axis] = waited.get(axis, 0.0) + seconds
             self._waits.clear()
-        found = {
+        found = {axis: Exchange(None, None) for axis in self.unmetered}
+        found |= {
             axis: Exchange(
                 self._payload_bytes.get(axis, 0),
                 waited.get(axis, 0.0) if self._timed and axis not in self._unseen else None,
@@ -112,9 +117,8 @@ class ExchangeObserver(LoopObserver):
 def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
     """Return a DDP communication hook that sums gradient buckets and meters them.
 
-    DDP waits in C++ for all buckets together, which a MeteredGroup would not see.
-
-    It does not average: the training step has divided its loss already.
+    It does not average: the training step has divided its loss already. DDP waits in C++ for all buckets together,
+    which a MeteredGroup would not see.
     """
 
     # Without annotations: DDP compares them with its own types, and postponed ones are strings.
@@ -132,7 +136,8 @@ def allreduce_hook(meter: CommunicationMeter) -> Callable[[Any, Any], Any]:
 
 # Collectives of a process group, and which argument is the payload; recent versions have both of two names of some.
 _PAYLOADS = {
-    **dict.fromkeys(("allreduce", "allreduce_coalesced", "broadcast", "send"), 0),
+    **dict.fromkeys(("allreduce", "allreduce_coalesced", "broadcast", "reduce", "send"), 0),
+    **dict.fromkeys(("allgather", "reduce_scatter", "alltoall", "gather", "scatter"), 1),
     **dict.fromkeys(("_allgather_base", "all_gather_single", "_reduce_scatter_base", "reduce_scatter_single"), 1),
     **dict.fromkeys(("allgather_into_tensor_coalesced", "all_gather_single_coalesced"), 1),
     **dict.fromkeys(("reduce_scatter_tensor_coalesced", "reduce_scatter_single_coalesced"), 1),
@@ -159,6 +164,9 @@ class MeteredGroup(dist.ProcessGroup):
     def getBackendName(self) -> str:  # noqa: N802 (PyTorch's own name)
         return BACKEND_NAME
 
+    def _get_backend(self, device: torch.device) -> Any:
+        return self._inner._get_backend(device)
+
     def _start_coalescing(self, device: torch.device) -> None:
         self._inner._start_coalescing(device)
 
@@ -183,8 +191,7 @@ for _name, _at in _KNOWN.items():
 
 
 def _bytes(payload: Any) -> int:
-    tensors = [payload] if isinstance(payload, torch.Tensor) else payload
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tree_leaves(payload))
 
 
 class _MeteredWork(dist.Work):
@@ -214,18 +221,24 @@ class _MeteredWork(dist.Work):
 def metered_mesh(mesh: DeviceMesh, meter: CommunicationMeter) -> DeviceMesh:
     """Return a mesh of the same ranks whose collectives are metered, by the name of each dimension. Collective."""
     axes = mesh.mesh_dim_names or ()
-    groups: list[dist.ProcessGroup] = [metered_group(group, axis, meter, mesh.device_type)
-              for axis, group in zip(axes, mesh.get_all_groups(), strict=True)]  # fmt: skip
+    own = zip(axes, mesh.get_all_groups(), strict=True)
+    groups = [metered_group(group, axis, meter, mesh.device_type) for axis, group in own]
     return DeviceMesh.from_group(groups, mesh.device_type, mesh=mesh.mesh, mesh_dim_names=axes)
 
 
-def metered_group(group: dist.ProcessGroup, axis: str, meter: CommunicationMeter, device_type: str) -> MeteredGroup:
-    """Return a group of the same ranks whose collectives are metered. Collective over the group."""
+def metered_group(
+    group: dist.ProcessGroup, axis: str, meter: CommunicationMeter, device_type: str
+) -> dist.ProcessGroup:
+    """Return a group of the same ranks whose collectives are metered, if the meter has the axis. Collective over the
+    group.
+    """
+    if axis in meter.unmetered:
+        return group
 
     def make(*_: Any) -> MeteredGroup:
         return MeteredGroup(group, axis, meter)
 
     dist.Backend.register_backend(BACKEND_NAME, make, devices=[device_type])
     made = dist.new_group(dist.get_process_group_ranks(group), backend=BACKEND_NAME, use_local_synchronization=True)
-    assert isinstance(made, MeteredGroup)
+    assert isinstance(made, dist.ProcessGroup)
     return made
