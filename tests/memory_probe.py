@@ -46,7 +46,8 @@ def install(path: Path) -> None:
         # What does not come with each micro-batch: weights, rotary tables; and the inputs, which others made.
         others = [*self.parameters(), *(self._rotary or ()), *inputs, *named.values()]
         known = {local(tensor).untyped_storage().data_ptr() for tensor in others}
-        kept = [tensor for tensor in saved if local(tensor).untyped_storage().data_ptr() not in known]
+        # The loss, or what is sent to the next stage, stays until the backward pass too.
+        kept = [tensor for tensor in (*saved, output) if local(tensor).untyped_storage().data_ptr() not in known]
         found["activation_bytes"] = size(kept)
         return output
 

@@ -47,7 +47,7 @@ def planned(devices: int, overrides: list[str]) -> list[StageMemory]:
     ],
 )
 def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_path: Path) -> None:
-    """Parameters, gradients and optimizer state to the byte, activations but for what autograd does not save."""
+    """Parameters, gradients, optimizer state, and what a micro-batch leaves for its backward pass, to the byte."""
     devices = math.prod(int(part.split("=")[1]) for part in layout.split())
     overrides = settings(layout, *SHORT, *more)
     run = start_ranks(devices, [*overrides, "out=run"], tmp_path, fault="held", module="tests.memory_probe")
@@ -59,7 +59,7 @@ def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_pa
         ranks = held[number * each : (number + 1) * each]
         for key in ("parameters", "weight_bytes", "gradient_bytes", "moment_bytes"):
             assert getattr(stage, key) == max(rank[key] for rank in ranks), key
-        assert stage.passes.activations == pytest.approx(max(rank["activation_bytes"] for rank in ranks), rel=0.03)
+        assert stage.passes.activations == max(rank["activation_bytes"] for rank in ranks)
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_two_micro_batches_tell_the_peak_of_a_schedule(
     calls = [(config, backend, layout_of(config.parallel, devices), stage.stage) for stage in found]
     for stage, (whole, _) in zip(found, plan._in_processes(plan._rehearse, calls), strict=True):
         peak = max(whole.passes.peak_of_first, whole.passes.peak_of_next or 0, whole.passes.peak_of_update)
-        assert stage.peak_bytes == pytest.approx(peak, rel=0.03)
+        assert stage.peak_bytes == pytest.approx(peak, rel=0.005)
 
 
 def test_micro_batches_in_flight() -> None:
