@@ -44,6 +44,11 @@ struct ScalarsHandle : Handle {
   std::vector<at::Scalar> values;
 };
 
+// The tensor from which a norm is taken: in double where the harness takes the CPU's in pieces (MAX_PIECE in
+// harness/backends/step.py), since PyTorch adds up one element after another, which is off by 4e-4 of ten million.
+inline at::Tensor for_norm(const at::Tensor& tensor) {
+  return tensor.numel() > (1 << 14) ? tensor.to(at::kDouble) : tensor;
+}
 at::ScalarType dtype_of(int acl_data_type);  // throws Refusal for a type that training does not use
 
 // ---- kernel arguments: one pointer each and trivially copyable, so they travel as the pointers that CANN's C

@@ -50,9 +50,9 @@ KERNEL(aclnnAny, TensorArg self, IntsArg dimensions, bool keep, TensorArg out) {
 KERNEL(aclnnEqual, TensorArg left, TensorArg right, TensorArg out) { (*out).fill_(at::equal(*left, *right)); }
 KERNEL(aclnnLinalgVectorNorm, TensorArg self, ScalarArg order, IntsArg dimensions, bool keep, int dtype,
        TensorArg out) {
-  // In double: on the CPU PyTorch adds up one element after another, which is off by 4e-4 of ten million.
-  auto exact = at::linalg_vector_norm((*self).to(at::kDouble), *order, dimensions.optional(), keep);
-  out.write(exact.to(dtype_of(dtype)));
+  Tensor exact = for_norm(*self);
+  auto computed = exact.scalar_type() == at::kDouble ? at::kDouble : dtype_of(dtype);
+  out.write(at::linalg_vector_norm(exact, *order, dimensions.optional(), keep, computed).to(dtype_of(dtype)));
 }
 KERNEL(aclnnVarCorrection, TensorArg self, IntsArg dimensions, int64_t correction, bool keep, TensorArg out) {
   out.write(at::var(*self, dimensions.optional(), at::Scalar(correction), keep));

@@ -90,8 +90,7 @@ FOREACH_WITH_TWO_LISTS(AddcdivScalarV2, at::addcdiv)
 KERNEL(aclnnForeachNorm, TensorsArg self, ScalarsArg order, TensorsArg out) {
   auto scalar = order.single();
   for (size_t index = 0; index < self.size(); index++) {
-    // In double, as aclnnLinalgVectorNorm.
-    out.write(index, at::linalg_vector_norm(self[index].to(at::kDouble), scalar).to(self[index].scalar_type()));
+    out.write(index, at::linalg_vector_norm(for_norm(self[index]), scalar).to(self[index].scalar_type()));
   }
 }
 KERNEL(aclnnForeachZeroInplace, TensorsArg self) {
