@@ -82,8 +82,10 @@ def test_a_run_by_command_line_computes_the_same_and_has_no_speed(emulated: Emul
     assert mine["device"]["name"] == "Ascend910B3 (emulated)"
     for field in ("workload_id", "digests"):
         assert mine[field] == other[field]
-    assert mine["losses"]["train"] == other["losses"]["train"]
-    assert [point["loss"] for point in mine["eval"]["points"]] == [point["loss"] for point in other["eval"]["points"]]
+    # Norms of tensors of more than MAX_PIECE elements are added up in another order than on the CPU.
+    assert mine["losses"]["train"] == pytest.approx(other["losses"]["train"], rel=1e-6)
+    evaluated, expected = ([point["loss"] for point in found["eval"]["points"]] for found in (mine, other))
+    assert evaluated == pytest.approx(expected, rel=1e-6)
     shown = npu.stdout + npu.stderr
     assert "emulated" in shown
     assert "tokens/s" not in shown
