@@ -80,7 +80,7 @@ def test_two_micro_batches_tell_the_peak_of_a_schedule(
     calls = [(config, backend, layout_of(config.parallel, devices), stage.stage) for stage in found]
     for stage, (whole, _) in zip(found, plan._in_processes(plan._rehearse, calls), strict=True):
         peak = max(whole.passes.peak_of_first, whole.passes.peak_of_next or 0, whole.passes.peak_of_update)
-        assert stage.peak_bytes == pytest.approx(peak, rel=0.005)
+        assert stage.peak_bytes == pytest.approx(peak, rel=0.01)
 
 
 def test_micro_batches_in_flight() -> None:

@@ -55,13 +55,12 @@ def plan_stages(config: Config, backend: Backend, layout: Layout) -> tuple[list[
     """
     # Equal sizes; but fp16's loss scaler reads values, which fake tensors lack. 1F1B needs more micro-batches.
     precision = "bf16" if config.precision == "fp16" else config.precision
-    parallel = replace(config.parallel, pipeline_schedule="gpipe")
-    rehearsed_config = replace(config, precision=precision, parallel=parallel)
+    rehearsed = replace(config, precision=precision, parallel=replace(config.parallel, pipeline_schedule="gpipe"))
     kinds: dict[tuple[int, bool, bool], list[int]] = {}
     for stage, blocks in enumerate(blocks_of_stages(config, layout)):
         kinds.setdefault((len(blocks), stage == 0, stage == layout.pipeline - 1), []).append(stage)
     # At most four kinds: the first stage, the last one, and two lengths between them.
-    rehearsals = [(rehearsed_config, backend, layout, stages[0]) for stages in kinds.values()]
+    rehearsals = [(rehearsed, backend, layout, stages[0]) for stages in kinds.values()]
     found: list[StageMemory] = []
     host_bytes = peak_resident_bytes()
     for stages, (memory, own_bytes) in zip(kinds.values(), _in_processes(_rehearse, rehearsals), strict=True):
@@ -118,9 +117,8 @@ def _result(process: BaseProcess, receiver: Connection) -> Any:
 
 def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int) -> StageMemory:
     """Return the memory of a stage that was rehearsed, in its place of the schedule."""
-    schedule, stages = config.parallel.pipeline_schedule, layout.pipeline
-    micro_batches = micro_batches_of(config, layout)
-    kept = micro_batches_in_flight(schedule, stage, stages, micro_batches)
+    stages, micro_batches = layout.pipeline, micro_batches_of(config, layout)
+    kept = micro_batches_in_flight(config.parallel.pipeline_schedule, stage, stages, micro_batches)
     # PyTorch's pipeline makes one buffer a micro-batch for all that it receives: float32 [B, S / parts, W].
     received = (stage > 0) + (stage < stages - 1) if stages > 1 else 0
     buffer = 4 * config.workload.micro_batch_size * config.model.hidden_size
@@ -143,9 +141,6 @@ def micro_batches_of(config: Config, layout: Layout) -> int:
 def _fake_ranks(layout: Layout, rank: int) -> Iterator[Ranks]:
     """Yield the ranks of a run as one of them sees them, without the others."""
     world = World(rank=rank, size=layout.size, is_distributed=layout.size > 1)
-    if not world.is_distributed:
-        yield Ranks(world, layout)
-        return
     # Importing it registers the backend "fake".
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -212,9 +207,7 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
         parameters=sum(local_tensor(parameter).numel() for parameter in parameters),
         weight_bytes=storage_bytes(parameters),
         gradient_bytes=observer.gradient_bytes,
-        moment_bytes=storage_bytes(
-            value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
-        ),
+        moment_bytes=storage_bytes(value for state in optimizer.state.values() for value in state.values()),
         passes=observer.result(),
         in_flight=1,
         in_flight_later=1,
