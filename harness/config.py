@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -356,12 +357,9 @@ def intermediate_size(model: ModelConfig) -> int:
 
 
 def blocks_by_stage(pipeline_blocks: str) -> list[int]:
-    """Return the numbers in `parallel.pipeline_blocks`.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    return [int(count) for count in pipeline_blocks.split("-")]
+    """Return the numbers in `parallel.pipeline_blocks`; none if it holds something else."""
+    is_right = re.fullmatch(r"[0-9]{1,6}(-[0-9]{1,6})*", pipeline_blocks) is not None
+    return [int(count) for count in pipeline_blocks.split("-")] if is_right else []
 
 
 def iter_settings(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -14,6 +14,7 @@ from harness.config import (
     STOCK_TRACK,
     Config,
     ModelConfig,
+    blocks_by_stage,
     head_dim,
     intermediate_size,
     iter_settings,
@@ -307,6 +308,18 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             near = " or ".join(str(number) for number in _nearest_divisors(size, parts))
             yield f"{name}: found {parts}, which does not divide {key} ({size}); choose {near}"
 
+    yield from _pipeline_problems(config, layout)
+    if config.parallel.cpu_offload and config.parallel.name == "mesh" and layout.shares * layout.context == 1:
+        yield "parallel.cpu_offload: only FSDP uses it, and nothing is sharded; leave it false, or set parallel.shard"
+    if -(-model.vocab_size // layout.tensor) * (layout.tensor - 1) >= model.vocab_size:
+        yield (
+            f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
+            f"({model.vocab_size}); choose fewer"
+        )
+
+
+def _pipeline_problems(config: Config, layout: Layout) -> Iterator[str]:
+    work, model = config.workload, config.model
     if layout.pipeline > model.num_hidden_layers:
         yield (
             f"parallel.pipeline: found {layout.pipeline} stages, but the model has "
@@ -326,19 +339,12 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
         if layout.pipeline == 1 and (found := getattr(config.parallel, key)) != default:
             yield f"parallel.{key}: found {found}, but there is no pipeline; leave it out, or set parallel.pipeline"
     if layout.pipeline > 1 and (found := config.parallel.pipeline_blocks) is not None:
-        counts = [int(count) if count.isdecimal() else 0 for count in found.split("-")]
+        counts = blocks_by_stage(found)
         if len(counts) != layout.pipeline or 0 in counts or sum(counts) != model.num_hidden_layers:
             yield (
                 f"parallel.pipeline_blocks: found {found}, expected {layout.pipeline} numbers with a dash between them "
                 f"that add up to {counted(model.num_hidden_layers, 'block')}, one for each stage"
             )
-    if config.parallel.cpu_offload and config.parallel.name == "mesh" and layout.shares * layout.context == 1:
-        yield "parallel.cpu_offload: only FSDP uses it, and nothing is sharded; leave it false, or set parallel.shard"
-    if -(-model.vocab_size // layout.tensor) * (layout.tensor - 1) >= model.vocab_size:
-        yield (
-            f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
-            f"({model.vocab_size}); choose fewer"
-        )
 
 
 def _zero_bubble_problems(config: Config, layout: Layout, micro_batches: int) -> Iterator[str]:

@@ -138,6 +138,8 @@ class TestFit:
               "model.num_hidden_layers=2", "workload.micro_batch_size=1", "workload.global_batch_size=5"),
              Layout(pipeline=2), "parallel.pipeline_schedule: found zero_bubble, which does not divide 5 micro-batches "
              "into 2 rounds; train 4 micro-batches a step, or choose 1f1b"),
+            (("parallel=mesh", "parallel.pipeline=2", f"parallel.pipeline_blocks=1-{'2' * 5000}",
+              "model.num_hidden_layers=3"), Layout(pipeline=2), "parallel.pipeline_blocks: found 1-2222"),
             (("parallel=mesh", "parallel.pipeline_blocks=2"), Layout(tensor=2),
              "parallel.pipeline_blocks: found 2, but there is no pipeline; leave it out, or set parallel.pipeline"),
             (("workload.micro_batch_size=4", "model.num_hidden_layers=2"), Layout(pipeline=2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.composition import load
-from harness.training.history import Exchange, TrainingHistory
+from harness.training.history import AxisExchange, TrainingHistory
 from harness.training.measurements import Measurements, describe_ranks, pipeline_bubble, rank_timing
 from harness.training.run_record import target_section, timing_section
 from harness.training.timing import TimedInterval
@@ -120,9 +120,9 @@ class TestRanks:
                 ("measured", interval(6, 7, 1.0)),
             ],
             exchanges=[
-                {"shard": Exchange(999, 5.0)},
-                {"shard": Exchange(400, 0.6), "tensor": Exchange(60, 0.06)},
-                {"shard": Exchange(200, 0.3), "tensor": Exchange(30, 0.03)},
+                {"shard": AxisExchange(999, 5.0)},
+                {"shard": AxisExchange(400, 0.6), "tensor": AxisExchange(60, 0.06)},
+                {"shard": AxisExchange(200, 0.3), "tensor": AxisExchange(30, 0.03)},
             ],
         )
         assert rank_timing(done) == {
@@ -142,6 +142,6 @@ class TestRanks:
     def test_rank_timing_of_nothing_is_null(self) -> None:
         assert set(rank_timing(TrainingHistory()).values()) == {None}
         unknown = TrainingHistory(
-            intervals=[("measured", interval(1, 2, 2.0))], exchanges=[{"shard": Exchange(10, None)}]
+            intervals=[("measured", interval(1, 2, 2.0))], exchanges=[{"shard": AxisExchange(10, None)}]
         )
         assert rank_timing(unknown)["exposed_communication_seconds"] is None

@@ -12,7 +12,7 @@ from harness.config import flatten
 from harness.training.timing import TimedInterval
 
 
-class Exchange(NamedTuple):
+class AxisExchange(NamedTuple):
     """Exchanges of this rank over one axis in some time."""
 
     payload_bytes: int | None
@@ -21,7 +21,7 @@ class Exchange(NamedTuple):
     """How long it waited for them with nothing to compute; None: unknown."""
 
 
-def total_exposed_seconds(exchanges: Iterable[Exchange]) -> float | None:
+def total_exposed_seconds(exchanges: Iterable[AxisExchange]) -> float | None:
     """Return the sum; None if one is unknown."""
     exposed = [exchange.exposed_seconds for exchange in exchanges]
     return None if None in exposed else math.fsum(seconds for seconds in exposed if seconds is not None)
@@ -34,7 +34,7 @@ class TrainingHistory:
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     intervals: list[tuple[str, TimedInterval]] = field(default_factory=list)
-    exchanges: list[dict[str, Exchange]] = field(default_factory=list)
+    exchanges: list[dict[str, AxisExchange]] = field(default_factory=list)
     """For each interval, what this rank exchanged over each axis of the layout."""
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class TrainingHistory:
         history = cls(**values)
         history.intervals = [(phase, TimedInterval(**interval)) for phase, interval in values["intervals"]]
         history.exchanges = [
-            {axis: Exchange(*exchange) for axis, exchange in exchanges.items()} for exchanges in values["exchanges"]
+            {axis: AxisExchange(*exchange) for axis, exchange in exchanges.items()} for exchanges in values["exchanges"]
         ]
         curves = (history.losses, history.gradient_norms, history.learning_rates)
         numbers = [value for curve in curves for value in curve]

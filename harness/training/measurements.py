@@ -14,7 +14,7 @@ from harness.backends.base import Backend
 from harness.backends.step import TrainStep
 from harness.environment import CpuContention
 from harness.training.distributed.collectives import Ranks, all_of_this_host
-from harness.training.history import Exchange, TrainingHistory, total_exposed_seconds
+from harness.training.history import AxisExchange, TrainingHistory, total_exposed_seconds
 from harness.training.monitoring.telemetry import Telemetry, merge_ranks
 from harness.workload.digest import BatchDigest, parameter_norms
 
@@ -131,7 +131,7 @@ def rank_timing(history: TrainingHistory, own_from: int = 0) -> dict[str, Any]:
     steps = sum(interval.steps for interval, _ in measured)
     if not steps:
         return dict.fromkeys(("step_seconds", "payload_bytes_per_step", "exposed_communication_seconds", "axes"))
-    over: dict[str, list[Exchange]] = {}
+    over: dict[str, list[AxisExchange]] = {}
     for _, exchanges in measured:
         for axis, exchange in exchanges.items():
             over.setdefault(axis, []).append(exchange)
@@ -143,7 +143,7 @@ def rank_timing(history: TrainingHistory, own_from: int = 0) -> dict[str, Any]:
     }
 
 
-def _per_step(exchanges: Sequence[Exchange], steps: int) -> dict[str, float | None]:
+def _per_step(exchanges: Sequence[AxisExchange], steps: int) -> dict[str, float | None]:
     payloads = [exchange.payload_bytes for exchange in exchanges]
     exposed = total_exposed_seconds(exchanges)
     return {

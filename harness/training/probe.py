@@ -97,8 +97,7 @@ def observe_forward(
     def observe_product(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> None:
             dtypes.add(output.dtype)
-            sample = _sample_product(module, inputs[0], output)
-            if sample is not None:
+            if (sample := _sample_product(module, inputs[0], output)) is not None:
                 products[name] = sample
 
         return hook

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -147,6 +147,13 @@ def profile_section(found: Mapping[str, Any], record: Mapping[str, Any]) -> dict
     }
 
 
+def _untimed(intervals: Sequence[TimedInterval]) -> dict[str, Any]:
+    return {
+        "steps": sum(interval.steps for interval in intervals),
+        "seconds": math.fsum(interval.seconds for interval in intervals),
+    }
+
+
 def timing_section(config: Config, measurements: Measurements, history: TrainingHistory) -> dict[str, Any]:
     """Return the timing; the headline numbers come from the measured intervals alone."""
     phases: dict[str, list[TimedInterval]] = {phase: [] for phase in PHASES}
@@ -173,14 +180,8 @@ def timing_section(config: Config, measurements: Measurements, history: Training
         "tokens_per_second": steps * tokens_per_step / seconds if steps and seconds > 0 else None,
         "data_wait_seconds": waited,
         "data_wait_fraction": waited / seconds if seconds > 0 else None,
-        "resumed": {
-            "steps": sum(interval.steps for interval in phases["resumed"]),
-            "seconds": math.fsum(interval.seconds for interval in phases["resumed"]),
-        },
-        "saving": {
-            "steps": sum(interval.steps for interval in phases["saving"]),
-            "seconds": math.fsum(interval.seconds for interval in phases["saving"]),
-        },
+        "resumed": _untimed(phases["resumed"]),
+        "saving": _untimed(phases["saving"]),
         "evaluation_seconds": history.evaluation_seconds,
         "checkpoint_seconds": history.checkpoint_seconds,
         "checkpoint_staging_seconds": history.checkpoint_staging_seconds,

@@ -37,6 +37,15 @@ def test_the_layout_does_not_change_the_work(model: str, layout: str, layout_run
         assert 0 < rank["exposed_communication_seconds"] < rank["step_seconds"]
 
 
+def test_schedule_and_stages_do_not_change_the_work(layout_runs: Path) -> None:
+    layout = "pipeline=2 pipeline_schedule=zero_bubble pipeline_blocks=1-2"
+    alone, found = (honest(layout_runs, "tied", cut) for cut in ("", layout))
+    assert difference(alone, found, "fp32").startswith("ok")
+    bubble = record(found)["parallel"]["bubble"]
+    assert bubble["ideal_share"] == 1 / (bubble["micro_batches"] + 1)
+    assert 0 < bubble["measured_share"] < 1
+
+
 @pytest.mark.parametrize(("layout", "parts"), [("shard=2 tensor=2", 3), ("pipeline=2 context=2", 2)])
 def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
     """One program for the attention of all blocks, one for their feed-forward, and one for the last norm."""

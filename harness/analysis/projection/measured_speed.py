@@ -20,7 +20,7 @@ def measured_speed(
     """Return the chip of the records and its measured speed in forward and backward passes.
 
     Args:
-        memory_bytes_per_second: by which the time of the optimizer is told apart; None: the catalogue's. Where neither
+        memory_bytes_per_second: from which the time of the optimizer follows; None: the catalogue's. Where neither
             is known, the speed is that of whole steps.
 
     Raises:

@@ -66,7 +66,7 @@ class Plan:
     """Of one device to other nodes, one direction."""
     engine: Engine = Engine()
     vocabulary_parameters: float = 0.0
-    """Of the embedding, where they are told apart from the others."""
+    """Of the embedding; 0: counted among the blocks'."""
     tie_word_embeddings: bool = False
     key_value_share: float = 1.0
     """Key and value heads over attention heads."""

@@ -189,9 +189,8 @@ def longest_stage(model: Mapping[str, Any], seq_len: int, stages: int, pipeline_
         return 1.0
     blocks = training_flops_per_token({**model, "vocab_size": 0}, seq_len)
     head = training_flops_per_token({**model, "num_hidden_layers": 0}, seq_len) / (blocks / layers)
-    if pipeline_blocks is not None:
-        *others, last = blocks_by_stage(pipeline_blocks)
-        longest = max(*others, last + head)
+    if pipeline_blocks is not None and len(counts := blocks_by_stage(pipeline_blocks)) == stages:
+        longest = max(*counts[:-1], counts[-1] + head)
     else:
         lasts = range(1, layers - stages + 2)
         longest = min(max(last + head, math.ceil((layers - last) / (stages - 1))) for last in lasts)

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._pytree import tree_leaves
 
 from harness.backends.step import EventTimer
-from harness.training.history import Exchange, TrainingHistory
+from harness.training.history import AxisExchange, TrainingHistory
 from harness.training.observer import LoopObserver
 
 BACKEND_NAME = "metered"
@@ -74,7 +74,7 @@ class CommunicationMeter:
             self._waited_seconds[axis] = self._waited_seconds.get(axis, 0.0) + self._clock() - began
         self._waiting = None
 
-    def pop(self) -> dict[str, Exchange]:
+    def pop(self) -> dict[str, AxisExchange]:
         """Return what was exchanged over each axis since the last call. Call after a synchronize."""
         waited = self._waited_seconds
         if self._events is not None:
@@ -83,9 +83,9 @@ class CommunicationMeter:
                 if axis is not None:
                     waited[axis] = waited.get(axis, 0.0) + seconds
             self._waits.clear()
-        found = {axis: Exchange(None, None) for axis in self.unmetered}
+        found = {axis: AxisExchange(None, None) for axis in self.unmetered}
         found |= {
-            axis: Exchange(
+            axis: AxisExchange(
                 self._payload_bytes.get(axis, 0),
                 waited.get(axis, 0.0) if self._timed and axis not in self._unseen else None,
             )

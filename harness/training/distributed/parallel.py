@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -92,26 +92,9 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
 
 def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
     """Return a model that `build_sharded` has built, with what a training step over the mesh needs."""
-    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor, Shard
 
     layout, device_type = ranks.layout, backend.device().type
-
-    @contextmanager
-    def no_sync() -> Iterator[None]:
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(True)
-
-    def after_eval() -> None:
-        # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
-        # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
-        if isinstance(model, FSDPModule):
-            model.reshard()
 
     is_cut = layout.context * layout.tensor > 1
     activations = ranks.activation_mesh(device_type) if is_cut else None
@@ -132,6 +115,7 @@ def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -
         if model.is_last and not model.is_first:
             counted.pop(COPIED, None)
     once, everyone = frozenset(counted.values()), ranks.everyone(device_type)
+    no_sync, after_eval = _fsdp_hooks(model)
     sync = GradientSync(
         layout.shares * layout.context,
         no_sync,
@@ -141,6 +125,29 @@ def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -
         clip=lambda parameters, most: clip_by_global_norm(parameters, most, once, everyone, copy),
     )
     return ParallelModel(model, model, counted, sync, as_part if is_cut else lambda positions: positions)
+
+
+def _fsdp_hooks(model: Transformer) -> tuple[Callable[[], AbstractContextManager[None]], Callable[[], None]]:
+    """Return `no_sync` and `after_eval` of a GradientSync; for a model without FSDP they do nothing."""
+    from torch.distributed.fsdp import FSDPModule
+
+    @contextmanager
+    def no_sync() -> Iterator[None]:
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            if isinstance(model, FSDPModule):
+                model.set_requires_gradient_sync(True)
+
+    def after_eval() -> None:
+        # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
+        # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
+        if isinstance(model, FSDPModule):
+            model.reshard()
+
+    return no_sync, after_eval
 
 
 def _torch_version() -> tuple[int, ...]:

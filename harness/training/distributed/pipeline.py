@@ -117,7 +117,7 @@ class Pipeline:
 
 def _cause_of(error: BaseException) -> BaseException:
     """Return the error in which a stage's pass ended: PyTorch's schedules raise another one in its place, and out of
-    memory or a broken connection could not be told from a bug.
+    memory or a broken connection would look like a bug.
     """
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__

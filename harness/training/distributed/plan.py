@@ -1,7 +1,7 @@
 """Plan of a run without its devices: what each stage's largest rank would hold, by a rehearsal on fake tensors.
 
 The run's own code builds the model and takes a training step: with PyTorch's fake process group, whose collectives do
-nothing, and fake tensors, which have shapes and no memory. So a rank of 16,384 takes seconds on a laptop.
+nothing, and fake tensors, which have shapes and no memory. So it takes no device, and one rank of thousands is enough.
 """
 
 from __future__ import annotations
