@@ -13,6 +13,7 @@ from harness.errors import ConfigError
 from harness.layout import AXES, Layout, layout_of
 from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
+from harness.training.distributed.parallel import blocks_of_stages
 from harness.training.distributed.pipeline import stage_blocks
 from harness.training.distributed.tensor import needed_heads
 from harness.validation import check_layout
@@ -165,6 +166,10 @@ class TestFit:
 
 
 class TestStages:
+    def test_the_owner_may_set_them(self) -> None:
+        config = load([*TINY, "parallel=mesh", "parallel.pipeline=3", "parallel.pipeline_blocks=1-4-2"])
+        assert blocks_of_stages(config, Layout(pipeline=3)) == [range(1), range(1, 5), range(5, 7)]
+
     @pytest.mark.parametrize(
         ("blocks", "stages", "head", "expected"),
         [

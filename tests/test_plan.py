@@ -90,6 +90,7 @@ def test_micro_batches_in_flight() -> None:
     assert [micro_batches_in_flight("1f1b", stage, 4, 8) for stage in range(4)] == [4, 3, 2, 1]
     assert [micro_batches_in_flight("1f1b", stage, 4, 2) for stage in range(4)] == [2, 2, 2, 1]
     assert [micro_batches_in_flight("gpipe", stage, 4, 8) for stage in range(4)] == [8] * 4
+    assert [micro_batches_in_flight("zero_bubble", stage, 4, 8) for stage in range(4)] == [4] * 4
     assert micro_batches_in_flight("1f1b", 0, 1, 8) == 1
 
 

@@ -99,7 +99,10 @@ class TestRanks:
         ranks = [
             {
                 "step_seconds": 1.0,
-                "axes": {axis: {"exposed_communication_seconds": wait} for axis in ("pipeline", "tensor")},
+                "axes": {
+                    "pipeline": {"exposed_communication_seconds": wait},
+                    "tensor": {"exposed_communication_seconds": 0.5},
+                },
             }
             for wait in waits
         ]
