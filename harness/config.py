@@ -130,7 +130,9 @@ class ModelConfig:
     scaled_residual_init: bool = True
     """Divide the initial weights of each block's two output projections by sqrt(2 x layers), as GPT-2 does."""
     activation_checkpointing: bool = False
-    """Recompute each block's activations in the backward pass: less memory, more time, the same numbers."""
+    """Recompute blocks' activations in the backward pass: less memory, more time, the same numbers."""
+    activation_checkpointing_blocks: int | None = bounded(None, minimum=1)
+    """Number of blocks that recompute, spread evenly; null: all."""
 
 
 @dataclass
@@ -209,6 +211,8 @@ class ParallelConfig:
     """With mesh: stages of consecutive blocks, balanced by FLOPs; the last has the output projection too."""
     pipeline_schedule: str = bounded("1f1b", choices=("gpipe", "1f1b", "zero_bubble"))
     """Order of the micro-batches' passes through the stages."""
+    pipeline_virtual_stages: int = bounded(1, minimum=1)
+    """Stages of each rank, interleaved (Narayanan et al. 2021): rank 0 of two has stages 0 and 2."""
     pipeline_blocks: str | None = None
     """Number of blocks of each stage, as 9-8-8-7; null balances the stages by FLOPs."""
     context: int = bounded(1, minimum=1)
@@ -434,6 +438,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     # Division of a global batch on one device, and recomputation.
     "workload.micro_batch_size",
     "model.activation_checkpointing",
+    "model.activation_checkpointing_blocks",
     # No sequence is longer than the window, which so changes nothing.
     "model.sliding_window",
     # Timing.

@@ -102,6 +102,17 @@ def _check_model(config: Config) -> Iterator[str]:
             f"model.position_embedding: rotary needs an even head size, found {head_dim(model)} (model.head_dim, or "
             "model.hidden_size / model.num_attention_heads); change that, or use model.position_embedding=learned"
         )
+    if (chosen := model.activation_checkpointing_blocks) is not None:
+        if not model.activation_checkpointing:
+            yield (
+                f"model.activation_checkpointing_blocks: found {chosen}, but no block recomputes; set "
+                "model.activation_checkpointing=true, or leave it out"
+            )
+        if chosen > model.num_hidden_layers:
+            yield (
+                f"model.activation_checkpointing_blocks: found {chosen}, but the model has "
+                f"{counted(model.num_hidden_layers, 'block')}; choose at most that, or null for all"
+            )
     yield from _check_rope_scaling(model)
 
 
@@ -320,9 +331,10 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
 
 def _pipeline_problems(config: Config, layout: Layout) -> Iterator[str]:
     work, model = config.workload, config.model
-    if layout.pipeline > model.num_hidden_layers:
+    stages = layout.pipeline * config.parallel.pipeline_virtual_stages
+    if stages > model.num_hidden_layers:
         yield (
-            f"parallel.pipeline: found {layout.pipeline} stages, but the model has "
+            f"parallel.pipeline: found {stages} stages, but the model has "
             f"{counted(model.num_hidden_layers, 'block')}; choose at most {model.num_hidden_layers}"
         )
     share = work.global_batch_size // layout.shares
@@ -334,31 +346,35 @@ def _pipeline_problems(config: Config, layout: Layout) -> Iterator[str]:
             f"workload.micro_batch_size: found {work.micro_batch_size}, which leaves "
             f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for {layout.pipeline} stages; {remedy}"
         )
-    yield from _zero_bubble_problems(config, layout, micro_batches)
-    for key, default in (("pipeline_schedule", "1f1b"), ("pipeline_blocks", None)):
+    yield from _schedule_problems(config, layout, micro_batches)
+    for key, default in (("pipeline_schedule", "1f1b"), ("pipeline_virtual_stages", 1), ("pipeline_blocks", None)):
         if layout.pipeline == 1 and (found := getattr(config.parallel, key)) != default:
             yield f"parallel.{key}: found {found}, but there is no pipeline; leave it out, or set parallel.pipeline"
     if layout.pipeline > 1 and (found := config.parallel.pipeline_blocks) is not None:
         counts = blocks_by_stage(found)
-        if len(counts) != layout.pipeline or 0 in counts or sum(counts) != model.num_hidden_layers:
+        if len(counts) != stages or 0 in counts or sum(counts) != model.num_hidden_layers:
             yield (
-                f"parallel.pipeline_blocks: found {found}, expected {layout.pipeline} numbers with a dash between them "
+                f"parallel.pipeline_blocks: found {found}, expected {stages} numbers with a dash between them "
                 f"that add up to {counted(model.num_hidden_layers, 'block')}, one for each stage"
             )
 
 
-def _zero_bubble_problems(config: Config, layout: Layout, micro_batches: int) -> Iterator[str]:
-    """Yield what PyTorch's zero-bubble schedule, which splits each backward pass in two, cannot do."""
-    if layout.pipeline == 1 or config.parallel.pipeline_schedule != "zero_bubble":
+def _schedule_problems(config: Config, layout: Layout, micro_batches: int) -> Iterator[str]:
+    """Yield what PyTorch's schedules cannot do."""
+    if layout.pipeline == 1:
         return
+    schedule, interleaved = config.parallel.pipeline_schedule, config.parallel.pipeline_virtual_stages > 1
     rounds = max(1, micro_batches // layout.pipeline)
-    if micro_batches % rounds:
+    if micro_batches % rounds and (schedule == "zero_bubble" or (interleaved and schedule == "1f1b")):
         fitting = micro_batches // layout.pipeline * layout.pipeline
+        other = "gpipe" if interleaved else "1f1b"
         yield (
-            f"parallel.pipeline_schedule: found zero_bubble, which does not divide {micro_batches} micro-batches into "
-            f"{counted(rounds, 'round')}; train {fitting} micro-batches a step, or choose 1f1b"
+            f"parallel.pipeline_schedule: found {schedule}{' of interleaved stages' * interleaved}, which does not "
+            f"divide {micro_batches} micro-batches into {counted(rounds, 'round')}; train {fitting} micro-batches a "
+            f"step, or choose {other}"
         )
-    if config.track.name == "tuned" and config.track.compile != "no":
+    # It splits each backward pass in two.
+    if schedule == "zero_bubble" and config.track.name == "tuned" and config.track.compile != "no":
         yield (
             "parallel.pipeline_schedule: found zero_bubble, which cannot split the backward pass of compiled blocks; "
             "choose 1f1b, or set track.compile=no"

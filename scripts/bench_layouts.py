@@ -1,6 +1,6 @@
 """Bubble and exposed communication as the record has them, against what they have to be.
 
-    python scripts/bench_layouts.py bubble      pipelines of 2 and 4 stages, of four numbers of micro-batches
+    python scripts/bench_layouts.py bubble      pipelines of 2 and 4 ranks, with three numbers of micro-batches
     python scripts/bench_layouts.py exposed     every axis, with collectives that take longer
 
 In `bubble` each block sleeps for a set time, twice of it in the backward pass, so that processes that share cores are
@@ -30,7 +30,7 @@ from tests.ranks import end_ranks, record, start_ranks  # noqa: E402
 
 SHORT = ("workload.steps=9", "workload.timing_warmup_steps=3", "workload.eval_every=0", "workload.lr_warmup_steps=3",
          "fingerprint=false")  # fmt: skip
-STAGES, MICRO_BATCHES, SCHEDULES = (2, 4), (4, 8, 16), ("gpipe", "1f1b", "zero_bubble")
+SIZES, MICRO_BATCHES, SCHEDULES = (2, 4), (4, 8, 16), ("gpipe", "1f1b", "zero_bubble")
 AXES = {
     "tensor": "tensor=2",
     "shard": "shard=2",
@@ -54,18 +54,19 @@ def train(layout: str, fault: str, settings: list[str], variables: Mapping[str, 
 
 
 def bubbles(block_seconds: float) -> None:
-    print("| schedule | stages | micro-batches | measured | (p - 1) / (m + p - 1) |\n|---|---:|---:|---:|---:|")
-    for schedule in SCHEDULES:
-        for stages in STAGES:
-            for count in MICRO_BATCHES:
-                # The output projection does not sleep, so that equal numbers of blocks make equal stages.
-                blocks = "-".join([str(4 // stages)] * stages)
-                settings = [f"workload.global_batch_size={count}", f"parallel.pipeline_schedule={schedule}",
-                            f"parallel.pipeline_blocks={blocks}"]  # fmt: skip
-                found = train(f"pipeline={stages}", "sleeping blocks", settings, {"BLOCK_SECONDS": str(block_seconds)})
-                bubble = found["bubble"]
-                print(f"| {schedule} | {stages} | {count} | {bubble['measured_share']:.3f} | "
-                      f"{bubble['ideal_share']:.3f} |", flush=True)  # fmt: skip
+    print("| schedule | ranks | stages each | micro-batches | measured | (p - 1) / (v m + p - 1) |")
+    print("|---|---:|---:|---:|---:|---:|")
+    cases = [(schedule, size, 1) for schedule in SCHEDULES for size in SIZES] + [("1f1b", 2, 2)]
+    for schedule, size, each in cases:
+        for count in MICRO_BATCHES:
+            # The output projection does not sleep, so that equal numbers of blocks make equal stages.
+            blocks = "-".join([str(4 // (size * each))] * size * each)
+            settings = [f"workload.global_batch_size={count}", f"parallel.pipeline_schedule={schedule}",
+                        f"parallel.pipeline_blocks={blocks}", f"parallel.pipeline_virtual_stages={each}"]  # fmt: skip
+            found = train(f"pipeline={size}", "sleeping blocks", settings, {"BLOCK_SECONDS": str(block_seconds)})
+            bubble = found["bubble"]
+            print(f"| {schedule} | {size} | {each} | {count} | {bubble['measured_share']:.3f} | "
+                  f"{bubble['ideal_share']:.3f} |", flush=True)  # fmt: skip
 
 
 def exposed(slow_seconds: float) -> None:

@@ -32,6 +32,7 @@ def install(path: Path) -> None:
     from harness.workload.model import Transformer
 
     found: dict[str, int] = {}
+    sizes: list[int] = []
     forward, update = Transformer.forward, EagerStep._update
 
     def counted_forward(self: Any, *inputs: Any, **named: Any) -> Any:
@@ -48,7 +49,7 @@ def install(path: Path) -> None:
         known = {local(tensor).untyped_storage().data_ptr() for tensor in others}
         # The loss, or what is sent to the next stage, stays until the backward pass too.
         kept = [tensor for tensor in (*saved, output) if local(tensor).untyped_storage().data_ptr() not in known]
-        found["activation_bytes"] = size(kept)
+        sizes.append(size(kept))
         return output
 
     def counted_update(self: Any) -> Any:
@@ -56,6 +57,9 @@ def install(path: Path) -> None:
         found["parameters"] = sum(local(parameter).numel() for parameter in parameters)
         found["weight_bytes"] = size(parameters)
         found["gradient_bytes"] = size(parameter.grad for parameter in parameters)
+        # Of a forward pass: the mean, if a rank has several stages.
+        found["activation_bytes"] = sum(sizes) // len(sizes)
+        sizes.clear()
         norm = update(self)
         states = self._optimizer.state.values()
         found["moment_bytes"] = size(value for state in states for value in state.values())

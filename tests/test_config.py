@@ -112,11 +112,13 @@ OTHER_VALUE: dict[str, str] = {
 FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment", "resume"}
 # Legal together with model=hf only, or with a rope_type.
 FIXED |= {"model.path", *(f"model.rope_scaling.{name}" for names in ROPE_PARAMETERS.values() for name in names)}
+# Legal together with model.activation_checkpointing=true only.
+FIXED |= {"model.activation_checkpointing_blocks"}
 # Legal together with track=tuned only.
 FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
 FIXED |= {
-    *(f"parallel.{axis}" for axis in (*AXES, "pipeline_schedule", "pipeline_blocks")),
+    *(f"parallel.{axis}" for axis in (*AXES, "pipeline_schedule", "pipeline_virtual_stages", "pipeline_blocks")),
     "parallel.cpu_offload",
     "parallel.low_precision_all_gather",
     "parallel.scaling_reference",

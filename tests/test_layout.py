@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.stages import stage_blocks
 from harness.composition import load
 from harness.config import ParallelConfig
 from harness.errors import ConfigError
 from harness.layout import AXES, Layout, layout_of
 from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.parallel import blocks_of_stages
-from harness.training.distributed.pipeline import stage_blocks
+from harness.training.distributed.parallel import stages_by_rank
 from harness.training.distributed.tensor import needed_heads
 from harness.validation import check_layout
 from harness.world import World
@@ -141,6 +141,15 @@ class TestFit:
              "into 2 rounds; train 4 micro-batches a step, or choose 1f1b"),
             (("parallel=mesh", "parallel.pipeline=2", f"parallel.pipeline_blocks=1-{'2' * 5000}",
               "model.num_hidden_layers=3"), Layout(pipeline=2), "parallel.pipeline_blocks: found 1-2222"),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_virtual_stages=2",
+              "model.num_hidden_layers=3"), Layout(pipeline=2),
+             "parallel.pipeline: found 4 stages, but the model has 3 blocks; choose at most 3"),
+            (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_virtual_stages=2",
+              "model.num_hidden_layers=4", "workload.global_batch_size=5", "workload.micro_batch_size=1"),
+             Layout(pipeline=2), "parallel.pipeline_schedule: found 1f1b of interleaved stages, which does not divide "
+             "5 micro-batches into 2 rounds; train 4 micro-batches a step, or choose gpipe"),
+            (("parallel=mesh", "parallel.pipeline_virtual_stages=2", "model.num_hidden_layers=2"), Layout(tensor=2),
+             "parallel.pipeline_virtual_stages: found 2, but there is no pipeline; leave it out, or set"),
             (("parallel=mesh", "parallel.pipeline_blocks=2"), Layout(tensor=2),
              "parallel.pipeline_blocks: found 2, but there is no pipeline; leave it out, or set parallel.pipeline"),
             (("workload.micro_batch_size=4", "model.num_hidden_layers=2"), Layout(pipeline=2),
@@ -168,7 +177,12 @@ class TestFit:
 class TestStages:
     def test_the_owner_may_set_them(self) -> None:
         config = load([*TINY, "parallel=mesh", "parallel.pipeline=3", "parallel.pipeline_blocks=1-4-2"])
-        assert blocks_of_stages(config, Layout(pipeline=3)) == [range(1), range(1, 5), range(5, 7)]
+        assert stages_by_rank(config, 3) == [[range(1)], [range(1, 5)], [range(5, 7)]]
+
+    def test_interleaved_stages_are_dealt_out_in_turn(self) -> None:
+        config = load([*TINY, "parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_virtual_stages=2",
+                       "parallel.pipeline_blocks=1-4-2-3"])  # fmt: skip
+        assert stages_by_rank(config, 2) == [[range(1), range(5, 7)], [range(1, 5), range(7, 10)]]
 
     @pytest.mark.parametrize(
         ("blocks", "stages", "head", "expected"),

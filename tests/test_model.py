@@ -445,3 +445,15 @@ class TestActivationCheckpointing:
         assert torch.equal(one, two)
         for name, gradient in one_gradients.items():
             assert torch.equal(gradient, two_gradients[name]), name
+
+    @pytest.mark.parametrize(
+        ("blocks", "chosen", "expected"), [(4, None, [0, 1, 2, 3]), (4, 2, [1, 3]), (4, 3, [1, 2, 3]), (6, 1, [5])]
+    )
+    def test_chosen_blocks_recompute(self, blocks: int, chosen: int | None, expected: list[int]) -> None:
+        config = replace(GPT2, num_hidden_layers=blocks, activation_checkpointing=True,
+                         activation_checkpointing_blocks=chosen)  # fmt: skip
+        model, calls = random_model(config), list[int]()
+        for number, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+        model(random_sequences(config)).backward()
+        assert sorted(calls) == sorted([*range(blocks), *expected])

@@ -192,7 +192,7 @@ class TestLabels:
             (["model=llama-30m", "model.rope_theta=5e5"], "llama-30m-modified"),
             (["model=gpt2-124m", "model.rope_theta=5e5"], "gpt2-124m"),
             (["model.bias=true"], "tiny-modified"),
-            (["model.activation_checkpointing=true"], "tiny"),
+            (["model.activation_checkpointing=true", "model.activation_checkpointing_blocks=1"], "tiny"),
             (["model.num_key_value_heads=4", "model.intermediate_size=512"], "tiny"),
             (["experiment=gpt2", "model.vocab_size=50304"], "gpt2-124m-modified"),
             (["model=small", "model.hidden_size=768", "model.name=mine"], "mine"),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.pipelining import schedules
 
 from harness import backends
-from harness.analysis.stage_memory import GIB, PassMemory, StageMemory, micro_batches_in_flight
+from harness.analysis.stage_memory import GIB, PassMemory, StageMemory, passes_in_flight
 from harness.composition import load
 from harness.config import BackendConfig
 from harness.layout import layout_of
 from harness.text import layered_settings
 from harness.training.distributed import plan
-from tests.layouts import LLAMA, WORK
+from harness.training.distributed.pipeline import SCHEDULES
+from tests.layouts import LLAMA, WORK, overrides_of
 from tests.ranks import end_ranks, run_harness, start_ranks
 
 MODEL = (*WORK, *LLAMA, "model.tie_word_embeddings=false", "model.vocab_size=257")
@@ -43,12 +46,13 @@ def planned(devices: int, overrides: list[str]) -> list[StageMemory]:
         ("pipeline=2", ("precision=bf16",)),
         ("shard=2", ("model.activation_checkpointing=true",)),
         ("context=2", ()),
+        ("pipeline=2 pipeline_virtual_stages=2", ()),
         ("pipeline=2 tensor=2", ("model.vocab_size=511",)),
     ],
 )
 def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_path: Path) -> None:
     """Parameters, gradients, optimizer state, and what a micro-batch leaves for its backward pass, to the byte."""
-    devices = math.prod(int(part.split("=")[1]) for part in layout.split())
+    devices = overrides_of(layout)[0]
     overrides = settings(layout, *SHORT, *more)
     run = start_ranks(devices, [*overrides, "out=run"], tmp_path, fault="held", module="tests.memory_probe")
     assert [ended.err for ended in end_ranks(run, 200) if ended.code] == []
@@ -65,37 +69,76 @@ def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "layout"),
-    [("1f1b", "pipeline=4"), ("gpipe", "pipeline=4"), ("1f1b", "pipeline=2 shard=2 tensor=2")],
+    [
+        ("1f1b", "pipeline=4"),
+        ("gpipe", "pipeline=4"),
+        ("1f1b", "pipeline=2 shard=2 tensor=2"),
+        ("1f1b", "pipeline=2 pipeline_virtual_stages=2"),
+    ],
 )
 def test_two_micro_batches_tell_the_peak_of_a_schedule(
     schedule: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's schedule over all micro-batches has the peak that follows from two.
 
-    But for the tokens of the others, and an output that waits to be sent: up to 1.1 % of these tiny models.
+    But for the tokens of the others, and an output that waits to be sent: up to 1.1 % of these tiny models; and of a
+    rank whose interleaved stages have unequal activations, of which the mean is taken: up to 2.9 %.
     """
     overrides = settings(layout, "workload.global_batch_size=12", f"parallel.pipeline_schedule={schedule}")
-    devices = math.prod(int(part.split("=")[1]) for part in layout.split())
+    devices = overrides_of(layout)[0]
     config = load(overrides)
     found = planned(devices, overrides)
     monkeypatch.setattr(plan, "MAX_MICRO_BATCHES", 100)
+    # One section: all passes.
+    monkeypatch.setattr(plan._StepObserver, "_before_backward", lambda *_: None)
     backend = backends.create(BackendConfig(name="cpu"))
     calls = [(config, backend, layout_of(config.parallel, devices), stage.stage) for stage in found]
     for stage, (whole, _) in zip(found, plan._in_processes(plan._rehearse, calls), strict=True):
-        peak = max(whole.passes.peak_of_first, whole.passes.peak_of_next or 0, whole.passes.peak_of_update)
-        assert stage.peak_bytes == pytest.approx(peak, rel=0.015)
+        peak = max(whole.passes.peak_of_first, whole.passes.peak_of_update)
+        assert stage.peak_bytes == pytest.approx(peak, rel=0.035 if "virtual" in layout else 0.015)
 
 
-def test_micro_batches_in_flight() -> None:
-    assert [micro_batches_in_flight("1f1b", stage, 4, 8) for stage in range(4)] == [4, 3, 2, 1]
-    assert [micro_batches_in_flight("1f1b", stage, 4, 2) for stage in range(4)] == [2, 2, 2, 1]
-    assert [micro_batches_in_flight("gpipe", stage, 4, 8) for stage in range(4)] == [8] * 4
-    assert [micro_batches_in_flight("zero_bubble", stage, 4, 8) for stage in range(4)] == [4] * 4
-    assert micro_batches_in_flight("1f1b", 0, 1, 8) == 1
+@pytest.mark.parametrize(
+    ("schedule", "virtual_stages", "micro_batches", "expected"),
+    [
+        ("1f1b", 1, 8, [4, 3, 2, 1]),
+        ("1f1b", 1, 2, [2, 2, 2, 1]),
+        ("gpipe", 1, 8, [8, 8, 8, 8]),
+        ("zero_bubble", 1, 8, [4, 4, 4, 4]),
+        ("1f1b", 2, 8, [11, 9, 7, 5]),
+        ("1f1b", 2, 4, [8, 8, 7, 5]),
+        ("1f1b", 2, 10, [12, 10, 8, 6]),
+        ("gpipe", 2, 8, [16, 16, 16, 16]),
+    ],
+)
+def test_passes_in_flight(schedule: str, virtual_stages: int, micro_batches: int, expected: list[int]) -> None:
+    assert [passes_in_flight(schedule, rank, 4, virtual_stages, micro_batches) for rank in range(4)] == expected
+    assert passes_in_flight(schedule, 0, 1, 1, 8) == 1
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero_bubble"])
+@pytest.mark.parametrize(("virtual_stages", "micro_batches"), [(1, 4), (1, 12), (2, 4), (2, 6), (2, 12), (3, 8)])
+def test_pytorchs_schedules_keep_as_many(schedule: str, virtual_stages: int, micro_batches: int) -> None:
+    for rank in range(4):
+        planned = passes_in_flight(schedule, rank, 4, virtual_stages, micro_batches)
+        assert _kept_by_pytorch(schedule, rank, 4, virtual_stages, micro_batches) == planned
+
+
+def _kept_by_pytorch(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:
+    """Return of how many forward passes a rank has yet to take the backward pass, at most."""
+    stages = [SimpleNamespace(group_size=size, group_rank=rank, num_stages=size * virtual_stages, has_backward=True,
+                              stage_index=number * size + rank, is_first=False, is_last=False, submod=None)
+              for number in range(virtual_stages)]  # fmt: skip
+    built: Any = SCHEDULES[schedule, virtual_stages > 1](stages, micro_batches)
+    order = built.pipeline_order if hasattr(built, "pipeline_order") else built._get_pipeline_order()
+    change = {schedules.FORWARD: 1, schedules.FULL_BACKWARD: -1, schedules.BACKWARD_WEIGHT: -1}
+    changes = [change.get(action.computation_type, 0) for action in order[rank] if action is not None]
+    assert sum(changes) == 0
+    return max(accumulate(changes))
 
 
 def test_the_peak_of_a_stage() -> None:
-    passes = PassMemory(activations=10, first_in_flight=2, peak_of_first=70, peak_of_next=65, peak_of_update=50)
+    passes = PassMemory(activations=10, first_in_flight=2, peak_of_first=70, peak_of_last=65, peak_of_update=50)
     stage = StageMemory(0, 4, 5, 20, 20, 10, passes, in_flight=4, in_flight_later=4, buffer_bytes=3)
     assert stage.peak_bytes == 3 + max(70 + 2 * 10, 65 + 3 * 10)
     assert stage.other_bytes == stage.peak_bytes - (20 + 20 + 10 + 40)

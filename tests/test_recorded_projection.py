@@ -13,7 +13,8 @@ from harness.__main__ import main
 from harness.analysis.projection.assumptions import Assumptions, Range
 from harness.analysis.projection.exchanges import Exchange, exchanges_of
 from harness.analysis.projection.links import MeasuredCollectives, MeasuredLinks, interpolated_seconds
-from harness.analysis.projection.recorded import RunCheck, check_run, longest_stage, plan_of_run
+from harness.analysis.projection.recorded import RunCheck, check_run, plan_of_run
+from harness.analysis.stages import longest_rank
 from harness.records.load import LoadedRecord
 from harness.records.peak import COLLECTIVES, PEAK_FILE
 from harness.records.record import write_record
@@ -174,11 +175,14 @@ class TestByHand:
         assert found.assumptions == {}
 
     def test_recomputation_repeats_the_forward_passs_collectives(self) -> None:
-        once, again = (
-            check({"tensor": 2}, config={"model": {"activation_checkpointing": each}}) for each in (False, True)
-        )
+        once, again, half = (
+            check({"tensor": 2}, config={"model": {"activation_checkpointing": each,
+                                                   "activation_checkpointing_blocks": blocks}})
+            for each, blocks in ((False, None), (True, None), (True, 2))
+        )  # fmt: skip
         more = 4 * 4 * (2 * cost(4 * 2 * 64 * 100) + 2 * cost(2 * 2 * 64 * 100))
         assert part(again, "tensor") - part(once, "tensor") == pytest.approx(more, rel=1e-3)
+        assert part(half, "tensor") - part(once, "tensor") == pytest.approx(more / 2, rel=1e-3)
 
 
 class TestMeasured:
@@ -241,11 +245,13 @@ class TestLinks:
         assert (two_hosts.covers(inside), two_hosts.covers(outside)) == (False, True)
 
 
-def test_longest_stage() -> None:
+def test_longest_rank() -> None:
     model = {**MODEL, "num_key_value_heads": None, "intermediate_size": None, "activation": "gelu_tanh"}
-    assert longest_stage(model, 64, 1) == 1.0
-    assert longest_stage({**model, "vocab_size": 0}, 64, 2) == pytest.approx(1.0)
-    assert longest_stage({**model, "vocab_size": 0}, 64, 3) == pytest.approx(2 * 3 / 4)
+    assert longest_rank(model, 64, 1) == 1.0
+    assert longest_rank({**model, "vocab_size": 0}, 64, 2) == pytest.approx(1.0)
+    assert longest_rank({**model, "vocab_size": 0}, 64, 3) == pytest.approx(2 * 3 / 4)
+    # Two stages of each rank: blocks 0 and 2-4, and 1 and 5.
+    assert longest_rank({**model, "vocab_size": 0, "num_hidden_layers": 6}, 64, 2, 2, "1-1-3-1") == 4 * 2 / 6
 
 
 class TestCommand:

@@ -106,14 +106,19 @@ class TestRanks:
             }
             for wait in waits
         ]
-        assert pipeline_bubble(ranks, 2, 4) == {
+        assert pipeline_bubble(ranks, 2, 1, 4) == {
             "measured_share": pytest.approx(0.2), "ideal_share": pytest.approx(1 / 5), "micro_batches": 4,
         }  # fmt: skip
         ranks[1]["axes"] = None
-        unknown = pipeline_bubble(ranks, 2, 4)
+        unknown = pipeline_bubble(ranks, 2, 1, 4)
         assert unknown is not None
         assert unknown["measured_share"] is None
-        assert pipeline_bubble(ranks, 1, 4) is None
+        assert pipeline_bubble(ranks, 1, 1, 4) is None
+
+    def test_interleaved_stages_have_a_smaller_bubble(self) -> None:
+        found = pipeline_bubble([{"step_seconds": 1.0, "axes": None}] * 2, 2, 2, 4)
+        assert found is not None
+        assert found["ideal_share"] == 1 / 9
 
     def test_rank_timing_is_of_the_measured_window(self) -> None:
         done = TrainingHistory(

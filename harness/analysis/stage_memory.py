@@ -12,22 +12,24 @@ class PassMemory:
     """Memory of a training step of at most two micro-batches, measured on fake tensors. All in bytes."""
 
     activations: int
-    """Left by a micro-batch's forward pass for its backward pass."""
+    """Left by a forward pass for its backward pass: of interleaved stages, the mean."""
     first_in_flight: int
-    """Micro-batches whose activations existed during the first backward pass."""
+    """Forward passes whose activations existed during the first backward pass."""
     peak_of_first: int
     """Most at once until the end of the first backward pass."""
-    peak_of_next: int | None
-    """Most at once in the passes after that, with one micro-batch in flight; None: there were none."""
+    peak_of_last: int | None
+    """Most at once in the last backward pass, when all gradients exist and nothing else is in flight; None: the first
+    was the only one."""
     peak_of_update: int
     """Most at once during the optimizer's update."""
 
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Memory of the largest rank of one stage; a model without a pipeline has one stage."""
+    """Memory of the largest rank of one place in the pipeline; a model without a pipeline has one place."""
 
     stage: int
+    """The first of its stages, if they are interleaved."""
     blocks: int
     parameters: int
     """Elements on this rank."""
@@ -38,9 +40,9 @@ class StageMemory:
     """Optimizer state."""
     passes: PassMemory
     in_flight: int
-    """Micro-batches whose activations are kept at once."""
+    """Forward passes whose activations are kept at once: of interleaved stages, each passes a micro-batch."""
     in_flight_later: int
-    """The same during the second backward pass, by when the gradients of a micro-batch exist as well."""
+    """The same when all gradients exist already."""
     buffer_bytes: int
     """Of a pipeline: buffers for what other stages send, beyond those of the two micro-batches that were measured."""
 
@@ -53,8 +55,8 @@ class StageMemory:
         """Most bytes at once, in the passes or in the update."""
         each, passes = self.passes.activations, self.passes
         peaks = [passes.peak_of_update, passes.peak_of_first + (self.in_flight - passes.first_in_flight) * each]
-        if passes.peak_of_next is not None:
-            peaks.append(passes.peak_of_next + (self.in_flight_later - 1) * each)
+        if passes.peak_of_last is not None:
+            peaks.append(passes.peak_of_last + (self.in_flight_later - 1) * each)
         return self.buffer_bytes + max(peaks)
 
     @property
@@ -64,16 +66,37 @@ class StageMemory:
         return max(0, self.peak_bytes - named)
 
 
-def micro_batches_in_flight(schedule: str, stage: int, stages: int, micro_batches: int) -> int:
-    """Return of how many micro-batches a stage keeps activations at once.
+def passes_in_flight(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:
+    """Return of how many forward passes a rank of a pipeline keeps activations at once.
 
     GPipe keeps all (Huang et al. 2019); 1F1B as many as there are stages from this one on (Narayanan et al. 2019); zero
     bubble, whose gradients of weights come late, at most as many as there are stages (Qi et al. 2023, ZB-H1).
+    Interleaved stages first pass a round of micro-batches each but the last, and then twice as many as there are ranks
+    after this one, zero bubble one less (Narayanan et al. 2021); a round is about a micro-batch a rank.
     """
-    if stages == 1:
+    if size == 1:
         return 1
-    most = {"gpipe": micro_batches, "1f1b": stages - stage, "zero_bubble": stages}
-    return min(micro_batches, most[schedule])
+    every = virtual_stages * micro_batches
+    if virtual_stages > 1:
+        rounds = (virtual_stages - 1) * _round(schedule, size, micro_batches)
+        most = {"1f1b": rounds + 2 * (size - rank - 1) + 1, "zero_bubble": rounds + size}
+    else:
+        most = {"1f1b": size - rank, "zero_bubble": size}
+    return min(every, most.get(schedule, every))
+
+
+def passes_in_flight_later(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:
+    """Return the same during backward passes that add to gradients, after the first one of each stage."""
+    if size == 1:
+        return 1
+    firsts = (virtual_stages - 1) * _round(schedule, size, micro_batches) + 1
+    most = passes_in_flight(schedule, rank, size, virtual_stages, micro_batches)
+    return min(most, virtual_stages * micro_batches - firsts)
+
+
+def _round(schedule: str, size: int, micro_batches: int) -> int:
+    """Return how many micro-batches pass one stage of a rank before they pass its next one."""
+    return micro_batches if schedule == "gpipe" else micro_batches // max(1, micro_batches // size)
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,8 @@ class RunPlan:
     """Of one optimizer step on one device."""
     micro_batch_size: int
     seq_len: int
-    recomputes: bool
-    """True if activations are recomputed in the backward pass."""
+    recomputed_blocks: int
+    """Blocks whose activations are recomputed in the backward pass."""
     device_bytes: int
     """Memory of a device."""
     stages: tuple[StageMemory, ...]

@@ -73,6 +73,7 @@ def _plan(config: Config, devices: int, device_bytes: int) -> RunPlan:
     check_layout(config, layout)
     # Imported here, because it imports torch: only once the settings are right.
     from harness.training.distributed.plan import micro_batches_of, plan_stages
+    from harness.workload.model import recomputes
 
     # The host's CPU has no memory of its own to fit: its fake tensors stand for those of any device.
     stages, host_bytes = plan_stages(replace(config, init=RANDOM), backends.create(BackendConfig(name="cpu")), layout)
@@ -84,7 +85,7 @@ def _plan(config: Config, devices: int, device_bytes: int) -> RunPlan:
         micro_batches=micro_batches_of(config, layout),
         micro_batch_size=config.workload.micro_batch_size,
         seq_len=config.workload.seq_len,
-        recomputes=config.model.activation_checkpointing,
+        recomputed_blocks=sum(recomputes(config.model, number) for number in range(config.model.num_hidden_layers)),
         device_bytes=device_bytes,
         stages=tuple(stages),
         seconds=time.perf_counter() - began,

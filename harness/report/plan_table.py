@@ -33,7 +33,7 @@ def print_plan(plan: RunPlan) -> None:
     console = PlainConsole(WIDTH)
     batches = counted(plan.micro_batches, "micro-batch", "micro-batches")
     rows = [
-        ("model", f"{plan.model}, {plan.precision}, {'recomputing' if plan.recomputes else 'keeping all'} activations"),
+        ("model", f"{plan.model}, {plan.precision}, {_recomputation(plan)}"),
         ("layout", f"{plan.layout}, on {counted(plan.devices, 'device')} of {plan.device_bytes / GIB:g} GiB"),
         ("step", f"{batches} of {plan.micro_batch_size} x {plan.seq_len:,} tokens on each device"),
     ]
@@ -50,6 +50,13 @@ def print_plan(plan: RunPlan) -> None:
     console.print(Text(f"\nGiB. {NOTE}\n"))
     console.print(Text(verdict(plan)))
     console.print(Text(f"Planned in {plan.seconds:.0f} s, with {plan.host_bytes / GIB:.1f} GiB of host memory."))
+
+
+def _recomputation(plan: RunPlan) -> str:
+    blocks = sum(stage.blocks for stage in plan.stages)
+    if plan.recomputed_blocks in (0, blocks):
+        return f"{'recomputing' if plan.recomputed_blocks else 'keeping all'} activations"
+    return f"recomputing activations of {plan.recomputed_blocks} of {blocks} blocks"
 
 
 def verdict(plan: RunPlan) -> str:

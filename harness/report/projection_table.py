@@ -28,7 +28,7 @@ def print_projection(plan: Plan, chip: Chip, found: Projection, assumed: Assumpt
         ("training", f"{_scaled(plan.parameters)} parameters, {_scaled(plan.tokens)} tokens, "
                      f"{plan.steps:,.0f} steps of {plan.global_batch_size} x {plan.seq_len}"),
         ("devices", f"{plan.devices:,} {chip.name}, {plan.precision}: data {plan.data} x tensor {plan.tensor} x "
-                    f"pipeline {plan.pipeline}{', sharded' * plan.sharded}{', recomputing' * plan.recompute}"),
+                    f"pipeline {plan.pipeline}{', sharded' * plan.sharded}{', recomputing' * bool(plan.recompute)}"),
         ("speed from", found.source),
         ("days", _text(found.days)),
         ("device-hours", _text(found.device_hours)),

@@ -118,7 +118,9 @@ class Fingerprint:
         if self._config.precision == "fp32":
             return None
         config = replace(self._config, precision="fp32", track=replace(self._config.track, compile="no"))
-        config = replace(config, model=replace(config.model, activation_checkpointing=True))
+        config = replace(
+            config, model=replace(config.model, activation_checkpointing=True, activation_checkpointing_blocks=None)
+        )
         began = time.perf_counter()
         whole, _, optimizer, step = prepare_step(config, self._backend, self._ranks, self._heartbeat)
         parameters, first = whole.counted, torch.from_numpy(self._dataset.train(0, 1))

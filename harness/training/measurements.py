@@ -179,23 +179,26 @@ def find_stragglers(ranks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def pipeline_bubble(ranks: Sequence[Mapping[str, Any]], stages: int, micro_batches: int) -> dict[str, Any] | None:
-    """Return the share of a step in which the stages of a pipeline wait for each other, and the ideal one.
+def pipeline_bubble(
+    ranks: Sequence[Mapping[str, Any]], size: int, virtual_stages: int, micro_batches: int
+) -> dict[str, Any] | None:
+    """Return the share of a step in which the ranks of a pipeline wait for each other, and the ideal one.
 
     Measured: the mean over the ranks; transfers that are not hidden count too. Ideal, for equal stages and free
-    transfers, is (p - 1) / (m + p - 1) of p stages and m micro-batches, with GPipe and 1F1B alike (Narayanan et al.
-    2021, "Efficient Large-Scale Language Model Training on GPU Clusters").
+    transfers, is (p - 1) / (v m + p - 1) of p ranks, v stages on each and m micro-batches, with GPipe and 1F1B alike
+    (Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters").
 
     Args:
         ranks: as `describe_ranks` returns them.
+        size: of the pipeline, in ranks.
     """
-    if stages == 1:
+    if size == 1:
         return None
     waits = [((rank["axes"] or {}).get("pipeline") or {}).get("exposed_communication_seconds") for rank in ranks]
     shares = [None if wait is None else wait / rank["step_seconds"] for wait, rank in zip(waits, ranks, strict=True)]
     known = [share for share in shares if share is not None]
     return {
         "measured_share": statistics.fmean(known) if len(known) == len(ranks) else None,
-        "ideal_share": (stages - 1) / (micro_batches + stages - 1),
+        "ideal_share": (size - 1) / (virtual_stages * micro_batches + size - 1),
         "micro_batches": micro_batches,
     }

@@ -123,7 +123,8 @@ def parallel_section(
     layout, work = description.layout, description.config.workload
     described = describe_ranks(measurements.ranks)
     micro_batches = work.global_batch_size // (layout.shares * work.micro_batch_size)
-    bubble = pipeline_bubble(described["ranks"], layout.pipeline, micro_batches)
+    virtual_stages = description.config.parallel.pipeline_virtual_stages
+    bubble = pipeline_bubble(described["ranks"], layout.pipeline, virtual_stages, micro_batches)
     return {"layout": asdict(layout), **described, "bubble": bubble, "scaling": scaling}
 
 

@@ -200,6 +200,7 @@ class Trainer:
             "track": asdict(config.track),
             "micro_batch_size": config.workload.micro_batch_size,
             "activation_checkpointing": config.model.activation_checkpointing,
+            "activation_checkpointing_blocks": config.model.activation_checkpointing_blocks,
             # Axes that were left open have their sizes in the layout.
             "parallel": {
                 **asdict(config.parallel),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ def build_model(
     dtype: torch.dtype = torch.float32,
     heartbeat: Callable[[], None] = lambda: None,
     weights: WeightFiles | None = None,
-    blocks: range | None = None,
+    stages: Sequence[range] | None = None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
@@ -36,13 +36,13 @@ def build_model(
         dtype: type in which the weights are stored; they are generated in float32.
         heartbeat: called after each parameter.
         weights: files that hold the initial weights; None generates random ones.
-        blocks: those of one stage of a pipeline; None builds all.
+        stages: numbers of the blocks of each stage that this rank has of a pipeline; None builds all.
 
     Raises:
         DataError: the files do not hold this model.
     """
     with torch.device("meta"):
-        model = Transformer(config, blocks).to(dtype)
+        model = Transformer(config, stages).to(dtype)
     if weights is not None:
         weights.check(parameter_shapes(config))
     if shard is not None:

@@ -6,7 +6,7 @@ Shapes: B sequences, S positions, W hidden size, H query heads, K key/value head
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -160,16 +160,16 @@ class Transformer(nn.Module):
     embedding: nn.Embedding
     head: nn.Linear
 
-    def __init__(self, config: ModelConfig, blocks: range | None = None) -> None:
+    def __init__(self, config: ModelConfig, stages: Sequence[range] | None = None) -> None:
         """
         Args:
-            blocks: those of one stage of a pipeline; the first stage has the embeddings too, the last one norm and
-                head. None: all.
+            stages: numbers of the blocks of each stage of a pipeline that this rank has; the first stage of all has the
+                embeddings too, the last one norm and head. None: all blocks, in one.
         """
         super().__init__()
         self.config = config
-        blocks = blocks or range(config.num_hidden_layers)
-        self.is_first, self.is_last = blocks.start == 0, blocks.stop == config.num_hidden_layers
+        stages = stages or [range(config.num_hidden_layers)]
+        self.is_first, self.is_last = stages[0].start == 0, stages[-1].stop == config.num_hidden_layers
         tied = config.tie_word_embeddings
         learned = config.position_embedding == "learned"
         has_embedding = self.is_first or (self.is_last and tied)
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
             nn.Embedding(config.max_position_embeddings, config.hidden_size) if self.is_first and learned else None
         )
         self.blocks = nn.ModuleList()
-        for number in blocks:
+        for number in (number for stage in stages for number in stage):
             self.blocks.add_module(str(number), Block(config))
         self.norm = make_norm(config) if self.is_last else None
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if self.is_last else None  # type: ignore
@@ -187,6 +187,23 @@ class Transformer(nn.Module):
         """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
+        self.stages: tuple[Transformer, ...] = (self,)
+        """Stages that a pipeline calls: of interleaved ones, a rank has several."""
+
+    def split(self, stages: Sequence[range]) -> None:
+        """Let each stage be a model of its own, which shares its modules with this one."""
+        self.stages = tuple(self._stage(blocks) for blocks in stages)
+
+    def _stage(self, blocks: range) -> Transformer:
+        with torch.device("meta"):
+            stage = Transformer(self.config, [blocks])
+        for name, _ in stage.named_children():
+            if name != "blocks":
+                setattr(stage, name, getattr(self, name))
+        for number, _ in stage.blocks.named_children():
+            setattr(stage.blocks, number, getattr(self.blocks, number))
+        stage.part_of_sequence = self.part_of_sequence
+        return stage
 
     def numbered_layers(self) -> dict[int, nn.Module]:
         """Return the blocks of this part of the model by number, and the last norm after them."""
@@ -200,7 +217,7 @@ class Transformer(nn.Module):
 
     def use_kernels(self, kernels: Mapping[str, Kernel]) -> None:
         """Replace operations, given by name, with other functions of the same mathematics."""
-        for module in self.modules():
+        for module in (*self.modules(), *self.stages):
             for operation in getattr(module, "kernels", ()):
                 if operation in kernels:
                     setattr(module, operation, kernels[operation])
@@ -238,8 +255,8 @@ class Transformer(nn.Module):
             own = self._own_positions(length)
             cos, sin = self._rotary_tables(length * self.part_of_sequence[1], x.device)
             rotary = cos[own.start : own.stop], sin[own.start : own.stop]
-        for block in self.blocks:
-            if self.config.activation_checkpointing and self.training:
+        for number, block in self.blocks.named_children():
+            if block.training and recomputes(self.config, int(number)):
                 x = checkpoint(block, x, rotary, use_reentrant=False)
             else:
                 x = block(x, rotary)
@@ -271,6 +288,15 @@ class Transformer(nn.Module):
             cos, sin = rotary_tables(length, head_dim(config), config.rope_theta, config.rope_scaling)
             self._rotary = (cos.to(device), sin.to(device))
         return self._rotary
+
+
+def recomputes(config: ModelConfig, number: int) -> bool:
+    """Return whether the block of this number recomputes its activations in the backward pass."""
+    if not config.activation_checkpointing:
+        return False
+    blocks = config.num_hidden_layers
+    chosen = config.activation_checkpointing_blocks or blocks
+    return (number + 1) * chosen // blocks > number * chosen // blocks
 
 
 def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

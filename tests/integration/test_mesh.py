@@ -46,6 +46,18 @@ def test_schedule_and_stages_do_not_change_the_work(layout_runs: Path) -> None:
     assert 0 < bubble["measured_share"] < 1
 
 
+def test_interleaved_stages_do_not_change_the_work(tmp_path: Path) -> None:
+    """Each rank has two stages, the tied embedding is on the first and the last; evaluations are single passes."""
+    settings = short_work("tied", "model.num_hidden_layers=5")
+    alone = train_alone(tmp_path, settings, "alone")
+    found = train(tmp_path, "pipeline=2 shard=2 pipeline_virtual_stages=2", settings, "run")
+    assert isinstance(found, Path), found
+    assert difference(alone, found, "fp32").startswith("ok")
+    assert [finding.text for finding in compare(alone, found, "fp32") if finding.passed is False] == []
+    bubble = record(found)["parallel"]["bubble"]
+    assert bubble["ideal_share"] == 1 / (2 * bubble["micro_batches"] + 1)
+
+
 @pytest.mark.parametrize(("layout", "parts"), [("shard=2 tensor=2", 3), ("pipeline=2 context=2", 2)])
 def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
     """One program for the attention of all blocks, one for their feed-forward, and one for the last norm."""
@@ -63,7 +75,8 @@ def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
 def test_bf16_is_within_the_gate(layout: str, layout_runs: Path) -> None:
-    settings = short_work("llama", "precision=bf16")
+    # As many steps as the gate's findings about losses need.
+    settings = short_work("llama", "precision=bf16", "workload.steps=12", "workload.eval_every=6")
     alone = train_alone(layout_runs, settings, "llama-bf16")
     found = train(layout_runs, layout, settings, f"llama-bf16-{file_name(layout)}")
     assert isinstance(found, Path), found

@@ -18,7 +18,8 @@ from tests.ranks import record
 
 STEPS = 12
 # 257 ids are cut unevenly, over tensor and shards.
-OWN = ("model.vocab_size=257", "fingerprint=false", f"workload.steps={STEPS}", "workload.interval_steps=2")
+OWN = ("model.vocab_size=257", "model.num_hidden_layers=3", "fingerprint=false", f"workload.steps={STEPS}",
+       "workload.interval_steps=2", "workload.global_batch_size=4")  # fmt: skip
 BOTH = "tensor=2 pipeline=2"
 ASYNCHRONOUS = "checkpoint.asynchronous=true"
 Whole = Callable[..., Path]

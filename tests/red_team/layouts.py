@@ -283,13 +283,13 @@ def gradients_not_reduced() -> None:
 @fault("two stages both compute the block at their border", "pipeline=2")
 def block_in_two_stages() -> None:
     def make(real: Any) -> Any:
-        def blocks(config: Any, ranks: Any) -> range:
-            own = real(config, ranks)
-            return range(max(0, own.start - 1), own.stop)
+        def stages(config: Any, ranks: Any) -> list[range]:
+            [own] = real(config, ranks)
+            return [range(max(0, own.start - 1), own.stop)]
 
-        return blocks
+        return stages
 
-    _replace(parallel, "own_blocks", make)
+    _replace(parallel, "own_stages", make)
 
 
 @fault("the norm counts each copy of a parameter", "tensor=2",

@@ -70,7 +70,7 @@ def _tensor(plan: Plan) -> Iterator[Exchange]:
     each = 2 * plan.micro_batches * (plan.layers or 0) / plan.pipeline
     # Embedding and output projection are on two stages, if there are several.
     outside = plan.micro_batches * (1 if plan.pipeline > 1 else 2)
-    forward = 2 if plan.recompute else 1
+    forward = 1 + plan.recompute
     for collective, size, count in (
         ("all_gather", stream, forward * each + outside),
         ("reduce_scatter", products, forward * each),
@@ -82,7 +82,7 @@ def _tensor(plan: Plan) -> Iterator[Exchange]:
 
 def _context(plan: Plan) -> Iterator[Exchange]:
     queries = plan.positions * (plan.width or 0) / plan.tensor * plan.number_bytes
-    each = plan.micro_batches * (plan.layers or 0) / plan.pipeline * (3 if plan.recompute else 2)
+    each = plan.micro_batches * (plan.layers or 0) / plan.pipeline * (2 + plan.recompute)
     for size in (queries, queries * plan.key_value_share):
         yield Exchange("context", "all_to_all", plan.context, size, 2 * each, plan.tensor * plan.context)
 

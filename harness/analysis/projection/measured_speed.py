@@ -47,9 +47,9 @@ def measured_speed(
         elif _work(record) != _work(first):
             problem = f"its work differs from that of {runs[0].path}; give repeats of one run"
         speed, peak = achieved_flops(record), _ceiling(record)
-        if speed is not None and recomputes(record):
+        if speed is not None:
             # Recomputation is work of the device, though not of the model.
-            speed *= FULL_RECOMPUTATION
+            speed *= 1 + (FULL_RECOMPUTATION - 1) * recomputed_share(record)
         if problem is None and (speed is None or not 0 < speed < float("inf")):
             problem = "it has no speed"
         if problem is None and speed is not None and peak is not None and speed > peak:
@@ -90,6 +90,10 @@ def _work(record: dict[str, Any]) -> tuple[Any, ...]:
     return record["workload_id"], config["track"], config["workload"].get("micro_batch_size")
 
 
-def recomputes(record: Mapping[str, Any]) -> bool:
-    """Return whether a run computes activations again in the backward pass."""
-    return bool(get_path(record, "config", "model", "activation_checkpointing"))
+def recomputed_share(record: Mapping[str, Any]) -> float:
+    """Return the share of the blocks whose activations a run computes again in the backward pass."""
+    model = get_path(record, "config", "model") or {}
+    if not model.get("activation_checkpointing"):
+        return 0.0
+    blocks = model.get("activation_checkpointing_blocks")
+    return 1.0 if blocks is None else blocks / model["num_hidden_layers"]

@@ -250,7 +250,8 @@ def step_phases(
         rate: FLOP/s of one device by itself.
     """
     flops = plan.flops_per_token * plan.global_batch_size * plan.seq_len
-    compute = flops * (FULL_RECOMPUTATION if plan.recompute else 1.0) / (plan.devices * rate) * plan.longest_stage
+    recomputed = 1 + (FULL_RECOMPUTATION - 1) * plan.recompute
+    compute = flops * recomputed / (plan.devices * rate) * plan.longest_rank
     by_axis: dict[str, Draws] = {}
     for exchange in exchanges_of(plan, plan.regathers_weights(chip)):
         seconds = exchange.count * links.seconds(exchange)

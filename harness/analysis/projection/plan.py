@@ -60,7 +60,8 @@ class Plan:
     sharded: bool = False
     replicas: int = 1
     """Copies of the sharded model, each over a part of the data-parallel devices."""
-    recompute: bool = False
+    recompute: float = 0.0
+    """Share of the blocks whose activations are recomputed in the backward pass."""
     devices_per_node: int = 8
     network_bytes_per_second: float = 25e9
     """Of one device to other nodes, one direction."""
@@ -70,8 +71,8 @@ class Plan:
     tie_word_embeddings: bool = False
     key_value_share: float = 1.0
     """Key and value heads over attention heads."""
-    longest_stage: float = 1.0
-    """Compute of the longest pipeline stage over that of the mean one."""
+    longest_rank: float = 1.0
+    """Compute of a pipeline's longest rank over that of the mean one."""
 
     def __post_init__(self) -> None:
         """Check the layout.
@@ -200,7 +201,8 @@ class Plan:
         if self.layers is None or self.width is None:
             return None
         a_layer = self.micro_batch_size * self.seq_len * self.width * self.number_bytes / 2 / self.tensor
-        return a_layer * (2 * self.layers + 34 if self.recompute else 34 * self.layers)
+        kept = 34 * self.layers + self.recompute * (34 - 32 * self.layers)
+        return a_layer * kept
 
     @property
     def steps(self) -> float:

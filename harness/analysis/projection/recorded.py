@@ -15,10 +15,10 @@ from harness.analysis.flops import training_flops_per_token
 from harness.analysis.projection.assumptions import Assumptions, Draws, Range
 from harness.analysis.projection.exchanges import HIDDEN_AXES, exchanges_of
 from harness.analysis.projection.links import MeasuredCollectives, MeasuredLinks
-from harness.analysis.projection.measured_speed import measured_speed, recomputes, unknown_chip
+from harness.analysis.projection.measured_speed import measured_speed, recomputed_share, unknown_chip
 from harness.analysis.projection.model import AXES, BUBBLE, SEED, Estimate, Speed, device_rate, estimate, step_phases
 from harness.analysis.projection.plan import NUMBER_BYTES, Engine, Plan
-from harness.config import blocks_by_stage
+from harness.analysis.stages import longest_rank
 from harness.errors import RecordError
 from harness.records.load import LoadedRecord, get_path
 
@@ -139,6 +139,7 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
     model, work, parallel = config["model"], config["workload"], config["parallel"]
     axes = {axis: layout.get(axis, 1) for axis in AXES}
     stages, heads = axes["pipeline"], model["num_attention_heads"]
+    virtual_stages = parallel.get("pipeline_virtual_stages", 1)
     key_values = model["num_key_value_heads"] or heads
     # Heads that the parts of a sequence do not divide are repeated.
     share = key_values / heads if (key_values / axes["tensor"]) % axes["context"] == 0 else 1.0
@@ -159,7 +160,7 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
         pipeline=stages,
         sharded=axes["shard"] * axes["context"] > 1,
         replicas=axes["data"],
-        recompute=recomputes(record),
+        recompute=recomputed_share(record),
         devices_per_node=record["world_size"],
         engine=Engine(
             stream_bytes=FULL_BYTES,
@@ -174,27 +175,9 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
         vocabulary_parameters=model["vocab_size"] * model["hidden_size"],
         tie_word_embeddings=model.get("tie_word_embeddings", True),
         key_value_share=share,
-        longest_stage=longest_stage(model, work["seq_len"], stages, parallel.get("pipeline_blocks")),
+        virtual_stages=virtual_stages,
+        longest_rank=longest_rank(model, work["seq_len"], stages, virtual_stages, parallel.get("pipeline_blocks")),
     )
-
-
-def longest_stage(model: Mapping[str, Any], seq_len: int, stages: int, pipeline_blocks: str | None = None) -> float:
-    """Return the FLOPs of the longest pipeline stage over the mean: blocks are whole, and the last has the head.
-
-    Args:
-        pipeline_blocks: number of blocks of each stage, with a dash between them; None: as balanced as possible.
-    """
-    layers = model["num_hidden_layers"]
-    if stages == 1:
-        return 1.0
-    blocks = training_flops_per_token({**model, "vocab_size": 0}, seq_len)
-    head = training_flops_per_token({**model, "num_hidden_layers": 0}, seq_len) / (blocks / layers)
-    if pipeline_blocks is not None and len(counts := blocks_by_stage(pipeline_blocks)) == stages:
-        longest = max(*counts[:-1], counts[-1] + head)
-    else:
-        lasts = range(1, layers - stages + 2)
-        longest = min(max(last + head, math.ceil((layers - last) / (stages - 1))) for last in lasts)
-    return longest * stages / (layers + head)
 
 
 def _used(plan: Plan, phases: Mapping[str, Draws], speed: Speed | None) -> list[str]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from harness.analysis.flops import training_flops_per_token
+from harness.analysis.stages import blocks_of_stages
 from harness.backends.base import Backend
 from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype
-from harness.config import Config, blocks_by_stage
+from harness.config import Config
 from harness.errors import ConfigError
 from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks
@@ -109,7 +109,7 @@ def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -
         from harness.training.distributed.pipeline import Pipeline
 
         stages = ranks.weight_mesh(device_type)["pipeline"]
-        pipeline = Pipeline(model, stages, backend.device(), config.parallel.pipeline_schedule,
+        pipeline = Pipeline(model.stages, stages, backend.device(), config.parallel.pipeline_schedule,
                             layout.context * layout.tensor, autocast_dtype(config.precision))  # fmt: skip
         copy = copied_weight(model, ranks, device_type)
         if model.is_last and not model.is_first:
@@ -142,10 +142,11 @@ def _fsdp_hooks(model: Transformer) -> tuple[Callable[[], AbstractContextManager
                 model.set_requires_gradient_sync(True)
 
     def after_eval() -> None:
-        # After a forward pass the root's weights stay gathered until the backward pass frees them. An evaluation has no
-        # backward pass, and gathered weights would hide a checkpoint loaded into the shards: so it ends with a reshard.
-        if isinstance(model, FSDPModule):
-            model.reshard()
+        # After a forward pass the root's weights, and in a pipeline all, stay gathered until the backward pass. An
+        # evaluation has none, and gathered weights would hide a checkpoint loaded into the shards.
+        for module in (*model.modules(), *model.stages):
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     return no_sync, after_eval
 
@@ -154,22 +155,17 @@ def _torch_version() -> tuple[int, ...]:
     return tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
 
 
-def own_blocks(config: Config, ranks: Ranks) -> range:
-    """Return the numbers of the blocks of this rank's stage."""
-    return blocks_of_stages(config, ranks.layout)[ranks.layout.coordinate(ranks.rank)["pipeline"]]
+def own_stages(config: Config, ranks: Ranks) -> list[range]:
+    """Return the numbers of the blocks of each stage that this rank has."""
+    return stages_by_rank(config, ranks.layout.pipeline)[ranks.layout.coordinate(ranks.rank)["pipeline"]]
 
 
-def blocks_of_stages(config: Config, layout: Layout) -> list[range]:
-    """Return the numbers of the blocks of each stage."""
-    from harness.training.distributed.pipeline import consecutive, stage_blocks
-
-    if config.parallel.pipeline_blocks is not None:
-        return consecutive(blocks_by_stage(config.parallel.pipeline_blocks))
-    model = asdict(config.model)
-    all_blocks = training_flops_per_token({**model, "vocab_size": 0}, config.workload.seq_len)
-    head = training_flops_per_token({**model, "num_hidden_layers": 0}, config.workload.seq_len)
-    layers = config.model.num_hidden_layers
-    return stage_blocks(layers, layout.pipeline, head / (all_blocks / layers))
+def stages_by_rank(config: Config, size: int) -> list[list[range]]:
+    """Return the numbers of the blocks of each stage of each rank of a pipeline."""
+    parallel = config.parallel
+    stages = blocks_of_stages(asdict(config.model), config.workload.seq_len, size * parallel.pipeline_virtual_stages,
+                              parallel.pipeline_blocks)  # fmt: skip
+    return [stages[rank::size] for rank in range(size)]
 
 
 def build_sharded(
@@ -200,6 +196,8 @@ def build_sharded(
             from harness.training.distributed.context import parallelize_context
 
             parallelize_context(model, ranks.activation_mesh(device.type)["context"])
+        if stages is not None and len(stages) > 1:
+            model.split(stages)
         if layout.shares * layout.context > 1 or parallel.name == "fsdp":
             _shard_weights(model, config, layout, mesh["data", "shard"] if layout.data > 1 else mesh["shard"])
 
@@ -209,9 +207,9 @@ def build_sharded(
             "install that, or leave parallel.pipeline out"
         )
     home = torch.device("cpu") if parallel.cpu_offload else device
-    blocks = own_blocks(config, ranks) if layout.pipeline > 1 else None
+    stages = own_stages(config, ranks) if layout.pipeline > 1 else None
     return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat,
-                       weights=open_weights(config), blocks=blocks)  # fmt: skip
+                       weights=open_weights(config), stages=stages)  # fmt: skip
 
 
 def _shard_weights(model: Transformer, config: Config, layout: Layout, mesh: DeviceMesh) -> None:
@@ -235,8 +233,9 @@ def _shard_weights(model: Transformer, config: Config, layout: Layout, mesh: Dev
             mp_policy=narrow,
             offload_policy=offload,
         )
-    fully_shard(model, mesh=mesh, mp_policy=plain, offload_policy=offload)
-    for module in model.modules():
+    for stage in model.stages:
+        fully_shard(stage, mesh=mesh, mp_policy=plain, offload_policy=offload)
+    for module in (*model.modules(), *model.stages):
         if isinstance(module, FSDPModule):
             # Every collective library sums; not every one averages.
             module.set_force_sum_reduction_for_comms(True)

@@ -1,11 +1,9 @@
-"""Pipeline parallelism: the model's blocks in stages, one a rank of the axis, by PyTorch's schedules."""
+"""Pipeline parallelism: the model's blocks in stages, one or more a rank of the axis, by PyTorch's schedules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,42 +14,52 @@ from torch.distributed.pipelining.schedules import (
     PipelineScheduleSingle,
     Schedule1F1B,
     ScheduleGPipe,
+    ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
+    ScheduleLoopedBFS,
 )
 
 from harness.workload.model import Transformer
 
-
-def _zero_bubble(stage: PipelineStage, count: int, **more: Any) -> ScheduleInterleavedZeroBubble:
-    return ScheduleInterleavedZeroBubble([stage], count, **more)
-
-
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "gpipe": ScheduleGPipe,
-    "1f1b": Schedule1F1B,
-    # Gradients of weights are computed when a stage would wait (Qi et al. 2023, ZB-H1).
-    "zero_bubble": _zero_bubble,
-}
 Schedule = PipelineScheduleSingle | PipelineScheduleMulti
+
+
+def _of_one(kind: type[PipelineScheduleSingle]) -> Callable[..., Schedule]:
+    return lambda stages, count, **more: kind(stages[0], count, **more)
+
+
+# By the setting's name, and whether ranks have several stages.
+SCHEDULES: dict[tuple[str, bool], Callable[..., Schedule]] = {
+    ("gpipe", False): _of_one(ScheduleGPipe),
+    ("gpipe", True): ScheduleLoopedBFS,
+    ("1f1b", False): _of_one(Schedule1F1B),
+    ("1f1b", True): ScheduleInterleaved1F1B,
+    # Gradients of weights are computed when a stage would wait (Qi et al. 2023, ZB-H1).
+    ("zero_bubble", False): ScheduleInterleavedZeroBubble,
+    ("zero_bubble", True): ScheduleInterleavedZeroBubble,
+}
 Scale = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Pipeline:
-    """Passes micro-batches through the stages, of which this rank has one."""
+    """Passes micro-batches through the stages, of which this rank has one or more."""
 
-    def __init__(self, stage: Transformer, mesh: DeviceMesh, device: torch.device, schedule: str, parts: int,
+    def __init__(self, stages: Sequence[Transformer], mesh: DeviceMesh, device: torch.device, schedule: str, parts: int,
                  dtype: torch.dtype | None) -> None:  # fmt: skip
         """
         Args:
-            mesh: of one dimension, the stages in order.
-            schedule: a key of SCHEDULES.
+            stages: this rank's, in order. They are dealt out in turn: the second one of rank 0 follows the first one of
+                the last rank.
+            mesh: of one dimension, the ranks of the pipeline in order.
+            schedule: the first of a key of SCHEDULES.
             parts: into which context and tensor parallelism cut the positions between two blocks.
             dtype: to which autocast casts operands; None: no autocast.
         """
-        self._stage, self._group, self._device, self._schedule = stage, mesh.get_group(), device, schedule
-        self._number, self._stages, self._parts = mesh.get_local_rank(), mesh.size(), parts
+        self._stages, self._group, self._device, self._schedule = stages, mesh.get_group(), device, schedule
+        self._rank, self._ranks, self._parts = mesh.get_local_rank(), mesh.size(), parts
         # In the forward pass alone, as without a pipeline: a schedule runs the backward pass too.
-        stage.forward = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)(stage.forward)
+        for stage in stages:
+            stage.forward = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)(stage.forward)
         # PyTorch's schedule and stage are of one number and shape of micro-batches.
         self._built: dict[tuple[bool, int, torch.Size], Schedule] = {}
         self._losses: list[torch.Tensor] = []
@@ -78,11 +86,11 @@ class Pipeline:
                       return_outputs=False)  # fmt: skip
         try:
             # Only the first stage has inputs from outside.
-            run(sequences) if self._stage.is_first else run()
+            run(sequences) if self._stages[0].is_first else run()
         except RuntimeError as error:
             raise _cause_of(error) from None
         loss = torch.zeros((), device=self._device)
-        if self._stage.is_last:
+        if self._stages[-1].is_last:
             loss = torch.stack(self._losses).mean()
         # Known on the last stage only; every rank logs it.
         dist.all_reduce(loss, group=self._group)
@@ -91,24 +99,31 @@ class Pipeline:
     def _schedule_for(self, count: int, shape: torch.Size, *, train: bool) -> Schedule:
         key = (train, count, shape)
         if key not in self._built:
-            # With the shapes given, PyTorch needs no pass of its own to learn them, in which ranks with another shape
-            # would not take part.
-            hidden = torch.empty(shape[0] // count, (shape[1] - 1) // self._parts, self._stage.config.hidden_size,
-                                 device="meta", requires_grad=train)  # fmt: skip
-            sequences = torch.empty(shape[0] // count, shape[1], device="meta", dtype=torch.int64)
-            stage = PipelineStage(
-                self._stage,
-                self._number,
-                self._stages,
-                self._device,
-                input_args=sequences if self._stage.is_first else hidden,
-                output_args=torch.empty((), device="meta", requires_grad=train) if self._stage.is_last else hidden,
-                group=self._group,
-            )
-            # Other schedules need as many micro-batches as stages, which evaluations and short looks do not have.
-            kind = SCHEDULES[self._schedule] if count >= self._stages else ScheduleGPipe
-            self._built[key] = kind(stage, count, loss_fn=self._loss, scale_grads=False)
+            # Other schedules need as many micro-batches as ranks, which evaluations and short looks do not have.
+            name = self._schedule if count >= self._ranks else "gpipe"
+            stages = [
+                self._built_stage(number, stage, shape[0] // count, shape[1], train=train)
+                for number, stage in enumerate(self._stages)
+            ]
+            kind = SCHEDULES[name, len(stages) > 1]
+            self._built[key] = kind(stages, count, loss_fn=self._loss, scale_grads=False)
         return self._built[key]
+
+    def _built_stage(self, number: int, stage: Transformer, size: int, length: int, *, train: bool) -> PipelineStage:
+        # With the shapes given, PyTorch needs no pass of its own to learn them, in which ranks with another shape would
+        # not take part.
+        hidden = torch.empty(size, (length - 1) // self._parts, stage.config.hidden_size, device="meta",
+                             requires_grad=train)  # fmt: skip
+        sequences = torch.empty(size, length, device="meta", dtype=torch.int64)
+        return PipelineStage(
+            stage,
+            number * self._ranks + self._rank,
+            len(self._stages) * self._ranks,
+            self._device,
+            input_args=sequences if stage.is_first else hidden,
+            output_args=torch.empty((), device="meta", requires_grad=train) if stage.is_last else hidden,
+            group=self._group,
+        )
 
     def _loss(self, output: torch.Tensor, _target: torch.Tensor) -> torch.Tensor:
         self._losses.append(output.detach())
@@ -122,38 +137,3 @@ def _cause_of(error: BaseException) -> BaseException:
     while type(error) is RuntimeError and error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-def stage_blocks(blocks: int, stages: int, head_cost: float) -> list[range]:
-    """Return the blocks of each stage, so that the longest stage is as short as possible.
-
-    Args:
-        head_cost: of the output projection on the last stage, in blocks.
-    """
-
-    def fits(limit: float) -> bool:
-        return stages - 1 <= blocks - 1 and _filled(blocks, stages, head_cost, limit) is not None
-
-    lengths = sorted({float(n) for n in range(1, blocks + 1)} | {n + head_cost for n in range(1, blocks + 1)})
-    limit = next(length for length in lengths if fits(length))
-    counts = _filled(blocks, stages, head_cost, limit)
-    assert counts is not None
-    return consecutive(counts)
-
-
-def consecutive(counts: Sequence[int]) -> list[range]:
-    """Return ranges of these lengths, one after another."""
-    return [range(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
-
-
-def _filled(blocks: int, stages: int, head_cost: float, limit: float) -> list[int] | None:
-    """Return numbers of blocks of which no stage costs more than `limit`, as even as that allows; None: impossible."""
-    last = min(int(limit - head_cost + 1e-9), blocks - (stages - 1), -(-blocks // stages))
-    if last < 1:
-        return None
-    each, more = divmod(blocks - last, max(1, stages - 1))
-    if stages == 1:
-        return [blocks] if blocks + head_cost <= limit + 1e-9 else None
-    if each + bool(more) > limit + 1e-9 or not each:
-        return None
-    return [each + (number < more) for number in range(stages - 1)] + [last]

@@ -21,14 +21,14 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.analysis.stage_memory import PassMemory, StageMemory, micro_batches_in_flight
+from harness.analysis.stage_memory import PassMemory, StageMemory, passes_in_flight, passes_in_flight_later
 from harness.backends.base import Backend
 from harness.config import Config
 from harness.environment import peak_resident_bytes
 from harness.errors import RunFailed, UserError
 from harness.layout import Layout
 from harness.training.distributed.collectives import Ranks
-from harness.training.distributed.parallel import ParallelModel, blocks_of_stages, build_sharded, meshed, uses_mesh
+from harness.training.distributed.parallel import ParallelModel, build_sharded, meshed, stages_by_rank, uses_mesh
 from harness.training.live_bytes import LiveBytes, storage_bytes
 from harness.workload.initialization import build_model, local_tensor
 from harness.workload.model import Transformer
@@ -56,10 +56,10 @@ def plan_stages(config: Config, backend: Backend, layout: Layout) -> tuple[list[
     # Equal sizes; but fp16's loss scaler reads values, which fake tensors lack. 1F1B needs more micro-batches.
     precision = "bf16" if config.precision == "fp16" else config.precision
     rehearsed = replace(config, precision=precision, parallel=replace(config.parallel, pipeline_schedule="gpipe"))
-    kinds: dict[tuple[int, bool, bool], list[int]] = {}
-    for stage, blocks in enumerate(blocks_of_stages(config, layout)):
-        kinds.setdefault((len(blocks), stage == 0, stage == layout.pipeline - 1), []).append(stage)
-    # At most four kinds: the first stage, the last one, and two lengths between them.
+    kinds: dict[tuple[tuple[int, ...], bool, bool], list[int]] = {}
+    for rank, stages in enumerate(stages_by_rank(config, layout.pipeline)):
+        kinds.setdefault((tuple(map(len, stages)), rank == 0, rank == layout.pipeline - 1), []).append(rank)
+    # The first rank of a pipeline, the last one, and two lengths between them; more, if stages are interleaved.
     rehearsals = [(rehearsed, backend, layout, stages[0]) for stages in kinds.values()]
     found: list[StageMemory] = []
     host_bytes = peak_resident_bytes()
@@ -117,17 +117,18 @@ def _result(process: BaseProcess, receiver: Connection) -> Any:
 
 def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int) -> StageMemory:
     """Return the memory of a stage that was rehearsed, in its place of the schedule."""
-    stages, micro_batches = layout.pipeline, micro_batches_of(config, layout)
-    kept = micro_batches_in_flight(config.parallel.pipeline_schedule, stage, stages, micro_batches)
-    # PyTorch's pipeline makes one buffer a micro-batch for all that it receives: float32 [B, S / parts, W].
-    received = (stage > 0) + (stage < stages - 1) if stages > 1 else 0
+    ranks, each = layout.pipeline, config.parallel.pipeline_virtual_stages
+    micro_batches = micro_batches_of(config, layout)
+    place = (config.parallel.pipeline_schedule, stage, ranks, each, micro_batches)
+    # PyTorch's pipeline makes one buffer a micro-batch for all that a stage receives: float32 [B, S / parts, W].
+    received = 2 * each - (stage == 0) - (stage == ranks - 1)
     buffer = 4 * config.workload.micro_batch_size * config.model.hidden_size
     buffer *= config.workload.seq_len // (layout.context * layout.tensor)
     return replace(
         rehearsed,
         stage=stage,
-        in_flight=kept,
-        in_flight_later=min(kept, micro_batches - 1) if stages > 1 else kept,
+        in_flight=passes_in_flight(*place),
+        in_flight_later=passes_in_flight_later(*place),
         buffer_bytes=received * buffer * (micro_batches - min(micro_batches, MAX_MICRO_BATCHES)),
     )
 
@@ -220,8 +221,9 @@ class _StepObserver:
 
     def __init__(self, model: Transformer, live: LiveBytes, *, pipelined: bool) -> None:
         self._model, self._live, self._pipelined = model, live, pipelined
-        model.register_forward_pre_hook(self._before_forward, prepend=True)
-        model.register_forward_hook(self._after_forward)
+        for stage in model.stages:
+            stage.register_forward_pre_hook(self._before_forward, prepend=True)
+            stage.register_forward_hook(self._after_forward)
         self.begin()
 
     def begin(self) -> None:
@@ -237,10 +239,10 @@ class _StepObserver:
         """Return the memory of the step, at its end."""
         first, rest = self._peak_of_first, self._peak_of_passes
         return PassMemory(
-            activations=self._activations,
+            activations=self._activations // self._forwards,
             first_in_flight=self._forwards if self._pipelined else 1,
             peak_of_first=rest if first is None else first,
-            peak_of_next=None if first is None else rest,
+            peak_of_last=None if first is None else rest,
             peak_of_update=self._live.peak,
         )
 
@@ -259,13 +261,16 @@ class _StepObserver:
 
     def _after_forward(self, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
         self._forwards += 1
-        self._activations = self._live.now - self._gathered_bytes() - self._before
+        self._activations += self._live.now - self._gathered_bytes() - self._before
         output.register_hook(self._before_backward)
 
     def _before_backward(self, _gradient: torch.Tensor) -> None:
         self._backwards += 1
-        if self._backwards == MAX_MICRO_BATCHES and self._pipelined:
+        if self._backwards == 2 and self._pipelined:
             self._first_done()
+        if self._backwards == self._forwards:
+            # What comes between, of interleaved stages, has fewer activations than the first and fewer gradients.
+            self._live.reset_peak()
 
     def _first_done(self) -> None:
         self._peak_of_first = self._live.peak
