@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.pipelining.schedules import (
     PipelineScheduleMulti,
     PipelineScheduleSingle,
@@ -39,6 +40,8 @@ SCHEDULES: dict[tuple[str, bool], Callable[..., Schedule]] = {
     ("zero_bubble", True): ScheduleInterleavedZeroBubble,
 }
 Scale = Callable[[torch.Tensor], torch.Tensor]
+# After an error in a pass PyTorch logs all of the schedule, in hundreds of lines, which would hide the error's own.
+logging.getLogger(schedules.__name__).setLevel(logging.CRITICAL)
 
 
 class Pipeline:
