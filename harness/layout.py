@@ -90,3 +90,17 @@ def layout_of(parallel: ParallelConfig, processes: int) -> Layout:
     for axis in open_axes:
         given[axis], rest = rest, 1
     return Layout(**given)
+
+
+def uneven_rounds(schedule: str, size: int, interleaved: bool, micro_batches: int) -> bool:
+    """Return whether PyTorch's schedule does not take this number of micro-batches.
+
+    They are fewer than the pipeline's ranks; or of interleaved stages or zero bubble, rounds of at least one a rank do
+    not divide them.
+    """
+    if schedule == "gpipe":
+        return False
+    if micro_batches < size:
+        return True
+    in_rounds = interleaved or schedule == "zero_bubble"
+    return in_rounds and micro_batches % (micro_batches // size) > 0

@@ -21,7 +21,7 @@ from harness.config import (
     num_key_value_heads,
 )
 from harness.errors import config_error
-from harness.layout import AXES, LAYOUT_AXES, Layout
+from harness.layout import AXES, LAYOUT_AXES, Layout, uneven_rounds
 from harness.schemas import MAX_INTEGER, MAX_NUMBER
 from harness.text import counted
 
@@ -332,10 +332,11 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
 def _pipeline_problems(config: Config, layout: Layout) -> Iterator[str]:
     work, model = config.workload, config.model
     stages = layout.pipeline * config.parallel.pipeline_virtual_stages
+    each = "" if stages == layout.pipeline else f" x {config.parallel.pipeline_virtual_stages} stages"
     if stages > model.num_hidden_layers:
         yield (
-            f"parallel.pipeline: found {stages} stages, but the model has "
-            f"{counted(model.num_hidden_layers, 'block')}; choose at most {model.num_hidden_layers}"
+            f"parallel.pipeline: found {layout.pipeline}{each}, but the model has "
+            f"{counted(model.num_hidden_layers, 'block')}, and each stage needs one; choose fewer stages"
         )
     share = work.global_batch_size // layout.shares
     micro_batches = share // work.micro_batch_size
@@ -344,7 +345,7 @@ def _pipeline_problems(config: Config, layout: Layout) -> Iterator[str]:
         remedy = f"choose {fitting[-1]}" if fitting else "train more sequences a step, or choose fewer stages"
         yield (
             f"workload.micro_batch_size: found {work.micro_batch_size}, which leaves "
-            f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for {layout.pipeline} stages; {remedy}"
+            f"{counted(micro_batches, 'micro-batch', 'micro-batches')} for a pipeline of {layout.pipeline}; {remedy}"
         )
     yield from _schedule_problems(config, layout, micro_batches)
     for key, default in (("pipeline_schedule", "1f1b"), ("pipeline_virtual_stages", 1), ("pipeline_blocks", None)):
@@ -364,9 +365,10 @@ def _schedule_problems(config: Config, layout: Layout, micro_batches: int) -> It
     if layout.pipeline == 1:
         return
     schedule, interleaved = config.parallel.pipeline_schedule, config.parallel.pipeline_virtual_stages > 1
-    rounds = max(1, micro_batches // layout.pipeline)
-    if micro_batches % rounds and (schedule == "zero_bubble" or (interleaved and schedule == "1f1b")):
-        fitting = micro_batches // layout.pipeline * layout.pipeline
+    rounds = micro_batches // layout.pipeline
+    # Too few are another problem.
+    if rounds and uneven_rounds(schedule, layout.pipeline, interleaved, micro_batches):
+        fitting = rounds * layout.pipeline
         other = "gpipe" if interleaved else "1f1b"
         yield (
             f"parallel.pipeline_schedule: found {schedule}{' of interleaved stages' * interleaved}, which does not "

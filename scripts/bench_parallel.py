@@ -22,7 +22,8 @@ from harness_runs import geometric_mean, in_turn, run_harness
 
 from harness.text import layered_settings
 
-DEFAULTS = ("workload.steps=120", "workload.timing_warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128")
+DEFAULTS = ("workload.steps=120", "workload.timing_warmup_steps=20", "workload.eval_every=0", "workload.seq_len=128",
+            "fingerprint=false")  # fmt: skip
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1")
 TWO = (*TORCHRUN[:-1], "--nproc-per-node=2")
 ON_TWO = ("parallel=fsdp", "backend.threads=1", "workload.micro_batch_size=8", "track=tuned")

@@ -125,7 +125,7 @@ class TestFit:
             (("workload.seq_len=30", "model.num_attention_heads=4"), Layout(context=2, tensor=2),
              "parallel.tensor x parallel.context: found 4, which does not divide workload.seq_len (30); choose 3 or 5"),
             (("model.num_hidden_layers=3", "workload.micro_batch_size=1"), Layout(pipeline=4),
-             "parallel.pipeline: found 4 stages, but the model has 3 blocks; choose at most 3"),
+             "parallel.pipeline: found 4, but the model has 3 blocks, and each stage needs one; choose fewer"),
             ((), Layout(pipeline=2), None),
             (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_blocks=1-1-1", "model.num_hidden_layers=3"),
              Layout(pipeline=2), "parallel.pipeline_blocks: found 1-1-1, expected 2 numbers with a dash between them "
@@ -143,7 +143,7 @@ class TestFit:
               "model.num_hidden_layers=3"), Layout(pipeline=2), "parallel.pipeline_blocks: found 1-2222"),
             (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_virtual_stages=2",
               "model.num_hidden_layers=3"), Layout(pipeline=2),
-             "parallel.pipeline: found 4 stages, but the model has 3 blocks; choose at most 3"),
+             "parallel.pipeline: found 2 x 2 stages, but the model has 3 blocks, and each stage needs one"),
             (("parallel=mesh", "parallel.pipeline=2", "parallel.pipeline_virtual_stages=2",
               "model.num_hidden_layers=4", "workload.global_batch_size=5", "workload.micro_batch_size=1"),
              Layout(pipeline=2), "parallel.pipeline_schedule: found 1f1b of interleaved stages, which does not divide "
@@ -153,7 +153,7 @@ class TestFit:
             (("parallel=mesh", "parallel.pipeline_blocks=2"), Layout(tensor=2),
              "parallel.pipeline_blocks: found 2, but there is no pipeline; leave it out, or set parallel.pipeline"),
             (("workload.micro_batch_size=4", "model.num_hidden_layers=2"), Layout(pipeline=2),
-             "workload.micro_batch_size: found 4, which leaves 1 micro-batch for 2 stages; choose 2"),
+             "workload.micro_batch_size: found 4, which leaves 1 micro-batch for a pipeline of 2; choose 2"),
         ],
     )  # fmt: skip
     def test_what_does_not_divide_is_named(
@@ -202,6 +202,22 @@ class TestStages:
         self, blocks: int, stages: int, head: float, expected: list[int]
     ) -> None:
         found = stage_blocks(blocks, stages, head)
+        assert [len(stage) for stage in found] == expected
+        assert [number for stage in found for number in stage] == list(range(blocks))
+
+    @pytest.mark.parametrize(
+        ("blocks", "ranks", "head", "expected"),
+        [
+            (8, 2, 0.0, [2, 2, 2, 2]),
+            # The last rank has the head, and so fewer blocks, in both of its stages.
+            (16, 4, 4.3, [3, 3, 2, 1, 2, 2, 2, 1]),
+            (5, 2, 0.0, [1, 2, 1, 1]),
+        ],
+    )
+    def test_of_interleaved_stages_the_longest_rank_counts(
+        self, blocks: int, ranks: int, head: float, expected: list[int]
+    ) -> None:
+        found = stage_blocks(blocks, ranks, head, 2)
         assert [len(stage) for stage in found] == expected
         assert [number for stage in found for number in stage] == list(range(blocks))
 

@@ -6,6 +6,7 @@ that a missing or swapped one fails. tests/integration/test_reference.py also us
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -425,6 +426,14 @@ class TestRotary:
             assert table.dtype == torch.float32
             assert table.shape == (40, 16)
             assert table.device == CPU
+
+
+def test_a_model_is_freed_with_its_last_reference() -> None:
+    """Its memory, gigabytes, must not wait for the collector of cycles."""
+    model = Transformer(LLAMA)
+    reference = weakref.ref(model)
+    del model
+    assert reference() is None
 
 
 class TestActivationCheckpointing:

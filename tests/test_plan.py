@@ -26,6 +26,8 @@ from tests.ranks import end_ranks, run_harness, start_ranks
 MODEL = (*WORK, *LLAMA, "model.tie_word_embeddings=false", "model.vocab_size=257")
 SHORT = ("workload.steps=3", "workload.timing_warmup_steps=1", "workload.lr_warmup_steps=1", "workload.eval_every=0",
          "fingerprint=false")  # fmt: skip
+# Three activations of [1, 32, 32] a micro-batch, of a rank with two of four stages.
+SENT_BYTES = 3 * 4 * 32 * 32
 
 
 def settings(layout: str, *more: str) -> list[str]:
@@ -73,29 +75,31 @@ def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_pa
         ("1f1b", "pipeline=4"),
         ("gpipe", "pipeline=4"),
         ("1f1b", "pipeline=2 shard=2 tensor=2"),
-        ("1f1b", "pipeline=2 pipeline_virtual_stages=2"),
+        ("1f1b", "pipeline=2 shard=2 pipeline_virtual_stages=2"),
+        ("gpipe", "pipeline=2 pipeline_virtual_stages=2"),
     ],
 )
-def test_two_micro_batches_tell_the_peak_of_a_schedule(
+def test_few_micro_batches_tell_the_peak_of_a_schedule(
     schedule: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's schedule over all micro-batches has the peak that follows from two.
+    """PyTorch's schedule over all micro-batches has the peak that follows from two, or from two rounds.
 
-    But for the tokens of the others, and an output that waits to be sent: up to 1.1 % of these tiny models; and of a
-    rank whose interleaved stages have unequal activations, of which the mean is taken: up to 2.9 %.
+    But for the tokens of the others, and an output that waits to be sent: up to 1.1 % of these tiny models. On fake
+    tensors nothing is held until it is sent.
     """
     overrides = settings(layout, "workload.global_batch_size=12", f"parallel.pipeline_schedule={schedule}")
     devices = overrides_of(layout)[0]
     config = load(overrides)
     found = planned(devices, overrides)
-    monkeypatch.setattr(plan, "MAX_MICRO_BATCHES", 100)
     # One section: all passes.
     monkeypatch.setattr(plan._StepObserver, "_before_backward", lambda *_: None)
-    backend = backends.create(BackendConfig(name="cpu"))
-    calls = [(config, backend, layout_of(config.parallel, devices), stage.stage) for stage in found]
+    backend, whole_layout = backends.create(BackendConfig(name="cpu")), layout_of(config.parallel, devices)
+    count = plan.micro_batches_of(config, whole_layout)
+    sent = SENT_BYTES * count if "virtual" in layout else 0
+    calls = [(config, backend, whole_layout, stage.stage, count) for stage in found]
     for stage, (whole, _) in zip(found, plan._in_processes(plan._rehearse, calls), strict=True):
         peak = max(whole.passes.peak_of_first, whole.passes.peak_of_update)
-        assert stage.peak_bytes == pytest.approx(peak, rel=0.035 if "virtual" in layout else 0.015)
+        assert stage.peak_bytes - sent == pytest.approx(peak, rel=0.015)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def _kept_by_pytorch(schedule: str, rank: int, size: int, virtual_stages: int, m
 
 
 def test_the_peak_of_a_stage() -> None:
-    passes = PassMemory(activations=10, first_in_flight=2, peak_of_first=70, peak_of_last=65, peak_of_update=50)
+    passes = PassMemory(activations=10, first_in_flight=2, peak_of_first=70, peak_of_next=65, peak_of_update=50)
     stage = StageMemory(0, 4, 5, 20, 20, 10, passes, in_flight=4, in_flight_later=4, buffer_bytes=3)
     assert stage.peak_bytes == 3 + max(70 + 2 * 10, 65 + 3 * 10)
     assert stage.other_bytes == stage.peak_bytes - (20 + 20 + 10 + 40)

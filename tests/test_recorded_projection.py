@@ -348,16 +348,20 @@ class TestCommand:
         assert "--tensor: found beside --check, which takes everything from the run's record" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("layout", ["shard=2", "context=2", "tensor=2", "pipeline=2", "data=2"])
+@pytest.mark.parametrize(
+    "layout",
+    ["shard=2", "context=2", "tensor=2", "pipeline=2", "pipeline=2 pipeline_virtual_stages=2", "data=2"],
+)
 def test_payloads_are_those_of_the_engine(layout: str, tmp_path: Path) -> None:
     """Every byte that a rank hands to a collective in a step is of a term of the model, but for scalars and norms."""
-    own = ["precision=bf16", "parallel=mesh", f"parallel.{layout}", "out=run", "workload.steps=3", "fingerprint=false",
+    axes = [f"parallel.{part}" for part in layout.split()]
+    own = ["precision=bf16", "parallel=mesh", *axes, "out=run", "workload.steps=3", "fingerprint=false",
            "workload.timing_warmup_steps=1", "workload.lr_warmup_steps=0", "workload.eval_every=0"]  # fmt: skip
     words = [word for word in WORK if word.split("=")[0] not in {each.split("=")[0] for each in own}]
     ended = end_ranks(start_ranks(2, [*words, *own], tmp_path), TIMEOUT_SECONDS)
     assert [each.code for each in ended] == [0, 0], ended[0].err + ended[1].err
     plan = plan_of_run(record(tmp_path / "run"), asynchronous=False)
     predicted = sum(each.payload_bytes for each in exchanges_of(plan, regathers=plan.pipeline == 1))
-    axes = record(tmp_path / "run")["parallel"]["ranks"][0]["axes"]
-    metered = sum(found["payload_bytes_per_step"] for axis, found in axes.items() if axis != "all")
+    exchanged = record(tmp_path / "run")["parallel"]["ranks"][0]["axes"]
+    metered = sum(found["payload_bytes_per_step"] for axis, found in exchanged.items() if axis != "all")
     assert predicted == pytest.approx(metered, rel=0.01)

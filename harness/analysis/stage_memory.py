@@ -17,9 +17,8 @@ class PassMemory:
     """Forward passes whose activations existed during the first backward pass."""
     peak_of_first: int
     """Most at once until the end of the first backward pass."""
-    peak_of_last: int | None
-    """Most at once in the last backward pass, when all gradients exist and nothing else is in flight; None: the first
-    was the only one."""
+    peak_of_next: int | None
+    """Most at once in the passes after that, with one forward pass in flight; None: there were none."""
     peak_of_update: int
     """Most at once during the optimizer's update."""
 
@@ -42,9 +41,10 @@ class StageMemory:
     in_flight: int
     """Forward passes whose activations are kept at once: of interleaved stages, each passes a micro-batch."""
     in_flight_later: int
-    """The same when all gradients exist already."""
+    """The same during the second backward pass, by when the gradients of a micro-batch exist as well."""
     buffer_bytes: int
-    """Of a pipeline: buffers for what other stages send, beyond those of the two micro-batches that were measured."""
+    """Of a pipeline: buffers for what other stages send, beyond those of the micro-batches that were measured; and what
+    PyTorch holds until it is sent."""
 
     @property
     def activation_bytes(self) -> int:
@@ -55,8 +55,8 @@ class StageMemory:
         """Most bytes at once, in the passes or in the update."""
         each, passes = self.passes.activations, self.passes
         peaks = [passes.peak_of_update, passes.peak_of_first + (self.in_flight - passes.first_in_flight) * each]
-        if passes.peak_of_last is not None:
-            peaks.append(passes.peak_of_last + (self.in_flight_later - 1) * each)
+        if passes.peak_of_next is not None:
+            peaks.append(passes.peak_of_next + (self.in_flight_later - 1) * each)
         return self.buffer_bytes + max(peaks)
 
     @property
@@ -78,25 +78,16 @@ def passes_in_flight(schedule: str, rank: int, size: int, virtual_stages: int, m
         return 1
     every = virtual_stages * micro_batches
     if virtual_stages > 1:
-        rounds = (virtual_stages - 1) * _round(schedule, size, micro_batches)
+        rounds = (virtual_stages - 1) * round_size(size, micro_batches)
         most = {"1f1b": rounds + 2 * (size - rank - 1) + 1, "zero_bubble": rounds + size}
     else:
         most = {"1f1b": size - rank, "zero_bubble": size}
     return min(every, most.get(schedule, every))
 
 
-def passes_in_flight_later(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:
-    """Return the same during backward passes that add to gradients, after the first one of each stage."""
-    if size == 1:
-        return 1
-    firsts = (virtual_stages - 1) * _round(schedule, size, micro_batches) + 1
-    most = passes_in_flight(schedule, rank, size, virtual_stages, micro_batches)
-    return min(most, virtual_stages * micro_batches - firsts)
-
-
-def _round(schedule: str, size: int, micro_batches: int) -> int:
-    """Return how many micro-batches pass one stage of a rank before they pass its next one."""
-    return micro_batches if schedule == "gpipe" else micro_batches // max(1, micro_batches // size)
+def round_size(size: int, micro_batches: int) -> int:
+    """Return the number of micro-batches that pass one of a rank's interleaved stages before they pass the next."""
+    return micro_batches // max(1, micro_batches // size)
 
 
 @dataclass(frozen=True)

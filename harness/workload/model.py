@@ -187,14 +187,15 @@ class Transformer(nn.Module):
         """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
-        self.stages: tuple[Transformer, ...] = (self,)
-        """Stages that a pipeline calls: of interleaved ones, a rank has several."""
+        self._interleaved = tuple(map(self._stage, stages)) if len(stages) > 1 else ()
 
-    def split(self, stages: Sequence[range]) -> None:
-        """Let each stage be a model of its own, which shares its modules with this one."""
-        self.stages = tuple(self._stage(blocks) for blocks in stages)
+    @property
+    def stages(self) -> tuple[Transformer, ...]:
+        """The models that are called: this one, or of a pipeline with interleaved stages each of this rank's."""
+        return self._interleaved or (self,)
 
     def _stage(self, blocks: range) -> Transformer:
+        """Return one stage as a model, which shares its modules with this one."""
         with torch.device("meta"):
             stage = Transformer(self.config, [blocks])
         for name, _ in stage.named_children():
@@ -202,7 +203,6 @@ class Transformer(nn.Module):
                 setattr(stage, name, getattr(self, name))
         for number, _ in stage.blocks.named_children():
             setattr(stage.blocks, number, getattr(self.blocks, number))
-        stage.part_of_sequence = self.part_of_sequence
         return stage
 
     def numbered_layers(self) -> dict[int, nn.Module]:

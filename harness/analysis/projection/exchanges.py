@@ -41,6 +41,8 @@ class Exchange:
     """In a step."""
     span: int
     """Devices from the first to the last of the group, in the order in which they are numbered."""
+    sent_share: float = 1.0
+    """Of the messages, what a device sends itself."""
 
     @property
     def payload_bytes(self) -> float:
@@ -48,10 +50,7 @@ class Exchange:
         own = self.message_bytes
         if self.collective == "all_gather":
             own /= self.ranks
-        if self.collective == "send_receive" and self.ranks == 2:
-            # Of two stages, one sends only forward and the other only back.
-            own /= 2
-        return own * self.count
+        return own * self.count * self.sent_share
 
 
 def exchanges_of(plan: Plan, regathers: bool) -> list[Exchange]:
@@ -110,7 +109,9 @@ def _pipeline(plan: Plan) -> Iterator[Exchange]:
         return
     size = plan.positions * (plan.width or 0) / plan.tensor * plan.stream_bytes
     count = 2 * plan.micro_batches * plan.virtual_stages
-    yield Exchange("pipeline", "send_receive", plan.pipeline, size, count, plan.devices)
+    # Nothing goes forward from the last stage, nor back from the first: of two ranks, both have one of them.
+    sent_share = 1 - 1 / (2 * plan.virtual_stages) if plan.pipeline == 2 else 1.0
+    yield Exchange("pipeline", "send_receive", plan.pipeline, size, count, plan.devices, sent_share)
     if plan.tie_word_embeddings:
         size = plan.outer_parameters / plan.shards * plan.gradient_bytes
         yield Exchange("pipeline", "all_reduce", 2, size, 1, plan.devices)

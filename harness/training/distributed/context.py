@@ -19,7 +19,8 @@ def parallelize_context(model: Transformer, mesh: DeviceMesh) -> None:
     Args:
         mesh: of one dimension.
     """
-    model.part_of_sequence = (mesh.get_local_rank(), mesh.size())
+    for stage in (model, *model.stages):
+        stage.part_of_sequence = (mesh.get_local_rank(), mesh.size())
     for module in model.modules():
         if isinstance(module, Attention):
             module.exchange = exchange_around(mesh)

@@ -163,7 +163,7 @@ def own_stages(config: Config, ranks: Ranks) -> list[range]:
 def stages_by_rank(config: Config, size: int) -> list[list[range]]:
     """Return the numbers of the blocks of each stage of each rank of a pipeline."""
     parallel = config.parallel
-    stages = blocks_of_stages(asdict(config.model), config.workload.seq_len, size * parallel.pipeline_virtual_stages,
+    stages = blocks_of_stages(asdict(config.model), config.workload.seq_len, size, parallel.pipeline_virtual_stages,
                               parallel.pipeline_blocks)  # fmt: skip
     return [stages[rank::size] for rank in range(size)]
 
@@ -196,8 +196,6 @@ def build_sharded(
             from harness.training.distributed.context import parallelize_context
 
             parallelize_context(model, ranks.activation_mesh(device.type)["context"])
-        if stages is not None and len(stages) > 1:
-            model.split(stages)
         if layout.shares * layout.context > 1 or parallel.name == "fsdp":
             _shard_weights(model, config, layout, mesh["data", "shard"] if layout.data > 1 else mesh["shard"])
 

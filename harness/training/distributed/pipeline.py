@@ -20,6 +20,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleLoopedBFS,
 )
 
+from harness.layout import uneven_rounds
 from harness.workload.model import Transformer
 
 Schedule = PipelineScheduleSingle | PipelineScheduleMulti
@@ -102,13 +103,14 @@ class Pipeline:
     def _schedule_for(self, count: int, shape: torch.Size, *, train: bool) -> Schedule:
         key = (train, count, shape)
         if key not in self._built:
-            # Other schedules need as many micro-batches as ranks, which evaluations and short looks do not have.
-            name = self._schedule if count >= self._ranks else "gpipe"
+            # Evaluations and short looks may have numbers of micro-batches that the schedule does not take.
+            interleaved = len(self._stages) > 1
+            name = "gpipe" if uneven_rounds(self._schedule, self._ranks, interleaved, count) else self._schedule
             stages = [
                 self._built_stage(number, stage, shape[0] // count, shape[1], train=train)
                 for number, stage in enumerate(self._stages)
             ]
-            kind = SCHEDULES[name, len(stages) > 1]
+            kind = SCHEDULES[name, interleaved]
             self._built[key] = kind(stages, count, loss_fn=self._loss, scale_grads=False)
         return self._built[key]
 

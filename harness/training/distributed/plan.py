@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.analysis.stage_memory import PassMemory, StageMemory, passes_in_flight, passes_in_flight_later
+from harness.analysis.stage_memory import PassMemory, StageMemory, passes_in_flight, round_size
 from harness.backends.base import Backend
 from harness.config import Config
 from harness.environment import peak_resident_bytes
@@ -31,14 +31,14 @@ from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.parallel import ParallelModel, build_sharded, meshed, stages_by_rank, uses_mesh
 from harness.training.live_bytes import LiveBytes, storage_bytes
 from harness.workload.initialization import build_model, local_tensor
-from harness.workload.model import Transformer
+from harness.workload.model import Transformer, recomputes
 from harness.workload.optimizer import build_optimizer
 from harness.world import World
 
 T = TypeVar("T")
 META = torch.device("meta")
 # The second one adds to gradients that exist, as all later ones do.
-MAX_MICRO_BATCHES = 2
+FEW_MICRO_BATCHES = 2
 
 
 def plan_stages(config: Config, backend: Backend, layout: Layout) -> tuple[list[StageMemory], int]:
@@ -53,20 +53,45 @@ def plan_stages(config: Config, backend: Backend, layout: Layout) -> tuple[list[
     Raises:
         ConfigError: the model cannot be built in this layout.
     """
-    # Equal sizes; but fp16's loss scaler reads values, which fake tensors lack. 1F1B needs more micro-batches.
-    precision = "bf16" if config.precision == "fp16" else config.precision
-    rehearsed = replace(config, precision=precision, parallel=replace(config.parallel, pipeline_schedule="gpipe"))
-    kinds: dict[tuple[tuple[int, ...], bool, bool], list[int]] = {}
+    # Equal sizes; but fp16's loss scaler reads values, which fake tensors lack.
+    rehearsed = replace(config, precision="bf16" if config.precision == "fp16" else config.precision)
+    if not _in_rounds(config):
+        # From its memory that of the other schedules follows, which need more micro-batches.
+        rehearsed = replace(rehearsed, parallel=replace(config.parallel, pipeline_schedule="gpipe"))
+    kinds: dict[Any, list[int]] = {}
     for rank, stages in enumerate(stages_by_rank(config, layout.pipeline)):
-        kinds.setdefault((tuple(map(len, stages)), rank == 0, rank == layout.pipeline - 1), []).append(rank)
-    # The first rank of a pipeline, the last one, and two lengths between them; more, if stages are interleaved.
-    rehearsals = [(rehearsed, backend, layout, stages[0]) for stages in kinds.values()]
+        kinds.setdefault(_kind(config, layout, rank, stages), []).append(rank)
+    count = _rehearsed_micro_batches(config, layout)
+    rehearsals = [(rehearsed, backend, layout, stages[0], count) for stages in kinds.values()]
     found: list[StageMemory] = []
     host_bytes = peak_resident_bytes()
     for stages, (memory, own_bytes) in zip(kinds.values(), _in_processes(_rehearse, rehearsals), strict=True):
         found += [_in_place(memory, config, layout, stage) for stage in stages]
         host_bytes += own_bytes
     return sorted(found, key=lambda memory: memory.stage), host_bytes
+
+
+def _in_rounds(config: Config) -> bool:
+    """Return whether passes are ordered so that what is kept differs from rank to rank and stage to stage."""
+    return config.parallel.pipeline_virtual_stages > 1 and config.parallel.pipeline_schedule != "gpipe"
+
+
+def _kind(config: Config, layout: Layout, rank: int, stages: Sequence[range]) -> Any:
+    """Return a key that ranks of a pipeline share if they hold as much for a micro-batch.
+
+    The first rank differs, the last one, and two lengths between them; more, where blocks recompute or stages are
+    interleaved.
+    """
+    if _in_rounds(config):
+        return rank
+    shapes = tuple((len(blocks), sum(recomputes(config.model, number) for number in blocks)) for blocks in stages)
+    return shapes, rank == 0, rank == layout.pipeline - 1
+
+
+def _rehearsed_micro_batches(config: Config, layout: Layout) -> int:
+    count = micro_batches_of(config, layout)
+    # In the second round gradients of all stages exist, as in later ones.
+    return min(count, 2 * round_size(layout.pipeline, count) if _in_rounds(config) else FEW_MICRO_BATCHES)
 
 
 def _in_processes(act: Callable[..., T], calls: Sequence[Sequence[Any]]) -> list[T]:
@@ -119,17 +144,26 @@ def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int
     """Return the memory of a stage that was rehearsed, in its place of the schedule."""
     ranks, each = layout.pipeline, config.parallel.pipeline_virtual_stages
     micro_batches = micro_batches_of(config, layout)
-    place = (config.parallel.pipeline_schedule, stage, ranks, each, micro_batches)
+    schedule, passes = config.parallel.pipeline_schedule, rehearsed.passes
+    kept = passes_in_flight(schedule, stage, ranks, each, micro_batches)
+    if _in_rounds(config):
+        # It was the schedule itself, so that nothing follows from it.
+        passes = replace(passes, first_in_flight=kept)
     # PyTorch's pipeline makes one buffer a micro-batch for all that a stage receives: float32 [B, S / parts, W].
     received = 2 * each - (stage == 0) - (stage == ranks - 1)
-    buffer = 4 * config.workload.micro_batch_size * config.model.hidden_size
-    buffer *= config.workload.seq_len // (layout.context * layout.tensor)
+    buffers = received * (micro_batches - _rehearsed_micro_batches(config, layout))
+    if ranks > 1 and (each > 1 or schedule == "zero_bubble"):
+        # And holds what it has sent, as much, until the end of the step, unless each rank has one stage.
+        buffers += received * micro_batches
+    size = 4 * config.workload.micro_batch_size * config.model.hidden_size
+    size *= config.workload.seq_len // (layout.context * layout.tensor)
     return replace(
         rehearsed,
         stage=stage,
-        in_flight=passes_in_flight(*place),
-        in_flight_later=passes_in_flight_later(*place),
-        buffer_bytes=received * buffer * (micro_batches - min(micro_batches, MAX_MICRO_BATCHES)),
+        passes=passes,
+        in_flight=kept,
+        in_flight_later=min(kept, micro_batches - 1) if ranks > 1 else kept,
+        buffer_bytes=buffers * size,
     )
 
 
@@ -152,7 +186,9 @@ def _fake_ranks(layout: Layout, rank: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _rehearse(config: Config, backend: Backend, layout: Layout, stage: int) -> tuple[StageMemory, int]:
+def _rehearse(
+    config: Config, backend: Backend, layout: Layout, stage: int, micro_batches: int
+) -> tuple[StageMemory, int]:
     """Take a training step on fake tensors as a stage's first rank. Return what it took, and what this took here."""
     rank = stage * layout.size // layout.pipeline
     with _fake_ranks(layout, rank) as ranks, warnings.catch_warnings():
@@ -162,7 +198,7 @@ def _rehearse(config: Config, backend: Backend, layout: Layout, stage: int) -> t
         with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
             model.to_empty(device=backend.device())
             model.tie_weights()
-            return _take_step(config, backend, ranks, model, live), peak_resident_bytes()
+            return _take_step(config, backend, ranks, model, live, micro_batches), peak_resident_bytes()
 
 
 def _build(config: Config, backend: Backend, ranks: Ranks) -> Transformer:
@@ -177,7 +213,9 @@ def _build(config: Config, backend: Backend, ranks: Ranks) -> Transformer:
     return build_sharded(config, META, ranks)
 
 
-def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transformer, live: LiveBytes) -> StageMemory:
+def _take_step(
+    config: Config, backend: Backend, ranks: Ranks, model: Transformer, live: LiveBytes, micro_batches: int
+) -> StageMemory:
     model.use_kernels({"attention": fused_attention})
     if uses_mesh(config, ranks):
         parallel = meshed(config, model, backend, ranks)
@@ -186,7 +224,7 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
         parallel = ParallelModel(model, model, dict(model.named_parameters()))
     parameters = list(model.parameters())
     optimizer = build_optimizer(model, config.workload, config.track)
-    observer = _StepObserver(model, live, pipelined=ranks.layout.pipeline > 1)
+    observer = _StepObserver(model, live, pipelined=ranks.layout.pipeline > 1, whole=_in_rounds(config))
     step = backend.prepare(
         parallel.wrapped,
         optimizer,
@@ -195,13 +233,12 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
         grad_sync=replace(parallel.grad_sync, clip=observer.passes_done),
     )
     work = config.workload
-    count = min(micro_batches_of(config, ranks.layout), MAX_MICRO_BATCHES)
     batch = torch.zeros(work.micro_batch_size, work.seq_len + 1, dtype=torch.int64)
     # The first step makes the optimizer's state, and DTensor learns the shapes of results by operations on tensors of
     # the whole size, which would count as memory.
-    step([batch] * count, work.learning_rate)
+    step([batch] * micro_batches, work.learning_rate)
     observer.begin()
-    step([batch] * count, work.learning_rate)
+    step([batch] * micro_batches, work.learning_rate)
     return StageMemory(
         stage=0,
         blocks=len(model.blocks),
@@ -219,8 +256,12 @@ def _take_step(config: Config, backend: Backend, ranks: Ranks, model: Transforme
 class _StepObserver:
     """Notes the memory of each section of a step."""
 
-    def __init__(self, model: Transformer, live: LiveBytes, *, pipelined: bool) -> None:
-        self._model, self._live, self._pipelined = model, live, pipelined
+    def __init__(self, model: Transformer, live: LiveBytes, *, pipelined: bool, whole: bool) -> None:
+        """
+        Args:
+            whole: take all passes as one section.
+        """
+        self._model, self._live, self._pipelined, self._whole = model, live, pipelined, whole
         for stage in model.stages:
             stage.register_forward_pre_hook(self._before_forward, prepend=True)
             stage.register_forward_hook(self._after_forward)
@@ -242,7 +283,7 @@ class _StepObserver:
             activations=self._activations // self._forwards,
             first_in_flight=self._forwards if self._pipelined else 1,
             peak_of_first=rest if first is None else first,
-            peak_of_last=None if first is None else rest,
+            peak_of_next=None if first is None else rest,
             peak_of_update=self._live.peak,
         )
 
@@ -266,11 +307,8 @@ class _StepObserver:
 
     def _before_backward(self, _gradient: torch.Tensor) -> None:
         self._backwards += 1
-        if self._backwards == 2 and self._pipelined:
+        if self._backwards == 2 and self._pipelined and not self._whole:
             self._first_done()
-        if self._backwards == self._forwards:
-            # What comes between, of interleaved stages, has fewer activations than the first and fewer gradients.
-            self._live.reset_peak()
 
     def _first_done(self) -> None:
         self._peak_of_first = self._live.peak

@@ -53,7 +53,8 @@ def parallelize_tensor(model: Transformer, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
         parallelize_module(block, mesh, _block_plan(model, block, mesh))
-    parallelize_module(model, mesh, _WholeLoss())
+    for stage in model.stages:
+        parallelize_module(stage, mesh, _WholeLoss())
     _use_parallel_loss()
 
 
