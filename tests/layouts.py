@@ -15,7 +15,7 @@ from harness.layout import AXES
 from harness.records.load import load_runs
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
-from tests.ranks import end_ranks, record, run_harness, shared_zygote, start_ranks
+from tests.ranks import Ended, end_ranks, record, run_harness, shared_zygote, start_ranks
 from tests.zygote import Forked
 
 WORK = (
@@ -109,9 +109,15 @@ def train(folder: Path, layout: str, settings: Sequence[str], name: str, **optio
     if "resume=auto" not in settings:
         shutil.rmtree(folder / name, ignore_errors=True)
     ended = end_ranks(start(folder, layout, settings, name, **options), TIMEOUT_SECONDS)
-    failed = [one for one in ended if one.code]
-    errors = [line for one in failed for line in (*one.err.strip().splitlines()[-12:], *one.errors)]
-    return "\n".join(errors) if failed else folder / name
+    if not any(one.code for one in ended):
+        return folder / name
+    said = [line for rank, one in enumerate(ended) for line in (f"rank {rank}: exit code {one.code}", *_said(one))]
+    return "\n".join([*said, *(error for one in ended for error in one.errors)])
+
+
+def _said(ended: Ended) -> list[str]:
+    """Return what a process wrote last, without the addresses of frames, which would be most of it."""
+    return [line for line in ended.err.splitlines() if not line.startswith("frame #")][-25:]
 
 
 def train_alone(folder: Path, settings: Sequence[str], name: str) -> Path:
