@@ -19,7 +19,7 @@ class Layout:
     """Number of parts on each axis; their product is the number of processes."""
 
     pipeline: int = 1
-    """Stages of consecutive blocks."""
+    """Ranks that have the blocks in stages, one or more each."""
     data: int = 1
     """Replicas of the model, each with a share of the batch."""
     shard: int = 1

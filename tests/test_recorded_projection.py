@@ -250,6 +250,7 @@ def test_longest_rank() -> None:
     assert longest_rank(model, 64, 1) == 1.0
     assert longest_rank({**model, "vocab_size": 0}, 64, 2) == pytest.approx(1.0)
     assert longest_rank({**model, "vocab_size": 0}, 64, 3) == pytest.approx(2 * 3 / 4)
+    assert longest_rank(model, 64, 5) == 1.0
     # Two stages of each rank: blocks 0 and 2-4, and 1 and 5.
     assert longest_rank({**model, "vocab_size": 0, "num_hidden_layers": 6}, 64, 2, 2, "1-1-3-1") == 4 * 2 / 6
 

@@ -32,6 +32,9 @@ def longest_rank(
 
     The arguments are those of `blocks_of_stages`.
     """
+    if size * virtual_stages > model["num_hidden_layers"]:
+        # Of no run. The plan of this layout says so.
+        return 1.0
     stages = blocks_of_stages(model, seq_len, size, virtual_stages, pipeline_blocks)
     costs = [sum(len(blocks) for blocks in stages[rank::size]) for rank in range(size)]
     head = _head_cost(model, seq_len)
