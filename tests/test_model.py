@@ -431,6 +431,7 @@ class TestRotary:
 def test_a_model_is_freed_with_its_last_reference() -> None:
     """Its memory, gigabytes, must not wait for the collector of cycles."""
     model = Transformer(LLAMA)
+    assert model.stages == (model,)
     reference = weakref.ref(model)
     del model
     assert reference() is None

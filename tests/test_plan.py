@@ -16,7 +16,7 @@ from harness import backends
 from harness.analysis.stage_memory import GIB, PassMemory, StageMemory, passes_in_flight
 from harness.composition import load
 from harness.config import BackendConfig
-from harness.layout import layout_of
+from harness.layout import layout_of, uneven_rounds
 from harness.text import layered_settings
 from harness.training.distributed import plan
 from harness.training.distributed.pipeline import SCHEDULES
@@ -126,6 +126,26 @@ def test_pytorchs_schedules_keep_as_many(schedule: str, virtual_stages: int, mic
     for rank in range(4):
         planned = passes_in_flight(schedule, rank, 4, virtual_stages, micro_batches)
         assert _kept_by_pytorch(schedule, rank, 4, virtual_stages, micro_batches) == planned
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "zero_bubble"])
+@pytest.mark.parametrize("virtual_stages", [1, 2])
+@pytest.mark.parametrize("micro_batches", range(3, 13))
+def test_uneven_rounds_are_those_that_pytorch_refuses(schedule: str, virtual_stages: int, micro_batches: int) -> None:
+    if uneven_rounds(schedule, 3, virtual_stages > 1, micro_batches):
+        with pytest.raises(ValueError, match="requires the number of microbatches"):
+            _kept_by_pytorch(schedule, 0, 3, virtual_stages, micro_batches)
+    else:
+        _kept_by_pytorch(schedule, 0, 3, virtual_stages, micro_batches)
+    assert uneven_rounds(schedule, 3, virtual_stages > 1, 2) == (schedule != "gpipe")
+
+
+def test_ranks_that_recompute_other_numbers_of_blocks_are_planned_apart() -> None:
+    """Of eight blocks, 3 and 7 recompute."""
+    more = ("model.num_hidden_layers=8", "model.activation_checkpointing=true", "parallel.pipeline_blocks=2-2-2-2",
+            "model.activation_checkpointing_blocks=2")  # fmt: skip
+    _, second, third, _ = planned(4, settings("pipeline=4", *more))
+    assert second.passes.activations < third.passes.activations
 
 
 def _kept_by_pytorch(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:

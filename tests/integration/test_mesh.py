@@ -50,7 +50,7 @@ def test_schedule_and_stages_do_not_change_the_work(layout_runs: Path) -> None:
 def test_interleaved_stages_do_not_change_the_work(layout: str, layout_runs: Path) -> None:
     """Each rank has two stages, the tied embedding is on the first and the last.
 
-    Evaluations are single passes, and a first look has a number of micro-batches that rounds do not divide.
+    Evaluations are single passes.
     """
     settings = short_work("tied", "model.num_hidden_layers=5", "workload.steps=6", "workload.eval_every=3")
     alone = train_alone(layout_runs, settings, "tied-5")
