@@ -1,14 +1,22 @@
-"""The harness against other trainers on the same work: tokens/s, peak memory, start-up time.
+"""The harness against other trainers on the same work, on several shapes: tokens/s, peak memory, start-up time.
 
-    python scripts/bench_peers.py                                llama-30m, 512 tokens, bf16, five rounds
-    python scripts/bench_peers.py model=gpt2-124m workload.global_batch_size=8
+    python scripts/bench_peers.py                            every shape of SHAPES, five rounds each
+    python scripts/bench_peers.py --shape long --shape wide --rounds 3
+    python scripts/bench_peers.py --micro-batch 1            one size for all, in place of each one's fastest
+    python scripts/bench_peers.py --only 'bare PyTorch'      a selected peer at its best; may be repeated
+    python scripts/bench_peers.py --plain                    every peer with its library's defaults too
+    python scripts/bench_peers.py --out peers.jsonl          keeps each run there, and repeats none that is there
+    python scripts/bench_peers.py model=llama-30m workload.seq_len=512 workload.global_batch_size=16    any other work
 
-The peers are Hugging Face Trainer, accelerate, Lightning Fabric with litgpt's GPT, and a bare PyTorch loop, each in two
-ways: `plain` is bf16 and the library's defaults; `best` has torch.compile, fused AdamW, and the fastest attention and
-micro-batch size, found by a search before the rounds (the attention first, then the size). The harness's track=tuned
-gets the same search for its size; track=portable, as another reference, none. Every run is a fresh process and the runs
-of a round take turns, so that a noisy machine disturbs all alike. The peers are installed into their own environment
-(--environment, created on first use), without the harness.
+The peers are Hugging Face Trainer, accelerate, Lightning Fabric with litgpt's GPT, and a bare PyTorch loop. At their
+best they have torch.compile, fused AdamW, and the fastest attention and micro-batch size, found by a search before the
+rounds (the attention first, then the size). The harness's track=tuned gets the same search for its size. Every run is a
+fresh process and the runs of a round take turns, so that a noisy machine disturbs all alike. The peers are installed
+into their own environment (--environment, created on first use), without the harness.
+
+Not among them: torchtitan 0.3.0, whose language models have flex and varlen attention alone, of which neither has a
+backward pass on a CPU (torch 2.13), and nanochat, which is no package, and whose GPT (squared ReLU, norms without
+weights, Muon) is another work.
 """
 
 from __future__ import annotations
@@ -21,7 +29,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +38,11 @@ import numpy as np
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness_runs import geometric_mean, in_turn, run_harness
+from harness_runs import geometric_mean, in_turn, run_harness, touch_memory
 
 from harness.composition import load
 from harness.config import Config, intermediate_size
-from harness.environment import allowed_cores
+from harness.environment import allowed_cores, cpu_model
 from harness.errors import UserError
 from harness.text import layered_settings
 from harness.workload.data import open_dataset
@@ -47,59 +56,167 @@ PEERS = {
     "Fabric + litgpt": ("fabric_litgpt.py", ("sdpa",)),
     "bare PyTorch": ("bare_loop.py", ("sdpa",)),
 }
-WORK = ("model=llama-30m", "workload=gpt2", "workload.seq_len=512", "workload.global_batch_size=16",
-        "workload.micro_batch_size=4", "workload.steps=7", "workload.timing_warmup_steps=2", "workload.eval_every=0",
+WORK = ("workload=gpt2", "workload.steps=7", "workload.timing_warmup_steps=2", "workload.eval_every=0",
         "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
-OURS = "harness, track=tuned"
+OURS = "harness"
+MEASURED = ("tokens_per_second", "peak_memory_bytes", "start_up_seconds", "loss")
 # A run of the search: two compiled and warm steps are enough to find the fastest.
 SEARCH_STEPS = {"steps": 4, "timing_warmup_steps": 2}
+
+
+def llama(layers: int, width: int, heads: int, kv: int, feed_forward: int, vocab: int, *, tied: bool) -> list[str]:
+    """Return the settings of a Llama block's shape."""
+    return ["model=llama-30m", f"model.num_hidden_layers={layers}", f"model.hidden_size={width}",
+            f"model.num_attention_heads={heads}", f"model.num_key_value_heads={kv}",
+            f"model.intermediate_size={feed_forward}", f"model.vocab_size={vocab}",
+            f"model.tie_word_embeddings={str(tied).lower()}", "model.max_position_embeddings=8192"]  # fmt: skip
+
+
+def batch(sequences: int, length: int) -> list[str]:
+    return [f"workload.global_batch_size={sequences}", f"workload.seq_len={length}"]
+
+
+# From 5 M to 310 M parameters, 512 to 8 192 positions, vocabularies of 8 k to 152 k, with and without GQA, tied or not.
+SHAPES = {
+    "narrow": [*llama(6, 256, 4, 4, 704, 8192, tied=True), *batch(8, 1024)],
+    "stranger": [*llama(8, 512, 8, 8, 1408, 8192, tied=False), *batch(8, 512)],
+    "long": [*llama(6, 512, 8, 2, 1408, 32000, tied=True), *batch(1, 8192)],
+    "deep": [*llama(30, 576, 9, 3, 1536, 49152, tied=True), *batch(2, 2048)],
+    "vocabulary": [*llama(4, 896, 14, 2, 4864, 151936, tied=True), *batch(8, 512)],
+    "wide": [*llama(4, 2048, 16, 4, 5632, 32000, tied=False), *batch(8, 512)],
+    "gpt2-124m": ["model=gpt2-124m", *batch(8, 512)],
+}
+
+
+@dataclass
+class Runs:
+    """Runs so far, in a file of one line each: none is repeated, so that a broken benchmark goes on where it was."""
+
+    file: Path | None
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.file is not None and self.file.exists():
+            for line in self.file.read_text().splitlines():
+                entry = json.loads(line)
+                self.found[entry["key"]] = entry["run"]
+
+    def get(self, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the measurements of the run that these parts name, and make it if there is none yet."""
+        key = " | ".join([cpu_model(), *parts])
+        if key not in self.found:
+            self.found[key] = make()
+            if self.file is not None:
+                with self.file.open("a") as file:
+                    file.write(json.dumps({"key": key, "run": self.found[key]}) + "\n")
+            print(f"{' | '.join(parts)}: {described(self.found[key])}", flush=True)
+        return self.found[key]
+
+
+def described(run: dict[str, Any]) -> str:
+    return f"{run['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in run else f"failed: {run['failed']}"
+
+
+@dataclass
+class Trainer:
+    """A trainer on one work."""
+
+    name: str
+    attentions: tuple[str, ...]
+    run: Callable[[dict[str, Any]], dict[str, Any]]
+    """Returns the measurements of a run with these choices."""
+
+    def fastest(self, runs: Runs, shape: str, sizes: Sequence[int]) -> dict[str, Any]:
+        """Return the fastest choices: the attention at the middle size, then the size."""
+        choices = [{"attention": each, "micro_batch_size": sizes[len(sizes) // 2]} for each in self.attentions]
+        attention = self._fastest(runs, shape, choices)["attention"]
+        return self._fastest(runs, shape, [{"attention": attention, "micro_batch_size": size} for size in sizes])
+
+    def _fastest(self, runs: Runs, shape: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        if len(choices) == 1:
+            return choices[0]
+        return max(choices, key=lambda choice: self.measured(runs, shape, choice, "search").get("tokens_per_second", 0))
+
+    def measured(self, runs: Runs, shape: str, choice: dict[str, Any], label: str) -> dict[str, Any]:
+        steps = SEARCH_STEPS if label == "search" else {}
+        return runs.get([shape, self.name, label_of(choice), label], lambda: self.run({**choice, **steps}))
+
+
+def label_of(choice: dict[str, Any]) -> str:
+    parts = [choice["attention"]] if choice["attention"] else []
+    return ", ".join([*parts, f"micro-batch {choice['micro_batch_size']}", *(["plain"] if choice.get("plain") else [])])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shape", action="append", default=[], choices=SHAPES, help="may be repeated")
+    parser.add_argument("--micro-batch", type=int, help="the size of every run, or the whole batch if that is smaller")
+    parser.add_argument("--only", action="append", default=[], choices=PEERS, help="a peer; may be repeated")
+    parser.add_argument("--plain", action="store_true", help="each peer with its library's defaults too")
+    parser.add_argument("--out", type=Path, help="a file for the runs, used again if it exists")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
-    parser.add_argument("--only", action="append", default=[], help="name of a peer; may be repeated")
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()
-    try:
-        config = load(layered_settings(WORK, options.overrides))
-    except UserError as error:
-        parser.error(str(error))
+    shapes = {name: SHAPES[name] for name in options.shape or SHAPES}
+    if options.overrides and not options.shape:
+        shapes = {" ".join(options.overrides): []}
     python = environment(options.environment)
-    with tempfile.TemporaryDirectory() as folder:
-        tokens = write_tokens(config, Path(folder))
-        ours = layered_settings(WORK, options.overrides)
-        tuned = layered_settings(ours, ["track=tuned"])
-        size = search_harness(tuned, sizes(asdict(config.workload)))
-        runs: dict[str, Any] = {
-            OURS: lambda: harness(layered_settings(tuned, [size])),
-            "harness, track=portable": lambda: harness(layered_settings(ours, ["track=portable"])),
-        }
-        for name, (program, attentions) in PEERS.items():
-            if options.only and name not in options.only:
-                continue
-            work = describe(config, tokens)
-            plain = {**work, "compile": False, "tuned": False, "attention": "sdpa"}
-            best = search(name, python, program, work, attentions)
-            runs[f"{name}, plain"] = lambda program=program, work=plain: peer(python, program, work)
-            runs[f"{name}, best"] = lambda program=program, work=best: peer(python, program, work)
-        found = rounds(runs, options.rounds)
-    print_table(found)
+    runs = Runs(options.out)
+    touch_memory()
+    for shape, settings in shapes.items():
+        work = layered_settings(WORK, settings, options.overrides)
+        try:
+            config = load(work)
+        except UserError as error:
+            parser.error(str(error))
+        compare(shape, work, config, python, runs, options)
     return 0
+
+
+def compare(shape: str, work: list[str], config: Config, python: Path, runs: Runs, options: argparse.Namespace) -> None:
+    """Print the table of one shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        described_work = describe(config, write_tokens(config, Path(folder)))
+        trainers = [Trainer(OURS, ("",), lambda choice: harness(layered_settings(work, ["track=tuned"]), choice))]
+        for name, (program, attentions) in PEERS.items():
+            if not options.only or name in options.only:
+                trainers.append(
+                    Trainer(
+                        name,
+                        attentions,
+                        lambda choice, program=program: peer(
+                            python, program, {**described_work, "compile": True, "tuned": True, **choice}
+                        ),
+                    )
+                )
+        sizes = sizes_to_try(config, options.micro_batch)
+        chosen = [(trainer, trainer.fastest(runs, shape, sizes)) for trainer in trainers]
+        if options.plain:
+            plain = {"compile": False, "tuned": False, "plain": True, "attention": "sdpa"}
+            chosen += [(trainer, {**choice, **plain}) for trainer, choice in chosen[1:]]
+        found: list[list[dict[str, Any]]] = [[] for _ in chosen]
+        for number in range(options.rounds):
+            for index in in_turn(range(len(chosen)), number):
+                trainer, choice = chosen[index]
+                found[index].append(trainer.measured(runs, shape, choice, f"round {number + 1}"))
+    print_table(shape, [(trainer.name, label_of(choice)) for trainer, choice in chosen], found)
 
 
 def environment(folder: Path) -> Path:
     """Return the Python of the peers' environment, and create that first if need be."""
     python = folder / "bin" / "python"
-    if not python.exists():
-        torch = subprocess.run(
-            [sys.executable, "-c", "from importlib.metadata import version; print(version('torch').split('+')[0])"],
-            check=True, capture_output=True, text=True,
-        ).stdout.strip()  # fmt: skip
+    installed = folder / "requirements.txt"
+    torch = subprocess.run(
+        [sys.executable, "-c", "from importlib.metadata import version; print(version('torch').split('+')[0])"],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    wanted = "\n".join([f"torch=={torch}", *REQUIREMENTS])
+    if not installed.exists() or installed.read_text() != wanted:
         print(f"installing the peers into {folder} ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", f"torch=={torch}", *REQUIREMENTS], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted.split()], check=True)
+        installed.write_text(wanted)
     return python
 
 
@@ -129,56 +246,28 @@ def describe(config: Config, tokens: Path) -> dict[str, Any]:
     }
 
 
-def search(name: str, python: Path, program: str, work: dict[str, Any], attentions: tuple[str, ...]) -> dict[str, Any]:
-    """Return a peer's fastest settings: the attention at the given micro-batch size, then the size."""
-    tried: dict[tuple[str, int], float] = {}
-
-    def fastest(candidates: list[tuple[str, int]]) -> tuple[str, int]:
-        for attention, size in candidates:
-            if (attention, size) not in tried:
-                choice = {"compile": True, "tuned": True, "attention": attention, "micro_batch_size": size}
-                tried[attention, size] = peer(python, program, {**work, **choice, **SEARCH_STEPS})["tokens_per_second"]
-                print_speed(f"{name}, {attention}", size, tried[attention, size])
-        return max(candidates, key=lambda candidate: tried[candidate])
-
-    attention, _ = fastest([(attention, work["micro_batch_size"]) for attention in attentions])
-    attention, size = fastest([(attention, size) for size in sizes(work)])
-    return {**work, "compile": True, "tuned": True, "attention": attention, "micro_batch_size": size}
+def sizes_to_try(config: Config, fixed: int | None) -> list[int]:
+    """Return the micro-batch sizes to try: those that divide the global batch, or the fixed one."""
+    whole = config.workload.global_batch_size
+    if fixed is not None:
+        return [min(fixed, whole)]
+    return [size for size in range(1, whole + 1) if whole % size == 0]
 
 
-def sizes(work: dict[str, Any]) -> list[int]:
-    """Return the micro-batch sizes to try: the configured one, its half and its double, if they divide the batch."""
-    size, batch = work["micro_batch_size"], work["global_batch_size"]
-    return [each for each in (size // 2, size, 2 * size) if each and batch % each == 0]
-
-
-def search_harness(overrides: list[str], tried_sizes: list[int]) -> str:
-    """Return the harness's fastest micro-batch size, as a setting."""
-    steps = [f"workload.{key}={value}" for key, value in SEARCH_STEPS.items()]
-    tried = {}
-    for size in tried_sizes:
-        setting = f"workload.micro_batch_size={size}"
-        tried[setting] = harness(layered_settings(overrides, steps, [setting]))["tokens_per_second"]
-        print_speed(OURS, size, tried[setting])
-    return max(tried, key=lambda setting: tried[setting])
-
-
-def print_speed(name: str, size: int, speed: float) -> None:
-    print(f"{name}, micro-batch size {size}: {speed:,.0f} tokens/s", flush=True)
-
-
-def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, float]:
-    """Return the measurements of one run of a peer."""
+def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, Any]:
+    """Return the measurements of one run of a peer, or why it failed."""
+    work = {key: value for key, value in work.items() if key != "plain"}
     command = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        sys.exit(f"{program} failed:\n{done.stderr[-3000:]}")
+        return {"failed": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def harness(overrides: list[str]) -> dict[str, float]:
+def harness(overrides: list[str], choice: dict[str, Any]) -> dict[str, Any]:
     """Return the same measurements of one run of the harness."""
-    record, seconds = run_harness(overrides)
+    settings = [f"workload.{key}={value}" for key, value in choice.items() if key != "attention"]
+    record, seconds = run_harness(layered_settings(overrides, settings))
     timing = record["timing"]
     return {
         "tokens_per_second": timing["tokens_per_second"],
@@ -186,29 +275,29 @@ def harness(overrides: list[str]) -> dict[str, float]:
         # The whole process less the time after the first step; it includes writing the record.
         "start_up_seconds": seconds - timing["training_seconds"] + timing["first_step_seconds"],
         "loss": record["losses"]["train"][-1],
+        "mfu": (record["utilization"] or {}).get("mfu_of_measured_peak"),
     }
 
 
-def rounds(runs: dict[str, Any], count: int) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    for number in range(count):
-        for name in in_turn(runs, number):
-            found[name].append(runs[name]())
-            print(f"round {number + 1}: {name}: {found[name][-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
-    return found
-
-
-def print_table(found: dict[str, list[dict[str, float]]]) -> None:
-    print(f"\n| {'run':<28} | tokens/s | {OURS} over it, 95 % interval | peak MiB | start-up s | last loss |")
-    print("|---|---|---|---|---|---|")
-    for name, each in found.items():
-        pairs = zip(found[OURS], each, strict=True)
-        ratios = [mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in pairs]
-        median = {key: statistics.median(run[key] for run in each) for key in each[0]}
+def print_table(shape: str, names: Sequence[tuple[str, str]], found: Sequence[list[dict[str, Any]]]) -> None:
+    print(f"\n{shape}\n\n| run | settings | tokens/s | harness over it, 95 % | peak MiB | start-up s | last loss |")
+    print("|---|---|---|---|---|---|---|")
+    for (name, settings), each in zip(names, found, strict=True):
+        failures = [run["failed"] for run in each if "failed" in run]
+        if failures:
+            print(f"| {name} | {settings} | failed: {failures[0]} | | | | |")
+            continue
+        ratios = [
+            mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in zip(found[0], each, strict=True)
+        ]
+        median = {key: statistics.median(run[key] for run in each) for key in MEASURED}
         print(
-            f"| {name:<28} | {median['tokens_per_second']:,.0f} | {interval(ratios)} | "
+            f"| {name} | {settings} | {median['tokens_per_second']:,.0f} | {interval(ratios)} | "
             f"{median['peak_memory_bytes'] / 2**20:,.0f} | {median['start_up_seconds']:.1f} | {median['loss']:.3f} |"
         )
+    shares = [run["mfu"] for run in found[0] if run.get("mfu")]
+    if shares:
+        print(f"\nMFU of the harness, against the measured peak: {statistics.median(shares):.3f}")
 
 
 def interval(ratios: list[float]) -> str:
