@@ -87,6 +87,11 @@ def load(overrides: list[str]) -> Config:
             elif values.get("model.path") is not None:
                 raise ConfigError("model.path: only model=hf reads it; add that, or leave it out")
             config = _to_typed(Config, given)
+            if config.autotuned:
+                if "workload.micro_batch_size" in values:
+                    raise ConfigError("workload.micro_batch_size: autotuned=true sets it; leave one of them out")
+                # Until the device is known, and with it the search.
+                config.workload.micro_batch_size = 1
             _label_modified(config, values)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_one_line(error)) from error

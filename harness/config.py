@@ -319,7 +319,13 @@ class Config:
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder."""
     autotune: bool = False
-    """Run each micro-batch size that the global batch allows, in a short run of its own, and print the fastest."""
+    """Search for the fastest micro-batch size and, with track=tuned, settings of the track, each value in short runs of
+    its own, and print the command that uses them."""
+    autotuned: bool = False
+    """Use the answers of the newest search (autotune) of this device, software and work in autotune_dir, but for
+    settings of the track that are given."""
+    autotune_dir: str = "runs/autotune"
+    """Folder of searches (autotune)."""
     resume: str | None = bounded(None, choices=("auto",))
     """auto: resume from the newest checkpoint in out=DIR, or start there if there is none. null: never resume."""
     on_nonfinite: str = bounded("stop", choices=("stop", "skip"))
@@ -331,6 +337,16 @@ class Config:
     """Stop when a step's loss exceeds the median of the previous 50 by this factor; null turns the check off."""
     target_loss: float | None = bounded(None, above=0.0)
     """Stop when the evaluation loss reaches this; the record holds the time to it."""
+
+
+def unused_operations(model: ModelConfig) -> dict[str, str]:
+    """Return those of OPERATIONS that the model does not compute, with the setting that decides it."""
+    used = {
+        "rotary": ("position_embedding", "rotary"),
+        "rms_norm": ("norm", "rmsnorm"),
+        "swiglu": ("activation", "swiglu"),
+    }
+    return {operation: setting for operation, (setting, value) in used.items() if getattr(model, setting) != value}
 
 
 def num_key_value_heads(model: ModelConfig) -> int:
@@ -420,6 +436,8 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "metrics_file",
     "tensorboard",
     "autotune",
+    "autotuned",
+    "autotune_dir",
     "resume",
     "checkpoint.*",
     # A run without skipped updates is the same work; the record counts skipped updates.
@@ -451,6 +469,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
 PATH_SETTINGS = (
     "out",
     "peak_dir",
+    "autotune_dir",
     "metrics_file",
     "init",
     "model.path",

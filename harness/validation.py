@@ -19,6 +19,7 @@ from harness.config import (
     intermediate_size,
     iter_settings,
     num_key_value_heads,
+    unused_operations,
 )
 from harness.errors import config_error
 from harness.layout import AXES, LAYOUT_AXES, Layout, uneven_rounds
@@ -206,16 +207,11 @@ def _check_track(config: Config) -> Iterator[str]:
                 f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
                 "every device; use track=tuned"
             )
-    model = config.model
-    for operation, setting, wanted in (
-        ("rotary", "position_embedding", "rotary"),
-        ("rms_norm", "norm", "rmsnorm"),
-        ("swiglu", "activation", "swiglu"),
-    ):
-        if getattr(track, operation) not in (None, STOCK) and getattr(model, setting) != wanted:
+    for operation, setting in unused_operations(config.model).items():
+        if getattr(track, operation) not in (None, STOCK):
             yield (
                 f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
-                f"{getattr(model, setting)} and does not compute it; leave track.{operation} out"
+                f"{getattr(config.model, setting)} and does not compute it; leave track.{operation} out"
             )
     if config.parallel.name in ("fsdp", "mesh") and track.compile == "model":
         yield (
@@ -272,6 +268,10 @@ def _check_autotune(config: Config) -> Iterator[str]:
             f"autotune: searches on one device, found parallel={config.parallel.name}; leave parallel=single and set "
             "workload.global_batch_size to one device's part"
         )
+    if config.autotuned and config.autotune:
+        yield "autotuned: found true, but a search (autotune) looks for these settings; leave autotuned out"
+    if config.autotuned and config.parallel.name != "single":
+        yield f"autotuned: searches are of one device, found parallel={config.parallel.name}; leave autotuned out"
 
 
 COMBINATIONS: tuple[tuple[tuple[str, ...], Callable[[Config], Iterator[str]]], ...] = (

@@ -25,39 +25,26 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness_runs import geometric_mean, in_turn, run_harness, touch_memory
+from harness_runs import geometric_mean, in_turn, touch_memory
+from peer_runs import ENVIRONMENT, PEERS, describe, environment, harness, peer, write_tokens
 
 from harness.composition import load
-from harness.config import Config, intermediate_size
-from harness.environment import allowed_cores, cpu_model
+from harness.config import Config
+from harness.environment import cpu_model
 from harness.errors import UserError
 from harness.text import layered_settings
-from harness.workload.data import open_dataset
 
-PROGRAMS = Path(__file__).resolve().parent / "peers"
-ENVIRONMENT = Path.home() / ".cache" / "training-harness" / "peers"
-REQUIREMENTS = ("transformers==5.24.0", "accelerate==1.15.0", "lightning==2.6.6", "litgpt==0.5.9")
-PEERS = {
-    "HF Trainer": ("hf_trainer.py", ("sdpa", "eager")),
-    "accelerate": ("accelerate_loop.py", ("sdpa", "eager")),
-    "Fabric + litgpt": ("fabric_litgpt.py", ("sdpa",)),
-    "bare PyTorch": ("bare_loop.py", ("sdpa",)),
-}
-WORK = ("workload=gpt2", "workload.steps=7", "workload.timing_warmup_steps=2", "workload.eval_every=0",
-        "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
+WORK = ("workload=gpt2", "workload.micro_batch_size=1", "workload.steps=7", "workload.timing_warmup_steps=2",
+        "workload.eval_every=0", "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
 OURS = "harness"
 MEASURED = ("tokens_per_second", "peak_memory_bytes", "start_up_seconds", "loss")
 # A run of the search: two compiled and warm steps are enough to find the fastest.
@@ -143,8 +130,8 @@ class Trainer:
 
 
 def label_of(choice: dict[str, Any]) -> str:
-    parts = [choice["attention"]] if choice["attention"] else []
-    return ", ".join([*parts, f"micro-batch {choice['micro_batch_size']}", *(["plain"] if choice.get("plain") else [])])
+    parts = (choice["attention"], f"micro-batch {choice['micro_batch_size']}", "plain" if choice.get("plain") else "")
+    return ", ".join(filter(None, parts))
 
 
 def main() -> int:
@@ -203,80 +190,12 @@ def compare(shape: str, work: list[str], config: Config, python: Path, runs: Run
     print_table(shape, [(trainer.name, label_of(choice)) for trainer, choice in chosen], found)
 
 
-def environment(folder: Path) -> Path:
-    """Return the Python of the peers' environment, and create that first if need be."""
-    python = folder / "bin" / "python"
-    installed = folder / "requirements.txt"
-    torch = subprocess.run(
-        [sys.executable, "-c", "from importlib.metadata import version; print(version('torch').split('+')[0])"],
-        check=True, capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
-    wanted = "\n".join([f"torch=={torch}", *REQUIREMENTS])
-    if not installed.exists() or installed.read_text() != wanted:
-        print(f"installing the peers into {folder} ...", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *wanted.split()], check=True)
-        installed.write_text(wanted)
-    return python
-
-
-def write_tokens(config: Config, folder: Path) -> Path:
-    """Write the tokens of all steps, the same for every trainer, and return the file."""
-    dataset = open_dataset(config)
-    count = config.workload.steps * config.workload.global_batch_size
-    path = folder / "tokens.bin"
-    dataset.train(0, count).astype(np.int32).tofile(path)
-    return path
-
-
-def describe(config: Config, tokens: Path) -> dict[str, Any]:
-    """Return the fields of `Work` in peers/common.py that all peers share."""
-    work = config.workload
-    return {
-        "tokens": str(tokens),
-        "model": {**asdict(config.model), "intermediate_size": intermediate_size(config.model)},
-        "seq_len": work.seq_len,
-        "global_batch_size": work.global_batch_size,
-        "micro_batch_size": work.micro_batch_size,
-        "steps": work.steps,
-        "timing_warmup_steps": work.timing_warmup_steps,
-        "learning_rate": work.learning_rate,
-        "threads": config.backend.threads or allowed_cores(),
-        "device": config.backend.name,
-    }
-
-
 def sizes_to_try(config: Config, fixed: int | None) -> list[int]:
     """Return the micro-batch sizes to try: those that divide the global batch, or the fixed one."""
     whole = config.workload.global_batch_size
     if fixed is not None:
         return [min(fixed, whole)]
     return [size for size in range(1, whole + 1) if whole % size == 0]
-
-
-def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurements of one run of a peer, or why it failed."""
-    work = {key: value for key, value in work.items() if key != "plain"}
-    command = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        return {"failed": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def harness(overrides: list[str], choice: dict[str, Any]) -> dict[str, Any]:
-    """Return the same measurements of one run of the harness."""
-    settings = [f"workload.{key}={value}" for key, value in choice.items() if key != "attention"]
-    record, seconds = run_harness(layered_settings(overrides, settings))
-    timing = record["timing"]
-    return {
-        "tokens_per_second": timing["tokens_per_second"],
-        "peak_memory_bytes": record["memory"]["peak_allocated_bytes"],
-        # The whole process less the time after the first step; it includes writing the record.
-        "start_up_seconds": seconds - timing["training_seconds"] + timing["first_step_seconds"],
-        "loss": record["losses"]["train"][-1],
-        "mfu": (record["utilization"] or {}).get("mfu_of_measured_peak"),
-    }
 
 
 def print_table(shape: str, names: Sequence[tuple[str, str]], found: Sequence[list[dict[str, Any]]]) -> None:

@@ -3,7 +3,9 @@
     python scripts/bench_startup.py --rounds 5
 
 The first step trains the harness's smallest model (tiny, 16 x 256 tokens, bf16), also in the programs of
-bench_peers.py. A peer's help text is that of its launcher; a peer without one imports its training classes instead.
+bench_peers.py, and then llama-30m (4 x 512 tokens) with everything compiled: with an empty cache of compiled programs,
+and with that of the run before. A peer's help text is that of its launcher; a peer without one imports its training
+classes instead.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-import bench_peers
+from peer_runs import ENVIRONMENT, PEERS, describe, environment, harness, peer, write_tokens
 
 from harness.composition import load
+from harness.text import layered_settings
 
 WORK = (
     "precision=bf16",
@@ -31,36 +35,64 @@ WORK = (
     "workload.eval_every=0",
     "workload.lr_warmup_steps=1",
 )
+COMPILED = ("model=llama-30m", "workload.seq_len=512", "workload.global_batch_size=4", "workload.micro_batch_size=4")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--environment", type=Path, default=bench_peers.ENVIRONMENT)
+    parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
     options = parser.parse_args()
-    python = bench_peers.environment(options.environment)
+    python = environment(options.environment)
     helps: dict[str, list[str]] = {
         "harness --help": [sys.executable, "-m", "harness", "--help"],
         "accelerate launch --help": [str(python.with_name("accelerate")), "launch", "--help"],
         "import of transformers' Trainer": [str(python), "-c", "from transformers import Trainer"],
         "import of Fabric and litgpt": [str(python), "-c", "import lightning.fabric, litgpt"],
     }
+    measured: dict[str, list[float]] = {name: [] for name in helps}
+    stock: dict[str, list[float]] = {}
+    cold: dict[str, list[float]] = {}
+    warm: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        config = load(list(WORK))
-        work = bench_peers.describe(config, bench_peers.write_tokens(config, Path(folder)))
-        plain = {**work, "compile": False, "tuned": False, "attention": "sdpa"}
-        steps: dict[str, Callable[[], float]] = {"harness": lambda: bench_peers.harness(list(WORK))["start_up_seconds"]}
-        for name, (program, _) in bench_peers.PEERS.items():
-            steps[name] = lambda program=program: bench_peers.peer(python, program, plain)["start_up_seconds"]
-        measured: dict[str, list[float]] = {name: [] for name in (*helps, *steps)}
-        for _ in range(options.rounds):
+        plain = first_steps(python, Path(folder) / "plain", WORK, compiled=False)
+        compiled = first_steps(python, Path(folder) / "compiled", layered_settings(WORK, COMPILED), compiled=True)
+        for number in range(options.rounds):
             for name, command in helps.items():
                 measured[name].append(seconds(command))
-            for name, step in steps.items():
-                measured[name].append(step())
-    print_table("to the help text", {name: measured[name] for name in helps})
-    print_table("from launch to the end of the first step of tiny", {name: measured[name] for name in steps})
+            for name in plain:
+                stock.setdefault(name, []).append(plain[name]())
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / f"cache-{name}-{number}")
+                cold.setdefault(name, []).append(compiled[name]())
+                warm.setdefault(name, []).append(compiled[name]())
+    print_table("to the help text", measured)
+    print_table("from launch to the end of the first step of tiny", stock)
+    print_table("the same of llama-30m, compiled, with an empty cache", cold)
+    print_table("the same with the cache of the run before", warm)
     return 0
+
+
+def first_steps(
+    python: Path, folder: Path, settings: Sequence[str], *, compiled: bool
+) -> dict[str, Callable[[], float]]:
+    """Return for each trainer a function that runs it, and returns the seconds to the end of its first step."""
+    folder.mkdir()
+    config = load(list(settings))
+    work = describe(config, write_tokens(config, folder))
+    work = {**work, "compile": compiled, "tuned": compiled, "attention": "sdpa"}
+    track = [f"track={'tuned' if compiled else 'portable'}"]
+
+    def started(run: dict[str, Any]) -> float:
+        if "failed" in run:
+            sys.exit(run["failed"])
+        return run["start_up_seconds"]
+
+    found: dict[str, Callable[[], float]] = {
+        "harness": lambda: started(harness(layered_settings(settings, track), {"attention": ""}))
+    }
+    for name, (program, _) in PEERS.items():
+        found[name] = lambda program=program: started(peer(python, program, work))
+    return found
 
 
 def seconds(command: list[str]) -> float:

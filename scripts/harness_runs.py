@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from scipy import stats
+
+T = TypeVar("T")
 
 
 def run_harness(
@@ -47,7 +49,7 @@ def touch_memory() -> None:
     subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({count}, numpy.uint8)"], check=True)
 
 
-def in_turn(names: Iterable[str], number: int) -> list[str]:
+def in_turn(names: Iterable[T], number: int) -> list[T]:
     """Return the order of a round: reversed in every other one, so that caches and clocks favor no name."""
     return list(names)[:: 1 if number % 2 == 0 else -1]
 

@@ -45,11 +45,10 @@ QUICK = (
 VARIANTS = {
     "portable": ("track=portable",),
     "tuned": ("track=tuned",),
-    "tuned, adamw=fused": ("track=tuned", "track.adamw=fused"),
-    "tuned, cross_entropy=chunked": ("track=tuned", "track.cross_entropy=chunked"),
-    "tuned, compile=blocks": ("track=tuned", "track.compile=blocks"),
+    "tuned, compile=no": ("track=tuned", "track.compile=no"),
     "tuned, compile=model": ("track=tuned", "track.compile=model"),
-    "tuned, all of these": ("track=tuned", "track.adamw=fused", "track.cross_entropy=chunked", "track.compile=blocks"),
+    "tuned, adamw=foreach": ("track=tuned", "track.adamw=foreach"),
+    "tuned, cross_entropy=chunked": ("track=tuned", "track.cross_entropy=chunked"),
 }
 # If the search fails: fits every device and divides every batch.
 SAFE_SIZE = ["workload.micro_batch_size=1"]
@@ -101,12 +100,13 @@ def harness(overrides: Sequence[str], *command: str) -> int:
 
 
 def fastest_size(overrides: Sequence[str], out: Path) -> list[str]:
-    """Return the fastest micro-batch size of the tuned track as a setting, or nothing if the search failed."""
-    code = harness(layered_settings(overrides, ["experiment=autotune", "track=tuned", f"out={out}"]))
+    """Return the fastest micro-batch size of the portable track as a setting, or nothing if the search failed."""
+    code = harness(layered_settings(overrides, ["experiment=autotune", "track=portable", f"out={out}"]))
     if code != 0:
         print(f"the search for the fastest micro-batch size failed: exit code {code}; using {SAFE_SIZE[0]}")
         return []
-    return [f"workload.micro_batch_size={json.loads((out / 'autotune.json').read_text())['fastest']}"]
+    key = "workload.micro_batch_size"
+    return [f"{key}={json.loads((out / 'autotune.json').read_text())['settings'][key]}"]
 
 
 def run(overrides: Sequence[str], out: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,42 @@ from typing import Any
 import pytest
 
 from harness import log
-from harness.commands.autotune import list_candidates, run_autotune
+from harness.analysis.search import micro_batch_sizes
+from harness.backends import create
+from harness.commands.autotune import run_autotune
 from harness.composition import load
 from harness.config import Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
 from harness.records.load import record_files
 from harness.records.run_folder import create_run_folder
+from harness.records.search import apply_search
 from harness.text import layered_settings
 from tests.conftest import TINY, Harness
 
 Runs = Callable[[list[str], Path], int]
+
+
+class ScriptedTrack:
+    """Runs whose speed is the product of the speeds of their settings of the track; 0 fails."""
+
+    def __init__(self, speeds: dict[str, float]) -> None:
+        self.speeds = speeds
+        self.argv: list[list[str]] = []
+
+    def __call__(self, argv: list[str], folder: Path) -> int:
+        config = load(argv)
+        self.argv.append(argv)
+        speed = 100.0
+        for setting, factor in self.speeds.items():
+            key, value = setting.split("=")
+            if str(getattr(config.track, key)) == value:
+                speed *= factor
+        return Scripted({config.workload.micro_batch_size: speed or -1.0})(argv, folder)
+
+    def asked(self) -> list[str]:
+        """The setting of the track that each run was about, without repetitions."""
+        words = [argv[-1] for argv in self.argv]
+        return [word for word, before in zip(words, [None, *words], strict=False) if word != before]
 
 
 class Scripted:
@@ -45,10 +72,12 @@ class Scripted:
         folder.mkdir(parents=True)
         record: dict[str, Any] = {
             "status": "ok" if speed else "oom",
-            "device": {"emulated": self.emulated},
+            "device": {"emulated": self.emulated, "name": "A"},
             "timing": {"tokens_per_second": speed or None},
             "memory": {"peak_allocated_bytes": size << 30},
             "contention": {"other_processes_cpu_fraction": self.others},
+            "backend": {"name": "cpu", "versions": {"torch": "2"}},
+            "effective_settings": {"threads": 2},
         }
         (folder / "record.json").write_text(json.dumps(record))
         return 0 if speed else 5
@@ -59,27 +88,33 @@ def search(folder: Path, runs: Runs, *argv: str) -> tuple[int, Config]:
     own = ["experiment=autotune", "workload.global_batch_size=8", f"out={folder / 'a'}", *repeats, *argv]
     overrides = layered_settings(TINY, own)
     config = load(overrides)
-    return run_autotune(config, overrides, runs), config
+    return run_autotune(config, create(config.backend), overrides, runs), config
 
 
 def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "a" / "autotune.json").read_text())
 
 
-def test_candidates_divide_the_batch_and_lie_apart() -> None:
-    assert [each.micro_batch_size for each in list_candidates(8)] == [1, 2, 4, 8]
-    candidates = [(each.micro_batch_size, each.accumulation) for each in list_candidates(6)]
-    assert candidates == [(1, 6), (2, 3), (3, 2), (6, 1)]
-    sizes = [each.micro_batch_size for each in list_candidates(480)]
-    assert sizes == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
+def fastest_size(folder: Path) -> int:
+    return result(folder)["settings"]["workload.micro_batch_size"]
+
+
+def not_told_apart(folder: Path) -> list[int]:
+    return result(folder)["questions"][0]["not_told_apart"]
+
+
+def test_sizes_divide_the_batch_and_lie_apart() -> None:
+    assert micro_batch_sizes(8) == [1, 2, 4, 8]
+    assert micro_batch_sizes(6) == [1, 2, 3, 6]
+    assert micro_batch_sizes(480) == [1, 2, 3, 5, 8, 12, 20, 30, 48, 80, 120, 240, 480]
 
 
 def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Scripted({1: 100.0, 2: 300.0, 4: 250.0, 8: 200.0})
     assert search(tmp_path, runs, "seed=3")[0] == 0
     assert runs.ran == [1, 2, 4, 8, 8, 4, 2, 1]
-    assert result(tmp_path)["fastest"] == 2
-    assert result(tmp_path)["not_told_apart"] == []
+    assert fastest_size(tmp_path) == 2
+    assert not_told_apart(tmp_path) == []
     said = capsys.readouterr().out
     last = said.splitlines()[-1]
     assert last.startswith("fastest: python -m harness ")
@@ -92,7 +127,7 @@ def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_words_that_change_the_work_stay_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["experiment=smoke", "autotune=true", "repeats=2", f"out={tmp_path / 'a'}", "workload.name='a b'"]
     config = load(overrides)
-    run_autotune(config, overrides, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
+    run_autotune(config, create(config.backend), overrides, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
     assert shlex.split(capsys.readouterr().out.splitlines()[-1]) == [
         "fastest:", "python", "-m", "harness", "experiment=smoke", "workload.name='a b'", "workload.micro_batch_size=2",
     ]  # fmt: skip
@@ -111,14 +146,14 @@ def test_every_job_is_the_users_words_but_for_the_size(tmp_path: Path) -> None:
 def test_the_size_that_is_set_need_not_fit(tmp_path: Path) -> None:
     runs = Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0})
     assert search(tmp_path, runs, "workload.micro_batch_size=12")[0] == 0
-    assert result(tmp_path)["fastest"] == 2
+    assert fastest_size(tmp_path) == 2
 
 
 def test_repeats_take_turns_and_the_median_counts(tmp_path: Path) -> None:
     runs = Scripted({1: [1.0, 90.0, 2.0], 2: [3.0, 3.0, 3.0], 4: [1.0, 1.0, 1.0], 8: [1.0, 1.0, 1.0]})
     search(tmp_path, runs, "repeats=3")
     assert runs.ran == [1, 2, 4, 8, 8, 4, 2, 1, 1, 2, 4, 8]
-    assert result(tmp_path)["fastest"] == 2
+    assert fastest_size(tmp_path) == 2
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -128,7 +163,7 @@ def test_what_does_not_fit_ends_the_search_upwards(
     runs = Scripted({1: 100.0, 2: 110.0, 4: 0.0, 8: 1.0}, killed=killed)
     assert search(tmp_path, runs, "repeats=2")[0] == 0
     assert runs.ran == [1, 2, 4, 2, 1]
-    assert result(tmp_path)["fastest"] == 2
+    assert fastest_size(tmp_path) == 2
     assert capsys.readouterr().out.count("out of memory") == 2
 
 
@@ -158,10 +193,9 @@ def test_runs_that_overlap_are_not_told_apart(
     speeds: dict[int, float | list[float]], close: set[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     search(tmp_path, Scripted(speeds))
-    found = result(tmp_path)
-    assert {found["fastest"], *found["not_told_apart"]} == close
+    assert {fastest_size(tmp_path), *not_told_apart(tmp_path)} == close
     said = " ".join(capsys.readouterr().out.split())
-    assert f"inconclusive between {found['fastest']} and" in said
+    assert f"inconclusive between {fastest_size(tmp_path)} and" in said
     assert "fastest: python" not in said
     first = speeds[1]
     assert isinstance(first, list)
@@ -189,9 +223,9 @@ def test_another_failure_is_the_searchs_own(tmp_path: Path, capsys: pytest.Captu
     assert search(tmp_path, runs)[0] == 3
     assert runs.ran == [1, 2]
     said = capsys.readouterr()
-    assert "micro-batch size of 2 ended with exit code 3; the rest is not run" in said.err
+    assert "workload.micro_batch_size=2 ended with exit code 3; the rest is not run" in said.err
     assert "100 tokens/s" in said.out, "what was found is shown"
-    assert said.out.count("not run") == 3
+    assert [said.out.count(text) for text in ("exit code 3", "not run")] == [1, 2]
 
 
 def test_interrupted_it_shows_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,7 +247,7 @@ def test_a_search_is_not_resumed() -> None:
 
 def test_a_search_is_no_side_of_a_comparison(tmp_path: Path) -> None:
     search(tmp_path, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
-    with pytest.raises(RecordError, match="holds a search over micro-batch sizes"):
+    with pytest.raises(RecordError, match="holds a search"):
         record_files(tmp_path / "a")
 
 
@@ -223,7 +257,7 @@ def test_for_real(harness: Harness, tmp_path: Path) -> None:
                    "workload.timing_warmup_steps=2", "profile=true", "out=a")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"micro-batch-1", "micro-batch-2", "autotune.json"}
-    assert result(tmp_path)["fastest"] in {1, 2}
+    assert fastest_size(tmp_path) in {1, 2}
     for size in (1, 2):
         record = json.loads((tmp_path / "a" / f"micro-batch-{size}" / "1" / "record.json").read_text())
         assert record["config"]["workload"]["micro_batch_size"] == size
@@ -238,10 +272,207 @@ def test_an_emulated_device_has_no_fastest(tmp_path: Path) -> None:
 def test_a_folder_is_searched_once(tmp_path: Path) -> None:
     runs = Scripted({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0})
     search(tmp_path, runs)
-    with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
+    with pytest.raises(ConfigError, match="holds a search"):
         create_run_folder(str(tmp_path / "a"), "run")
-    with pytest.raises(ConfigError, match="holds a search over micro-batch sizes"):
+    with pytest.raises(ConfigError, match="holds a search"):
         search(tmp_path, runs)
+
+
+ONE_SIZE = ("track=tuned", "workload.global_batch_size=1")
+
+
+def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = ScriptedTrack({"compile=blocks": 1.5, "attention=stock": 1.2, "adamw=fused": 1.01})
+    assert search(tmp_path, runs, *ONE_SIZE)[0] == 0
+    assert [each["key"] for each in result(tmp_path)["questions"]] == [
+        "workload.micro_batch_size", "track.compile", "track.attention", "track.cross_entropy", "track.adamw",
+        "track.activation_memory_budget",
+    ]  # fmt: skip
+    assert result(tmp_path)["settings"] == {
+        "workload.micro_batch_size": 1,
+        "track.compile": "blocks",
+        "track.attention": "stock",
+        "track.cross_entropy": "chunked",
+        "track.adamw": "fused",
+        "track.activation_memory_budget": 0.95,
+    }
+    assert runs.argv[-1][-6:-1] == [
+        "workload.micro_batch_size=1", "track.compile=blocks", "track.attention=stock",
+        "track.cross_entropy=chunked", "track.adamw=fused",
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    last = said.splitlines()[-1]
+    # Only what differs from the backend's own choice, which need not be told apart from others.
+    assert last.endswith("track=tuned workload.micro_batch_size=1 track.attention=stock")
+    assert "inconclusive between fused and foreach" in said
+    assert "keeping fused" in said
+
+
+def test_the_default_stays_unless_another_one_is_clearly_faster(tmp_path: Path) -> None:
+    search(tmp_path, ScriptedTrack({"compile=no": 1.04, "adamw=foreach": 1.06}), *ONE_SIZE)
+    assert result(tmp_path)["settings"]["track.compile"] == "blocks"
+    assert result(tmp_path)["settings"]["track.adamw"] == "foreach"
+
+
+def test_a_value_that_fails_is_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(tmp_path, ScriptedTrack({"compile=model": 0.0}), *ONE_SIZE)[0] == 0
+    assert result(tmp_path)["settings"]["track.compile"] == "blocks"
+    assert capsys.readouterr().out.count("exit code 3") == 1
+
+
+def test_a_default_that_fails_ends_the_search(tmp_path: Path) -> None:
+    runs = ScriptedTrack({"cross_entropy=stock": 1.0, "attention=blocked": 0.0})
+    assert search(tmp_path, runs, *ONE_SIZE)[0] == 3
+    assert not (tmp_path / "a" / "autotune.json").exists()
+
+
+def test_what_is_given_is_not_asked(tmp_path: Path) -> None:
+    runs = ScriptedTrack({})
+    search(tmp_path, runs, *ONE_SIZE, "track.compile=no", "track.adamw=fused")
+    assert [each["key"] for each in result(tmp_path)["questions"]] == [
+        "workload.micro_batch_size", "track.attention", "track.cross_entropy",
+    ]  # fmt: skip
+    assert all(load(argv).track.compile == "no" for argv in runs.argv)
+
+
+def test_without_compiled_parts_no_budget_is_tried(tmp_path: Path) -> None:
+    search(tmp_path, ScriptedTrack({"compile=no": 2.0}), *ONE_SIZE)
+    assert result(tmp_path)["settings"]["track.compile"] == "no"
+    assert "track.activation_memory_budget" not in result(tmp_path)["settings"]
+
+
+@pytest.mark.parametrize(("activation", "asked"), [("swiglu", True), ("gelu", False)])
+def test_kernels_that_the_model_does_not_use_are_not_tried(
+    activation: str, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.backends.cpu.CpuBackend.kernels", lambda _: {"swiglu": {"fused": None}})
+    runs = ScriptedTrack({"swiglu=fused": 2.0})
+    search(tmp_path, runs, *ONE_SIZE, f"model.activation={activation}", "track.attention=stock")
+    assert (result(tmp_path)["settings"].get("track.swiglu") == "fused") is asked
+
+
+RUN = {"backend": {"name": "cpu", "versions": {"torch": "2"}}, "device": {"name": "A"},
+       "effective_settings": {"threads": 2}}  # fmt: skip
+
+
+def autotuned(folder: Path, *argv: str, run: dict[str, Any] = RUN) -> Config:
+    own = ["workload.global_batch_size=8", "track=tuned", "autotuned=true", f"autotune_dir={folder}", *argv]
+    return apply_search(load(layered_settings([word for word in TINY if "micro_batch" not in word], own)), run)
+
+
+@pytest.fixture(scope="module")
+def search_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a search whose answers are a micro-batch size of 2 and eager execution."""
+
+    def runs(argv: list[str], folder: Path) -> int:
+        config = load(argv)
+        size = config.workload.micro_batch_size
+        faster = (size == 2) + (config.track.compile == "no")
+        return Scripted({size: 100.0 * (1 + faster)})(argv, folder)
+
+    folder = tmp_path_factory.mktemp("search")
+    search(folder, runs, "track=tuned", "repeats=2")
+    return folder
+
+
+@pytest.fixture
+def searched(search_of_the_module: Path, tmp_path: Path) -> Path:
+    shutil.copytree(search_of_the_module, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["", "a"])
+def test_a_run_uses_the_answers(searched: Path, folder: str) -> None:
+    config = autotuned(searched / folder)
+    assert config.workload.micro_batch_size == 2
+    assert config.track.compile == "no"
+    assert config.track.attention == "blocked"
+
+
+def test_given_settings_of_the_track_stay(searched: Path) -> None:
+    config = autotuned(searched, "track.compile=model")
+    assert config.workload.micro_batch_size == 2
+    assert config.track.compile == "model"
+
+
+def test_the_newest_search_counts(searched: Path) -> None:
+    (searched / "a").rename(searched / "20260102T000000Z-autotune-cpu-tiny")
+    search(searched, Scripted({1: 1.0, 2: 1.0, 4: 2.0, 8: 1.0}), "track=tuned", "track.compile=no",
+           "track.attention=stock", "track.cross_entropy=stock", "track.adamw=fused")  # fmt: skip
+    (searched / "a").rename(searched / "20260103T000000Z-autotune-cpu-tiny")
+    assert autotuned(searched).workload.micro_batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "run", "differing"),
+    [
+        (["workload.seq_len=16"], RUN, "seq_len"),
+        (["model.hidden_size=64", "precision=bf16"], RUN, "model, precision"),
+        ([], {**RUN, "device": {"name": "B"}}, "device"),
+        ([], {**RUN, "effective_settings": {"threads": 1}}, "threads"),
+        ([], {**RUN, "backend": {"name": "cpu", "versions": {"torch": "3"}}}, "versions"),
+    ],
+)
+def test_a_search_of_other_work_or_device_is_refused(
+    searched: Path, argv: list[str], run: dict[str, Any], differing: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"\(a has another {differing}\); search first: the same command with exp"):
+        autotuned(searched, *argv, run=run)
+
+
+def test_labels_and_schedules_are_no_other_work(searched: Path) -> None:
+    changes = ["model.name=x", "workload.steps=9", "workload.learning_rate=0.5", "seed=4"]
+    assert autotuned(searched, *changes).workload.micro_batch_size == 2
+
+
+def test_without_a_search_there_is_nothing_to_use(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="autotuned: found no search in "):
+        autotuned(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"track.compile": "no"', '"track.compile": "model"'), "was changed after it was"),
+        (lambda text: text[:-20], "cannot be read"),
+        (lambda text: "[]", "not a search of this harness"),
+        (lambda text: text.replace('"schema_version": ', '"schema_version": 9'), "is newer than this harness reads"),
+    ],
+)
+def test_a_damaged_search_is_refused(searched: Path, change: Callable[[str], str], message: str) -> None:
+    file = searched / "a" / "autotune.json"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(RecordError, match=message):
+        autotuned(searched)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["workload.micro_batch_size=1"], "workload.micro_batch_size: autotuned=true sets it"),
+        (["experiment=autotune"], "autotuned: found true, but a search"),
+        (["parallel=ddp"], "autotuned: searches are of one device"),
+    ],
+)
+def test_settings_that_contradict_the_use_of_a_search(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(layered_settings(["experiment=smoke", "autotuned=true"], argv))
+
+
+@pytest.mark.slow
+def test_search_and_use_for_real(harness: Harness, tmp_path: Path) -> None:
+    work = [*TINY, "track=tuned", "track.compile=no", "workload.global_batch_size=2", "workload.steps=4",
+            "workload.timing_warmup_steps=2", "autotune_dir=found"]  # fmt: skip
+    work = [word for word in work if "micro_batch" not in word]
+    done = harness(*layered_settings(work, ["experiment=autotune", "repeats=1"]))
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "found").glob("*/autotune.json")
+    settings = json.loads(file.read_text())["settings"]
+    done = harness(*work, "autotuned=true", "out=run")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["config"]["workload"]["micro_batch_size"] == settings["workload.micro_batch_size"]
+    assert record["effective_settings"]["attention"] == settings["track.attention"]
 
 
 def test_several_processes_are_refused() -> None:

@@ -89,6 +89,7 @@ OTHER_VALUE: dict[str, str] = {
     "peak_collective_seconds": "10",
     "profile": "true",
     "autotune": "true",
+    "autotuned": "true",
     "telemetry": "false",
     "fingerprint": "false",
     "log": "json",
@@ -123,6 +124,7 @@ FIXED |= {
     "parallel.low_precision_all_gather",
     "parallel.scaling_reference",
     "peak_dir",
+    "autotune_dir",
 }
 BASE = ("data=text", "data.path=somewhere", "checkpoint.every=5")
 

@@ -21,7 +21,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     measure = load_script("measure_on_device.py")
     for model, work in measure.MODELS.items():
         overrides = ["backend=cuda", *work, *measure.STEPS]
-        yield f"measure_on_device {model} search", [*overrides, "experiment=autotune", "track=tuned"]
+        yield f"measure_on_device {model} search", [*overrides, "experiment=autotune", "track=portable"]
         for variant, settings in measure.VARIANTS.items():
             yield f"measure_on_device {model} {variant}", [*overrides, *settings, *measure.SAFE_SIZE]
         yield f"measure_on_device {model} quick", layered_settings(overrides, measure.QUICK, measure.SAFE_SIZE)
@@ -41,7 +41,8 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     yield "bench_overhead", [*overhead.DEFAULTS]
     yield "bench_overhead on a GPU", [*overhead.DEFAULTS, "backend=cuda", "model=gpt2-124m", "workload=gpt2"]
     peers = load_script("bench_peers.py")
-    yield "bench_peers", [*peers.WORK]
+    for shape, settings in peers.SHAPES.items():
+        yield f"bench_peers {shape}", layered_settings(peers.WORK, settings)
     yield "bench_startup", [*load_script("bench_startup.py").WORK]
     yield "bench_track", [*load_script("bench_track.py").WORK]
     yield "bench_verdict", [*load_script("bench_verdict.py").SMOKE]

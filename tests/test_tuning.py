@@ -22,6 +22,7 @@ from harness.workload.model import Transformer
 from tests.conftest import TINY
 
 TUNED = load([*TINY, "track=tuned"]).track
+MODEL = load([*TINY]).model
 
 
 @pytest.fixture
@@ -30,13 +31,29 @@ def backend() -> Backend:
 
 
 def test_null_is_the_backends_default(backend: Backend) -> None:
-    found = resolve_track(TUNED, backend, Layout(), sharded=False)
+    found = resolve_track(TUNED, MODEL, backend, Layout(), sharded=False)
     assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (("model=gpt2-124m",), {"rotary": "stock", "rms_norm": "stock", "swiglu": "stock"}),
+        (("model=llama-30m",), {"rotary": "fused", "rms_norm": "fused", "swiglu": "fused"}),
+        (("model=gpt2-124m", "model.norm=rmsnorm"), {"rotary": "stock", "rms_norm": "fused", "swiglu": "stock"}),
+    ],
+)
+def test_operations_that_a_model_does_not_compute_stay_stock(shape: tuple[str, ...], expected: dict[str, str]) -> None:
+    """On NPU the fused kernels are the default: a record must not name one that did not run."""
+    npu, model = backends.create(BackendConfig(name="npu")), load([*shape]).model
+    found = resolve_track(TUNED, model, npu, Layout(), sharded=False)
+    assert {operation: getattr(found, operation) for operation in expected} == expected
+    assert (found.compile, found.attention, found.adamw) == ("no", "stock", "foreach")
 
 
 def test_requested_kernels_stay(backend: Backend) -> None:
     requested = replace(TUNED, attention="stock", compile="no")
-    found = resolve_track(requested, backend, Layout(), sharded=False)
+    found = resolve_track(requested, MODEL, backend, Layout(), sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
@@ -44,18 +61,23 @@ def test_requested_kernels_stay(backend: Backend) -> None:
 def test_only_compiled_parts_have_a_memory_budget(backend: Backend) -> None:
     default = backend.tuned_defaults()["activation_memory_budget"]
     assert default < 1
-    assert resolve_track(TUNED, backend, Layout(), sharded=False).activation_memory_budget == default
-    assert resolve_track(replace(TUNED, compile="no"), backend, Layout(), sharded=False).activation_memory_budget == 1.0
-    assert resolve_track(TUNED, backend, Layout(), sharded=True).activation_memory_budget == default
+    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=False).activation_memory_budget == default
+    assert (
+        resolve_track(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).activation_memory_budget
+        == 1.0
+    )
+    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).activation_memory_budget == default
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve_track(replace(TUNED, compile="no", activation_memory_budget=0.5), backend, Layout(), sharded=False)
+        resolve_track(
+            replace(TUNED, compile="no", activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False
+        )
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitioning, "activation_memory_budget", 1.0)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    track = resolve_track(replace(TUNED, activation_memory_budget=0.25), backend, Layout(), sharded=False)
+    track = resolve_track(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
     apply_track(model, track, backend, Layout(), sharded=False)
     assert partitioning.activation_memory_budget == 0.25
 
@@ -67,46 +89,46 @@ def test_programs_of_another_mesh_are_not_loaded(backend: Backend, monkeypatch: 
     for setting, value in (("enable_autograd_cache", True), ("unsafe_treat_script_objects_as_zero_size", False)):
         monkeypatch.setattr(partitioning, setting, value)
     for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
-        apply_track(model, resolve_track(TUNED, backend, layout, sharded=True), backend, layout, sharded=True)
+        apply_track(model, resolve_track(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
         assert partitioning.enable_autograd_cache is cached
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_track(TUNED, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
     defaults = {**backend.tuned_defaults(), "compile": "model"}
     monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
-    assert resolve_track(TUNED, backend, Layout(), sharded=False).compile == "model"
-    assert resolve_track(TUNED, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
+    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
 
 
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2), Layout(shard=2, context=2)], ids=str)
 def test_every_layout_is_compiled(layout: Layout, backend: Backend) -> None:
-    assert resolve_track(TUNED, backend, layout, sharded=True).compile == "blocks"
+    assert resolve_track(TUNED, MODEL, backend, layout, sharded=True).compile == "blocks"
 
 
 def test_logits_cut_by_vocabulary_have_the_stock_loss(backend: Backend) -> None:
-    assert resolve_track(TUNED, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
+    assert resolve_track(TUNED, MODEL, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
     with pytest.raises(
         ConfigError, match=r"^track\.cross_entropy: found chunked, but a layout of tensor 2 has only stock"
     ):
-        resolve_track(replace(TUNED, cross_entropy="chunked"), backend, Layout(tensor=2), sharded=True)
+        resolve_track(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
 
 
 def test_an_unknown_kernel(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
-        resolve_track(replace(TUNED, attention="flash9"), backend, Layout(), sharded=False)
+        resolve_track(replace(TUNED, attention="flash9"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_compilation_needs_a_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
-        resolve_track(replace(TUNED, compile="blocks"), backend, Layout(), sharded=False)
-    assert resolve_track(replace(TUNED, compile="no"), backend, Layout(), sharded=False).compile == "no"
+        resolve_track(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
+    assert resolve_track(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).compile == "no"
 
 
 def test_portable_is_stock_everywhere(backend: Backend) -> None:
     track = load(list(TINY)).track
-    assert resolve_track(track, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
+    assert resolve_track(track, MODEL, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
 
 
 @pytest.mark.parametrize("override", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
@@ -159,20 +181,20 @@ def test_missing_requirements_of_compilation_are_named(
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=expected):
-        resolve_track(replace(TUNED, compile="blocks"), backend, Layout(), sharded=False)
+        resolve_track(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
-    assert resolve_track(replace(TUNED, compile="model"), backend, Layout(), sharded=False).compile == "model"
+    assert resolve_track(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backend_has_its_default_kernels(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
-    found = resolve_track(track, backend, Layout(), sharded=False)
+    found = resolve_track(track, MODEL, backend, Layout(), sharded=False)
     assert found.name == "tuned"
 
 
@@ -194,8 +216,9 @@ class TestCompiledCode:
         assert "/tmp:exec" in problem.remedy
         with pytest.raises(BackendUnavailable, match="nothing can be executed"):
             resolve_track(
-                replace(TUNED, compile="blocks"), backends.create(BackendConfig(name="cpu")), Layout(), sharded=False
-            )
+                replace(TUNED, compile="blocks"), MODEL, backends.create(BackendConfig(name="cpu")), Layout(),
+                sharded=False,
+            )  # fmt: skip
 
     @pytest.mark.parametrize("folder", ["/dev/null/a", "/proc/a"])
     def test_a_place_that_cannot_be_written(self, folder: str) -> None:

@@ -124,6 +124,10 @@ class NpuBackend(TorchDeviceBackend):
             "swiglu": {"fused": fused_swiglu},
         }
 
+    def tuned_defaults(self) -> Mapping[str, Any]:
+        # Chosen from public figures, not measured here: harness/docs/tuning.md has the sources.
+        return {**super().tuned_defaults(), "rotary": "fused", "rms_norm": "fused", "swiglu": "fused"}
+
     def compile_problems(self) -> list[Problem]:
         # Inductor needs triton-ascend there; torchair and npugraph_ex are made for inference.
         return [Problem("torch.compile of a training step is not supported on NPU", "set track.compile=no")]

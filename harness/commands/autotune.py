@@ -1,74 +1,143 @@
-"""`experiment=autotune`: search for the micro-batch size that is fastest for a fixed global batch. No torch.
+"""`experiment=autotune`: search for the settings that train a fixed global batch fastest. Torch opens no device here.
 
-The micro-batch size is not part of the work: runs of two devices, each with its own best, are comparable.
+Neither the micro-batch size nor, with track=tuned, the track's settings are part of the work: runs of two devices, each
+with its own best, are comparable.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from harness import log
-from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
-from harness.analysis.format import gibibytes, tokens_per_second
-from harness.config import Config
-from harness.errors import BackendUnavailable, ExitCode, Interrupted, RunFailed
+from harness.analysis.search import Candidate, Question, micro_batch_sizes
+from harness.backends.base import Backend
+from harness.composition import load
+from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config
+from harness.errors import BackendUnavailable, ConfigError, ExitCode, Interrupted, RunFailed
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
 from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
-from harness.report.console import WIDTH, PlainConsole
-from harness.text import override_key, shell_join
+from harness.records.search import MICRO_BATCH_SIZE, tuned_work
+from harness.report.search import print_search
+from harness.text import layered_settings, override_key, shell_join
 
-# Smallest ratio of two candidates: closer ones differ by less than the noise.
-MIN_RATIO = 1.5
-# Relative difference of speed between fresh processes that do the same.
-NOISE = 0.05
 KILLED = 137
-OWN_KEYS = ("autotune", "profile", "repeats", "out", "workload.micro_batch_size")
+OWN_KEYS = ("autotune", "profile", "repeats", "out", MICRO_BATCH_SIZE)
+# Values to try of the settings that are no kernels; the budgets keep all, recompute what costs nothing, and half.
+COMPILE, ADAMW, BUDGETS = ("no", "blocks", "model"), ("foreach", "fused"), (1.0, 0.95, 0.5)
 
 
-@dataclass
-class Candidate:
-    """One micro-batch size and the results of its runs."""
-
-    micro_batch_size: int
-    accumulation: int
-    """Micro-batches in one global batch."""
-    fits: bool = True
-    """False if a run ran out of memory."""
-    tokens_per_second: list[float] = field(default_factory=list)
-    peak_allocated_bytes: int | None = None
-    other_processes_cpu_fraction: float = 0.0
-    """The largest of its runs."""
-
-    @property
-    def speed(self) -> float | None:
-        """The median of its runs, in tokens/s; None without one."""
-        return statistics.median(self.tokens_per_second) if self.fits and self.tokens_per_second else None
-
-    def is_slower(self, best: Candidate) -> bool:
-        """Return whether all its runs are slower than all of the best one's, by more than noise."""
-        both = (self.tokens_per_second, best.tokens_per_second)
-        return min(map(len, both)) > 1 and max(both[0]) < (1 - NOISE) * min(both[1])
+def track_options(config: Config, backend: Backend) -> dict[str, tuple[Any, ...]]:
+    """Return the values of each track setting that is left to the backend, its choice first."""
+    if config.track.name == "portable":
+        return {}
+    kernels = backend.kernels()
+    known: dict[str, tuple[Any, ...]] = {
+        "compile": () if backend.compile_problems() else COMPILE,
+        **{operation: (STOCK, *sorted(kernels.get(operation, {}))) for operation in OPERATIONS},
+        "adamw": ADAMW,
+        "activation_memory_budget": BUDGETS,
+    }
+    defaults = {**STOCK_TRACK, **backend.tuned_defaults()}
+    open_keys = [key for key in known if getattr(config.track, key) is None]
+    return {key: (defaults[key], *(value for value in known[key] if value != defaults[key])) for key in open_keys}
 
 
-def list_candidates(global_batch_size: int) -> list[Candidate]:
-    """Return the divisors of the global batch, smallest first, without those too close to the one before."""
-    found: list[Candidate] = []
-    for size in range(1, global_batch_size + 1):
-        whole = global_batch_size % size == 0
-        if whole and (not found or size >= MIN_RATIO * found[-1].micro_batch_size or size == global_batch_size):
-            found.append(Candidate(size, global_batch_size // size))
-    return found
+class Search:
+    """Asks one question after another, each candidate in several runs, in turn and in fresh processes."""
+
+    def __init__(
+        self, config: Config, overrides: list[str], folder: Path, run_job: Callable[[list[str], Path], int]
+    ) -> None:
+        self._config, self._overrides, self._folder, self._run_job = config, overrides, folder, run_job
+        self.found: dict[str, Any] = {}
+        """The answers so far, by setting."""
+        self.questions: list[Question] = []
+        self.identity: dict[str, Any] = {}
+        """Sections of a run's record that say on which device and software it ran."""
+
+    def ask_all(self, backend: Backend) -> int:
+        """Ask for the micro-batch size, then for each setting of the track. Return OK, or the exit code of a run that
+        failed for another reason than memory, with settings that the backend would choose.
+        """
+        sizes = micro_batch_sizes(self._config.workload.global_batch_size)
+        code = self._ask(Question(MICRO_BATCH_SIZE, [Candidate(size) for size in sizes], has_default=False))
+        for key, values in track_options(self._config, backend).items() if code == ExitCode.OK else ():
+            allowed = [values[0], *(value for value in values[1:] if self._is_allowed(f"track.{key}", value))]
+            if len(allowed) > 1:
+                code = self._ask(Question(f"track.{key}", [Candidate(value) for value in allowed]))
+                if code != ExitCode.OK:
+                    return code
+        return code
+
+    def _job(self, key: str, value: Any) -> list[str]:
+        values = {**self.found, key: value}
+        settings = [f"{each}={values[each]}" for each in values]
+        return layered_settings(self._overrides, ["autotune=false", "profile=false", "repeats=1"], settings)
+
+    def _is_allowed(self, key: str, value: Any) -> bool:
+        """Return whether the settings so far allow a value: a model without rotary positions has no kernel for them."""
+        if key == "track.activation_memory_budget" and "no" in (
+            self.found.get("track.compile"),
+            self._config.track.compile,
+        ):
+            return False
+        try:
+            load(self._job(key, value))
+        except ConfigError:
+            return False
+        return True
+
+    def _ask(self, question: Question) -> int:
+        self.questions.append(question)
+        repeats, candidates = self._config.repeats, question.candidates
+        for number in range(1, repeats + 1):
+            # Back and forth, so that a load that grows or fades does not favor one end.
+            for candidate in candidates if number % 2 else reversed(candidates):
+                if not candidate.runs_well:
+                    continue
+                run = self._folder / f"{question.name}-{candidate.value}" / str(number)
+                log.info(f"{question.key}={candidate.value}, run {number} of {repeats}")
+                code = self._run_job(self._job(question.key, candidate.value), run)
+                self._add_result(candidate, code, run / RECORD_FILE)
+                if candidate.exit_code is not None and (candidate is candidates[0] or not question.has_default):
+                    ended = f"autotune: the run with {question.key}={candidate.value} ended with exit code {code}"
+                    log.error(f"{ended}; the rest is not run")
+                    return code
+                if not candidate.fits and question.key == MICRO_BATCH_SIZE:
+                    # Larger sizes need more memory.
+                    for larger in candidates:
+                        larger.fits = larger.fits and larger.value < candidate.value
+        self.found[question.key] = question.answer().value
+        return ExitCode.OK
+
+    def _add_result(self, candidate: Candidate, code: int, path: Path) -> None:
+        """Add the result of a run to its candidate."""
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if code == ExitCode.OK and record is not None:
+            if record["device"]["emulated"]:
+                raise BackendUnavailable(
+                    "autotune: the device is an emulation, which has no speed; run on a real device"
+                )
+            self.identity = {key: record.get(key) for key in ("backend", "device", "effective_settings")}
+            candidate.tokens_per_second.append(record["timing"]["tokens_per_second"])
+            candidate.peak_allocated_bytes = (record["memory"] or {}).get("peak_allocated_bytes")
+            used = (record.get("contention") or {}).get("other_processes_cpu_fraction") or 0.0
+            candidate.other_processes_cpu_fraction = max(candidate.other_processes_cpu_fraction, used)
+        # A host that runs out of memory kills the process, which then leaves no record.
+        elif (record is not None and record["status"] == "oom") or (record is None and code == KILLED):
+            candidate.fits = False
+        else:
+            candidate.exit_code = code
 
 
-def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[str], Path], int]) -> int:
-    """Run every candidate `repeats` times, in turn and in fresh processes; print a table and the fastest's command.
+def run_autotune(
+    config: Config, backend: Backend, overrides: list[str], run_job: Callable[[list[str], Path], int]
+) -> int:
+    """Search, print a table of each question, write the answers, and print the command that uses them.
 
     Args:
         overrides: the command line's settings.
@@ -76,137 +145,48 @@ def run_autotune(config: Config, overrides: list[str], run_job: Callable[[list[s
 
     Raises:
         ConfigError: the folder holds another search.
-        RunFailed: no candidate fits into the device's memory.
+        RunFailed: no micro-batch size fits into the device's memory.
         BackendUnavailable: the device is an emulation, which has no speed.
     """
-    folder = create_run_folder(config.out, f"autotune-{config.backend.name}-{config.model.name}")
+    label = f"autotune-{config.backend.name}-{config.model.name}"
+    folder = create_run_folder(config.out, label, parent=Path(config.autotune_dir).expanduser())
     kept = [override for override in overrides if override_key(override) not in OWN_KEYS]
-    tried = list_candidates(config.workload.global_batch_size)
+    search = Search(config, kept, folder, run_job)
     try:
-        code = _try_all(tried, config.repeats, kept, folder, run_job)
-    except Interrupted:
-        _print_table(tried, folder)
+        code = search.ask_all(backend)
+    except (Interrupted, RunFailed):
+        print_search(search.questions, folder)
         raise
+    print_search(search.questions, folder)
     if code != ExitCode.OK:
-        _print_table(tried, folder)
         return code
-    best = fastest(tried)
     result = {
         "schema_version": SCHEMA_VERSION,
         "kind": "autotune",
-        "global_batch_size": config.workload.global_batch_size,
-        "candidates": [asdict(each) for each in tried],
-        "fastest": best.micro_batch_size,
-        "not_told_apart": [each.micro_batch_size for each in close_to(best, tried)],
+        "work": tuned_work(config),
+        **search.identity,
+        "questions": [
+            {
+                "key": question.key,
+                "candidates": [asdict(each) for each in question.candidates],
+                "answer": question.answer().value,
+                "not_told_apart": [each.value for each in question.close()],
+            }
+            for question in search.questions
+        ],
+        "settings": search.found,
     }
     write_record(folder, result, AUTOTUNE_FILE)
-    _print_table(tried, folder)
     own = [override for override in kept if override != "experiment=autotune"]
-    command = ["python", "-m", "harness", *own, f"workload.micro_batch_size={best.micro_batch_size}"]
-    print(f"{'highest median' if close_to(best, tried) else 'fastest'}: {shell_join(command)}")
+    command = ["python", "-m", "harness", *own, *_changed(search)]
+    close = any(question.close() for question in search.questions)
+    print(f"{'highest median' if close else 'fastest'}: {shell_join(command)}")
     return ExitCode.OK
 
 
-def _try_all(
-    tried: list[Candidate], repeats: int, overrides: list[str], folder: Path, run_job: Callable[[list[str], Path], int]
-) -> int:
-    """Run every candidate `repeats` times, in turn. Return OK, or the exit code of a run that failed for another reason
-    than memory.
-    """
-    for number in range(1, repeats + 1):
-        # Back and forth, so that a load that grows or fades does not favor one end.
-        for candidate in tried if number % 2 else reversed(tried):
-            if not candidate.fits:
-                continue
-            size = candidate.micro_batch_size
-            run = folder / f"micro-batch-{size}" / str(number)
-            log.info(f"micro-batch size {size}, run {number} of {repeats}")
-            job = ["autotune=false", "profile=false", "repeats=1", f"workload.micro_batch_size={size}"]
-            code = run_job([*overrides, *job], run)
-            if not _add_result(candidate, code, run / RECORD_FILE):
-                ended = f"autotune: the run with a micro-batch size of {size} ended with exit code {code}"
-                log.error(f"{ended}; the rest is not run")
-                return code
-            if not candidate.fits:
-                # Larger sizes need more memory.
-                for larger in tried:
-                    larger.fits = larger.fits and larger.micro_batch_size < size
-    return ExitCode.OK
-
-
-def fastest(tried: list[Candidate]) -> Candidate:
-    """Return the candidate with the highest median speed.
-
-    Raises:
-        RunFailed: none fits.
-    """
-    fitting = [(each.speed, each) for each in tried if each.speed is not None]
-    if not fitting:
-        raise RunFailed(
-            "autotune: not even a micro-batch size of 1 fits into the device's memory; set "
-            "model.activation_checkpointing=true, shorten workload.seq_len or choose a smaller model",
-            status="oom",
-        )
-    return max(fitting, key=lambda pair: pair[0])[1]
-
-
-def close_to(best: Candidate, tried: list[Candidate]) -> list[Candidate]:
-    """Return the other candidates whose runs do not show that they are slower."""
-    return [each for each in tried if each is not best and each.speed is not None and not each.is_slower(best)]
-
-
-def _add_result(candidate: Candidate, code: int, path: Path) -> bool:
-    """Add the result of a run to its candidate; return False if the run failed for another reason than memory."""
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if code == ExitCode.OK and record is not None:
-        if record["device"]["emulated"]:
-            raise BackendUnavailable("autotune: the device is an emulation, which has no speed; run on a real device")
-        candidate.tokens_per_second.append(record["timing"]["tokens_per_second"])
-        candidate.peak_allocated_bytes = (record["memory"] or {}).get("peak_allocated_bytes")
-        used = (record.get("contention") or {}).get("other_processes_cpu_fraction") or 0.0
-        candidate.other_processes_cpu_fraction = max(candidate.other_processes_cpu_fraction, used)
-        return True
-    # A host that runs out of memory kills the process, which then leaves no record.
-    if (record is not None and record["status"] == "oom") or (record is None and code == KILLED):
-        candidate.fits = False
-        return True
-    return False
-
-
-def _print_table(tried: list[Candidate], folder: Path) -> None:
-    """Print the results of every candidate, also of an unfinished search."""
-    console = PlainConsole(WIDTH)
-    most = max((each.speed for each in tried if each.speed is not None), default=0.0)
-    table = Table(title=f"autotune {folder}", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for name in ("micro-batch size", "accumulation", "median speed", "slowest to fastest run", "of the best", "memory"):
-        table.add_column(name, justify="right")
-    for each in tried:
-        sizes = (str(each.micro_batch_size), str(each.accumulation))
-        if each.speed is None:
-            table.add_row(*sizes, "not run" if each.fits else "out of memory", "", "", "")
-            continue
-        peak = "unknown" if each.peak_allocated_bytes is None else gibibytes(each.peak_allocated_bytes)
-        spread = f"{min(each.tokens_per_second):,.0f} to {max(each.tokens_per_second):,.0f}"
-        spread = "one run" if len(each.tokens_per_second) == 1 else spread
-        table.add_row(*sizes, tokens_per_second(each.speed), spread, f"{each.speed / most:.3f}", peak)
-    console.print(table)
-    _print_doubts(tried, console)
-
-
-def _print_doubts(tried: list[Candidate], console: Console) -> None:
-    """Print which sizes cannot be told apart, and whether other processes took part of the host."""
-    measured = [each for each in tried if each.speed is not None]
-    if not measured:
-        return
-    best = fastest(tried)
-    if close := close_to(best, tried):
-        sizes = ", ".join(str(each.micro_batch_size) for each in close)
-        reason = f"their runs overlap, or are within {100 * NOISE:.0f} %"
-        if any(len(each.tokens_per_second) < 2 for each in (best, *close)):
-            reason = "one run cannot estimate run-to-run variance"
-        console.print(
-            f"inconclusive between {best.micro_batch_size} and {sizes}: {reason}; try repeats=5 on an idle host"
-        )
-    busy = max(each.other_processes_cpu_fraction for each in measured)
-    if busy > MAX_OTHER_CPU_FRACTION:
-        console.print(f"caution: other processes used up to {busy:.0%} of the CPU cores during the runs")
+def _changed(search: Search) -> Iterator[str]:
+    """Yield the answers that are not the defaults, as settings."""
+    for question in search.questions:
+        answer = question.answer()
+        if not question.has_default or answer is not question.candidates[0]:
+            yield f"{question.key}={answer.value}"

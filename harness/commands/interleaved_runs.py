@@ -96,8 +96,7 @@ def _check(text: str, config: Config) -> None:
         raise _decided_here(text, "out")
     if config.autotune:
         raise ConfigError(
-            f"--run {text!r}: autotune tries several micro-batch sizes; run it separately, and compare with the size "
-            "that it finds"
+            f"--run {text!r}: autotune tries several settings; run it separately, and compare with those that it finds"
         )
     check_backend(config)
 

@@ -73,9 +73,10 @@ def _unavailable_error(backend: Backend, problems: list[Problem], config: Config
     return own
 
 
-def check_backend(config: Config) -> None:
-    """Raise BackendUnavailable, before anything starts, if the backend cannot run here."""
+def check_backend(config: Config) -> Backend:
+    """Return the backend; before anything starts, raise BackendUnavailable if it cannot run here."""
     backend = backends.create(config.backend)
     problems = backend.preflight()
     if problems:
         raise backend.unavailable_error(problems)
+    return backend

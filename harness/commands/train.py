@@ -98,8 +98,7 @@ def run_once_or_repeat(overrides: list[str]) -> int:
     if config.autotune:
         from harness.commands.autotune import run_autotune
 
-        check_backend(config)
-        return run_autotune(config, overrides, run_job)
+        return run_autotune(config, check_backend(config), overrides, run_job)
     return run_once(config, world) if config.repeats == 1 else run_repeats(config, overrides)
 
 

@@ -67,7 +67,7 @@ def _search(folder: Path, depth: int) -> Iterable[Path]:
         )
     if (folder / AUTOTUNE_FILE).exists():
         raise RecordError(
-            f"{folder}: holds a search over micro-batch sizes, not repeats of one run; give one of its folders "
+            f"{folder}: holds a search (autotune), not repeats of one run; give one of its folders "
             f"({AUTOTUNE_FILE} names the fastest)"
         )
     if depth > 0:

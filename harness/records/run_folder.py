@@ -266,7 +266,7 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
             f"out: {folder} holds a run that is still running or was interrupted (no {RECORD_FILE}){kept}; {remedy}"
         )
     if (folder / AUTOTUNE_FILE).exists() or any(folder.glob("micro-batch-*")):
-        raise ConfigError(f"out: {folder} holds a search over micro-batch sizes (autotune); {remedy}")
+        raise ConfigError(f"out: {folder} holds a search (autotune); {remedy}")
     with suppress(FileNotFoundError):
         if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")

@@ -80,7 +80,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
                 stack.callback(backend.close)
                 processes.init_collectives(backend)
                 resolved, description = describe_run(config, backend, dataset, processes, start)
-                acquired = processes.broadcast_from_main(lambda: _acquire_folder(config, description, stack))
+                acquired = processes.broadcast_from_main(lambda: _acquire_folder(description, stack))
                 if acquired.existing_record is not None:
                     return RunResult(acquired.path, acquired.existing_record)
                 writer.set_run_folder(acquired.path)
@@ -146,8 +146,9 @@ class _AcquiredFolder:
     existing_record: dict[str, Any] | None = None
 
 
-def _acquire_folder(config: Config, description: RunDescription, stack: ExitStack) -> _AcquiredFolder:
+def _acquire_folder(description: RunDescription, stack: ExitStack) -> _AcquiredFolder:
     """Create the run's folder, or resume the run in it, and hold its lock until the stack closes. On rank 0."""
+    config = description.config
     acquired = stack.enter_context(acquire_run_folder(config, f"{description.backend_name}-{config.model.name}"))
     if acquired.existing_record is not None:
         return _AcquiredFolder(acquired.path, existing_record=acquired.existing_record)

@@ -16,6 +16,7 @@ from harness.environment import Clocks
 from harness.errors import BackendUnavailable, ConfigError, UserError
 from harness.layout import Layout
 from harness.records.peak import find_peak
+from harness.records.search import apply_search
 from harness.text import utc_now
 from harness.training.distributed.parallel import uses_mesh
 from harness.training.distributed.process_group import RunProcesses
@@ -40,7 +41,8 @@ class RunDescription:
 
     start: RunStart
     config: Config
-    """As given by the user; the training uses the config with the resolved track."""
+    """As given by the user, with the settings of a search (autotuned); the training uses the config with the resolved
+    track."""
     backend_name: str
     world_size: int
     layout: Layout
@@ -84,23 +86,25 @@ def _describe(
 ) -> tuple[Config, RunDescription]:
     backend.apply(config.precision)
     ranks = processes.ranks
-    track = resolve_track(config.track, backend, ranks.layout, sharded=uses_mesh(config, ranks))
-    resolved = replace(config, track=track)
-    backend.check_work(resolved)
     # Read once, while the device works: after a fault it may not answer.
-    device, versions = backend.describe(), backend.versions()
-    if config.profile and device.get("emulated"):
-        raise BackendUnavailable(
-            f"profile: backend {backend.name} runs on an emulated device, whose times are not those of any device; "
-            "set profile=false, or profile a real device"
-        )
-    parameters, threads = parameter_count(config.model), backend.device_threads()
-    _check_memory(config, backend, device, parameters, processes.ranks.layout)
+    device, versions, threads = backend.describe(), backend.versions(), backend.device_threads()
     identity = {
         "backend": {"name": backend.name, "versions": versions},
         "device": device,
         "effective_settings": {"threads": threads},
     }
+    if config.autotuned:
+        config = apply_search(config, identity)
+    track = resolve_track(config.track, config.model, backend, ranks.layout, sharded=uses_mesh(config, ranks))
+    resolved = replace(config, track=track)
+    backend.check_work(resolved)
+    if config.profile and device.get("emulated"):
+        raise BackendUnavailable(
+            f"profile: backend {backend.name} runs on an emulated device, whose times are not those of any device; "
+            "set profile=false, or profile a real device"
+        )
+    parameters = parameter_count(config.model)
+    _check_memory(config, backend, device, parameters, processes.ranks.layout)
     return resolved, RunDescription(
         start=start,
         config=config,

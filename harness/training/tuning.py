@@ -8,17 +8,20 @@ from typing import Any
 import torch
 
 from harness.backends.base import Backend
-from harness.config import OPERATIONS, STOCK, TrackConfig
+from harness.config import OPERATIONS, STOCK, ModelConfig, TrackConfig, unused_operations
 from harness.errors import ConfigError
 from harness.layout import Layout
 from harness.training.observer import LoopObserver
 from harness.workload.model import Block, Transformer
 
 
-def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, sharded: bool) -> TrackConfig:
+def resolve_track(
+    track: TrackConfig, model: ModelConfig, backend: Backend, layout: Layout, *, sharded: bool
+) -> TrackConfig:
     """Return the track with the backend's default in place of every null.
 
     Args:
+        model: operations that it does not compute stay stock.
         sharded: true if weights are spread over ranks: then the model is compiled block by block.
 
     Raises:
@@ -27,6 +30,7 @@ def resolve_track(track: TrackConfig, backend: Backend, layout: Layout, *, shard
     """
     defaults = backend.tuned_defaults()
     chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
+    chosen |= {operation: STOCK for operation in unused_operations(model) if operation in chosen}
     if sharded and chosen.get("compile") == "model":
         chosen["compile"] = "blocks"
     if layout.tensor > 1:
