@@ -322,8 +322,8 @@ class Config:
     """Search for the fastest micro-batch size and, with track=tuned, settings of the track, each value in short runs of
     its own, and print the command that uses them."""
     autotuned: bool = False
-    """Use the answers of the newest search (autotune) of this device, software and work in autotune_dir, but for
-    settings of the track that are given."""
+    """Use the answers of the newest search (autotune) of this device, software and work, with the same given settings
+    of the track, in autotune_dir."""
     autotune_dir: str = "runs/autotune"
     """Folder of searches (autotune)."""
     resume: str | None = bounded(None, choices=("auto",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import pytest
 from harness import log
 from harness.analysis.search import micro_batch_sizes
 from harness.backends import create
-from harness.commands.autotune import run_autotune
+from harness.backends.host_checks import Problem
+from harness.commands.autotune import run_autotune, track_options
 from harness.composition import load
-from harness.config import Config
+from harness.config import BackendConfig, Config
 from harness.errors import BackendUnavailable, ConfigError, Interrupted, RecordError, RunFailed
+from harness.records.files import seal
 from harness.records.load import record_files
 from harness.records.run_folder import create_run_folder
 from harness.records.search import apply_search
@@ -116,19 +119,21 @@ def test_the_fastest_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert fastest_size(tmp_path) == 2
     assert not_told_apart(tmp_path) == []
     said = capsys.readouterr().out
-    last = said.splitlines()[-1]
-    assert last.startswith("fastest: python -m harness ")
-    assert last.endswith("workload.micro_batch_size=2")
-    assert "seed=3" in last
+    command, by_search = said.splitlines()[-2:]
+    assert command.startswith("fastest: python -m harness ")
+    assert command.endswith("workload.micro_batch_size=2")
+    assert "seed=3" in command
     for own in ("autotune", "out=", "experiment"):
-        assert own not in last
+        assert own not in command
+    assert by_search.startswith("the same by this search: python -m harness ")
+    assert by_search.endswith(f"seed=3 autotuned=true autotune_dir={tmp_path / 'a'}")
 
 
 def test_words_that_change_the_work_stay_in_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["experiment=smoke", "autotune=true", "repeats=2", f"out={tmp_path / 'a'}", "workload.name='a b'"]
     config = load(overrides)
     run_autotune(config, create(config.backend), overrides, Scripted({1: 1.0, 2: 3.0, 4: 2.0, 8: 1.0}))
-    assert shlex.split(capsys.readouterr().out.splitlines()[-1]) == [
+    assert shlex.split(capsys.readouterr().out.splitlines()[-2]) == [
         "fastest:", "python", "-m", "harness", "experiment=smoke", "workload.name='a b'", "workload.micro_batch_size=2",
     ]  # fmt: skip
 
@@ -168,7 +173,7 @@ def test_what_does_not_fit_ends_the_search_upwards(
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="not even a micro-batch size of 1 fits"):
+    with pytest.raises(RunFailed, match=r"with no workload\.micro_batch_size does a run fit"):
         search(tmp_path, Scripted({1: 0.0}))
 
 
@@ -177,7 +182,7 @@ def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     line = "inconclusive between 1 and 2, 8: their runs overlap, or are within 5 %; try repeats=5 on an idle host"
     assert line in " ".join(said.split())
-    assert said.splitlines()[-1].startswith("highest median: python -m harness ")
+    assert said.splitlines()[-2].startswith("not all told apart: python -m harness ")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +284,8 @@ def test_a_folder_is_searched_once(tmp_path: Path) -> None:
 
 
 ONE_SIZE = ("track=tuned", "workload.global_batch_size=1")
+# With these, compile mode and AdamW alone are asked, which takes less time.
+FEW = (*ONE_SIZE, "track.attention=blocked", "track.cross_entropy=chunked", "track.activation_memory_budget=0.95")
 
 
 def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,6 +296,7 @@ def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: p
         "track.activation_memory_budget",
     ]  # fmt: skip
     assert result(tmp_path)["settings"] == {
+        "track.rotary": "stock",
         "workload.micro_batch_size": 1,
         "track.compile": "blocks",
         "track.attention": "stock",
@@ -301,21 +309,21 @@ def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: p
         "track.cross_entropy=chunked", "track.adamw=fused",
     ]  # fmt: skip
     said = capsys.readouterr().out
-    last = said.splitlines()[-1]
+    command = said.splitlines()[-2]
     # Only what differs from the backend's own choice, which need not be told apart from others.
-    assert last.endswith("track=tuned workload.micro_batch_size=1 track.attention=stock")
+    assert command.endswith("track=tuned workload.micro_batch_size=1 track.attention=stock")
     assert "inconclusive between fused and foreach" in said
     assert "keeping fused" in said
 
 
 def test_the_default_stays_unless_another_one_is_clearly_faster(tmp_path: Path) -> None:
-    search(tmp_path, ScriptedTrack({"compile=no": 1.04, "adamw=foreach": 1.06}), *ONE_SIZE)
+    search(tmp_path, ScriptedTrack({"compile=model": 1.04, "adamw=foreach": 1.06}), *FEW)
     assert result(tmp_path)["settings"]["track.compile"] == "blocks"
     assert result(tmp_path)["settings"]["track.adamw"] == "foreach"
 
 
 def test_a_value_that_fails_is_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search(tmp_path, ScriptedTrack({"compile=model": 0.0}), *ONE_SIZE)[0] == 0
+    assert search(tmp_path, ScriptedTrack({"compile=model": 0.0}), *FEW, "track.adamw=fused")[0] == 0
     assert result(tmp_path)["settings"]["track.compile"] == "blocks"
     assert capsys.readouterr().out.count("exit code 3") == 1
 
@@ -323,7 +331,7 @@ def test_a_value_that_fails_is_no_answer(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_default_that_fails_ends_the_search(tmp_path: Path) -> None:
     runs = ScriptedTrack({"cross_entropy=stock": 1.0, "attention=blocked": 0.0})
     assert search(tmp_path, runs, *ONE_SIZE)[0] == 3
-    assert not (tmp_path / "a" / "autotune.json").exists()
+    assert not result(tmp_path)["complete"]
 
 
 def test_what_is_given_is_not_asked(tmp_path: Path) -> None:
@@ -347,17 +355,70 @@ def test_kernels_that_the_model_does_not_use_are_not_tried(
 ) -> None:
     monkeypatch.setattr("harness.backends.cpu.CpuBackend.kernels", lambda _: {"swiglu": {"fused": None}})
     runs = ScriptedTrack({"swiglu=fused": 2.0})
-    search(tmp_path, runs, *ONE_SIZE, f"model.activation={activation}", "track.attention=stock")
+    few = ("track.compile=no", "track.adamw=fused", "track.attention=stock", "track.cross_entropy=stock")
+    search(tmp_path, runs, *ONE_SIZE, *few, f"model.activation={activation}")
     assert (result(tmp_path)["settings"].get("track.swiglu") == "fused") is asked
 
 
+def test_on_npu_a_model_without_these_operations_is_not_asked_for_them() -> None:
+    npu = create(BackendConfig(name="npu"))
+    asked = track_options(load(["model=gpt2-124m", "track=tuned"]), npu)
+    assert asked == {
+        "compile": ("no",), "attention": ("stock",), "cross_entropy": ("stock", "chunked"),
+        "adamw": ("foreach", "fused"), "activation_memory_budget": (1.0, 0.95, 0.5),
+    }  # fmt: skip
+    assert track_options(load(["model=llama-30m", "track=tuned"]), npu)["rotary"] == ("fused", "stock")
+
+
+@pytest.mark.parametrize("given", [(), ("track.compile=no",)])
+def test_where_nothing_can_be_compiled_nothing_compiled_is_asked(
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.backends.cpu.CpuBackend.compile_problems", lambda _: [Problem("no g++", "install it")])
+    runs = ScriptedTrack({})
+    assert search(tmp_path, runs, *ONE_SIZE, *given)[0] == 0
+    assert {load(argv).track.compile for argv in runs.argv} == {"no"}
+    assert "track.activation_memory_budget" not in result(tmp_path)["settings"]
+
+
+def test_one_run_changes_no_setting_of_the_track(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = ScriptedTrack({"compile=no": 9.0})
+    search(tmp_path, runs, *ONE_SIZE, "repeats=1")
+    assert len(runs.argv) == 1
+    assert "repeats=1 shows no run-to-run variance, so no setting of the track is changed" in caplog.text
+
+
+def test_an_interrupted_search_keeps_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripted = ScriptedTrack({"compile=no": 2.0})
+
+    def interrupted(argv: list[str], folder: Path) -> int:
+        if argv[-1].startswith("track.cross_entropy"):
+            raise Interrupted(15)
+        return scripted(argv, folder)
+
+    with pytest.raises(Interrupted):
+        search(tmp_path, interrupted, *ONE_SIZE)
+    written = result(tmp_path)
+    assert not written["complete"]
+    assert written["settings"] == {
+        "track.rotary": "stock", "workload.micro_batch_size": 1, "track.compile": "no", "track.attention": "blocked",
+    }  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("unfinished, not all told apart: python -m harness ")
+    assert last.endswith("workload.micro_batch_size=1 track.compile=no")
+
+
 RUN = {"backend": {"name": "cpu", "versions": {"torch": "2"}}, "device": {"name": "A"},
-       "effective_settings": {"threads": 2}}  # fmt: skip
+       "effective_settings": {"threads": 1}}  # fmt: skip
+
+
+def autotuned_config(folder: Path, *argv: str) -> Config:
+    own = ["workload.global_batch_size=8", "track=tuned", "autotuned=true", f"autotune_dir={folder}", *argv]
+    return load(layered_settings([word for word in TINY if "micro_batch" not in word], own))
 
 
 def autotuned(folder: Path, *argv: str, run: dict[str, Any] = RUN) -> Config:
-    own = ["workload.global_batch_size=8", "track=tuned", "autotuned=true", f"autotune_dir={folder}", *argv]
-    return apply_search(load(layered_settings([word for word in TINY if "micro_batch" not in word], own)), run)
+    return apply_search(autotuned_config(folder, *argv), run)[0]
 
 
 @pytest.fixture(scope="module")
@@ -389,34 +450,56 @@ def test_a_run_uses_the_answers(searched: Path, folder: str) -> None:
     assert config.track.attention == "blocked"
 
 
-def test_given_settings_of_the_track_stay(searched: Path) -> None:
-    config = autotuned(searched, "track.compile=model")
-    assert config.workload.micro_batch_size == 2
-    assert config.track.compile == "model"
+def test_the_record_names_the_search(searched: Path) -> None:
+    file = searched / "a" / "autotune.json"
+    _, found = apply_search(autotuned_config(searched), RUN)
+    written = json.loads(file.read_text())
+    assert found == {
+        "path": str(file), "finished_at": written["finished_at"], "content_sha256": written["content_sha256"],
+    }  # fmt: skip
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    written = {**json.loads(file.read_text()), **changes}
+    del written["content_sha256"]
+    file.write_text(json.dumps(seal(written)))
 
 
 def test_the_newest_search_counts(searched: Path) -> None:
-    (searched / "a").rename(searched / "20260102T000000Z-autotune-cpu-tiny")
-    search(searched, Scripted({1: 1.0, 2: 1.0, 4: 2.0, 8: 1.0}), "track=tuned", "track.compile=no",
-           "track.attention=stock", "track.cross_entropy=stock", "track.adamw=fused")  # fmt: skip
-    (searched / "a").rename(searched / "20260103T000000Z-autotune-cpu-tiny")
+    """By its time, and not by the name of its folder."""
+    shutil.copytree(searched / "a", searched / "Z")
+    settings = {**result(searched)["settings"], "workload.micro_batch_size": 4}
+    rewrite(searched / "a" / "autotune.json", settings=settings, finished_at="2099-01-01T00:00:00Z")
     assert autotuned(searched).workload.micro_batch_size == 4
+
+
+@pytest.mark.parametrize("changes", [{"complete": False}, {"schema_version": 2}])
+def test_unfinished_and_older_searches_are_passed_over(
+    searched: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(searched / "a", searched / "b")
+    rewrite(searched / "b" / "autotune.json", **changes, finished_at="2099-01-01T00:00:00Z")
+    assert autotuned(searched).workload.micro_batch_size == 2
+    assert "b/autotune.json: unfinished, or of another version" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("argv", "run", "differing"),
     [
-        (["workload.seq_len=16"], RUN, "seq_len"),
-        (["model.hidden_size=64", "precision=bf16"], RUN, "model, precision"),
-        ([], {**RUN, "device": {"name": "B"}}, "device"),
-        ([], {**RUN, "effective_settings": {"threads": 1}}, "threads"),
-        ([], {**RUN, "backend": {"name": "cpu", "versions": {"torch": "3"}}}, "versions"),
+        (["workload.seq_len=16"], RUN, "workload.seq_len 32 (here 16)"),
+        (["precision=bf16"], RUN, "precision fp32 (here bf16)"),
+        (["model.hidden_size=64"], RUN, "model.hidden_size 32 (here 64), model.intermediate_size 128 (here 256)"),
+        (["track.compile=no"], RUN, "track.compile None (here no)"),
+        (["track=portable"], RUN, "track.name tuned (here portable)"),
+        ([], {**RUN, "device": {"name": "B"}}, "device A (here B)"),
+        ([], {**RUN, "effective_settings": {"threads": 2}}, "threads 1 (here 2)"),
+        ([], {**RUN, "backend": {"name": "cpu", "versions": {"torch": "3"}}}, "versions {'torch': '2'} (here "),
     ],
 )
 def test_a_search_of_other_work_or_device_is_refused(
     searched: Path, argv: list[str], run: dict[str, Any], differing: str
 ) -> None:
-    with pytest.raises(ConfigError, match=rf"\(a has another {differing}\); search first: the same command with exp"):
+    with pytest.raises(ConfigError, match="the newest, a, has " + re.escape(differing)):
         autotuned(searched, *argv, run=run)
 
 
@@ -436,7 +519,7 @@ def test_without_a_search_there_is_nothing_to_use(tmp_path: Path) -> None:
         (lambda text: text.replace('"track.compile": "no"', '"track.compile": "model"'), "was changed after it was"),
         (lambda text: text[:-20], "cannot be read"),
         (lambda text: "[]", "not a search of this harness"),
-        (lambda text: text.replace('"schema_version": ', '"schema_version": 9'), "is newer than this harness reads"),
+        (lambda text: text.replace('"work": {', '"workload": {'), "was changed after it was written"),
     ],
 )
 def test_a_damaged_search_is_refused(searched: Path, change: Callable[[str], str], message: str) -> None:
@@ -461,18 +544,23 @@ def test_settings_that_contradict_the_use_of_a_search(argv: list[str], message: 
 
 @pytest.mark.slow
 def test_search_and_use_for_real(harness: Harness, tmp_path: Path) -> None:
-    work = [*TINY, "track=tuned", "track.compile=no", "workload.global_batch_size=2", "workload.steps=4",
-            "workload.timing_warmup_steps=2", "autotune_dir=found"]  # fmt: skip
+    work = [*TINY, "track=tuned", "track.compile=no", "track.adamw=fused", "workload.global_batch_size=2",
+            "workload.steps=4", "workload.timing_warmup_steps=2", "autotune_dir=found"]  # fmt: skip
     work = [word for word in work if "micro_batch" not in word]
-    done = harness(*layered_settings(work, ["experiment=autotune", "repeats=1"]))
+    done = harness(*work, "autotune=true", "repeats=2")
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "found").glob("*/autotune.json")
-    settings = json.loads(file.read_text())["settings"]
+    found = json.loads(file.read_text())
+    # Answers that are not the defaults, whatever was fastest here.
+    settings = {**found["settings"], "workload.micro_batch_size": 2, "track.attention": "stock"}
+    rewrite(file, settings=settings)
     done = harness(*work, "autotuned=true", "out=run")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert record["config"]["workload"]["micro_batch_size"] == settings["workload.micro_batch_size"]
-    assert record["effective_settings"]["attention"] == settings["track.attention"]
+    assert record["search"]["path"] == str(file.relative_to(tmp_path))
+    assert record["config"]["workload"]["micro_batch_size"] == 2
+    assert (record["effective_settings"]["attention"], record["effective_settings"]["compile"]) == ("stock", "no")
+    assert record["effective_settings"]["cross_entropy"] == settings["track.cross_entropy"]
 
 
 def test_several_processes_are_refused() -> None:

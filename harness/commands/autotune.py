@@ -7,7 +7,7 @@ with its own best, are comparable.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ from typing import Any
 from harness import log
 from harness.analysis.search import Candidate, Question, micro_batch_sizes
 from harness.backends.base import Backend
+from harness.commands.child_process import hydra_quote
 from harness.composition import load
-from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config
-from harness.errors import BackendUnavailable, ConfigError, ExitCode, Interrupted, RunFailed
+from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config, unused_operations
+from harness.errors import BackendUnavailable, ConfigError, ExitCode
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
 from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
 from harness.records.search import MICRO_BATCH_SIZE, tuned_work
 from harness.report.search import print_search
-from harness.text import layered_settings, override_key, shell_join
+from harness.text import layered_settings, override_key, shell_join, utc_now
 
+HARNESS = ("python", "-m", "harness")
 KILLED = 137
 OWN_KEYS = ("autotune", "profile", "repeats", "out", MICRO_BATCH_SIZE)
 # Values to try of the settings that are no kernels; the budgets keep all, recompute what costs nothing, and half.
@@ -31,47 +33,85 @@ COMPILE, ADAMW, BUDGETS = ("no", "blocks", "model"), ("foreach", "fused"), (1.0,
 
 
 def track_options(config: Config, backend: Backend) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each track setting that is left to the backend, its choice first."""
+    """Return the values of each track setting that is left to the backend and that the model uses, its choice first."""
     if config.track.name == "portable":
         return {}
     kernels = backend.kernels()
+    defaults = {**STOCK_TRACK, **backend.tuned_defaults()}
     known: dict[str, tuple[Any, ...]] = {
-        "compile": () if backend.compile_problems() else COMPILE,
+        "compile": COMPILE,
         **{operation: (STOCK, *sorted(kernels.get(operation, {}))) for operation in OPERATIONS},
         "adamw": ADAMW,
         "activation_memory_budget": BUDGETS,
     }
-    defaults = {**STOCK_TRACK, **backend.tuned_defaults()}
-    open_keys = [key for key in known if getattr(config.track, key) is None]
-    return {key: (defaults[key], *(value for value in known[key] if value != defaults[key])) for key in open_keys}
+    if backend.compile_problems():
+        known["compile"], defaults["compile"] = ("no",), "no"
+    unused = unused_operations(config.model)
+    left = [key for key in known if getattr(config.track, key) is None and key not in unused]
+    return {key: (defaults[key], *(value for value in known[key] if value != defaults[key])) for key in left}
 
 
 class Search:
     """Asks one question after another, each candidate in several runs, in turn and in fresh processes."""
 
     def __init__(
-        self, config: Config, overrides: list[str], folder: Path, run_job: Callable[[list[str], Path], int]
+        self,
+        config: Config,
+        backend: Backend,
+        overrides: list[str],
+        folder: Path,
+        run_job: Callable[[list[str], Path], int],
     ) -> None:
-        self._config, self._overrides, self._folder, self._run_job = config, overrides, folder, run_job
+        self._config, self._backend, self._overrides = config, backend, overrides
+        self._folder, self._run_job = folder, run_job
         self.found: dict[str, Any] = {}
         """The answers so far, by setting."""
         self.questions: list[Question] = []
-        self.identity: dict[str, Any] = {}
+        self._run: dict[str, Any] = {}
         """Sections of a run's record that say on which device and software it ran."""
 
-    def ask_all(self, backend: Backend) -> int:
-        """Ask for the micro-batch size, then for each setting of the track. Return OK, or the exit code of a run that
-        failed for another reason than memory, with settings that the backend would choose.
+    def ask_all(self) -> int:
+        """Ask for the micro-batch size, then for each setting of the track, and write the answers after each question.
+
+        Returns:
+            OK, or the exit code of a run that failed for another reason than memory, with settings that the backend
+            would choose.
         """
+        options = track_options(self._config, self._backend)
+        self.found = {f"track.{key}": values[0] for key, values in options.items() if len(values) == 1}
+        if options and self._config.repeats == 1:
+            log.warning("autotune: repeats=1 shows no run-to-run variance, so no setting of the track is changed")
+            options = {}
         sizes = micro_batch_sizes(self._config.workload.global_batch_size)
         code = self._ask(Question(MICRO_BATCH_SIZE, [Candidate(size) for size in sizes], has_default=False))
-        for key, values in track_options(self._config, backend).items() if code == ExitCode.OK else ():
+        for key, values in options.items():
+            if code != ExitCode.OK:
+                return code
             allowed = [values[0], *(value for value in values[1:] if self._is_allowed(f"track.{key}", value))]
             if len(allowed) > 1:
                 code = self._ask(Question(f"track.{key}", [Candidate(value) for value in allowed]))
-                if code != ExitCode.OK:
-                    return code
+        if code == ExitCode.OK:
+            self._write(complete=True)
         return code
+
+    def command(self) -> list[str]:
+        """Return the command that uses the answers so far that are not the backend's choice."""
+        changed = [
+            f"{question.key}={question.answer().value}"
+            for question in self.questions
+            if question.key in self.found and not (question.has_default and question.answer() is question.candidates[0])
+        ]
+        return [*HARNESS, *self._own(), *changed]
+
+    def command_by_search(self) -> list[str]:
+        """Return the command that reads the answers from the search."""
+        own = [] if self._folder.parent == Path(self._config.autotune_dir).expanduser() else [
+            f"autotune_dir={hydra_quote(self._folder)}"
+        ]  # fmt: skip
+        return [*HARNESS, *layered_settings(self._own(), ["autotuned=true", *own])]
+
+    def _own(self) -> list[str]:
+        return [override for override in self._overrides if override != "experiment=autotune"]
 
     def _job(self, key: str, value: Any) -> list[str]:
         values = {**self.found, key: value}
@@ -79,11 +119,9 @@ class Search:
         return layered_settings(self._overrides, ["autotune=false", "profile=false", "repeats=1"], settings)
 
     def _is_allowed(self, key: str, value: Any) -> bool:
-        """Return whether the settings so far allow a value: a model without rotary positions has no kernel for them."""
-        if key == "track.activation_memory_budget" and "no" in (
-            self.found.get("track.compile"),
-            self._config.track.compile,
-        ):
+        """Return whether the settings so far allow a value: only compiled parts have a memory budget, for instance."""
+        compiled = self.found.get("track.compile", self._config.track.compile)
+        if key == "track.activation_memory_budget" and compiled == "no":
             return False
         try:
             load(self._job(key, value))
@@ -112,6 +150,7 @@ class Search:
                     for larger in candidates:
                         larger.fits = larger.fits and larger.value < candidate.value
         self.found[question.key] = question.answer().value
+        self._write(complete=False)
         return ExitCode.OK
 
     def _add_result(self, candidate: Candidate, code: int, path: Path) -> None:
@@ -122,7 +161,7 @@ class Search:
                 raise BackendUnavailable(
                     "autotune: the device is an emulation, which has no speed; run on a real device"
                 )
-            self.identity = {key: record.get(key) for key in ("backend", "device", "effective_settings")}
+            self._run = record
             candidate.tokens_per_second.append(record["timing"]["tokens_per_second"])
             candidate.peak_allocated_bytes = (record["memory"] or {}).get("peak_allocated_bytes")
             used = (record.get("contention") or {}).get("other_processes_cpu_fraction") or 0.0
@@ -133,11 +172,35 @@ class Search:
         else:
             candidate.exit_code = code
 
+    def _write(self, *, complete: bool) -> None:
+        """Write the answers so far: an unfinished search is shown, and not used."""
+        result = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": "autotune",
+            "complete": complete,
+            "finished_at": utc_now(),
+            "work": tuned_work(self._config),
+            "backend": self._run["backend"],
+            "device": self._run["device"],
+            "effective_settings": {"threads": self._backend.device_threads()},
+            "questions": [
+                {
+                    "key": question.key,
+                    "candidates": [asdict(each) for each in question.candidates],
+                    "answer": question.answer().value,
+                    "not_told_apart": [each.value for each in question.close()],
+                }
+                for question in self.questions
+            ],
+            "settings": self.found,
+        }
+        write_record(self._folder, result, AUTOTUNE_FILE)
+
 
 def run_autotune(
     config: Config, backend: Backend, overrides: list[str], run_job: Callable[[list[str], Path], int]
 ) -> int:
-    """Search, print a table of each question, write the answers, and print the command that uses them.
+    """Search, print a table of each question, write the answers, and print the commands that use them.
 
     Args:
         overrides: the command line's settings.
@@ -151,42 +214,17 @@ def run_autotune(
     label = f"autotune-{config.backend.name}-{config.model.name}"
     folder = create_run_folder(config.out, label, parent=Path(config.autotune_dir).expanduser())
     kept = [override for override in overrides if override_key(override) not in OWN_KEYS]
-    search = Search(config, kept, folder, run_job)
+    search = Search(config, backend, kept, folder, run_job)
+    finished = False
     try:
-        code = search.ask_all(backend)
-    except (Interrupted, RunFailed):
+        code = search.ask_all()
+        finished = code == ExitCode.OK
+    finally:
         print_search(search.questions, folder)
-        raise
-    print_search(search.questions, folder)
-    if code != ExitCode.OK:
-        return code
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "autotune",
-        "work": tuned_work(config),
-        **search.identity,
-        "questions": [
-            {
-                "key": question.key,
-                "candidates": [asdict(each) for each in question.candidates],
-                "answer": question.answer().value,
-                "not_told_apart": [each.value for each in question.close()],
-            }
-            for question in search.questions
-        ],
-        "settings": search.found,
-    }
-    write_record(folder, result, AUTOTUNE_FILE)
-    own = [override for override in kept if override != "experiment=autotune"]
-    command = ["python", "-m", "harness", *own, *_changed(search)]
-    close = any(question.close() for question in search.questions)
-    print(f"{'highest median' if close else 'fastest'}: {shell_join(command)}")
-    return ExitCode.OK
-
-
-def _changed(search: Search) -> Iterator[str]:
-    """Yield the answers that are not the defaults, as settings."""
-    for question in search.questions:
-        answer = question.answer()
-        if not question.has_default or answer is not question.candidates[0]:
-            yield f"{question.key}={answer.value}"
+        answered = [question for question in search.questions if question.key in search.found]
+        if answered:
+            fastest = "not all told apart" if any(question.close() for question in answered) else "fastest"
+            print(f"{'' if finished else 'unfinished, '}{fastest}: {shell_join(search.command())}")
+    if finished:
+        print(f"the same by this search: {shell_join(search.command_by_search())}")
+    return code

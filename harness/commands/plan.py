@@ -104,8 +104,9 @@ def _check(config: Config) -> None:
         problems.append(f"track: found {config.track.name}, whose memory depends on the device; plan track=portable")
     if config.parallel.cpu_offload:
         problems.append("parallel.cpu_offload: found true, but plan counts device memory alone; leave it false")
-    if config.autotune:
-        problems.append("autotune: found true, but plan needs one micro-batch size; leave it false")
+    for key in ("autotune", "autotuned"):
+        if getattr(config, key):
+            problems.append(f"{key}: found true, but plan needs one micro-batch size; leave it false")
     if problems:
         raise config_error(problems)
 

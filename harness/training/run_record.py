@@ -65,6 +65,7 @@ def build_record(
         "telemetry": measurements.telemetry,
         "parallel": parallel_section(description, measurements, times),
         "measured_peak": description.measured_peak,
+        "search": description.search,
         "attempts": attempts,
     }
     record["utilization"] = utilization(record)

@@ -53,6 +53,8 @@ class RunDescription:
     effective_settings: dict[str, Any]
     environment: dict[str, Any]
     data: dict[str, Any]
+    search: dict[str, Any] | None
+    """The search whose answers are part of the config (autotuned)."""
     measured_peak: dict[str, Any] | None
     scaling_baseline: ScalingBaseline | None
 
@@ -93,8 +95,9 @@ def _describe(
         "device": device,
         "effective_settings": {"threads": threads},
     }
+    search = None
     if config.autotuned:
-        config = apply_search(config, identity)
+        config, search = apply_search(config, identity)
     track = resolve_track(config.track, config.model, backend, ranks.layout, sharded=uses_mesh(config, ranks))
     resolved = replace(config, track=track)
     backend.check_work(resolved)
@@ -118,6 +121,7 @@ def _describe(
         effective_settings=probe(backend, resolved),
         environment=environment.collect(backend.environment_prefixes, backend.distributions),
         data=dataset.describe(),
+        search=search,
         measured_peak=find_peak(Path(config.peak_dir).expanduser(), identity),
         scaling_baseline=processes.broadcast_from_main(
             lambda: scaling_baseline(config, processes.world.size, device, threads)
