@@ -25,23 +25,26 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import geometric_mean, in_turn, touch_memory
-from peer_runs import ENVIRONMENT, PEERS, describe, environment, harness, peer, write_tokens
+from peer_runs import ENVIRONMENT, PEERS, REQUIREMENTS, describe, environment, harness, peer, write_tokens
 
 from harness.composition import load
 from harness.config import Config
 from harness.environment import cpu_model
 from harness.errors import UserError
-from harness.text import layered_settings
+from harness.text import layered_settings, override_key
 
 WORK = ("workload=gpt2", "workload.micro_batch_size=1", "workload.steps=7", "workload.timing_warmup_steps=2",
         "workload.eval_every=0", "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
@@ -75,29 +78,40 @@ SHAPES = {
 }
 
 
+def software() -> str:
+    """Return what the speeds depend on: versions of the trainers, our commit, and a mark if files differ from it."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return ", ".join([f"harness {commit.stdout.strip()}", f"torch {version('torch')}", *REQUIREMENTS])
+
+
 @dataclass
 class Runs:
     """Runs so far, in a file of one line each: none is repeated, so that a broken benchmark goes on where it was."""
 
     file: Path | None
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    software: str = field(default_factory=software)
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
             for line in self.file.read_text().splitlines():
-                entry = json.loads(line)
-                self.found[entry["key"]] = entry["run"]
+                # The last line may be cut off.
+                with suppress(json.JSONDecodeError):
+                    entry = json.loads(line)
+                    self.found[entry["key"]] = entry["run"]
 
     def get(self, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the measurements of the run that these parts name, and make it if there is none yet."""
-        key = " | ".join([cpu_model(), *parts])
-        if key not in self.found:
-            self.found[key] = make()
-            if self.file is not None:
-                with self.file.open("a") as file:
-                    file.write(json.dumps({"key": key, "run": self.found[key]}) + "\n")
-            print(f"{' | '.join(parts)}: {described(self.found[key])}", flush=True)
-        return self.found[key]
+        key = " | ".join([cpu_model(), self.software, *parts])
+        if key in self.found:
+            return self.found[key]
+        self.found[key] = run = make()
+        # A failure may be of the moment.
+        if self.file is not None and "failed" not in run:
+            with self.file.open("a") as file:
+                file.write(json.dumps({"key": key, "run": run}) + "\n")
+        print(f"{' | '.join(parts[1:])}: {described(run)}", flush=True)
+        return run
 
 
 def described(run: dict[str, Any]) -> str:
@@ -113,20 +127,20 @@ class Trainer:
     run: Callable[[dict[str, Any]], dict[str, Any]]
     """Returns the measurements of a run with these choices."""
 
-    def fastest(self, runs: Runs, shape: str, sizes: Sequence[int]) -> dict[str, Any]:
+    def fastest(self, runs: Runs, work: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
         """Return the fastest choices: the attention at the middle size, then the size."""
         choices = [{"attention": each, "micro_batch_size": sizes[len(sizes) // 2]} for each in self.attentions]
-        attention = self._fastest(runs, shape, choices)["attention"]
-        return self._fastest(runs, shape, [{"attention": attention, "micro_batch_size": size} for size in sizes])
+        attention = self._fastest(runs, work, choices)["attention"]
+        return self._fastest(runs, work, [{"attention": attention, "micro_batch_size": size} for size in sizes])
 
-    def _fastest(self, runs: Runs, shape: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    def _fastest(self, runs: Runs, work: Sequence[str], choices: list[dict[str, Any]]) -> dict[str, Any]:
         if len(choices) == 1:
             return choices[0]
-        return max(choices, key=lambda choice: self.measured(runs, shape, choice, "search").get("tokens_per_second", 0))
+        return max(choices, key=lambda choice: self.measured(runs, work, choice, "search").get("tokens_per_second", 0))
 
-    def measured(self, runs: Runs, shape: str, choice: dict[str, Any], label: str) -> dict[str, Any]:
+    def measured(self, runs: Runs, work: Sequence[str], choice: dict[str, Any], label: str) -> dict[str, Any]:
         steps = SEARCH_STEPS if label == "search" else {}
-        return runs.get([shape, self.name, label_of(choice), label], lambda: self.run({**choice, **steps}))
+        return runs.get([" ".join(work), self.name, label_of(choice), label], lambda: self.run({**choice, **steps}))
 
 
 def label_of(choice: dict[str, Any]) -> str:
@@ -138,13 +152,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", action="append", default=[], choices=SHAPES, help="may be repeated")
-    parser.add_argument("--micro-batch", type=int, help="the size of every run, or the whole batch if that is smaller")
+    parser.add_argument("--micro-batch", type=int, help="the size of every run, or the next smaller one that fits")
     parser.add_argument("--only", action="append", default=[], choices=PEERS, help="a peer; may be repeated")
     parser.add_argument("--plain", action="store_true", help="each peer with its library's defaults too")
     parser.add_argument("--out", type=Path, help="a file for the runs, used again if it exists")
     parser.add_argument("--environment", type=Path, default=ENVIRONMENT)
     parser.add_argument("overrides", nargs="*", help="settings of the work, as on the harness's command line")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error(f"--rounds: found {options.rounds}, expected at least 1")
+    if "workload.micro_batch_size" in map(override_key, options.overrides):
+        parser.error("workload.micro_batch_size: found as a setting; use --micro-batch")
     shapes = {name: SHAPES[name] for name in options.shape or SHAPES}
     if options.overrides and not options.shape:
         shapes = {" ".join(options.overrides): []}
@@ -178,7 +196,7 @@ def compare(shape: str, work: list[str], config: Config, python: Path, runs: Run
                     )
                 )
         sizes = sizes_to_try(config, options.micro_batch)
-        chosen = [(trainer, trainer.fastest(runs, shape, sizes)) for trainer in trainers]
+        chosen = [(trainer, trainer.fastest(runs, work, sizes)) for trainer in trainers]
         if options.plain:
             plain = {"compile": False, "tuned": False, "plain": True, "attention": "sdpa"}
             chosen += [(trainer, {**choice, **plain}) for trainer, choice in chosen[1:]]
@@ -186,7 +204,7 @@ def compare(shape: str, work: list[str], config: Config, python: Path, runs: Run
         for number in range(options.rounds):
             for index in in_turn(range(len(chosen)), number):
                 trainer, choice = chosen[index]
-                found[index].append(trainer.measured(runs, shape, choice, f"round {number + 1}"))
+                found[index].append(trainer.measured(runs, work, choice, f"round {number + 1}"))
     print_table(shape, [(trainer.name, label_of(choice)) for trainer, choice in chosen], found)
 
 
@@ -194,7 +212,7 @@ def sizes_to_try(config: Config, fixed: int | None) -> list[int]:
     """Return the micro-batch sizes to try: those that divide the global batch, or the fixed one."""
     whole = config.workload.global_batch_size
     if fixed is not None:
-        return [min(fixed, whole)]
+        return [size for size in range(1, min(fixed, whole) + 1) if whole % size == 0][-1:]
     return [size for size in range(1, whole + 1) if whole % size == 0]
 
 
@@ -202,9 +220,9 @@ def print_table(shape: str, names: Sequence[tuple[str, str]], found: Sequence[li
     print(f"\n{shape}\n\n| run | settings | tokens/s | harness over it, 95 % | peak MiB | start-up s | last loss |")
     print("|---|---|---|---|---|---|---|")
     for (name, settings), each in zip(names, found, strict=True):
-        failures = [run["failed"] for run in each if "failed" in run]
+        failures = [run["failed"] for run in (*found[0], *each) if "failed" in run]
         if failures:
-            print(f"| {name} | {settings} | failed: {failures[0]} | | | | |")
+            print(f"| {name} | {settings} | failed, or no run to compare with: {failures[-1]} | | | | |")
             continue
         ratios = [
             mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in zip(found[0], each, strict=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -57,12 +58,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         plain = first_steps(python, Path(folder) / "plain", WORK, compiled=False)
         compiled = first_steps(python, Path(folder) / "compiled", layered_settings(WORK, COMPILED), compiled=True)
-        for number in range(options.rounds):
+        for _ in range(options.rounds):
             for name, command in helps.items():
                 measured[name].append(seconds(command))
-            for name in plain:
+            for place, name in enumerate(plain):
                 stock.setdefault(name, []).append(plain[name]())
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / f"cache-{name}-{number}")
+                cache = Path(folder) / f"cache-{place}"
+                shutil.rmtree(cache, ignore_errors=True)
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
                 cold.setdefault(name, []).append(compiled[name]())
                 warm.setdefault(name, []).append(compiled[name]())
     print_table("to the help text", measured)

@@ -83,7 +83,8 @@ def main() -> int:
                 share = (record["utilization"] or {}).get("mfu_of_measured_peak") or 0.0
                 best[model] = max(best.get(model, 0.0), share)
         if not options.no_peers:
-            bench = [sys.executable, "scripts/bench_peers.py", *layered_settings(overrides, size)]
+            fixed = f"--micro-batch={size[0].partition('=')[2]}"
+            bench = [sys.executable, "scripts/bench_peers.py", fixed, *overrides]
             done = subprocess.run(bench, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=False)
             failed = f"\nbench_peers.py failed: exit code {done.returncode}\n" if done.returncode else ""
             (out / f"peers-{model}.md").write_text(done.stdout + failed, encoding="utf-8")

@@ -86,9 +86,12 @@ def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, Any]:
 
 
 def harness(overrides: list[str], choice: dict[str, Any]) -> dict[str, Any]:
-    """Return the same measurements of one run of the harness."""
+    """Return the same measurements of one run of the harness, or why it failed."""
     settings = [f"workload.{key}={value}" for key, value in choice.items() if key != "attention"]
-    record, seconds = run_harness(layered_settings(overrides, settings))
+    try:
+        record, seconds = run_harness(layered_settings(overrides, settings))
+    except SystemExit as failed:
+        return {"failed": str(failed).strip().splitlines()[-1]}
     timing = record["timing"]
     return {
         "tokens_per_second": timing["tokens_per_second"],

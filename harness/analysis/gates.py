@@ -16,7 +16,7 @@ from harness.analysis.parity import ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
 from harness.analysis.timing_evidence import timing_problems
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
-from harness.config import flatten, is_part_of_the_work
+from harness.config import OPERATIONS, flatten, is_part_of_the_work
 from harness.records.load import LoadedRecord, get_path
 
 # Reported memory over the catalogue's: drivers reserve some of it, and vendors count in powers of ten or of two.
@@ -124,6 +124,7 @@ def _mixed(side: RunGroup) -> Iterator[str]:
         ("device", ("device", "name")),
         ("threads", ("effective_settings", "threads")),
         ("micro-batch size", ("config", "workload", "micro_batch_size")),
+        *((key, ("effective_settings", key)) for key in ("compile", "adamw", *OPERATIONS)),
         ("torch", ("environment", "packages", "torch")),
     ):
         values = {json.dumps(value) for value in side.values(*keys)}

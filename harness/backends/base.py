@@ -188,8 +188,8 @@ class Backend(ABC):
         return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
     def tuned_defaults(self) -> Mapping[str, Any]:
-        """Return the settings of track=tuned on this device: the winner of a measurement that is in the repository, and
-        the stock choice for the rest.
+        """Return the settings of track=tuned on this device: the winners of the measurements in harness/docs/tuning.md,
+        or of published ones where it says so, and the stock choice for the rest.
         """
         return STOCK_TRACK
 
