@@ -21,7 +21,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from harness.composition import config_directory, load
 from harness.config import ModelConfig, intermediate_size, num_key_value_heads
 from harness.workload.initialization import build_model
-from harness.workload.model import Transformer, causal_attention, parameter_count, rotary_tables, rotate
+from harness.workload.model import (
+    Transformer,
+    causal_attention,
+    compared_weights,
+    parameter_count,
+    rotary_tables,
+    rotate,
+)
 
 CPU = torch.device("cpu")
 LENGTH = 24
@@ -467,3 +474,19 @@ class TestActivationCheckpointing:
             block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
         model(random_sequences(config)).backward()
         assert sorted(calls) == sorted([*range(blocks), *expected])
+
+
+@pytest.mark.parametrize("position_embedding", ["learned", "rotary"])
+def test_the_output_needs_the_weights_that_are_compared_and_no_others(position_embedding: str) -> None:
+    config = replace(GPT2, position_embedding=position_embedding)
+    model, sequences = random_model(config), random_sequences(config)
+    parameters = dict(model.named_parameters())
+    compared = compared_weights(parameters, config)
+    biases = [name for name in parameters if name.endswith("attention.k.bias")]
+    assert len(biases) == config.num_hidden_layers
+    assert parameters.keys() - compared.keys() == set(biases if position_embedding == "learned" else [])
+    before = model(sequences).item()
+    with torch.no_grad():
+        parameters[biases[0]].normal_()
+    changed = abs(model(sequences).item() - before) > 1e-5
+    assert changed == (biases[0] in compared)

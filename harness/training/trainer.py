@@ -30,6 +30,7 @@ from harness.training.prepare import PreparedTraining, observe_training_step, pr
 from harness.training.setup import RunDescription
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
+from harness.workload.model import compared_weights
 
 if TYPE_CHECKING:
     from harness.training.checkpoint_manager import CheckpointManager
@@ -241,7 +242,7 @@ class Trainer:
         work = self._config.workload
         self._measurements = collect_measurements(
             self._measurements,
-            parameters=prepared.parameters,
+            parameters=compared_weights(prepared.parameters, self._config.model),
             step=prepared.step,
             backend=self._backend,
             ranks=self._processes.ranks,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from harness.config import ModelConfig, attention_bias, head_dim, intermediate_size, mlp_bias, num_key_value_heads
 from harness.workload.rotary import rotary_tables
 
+T = TypeVar("T")
 Kernel = Callable[..., torch.Tensor]
 """An operation that a backend may replace by a faster function of the same mathematics. It is an attribute, with the
 operation's name, of each module that lists it in `kernels`."""
@@ -311,6 +313,16 @@ def compared_name(name: str) -> str:
     is rounding alone, and by itself two honest runs would differ in it as two random numbers do.
     """
     return re.sub(r"\battention\.[qkv]\.", "attention.qkv.", name)
+
+
+def compared_weights(parameters: Mapping[str, T], config: ModelConfig) -> dict[str, T]:
+    """Return the parameters whose values after a training are compared, by name: those that the model's output needs.
+
+    Without rotary positions it does not need the keys' bias (see `compared_name`). AdamW makes whole steps of its
+    rounding, so that it ends elsewhere in each honest run in bf16, at a norm like that of the queries' bias.
+    """
+    rotary = config.position_embedding == "rotary"
+    return {name: value for name, value in parameters.items() if rotary or not name.endswith("attention.k.bias")}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
