@@ -17,9 +17,9 @@ from typing import NamedTuple
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
 from tests.cann_emulator.build import build, environment
-from tests.conftest import TINY
 from tests.emulated.failures import CASES
 from tests.ranks import OVERRIDES, Ended, end_ranks, run_harness, run_ranks, shared_zygote, start_ranks
+from tests.tiny import TINY
 from tests.zygote import Forked, Zygote
 
 FAILED, REFUSED, SIGTERM, SIGINT = 5, 2, 143, 130

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.text import layered_settings
-from tests.conftest import TINY
+from tests.tiny import TINY
 from tests.zygote import Forked, Zygote
 
 # The tiny run with a global batch that two ranks can divide, with accumulation.

@@ -25,7 +25,8 @@ from harness.records.load import record_files
 from harness.records.run_folder import create_run_folder
 from harness.records.search import apply_search
 from harness.text import layered_settings
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
+from tests.tiny import TINY
 
 Runs = Callable[[list[str], Path], int]
 

@@ -29,7 +29,8 @@ from harness.training.probe import probe
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
+from tests.tiny import TINY
 
 NAMES = list(backends.registered())
 BUILT_IN = {

@@ -12,7 +12,7 @@ from harness.composition import load
 from harness.errors import RunFailed
 from harness.training import prepare
 from harness.training.distributed.collectives import Ranks
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 GLOO = (
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4218. This may "

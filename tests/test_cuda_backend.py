@@ -21,8 +21,9 @@ from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
 from harness.training.run import run
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
 from tests.fake_events import FakeEvent
+from tests.tiny import TINY
 
 SCHEMA = PROJECT / "harness" / "schemas" / "record.schema.json"
 

@@ -17,7 +17,7 @@ from harness.config import Config
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 CPU = torch.device("cpu")
 NO_CLIP = 1e9

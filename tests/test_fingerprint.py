@@ -31,7 +31,8 @@ from harness.training.short_training import RISING, STEPS, part_of_batch, share_
 from harness.workload.data import open_dataset
 from harness.workload.initialization import build_model
 from harness.world import World
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
+from tests.tiny import TINY
 
 WORK = TINY
 

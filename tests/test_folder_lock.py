@@ -25,7 +25,7 @@ from harness.records import folder_lock
 from harness.records.attempts import begin_attempt
 from harness.records.folder_lock import FolderLock, is_locked
 from harness.records.run_folder import CONFIG_FILE, acquire_run_folder
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 RESUME = ("checkpoint.every=2", "resume=auto")
 

@@ -19,7 +19,8 @@ from harness.training.checkpoint import CheckpointStore
 from harness.training.checkpoint_files import MANIFEST
 from harness.training.distributed.collectives import Ranks
 from harness.training.monitoring.prometheus import check_prometheus_file
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
+from tests.tiny import TINY
 
 TENSORS = {"model.weight": torch.ones(2)}
 # Names similar to those of checkpoints, and files that are common on a scratch disk.

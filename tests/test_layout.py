@@ -18,7 +18,7 @@ from harness.training.distributed.parallel import stages_by_rank
 from harness.training.distributed.tensor import needed_heads
 from harness.validation import check_layout
 from harness.world import World
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 
 def mesh(**sizes: int | None) -> ParallelConfig:

@@ -27,7 +27,7 @@ from harness.training.observer import IntervalReport, LoopObserver, LoopObserver
 from harness.training.timing import StepClock
 from harness.workload.data import Dataset
 from harness.workload.digest import BatchDigest
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 
 def config_of(*overrides: str) -> Config:

@@ -23,8 +23,8 @@ from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, UserError
 from harness.training.run import run
-from tests.conftest import TINY
 from tests.fake_events import FakeEvent
+from tests.tiny import TINY
 
 FALLBACK = "TORCH_NPU_FALLBACK_CPU_DISABLE"
 STAMP = "[ERROR] 2026-11-23-21:27:34 (PID:13111, Device:0, RankID:-1)"

@@ -25,8 +25,8 @@ from harness.records.steps import STEPS_FILE, StepsWriter, steps_digest
 from harness.regular_files import load_json
 from harness.training.history import TrainingHistory
 from harness.training.timing import TimedInterval
-from tests.conftest import TINY
 from tests.records import make_record
+from tests.tiny import TINY
 
 # A file that is no JSON object, or that is odd in another way, and what is said about it.
 ODD: dict[str, Callable[[Path], object]] = {

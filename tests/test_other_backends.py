@@ -28,8 +28,9 @@ from harness.config import BackendConfig
 from harness.errors import BackendUnavailable
 from harness.text import layered_settings
 from harness.training.run import run
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
 from tests.fake_events import FakeEvent
+from tests.tiny import TINY
 
 XPU_BUILD = {"version": "2.13.0+xpu", "xpu": "20250301"}
 

@@ -22,7 +22,7 @@ from harness.training.distributed.parallel import ParallelModel
 from harness.training.probe import MAX_FP32_ERROR, ForwardObservation, observe_forward, probe
 from harness.workload.initialization import build_model
 from harness.workload.optimizer import build_optimizer
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 # Bits of a float32 significand that the reduced forms keep; the hidden leading one is not counted.
 FORMATS = {"TF32": 10, "bf16": 7}

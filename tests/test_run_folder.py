@@ -17,8 +17,8 @@ from harness.records.attempts import begin_attempt, end_attempt, read_attempts
 from harness.records.record import read_record, write_record
 from harness.records.run_folder import acquire_run_folder, checkpoint_steps
 from harness.text import layered_settings
-from tests.conftest import TINY
 from tests.records import make_record
+from tests.tiny import TINY
 
 
 def config(folder: Path, *overrides: str) -> Config:

@@ -9,7 +9,7 @@ from harness.training.history import AxisExchange, TrainingHistory
 from harness.training.measurements import Measurements, describe_ranks, pipeline_bubble, rank_timing
 from harness.training.run_record import target_section, timing_section
 from harness.training.timing import TimedInterval
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 CONFIG = load([*TINY])  # 4 x 32 = 128 tokens per step
 

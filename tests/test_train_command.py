@@ -14,8 +14,8 @@ from harness import __main__ as door
 from harness.commands import health, interleaved_runs, preflight, train
 from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
 from harness.training import run
-from tests.conftest import TINY
 from tests.records import make_record
+from tests.tiny import TINY
 
 
 def refused() -> None:

@@ -19,7 +19,7 @@ from harness.errors import BackendUnavailable, ConfigError
 from harness.layout import Layout
 from harness.training.tuning import apply_track, resolve_track
 from harness.workload.model import Transformer
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 TUNED = load([*TINY, "track=tuned"]).track
 MODEL = load([*TINY]).model

@@ -15,7 +15,7 @@ from harness.config import TrackConfig, WorkloadConfig
 from harness.training.distributed.collectives import Ranks
 from harness.training.update_check import check_update, sample_update
 from harness.workload.optimizer import build_optimizer
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 RATE = 1e-3
 # Rounding of two operations on a weight, and of the quotient where the weight was zero.

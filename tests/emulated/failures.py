@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 SMOKE = ("experiment=smoke", "backend.threads=1")
 UNAVAILABLE, FAILED = 3, 5

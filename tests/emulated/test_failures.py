@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness.commands.compare import main as compare
-from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
 from tests.emulated.failures import CASES, FAILED
 from tests.records import make_record, write_runs
+from tests.tiny import TINY
 
 
 @pytest.mark.parametrize("name", CASES)

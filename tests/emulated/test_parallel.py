@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cann_emulator.build import environment
-from tests.conftest import TINY
 from tests.integration.test_parallel import GPT2, SHAPE, TOLERANCE, assert_same_work, run_alone
 from tests.layouts import difference, file_name, honest, short_work, train
 from tests.ranks import OVERRIDES, Ended, end_ranks, record, start_ranks
+from tests.tiny import TINY
 from tests.zygote import Zygote
 
 DEVICES = 2

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conftest import TINY
 from tests.emulated.conftest import Emulated
 from tests.integration.test_parallel import relative
+from tests.tiny import TINY
 
 # Kernels launched by npu_rms_norm, npu_swiglu and npu_rotary_mul, forward and backward.
 FUSED = {

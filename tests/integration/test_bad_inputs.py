@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
+from tests.tiny import TINY
 
 TEXT = "data=text data.path={data}/"
 TOKENS = "data=tokens data.path={data}/"

@@ -16,7 +16,8 @@ from harness.backends.ascend.host import DEVICE_FOLDER, REQUIRED_LIBRARIES, devi
 from harness.backends.cuda import CudaBackend
 from harness.backends.host_checks import installed_version
 from harness.config import BackendConfig
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
+from tests.tiny import TINY
 
 HAS_CUDA = not CudaBackend(BackendConfig(name="cuda")).preflight()
 

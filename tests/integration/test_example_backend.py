@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
+from tests.tiny import TINY
 
 EXAMPLE = PROJECT / "tests" / "example_backend"
 CODE = EXAMPLE / "harness_graphchip" / "backend.py"

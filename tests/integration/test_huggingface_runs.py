@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 from harness.composition import load
 from harness.text import layered_settings
 from harness.workload.data import open_dataset
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
 from tests.ranks import run_ranks
 from tests.test_huggingface import saved
+from tests.tiny import TINY
 
 WORK = [setting for setting in TINY if not setting.startswith("model")]
 FAMILIES = ("llama 3, tied", "qwen2", "qwen3", "gpt2")

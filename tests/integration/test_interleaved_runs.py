@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.text import layered_settings
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
 from tests.ranks import shared_zygote
+from tests.tiny import TINY
 
 
 def words(*settings: str) -> str:

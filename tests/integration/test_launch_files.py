@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
 from tests.ranks import free_port, shared_zygote
+from tests.tiny import TINY
 from tests.zygote import last_values
 
 LAUNCH = PROJECT / "scripts" / "launch"

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from harness.text import layered_settings
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
 from tests.ranks import shared_zygote
+from tests.tiny import TINY
 from tests.zygote import Forked
 
 LONG = ("workload.steps=100000", "workload.interval_steps=5")

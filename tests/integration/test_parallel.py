@@ -19,8 +19,9 @@ from harness.analysis import fingerprint
 from harness.analysis.calibration import load_calibration
 from harness.analysis.parity import compare_computation
 from harness.records.load import load_runs
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
 from tests.ranks import OVERRIDES, Ended, end_ranks, free_port, record, run_harness, run_ranks, start_ranks
+from tests.tiny import TINY
 
 # The tiny run with accumulation and unequal shares of the evaluation; both model families follow.
 SHAPE = ("workload.global_batch_size=8", "workload.micro_batch_size=1", "workload.steps=20", "workload.eval_every=10",

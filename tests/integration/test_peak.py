@@ -11,8 +11,9 @@ import jsonschema
 import pytest
 
 from harness.records.peak import COLLECTIVES
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
 from tests.ranks import Ended, end_ranks, record, run_harness, start_ranks
+from tests.tiny import TINY
 
 QUICK = "quick peak"
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import TINY, Harness
+from tests.conftest import Harness
+from tests.tiny import TINY
 
 SUBCLASS = """\
 from harness.backends.cpu import CpuBackend

@@ -12,8 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.conftest import PROJECT, TINY
+from tests.conftest import PROJECT
 from tests.ranks import OVERRIDES, end_ranks, record, run_harness, start_ranks
+from tests.tiny import TINY
 
 SAME = ("workload_id", "digests", "losses", "weights")
 

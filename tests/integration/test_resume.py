@@ -19,10 +19,11 @@ import pytest
 
 from harness.records.run_folder import checkpoint_steps
 from harness.text import layered_settings
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
 from tests.faults import await_checkpoints
 from tests.integration.test_parallel import relative
 from tests.ranks import end_ranks, record, run_harness, run_ranks, shared_zygote, start_ranks
+from tests.tiny import TINY
 from tests.zygote import Forked
 
 KEPT = ("checkpoint.every=4", "resume=auto")

@@ -14,8 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
 from tests.ranks import shared_zygote
+from tests.tiny import TINY
 from tests.zygote import Forked
 
 SCHEMAS = PROJECT / "harness" / "schemas"

@@ -14,8 +14,9 @@ import pytest
 from harness.analysis.calibration import load_calibration
 from harness.analysis.parity import compare_computation
 from harness.records.load import load_runs
-from tests.conftest import PROJECT, TINY, Harness
+from tests.conftest import PROJECT, Harness
 from tests.ranks import record, run_harness, run_ranks
+from tests.tiny import TINY
 
 WORK = (*TINY, "workload.steps=12", "workload.eval_every=6", "workload.eval_sequences=5")
 # More steps than the early ones of the parity gate.
