@@ -47,7 +47,9 @@ def exchange_around(mesh: DeviceMesh) -> Kernel:
 
     def attend(kernel: Kernel, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if k.shape[1] % ranks:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+            # Not repeat_interleave, which on NPU is a kernel of its own, with a gradient of its own.
+            copies = q.shape[1] // k.shape[1]
+            k, v = (x.unsqueeze(2).expand(-1, -1, copies, -1, -1).flatten(1, 2) for x in (k, v))
         return to_positions(kernel(to_heads(q), to_heads(k), to_heads(v)))
 
     return attend
