@@ -102,7 +102,7 @@ class Runs:
 
     def get(self, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the measurements of the run that these parts name, and make it if there is none yet."""
-        key = " | ".join([cpu_model(), self.software, *parts])
+        key = " | ".join([str(cpu_model()), self.software, *parts])
         if key in self.found:
             return self.found[key]
         self.found[key] = run = make()
