@@ -14,9 +14,9 @@ rounds (the attention first, then the size). The harness's track=tuned gets the 
 fresh process and the runs of a round take turns, so that a noisy machine disturbs all alike. The peers are installed
 into their own environment (--environment, created on first use), without the harness.
 
-Not among them: torchtitan 0.3.0, whose language models have flex and varlen attention alone, of which neither has a
-backward pass on a CPU (torch 2.13), and nanochat, which is no package, and whose GPT (squared ReLU, norms without
-weights, Muon) is another work.
+Not among them: torchtitan 0.3.0, whose trainer takes a CUDA device where there is no other accelerator, and whose flex
+attention has no backward pass on a CPU (torch 2.13), and nanochat, which is no package, and whose GPT (squared ReLU,
+norms without weights, Muon) is another work.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def batch(sequences: int, length: int) -> list[str]:
     return [f"workload.global_batch_size={sequences}", f"workload.seq_len={length}"]
 
 
-# From 5 M to 310 M parameters, 512 to 8 192 positions, vocabularies of 8 k to 152 k, with and without GQA, tied or not.
+# From 7 M to 310 M parameters, 512 to 8 192 positions, vocabularies of 8 k to 152 k, with and without GQA, tied or not.
 SHAPES = {
     "narrow": [*llama(6, 256, 4, 4, 704, 8192, tied=True), *batch(8, 1024)],
     "stranger": [*llama(8, 512, 8, 8, 1408, 8192, tied=False), *batch(8, 512)],

@@ -183,7 +183,7 @@ def test_differences_within_the_noise_are_called_so(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     line = "inconclusive between 1 and 2, 8: their runs overlap, or are within 5 %; try repeats=5 on an idle host"
     assert line in " ".join(said.split())
-    assert said.splitlines()[-2].startswith("not all told apart: python -m harness ")
+    assert said.splitlines()[-2].startswith("inconclusive: python -m harness ")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: p
     ]  # fmt: skip
     said = capsys.readouterr().out
     command = said.splitlines()[-2]
-    # Only what differs from the backend's own choice, which need not be told apart from others.
+    # Only what differs from the backend's own choice.
     assert command.endswith("track=tuned workload.micro_batch_size=1 track.attention=stock")
     assert "inconclusive between fused and foreach" in said
     assert "keeping fused" in said
@@ -405,7 +405,7 @@ def test_an_interrupted_search_keeps_its_answers(tmp_path: Path, capsys: pytest.
         "track.rotary": "stock", "workload.micro_batch_size": 1, "track.compile": "no", "track.attention": "blocked",
     }  # fmt: skip
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("unfinished, not all told apart: python -m harness ")
+    assert last.startswith("unfinished, inconclusive: python -m harness ")
     assert last.endswith("workload.micro_batch_size=1 track.compile=no")
 
 

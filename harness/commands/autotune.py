@@ -223,7 +223,7 @@ def run_autotune(
         print_search(search.questions, folder)
         answered = [question for question in search.questions if question.key in search.found]
         if answered:
-            fastest = "not all told apart" if any(question.close() for question in answered) else "fastest"
+            fastest = "inconclusive" if any(question.close() for question in answered) else "fastest"
             print(f"{'' if finished else 'unfinished, '}{fastest}: {shell_join(search.command())}")
     if finished:
         print(f"the same by this search: {shell_join(search.command_by_search())}")

@@ -41,7 +41,7 @@ def _table(question: Question) -> Table:
 
 
 def _print_doubts(question: Question, console: Console) -> None:
-    """Print which values cannot be told apart, and whether other processes took part of the host."""
+    """Print between which values the question is inconclusive, and whether other processes took part of the host."""
     if not question.measured:
         return
     best, close = question.fastest(), question.close()

@@ -36,13 +36,12 @@ def build_record(
     """
     config = description.config
     times = timing_section(config, measurements, history)
-    batches = measurements.batch_digest if history.steps_done else None
     record: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "status": status,
         "error": error,
         "workload_id": workload_id(config),
-        "digests": {"init": measurements.init_digest, "batches": batches},
+        "digests": digests_section(measurements, history),
         "world_size": description.world_size,
         "started_at": description.start.started_at,
         "finished_at": utc_now(),
@@ -71,6 +70,11 @@ def build_record(
     record["utilization"] = utilization(record)
     record["profile"] = None if profile is None else profile_section(profile, record)
     return record
+
+
+def digests_section(measurements: Measurements, history: TrainingHistory) -> dict[str, str | None]:
+    """Return the digests of the initial weights and of the batches, which a run without a step has none of."""
+    return {"init": measurements.init_digest, "batches": measurements.batch_digest if history.steps_done else None}
 
 
 def backend_section(description: RunDescription) -> dict[str, Any]:
