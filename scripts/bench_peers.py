@@ -46,12 +46,12 @@ from harness.environment import cpu_model
 from harness.errors import UserError
 from harness.text import layered_settings, override_key
 
-WORK = ("workload=gpt2", "workload.micro_batch_size=1", "workload.steps=7", "workload.timing_warmup_steps=2",
-        "workload.eval_every=0", "workload.lr_warmup_steps=2", "precision=bf16")  # fmt: skip
+WORK = ("workload=gpt2", "workload.micro_batch_size=1", "workload.steps=4", "workload.timing_warmup_steps=1",
+        "workload.eval_every=0", "workload.lr_warmup_steps=1", "precision=bf16")  # fmt: skip
 OURS = "harness"
 MEASURED = ("tokens_per_second", "peak_memory_bytes", "start_up_seconds", "loss")
-# A run of the search: two compiled and warm steps are enough to find the fastest.
-SEARCH_STEPS = {"steps": 4, "timing_warmup_steps": 2}
+# Steps of a run of the search: two after the one that compiles are enough to find the fastest.
+SEARCH_STEPS = 3
 
 
 def llama(layers: int, width: int, heads: int, kv: int, feed_forward: int, vocab: int, *, tied: bool) -> list[str]:
@@ -62,14 +62,16 @@ def llama(layers: int, width: int, heads: int, kv: int, feed_forward: int, vocab
             f"model.tie_word_embeddings={str(tied).lower()}", "model.max_position_embeddings=8192"]  # fmt: skip
 
 
-def batch(sequences: int, length: int) -> list[str]:
-    return [f"workload.global_batch_size={sequences}", f"workload.seq_len={length}"]
+def batch(sequences: int, length: int, steps: int = 4) -> list[str]:
+    """Return the settings of a global batch. `steps` makes the measured window of a small model 8 s long or longer."""
+    settings = {"global_batch_size": sequences, "seq_len": length, "steps": steps}
+    return [f"workload.{key}={value}" for key, value in settings.items()]
 
 
 # From 7 M to 310 M parameters, 512 to 8 192 positions, vocabularies of 8 k to 152 k, with and without GQA, tied or not.
 SHAPES = {
-    "narrow": [*llama(6, 256, 4, 4, 704, 8192, tied=True), *batch(8, 1024)],
-    "stranger": [*llama(8, 512, 8, 8, 1408, 8192, tied=False), *batch(8, 512)],
+    "narrow": [*llama(6, 256, 4, 4, 704, 8192, tied=True), *batch(8, 1024, steps=10)],
+    "stranger": [*llama(8, 512, 8, 8, 1408, 8192, tied=False), *batch(8, 512, steps=5)],
     "long": [*llama(6, 512, 8, 2, 1408, 32000, tied=True), *batch(1, 8192)],
     "deep": [*llama(30, 576, 9, 3, 1536, 49152, tied=True), *batch(2, 2048)],
     "vocabulary": [*llama(4, 896, 14, 2, 4864, 151936, tied=True), *batch(8, 512)],
@@ -78,10 +80,12 @@ SHAPES = {
 }
 
 
-def software() -> str:
-    """Return what the speeds depend on: versions of the trainers, our commit, and a mark if files differ from it."""
+def software(trainer: str) -> str:
+    """Return what a trainer's speed depends on: versions, or our commit with a mark if files differ from it."""
+    if trainer != OURS:
+        return ", ".join([f"torch {version('torch')}", *REQUIREMENTS])
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return ", ".join([f"harness {commit.stdout.strip()}", f"torch {version('torch')}", *REQUIREMENTS])
+    return f"torch {version('torch')}, harness {commit.stdout.strip()}"
 
 
 @dataclass
@@ -90,7 +94,6 @@ class Runs:
 
     file: Path | None
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
-    software: str = field(default_factory=software)
 
     def __post_init__(self) -> None:
         if self.file is not None and self.file.exists():
@@ -100,9 +103,9 @@ class Runs:
                     entry = json.loads(line)
                     self.found[entry["key"]] = entry["run"]
 
-    def get(self, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def get(self, trainer: str, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the measurements of the run that these parts name, and make it if there is none yet."""
-        key = " | ".join([str(cpu_model()), self.software, *parts])
+        key = " | ".join([str(cpu_model()), software(trainer), *parts])
         if key in self.found:
             return self.found[key]
         self.found[key] = run = make()
@@ -139,8 +142,9 @@ class Trainer:
         return max(choices, key=lambda choice: self.measured(runs, work, choice, "search").get("tokens_per_second", 0))
 
     def measured(self, runs: Runs, work: Sequence[str], choice: dict[str, Any], label: str) -> dict[str, Any]:
-        steps = SEARCH_STEPS if label == "search" else {}
-        return runs.get([" ".join(work), self.name, label_of(choice), label], lambda: self.run({**choice, **steps}))
+        steps = {"steps": SEARCH_STEPS} if label == "search" else {}
+        parts = [" ".join(work), self.name, label_of(choice), label]
+        return runs.get(self.name, parts, lambda: self.run({**choice, **steps}))
 
 
 def label_of(choice: dict[str, Any]) -> str:
