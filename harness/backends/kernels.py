@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-# Memory of the logits that exist at a time, and the number of tokens that a chunk is a multiple of.
+# Memory of the logits that exist at a time, or half of the weight's gradient if that is more, and the number of tokens
+# that a chunk is a multiple of. Each chunk adds to the whole gradient, which takes as long as the products of some 20
+# tokens.
 CHUNK_BYTES = 64 << 20
 CHUNK_MULTIPLE = 256
 # Matrix products are up to a third slower if the vocabulary is no multiple of this (GPT-2's 50 257 is odd).
@@ -55,8 +57,10 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (loss_grad,) = outputs
         hidden_grad, weight_grad = ctx.saved_tensors
-        # In place: no other tensor shares them, and backward runs once.
-        return hidden_grad.mul_(loss_grad), weight_grad.mul_(loss_grad), None, None, None
+        # The gradients are those of the sum of the losses: in 16 bits those of their mean could underflow. In place: no
+        # other tensor shares them, and backward runs once.
+        scale = loss_grad / len(hidden_grad)
+        return hidden_grad.mul_(scale), weight_grad.mul_(scale), None, None, None
 
 
 LossAndGradient = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
@@ -64,28 +68,28 @@ LossAndGradient = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor
 
 def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
              loss_and_gradient: LossAndGradient | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
-    """Return the mean loss and, with `loss_and_gradient`, its gradients for hidden [N, W] and weight [V, W]."""
+    """Return the mean loss and, with `loss_and_gradient`, the gradients of the sum for hidden [N, W] and weight [V, W].
+
+    Args:
+        dtype: of the products.
+    """
     count, classes = len(hidden), len(weight)
     rows, narrow = hidden.to(dtype), _aligned(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
-    hidden_grad = torch.empty_like(hidden) if loss_and_gradient else None
-    weight_grad = torch.zeros_like(weight) if loss_and_gradient else None
-    fitting = CHUNK_BYTES // (len(narrow) * dtype.itemsize)
-    chunk = max(1, fitting // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+    hidden_grad, weight_grad = torch.empty_like(hidden) if loss_and_gradient else None, None
+    most_bytes = max(CHUNK_BYTES, weight.numel() * weight.element_size() // 2)
+    chunk = max(1, most_bytes // (len(narrow) * dtype.itemsize * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE
     for first in range(0, count, chunk):
         part, wanted = rows[first : first + chunk], targets[first : first + chunk]
         logits = part @ narrow.T
-        if loss_and_gradient is None or hidden_grad is None or weight_grad is None:
+        if loss_and_gradient is None or hidden_grad is None:
             loss += F.cross_entropy(logits[:, :classes].float(), wanted, reduction="sum")
             continue
         part_loss, logits_grad = loss_and_gradient(logits, wanted, classes)
         loss += part_loss
-        # Divide by the count of tokens last, so that values in 16 bits do not underflow.
         hidden_grad[first : first + chunk] = logits_grad @ narrow
-        weight_grad += (logits_grad.T @ part)[:classes]
-    if hidden_grad is not None and weight_grad is not None:
-        hidden_grad /= count
-        weight_grad /= count
+        part_grad = (logits_grad.T @ part)[:classes]
+        weight_grad = part_grad.to(weight.dtype) if weight_grad is None else weight_grad.add_(part_grad)
     return loss / count, hidden_grad, weight_grad
 
 
