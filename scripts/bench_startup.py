@@ -4,8 +4,9 @@
 
 The first step trains the harness's smallest model (tiny, 16 x 256 tokens, bf16), also in the programs of
 bench_peers.py, and then llama-30m (4 x 512 tokens) with everything compiled: with an empty cache of compiled programs,
-and with that of the run before. A peer's help text is that of its launcher; a peer without one imports its training
-classes instead.
+and with that of the run before. The harness's seconds are those of its whole process without the steps after the first,
+once without the fingerprint, which the peers do not take, and once with it, before and after the training. A peer's
+help text is that of its launcher; a peer without one imports its training classes instead.
 """
 
 from __future__ import annotations
@@ -90,9 +91,10 @@ def first_steps(
             sys.exit(run["failed"])
         return run["start_up_seconds"]
 
-    found: dict[str, Callable[[], float]] = {
-        "harness": lambda: started(harness(layered_settings(settings, track), {"attention": ""}))
-    }
+    def ours(*more: str) -> Callable[[], float]:
+        return lambda: started(harness(layered_settings(settings, track, more), {"attention": ""}))
+
+    found = {"harness": ours("fingerprint=false"), "harness, with its fingerprint": ours()}
     for name, (program, _) in PEERS.items():
         found[name] = lambda program=program: started(peer(python, program, work))
     return found
