@@ -4,9 +4,8 @@
 
 The first step trains the harness's smallest model (tiny, 16 x 256 tokens, bf16), also in the programs of
 bench_peers.py, and then llama-30m (4 x 512 tokens) with everything compiled: with an empty cache of compiled programs,
-and with that of the run before. The harness's seconds are those of its whole process without the steps after the first,
-once without the fingerprint, which the peers do not take, and once with it, before and after the training. A peer's
-help text is that of its launcher; a peer without one imports its training classes instead.
+and with that of the run before. The harness runs once without the fingerprint, which the peers do not take, and once
+with it. A peer's help text is that of its launcher; a peer without one imports its training classes instead.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from peer_runs import ENVIRONMENT, PEERS, describe, environment, harness, peer, write_tokens
+from peer_runs import ENVIRONMENT, PEERS, describe, environment, peer, write_tokens
 
 from harness.composition import load
+from harness.records.steps import STEPS_FILE
 from harness.text import layered_settings
 
 WORK = (
@@ -92,11 +92,27 @@ def first_steps(
         return run["start_up_seconds"]
 
     def ours(*more: str) -> Callable[[], float]:
-        return lambda: started(harness(layered_settings(settings, track, more), {"attention": ""}))
+        return lambda: seconds_to_first_step(layered_settings(settings, track, more))
 
     found = {"harness": ours("fingerprint=false"), "harness, with its fingerprint": ours()}
     for name, (program, _) in PEERS.items():
         found[name] = lambda program=program: started(peer(python, program, work))
+    return found
+
+
+def seconds_to_first_step(settings: Sequence[str]) -> float:
+    """Return the seconds from the launch of the harness to the first row of its steps.jsonl, which it appends at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = Path(folder) / "run" / STEPS_FILE
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "harness", *settings, f"out={steps.parent}"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and not (steps.exists() and steps.stat().st_size):
+                time.sleep(0.01)
+            found = time.perf_counter() - began
+            _, errors = process.communicate()
+        if process.returncode:
+            sys.exit(errors)
     return found
 
 

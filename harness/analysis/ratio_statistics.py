@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 # Error of the two-sided interval and of "faster" or "slower", and of each one-sided equivalence test.
 ALPHA = 0.05
@@ -63,6 +62,8 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
         margin: largest difference that counts as the same, as a fraction: 0.05 for 5 %.
         plan: where nothing is decided, also estimate the repeats that would decide (slow).
     """
+    from scipy import stats
+
     x, y = np.log(np.asarray(reference, float)), np.log(np.asarray(other, float))
     difference = float(y.mean() - x.mean())
     limit = math.log1p(margin)
@@ -108,6 +109,8 @@ def single_run_ratio_of(
         margin: as in `ratio_of`.
         means: each process's mean step time, seconds. The ratio is taken of these, since intervals differ in length.
     """
+    from scipy import stats
+
     sides = [np.concatenate([_batches(process) for process in side]) for side in (reference, other)]
     difference = float(np.log(means[1]).mean() - np.log(means[0]).mean())
     repeats = (len(reference), len(other))
@@ -151,6 +154,8 @@ def decision_power(difference: float, deviation: float, limit: float, repeats: i
     the interval's half-width, but not far enough inside the margin: a normal probability, averaged over the
     distribution of the standard error (chi with 2 x (repeats - 1) degrees of freedom).
     """
+    from scipy import stats
+
     degrees, error = 2 * (repeats - 1), deviation * math.sqrt(2 / repeats)
     two_sided, one_sided = (float(stats.t.ppf(1 - alpha, degrees)) for alpha in (ALPHA / 2, ALPHA))
     observed = error * np.sqrt(stats.chi2.ppf((np.arange(QUANTILES) + 0.5) / QUANTILES, degrees) / degrees)
@@ -168,6 +173,8 @@ def trend(values: Sequence[float]) -> tuple[float, float, float]:
 
     By the Theil-Sen slope, which is robust against a few outlying values.
     """
+    from scipy import stats
+
     y = np.asarray(values, float)
     found: Any = stats.theilslopes(y, alpha=0.99)
     scale = (len(y) - 1) / float(np.median(y))
@@ -180,6 +187,8 @@ def outliers(values: Sequence[float]) -> list[int]:
     Unlike rules on the median absolute deviation it keeps its error, OUTLIER_ALPHA, with three or five values too.
     Outliers are shown, never dropped.
     """
+    from scipy import stats
+
     y = np.asarray(values, float)
     left, removed, found = list(range(len(y))), [], 0
     for step in range(1, max(1, len(y) // 3) + 1):
