@@ -101,7 +101,7 @@ def first_steps(
 
 
 def seconds_to_first_step(settings: Sequence[str]) -> float:
-    """Return the seconds from the launch of the harness to the first row of its steps.jsonl, which it appends at once."""
+    """Return the seconds from the launch of the harness to the first row of its steps.jsonl, appended at once."""
     with tempfile.TemporaryDirectory() as folder:
         steps = Path(folder) / "run" / STEPS_FILE
         began = time.perf_counter()
