@@ -63,6 +63,26 @@ def test_chunked_cross_entropy_in_bf16_is_as_near_to_the_truth_as_the_stock_one(
         assert close(mine, exact, 1.3 * float((its - exact).norm() / exact.norm()))
 
 
+def test_a_certain_loss_has_an_exact_gradient() -> None:
+    """The gradient of a target whose probability is nearly 1 is a small difference."""
+    head = torch.nn.Linear(8, 64, bias=False)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[3] = 1.0
+    hidden = torch.full((1, 5, 8), 1.25, requires_grad=True)
+    targets = torch.full((1, 5), 3)
+    gradients = []
+    for kernel, dtype in ((ChunkedCrossEntropy(), torch.bfloat16), (mean_cross_entropy, torch.float32)):
+        hidden.grad = head.weight.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            kernel(head, hidden, targets).backward()
+        assert hidden.grad is not None
+        assert head.weight.grad is not None
+        gradients.append((hidden.grad, head.weight.grad))
+    for found, expected in zip(*gradients, strict=True):
+        assert close(found, expected, 0.01)
+
+
 def test_without_gradients_there_is_only_the_loss() -> None:
     head = torch.nn.Linear(WIDTH, CLASSES, bias=False)
     hidden, targets = torch.randn(2, 9, WIDTH), torch.randint(0, CLASSES, (2, 9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ CHUNK_MULTIPLE = 256
 ALIGNMENT = 64
 # Minimum queries in a block of attention. Compilation takes minutes with more than MAX_QUERY_BLOCKS blocks.
 MIN_QUERY_BLOCK = 128
-MAX_QUERY_BLOCKS = 16
+MAX_QUERY_BLOCKS = 8
 
 
 class ChunkedCrossEntropy:
@@ -114,18 +114,69 @@ def _loss_and_gradient(logits: torch.Tensor, targets: torch.Tensor, classes: int
 def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Causal attention as matrix products of one block of queries at a time with the keys visible to it.
 
-    For devices whose matrix products are much faster than their attention kernel. Scores have the operands' dtype, the
-    softmax is float32. Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
+    For devices whose matrix products are much faster than their attention kernel. Scores and weights have the operands'
+    dtype, the softmax is float32. Weights are divided by their sum after the product with the values, as in
+    FlashAttention (Dao et al. 2022), so that the backward pass needs no exponentials, and no sums over the keys.
+    Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
     """
-    if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    length, scale = q.shape[2], 1.0 / math.sqrt(q.shape[3])
+    # Keys that queries of several heads share are multiplied by all of them at once.
+    queries = q.to(v.dtype).unflatten(1, (k.shape[1], -1))
+    return _BlockedAttention.apply(queries, k.to(v.dtype), v).flatten(1, 2)
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """q [B, K, G, S, D], k and v [B, K, S, D] -> [B, K, G, S, D]"""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        scale = 1.0 / math.sqrt(q.shape[4])
+        outputs, kept = [], []
+        for first, last in _query_blocks(q.shape[3]):
+            scores = (q[:, :, :, first:last].flatten(2, 3) @ k[:, :, :last].transpose(2, 3)).float()
+            # Positions are compared as float32: vectors of int64 are slow.
+            rows = torch.arange(first, last, device=q.device, dtype=torch.float32)
+            columns = torch.arange(last, device=q.device, dtype=torch.float32)
+            scores = torch.where(columns <= rows[:, None], scores.unflatten(2, (q.shape[2], -1)), -math.inf)
+            largest = scores.amax(dim=4, keepdim=True)
+            # Rounded before they are summed, so that their shares of the sum are exact.
+            weights = torch.exp((scores - largest) * scale).to(v.dtype).flatten(2, 3)
+            totals = weights.sum(dim=3, keepdim=True, dtype=torch.float32)
+            outputs.append(((weights @ v[:, :, :last]) / totals).to(v.dtype).unflatten(2, (q.shape[2], -1)))
+            kept += [weights, totals]
+        output = torch.cat(outputs, dim=3)
+        ctx.save_for_backward(q, k, v, output, *kept)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (output_grad,) = outputs
+        q, k, v, output, *kept = ctx.saved_tensors
+        scale, blocks = 1.0 / math.sqrt(q.shape[4]), _query_blocks(q.shape[3])
+        q_grads, k_grads, v_grads = [], [], []
+        for (first, last), weights, totals in zip(blocks, kept[::2], kept[1::2], strict=True):
+            part = slice(first, last)
+            shares = output_grad[:, :, :, part].flatten(2, 3) / totals
+            # By the weights through the sum.
+            inner = (shares * output[:, :, :, part].flatten(2, 3)).sum(dim=3, keepdim=True)
+            shares = shares.to(v.dtype)
+            scores_grad = weights * (shares @ v[:, :, :last].transpose(2, 3) - inner) * scale
+            scores_grad = scores_grad.to(v.dtype)
+            q_grads.append((scores_grad @ k[:, :, :last]).unflatten(2, (q.shape[2], -1)))
+            k_grads.append(scores_grad.transpose(2, 3) @ q[:, :, :, part].flatten(2, 3))
+            v_grads.append(weights.transpose(2, 3) @ shares)
+        return torch.cat(q_grads, dim=3), _sum_of_blocks(k_grads, blocks), _sum_of_blocks(v_grads, blocks)
+
+
+def _query_blocks(length: int) -> list[tuple[int, int]]:
+    """Return the first and last + 1 of the positions of each block of queries."""
     block = max(MIN_QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
-    outputs = []
-    for first in range(0, length, block):
-        last = min(first + block, length)
-        scores = (q[:, :, first:last] @ k[:, :, :last].transpose(-1, -2)).float() * scale
-        rows = torch.arange(first, last, device=q.device)[:, None]
-        scores = torch.where(torch.arange(last, device=q.device)[None] <= rows, scores, -math.inf)
-        outputs.append(torch.softmax(scores, dim=-1).to(v.dtype) @ v[:, :, :last])
-    return torch.cat(outputs, dim=2)
+    return [(first, min(first + block, length)) for first in range(0, length, block)]
+
+
+def _sum_of_blocks(grads: Sequence[torch.Tensor], blocks: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Return the sum of the gradients of each block of queries for the keys or values visible to it, in float32."""
+    sums = []
+    for number, (first, last) in enumerate(blocks):
+        parts = [grad[:, :, first:last].float() for grad in grads[number:]]
+        sums.append(sum(parts[1:], start=parts[0]).to(grads[0].dtype))
+    return torch.cat(sums, dim=2)
