@@ -88,6 +88,29 @@ def archive_file(path: Path) -> Path:
     return kept
 
 
+def nine_digits(value: float) -> float:
+    """Return a number of a curve as it is written: nine significant digits distinguish all float32 numbers."""
+    return float(f"{value:.9g}")
+
+
+def to_json_text(value: Any, indent: str = "") -> str:
+    """Return an indented JSON text in which a list of numbers is one line, whatever its length, and so is each other
+    value without lists or objects within it. A curve of a million numbers is half as long as with a line for each.
+    """
+    inner = indent + " "
+    if isinstance(value, dict) and value:
+        items = [f"{inner}{json.dumps(key)}: {to_json_text(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        lines = [json.dumps(item) if _is_flat(item) else to_json_text(item, inner) for item in value]
+        return "[\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}]"
+    return json.dumps(value, separators=(",", ": ") if isinstance(value, list) else None)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, dict) and not any(isinstance(item, dict | list) for item in value.values())
+
+
 def content_digest(record: dict[str, Any]) -> str:
     """Return the SHA-256 of a record's content without `content_sha256` itself.
 

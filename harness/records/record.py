@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import replace_nonfinite, seal, write_atomically
+from harness.records.files import replace_nonfinite, seal, to_json_text, write_atomically
 from harness.records.steps import STEPS_FILE
 from harness.regular_files import load_json, strict_json
 
@@ -40,7 +40,7 @@ def write_record(folder: Path, record: dict[str, Any], name: str = RECORD_FILE) 
     Raises:
         RunFailed: the disk is full or not writable; no partial record is left behind.
     """
-    return write_atomically(folder / name, json.dumps(seal(replace_nonfinite(record)), indent=1) + "\n")
+    return write_atomically(folder / name, to_json_text(seal(replace_nonfinite(record))) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:

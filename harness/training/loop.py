@@ -190,9 +190,9 @@ class Loop:
         with self._gap.accounted():
             losses = self._ranks.mean(own_losses)
         history.intervals.append((phase, interval))
-        history.losses += losses
-        history.gradient_norms += norms
-        history.learning_rates += rates
+        history.losses.extend(losses)
+        history.gradient_norms.extend(norms)
+        history.learning_rates.extend(rates)
         with self._gap.accounted():
             self._observer.interval_done(
                 IntervalReport(
