@@ -231,7 +231,7 @@ class TestLoop:
         assert [row["step"] for row in fake.rows] == [1, 2, 3, 4, 5, 6]
         assert [row["loss"] for row in fake.rows] == pytest.approx([5, 5 / 2, 5 / 3, 5 / 4, 1, 5 / 6])
         assert {row["tokens"] for row in fake.rows} == {4 * 32}
-        assert fake.history.losses == [row["loss"] for row in fake.rows]
+        assert fake.history.losses.tolist() == [row["loss"] for row in fake.rows]
 
     def test_evaluation_weighs_micro_batches_of_unequal_size(self) -> None:
         # Micro-batches of 2, 2 and 1 of five sequences: the mean over sequences is 2, over micro-batches 2.67.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -167,7 +168,7 @@ class TestSteps:
 
 
 def make_history(steps: int) -> TrainingHistory:
-    values = [1.0] * steps
+    values = array("d", [1.0] * steps)
     intervals = [("measured", TimedInterval(step, step, 1.0, 0.0, [1.0], None)) for step in range(1, steps + 1)]
     return TrainingHistory(losses=values, gradient_norms=values, learning_rates=values, intervals=intervals)
 

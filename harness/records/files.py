@@ -88,11 +88,6 @@ def archive_file(path: Path) -> Path:
     return kept
 
 
-def nine_digits(value: float) -> float:
-    """Return a number of a curve as it is written: nine significant digits distinguish all float32 numbers."""
-    return float(f"{value:.9g}")
-
-
 def to_json_text(value: Any, indent: str = "") -> str:
     """Return an indented JSON text in which a list of numbers is one line, whatever its length, and so is each other
     value without lists or objects within it. A curve of a million numbers is half as long as with a line for each.

@@ -94,7 +94,7 @@ class TrainingHistory:
 
     def to_json(self) -> dict[str, Any]:
         """Return the history as JSON values, for a checkpoint."""
-        return {**asdict(self), **{name: getattr(self, name).tolist() for name in CURVES}}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in CURVES}}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], steps: int) -> TrainingHistory:

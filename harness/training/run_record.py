@@ -10,7 +10,6 @@ from typing import Any
 from harness.analysis.roofline import roofline
 from harness.analysis.utilization import utilization
 from harness.config import Config, to_dict, workload_id
-from harness.records.files import nine_digits
 from harness.records.record import SCHEMA_VERSION
 from harness.text import utc_now
 from harness.training.fingerprint import fingerprint_record
@@ -100,9 +99,9 @@ def losses_section(measurements: Measurements, history: TrainingHistory) -> dict
     """Return the training losses and gradient norms of every step."""
     return {
         "unit": "nats/token",
-        "train": [*map(nine_digits, history.losses)],
-        "gradient_norm": [*map(nine_digits, history.gradient_norms)],
-        "learning_rate": [*map(nine_digits, history.learning_rates)],
+        "train": list(history.losses),
+        "gradient_norm": list(history.gradient_norms),
+        "learning_rate": list(history.learning_rates),
         "skipped_steps": measurements.skipped_steps,
         "nonfinite": history.nonfinite,
     }
@@ -206,7 +205,7 @@ def timing_section(config: Config, measurements: Measurements, history: Training
             }
             for interval in measured
         ],
-        "step_seconds": [nine_digits(value) for interval in measured for value in interval.step_seconds],
+        "step_seconds": [value for interval in measured for value in interval.step_seconds],
     }
 
 
