@@ -303,7 +303,7 @@ def test_each_question_has_the_answers_to_those_before(tmp_path: Path, capsys: p
         "track.attention": "stock",
         "track.cross_entropy": "chunked",
         "track.adamw": "fused",
-        "track.activation_memory_budget": 0.95,
+        "track.activation_memory_budget": 1.0,
     }
     assert runs.argv[-1][-6:-1] == [
         "workload.micro_batch_size=1", "track.compile=blocks", "track.attention=stock",

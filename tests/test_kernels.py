@@ -111,20 +111,53 @@ def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == [8] * 7 + [7]
 
 
+def attention_in_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """As transformers' `eager` attention computes it."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = (q @ k.transpose(2, 3)) * q.shape[3] ** -0.5
+    future = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).triu(1)
+    shares = torch.softmax(scores.masked_fill(future, -torch.inf), dim=3, dtype=torch.float32)
+    return shares.to(q.dtype) @ v
+
+
+def attention_and_gradients(kernel: Callable[..., torch.Tensor], length: int, kv_heads: int,
+                            dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:  # fmt: skip
+    torch.manual_seed(1)
+    shapes = [(2, heads, length, 8) for heads in (4, kv_heads, kv_heads)]
+    # The same numbers in each dtype.
+    inputs = [torch.randn(shape).bfloat16().to(dtype).requires_grad_() for shape in shapes]
+    mixed = kernel(*inputs)
+    mixed.backward(torch.linspace(-1, 1, mixed.numel()).bfloat16().to(dtype).view_as(mixed))
+    return [mixed.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("length", [1, 7, 8, 21])
 def test_blocked_attention(length: int, kv_heads: int) -> None:
-    torch.manual_seed(1)
-    shapes = [(2, heads, length, 8) for heads in (4, kv_heads, kv_heads)]
-    results = []
-    for kernel in (blocked_attention, causal_attention):
-        torch.manual_seed(2)
-        q, k, v = (torch.randn(shape, requires_grad=True) for shape in shapes)
-        mixed = kernel(q, k, v)
-        mixed.backward(torch.linspace(-1, 1, mixed.numel()).view_as(mixed))
-        results.append((mixed, q.grad, k.grad, v.grad))
+    results = [attention_and_gradients(kernel, length, kv_heads) for kernel in (blocked_attention, causal_attention)]
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_blocked_attention_in_bf16_is_as_near_to_the_truth_as_whole_products(kv_heads: int) -> None:
+    truth = attention_and_gradients(causal_attention, 61, kv_heads, torch.float64)
+    stock = attention_and_gradients(attention_in_products, 61, kv_heads, torch.bfloat16)
+    found = attention_and_gradients(blocked_attention, 61, kv_heads, torch.bfloat16)
+    for mine, its, exact in zip(found, stock, truth, strict=True):
+        assert mine.dtype == its.dtype
+        assert close(mine, exact, 1.3 * float((its - exact).norm() / exact.norm()))
+
+
+def test_blocked_attention_of_normalized_queries_under_autocast() -> None:
+    """A norm of queries and keys gives float32, which autocast casts for each product."""
+    v = torch.randn(1, 2, 9, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inputs = [torch.randn(1, 2, 9, 8, requires_grad=True) for _ in range(2)]
+        mixed = blocked_attention(*inputs, v.bfloat16())
+    mixed.sum().backward()
+    assert mixed.dtype == torch.bfloat16
+    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float32 for tensor in inputs)
 
 
 def test_blocked_attention_does_not_see_the_future() -> None:

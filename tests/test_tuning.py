@@ -58,28 +58,30 @@ def test_requested_kernels_stay(backend: Backend) -> None:
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
 
-def test_only_compiled_parts_have_a_memory_budget(backend: Backend) -> None:
-    default = backend.tuned_defaults()["activation_memory_budget"]
-    assert default < 1
-    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=False).activation_memory_budget == default
-    assert (
-        resolve_track(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).activation_memory_budget
-        == 1.0
-    )
-    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).activation_memory_budget == default
+def test_only_compiled_parts_have_a_memory_budget(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {**backend.tuned_defaults(), "activation_memory_budget": 0.5}
+    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
+    plain = replace(TUNED, compile="no")
+    for track, expected in ((TUNED, 0.5), (plain, 1.0)):
+        for sharded in (False, True):
+            found = resolve_track(track, MODEL, backend, Layout(), sharded=sharded)
+            assert found.activation_memory_budget == expected
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve_track(
-            replace(TUNED, compile="no", activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False
-        )
+        resolve_track(replace(plain, activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False)
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitioning, "activation_memory_budget", 1.0)
+    for name in backend.compiler_settings:
+        monkeypatch.setattr(partitioning, name, True)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
     track = resolve_track(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
     apply_track(model, track, backend, Layout(), sharded=False)
     assert partitioning.activation_memory_budget == 0.25
+    assert backend.compiler_settings
+    for name, value in backend.compiler_settings.items():
+        assert getattr(partitioning, name) is value
 
 
 def test_programs_of_another_mesh_are_not_loaded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

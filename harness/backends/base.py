@@ -43,6 +43,8 @@ class Backend(ABC):
     """True if copies from pinned host memory overlap with the device's work."""
     fallback_pattern: ClassVar[str | None] = None
     """Matches the message on standard error of an operation that ran on the host instead of the device."""
+    compiler_settings: ClassVar[Mapping[str, bool]] = {}
+    """Settings of torch._functorch.config for what torch.compile compiles on this device."""
     asynchronous: ClassVar[bool] = True
     """True if the device queues work, so that the host clock measures it only up to a synchronize."""
     devices_share_memory: ClassVar[bool] = False

@@ -44,6 +44,11 @@ class CpuBackend(Backend):
 
     name = "cpu"
     collective = "gloo"
+    # Recompute all that is cheap, and no products, which a budget below 1 includes where that does not suffice.
+    compiler_settings: ClassVar[Mapping[str, bool]] = {
+        "ban_recompute_used_far_apart": False,
+        "ban_recompute_materialized_backward": False,
+    }
     environment_prefixes: ClassVar[tuple[str, ...]] = ("OMP_", "MKL_", "KMP_", "GOMP_", "ONEDNN_", "DNNL_")
     asynchronous = False
     devices_share_memory = True
@@ -80,7 +85,6 @@ class CpuBackend(Backend):
             "compile": "blocks",
             "attention": "blocked",
             "cross_entropy": "chunked",
-            "activation_memory_budget": 0.95,
         }
 
     def compile_problems(self) -> list[Problem]:

@@ -116,7 +116,7 @@ def blocked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torc
 
     For devices whose matrix products are much faster than their attention kernel. Scores and weights have the operands'
     dtype, the softmax is float32. Weights are divided by their sum after the product with the values, as in
-    FlashAttention (Dao et al. 2022), so that the backward pass needs no exponentials, and no sums over the keys.
+    FlashAttention (Dao et al. 2022), so that the backward pass needs no exponentials.
     Shapes as in `causal_attention`: q [B, H, S, D], k and v [B, K, S, D] -> [B, H, S, D].
     """
     # Keys that queries of several heads share are multiplied by all of them at once.
@@ -143,26 +143,24 @@ class _BlockedAttention(torch.autograd.Function):
             totals = weights.sum(dim=3, keepdim=True, dtype=torch.float32)
             outputs.append(((weights @ v[:, :, :last]) / totals).to(v.dtype).unflatten(2, (q.shape[2], -1)))
             kept += [weights, totals]
-        output = torch.cat(outputs, dim=3)
-        ctx.save_for_backward(q, k, v, output, *kept)
-        return output
+        ctx.save_for_backward(q, k, v, *kept)
+        return torch.cat(outputs, dim=3)
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         (output_grad,) = outputs
-        q, k, v, output, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         scale, blocks = 1.0 / math.sqrt(q.shape[4]), _query_blocks(q.shape[3])
         q_grads, k_grads, v_grads = [], [], []
         for (first, last), weights, totals in zip(blocks, kept[::2], kept[1::2], strict=True):
-            part = slice(first, last)
-            shares = output_grad[:, :, :, part].flatten(2, 3) / totals
-            # By the weights through the sum.
-            inner = (shares * output[:, :, :, part].flatten(2, 3)).sum(dim=3, keepdim=True)
-            shares = shares.to(v.dtype)
-            scores_grad = weights * (shares @ v[:, :, :last].transpose(2, 3) - inner) * scale
-            scores_grad = scores_grad.to(v.dtype)
+            rows = q[:, :, :, first:last].flatten(2, 3)
+            shares = (output_grad[:, :, :, first:last].flatten(2, 3) / totals).to(v.dtype)
+            weights_grad = (shares @ v[:, :, :last].transpose(2, 3)).float()
+            # A weight also has a part in the sum that all are divided by.
+            by_sum = (weights * weights_grad).sum(dim=3, keepdim=True) / totals
+            scores_grad = (weights * (weights_grad - by_sum) * scale).to(v.dtype)
             q_grads.append((scores_grad @ k[:, :, :last]).unflatten(2, (q.shape[2], -1)))
-            k_grads.append(scores_grad.transpose(2, 3) @ q[:, :, :, part].flatten(2, 3))
+            k_grads.append(scores_grad.transpose(2, 3) @ rows)
             v_grads.append(weights.transpose(2, 3) @ shares)
         return torch.cat(q_grads, dim=3), _sum_of_blocks(k_grads, blocks), _sum_of_blocks(v_grads, blocks)
 

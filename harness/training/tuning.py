@@ -81,7 +81,7 @@ def apply_track(
         chosen["rms_norm"] = norm_of_part(chosen["rms_norm"])
     model.use_kernels(chosen)
     if track.compile != "no":
-        _configure_compiler(track, has_meshes=layout.tensor > 1)
+        _configure_compiler(track, backend, has_meshes=layout.tensor > 1)
     if track.compile == "model":
         model.compile(dynamic=False)
     elif track.compile == "blocks":
@@ -98,7 +98,7 @@ def apply_track(
     return Compilation(track)
 
 
-def _configure_compiler(track: TrackConfig, *, has_meshes: bool) -> None:
+def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: bool) -> None:
     """Change settings of the process, which are read when a part is compiled.
 
     Args:
@@ -107,6 +107,8 @@ def _configure_compiler(track: TrackConfig, *, has_meshes: bool) -> None:
     import torch._functorch.config as compiler
 
     compiler.activation_memory_budget = track.activation_memory_budget
+    for name, value in backend.compiler_settings.items():
+        setattr(compiler, name, value)
     if has_meshes:
         # Of a mesh this cache compares the type alone: it would return another layout's program, with its groups.
         compiler.enable_autograd_cache = False
