@@ -22,19 +22,26 @@ T = TypeVar("T")
 
 
 def run_harness(
-    overrides: Sequence[str], launcher: Sequence[str] = (), env: Mapping[str, str] | None = None
+    overrides: Sequence[str],
+    launcher: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    checkout: Path | None = None,
 ) -> tuple[dict[str, Any], float]:
     """Return the record of one run and the seconds of its whole process; a failed run ends the script.
 
     Args:
         launcher: arguments of Python before `-m harness`.
         env: variables to add to the environment.
+        checkout: a folder with the files of another commit, to run its harness.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, *launcher, "-m", "harness", *overrides, f"out={out}"]
+        own = {} if checkout is None else {"PYTHONPATH": str(checkout)}
         began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})})
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, **(env or {}), **own}, cwd=checkout
+        )
         seconds = time.perf_counter() - began
         if done.returncode != 0:
             sys.exit(f"the harness failed with exit code {done.returncode}:\n{done.stderr[-3000:]}")
