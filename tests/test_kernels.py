@@ -153,11 +153,11 @@ def test_blocked_attention_of_normalized_queries_under_autocast() -> None:
     """A norm of queries and keys gives float32, which autocast casts for each product."""
     v = torch.randn(1, 2, 9, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inputs = [torch.randn(1, 2, 9, 8, requires_grad=True) for _ in range(2)]
-        mixed = blocked_attention(*inputs, v.bfloat16())
+        q, k = (torch.randn(1, 2, 9, 8, requires_grad=True) for _ in range(2))
+        mixed = blocked_attention(q, k, v.bfloat16())
     mixed.sum().backward()
     assert mixed.dtype == torch.bfloat16
-    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float32 for tensor in inputs)
+    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float32 for tensor in (q, k))
 
 
 def test_blocked_attention_does_not_see_the_future() -> None:
