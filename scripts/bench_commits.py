@@ -39,7 +39,7 @@ def main() -> int:
         checkouts = [checkout(commit, Path(scratch) / str(number)) for number, commit in enumerate(options.commits)]
         touch_memory()
         for shape in options.shape or SHAPES:
-            size = min(options.micro_batch, int(batch_of(SHAPES[shape])))
+            size = min(options.micro_batch, batch_of(SHAPES[shape]))
             work = layered_settings(
                 WORK, SHAPES[shape], ["track=tuned", f"workload.micro_batch_size={size}"], options.set
             )
@@ -61,8 +61,8 @@ def checkout(commit: str, folder: Path) -> Path:
     return folder
 
 
-def batch_of(settings: list[str]) -> str:
-    return next(item.partition("=")[2] for item in settings if item.startswith("workload.global_batch_size="))
+def batch_of(settings: list[str]) -> int:
+    return next(int(item.partition("=")[2]) for item in settings if item.startswith("workload.global_batch_size="))
 
 
 def print_table(title: str, commits: list[str], found: list[list[dict[str, Any]]]) -> None:

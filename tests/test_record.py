@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import ConfigError, RecordError, RunFailed
 from harness.records import record
-from harness.records.files import content_digest
+from harness.records.files import content_digest, to_json_text
 from harness.records.record import read_record, write_record
 from harness.records.run_folder import check_no_existing_run, create_run_folder
 from harness.records.steps import StepsWriter
@@ -146,3 +146,13 @@ def test_schema_knows_every_status() -> None:
     schema = json.loads((Path(record.__file__).parent.parent / "schemas" / "record.schema.json").read_text())
     assert tuple(schema["properties"]["status"]["enum"]) == record.STATUSES
     assert schema["properties"]["schema_version"] == {"const": record.SCHEMA_VERSION}
+
+
+def test_a_list_of_numbers_is_one_line() -> None:
+    content = {"curve": [0.5, None, 1e-07], "intervals": [{"first": 1, "last": 2}, {"first": 3, "last": 4}],
+              "nested": [[1, 2], {"deep": {"empty": {}, "none": []}}], 7: "text"}  # fmt: skip
+    text = to_json_text(content)
+    assert json.loads(text) == json.loads(json.dumps(content))
+    lines = [line.strip() for line in text.splitlines()]
+    assert '"curve": [0.5,null,1e-07],' in lines
+    assert '{"first": 1, "last": 2},' in lines

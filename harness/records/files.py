@@ -89,17 +89,18 @@ def archive_file(path: Path) -> Path:
 
 
 def to_json_text(value: Any, indent: str = "") -> str:
-    """Return an indented JSON text in which a list of numbers is one line, whatever its length, and so is each other
-    value without lists or objects within it. A curve of a million numbers is half as long as with a line for each.
+    """Return an indented JSON text in which a list of numbers is one line, and so is each flat object of a list.
+
+    A curve of a million numbers is shorter so than with a line for each.
     """
     inner = indent + " "
     if isinstance(value, dict) and value:
-        items = [f"{inner}{json.dumps(key)}: {to_json_text(item, inner)}" for key, item in value.items()]
+        items = [f"{inner}{json.dumps(str(key))}: {to_json_text(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(items) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
         lines = [json.dumps(item) if _is_flat(item) else to_json_text(item, inner) for item in value]
         return "[\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}]"
-    return json.dumps(value, separators=(",", ": ") if isinstance(value, list) else None)
+    return json.dumps(value, separators=(",", ": "))
 
 
 def _is_flat(value: Any) -> bool:
