@@ -24,7 +24,9 @@ T = TypeVar("T")
 # Bump when the same settings come to mean other work: another initialization, synthetic language, or update rule.
 WORKLOAD_VERSION = 1
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "bf16_weights")
+# Number formats of matrix products, by which the speeds of devices are known.
+PRODUCT_FORMATS = ("fp32", "bf16", "fp16")
 # The option of `model` whose settings are in a file of the user's.
 MODEL_OF_A_FILE = "hf"
 # The value of `init` that names no file.
@@ -282,7 +284,8 @@ class Config:
     experiment: str | None = None
     """Name of the experiment file, if any."""
     precision: str = bounded("fp32", choices=PRECISIONS)
-    """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights."""
+    """fp32: everything in float32, no TF32 or HF32. bf16, fp16: autocast over float32 weights. bf16_weights: bf16
+    in all layers, of whose weights AdamW updates float32 masters, as large trainings do."""
     seed: int = bounded(1, minimum=0)
     """Seed of the initial weights and of the order or content of the data."""
     init: str = RANDOM
@@ -347,6 +350,11 @@ def unused_operations(model: ModelConfig) -> dict[str, str]:
         "swiglu": ("activation", "swiglu"),
     }
     return {operation: setting for operation, (setting, value) in used.items() if getattr(model, setting) != value}
+
+
+def product_format(precision: str) -> str:
+    """Return the number format of the matrix products of a precision, one of PRODUCT_FORMATS."""
+    return precision.removesuffix("_weights")
 
 
 def num_key_value_heads(model: ModelConfig) -> int:

@@ -42,6 +42,7 @@ import yaml
 from harness.analysis.calibration import load_calibration, segment_end
 from harness.analysis.parity import TESTS, compare_computation
 from harness.analysis.timing_evidence import timing_problems
+from harness.config import PRECISIONS
 from harness.records.load import LoadedRecord, load_runs
 from harness.text import layered_settings
 
@@ -68,7 +69,6 @@ SHAPES = {
         "model.tie_word_embeddings=false",
     ),
 }
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ import bench_parity
 
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.verdict import Pair, compare
+from harness.config import PRODUCT_FORMATS
 from harness.errors import RecordError
 from harness.text import layered_settings
 from tests import layouts
@@ -43,7 +44,7 @@ from tests.red_team.sabotages import Sabotage
 
 WORK = (*bench_parity.WORK, *bench_parity.SHAPES["GPT-2"], "workload.steps=60", "workload.timing_warmup_steps=10",
         "workload.eval_every=30", "workload.micro_batch_size=4", "backend.threads=1")  # fmt: skip
-SETTINGS = [f"{precision}{suffix}" for precision in bench_parity.PRECISIONS for suffix in ("", "-ddp", "-fsdp")]
+SETTINGS = [f"{precision}{suffix}" for precision in PRODUCT_FORMATS for suffix in ("", "-ddp", "-fsdp")]
 # Variations that are not of the machine, quick, and not the work's own.
 ROUNDING = ("micro-batches of 2", "micro-batches of 1", "attention written out", "AdamW as a loop",
             "attention in float64", "products in float64", "oneDNN off")  # fmt: skip

@@ -21,7 +21,7 @@ from harness import backends
 from harness.backends.base import Backend
 from harness.backends.host_checks import Problem
 from harness.backends.sensors import Reading
-from harness.backends.step import StepOutput, TrainStep
+from harness.backends.step import DTYPE_NAMES, StepOutput, TrainStep, stream_dtype
 from harness.composition import group_options, load
 from harness.config import PRECISIONS, BackendConfig, Config
 from harness.errors import BackendUnavailable
@@ -173,7 +173,7 @@ class Opened:
             self.backend.apply(precision)
         except BackendUnavailable as error:
             pytest.skip(str(error))
-        model = build_model(config.model, config.seed, self.backend.device())
+        model = build_model(config.model, config.seed, self.backend.device(), stream=stream_dtype(config.precision))
         optimizer = build_optimizer(model, config.workload, config.track)
         step = self.backend.prepare(model, optimizer, precision=precision, max_grad_norm=1.0)
         sequences = torch.from_numpy(open_dataset(config).train(0, 4))
@@ -229,7 +229,7 @@ class TestOnTheDevice:
         json.dumps(opened.backend.effective_settings())
         found = probe(opened.backend, opened.config(precision))
         json.dumps(found)
-        assert found["matmul_dtype"] == {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+        assert found["matmul_dtype"] == DTYPE_NAMES[precision]
         assert found["threads"] == 1
         assert found["attention_kernel"].endswith("Backward0")
         assert 0 < found["matmul_relative_error"] < 0.01

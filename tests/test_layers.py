@@ -87,7 +87,7 @@ DEVICE_WORDS = {"cuda", "npu", "xpu", "hpu", "mps", "nccl", "hccl", "xccl"}
 # Device words outside backends/, as (file, line of the constant that holds it), with the reason.
 ALLOWED_WORDS = {
     # --help shows a user what to type.
-    ("commands/help.py", "backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5"),
+    ("commands/help.py", "backend=cuda  precision=bf16|fp16|bf16_weights  seed=1  repeats=5  out=DIR  target_loss=1.5"),
 }
 
 

@@ -9,6 +9,7 @@ from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, Claim,
 from harness.analysis.ratio_statistics import inverse
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair
+from harness.config import product_format
 from harness.records.load import get_path
 
 
@@ -72,7 +73,7 @@ def _other_conditions(claim: Claim, sides: tuple[RunGroup, RunGroup]) -> str | N
     for side in sides:
         first = side.first
         precision = first["config"]["precision"]
-        if claim.precision not in (None, precision):
+        if claim.precision not in (None, product_format(precision)):
             return f"other precision: the claim is of {claim.precision}, {side.label} ran in {precision}"
         size = get_path(first, "model", "parameters")
         if not claim.parameters.holds(size):

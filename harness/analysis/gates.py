@@ -16,7 +16,7 @@ from harness.analysis.parity import ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
 from harness.analysis.timing_evidence import timing_problems
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
-from harness.config import OPERATIONS, flatten, is_part_of_the_work
+from harness.config import OPERATIONS, flatten, is_part_of_the_work, product_format
 from harness.records.load import LoadedRecord, get_path
 
 # Reported memory over the catalogue's: drivers reserve some of it, and vendors count in powers of ten or of two.
@@ -195,7 +195,7 @@ def plausible(side: RunGroup) -> Gate:
         return Gate("plausible", None, f"{side.label}: no speed was measured")
     found = f"{side.label}: {tflops(fastest)} a device (model FLOPs)"
     chip = find_chip(side.first["backend"].get("peak_lookup_key"))
-    precision = side.first["config"]["precision"]
+    precision = product_format(side.first["config"]["precision"])
     peaks = list(_peaks(side.first, chip, precision))
     problems = [
         *_device_problems(side.first, chip, precision),

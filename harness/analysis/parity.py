@@ -16,6 +16,7 @@ import numpy as np
 
 from harness.analysis import fingerprint
 from harness.analysis.calibration import Calibration, segment_length, segment_of, segments
+from harness.config import product_format
 from harness.records.load import LoadedRecord, get_path
 
 Record = Mapping[str, Any]
@@ -189,11 +190,15 @@ def _evaluations(reference: Record, other: Record) -> Iterator[Difference]:
 
 def _evaluation_spikes(reference: Record, other: Record) -> Iterator[Difference]:
     """Yield each evaluation's difference, relative to the median difference of the training losses around it."""
-    size, floor = np.abs(_relative(reference, other, "train")), SPIKE_FLOOR["train"][reference["config"]["precision"]]
+    size, floor = np.abs(_relative(reference, other, "train")), _spike_floor("train", reference)
     for difference, step in zip(_evaluations(reference, other), _common_evaluations(reference, other), strict=True):
         around = size[max(0, step - SPIKE_NEIGHBORS) : step + SPIKE_NEIGHBORS]
         if len(around):
             yield Difference(difference.value / max(float(np.median(around)), floor), 0, difference.where)
+
+
+def _spike_floor(curve: str, reference: Record) -> float:
+    return SPIKE_FLOOR[curve][product_format(reference["config"]["precision"])]
 
 
 def _weights(reference: Record, other: Record) -> Iterator[Difference]:
@@ -219,7 +224,7 @@ def _spikes(curve: str, share: float = 0.0) -> Callable[[Record, Record], Iterat
         found = _relative(reference, other, curve)
         if len(found) <= SPIKE_NEIGHBORS:
             return
-        size, floor = np.abs(found), SPIKE_FLOOR[curve][reference["config"]["precision"]]
+        size, floor = np.abs(found), _spike_floor(curve, reference)
         typical = np.array([np.median(np.delete(size[first:last], at)) for at, first, last in _neighbors(len(size))])
         # Values that are not finite belong to the other tests.
         spikes = np.nan_to_num(size / np.maximum(typical, floor), nan=0.0, posinf=0.0)

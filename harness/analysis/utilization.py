@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.analysis.chips import find_chip
 from harness.analysis.flops import training_flops_per_token
+from harness.config import product_format
 from harness.records.load import get_path
 
 
@@ -48,9 +49,9 @@ def achieved_flops(record: Mapping[str, Any]) -> float | None:
 def catalogued_peak(record: Mapping[str, Any]) -> float | None:
     """Return the catalogue's peak FLOP/s of the run's chip and precision, or None."""
     chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
-    return None if chip is None else chip.peak_flops.get(record["config"]["precision"])
+    return None if chip is None else chip.peak_flops.get(product_format(record["config"]["precision"]))
 
 
 def measured_peak(record: Mapping[str, Any]) -> float | None:
     """Return the peak FLOP/s that `harness peak` measured on the run's device in its precision, or None."""
-    return get_path(record, "measured_peak", "flops", record["config"]["precision"])
+    return get_path(record, "measured_peak", "flops", product_format(record["config"]["precision"]))

@@ -21,7 +21,7 @@ class StepOutput(NamedTuple):
     """Global 2-norm of the gradients before clipping."""
 
 
-DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "bf16_weights": "bfloat16"}
 """Name of the torch.dtype of matrix products, by precision."""
 
 
@@ -30,6 +30,13 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     import torch
 
     return None if precision == "fp32" else getattr(torch, DTYPE_NAMES[precision])
+
+
+def stream_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of the activations between layers: autocast leaves it float32."""
+    import torch
+
+    return torch.bfloat16 if precision == "bf16_weights" else torch.float32
 
 
 # Elements of which PyTorch's norm on the CPU is exact to 3e-6, also if most are nearly zero, as in the gradient of an

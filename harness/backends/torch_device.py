@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from harness.backends.base import Backend
 from harness.backends.failures import OUT_OF_MEMORY_REMEDY, Failure, find_line
 from harness.backends.step import EventTimer, TorchEvents
+from harness.config import product_format
 from harness.errors import BackendUnavailable
 from harness.text import true_name
 
@@ -85,9 +86,11 @@ class TorchDeviceBackend(Backend):
     def apply(self, precision: str) -> None:
         super().apply(precision)
         # Autocast would convert on older devices, many times slower, or warn and continue in float32.
-        if precision == "bf16" and not self.supports_bf16():
+        if product_format(precision) == "bf16" and not self.supports_bf16():
             name = self.device_name() or "the device"
-            raise BackendUnavailable(f"precision=bf16: {name} has no bf16 arithmetic; use precision=fp16 or fp32")
+            raise BackendUnavailable(
+                f"precision={precision}: {name} has no bf16 arithmetic; use precision=fp16 or fp32"
+            )
 
     def supports_bf16(self) -> bool:
         """Return whether the device computes in bf16 itself."""

@@ -22,7 +22,7 @@ verbs:
 {verbs}
 
 Every setting has a default: python -m harness trains a small model on the CPU. Common settings:
-  backend=cuda  precision=fp32|bf16|fp16  seed=1  repeats=5  out=DIR  target_loss=1.5
+  backend=cuda  precision=bf16|fp16|bf16_weights  seed=1  repeats=5  out=DIR  target_loss=1.5
   profile=true  experiment=autotune  track=tuned  log=json  --metrics-file PATH.prom
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
   checkpoint.every=500 resume=auto out=DIR

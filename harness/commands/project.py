@@ -19,6 +19,7 @@ from harness.analysis.projection.published import check_all, plan_of
 from harness.analysis.run_group import RunGroup, load_run_groups
 from harness.commands.arguments import Parser, expand_path
 from harness.commands.check_run import check_record
+from harness.config import product_format
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.load import LoadedRecord, get_path
 from harness.records.peak import find_collectives
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         return check_record(options, assumed)
     sides = load_run_groups([options.records]) if options.records is not None else []
     runs = sides[0].runs if sides else ()
-    precision = options.precision or (runs[0].record["config"]["precision"] if runs else "bf16")
+    precision = options.precision or (product_format(runs[0].record["config"]["precision"]) if runs else "bf16")
     chip, speed = measured_speed(runs, precision) if runs else (_catalogued(options.chip), None)
     if options.link_gb_per_s is not None:
         chip = replace(chip, link_bytes_per_second=1e9 * options.link_gb_per_s, link_devices=None)

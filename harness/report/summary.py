@@ -10,6 +10,7 @@ from rich.console import Console
 
 from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
 from harness.analysis.format import UNKNOWN, gibibytes, tflops, tokens_per_second
+from harness.config import product_format
 from harness.layout import AXES, Layout
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.report.profile_table import print_profile
@@ -277,7 +278,7 @@ def _utilization(record: dict[str, Any]) -> list[tuple[str, str]]:
     if used is None:
         return []
     text = f"{tflops(used['achieved_flops'])} a device (model FLOPs)"
-    precision = record["config"]["precision"]
+    precision = product_format(record["config"]["precision"])
     busy = (record.get("measured_peak") or {}).get("other_processes_cpu_fraction") or 0.0
     for share, peak in (("mfu", "catalogued"), ("mfu_of_measured_peak", "measured")):
         if used[share] is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import environment, log
 from harness.backends.base import Backend
-from harness.config import PRECISIONS, Config
+from harness.config import PRODUCT_FORMATS, Config
 from harness.errors import BackendUnavailable, ExitCode, RunFailed, UserError
 from harness.layout import Layout
 from harness.records.record import SCHEMA_VERSION
@@ -66,7 +66,7 @@ def _measure(backend: Backend, processes: RunProcesses, limit_seconds: float) ->
     progress = _ProgressPrinter(processes)
     contention = Contention(backend, processes.ranks)
     benchmarks = Microbenchmarks(backend, device.get("memory_bytes"))
-    products = {precision: _products(benchmarks, backend, precision, progress) for precision in PRECISIONS}
+    products = {precision: _products(benchmarks, backend, precision, progress) for precision in PRODUCT_FORMATS}
     backend.apply("fp32")
     progress.print("memory")
     memory = benchmarks.memory_bandwidth()

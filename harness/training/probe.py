@@ -11,7 +11,7 @@ import torch
 
 from harness.backends.base import Backend
 from harness.backends.step import DTYPE_NAMES, TrainStep, autocast_dtype
-from harness.config import OPERATIONS, Config, head_dim, num_key_value_heads
+from harness.config import OPERATIONS, Config, head_dim, num_key_value_heads, product_format
 from harness.errors import BackendUnavailable, RunFailed
 from harness.text import counted
 from harness.training.distributed.collectives import Ranks
@@ -137,7 +137,7 @@ def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: s
             f"precision={precision} was requested, but the training step computes in {', '.join(dtypes)}; this is a "
             "bug in the backend: report it to its maintainers"
         )
-    limit = MAX_PRODUCT_ERROR[precision]
+    limit = MAX_PRODUCT_ERROR[product_format(precision)]
     for name, error in errors.items():
         if not error <= limit:
             raise RunFailed(
@@ -237,7 +237,7 @@ def _probe_activation(backend: Backend, config: Config) -> dict[str, Any]:
     exact = {name: activate(x.double(), name) for name in ("gelu", "gelu_tanh")}
     errors = {name: float((found - values).square().mean().sqrt()) for name, values in exact.items()}
     nearest = min(errors, key=lambda name: errors[name])
-    if not errors[nearest] <= MAX_GELU_ERROR[config.precision]:
+    if not errors[nearest] <= MAX_GELU_ERROR[product_format(config.precision)]:
         raise BackendUnavailable(
             f"backend {backend.name}: model.activation={requested} was requested, but the device computes neither "
             f"GELU nor its tanh approximation (error {errors[requested]:.1e}); use model.activation=swiglu"

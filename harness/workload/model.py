@@ -117,11 +117,15 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
+        self.in_type_of_input = False
         self.rms_norm: Kernel = rms_norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., W] -> [..., W]"""
-        return self.rms_norm(x, self.weight, self.eps)
+        if not self.in_type_of_input:
+            return self.rms_norm(x, self.weight, self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -129,11 +133,25 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016)."""
+
+    in_type_of_input = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., W] -> [..., W]"""
+        if not self.in_type_of_input:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+
+
 def make_norm(config: ModelConfig) -> nn.Module:
     """Return a new LayerNorm or RMSNorm over the hidden size."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.hidden_size, config.norm_eps)
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
+    return LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 
 class Block(nn.Module):
@@ -187,6 +205,8 @@ class Transformer(nn.Module):
         self.tie_weights()
         self.part_of_sequence: tuple[int, int] = (0, 1)
         """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
+        self.stream_dtype = torch.float32
+        """Of the activations between layers."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
         self._interleaved = tuple(map(self._stage, stages)) if len(stages) > 1 else ()
@@ -224,6 +244,18 @@ class Transformer(nn.Module):
                 if operation in kernels:
                     setattr(module, operation, kernels[operation])
 
+    def use_stream(self, dtype: torch.dtype) -> None:
+        """Let the activations between layers have a type, and norms compute in it.
+
+        With autocast to the same type, which casts the weights of linear layers, the model computes what one whose
+        weights are all of that type would, and its gradients are those of the float32 weights.
+        """
+        for stage in (self, *self.stages):
+            stage.stream_dtype = dtype
+        for module in self.modules():
+            if isinstance(module, (RMSNorm, LayerNorm)):
+                module.in_type_of_input = dtype != torch.float32
+
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
         assert self.head is not None
@@ -240,11 +272,12 @@ class Transformer(nn.Module):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, W]"""
         assert self.embedding is not None
-        x = self.embedding(tokens)
+        x = self.embedding(tokens).to(self.stream_dtype)
         if self.position is None:
             return x
         own = self._own_positions(tokens.shape[1])
-        return x + self.position(torch.arange(own.start, own.stop, device=tokens.device))
+        positions = torch.arange(own.start, own.stop, device=tokens.device)
+        return x + self.position(positions).to(self.stream_dtype)
 
     def hidden_states(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]: all blocks.

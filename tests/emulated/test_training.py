@@ -14,6 +14,7 @@ from tests.emulated.training import Setup, distance, setups, train
 STEPS = 5
 # The backend refuses fp16 with the fused AdamW; test_fused_adamw_applies_steps_... below shows why.
 SETUPS = [str(setup) for setup in setups() if (setup.precision, setup.adamw) != ("fp16", "fused")]
+SETUPS += ["gpt2-bf16_weights-foreach", "llama-bf16_weights-foreach"]
 
 
 @pytest.fixture(scope="module")

@@ -79,13 +79,14 @@ def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
-def test_bf16_is_within_the_gate(layout: str, layout_runs: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "bf16_weights"])
+def test_bf16_is_within_the_gate(layout: str, precision: str, layout_runs: Path) -> None:
     # As many steps as the gate's findings about losses need.
-    settings = short_work("llama", "precision=bf16", "workload.steps=12", "workload.eval_every=6")
-    alone = train_alone(layout_runs, settings, "llama-bf16")
-    found = train(layout_runs, layout, settings, f"llama-bf16-{file_name(layout)}")
+    settings = short_work("llama", f"precision={precision}", "workload.steps=12", "workload.eval_every=6")
+    alone = train_alone(layout_runs, settings, f"llama-{precision}")
+    found = train(layout_runs, layout, settings, f"llama-{precision}-{file_name(layout)}")
     assert isinstance(found, Path), found
-    assert difference(alone, found, "bf16").startswith("ok")
+    assert difference(alone, found, precision).startswith("ok")
 
 
 def test_fp16_skips_the_same_steps_in_a_pipeline(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class TestSameness:
         assert two["losses"]["train"] == pytest.approx(one["losses"]["train"], rel=1e-5)
 
     def test_every_precision_trains(self, finished: Path, harness: Harness, tmp_path: Path) -> None:
-        for precision, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
+        for precision, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("bf16_weights", "bfloat16")):
             assert harness(*TINY, f"precision={precision}", f"out={precision}").returncode == 0
             record = read(tmp_path / precision)
             assert record["effective_settings"]["matmul_dtype"] == dtype

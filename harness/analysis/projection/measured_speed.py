@@ -10,6 +10,7 @@ from harness.analysis.chips import Chip, Source, find_chip
 from harness.analysis.format import tflops
 from harness.analysis.projection.model import FULL_RECOMPUTATION, OPTIMIZER_BYTES_PER_PARAMETER, Speed
 from harness.analysis.utilization import achieved_flops
+from harness.config import product_format
 from harness.errors import RecordError
 from harness.records.load import LoadedRecord, get_path
 
@@ -40,7 +41,7 @@ def measured_speed(
             problem = "its device is emulated and has no speed"
         elif record["world_size"] != 1:
             problem = f"it ran on {record['world_size']} devices: give runs on one; collectives are estimated"
-        elif record["config"]["precision"] != precision:
+        elif product_format(record["config"]["precision"]) != precision:
             problem = f"it ran in {record['config']['precision']}, expected {precision}"
         elif record["device"]["name"] != first["device"]["name"]:
             problem = f"it ran on {record['device']['name']}, others on {first['device']['name']}"
@@ -76,7 +77,7 @@ def _share_of_step(record: dict[str, Any], memory_bytes_per_second: float | None
 
 def _ceiling(record: dict[str, Any]) -> float | None:
     chip = find_chip(get_path(record, "backend", "peak_lookup_key"))
-    return None if chip is None else chip.ceiling_flops(record["config"]["precision"])
+    return None if chip is None else chip.ceiling_flops(product_format(record["config"]["precision"]))
 
 
 def unknown_chip(name: str) -> Chip:

@@ -19,11 +19,12 @@ from harness.analysis.projection.measured_speed import measured_speed, recompute
 from harness.analysis.projection.model import AXES, BUBBLE, SEED, Estimate, Speed, device_rate, estimate, step_phases
 from harness.analysis.projection.plan import NUMBER_BYTES, Engine, Plan
 from harness.analysis.stages import longest_rank
+from harness.config import product_format
 from harness.errors import RecordError
 from harness.records.load import LoadedRecord, get_path
 
 COMPUTE = ("compute", "optimizer")
-# Of float32, in which the residual stream, gradients and outer weights are, whatever the precision of the run.
+# Of float32, in which gradients and outer weights are in every precision, and the residual stream with autocast.
 FULL_BYTES = NUMBER_BYTES["fp32"]
 
 
@@ -151,7 +152,7 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
         devices=record["world_size"],
         seq_len=work["seq_len"],
         global_batch_size=work["global_batch_size"],
-        precision=config["precision"],
+        precision=product_format(config["precision"]),
         layers=model["num_hidden_layers"],
         width=model["hidden_size"],
         micro_batch_size=work["micro_batch_size"],
@@ -163,7 +164,7 @@ def plan_of_run(record: Mapping[str, Any], *, asynchronous: bool) -> Plan:
         recompute=recomputed_share(record),
         devices_per_node=record["world_size"],
         engine=Engine(
-            stream_bytes=FULL_BYTES,
+            stream_bytes=None if config["precision"] == "bf16_weights" else FULL_BYTES,
             gradient_bytes=FULL_BYTES,
             gathered_bytes=None if parallel.get("low_precision_all_gather", True) else FULL_BYTES,
             outer_bytes=FULL_BYTES,
@@ -190,7 +191,7 @@ def _chip_and_speed(
     record: Mapping[str, Any], peak: Mapping[str, Any], alone: tuple[LoadedRecord, ...]
 ) -> tuple[Chip, Speed | None]:
     """Return the run's chip with what the peak record has measured, and the speed of runs on one device."""
-    precision = record["config"]["precision"]
+    precision = product_format(record["config"]["precision"])
     memory = peak["memory"]["best_bytes_per_second"]
     name = record["device"]["name"] or record["device"]["kind"]
     if alone:
