@@ -1,9 +1,11 @@
 """Both passes of one compiled block of track=tuned, with other settings of PyTorch's compiler: time, and what is kept.
 
     python scripts/bench_block.py --shape stranger --micro-batch 1 --variant activation_memory_budget=0.95
+    python scripts/bench_block.py --micro-batch 8 --variant precision=bf16_weights
 
-Shapes are those of bench_peers.py; a variant is settings of torch._functorch.config, over the backend's own. Each is a
-process that stays, and single passes take turns, so that a noisy machine disturbs all alike: steadier than whole runs.
+Shapes are those of bench_peers.py. A variant is settings of torch._functorch.config over the backend's own, or a
+precision. Each is a process that stays, and single passes take turns, so that a noisy machine disturbs all alike:
+steadier than whole runs.
 """
 
 from __future__ import annotations
@@ -93,28 +95,33 @@ def block_passes(shape: str, micro_batch: int, settings: str) -> tuple[Callable[
     from torch.autograd.graph import saved_tensors_hooks
 
     from harness import backends
+    from harness.backends.step import stream_dtype
     from harness.composition import load
     from harness.config import head_dim
-    from harness.workload.model import Block
+    from harness.workload.model import Block, compute_in
     from harness.workload.rotary import rotary_tables
 
-    config = load(layered_settings(WORK, SHAPES[shape], [f"workload.micro_batch_size={micro_batch}"]))
+    words = settings.split()
+    own = [word for word in words if word.startswith("precision=")]
+    config = load(layered_settings(WORK, SHAPES[shape], [f"workload.micro_batch_size={micro_batch}"], own))
     backend, model = backends.create(config.backend), config.model
     backend.apply(config.precision)
     for name, value in backend.compiler_settings.items():
         setattr(compiler, name, value)
-    for name, _, value in (item.partition("=") for item in settings.split()):
+    for name, _, value in (item.partition("=") for item in words if item not in own):
         setattr(
             compiler, name, {"true": True, "false": False}.get(value) if value in ("true", "false") else float(value)
         )
+    stream = stream_dtype(config.precision)
     block = Block(model)
+    compute_in(block, stream)
     block.attention.attention = backend.kernels()["attention"][backend.tuned_defaults()["attention"]]
     forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
     rotary = None
     if model.position_embedding == "rotary":
         rotary = rotary_tables(config.workload.seq_len, head_dim(model), model.rope_theta, model.rope_scaling)
-    x = torch.randn(micro_batch, config.workload.seq_len, model.hidden_size, requires_grad=True)
-    gradient = torch.randn(x.shape)
+    x = torch.randn(micro_batch, config.workload.seq_len, model.hidden_size, requires_grad=True, dtype=stream)
+    gradient = torch.randn(x.shape, dtype=stream)
 
     def first_pass() -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

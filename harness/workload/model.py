@@ -138,13 +138,13 @@ class LayerNorm(nn.LayerNorm):
 
     in_type_of_input = False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., W] -> [..., W]"""
         if not self.in_type_of_input:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps)
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.to(input.dtype)
+            return F.layer_norm(input, self.normalized_shape, self.weight.to(input.dtype), bias, self.eps)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -167,6 +167,13 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), rotary)
         return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let norms compute in a type if it is not float32: their weights are cast to that of their input."""
+    for module in model.modules():
+        if isinstance(module, (RMSNorm, LayerNorm)):
+            module.in_type_of_input = dtype != torch.float32
 
 
 class Transformer(nn.Module):
@@ -252,9 +259,7 @@ class Transformer(nn.Module):
         """
         for stage in (self, *self.stages):
             stage.stream_dtype = dtype
-        for module in self.modules():
-            if isinstance(module, (RMSNorm, LayerNorm)):
-                module.in_type_of_input = dtype != torch.float32
+        compute_in(self, dtype)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
