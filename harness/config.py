@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -488,6 +489,7 @@ PATH_SETTINGS = (
 )
 
 
+@cache
 def is_part_of_the_work(key: str) -> bool:
     """Return whether a setting, by its dotted key, decides what is computed."""
     return not any(

@@ -9,9 +9,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.__main__ import main
+from harness.analysis import parity
+from harness.analysis.parity import SPIKE_NEIGHBORS, medians_of_neighbors
 from harness.commands import compare as compare_module
 from harness.commands.interleaved_runs import balanced_order
 from tests.records import make_record, make_records, write_runs
@@ -197,3 +200,22 @@ def test_a_reader_who_leaves_early_does_not_cost_the_report(
     with pytest.raises(BrokenPipeError):
         compare_module.main([str(folders["reference"]), str(folders["same"]), "--out", str(tmp_path / "report")])
     assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("steps", [2, 5, 11, 20, 21, 22, 23, 60])
+def test_the_medians_of_neighbors_are_those_of_each_step_alone(steps: int) -> None:
+    values = np.random.default_rng(steps).random(steps)
+    for missing in ([], [0], [steps // 2, steps - 1]):
+        values[missing] = np.nan
+        expected = []
+        for step in range(steps):
+            first = max(0, step - SPIKE_NEIGHBORS)
+            expected.append(np.median(np.delete(values[first : step + SPIKE_NEIGHBORS + 1], step - first)))
+        assert np.array_equal(medians_of_neighbors(values), expected, equal_nan=True)
+
+
+def test_a_million_steps_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random(500)
+    whole = medians_of_neighbors(values)
+    monkeypatch.setattr(parity, "MAX_WINDOWS", 64)
+    assert np.array_equal(medians_of_neighbors(values), whole)

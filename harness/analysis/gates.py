@@ -12,7 +12,7 @@ from harness.analysis.calibration import Calibration
 from harness.analysis.cautions import MAX_OTHER_CPU_FRACTION
 from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.format import tflops
-from harness.analysis.parity import ParityResult, compare_computation
+from harness.analysis.parity import Memo, ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
 from harness.analysis.timing_evidence import timing_problems
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
@@ -141,11 +141,17 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:16]
 
 
-def same_computation(reference: RunGroup, other: RunGroup, calibration: Calibration) -> Computation:
-    """Check that losses, gradients, weights and number formats agree within the limits of parity.TESTS."""
+def same_computation(
+    reference: RunGroup, other: RunGroup, calibration: Calibration, memo: Memo | None = None
+) -> Computation:
+    """Check that losses, gradients, weights and number formats agree within the limits of parity.TESTS.
+
+    Args:
+        memo: as of `compare_computation`, for several comparisons with one reference.
+    """
     precision = reference.first["config"]["precision"]
     others = [*reference.runs[1:], *other.runs]
-    findings = compare_computation(reference.runs[0], others, precision, calibration)
+    findings = compare_computation(reference.runs[0], others, precision, calibration, memo)
     failed = [finding for finding in findings if finding.passed is False]
     details = [finding.text for finding in failed]
     details += [f"{name} differs: {values}" for name, values in _effective_differences(reference, other)]

@@ -25,6 +25,7 @@ QUANTILES = 200
 # Batches of a single process's intervals: fewer give a poor estimate of the variance, more are not independent of each
 # other (Schmeiser 1982 recommends 10 to 30).
 BATCHES = 10
+MAX_TREND_VALUES = 500
 # One process a side cannot estimate run-to-run variance. A difference counts only beyond what machines with several
 # per cent of noise between processes show (scripts/bench_verdict.py).
 SINGLE_RUN_MARGINS = 4
@@ -51,7 +52,9 @@ class Ratio:
     """Repeats a side that would probably decide; None if decided already, or if more than MAX_REPEATS."""
 
 
-def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, *, plan: bool = True) -> Ratio:
+def ratio_of(
+    reference: Sequence[float], other: Sequence[float], margin: float, *, plan: bool = True, alpha: float = ALPHA
+) -> Ratio:
     """Return the ratio of geometric means, other over reference, of two samples of two or more processes.
 
     Interval and tests are Welch's (unequal variances) on logarithms. Equivalence is decided by two one-sided
@@ -61,6 +64,7 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
         reference, other: one positive number a process, two or more each.
         margin: largest difference that counts as the same, as a fraction: 0.05 for 5 %.
         plan: where nothing is decided, also estimate the repeats that would decide (slow).
+        alpha: error of the interval, and of each test.
     """
     from scipy import stats
 
@@ -78,17 +82,17 @@ def ratio_of(reference: Sequence[float], other: Sequence[float], margin: float, 
         # SciPy warns of lost precision when samples are almost equal; equal ones are handled above.
         warnings.simplefilter("ignore", RuntimeWarning)
         welch: Any = stats.ttest_ind(y, x, equal_var=False)
-        interval = welch.confidence_interval(1 - ALPHA)
+        interval = welch.confidence_interval(1 - alpha)
         above_lower: Any = stats.ttest_ind(y + limit, x, equal_var=False, alternative="greater")
         below_upper: Any = stats.ttest_ind(y - limit, x, equal_var=False, alternative="less")
-    equivalent = bool(max(above_lower.pvalue, below_upper.pvalue) < ALPHA)
-    differs = bool(welch.pvalue < ALPHA)
+    equivalent = bool(max(above_lower.pvalue, below_upper.pvalue) < alpha)
+    differs = bool(welch.pvalue < alpha)
     needed = None
     if plan and not equivalent and not differs:
         needed = repeats_needed(difference, math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2), limit)
     return Ratio(
         math.exp(difference), math.exp(float(interval.low)), math.exp(float(interval.high)),
-        bool(below_upper.pvalue < ALPHA), equivalent, differs, False, (len(x), len(y)), needed,
+        bool(below_upper.pvalue < alpha), equivalent, differs, False, (len(x), len(y)), needed,
     )  # fmt: skip
 
 
@@ -171,21 +175,27 @@ def decision_power(difference: float, deviation: float, limit: float, repeats: i
 def trend(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the relative change of values from the first to the last, and a 99 % interval of it.
 
-    By the Theil-Sen slope, which is robust against a few outlying values.
+    By the Theil-Sen slope, which is robust against a few outlying values. Its time grows with the square of their
+    number: of many values, means of neighbors are used.
     """
     from scipy import stats
 
     y = np.asarray(values, float)
+    if len(y) > MAX_TREND_VALUES:
+        y = np.array([part.mean() for part in np.array_split(y, MAX_TREND_VALUES)])
     found: Any = stats.theilslopes(y, alpha=0.99)
     scale = (len(y) - 1) / float(np.median(y))
     return float(found.slope) * scale, float(found.low_slope) * scale, float(found.high_slope) * scale
 
 
-def outliers(values: Sequence[float]) -> list[int]:
+def outliers(values: Sequence[float], alpha: float = OUTLIER_ALPHA) -> list[int]:
     """Return the positions of outlying values by the generalised ESD test (Rosner 1983), in order.
 
-    Unlike rules on the median absolute deviation it keeps its error, OUTLIER_ALPHA, with three or five values too.
-    Outliers are shown, never dropped.
+    Unlike rules on the median absolute deviation it keeps its error with three or five values too. Outliers are shown,
+    never dropped.
+
+    Args:
+        alpha: probability of any in values without one.
     """
     from scipy import stats
 
@@ -197,7 +207,7 @@ def outliers(values: Sequence[float]) -> list[int]:
         deviations = np.abs(y[left] - y[left].mean())
         farthest, count = int(deviations.argmax()), len(left)
         statistic = float(deviations[farthest]) / float(y[left].std(ddof=1))
-        t = float(stats.t.ppf(1 - OUTLIER_ALPHA / (2 * count), count - 2))
+        t = float(stats.t.ppf(1 - alpha / (2 * count), count - 2))
         critical = (count - 1) / math.sqrt(count) * math.sqrt(t * t / (count - 2 + t * t))
         removed.append(left.pop(farthest))
         if statistic > critical:

@@ -14,7 +14,7 @@ from harness.analysis.cautions import MOVES_TIMES, Caution, cautions_about, inte
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
-from harness.analysis.parity import ParityResult
+from harness.analysis.parity import Memo, ParityResult
 from harness.analysis.ratio_statistics import MAX_REPEATS, Ratio, inverse, ratio_of, single_run_ratio_of
 from harness.analysis.run_group import RunGroup
 from harness.errors import ExitCode
@@ -90,17 +90,23 @@ def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN, calibrati
     """
     known = load_calibration(*calibrations)
     widened = [Caution("wider limits", sides[0].label, f"limits also from {path}") for path in calibrations]
-    pairs = tuple(_judge(sides[0], other, margin, known, widened) for other in sides[1:])
+    about_reference, memo = [*widened, *cautions_about(sides[0])], dict[Any, Any]()
+    pairs = tuple(_judge(sides[0], other, margin, known, about_reference, memo) for other in sides[1:])
     return Comparison(sides[0], pairs, margin)
 
 
 def _judge(
-    reference: RunGroup, other: RunGroup, margin: float, calibration: Calibration, widened: Sequence[Caution]
+    reference: RunGroup,
+    other: RunGroup,
+    margin: float,
+    calibration: Calibration,
+    about_reference: Sequence[Caution],
+    memo: Memo,
 ) -> Pair:
     names = (name_in_sentence(reference.label), name_in_sentence(other.label))
     passed: list[Gate] = []
     findings: tuple[ParityResult, ...] = ()
-    cautions = (*widened, *cautions_about(reference), *cautions_about(other))
+    cautions = (*about_reference, *cautions_about(other))
 
     def stop(verdict: str) -> Pair:
         last = next(gate for gate in passed if gate.passed is False)
@@ -113,7 +119,7 @@ def _judge(
     passed.append(gates.comparable(reference, other))
     if passed[-1].passed is False:
         return stop(NOT_COMPARABLE)
-    computation = gates.same_computation(reference, other, calibration)
+    computation = gates.same_computation(reference, other, calibration, memo)
     findings = computation.findings
     passed.append(computation.gate)
     if passed[-1].passed is False:
@@ -128,12 +134,13 @@ def _judge(
     quantities = tuple(_quantities(reference, other, margin))
     ratio = quantities[0].ratio
     weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
-    verdict = INCONCLUSIVE if weak else _verdict(ratio)
+    verdict = INCONCLUSIVE if weak else verdict_of(ratio)
     summary = _summary(*names, verdict, ratio, margin, weak) + _caution_names(cautions)
     return Pair(reference, other, tuple(passed), findings, cautions, quantities, verdict, summary)
 
 
-def _verdict(ratio: Ratio) -> str:
+def verdict_of(ratio: Ratio) -> str:
+    """Return the verdict that a ratio gives by itself."""
     if ratio.equivalent:
         return EQUIVALENT
     return _direction(ratio) if ratio.differs else INCONCLUSIVE
