@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.commands.interleaved_runs import INTERRUPTED_FOLDER, _keep_interrupted
+from harness.commands.kept_runs import INTERRUPTED_FOLDER, keep_interrupted
 from harness.composition import load
 from harness.errors import ConfigError, RunFailed
 from harness.records.files import archive_file, check_report_folder, write_atomically
@@ -218,11 +218,11 @@ def test_an_interrupted_run_of_a_comparison_is_kept(tmp_path: Path) -> None:
     for attempt in ("one", "two"):
         (tmp_path / "other" / "2").mkdir(parents=True)
         (tmp_path / "other" / "2" / "steps.jsonl").write_text(attempt)
-        _keep_interrupted(tmp_path / "other" / "2")
+        keep_interrupted(tmp_path / "other" / "2")
     kept = tmp_path / INTERRUPTED_FOLDER
     assert (kept / "other-2-1" / "steps.jsonl").read_text() == "one"
     assert (kept / "other-2-2" / "steps.jsonl").read_text() == "two"
-    _keep_interrupted(tmp_path / "other" / "3")
+    keep_interrupted(tmp_path / "other" / "3")
     assert len(list(kept.iterdir())) == 2
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness import __main__ as door
-from harness.commands import health, interleaved_runs, preflight, train
+from harness.commands import health, interleaved_runs, kept_runs, preflight, train
 from harness.errors import ConfigError, EndedWithAll, Interrupted, RunFailed
 from harness.training import run
 from tests.records import make_record
@@ -129,7 +129,7 @@ def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
         started.append(command)
         return 5
 
-    monkeypatch.setattr(interleaved_runs, "run_process", run_process)
+    monkeypatch.setattr(kept_runs, "run_process", run_process)
     settings = "experiment=iflytek/smoke backend.threads=1"
     with pytest.raises(RunFailed):
         interleaved_runs.run_side_by_side([settings, settings], 5, tmp_path / "out")

@@ -8,9 +8,11 @@ from harness.analysis.chips import find_chip, match_chips
 from harness.analysis.claims import ANY_DEVICE, INCONCLUSIVE, NOT_TESTED, Claim, ClaimVerdict, judge_time_ratio
 from harness.analysis.ratio_statistics import inverse
 from harness.analysis.run_group import RunGroup
+from harness.analysis.suite_verdict import SuiteComparison, mean_ratio
 from harness.analysis.verdict import Comparison, Pair
 from harness.config import product_format
 from harness.records.load import get_path
+from harness.text import counted
 
 
 def judge_claim(comparison: Comparison, claim: Claim) -> Comparison:
@@ -33,6 +35,28 @@ def judge(claim: Claim, pair: Pair) -> ClaimVerdict:
     assert ratio.low is not None
     assert ratio.high is not None
     return judge_time_ratio(claim, ratio.estimate, ratio.low, ratio.high)
+
+
+def judge_suite(claim: Claim, found: SuiteComparison) -> ClaimVerdict:
+    """Return the verdict on a claim from the mean of those workloads of a suite that it covers."""
+    if found.mean is None:
+        return ClaimVerdict(NOT_TESTED, f"{found.verdict}: no mean is stated")
+    obstacles = {row.workload.name: _not_tested(claim, row.pair) for row in found.measured if row.pair is not None}
+    covered = [row for row in found.measured if obstacles[row.workload.name] is None]
+    if not covered:
+        return ClaimVerdict(NOT_TESTED, next(reason for reason in obstacles.values() if reason is not None))
+    ratios = [row.estimate for row in covered if row.estimate is not None]
+    mean = mean_ratio(ratios, [row.workload.weight for row in covered], found.margin)
+    of = f"{len(covered)} of {counted(len(found.rows), 'workload')}"
+    if mean.low is None or mean.high is None:
+        return ClaimVerdict(INCONCLUSIVE, f"it covers {of}, and one is no sample")
+    pair = covered[0].pair
+    assert pair is not None
+    estimate, low, high = mean.estimate, mean.low, mean.high
+    if _subject(claim, pair) is pair.reference:
+        estimate, low, high = 1 / estimate, 1 / high, 1 / low
+    judged = judge_time_ratio(claim, estimate, low, high)
+    return replace(judged, reason=f"{judged.reason}; geometric mean over the {of} that it covers, taken as a sample")
 
 
 def _not_tested(claim: Claim, pair: Pair) -> str | None:

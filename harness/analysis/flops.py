@@ -18,13 +18,41 @@ STATE_BYTES_PER_PARAMETER = 16
 
 def matrix_weights(model: Mapping[str, Any]) -> int:
     """Return the number of weights of the linear layers and of the output projection, tied or not."""
+    return sum(count * inputs * outputs for count, inputs, outputs in linear_layers(model))
+
+
+def linear_layers(model: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """Return count, inputs and outputs of each kind of linear layer, the output projection included."""
     width, layers, heads = model["hidden_size"], model["num_hidden_layers"], model["num_attention_heads"]
     kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
     intermediate = model["intermediate_size"] if model["intermediate_size"] is not None else 4 * width
-    head_size = _head_dim(model)
-    attention = width * (heads + 2 * kv_heads) * head_size + heads * head_size * width
-    feed_forward = width * intermediate * (3 if model["activation"] == "swiglu" else 2)
-    return layers * (attention + feed_forward) + width * model["vocab_size"]
+    head_size, gates = _head_dim(model), 2 if model["activation"] == "swiglu" else 1
+    return [
+        (layers, width, heads * head_size),
+        (2 * layers, width, kv_heads * head_size),
+        (layers, heads * head_size, width),
+        (gates * layers, width, intermediate),
+        (layers, intermediate, width),
+        (1, width, model["vocab_size"]),
+    ]
+
+
+def product_intensity(model: Mapping[str, Any], seq_len: int, micro_batch_size: int, number_bytes: int) -> float:
+    """Return the FLOP per byte of a micro-batch's products and attention, of which each operand moves once a pass.
+
+    It is a property of the work, and an upper bound of the arithmetic intensity that a device has with it: other
+    operations, the optimizer and caches that do not suffice add bytes. Attention is taken to read queries, keys and
+    values and to write its output, as fused kernels do (Dao et al. 2022).
+
+    Args:
+        number_bytes: of an operand and of a result.
+    """
+    tokens, heads = micro_batch_size * seq_len, model["num_attention_heads"]
+    layers = linear_layers(model)
+    moved = sum(count * (tokens * (inputs + outputs) + inputs * outputs) for count, inputs, outputs in layers)
+    kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
+    moved += model["num_hidden_layers"] * tokens * 2 * (heads + kv_heads) * _head_dim(model)
+    return tokens * training_flops_per_token(model, seq_len) / (PASSES * number_bytes * moved)
 
 
 def _head_dim(model: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,9 +14,15 @@ from harness.errors import Interrupted
 from harness.signals import stop_signals
 
 
-def harness_command(overrides: list[str]) -> list[str]:
-    """Return the command line of a run in a fresh interpreter."""
-    return [sys.executable, "-m", "harness", *overrides]
+def harness_command(overrides: list[str], launcher: Sequence[str] = ()) -> list[str]:
+    """Return the command line of a run in a fresh interpreter.
+
+    Args:
+        launcher: of several processes: `torchrun` and its options, or a command that starts another one, such as srun.
+    """
+    if launcher and launcher[0] != "torchrun":
+        return [*launcher, sys.executable, "-m", "harness", *overrides]
+    return [sys.executable, "-m", "harness", *launcher, *overrides]
 
 
 def run_job(overrides: list[str], folder: Path) -> int:

@@ -19,6 +19,7 @@ from harness.analysis.verdict import (
     to_dict,
 )
 from harness.commands.arguments import Parser, expand_path
+from harness.commands.compare_suites import are_suites, judge_suites
 from harness.errors import UserError
 from harness.text import counted, printable, shell_join
 
@@ -30,7 +31,8 @@ def build_parser() -> Parser:
     parser = Parser(
         "compare",
         "Judges every side against the first: the same work? the same computation? a plausible speed? how much faster? "
-        "A side is a run's folder, a folder of repeats, or a record.json; records may come from other hosts. With "
+        "A side is a run's folder, a folder of repeats, a record.json, or a suite's folder; records may come from "
+        "other hosts. With "
         "--run, compare runs the sides itself, in fresh processes and in a balanced random order; after an "
         "interruption the same command resumes.",
         "0 ok, 1 --expect does not hold, 2 bad usage or record, 4 not comparable, different computation or "
@@ -91,6 +93,8 @@ def _add_options(parser: Parser) -> None:
 def main(argv: list[str]) -> int:
     """Compare, print, write the report, and return the exit code."""
     options = _parse(argv)
+    if are_suites(options.sides):
+        return judge_suites(options, argv)
     out, paths, labels, commands = options.out, options.sides, options.label or None, []
     claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:

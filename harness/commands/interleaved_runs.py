@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import sys
@@ -15,19 +14,16 @@ from typing import Any
 from tqdm import tqdm
 
 from harness import log
-from harness.commands.child_process import harness_command, hydra_quote, run_process
+from harness.commands.kept_runs import run_into, status_of
 from harness.commands.preflight import check_backend
 from harness.composition import load
 from harness.config import Config, to_dict, workload_id, workload_settings
 from harness.errors import ConfigError, ExitCode, RunFailed
 from harness.records.files import has_valid_seal, seal, write_atomically
-from harness.records.record import RECORD_FILE, read_record
 from harness.regular_files import load_json
 from harness.text import counted, override_key, utc_stamp
 
 PLAN_FILE = "plan.json"
-LOG_FILE = "output.log"
-INTERRUPTED_FOLDER = "interrupted"
 
 
 def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) -> Path:
@@ -62,7 +58,7 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
             done[side] += 1
             target = folder / side_folders(len(settings))[side] / str(done[side])
             bar.set_description(f"run {place + 1} of {len(runs)}: {settings[side]}")
-            if _is_to_run(target):
+            if status_of(target) in (None, "interrupted"):
                 began = time.monotonic()
                 _run(overrides[side], target, settings[side])
                 durations.append(time.monotonic() - began)
@@ -167,36 +163,10 @@ def balanced_order(sides: int, repeats: int, source: random.Random) -> Iterator[
         yield from order
 
 
-def _is_to_run(target: Path) -> bool:
-    """Return whether a run is still missing: there is none, or it was interrupted."""
-    if not (target / RECORD_FILE).is_file():
-        return True
-    return read_record(target)["status"] == "interrupted"
-
-
 def _run(overrides: Sequence[str], target: Path, text: str) -> None:
-    output_file = target.parent / f"{target.name}.{LOG_FILE}"
-    for path in (target, output_file):
-        _keep_interrupted(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    command = harness_command([*overrides, "repeats=1", f"out={hydra_quote(target)}"])
-    with open(output_file, "x", encoding="utf-8") as output:
-        code = run_process(command, output)
-    if code != ExitCode.OK:
-        lines = output_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise RunFailed(f"a run of {text!r} ended with exit code {code}: {lines[-1] if lines else 'no message'}")
-    output_file.unlink()
-
-
-def _keep_interrupted(path: Path) -> None:
-    """Move the files of an interrupted or failed run to a folder that no comparison reads."""
-    if os.path.lexists(path):
-        kept = path.parent.parent / INTERRUPTED_FOLDER
-        kept.mkdir(exist_ok=True)
-        number = 1
-        while os.path.lexists(moved := kept / f"{path.parent.name}-{path.name}-{number}"):
-            number += 1
-        os.rename(path, moved)
+    ended = run_into(target, [*overrides, "repeats=1"])
+    if ended.exit_code != ExitCode.OK:
+        raise RunFailed(f"a run of {text!r} ended with exit code {ended.exit_code}: {ended.message}")
 
 
 def _log_progress(bar: tqdm[Any], number: int, total: int, text: str, durations: Sequence[float]) -> None:

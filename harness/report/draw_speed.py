@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from harness.analysis.cautions import interval_step_seconds
 from harness.analysis.format import amount, interval, ratio, scale, scaled
-from harness.analysis.ratio_statistics import Ratio
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import Comparison, Pair
 from harness.report.content import measured_sides
@@ -28,11 +27,34 @@ MAX_TICKS = 8
 GOLDEN_SHARE = 0.618034
 
 
-def draw_ratios(comparison: Comparison, figure: Figure) -> str:
+class WithInterval(Protocol):
+    """A ratio with its 95 % interval, which is None where it cannot be estimated."""
+
+    @property
+    def estimate(self) -> float: ...
+
+    @property
+    def low(self) -> float | None: ...
+
+    @property
+    def high(self) -> float | None: ...
+
+
+def ratios_of(comparison: Comparison) -> list[tuple[int, str, WithInterval]]:
+    """Return color, name and step time ratio of each side that has one."""
+    return [(number, pair.other.label, pair.headline.ratio)
+            for number, pair in enumerate(comparison.pairs, 1) if pair.headline is not None]  # fmt: skip
+
+
+def draw_ratios(measured: Sequence[tuple[int, str, WithInterval]], half: float, figure: Figure) -> str:
+    """Draw ratios with their intervals in rows.
+
+    Args:
+        measured: color, name and ratio of each row.
+        half: the margin, as a fraction.
+    """
     axes: Axes = figure.subplots()
-    margin = (1 / (1 + comparison.margin), 1 + comparison.margin)
-    measured = [(number, pair.other.label, pair.headline.ratio)
-                for number, pair in enumerate(comparison.pairs, 1) if pair.headline is not None]  # fmt: skip
+    margin = (1 / (1 + half), 1 + half)
     limits = _ratio_limits(margin, [found for _, _, found in measured])
     axes.axvspan(*margin, color=INK, alpha=0.1, linewidth=0)
     axes.axvline(1, color=INK, linewidth=0.8)
@@ -57,12 +79,12 @@ def draw_ratios(comparison: Comparison, figure: Figure) -> str:
     return f"the same time: {interval(*margin)}; " + "; ".join(words)
 
 
-def _ends(found: Ratio) -> tuple[float, float]:
+def _ends(found: WithInterval) -> tuple[float, float]:
     """Return the ends of a ratio's interval, or twice the estimate where there is none."""
     return (found.estimate, found.estimate) if found.low is None or found.high is None else (found.low, found.high)
 
 
-def _ratio_limits(margin: tuple[float, float], ratios: Sequence[Ratio]) -> tuple[float, float]:
+def _ratio_limits(margin: tuple[float, float], ratios: Sequence[WithInterval]) -> tuple[float, float]:
     """Return the lowest and the highest ratio to draw: all estimates, and no interval beyond MAX_RATIO of them."""
     estimates = [found.estimate for found in ratios]
     ends = [_ends(found) for found in ratios]
@@ -92,7 +114,7 @@ def ratio_ticks(low: float, high: float) -> list[float]:
     return shown[:: math.ceil(len(shown) / MAX_TICKS)]
 
 
-def _ratio_text(found: Ratio) -> str:
+def _ratio_text(found: WithInterval) -> str:
     return f"{ratio(found.estimate)} ({interval(found.low, found.high)})"
 
 

@@ -54,7 +54,8 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[float, Draw]]:
     bars = 0.45 + 0.5 * len(measured)
     found: dict[str, tuple[float, Draw]] = {}
     if measured:
-        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.draw_ratios, comparison))
+        ratios = draw_speed.ratios_of(comparison)
+        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.draw_ratios, ratios, comparison.margin))
     if any(get_path(side.first, "losses", "train") for side in sides):
         found["loss"] = (3.9, partial(draw_runs.draw_losses, comparison))
     if measured:

@@ -1,0 +1,66 @@
+"""Simulated pairs of suites: does the mean's interval cover, and how often is "equivalent" false?
+
+    python scripts/bench_suites.py
+    python scripts/bench_suites.py --pairs 20000 --spread 0.3
+
+Each workload has a true ratio, drawn around the mean with the spread that rows published for two chips have (standard
+deviation of the logarithms 0.14), and each of its repeats has noise. The mean's interval should cover the true mean in
+95 % of the pairs; with a true mean at the edge of the margin, at most 5 % may be called equivalent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+
+import numpy as np
+
+from harness.analysis.suite_verdict import mean_ratio
+
+MARGIN = 0.05
+MAX_FALSE_SHARE = 0.05
+COVERAGE = (0.93, 0.97)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--workloads", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument(
+        "--spread", type=float, default=0.14, help="standard deviation of the logarithms of true ratios"
+    )
+    parser.add_argument("--noise", type=float, default=0.01, help="standard deviation of the logarithm of a repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    print("| workloads | weights | coverage of the 95 % interval | false equivalent |\n|---|---|---|---|")
+    held = True
+    for count in options.workloads:
+        for weights in ("equal", "1 to 4"):
+            covered, wrong = simulate(count, weights, options)
+            held &= COVERAGE[0] <= covered <= COVERAGE[1] and wrong <= MAX_FALSE_SHARE
+            print(f"| {count} | {weights} | {covered:.3f} | {wrong:.4f} |")
+    return 0 if held else 1
+
+
+def simulate(count: int, weights: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Return the share of intervals that hold the true mean, and of means at the margin that are called equivalent."""
+    source = np.random.default_rng([options.seed, count, len(weights)])
+    # Without real spread, noise alone could make a mean at the margin look equivalent.
+    own = np.ones(count) if weights == "equal" else np.linspace(1, 4, count)
+    covered = wrong = 0
+    for _ in range(options.pairs):
+        deviations = source.normal(0, options.spread, count)
+        noise = source.normal(0, options.noise * math.sqrt(2 / options.repeats), count)
+        found = mean_ratio(np.exp(deviations + noise).tolist(), own.tolist(), MARGIN)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 1 <= found.high
+        at_margin = mean_ratio(np.exp(math.log1p(MARGIN) + deviations + noise).tolist(), own.tolist(), MARGIN)
+        wrong += at_margin.equivalent
+    return covered / options.pairs, wrong / options.pairs
+
+
+if __name__ == "__main__":
+    sys.exit(main())
