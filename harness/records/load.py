@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from harness.records.schema import record_problems
 from harness.records.steps import STEPS_FILE
 
 MAX_FOLDER_DEPTH = 3
+# Folders below which no record counts: runs put aside, searches, checkpoints.
+NOT_SEARCHED = ("interrupted", "autotune", "checkpoints", "profile")
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,47 @@ def _search(folder: Path, depth: int) -> Iterable[Path]:
     if depth > 0:
         for child in sorted((item for item in folder.iterdir() if item.is_dir()), key=_natural_key):
             yield from _search(child, depth - 1)
+
+
+def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
+    """Read every record below some folders, however deep, and return them with what could not be read.
+
+    Unlike `load_runs` it leaves out what is unfinished or damaged, with a line that says so, since one of a thousand
+    records should not hide the others. Interrupted runs that a comparison or a suite has put aside are not looked for.
+
+    Raises:
+        RecordError: a path does not exist, or there is no record below any.
+    """
+    runs, problems, seen = list[LoadedRecord](), list[str](), set[str]()
+    for path in paths:
+        if not path.exists():
+            raise RecordError(f"{path}: no such file or folder; give folders of runs, or record.json files")
+        for file in [path] if path.is_file() else sorted(_record_files_below(path), key=_natural_path):
+            try:
+                record = _read_checked(file)
+            except RecordError as error:
+                problems.append(str(error))
+                continue
+            if record["content_sha256"] in seen:
+                problems.append(f"{file}: the same record as another one; it counts once")
+                continue
+            seen.add(record["content_sha256"])
+            runs.append(LoadedRecord(file, record))
+    if not runs:
+        first = f": {problems[0]}" if problems else "; give the folders named by out="
+        raise RecordError(f"{', '.join(map(str, paths))}: found no record to use{first}")
+    return runs, problems
+
+
+def _record_files_below(folder: Path) -> Iterable[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in NOT_SEARCHED and not name.startswith(".")]
+        if RECORD_FILE in files:
+            yield Path(place) / RECORD_FILE
+
+
+def _natural_path(path: Path) -> list[list[tuple[int, str]]]:
+    return [_natural_key(part) for part in path.parents[::-1]]
 
 
 def _natural_key(path: Path) -> list[tuple[int, str]]:
