@@ -51,12 +51,14 @@ FLOORS = {
     "huggingface": 3,
     "layout": 3,
     "schedule": 3,
+    "suites": 3,
     "backends": 4,
     "records": 4,
     "validation": 4,
     "workload": 4,
     "analysis": 5,
     "composition": 5,
+    "api": 6,
     "report": 6,
     "training": 6,
     "commands": 7,
@@ -81,7 +83,10 @@ FORBIDDEN = {
 SEAM = ("harness.backends.base", "harness.backends.failures", "harness.backends.sensors", "harness.backends.step")
 
 # Imports that the floors forbid, with the reason why this one may stay.
-ALLOWED_IMPORTS: set[tuple[str, str]] = set()
+ALLOWED_IMPORTS: set[tuple[str, str]] = {
+    # For type checkers alone: the package offers the API, and imports it when it is used.
+    ("harness", "harness.api"),
+}
 
 DEVICE_WORDS = {"cuda", "npu", "xpu", "hpu", "mps", "nccl", "hccl", "xccl"}
 # Device words outside backends/, as (file, line of the constant that holds it), with the reason.

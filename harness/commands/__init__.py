@@ -1,7 +1,10 @@
 """The verbs of the command line, one module each, and what several of them share."""
 
 VERBS = {
+    "suite": "run a set of workloads, which compare judges as one",
     "compare": "compare recorded runs: same work, same computation, which is faster",
+    "table": "rank many recorded runs, and name the outliers among them",
+    "history": "find the steps in records over time, and what changed there",
     "claim": "list published claims about chips, and the commands that test them",
     "audit": "check a published table of training speeds",
     "project": "estimate a large training run: days, device-hours, energy",

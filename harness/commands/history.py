@@ -1,0 +1,62 @@
+"""`python -m harness history`: records over time, the steps in them, and what changed at each. No torch."""
+
+from __future__ import annotations
+
+import json
+
+from harness import log
+from harness.analysis.run_history import NO_REGRESSION, history_to_dict, make_history
+from harness.commands.arguments import Parser, expand_path
+from harness.errors import ExitCode, UserError
+from harness.records.load import load_tree
+from harness.text import counted, printable
+
+FORMATS = ("table", "json")
+MAX_LINES_LEFT_OUT = 5
+REGRESSION = 1
+
+
+def build_parser() -> Parser:
+    """Return the parser of the verb."""
+    parser = Parser(
+        "history",
+        "Reads every record below the folders, however deep, and puts those of the same work, data, track, number of "
+        "devices and device in the order of their start. Where the level of the step time changes, it names the step, "
+        "and what the records know to have changed there: packages, driver, commit, host, settings in effect. A level "
+        "that lasts for fewer than five records is taken for a burst.",
+        "0 ok, 1 --expect does not hold, 2 bad usage, or no record to use",
+        usage="%(prog)s DIR ... [options]",
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, or record.json files")
+    add("--expect", choices=(NO_REGRESSION,), help="exit 0 if no series ends on a level slower than the one before it")
+    add("--format", choices=FORMATS, default="table", help="output format (default: table)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Print the series and their steps, and return the exit code."""
+    options = build_parser().parse(argv)
+    runs, problems = load_tree(options.paths)
+    series, left = make_history(runs)
+    problems += [f"{path}: {reason}" for path, reason in left]
+    for problem in problems[:MAX_LINES_LEFT_OUT]:
+        log.warning(f"left out: {printable(problem)}")
+    if len(problems) > MAX_LINES_LEFT_OUT:
+        log.warning(f"left out: {counted(len(problems) - MAX_LINES_LEFT_OUT, 'run')} more")
+    if not series:
+        raise UserError(f"history: {', '.join(map(str, options.paths))}: no run has a speed")
+    if options.format == "json":
+        print(json.dumps(history_to_dict(series), indent=1, allow_nan=False))
+    else:
+        # Imported here: only the screen needs rich.
+        from harness.report.history_table import print_history
+
+        print_history(series)
+    slower = [each for each in series if each.is_regression]
+    if options.expect is None:
+        return ExitCode.OK
+    shown = "not shown" if slower else "shown"
+    line = f"expected {options.expect}: {shown} ({len(slower)} of {len(series)} series ended slower)"
+    (log.error if slower else log.info)(line)
+    return REGRESSION if slower else ExitCode.OK
