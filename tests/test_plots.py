@@ -101,7 +101,7 @@ class TestWhatTheySay:
         ]  # fmt: skip
         figure = Figure()
         comparison = compare(sides)
-        draw_speed.draw_ratios(draw_speed.ratios_of(comparison), comparison.margin, figure)
+        draw_speed.draw_ratios(draw_speed.ratios_of(comparison), comparison.margin, "step time", figure)
         return figure.axes[0], comparison
 
     @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from harness.records.load import LoadedRecord, get_path
 MEMORY_RANGE = (0.80, 1.10)
 # A peak is measured at one moment with one shape of matrices, so that a little more than it is plausible.
 MEASURED_PEAK_SLACK = 1.10
+WORLD_SIZE = "world size"
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,19 @@ def finished(sides: Sequence[RunGroup]) -> Gate:
     return Gate("finished", True, f"all {sum(len(side.runs) for side in sides)} runs finished")
 
 
-def comparable(reference: RunGroup, other: RunGroup) -> Gate:
-    """Check that all runs of both sides had the same work, track and world size, and the same data."""
+def comparable(reference: RunGroup, other: RunGroup, *, unequal: bool = False) -> Gate:
+    """Check that all runs of both sides had the same work, track and world size, and the same data.
+
+    Args:
+        unequal: the world sizes of the two sides may differ; those of one side's repeats may not.
+    """
     first = reference.runs[0]
-    details: list[str] = []
-    for run in (*reference.runs[1:], *other.runs):
-        for line in _differences(first, run):
-            if line not in details:
-                details.append(line)
+    lines = [line for run in reference.runs[1:] for line in _differences(first, run)]
+    for run in other.runs:
+        # Against the first run of its own side, the world size has to be the same in any case.
+        lines += [line for line in _differences(first, run) if not (unequal and line.startswith(WORLD_SIZE))]
+        lines += [line for line in _differences(other.runs[0], run) if line.startswith(WORLD_SIZE)]
+    details = list(dict.fromkeys(lines))
     details += _mixed(reference)
     details += _mixed(other)
     if details:
@@ -88,7 +94,7 @@ def _differences(reference: LoadedRecord, run: LoadedRecord) -> Iterator[str]:
     for name, keys in (
         ("schema version", ("schema_version",)),
         ("track", ("config", "track", "name")),
-        ("world size", ("world_size",)),
+        (WORLD_SIZE, ("world_size",)),
     ):
         yield from _unequal(name, get_path(one, *keys), get_path(two, *keys))
     if one["workload_id"] != two["workload_id"]:

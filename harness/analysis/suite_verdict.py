@@ -14,6 +14,7 @@ from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import percent, ratio, ratio_with_interval
 from harness.analysis.ratio_statistics import ALPHA
 from harness.analysis.run_group import load_run_groups
+from harness.analysis.unit import Unit
 from harness.analysis.verdict import (
     DIFFERENT,
     EQUIVALENT,
@@ -21,12 +22,15 @@ from harness.analysis.verdict import (
     FASTER,
     IMPLAUSIBLE,
     INCONCLUSIVE,
+    LESS,
+    MORE,
     NOT_COMPARABLE,
     SAME_COMPUTATION,
     SLOWER,
     Comparison,
     Pair,
     compare,
+    unit_to_dict,
 )
 from harness.errors import RecordError
 from harness.records.suite_folder import NotRun, SuiteFolder
@@ -96,8 +100,14 @@ class SuiteComparison:
     """None where a workload's gate has failed, or no speed may be stated."""
     verdict: str
     summary: str
+    unit: Unit | None = None
     claim: Claim | None = None
     claim_verdict: ClaimVerdict | None = None
+
+    @property
+    def title(self) -> str:
+        """What the ratios are of."""
+        return "step time" if self.unit is None else self.unit.title
 
     @property
     def measured(self) -> list[Row]:
@@ -138,12 +148,17 @@ def mean_ratio(ratios: Sequence[float], weights: Sequence[float], margin: float)
 
 
 def compare_suites(
-    sides: Sequence[SuiteFolder], labels: Sequence[str], margin: float, calibrations: Sequence[Path] = ()
+    sides: Sequence[SuiteFolder],
+    labels: Sequence[str],
+    margin: float,
+    calibrations: Sequence[Path] = (),
+    unit: Unit | None = None,
 ) -> SuiteComparison:
     """Judge every workload of two runs of a suite, and their mean.
 
     Args:
         sides: the reference, and the other.
+        margin, calibrations, unit: as of `compare`.
 
     Raises:
         RecordError: they are of different suites, one is not complete, or a record cannot be used.
@@ -166,13 +181,15 @@ def compare_suites(
             rows.append(Row(workload, None, missing))
             continue
         groups = load_run_groups([side.path / workload.name for side in sides], labels)
-        rows.append(Row(workload, compare(groups, margin, calibrations)))
-    return judge_rows(reference.suite, (labels[0], labels[1]), rows, margin)
+        rows.append(Row(workload, compare(groups, margin, calibrations, unit)))
+    return judge_rows(reference.suite, (labels[0], labels[1]), rows, margin, unit)
 
 
-def judge_rows(suite: Suite, labels: tuple[str, str], rows: Sequence[Row], margin: float) -> SuiteComparison:
+def judge_rows(
+    suite: Suite, labels: tuple[str, str], rows: Sequence[Row], margin: float, unit: Unit | None = None
+) -> SuiteComparison:
     """Return the verdict on a suite from those on its workloads."""
-    found = SuiteComparison(suite, *labels, tuple(rows), margin, None, "", "")
+    found = SuiteComparison(suite, *labels, tuple(rows), margin, None, "", "", unit)
     verdicts = [row.pair.verdict for row in rows if row.pair is not None]
     stopping = next((verdict for verdict in STOPPING if verdict in verdicts), None)
     if stopping is not None:
@@ -185,16 +202,17 @@ def judge_rows(suite: Suite, labels: tuple[str, str], rows: Sequence[Row], margi
         return replace(found, verdict=INCONCLUSIVE, summary=f"{names} have no workload in common.{_not_run(found)}")
     estimates = [row.estimate or math.nan for row in measured]
     mean = mean_ratio(estimates, [row.workload.weight for row in measured], margin)
-    judged = replace(found, mean=mean, verdict=_verdict(mean, verdicts))
+    judged = replace(found, mean=mean, verdict=_verdict(mean, verdicts, unit))
     return replace(judged, summary=_summary(judged))
 
 
-def _verdict(mean: Mean, verdicts: Sequence[str]) -> str:
+def _verdict(mean: Mean, verdicts: Sequence[str], unit: Unit | None) -> str:
     """Return the verdict on the mean, and whether it holds for each workload too."""
     if mean.equivalent:
         word = EQUIVALENT
     elif mean.differs:
-        word = FASTER if mean.estimate < 1 else SLOWER
+        below, above = (FASTER, SLOWER) if unit is None else (LESS, MORE)
+        word = below if mean.estimate < 1 else above
     else:
         return INCONCLUSIVE
     return word if set(verdicts) == {word} else f"{word} {ON_AVERAGE}"
@@ -204,7 +222,7 @@ def _summary(found: SuiteComparison) -> str:
     mean, measured = found.mean, found.measured
     assert mean is not None
     names = {"reference": name_in_sentence(found.reference), "other": name_in_sentence(found.other)}
-    number = f"geometric mean of the step time ratios {ratio_with_interval(mean.estimate, mean.low, mean.high)}"
+    number = f"geometric mean of the {found.title} ratios {ratio_with_interval(mean.estimate, mean.low, mean.high)}"
     sample = f"{counted(mean.count, 'workload')} taken as a sample" if mean.count > 1 else "one workload is no sample"
     inside = sum(map(found.is_inside, measured))
     within = percent(found.margin)
@@ -271,6 +289,7 @@ def to_dict(found: SuiteComparison) -> dict[str, Any]:
         "reference": found.reference,
         "other": found.other,
         "margin": found.margin,
+        "per": None if found.unit is None else unit_to_dict(found.unit),
         "verdict": found.verdict,
         "summary": found.summary,
         "claim": None if found.claim is None else found.claim.name,

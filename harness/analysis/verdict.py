@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,16 @@ from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
 from harness.analysis.parity import Memo, ParityResult
-from harness.analysis.ratio_statistics import MAX_REPEATS, Ratio, inverse, ratio_of, single_run_ratio_of
+from harness.analysis.ratio_statistics import (
+    MAX_REPEATS,
+    SINGLE_RUN_MARGINS,
+    Ratio,
+    inverse,
+    ratio_of,
+    single_run_ratio_of,
+)
 from harness.analysis.run_group import RunGroup
+from harness.analysis.unit import JOULE, Unit
 from harness.errors import ExitCode
 from harness.records.load import get_path
 from harness.text import capitalized, name_in_sentence
@@ -25,6 +34,8 @@ VERDICT_SCHEMA_VERSION = 2
 DEFAULT_MARGIN = 0.05
 
 EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE = "equivalent", "faster", "slower", "inconclusive"
+# In place of faster and slower, where a unit is not time alone.
+LESS, MORE = "less", "more"
 NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
     "not comparable", "different computation", "implausible", "failed",
 )  # fmt: skip
@@ -75,79 +86,125 @@ class Comparison:
     pairs: tuple[Pair, ...]
     margin: float
     claim: Claim | None = None
+    unit: Unit | None = None
+    """What steps are charged in (`--per`); None: the time of a step, on systems of the same size."""
+
+    @property
+    def headline_title(self) -> str:
+        """What the ratio of the verdict is of."""
+        return "step time" if self.unit is None else self.unit.title
 
 
-def compare(sides: Sequence[RunGroup], margin: float = DEFAULT_MARGIN, calibrations: Sequence[Path] = ()) -> Comparison:
+def compare(
+    sides: Sequence[RunGroup],
+    margin: float = DEFAULT_MARGIN,
+    calibrations: Sequence[Path] = (),
+    unit: Unit | None = None,
+) -> Comparison:
     """Judge every side after the first against the first.
 
     Args:
         sides: two or more.
         margin: largest relative difference of step times that counts as the same, as a fraction.
         calibrations: files that widen the limits of the same computation.
+        unit: what steps are charged in, so that world sizes may differ; None: their time.
 
     Raises:
         ConfigError: a calibration file cannot be used.
+        UserError: a record does not know what a unit needs.
     """
     known = load_calibration(*calibrations)
     widened = [Caution("wider limits", sides[0].label, f"limits also from {path}") for path in calibrations]
-    about_reference, memo = [*widened, *cautions_about(sides[0])], dict[Any, Any]()
-    pairs = tuple(_judge(sides[0], other, margin, known, about_reference, memo) for other in sides[1:])
-    return Comparison(sides[0], pairs, margin)
+    about_reference = [*widened, *cautions_about(sides[0])]
+    judge = _Judge(sides[0], margin, known, about_reference, unit)
+    pairs = tuple(judge.pair(number, other) for number, other in enumerate(sides[1:], 1))
+    return Comparison(sides[0], pairs, margin, unit=unit)
 
 
-def _judge(
-    reference: RunGroup,
-    other: RunGroup,
-    margin: float,
-    calibration: Calibration,
-    about_reference: Sequence[Caution],
-    memo: Memo,
-) -> Pair:
-    names = (name_in_sentence(reference.label), name_in_sentence(other.label))
-    passed: list[Gate] = []
-    findings: tuple[ParityResult, ...] = ()
-    cautions = (*about_reference, *cautions_about(other))
+@dataclass(frozen=True)
+class _Judge:
+    """Judges sides against one reference."""
 
-    def stop(verdict: str) -> Pair:
-        last = next(gate for gate in passed if gate.passed is False)
-        summary = f"{names[1]} against {names[0]}: {verdict}. {capitalized(last.summary)}."
-        return Pair(reference, other, tuple(passed), findings, cautions, (), verdict, summary)
+    reference: RunGroup
+    margin: float
+    calibration: Calibration
+    about_reference: Sequence[Caution]
+    unit: Unit | None
+    memo: Memo = field(default_factory=dict)
 
-    passed.append(gates.finished([reference, other]))
-    if passed[-1].passed is False:
-        return stop(FAILED)
-    passed.append(gates.comparable(reference, other))
-    if passed[-1].passed is False:
-        return stop(NOT_COMPARABLE)
-    computation = gates.same_computation(reference, other, calibration, memo)
-    findings = computation.findings
-    passed.append(computation.gate)
-    if passed[-1].passed is False:
-        return stop(DIFFERENT)
-    if reference.emulated or other.emulated:
-        emulated = " and ".join(name_in_sentence(side.label) for side in (reference, other) if side.emulated)
-        summary = f"{names[1]} computes the same as {names[0]}; {emulated} is emulated: no speed is stated."
-        return Pair(reference, other, tuple(passed), findings, cautions, (), SAME_COMPUTATION, summary)
-    passed += [gates.consistent_timing([reference, other]), gates.plausible(reference), gates.plausible(other)]
-    if any(gate.passed is False for gate in passed):
-        return stop(IMPLAUSIBLE)
-    quantities = tuple(_quantities(reference, other, margin))
-    ratio = quantities[0].ratio
-    weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
-    verdict = INCONCLUSIVE if weak else verdict_of(ratio)
-    summary = _summary(*names, verdict, ratio, margin, weak) + _caution_names(cautions)
-    return Pair(reference, other, tuple(passed), findings, cautions, quantities, verdict, summary)
+    def pair(self, number: int, other: RunGroup) -> Pair:
+        """Return the verdict on a side, of which 0 would be the reference."""
+        reference, names = self.reference, self._names(other)
+        cautions = (*self.about_reference, *cautions_about(other))
+        passed, findings, verdict = self._gates(other)
+        if verdict == SAME_COMPUTATION:
+            emulated = " and ".join(name_in_sentence(side.label) for side in (reference, other) if side.emulated)
+            summary = f"{names[1]} computes the same as {names[0]}; {emulated} is emulated: no speed is stated."
+            return Pair(reference, other, passed, findings, cautions, (), verdict, summary)
+        if verdict is not None:
+            last = next(gate for gate in passed if gate.passed is False)
+            summary = f"{names[1]} against {names[0]}: {verdict}. {capitalized(last.summary)}."
+            return Pair(reference, other, passed, findings, cautions, (), verdict, summary)
+        quantities = tuple(self._quantities(number, other))
+        ratio = quantities[0].ratio
+        weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
+        verdict = INCONCLUSIVE if weak else verdict_of(ratio, self.unit)
+        rests_on = "" if self.unit is None else f"; {self.unit.describe((reference, other), (0, number))}"
+        summary = _summary(*names, verdict, ratio, self.margin, weak, self.unit, rests_on) + _caution_names(cautions)
+        return Pair(reference, other, passed, findings, cautions, quantities, verdict, summary)
+
+    def _names(self, other: RunGroup) -> tuple[str, str]:
+        return name_in_sentence(self.reference.label), name_in_sentence(other.label)
+
+    def _gates(self, other: RunGroup) -> tuple[tuple[Gate, ...], tuple[ParityResult, ...], str | None]:
+        """Return the gates up to the first that failed, the tests, and the verdict that they decide, if they do."""
+        reference = self.reference
+        passed = [gates.finished([reference, other])]
+        if passed[-1].passed is False:
+            return tuple(passed), (), FAILED
+        passed.append(gates.comparable(reference, other, unequal=self.unit is not None))
+        if passed[-1].passed is False:
+            return tuple(passed), (), NOT_COMPARABLE
+        computation = gates.same_computation(reference, other, self.calibration, self.memo)
+        passed.append(computation.gate)
+        if passed[-1].passed is False:
+            return tuple(passed), computation.findings, DIFFERENT
+        if reference.emulated or other.emulated:
+            return tuple(passed), computation.findings, SAME_COMPUTATION
+        passed += [gates.consistent_timing([reference, other]), gates.plausible(reference), gates.plausible(other)]
+        failed = any(gate.passed is False for gate in passed)
+        return tuple(passed), computation.findings, IMPLAUSIBLE if failed else None
+
+    def _quantities(self, number: int, other: RunGroup) -> list[Quantity]:
+        """Return the quantities that every process of both sides has, that of the verdict first and always."""
+        found = _quantities(self.reference, other, self.margin)
+        if self.unit is None:
+            return found
+        one, two = self.unit.amounts(self.reference, 0), self.unit.amounts(other, number)
+        if min(len(one), len(two)) >= 2:
+            ratio = ratio_of(one, two, self.margin)
+        else:
+            # Of the step times, which what a step takes is a multiple of; energy is not, and has no interval.
+            ratio, estimate = found[0].ratio, statistics.geometric_mean(two) / statistics.geometric_mean(one)
+            scale = None if self.unit.key == JOULE else estimate / ratio.estimate
+            low, high = (None if scale is None or end is None else end * scale for end in (ratio.low, ratio.high))
+            limit = 1 + SINGLE_RUN_MARGINS * self.margin
+            differs = low is not None and high is not None and (low > limit or high < 1 / limit)
+            ratio = replace(ratio, estimate=estimate, low=low, high=high, differs=differs)
+        headline = Quantity(self.unit.key, self.unit.title, self.unit.symbol, tuple(one), tuple(two), ratio)
+        return [headline, *found]
 
 
-def verdict_of(ratio: Ratio) -> str:
+def verdict_of(ratio: Ratio, unit: Unit | None = None) -> str:
     """Return the verdict that a ratio gives by itself."""
     if ratio.equivalent:
         return EQUIVALENT
-    return _direction(ratio) if ratio.differs else INCONCLUSIVE
+    return _direction(ratio, unit) if ratio.differs else INCONCLUSIVE
 
 
-def _direction(ratio: Ratio) -> str:
-    return FASTER if ratio.estimate < 1 else SLOWER
+def _direction(ratio: Ratio, unit: Unit | None) -> str:
+    below, above = (FASTER, SLOWER) if unit is None else (LESS, MORE)
+    return below if ratio.estimate < 1 else above
 
 
 QUANTITIES: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -183,17 +240,29 @@ def _single_run_ratio(reference: RunGroup, other: RunGroup, margin: float) -> Ra
     return single_run_ratio_of(one, two, margin, (means[0], means[1]))
 
 
-def _summary(reference: str, other: str, verdict: str, ratio: Ratio, margin: float, weak: Sequence[str] = ()) -> str:
-    number = f"step time ratio {ratio_with_interval(ratio.estimate, ratio.low, ratio.high)}"
+def _summary(
+    reference: str,
+    other: str,
+    verdict: str,
+    ratio: Ratio,
+    margin: float,
+    weak: Sequence[str] = (),
+    unit: Unit | None = None,
+    rests_on: str = "",
+) -> str:
+    title, noun = ("step time", "time") if unit is None else (unit.title, unit.noun)
+    number = f"{title} ratio {ratio_with_interval(ratio.estimate, ratio.low, ratio.high)}"
     repeats = " and ".join(str(count) for count in ratio.repeats)
-    evidence = "one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes"
+    evidence = ("one process a side" if ratio.repeats == (1, 1) else f"{repeats} processes") + rests_on
     if ratio.single_run:
         evidence += "; cannot estimate run-to-run variance"
     if verdict == EQUIVALENT:
-        also = f", though measurably {_direction(ratio)}" if ratio.differs else ""
-        return f"{other} takes the same time as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
+        also = f", though measurably {_direction(ratio, unit)}" if ratio.differs else ""
+        return f"{other} takes the same {noun} as {reference} within {100 * margin:.3g} %{also}: {number} ({evidence})."
     if verdict in (FASTER, SLOWER):
         return f"{other} is {verdict} than {reference}: {number} ({evidence})."
+    if verdict in (LESS, MORE):
+        return f"{other} takes {verdict} {noun} than {reference}: {number} ({evidence})."
     advice = _repeats_advice(ratio)
     if weak:
         advice = f"One process a side shows nothing with {' and '.join(weak)}: run 3 or more a side."
@@ -218,10 +287,10 @@ def holds(pair: Pair, expectation: str) -> bool:
         return pair.claim is not None and pair.claim.verdict == SUPPORTED
     ratio = pair.headline.ratio if pair.headline is not None else None
     if ratio is None or ratio.single_run:
-        return expectation == "faster" and pair.verdict == FASTER
+        return expectation == "faster" and pair.verdict in (FASTER, LESS)
     return {
         "equivalent": pair.verdict == EQUIVALENT,
-        "faster": pair.verdict == FASTER or (ratio.differs and ratio.estimate < 1),
+        "faster": pair.verdict in (FASTER, LESS) or (ratio.differs and ratio.estimate < 1),
         "not-slower": ratio.not_slower,
     }[expectation]
 
@@ -252,6 +321,7 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
     return {
         "schema_version": VERDICT_SCHEMA_VERSION,
         "margin": comparison.margin,
+        "per": None if comparison.unit is None else unit_to_dict(comparison.unit),
         "claim": None if comparison.claim is None else _claim(comparison.claim),
         "reference": _side(comparison.reference),
         "pairs": [
@@ -277,6 +347,11 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             for pair in comparison.pairs
         ],
     }  # fmt: skip
+
+
+def unit_to_dict(unit: Unit) -> dict[str, Any]:
+    """Return a unit as JSON values."""
+    return {"unit": unit.key, "prices": list(unit.prices), "price_date": unit.price_date or None}
 
 
 def _claim(claim: Claim) -> dict[str, Any]:

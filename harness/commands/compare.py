@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 
 from harness import log
 from harness.analysis.claim_verdict import judge_claim
 from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.run_group import RunGroup, load_run_groups
+from harness.analysis.unit import COST, UNITS, Unit
 from harness.analysis.verdict import (
     DEFAULT_MARGIN,
     EXPECTATIONS,
@@ -79,6 +81,14 @@ def _add_options(parser: Parser) -> None:
         help="measured differences between honest runs of your devices (scripts/bench_parity.py writes them), which "
         "widen the limits of the same computation; a caution names the file",
     )
+    add(
+        "--per",
+        choices=UNITS,
+        help="compare unequal systems by what a step takes of devices, hosts, energy (in the records), or money "
+        "(--price); world sizes may then differ",
+    )
+    add("--price", action="append", default=[], type=float, metavar="P", help="of a device-hour; one for each side")
+    add("--price-date", default="", metavar="DATE", help="of the prices, as in 2026-11-30")
     add("--label", action="append", default=[], metavar="NAME", help="name of a side, in order; one for each side")
     add(
         "--claim",
@@ -94,7 +104,7 @@ def main(argv: list[str]) -> int:
     """Compare, print, write the report, and return the exit code."""
     options = _parse(argv)
     if are_suites(options.sides):
-        return judge_suites(options, argv)
+        return judge_suites(options, argv, unit_of(options, len(options.sides)))
     out, paths, labels, commands = options.out, options.sides, options.label or None, []
     claim = find_claim(options.claim) if options.claim is not None else None
     if options.run:
@@ -106,7 +116,7 @@ def main(argv: list[str]) -> int:
         labels = options.label or options.run
         commands = [f"python -m harness compare {shell_join(argv)}"]
     sides = load_run_groups(paths, labels)
-    comparison = compare(sides, options.margin, options.calibration)
+    comparison = compare(sides, options.margin, options.calibration, unit_of(options, len(sides)))
     if claim is not None:
         comparison = judge_claim(comparison, claim)
     commands = [*commands, *(reproduction(side) for side in sides)]
@@ -147,6 +157,27 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if options.repeats < 1:
         raise UserError(f"compare: --repeats: found {options.repeats}, expected at least 1")
     return options
+
+
+def unit_of(options: argparse.Namespace, sides: int) -> Unit | None:
+    """Return the unit of `--per`.
+
+    Raises:
+        UserError: prices are missing, or belong to no unit.
+    """
+    if options.per != COST:
+        if options.price or options.price_date:
+            raise UserError("compare: --price, --price-date: found without --per cost; add that, or leave them out")
+        if options.per is not None and options.claim is not None:
+            raise UserError("compare: --per: found with --claim, which is about step times; leave one of them out")
+        return None if options.per is None else Unit(options.per)
+    known = len(options.price) == sides and all(0 < price < math.inf for price in options.price)
+    if not known or not options.price_date:
+        raise UserError(
+            f"compare: --per cost: found {counted(len(options.price), 'price')}, dated {options.price_date!r}, "
+            f"expected --price P above 0 for each of the {sides} sides, and --price-date, since prices change"
+        )
+    return Unit(COST, tuple(options.price), options.price_date)
 
 
 def reproduction(side: RunGroup) -> str:

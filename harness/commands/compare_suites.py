@@ -13,6 +13,7 @@ from harness import log
 from harness.analysis.claim_verdict import judge_suite
 from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.suite_verdict import SuiteComparison, compare_suites, holds, to_dict
+from harness.analysis.unit import Unit
 from harness.analysis.verdict import (
     CLAIM_DOES_NOT_HOLD,
     DIFFERENT,
@@ -38,13 +39,13 @@ def are_suites(paths: Sequence[Path]) -> bool:
     return bool(found)
 
 
-def judge_suites(options: argparse.Namespace, argv: Sequence[str]) -> int:
+def judge_suites(options: argparse.Namespace, argv: Sequence[str], unit: Unit | None) -> int:
     """Compare two suites, print the verdict, write the report, and return the exit code."""
     if len(options.sides) != 2:
         raise UserError(f"compare: found {counted(len(options.sides), 'suite')}, expected a reference and one other")
     labels = options.label or [str(path) for path in options.sides]
     sides = [read_suite_folder(path) for path in options.sides]
-    found = compare_suites(sides, labels, options.margin, options.calibration)
+    found = compare_suites(sides, labels, options.margin, options.calibration, unit)
     if options.claim is not None:
         claim = find_claim(options.claim)
         found = replace(found, claim=claim, claim_verdict=judge_suite(claim, found))

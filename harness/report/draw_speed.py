@@ -46,12 +46,13 @@ def ratios_of(comparison: Comparison) -> list[tuple[int, str, WithInterval]]:
             for number, pair in enumerate(comparison.pairs, 1) if pair.headline is not None]  # fmt: skip
 
 
-def draw_ratios(measured: Sequence[tuple[int, str, WithInterval]], half: float, figure: Figure) -> str:
+def draw_ratios(measured: Sequence[tuple[int, str, WithInterval]], half: float, title: str, figure: Figure) -> str:
     """Draw ratios with their intervals in rows.
 
     Args:
         measured: color, name and ratio of each row.
         half: the margin, as a fraction.
+        title: what the ratios are of.
     """
     axes: Axes = figure.subplots()
     margin = (1 / (1 + half), 1 + half)
@@ -74,9 +75,9 @@ def draw_ratios(measured: Sequence[tuple[int, str, WithInterval]], half: float, 
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("step time ratio to the reference")
+    axes.set_xlabel(f"{title} ratio to the reference")
     words = [f"{printable(label)}: {_ratio_text(found)}" for _, label, found in measured]
-    return f"the same time: {interval(*margin)}; " + "; ".join(words)
+    return f"the same {title}: {interval(*margin)}; " + "; ".join(words)
 
 
 def _ends(found: WithInterval) -> tuple[float, float]:

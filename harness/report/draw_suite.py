@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "workloads": (
-        "Step time of each workload, as a ratio to the reference's",
+        "Each workload, as a ratio to the reference's",
         "Dot: ratio of means. Bar: 95 % interval, an arrow where it goes on. Square: the geometric mean of all, whose "
         "interval treats the workloads as a sample. Shaded: the same time within the margin. Left is faster. The axis "
         "is logarithmic.",
@@ -51,7 +51,7 @@ def suite_figures(found: SuiteComparison) -> dict[str, str]:
     if found.mean is not None:
         rows.append((COLOR_OF_MEAN, MEAN, found.mean))
     pictures = {
-        "workloads": (0.5 + 0.4 * len(rows), partial(draw_ratios, rows, found.margin)),
+        "workloads": (0.5 + 0.4 * len(rows), partial(draw_ratios, rows, found.margin, found.title)),
         "intensity": (3.4, partial(draw_intensity, found)),
     }
     return {name: render_svg(name, CAPTIONS[name][0], height, draw) for name, (height, draw) in pictures.items()}
@@ -72,7 +72,7 @@ def draw_intensity(found: SuiteComparison, figure: Figure) -> str:
         axis.set_ticks(ticks, [f"{tick:,.4g}" for tick in ticks])
         axis.set_ticks([], minor=True)
     axes.set_xlabel("FLOP per byte")
-    axes.set_title("step time ratio to the reference")
+    axes.set_title(f"{found.title} ratio to the reference")
     return "; ".join(f"{name}: {x:,.0f} FLOP per byte, {ratio(y)}" for x, y, name in sorted(points))
 
 

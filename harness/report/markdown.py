@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import harness
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content, provenance
-from harness.report.plots import CAPTIONS, figures
+from harness.report.plots import captions, figures
 from harness.text import printable
 
 # Markup of Markdown and of GitHub. An entity is never markup; a backslash reads better.
@@ -40,8 +40,8 @@ def render_markdown(comparison: Comparison, commands: Sequence[str], pictures: I
         parts += _pair(pair, comparison.margin, "###" if several else "##")
     if names:
         parts.append("## Pictures")
-        parts += [f"### {title}\n\n![{title}]({name}.svg)\n\n{text}" for name, (title, text) in CAPTIONS.items()
-                  if name in names]  # fmt: skip
+        titled = [(name, *captions(comparison)[name]) for name in captions(comparison) if name in names]
+        parts += [f"### {title}\n\n![{title}]({name}.svg)\n\n{text}" for name, title, text in titled]
     parts += ["## Cautions", _cautions(comparison)]
     parts += _reproduction(comparison, commands)
     parts.append(f"Report of harness {harness.__version__}; verdict.json has the same content for programs.")
@@ -76,7 +76,8 @@ def _summary(comparison: Comparison) -> str:
     rows = [
         (escape(row.label), row.verdict, row.ratio, row.interval, row.repeats) for row in content.side_rows(comparison)
     ]
-    return _table(("side", "verdict", "step time ratio", "95 % interval", "processes"), rows, numeric=3)
+    heads = ("side", "verdict", f"{comparison.headline_title} ratio", "95 % interval", "processes")
+    return _table(heads, rows, numeric=3)
 
 
 def _pair(pair: Pair, margin: float, level: str) -> list[str]:

@@ -13,8 +13,8 @@ import harness
 from harness.analysis import claims, verdict
 from harness.analysis.verdict import Comparison, Pair
 from harness.report import content, provenance
-from harness.report.plots import CAPTIONS, figures
-from harness.text import printable
+from harness.report.plots import captions, figures
+from harness.text import capitalized, printable
 
 TEMPLATE = "page.html.j2"
 # Tone, and so color, of a verdict; any other is "bad".
@@ -23,6 +23,8 @@ TONES = {
     verdict.SAME_COMPUTATION: "good",
     verdict.FASTER: "news",
     verdict.SLOWER: "news",
+    verdict.LESS: "news",
+    verdict.MORE: "news",
     verdict.INCONCLUSIVE: "care",
 }
 CLAIM_TONES = {
@@ -49,12 +51,13 @@ def render_page(comparison: Comparison, commands: Sequence[str], pictures: Mappi
     return template(TEMPLATE).render(
         title=content.title(comparison),
         reference=printable(comparison.reference.label),
+        ratio_title=capitalized(comparison.headline_title),
         sides=[(printable(side.label), content.describe(side)) for side in content.all_sides(comparison)],
         work=content.work(comparison),
         claim_statement=content.claim_statement(comparison),
         summary=content.side_rows(comparison) if len(comparison.pairs) > 1 else [],
         pairs=[_pair(comparison, pair) for pair in comparison.pairs],
-        pictures=[(name, *CAPTIONS[name], Markup(svg)) for name, svg in pictures.items()],
+        pictures=[(name, *captions(comparison)[name], Markup(svg)) for name, svg in pictures.items()],
         cautions=content.cautions(comparison),
         commands=[printable(command) for command in commands],
         provenance=provenance.provenance_rows(comparison),

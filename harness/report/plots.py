@@ -11,6 +11,7 @@ from harness.records.load import get_path
 from harness.report import draw_runs, draw_speed
 from harness.report.content import all_sides, measured_sides
 from harness.report.svg import Draw, legend_columns, render_svg
+from harness.text import capitalized
 
 # Name of a picture: its title and its caption.
 CAPTIONS: Mapping[str, tuple[str, str]] = {
@@ -40,10 +41,16 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
 }
 
 
+def captions(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Return CAPTIONS, with what the ratios of a comparison are of."""
+    _, text = CAPTIONS["ratio"]
+    return {**CAPTIONS, "ratio": (f"{capitalized(comparison.headline_title)}, as a ratio to the reference's", text)}
+
+
 def figures(comparison: Comparison) -> dict[str, str]:
     """Return every picture for which the records have data, by name, in the order of CAPTIONS."""
     return {
-        name: render_svg(name, CAPTIONS[name][0], height_inches, draw)
+        name: render_svg(name, captions(comparison)[name][0], height_inches, draw)
         for name, (height_inches, draw) in _pictures(comparison).items()
     }
 
@@ -54,8 +61,8 @@ def _pictures(comparison: Comparison) -> dict[str, tuple[float, Draw]]:
     bars = 0.45 + 0.5 * len(measured)
     found: dict[str, tuple[float, Draw]] = {}
     if measured:
-        ratios = draw_speed.ratios_of(comparison)
-        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.draw_ratios, ratios, comparison.margin))
+        ratios, title = draw_speed.ratios_of(comparison), comparison.headline_title
+        found["ratio"] = (0.4 + 0.5 * len(measured), partial(draw_speed.draw_ratios, ratios, comparison.margin, title))
     if any(get_path(side.first, "losses", "train") for side in sides):
         found["loss"] = (3.9, partial(draw_runs.draw_losses, comparison))
     if measured:

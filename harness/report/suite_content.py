@@ -12,7 +12,8 @@ from harness.text import printable
 
 MEAN = "geometric mean"
 OUTSIDE = "outside the margin"
-COLUMNS = (("workload", False), ("verdict", False), ("step time ratio", True), ("95 % interval", True),
+RATIO = "ratio"
+COLUMNS = (("workload", False), ("verdict", False), (RATIO, True), ("95 % interval", True),
            ("repeats", True), ("", False))  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def note(found: SuiteComparison) -> str:
     weights = {row.workload.weight for row in found.rows}
     weighted = ", weighted" if len(weights) > 1 else ""
     return (
-        f"A ratio is the other side's step time over the reference's; the margin is {percent(found.margin)}. The "
+        f"A ratio is of the other side's {found.title} to the reference's; the margin is {percent(found.margin)}. The "
         f"interval of the mean{weighted} treats the workloads as a sample of all work like them: it holds their "
         "spread, and the noise of their repeats."
     )

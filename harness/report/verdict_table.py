@@ -25,7 +25,8 @@ NUMBER_COLUMNS = (
     ("repeats", False),
     ("", False),
 )
-SIDE_COLUMNS = (("side", False), ("verdict", False), ("step time ratio", True), ("95 % interval", True),
+RATIO_COLUMN = "{title} ratio"
+SIDE_COLUMNS = (("side", False), ("verdict", False), (RATIO_COLUMN, True), ("95 % interval", True),
                 ("repeats", True))  # fmt: skip
 
 
@@ -73,7 +74,8 @@ def _legend(pair: Pair) -> Table:
 
 
 def _sides(comparison: Comparison) -> Table:
-    table = _table(SIDE_COLUMNS)
+    title = comparison.headline_title
+    table = _table([(name.format(title=title), numeric) for name, numeric in SIDE_COLUMNS])
     for row in content.side_rows(comparison):
         _add(table, row.label, row.verdict, row.ratio, row.interval, row.repeats)
     return table
