@@ -27,7 +27,7 @@ class GraphChip(Backend):
             raise BackendUnavailable("precision=fp16: this chip has no loss scaling; use precision=bf16 or fp32")
 
     def prepare(self, model, optimizer, *, precision, max_grad_norm, grad_sync=None, skip_nonfinite=False):
-        return GraphStep(model, optimizer, precision == "bf16", max_grad_norm)
+        return GraphStep(model, optimizer, precision != "fp32", max_grad_norm)
 
     def synchronize(self): ...  # a call returns when its graph has run
 
