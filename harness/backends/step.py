@@ -32,11 +32,11 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return None if precision == "fp32" else getattr(torch, DTYPE_NAMES[precision])
 
 
-def stream_dtype(precision: str) -> torch.dtype:
-    """Return the dtype of the activations between layers: autocast leaves it float32."""
+def stream_dtype(precision: str) -> torch.dtype | None:
+    """Return the dtype of the activations between layers; None: that of the weights, which autocast leaves as it is."""
     import torch
 
-    return torch.bfloat16 if precision == "bf16_weights" else torch.float32
+    return torch.bfloat16 if precision == "bf16_weights" else None
 
 
 # Elements of which PyTorch's norm on the CPU is exact to 3e-6, also if most are nearly zero, as in the gradient of an

@@ -27,7 +27,7 @@ def build_model(
     heartbeat: Callable[[], None] = lambda: None,
     weights: WeightFiles | None = None,
     stages: Sequence[range] | None = None,
-    stream: torch.dtype = torch.float32,
+    stream: torch.dtype | None = None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
@@ -38,7 +38,7 @@ def build_model(
         heartbeat: called after each parameter.
         weights: files that hold the initial weights; None generates random ones.
         stages: numbers of the blocks of each stage that this rank has of a pipeline; None builds all.
-        stream: type of the activations between layers.
+        stream: type of the activations between layers; None: that of the weights.
 
     Raises:
         DataError: the files do not hold this model.

@@ -169,11 +169,11 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let norms compute in a type if it is not float32: their weights are cast to that of their input."""
+def compute_in(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let norms compute in the type of their input, to which weights are cast; None: as PyTorch and autocast do."""
     for module in model.modules():
         if isinstance(module, (RMSNorm, LayerNorm)):
-            module.in_type_of_input = dtype != torch.float32
+            module.in_type_of_input = dtype is not None
 
 
 class Transformer(nn.Module):
@@ -212,8 +212,8 @@ class Transformer(nn.Module):
         self.tie_weights()
         self.part_of_sequence: tuple[int, int] = (0, 1)
         """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
-        self.stream_dtype = torch.float32
-        """Of the activations between layers."""
+        self.stream_dtype: torch.dtype | None = None
+        """Of the activations between layers; None: that of the weights."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
         self._interleaved = tuple(map(self._stage, stages)) if len(stages) > 1 else ()
@@ -251,8 +251,8 @@ class Transformer(nn.Module):
                 if operation in kernels:
                     setattr(module, operation, kernels[operation])
 
-    def use_stream(self, dtype: torch.dtype) -> None:
-        """Let the activations between layers have a type, and norms compute in it.
+    def use_stream(self, dtype: torch.dtype | None) -> None:
+        """Let the activations between layers have a type, and norms compute in it; None: as autocast leaves them.
 
         With autocast to the same type, which casts the weights of linear layers, the model computes what one whose
         weights are all of that type would, and its gradients are those of the float32 weights.
@@ -277,12 +277,15 @@ class Transformer(nn.Module):
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, W]"""
         assert self.embedding is not None
-        x = self.embedding(tokens).to(self.stream_dtype)
+        x = self._cast(self.embedding(tokens))
         if self.position is None:
             return x
         own = self._own_positions(tokens.shape[1])
         positions = torch.arange(own.start, own.stop, device=tokens.device)
-        return x + self.position(positions).to(self.stream_dtype)
+        return x + self._cast(self.position(positions))
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.stream_dtype is None else x.to(self.stream_dtype)
 
     def hidden_states(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]: all blocks.
