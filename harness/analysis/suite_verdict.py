@@ -106,7 +106,7 @@ class SuiteComparison:
 
     @property
     def title(self) -> str:
-        """What the ratios are of."""
+        """Name of the quantity that the ratios are of."""
         return "step time" if self.unit is None else self.unit.title
 
     @property

@@ -35,7 +35,7 @@ class Unit:
 
     @property
     def noun(self) -> str:
-        """What is needed, for a sentence."""
+        """Name of it, for a sentence."""
         return self.title.removesuffix(" a step")
 
     @property

@@ -87,11 +87,11 @@ class Comparison:
     margin: float
     claim: Claim | None = None
     unit: Unit | None = None
-    """What steps are charged in (`--per`); None: the time of a step, on systems of the same size."""
+    """Unit that steps are charged in (`--per`); None: the time of a step, on systems of the same size."""
 
     @property
     def headline_title(self) -> str:
-        """What the ratio of the verdict is of."""
+        """Name of the quantity that the ratio of the verdict is of."""
         return "step time" if self.unit is None else self.unit.title
 
 

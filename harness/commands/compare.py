@@ -84,10 +84,11 @@ def _add_options(parser: Parser) -> None:
     add(
         "--per",
         choices=UNITS,
-        help="compare unequal systems by what a step takes of devices, hosts, energy (in the records), or money "
-        "(--price); world sizes may then differ",
+        metavar="UNIT",
+        help=f"{', '.join(UNITS)}: compare unequal systems by what a step takes of it; world sizes may then differ",
     )
-    add("--price", action="append", default=[], type=float, metavar="P", help="of a device-hour; one for each side")
+    price = "of a device-hour, for each side (--per cost)"
+    add("--price", action="append", default=[], type=float, metavar="P", help=price)
     add("--price-date", default="", metavar="DATE", help="of the prices, as in 2026-11-30")
     add("--label", action="append", default=[], metavar="NAME", help="name of a side, in order; one for each side")
     add(
