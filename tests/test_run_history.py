@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.analysis.run_history import changes_at, make_history
-from harness.analysis.step_detection import MIN_SEGMENT, critical, find_steps, inflation
+from harness.analysis.step_detection import MIN_SEGMENT, autocorrelation, critical, find_steps
 from harness.commands import history as command
 from harness.errors import UserError
 from harness.records.load import load_tree
@@ -64,15 +64,23 @@ class TestSteps:
         # Of the largest of many standardized differences: above one's 97 % (2.17), and slowly growing.
         assert 2.3 < critical(20) < critical(100) < critical(1000) < 3.8
 
-    def test_resemblance_of_neighbors_raises_the_threshold_and_a_step_does_not(self) -> None:
+    def test_the_resemblance_of_neighbors_is_found_and_a_step_is_none(self) -> None:
         source = np.random.default_rng(1)
         values = source.normal(0, 1, 2000)
-        assert inflation(values) < 1.15
-        stepped = values + np.repeat([0, 3], 1000)
-        assert inflation(stepped) < 1.15
+        assert autocorrelation(values) < 0.1
+        assert autocorrelation(values + np.repeat([0, 3], 1000)) < 0.1
         for number in range(1, len(values)):
             values[number] = 0.6 * values[number - 1] + 0.8 * values[number]
-        assert inflation(values) == pytest.approx(2.0, rel=0.15)
+        assert autocorrelation(values) == pytest.approx(0.6, abs=0.07)
+
+    def test_slow_noise_has_no_steps(self) -> None:
+        source, found = np.random.default_rng(5), 0
+        for _ in range(200):
+            values = source.normal(0, 0.01, 100)
+            for number in range(1, len(values)):
+                values[number] = 0.4 * values[number - 1] + 0.92 * values[number]
+            found += bool(find_steps(np.exp(values).tolist()))
+        assert found <= 14
 
 
 class TestCauses:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.analysis.flops import product_intensity
 from harness.analysis.suite_verdict import (
     Mean,
     Row,
@@ -24,6 +25,7 @@ from harness.analysis.verdict import compare
 from harness.commands import suite as command
 from harness.commands.kept_runs import EndedRun
 from harness.composition import load
+from harness.config import to_dict
 from harness.errors import ConfigError, ExitCode, RecordError
 from harness.records.record import write_record
 from harness.records.suite_folder import (
@@ -100,6 +102,17 @@ class TestFiles:
             find_suite("smok")
         with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read as a suite: No such file"):
             find_suite("nowhere.yaml")
+
+    def test_card_spans_from_bound_by_memory_to_bound_by_compute(self) -> None:
+        found = []
+        for each in find_suite("card").workloads:
+            config = load(list(each.settings))
+            shape = config.workload
+            found.append(product_intensity(to_dict(config)["model"], shape.seq_len, shape.micro_batch_size, 2))
+        # An A100 80GB computes 156 FLOP in bf16 for each byte that it reads: 312 TFLOP/s over 2.0 TB/s.
+        assert min(found) < 156
+        assert max(found) > 1000
+        assert len([each for each in found if 156 < each < 1000]) >= 4
 
     def test_texts_do_not_change_what_is_compared_and_settings_do(self, tmp_path: Path) -> None:
         digests = []

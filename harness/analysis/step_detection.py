@@ -4,7 +4,7 @@ Binary segmentation (Scott and Knott 1974): the best split of a series is kept i
 gives, and each side is searched again. The statistic is that of the van der Waerden test, the difference of the normal
 scores of ranks on both sides, at its largest over all splits. Ranks make it robust against bursts, and its
 distribution under chance depends on the length of the series alone. Neighbors that resemble each other
-(autocorrelation) are no evidence of a step: they raise the threshold.
+(autocorrelation) are no evidence of a step: what is searched is what is new in each value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 
 # Probability of a step in a series without one.
-STEP_ALPHA = 0.03
+STEP_ALPHA = 0.025
 # A level that lasts for fewer measurements is a burst.
 MIN_SEGMENT = 5
 # Ranks show the place of a step only about.
@@ -26,6 +26,7 @@ REACH = 3
 SHUFFLES = 4000
 # More resemblance than this cannot be told from steps.
 MAX_AUTOCORRELATION = 0.9
+MARGIN_OF_ERROR = 0.6
 SEED = 1979
 
 
@@ -50,24 +51,27 @@ def find_steps(values: Sequence[float]) -> list[Step]:
     if len(values) < 2 * MIN_SEGMENT:
         return []
     series = np.log(np.asarray(values, float))
-    places = sorted(_splits(series, 0, inflation(series)))
+    r = autocorrelation(series)
+    # What is new in each value: without resemblance to the one before, with the same steps, smaller but for their edge.
+    new = series if r == 0 else np.concatenate([series[:1] * (1 - r), series[1:] - r * series[:-1]])
+    places = sorted(_splits(new, 0))
     edges = [0, *places, len(series)]
     levels = [float(np.median(series[first:last])) for first, last in pairwise(edges)]
     return [Step(place, math.exp(before), math.exp(after))
             for place, (before, after) in zip(places, pairwise(levels), strict=True)]  # fmt: skip
 
 
-def _splits(series: np.ndarray, first: int, factor: float) -> list[int]:
+def _splits(series: np.ndarray, first: int) -> list[int]:
     """Return the places of all steps of a part of a series that starts at `first`."""
     if len(series) < 2 * MIN_SEGMENT:
         return []
     statistic = _statistic(series)
     place = int(np.argmax(statistic))
-    if statistic[place] <= factor * critical(len(series)):
+    if statistic[place] <= critical(len(series)):
         return []
     split = _nearest_edge(series, place + MIN_SEGMENT)
-    return [*_splits(series[:split], first, factor), first + split,
-            *_splits(series[split:], first + split, factor)]  # fmt: skip
+    return [*_splits(series[:split], first), first + split,
+            *_splits(series[split:], first + split)]  # fmt: skip
 
 
 def _nearest_edge(series: np.ndarray, place: int) -> int:
@@ -122,19 +126,18 @@ def critical(count: int) -> float:
     return float(np.quantile(np.concatenate(largest), 1 - STEP_ALPHA))
 
 
-def inflation(series: np.ndarray) -> float:
-    """Return the factor by which autocorrelation widens the mean of many neighbors: sqrt((1 + r) / (1 - r)).
+def autocorrelation(series: np.ndarray) -> float:
+    """Return the correlation of neighbors of an autoregressive series of order 1, from 0 to MAX_AUTOCORRELATION.
 
-    r is that of an autoregressive series of order 1, from its differences, of which a step moves one alone:
-    their own correlation is -(1 - r) / 2. Differences are clipped, since bursts would hide the rest.
+    From its differences, of which a step moves one alone: their own correlation is -(1 - r) / 2. Differences are
+    clipped, since bursts would hide the rest.
     """
     differences = np.diff(series)
-    if len(differences) < 2 * MIN_SEGMENT:
-        return 1.0
     reach = 3 * 1.4826 * float(np.median(np.abs(differences - np.median(differences))))
     clipped = np.clip(differences, -reach, reach)
-    if not clipped.any() or clipped.std() == 0:
-        return 1.0
+    if not clipped.any():
+        return 0.0
     correlation = float(np.mean(clipped[1:] * clipped[:-1]) / np.mean(clipped**2))
-    r = min(MAX_AUTOCORRELATION, max(0.0, 1 + 2 * correlation))
-    return math.sqrt((1 + r) / (1 - r))
+    found = 1 + 2 * correlation
+    # Part of its standard error more: resemblance that is missed makes steps, what is taken for it hides small ones.
+    return 0.0 if found <= 0 else min(MAX_AUTOCORRELATION, found + MARGIN_OF_ERROR / math.sqrt(len(series)))

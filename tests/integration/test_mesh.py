@@ -78,8 +78,10 @@ def test_blocks_are_compiled(layout: str, parts: int, tmp_path: Path) -> None:
     assert (compilation["graph_breaks"], compilation["graphs_in_window"]) == (0, 0)
 
 
-@pytest.mark.parametrize("layout", ["shard=2 tensor=2", "pipeline=2 tensor=2"])
-@pytest.mark.parametrize("precision", ["bf16", "bf16_weights"])
+@pytest.mark.parametrize(
+    ("layout", "precision"),
+    [("shard=2 tensor=2", "bf16"), ("pipeline=2 tensor=2", "bf16"), ("pipeline=2 tensor=2", "bf16_weights")],
+)
 def test_bf16_is_within_the_gate(layout: str, precision: str, layout_runs: Path) -> None:
     # As many steps as the gate's findings about losses need.
     settings = short_work("llama", f"precision={precision}", "workload.steps=12", "workload.eval_every=6")

@@ -48,7 +48,7 @@ def run(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
         *product(("fp32", "bf16"), (GPT2, LLAMA), ("chunked", "blocked", "own choice")),
         # Half a minute to compile.
         ("bf16", LLAMA, "model"),
-        *product(("bf16_weights",), (GPT2, LLAMA), ("own choice",)),
+        ("bf16_weights", LLAMA, "own choice"),
     ],
     ids=lambda value: value if isinstance(value, str) else ("gpt2" if value is GPT2 else "llama"),
 )
