@@ -25,7 +25,7 @@ from harness.analysis.verdict import compare
 from harness.commands import suite as command
 from harness.commands.kept_runs import EndedRun
 from harness.composition import load
-from harness.config import to_dict
+from harness.config import to_dict as config_to_dict
 from harness.errors import ConfigError, ExitCode, RecordError
 from harness.records.record import write_record
 from harness.records.suite_folder import (
@@ -108,7 +108,7 @@ class TestFiles:
         for each in find_suite("card").workloads:
             config = load(list(each.settings))
             shape = config.workload
-            found.append(product_intensity(to_dict(config)["model"], shape.seq_len, shape.micro_batch_size, 2))
+            found.append(product_intensity(config_to_dict(config)["model"], shape.seq_len, shape.micro_batch_size, 2))
         # An A100 80GB computes 156 FLOP in bf16 for each byte that it reads: 312 TFLOP/s over 2.0 TB/s.
         assert min(found) < 156
         assert max(found) > 1000
