@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -39,6 +40,7 @@ from harness.records.suite_folder import (
 )
 from harness.report.suite_content import details, suite_rows
 from harness.suites import Suite, Workload, find_suite, read_suite, suite_names
+from tests.conftest import PROJECT
 from tests.records import ASCEND, make_record, make_records, make_side
 
 FILE = """\
@@ -406,6 +408,7 @@ class TestVerdict:
     def test_json_and_table_say_the_same(self) -> None:
         found = judged([*rows_of(0.3, 0.25), Row(workload("huge"), None, (("one", NotRun(REFUSED, "no")),))])
         content = json.loads(json.dumps(to_dict(found), allow_nan=False))
+        jsonschema.validate(content, json.loads((PROJECT / "harness/schemas/suite_verdict.schema.json").read_text()))
         assert [each["name"] for each in content["workloads"]] == ["w0", "w1", "huge"]
         assert content["workloads"][2]["not_run"] == [{"side": "one", "status": "refused", "reason": "no"}]
         table = list(suite_rows(found))
