@@ -22,8 +22,9 @@ from harness.text import did_you_mean
 
 FILE_KEYS = ("description", "workloads")
 WORKLOAD_KEYS = ("name", "settings", "reason", "weight")
-# The name of a workload is that of its folder.
+# The name of a workload is that of its folder, beside the suite's own files and folders.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+RESERVED = ("autotune", "interrupted", "suite.json")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def _workload(where: str, entry: Any) -> Workload:
     name, weight = _text(f"{where}: name", found["name"]), found["weight"]
     if not NAME.fullmatch(name):
         raise ValueError(f"{where}: name: found {name!r}, expected lower-case letters, digits, dots and hyphens")
+    if name in RESERVED:
+        raise ValueError(f"{where}: name: found {name}, which is a name of the suite's own; choose another one")
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
         raise ValueError(f"{where}: weight: found {weight!r}, expected a number above 0")
     return Workload(

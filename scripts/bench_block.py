@@ -95,10 +95,10 @@ def block_passes(shape: str, micro_batch: int, settings: str) -> tuple[Callable[
     from torch.autograd.graph import saved_tensors_hooks
 
     from harness import backends
-    from harness.backends.step import stream_dtype
+    from harness.backends.step import residual_dtype
     from harness.composition import load
     from harness.config import head_dim
-    from harness.workload.model import Block, compute_in
+    from harness.workload.model import Block, set_norm_dtype
     from harness.workload.rotary import rotary_tables
 
     words = settings.split()
@@ -112,9 +112,9 @@ def block_passes(shape: str, micro_batch: int, settings: str) -> tuple[Callable[
         setattr(
             compiler, name, {"true": True, "false": False}.get(value) if value in ("true", "false") else float(value)
         )
-    stream = stream_dtype(config.precision)
+    stream = residual_dtype(config.precision)
     block = Block(model)
-    compute_in(block, stream)
+    set_norm_dtype(block, stream)
     block.attention.attention = backend.kernels()["attention"][backend.tuned_defaults()["attention"]]
     forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
     rotary = None

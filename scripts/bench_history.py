@@ -78,10 +78,10 @@ def simulate(kind: str, options: argparse.Namespace) -> tuple[float, ...]:
 def noise(kind: str, size: float, source: np.random.Generator) -> np.ndarray:
     """Return the logarithms of a series' noise."""
     if kind.startswith("autocorrelated"):
-        resemblance = float(kind.split()[1])
+        autocorrelation = float(kind.split()[1])
         found = source.normal(0, size, COUNT)
         for number in range(1, COUNT):
-            found[number] = resemblance * found[number - 1] + np.sqrt(1 - resemblance**2) * found[number]
+            found[number] = autocorrelation * found[number - 1] + np.sqrt(1 - autocorrelation**2) * found[number]
         return found
     if kind == "heavy tails":
         return source.standard_t(2.5, COUNT) * size / 1.6

@@ -21,7 +21,7 @@ from harness import backends
 from harness.backends.base import Backend
 from harness.backends.host_checks import Problem
 from harness.backends.sensors import Reading
-from harness.backends.step import DTYPE_NAMES, StepOutput, TrainStep, stream_dtype
+from harness.backends.step import DTYPE_NAMES, StepOutput, TrainStep, residual_dtype
 from harness.composition import group_options, load
 from harness.config import PRECISIONS, BackendConfig, Config
 from harness.errors import BackendUnavailable
@@ -173,7 +173,9 @@ class Opened:
             self.backend.apply(precision)
         except BackendUnavailable as error:
             pytest.skip(str(error))
-        model = build_model(config.model, config.seed, self.backend.device(), stream=stream_dtype(config.precision))
+        model = build_model(
+            config.model, config.seed, self.backend.device(), residual_dtype=residual_dtype(config.precision)
+        )
         optimizer = build_optimizer(model, config.workload, config.track)
         step = self.backend.prepare(model, optimizer, precision=precision, max_grad_norm=1.0)
         sequences = torch.from_numpy(open_dataset(config).train(0, 4))

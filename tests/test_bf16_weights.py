@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.backends.eager import EagerStep
-from harness.backends.step import stream_dtype
+from harness.backends.step import residual_dtype
 from harness.composition import load
 from harness.config import Config
 from harness.workload.initialization import build_model
@@ -28,7 +28,7 @@ def config_of(*settings: str) -> Config:
 
 
 def model_of(config: Config) -> Transformer:
-    return build_model(config.model, config.seed, CPU, stream=stream_dtype(config.precision))
+    return build_model(config.model, config.seed, CPU, residual_dtype=residual_dtype(config.precision))
 
 
 def sequences(config: Config, count: int = 2) -> torch.Tensor:

@@ -64,7 +64,7 @@ class TestSteps:
         # Of the largest of many standardized differences: above one's 97 % (2.17), and slowly growing.
         assert 2.3 < critical(20) < critical(100) < critical(1000) < 3.8
 
-    def test_the_resemblance_of_neighbors_is_found_and_a_step_is_none(self) -> None:
+    def test_autocorrelation_is_found_and_a_step_is_none(self) -> None:
         source = np.random.default_rng(1)
         values = source.normal(0, 1, 2000)
         assert autocorrelation(values) < 0.1
@@ -73,7 +73,7 @@ class TestSteps:
             values[number] = 0.6 * values[number - 1] + 0.8 * values[number]
         assert autocorrelation(values) == pytest.approx(0.6, abs=0.07)
 
-    def test_slow_noise_has_no_steps(self) -> None:
+    def test_autocorrelated_noise_has_no_steps(self) -> None:
         source, found = np.random.default_rng(5), 0
         for _ in range(200):
             values = source.normal(0, 0.01, 100)

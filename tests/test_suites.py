@@ -78,6 +78,7 @@ class TestFiles:
         [
             ("name: one", "name: two", "workloads: found 2 of the name two, expected names of their own"),
             ("name: one", "name: One/..", "workloads, number 1: name: found 'One/..', expected lower-case letters"),
+            ("name: one", "name: interrupted", "workloads, number 1: name: found interrupted, which is a name of the"),
             ("weight: 3", "weight: -1", "workloads, number 2: weight: found -1, expected a number above 0"),
             ("weight: 3", "wieght: 3", "workloads, number 2: wieght: unknown key, expected one of: name, settings"),
             ("    reason: the first\n", "", "workloads, number 1: reason is missing"),

@@ -13,6 +13,7 @@ from harness.analysis.verdict import Comparison, compare, holds, to_dict
 from harness.commands import compare as command
 from harness.errors import UserError
 from harness.records.record import write_record
+from harness.report.content import notes
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from tests.conftest import PROJECT
@@ -144,6 +145,7 @@ def test_reports_say_what_the_ratio_is_of() -> None:
     schema = json.loads((PROJECT / "harness" / "schemas" / "verdict.schema.json").read_text())
     content = to_dict(found)
     jsonschema.validate(content, schema)
+    assert any(line.startswith("The same device time a step: a ratio from") for line in notes(found.pairs[0], 0.05))
     assert content["per"] == {"unit": "device", "prices": [], "price_date": None}
     assert content["pairs"][0]["quantities"][0]["name"] == "device"
     page, markdown = render_page(found, []), render_markdown(found, [])

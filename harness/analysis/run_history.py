@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis.run_table import no_speed, title_of, work_of
+from harness.analysis.run_table import MIN_DIFFERENCE, no_speed, title_of, work_of
 from harness.analysis.step_detection import MIN_SEGMENT, Step, find_steps
 from harness.config import flatten
 from harness.records.load import LoadedRecord, get_path
@@ -58,8 +58,8 @@ class Series:
 
     @property
     def is_regression(self) -> bool:
-        """The newest level is slower than the one before it."""
-        return bool(self.steps) and self.steps[-1].step.ratio > 1
+        """The newest level is slower than the one before it, by more than MIN_DIFFERENCE."""
+        return bool(self.steps) and self.steps[-1].step.ratio > 1 + MIN_DIFFERENCE
 
 
 def make_history(runs: Sequence[LoadedRecord]) -> tuple[list[Series], list[tuple[str, str]]]:

@@ -3,8 +3,8 @@
 Binary segmentation (Scott and Knott 1974): the best split of a series is kept if its statistic is above what chance
 gives, and each side is searched again. The statistic is that of the van der Waerden test, the difference of the normal
 scores of ranks on both sides, at its largest over all splits. Ranks make it robust against bursts, and its
-distribution under chance depends on the length of the series alone. Neighbors that resemble each other
-(autocorrelation) are no evidence of a step: what is searched is what is new in each value.
+distribution under chance depends on the length of the series alone. Autocorrelation is
+no evidence of a step: the series is prewhitened, as one autoregressive of order 1.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ MIN_SEGMENT = 5
 # Ranks show the place of a step only about.
 REACH = 3
 SHUFFLES = 4000
-# More resemblance than this cannot be told from steps.
+# More cannot be told from steps.
 MAX_AUTOCORRELATION = 0.9
+# Of the autocorrelation, in units of 1 / sqrt(n), about its standard error: what is missed makes steps of noise.
 MARGIN_OF_ERROR = 0.6
 SEED = 1979
 
@@ -52,9 +53,9 @@ def find_steps(values: Sequence[float]) -> list[Step]:
         return []
     series = np.log(np.asarray(values, float))
     r = autocorrelation(series)
-    # What is new in each value: without resemblance to the one before, with the same steps, smaller but for their edge.
-    new = series if r == 0 else np.concatenate([series[:1] * (1 - r), series[1:] - r * series[:-1]])
-    places = sorted(_splits(new, 0))
+    # Of a step its edge stays, and of the new level the share 1 - r.
+    whitened = series if r == 0 else np.concatenate([series[:1] * (1 - r), series[1:] - r * series[:-1]])
+    places = sorted(_splits(whitened, 0))
     edges = [0, *places, len(series)]
     levels = [float(np.median(series[first:last])) for first, last in pairwise(edges)]
     return [Step(place, math.exp(before), math.exp(after))
@@ -139,5 +140,4 @@ def autocorrelation(series: np.ndarray) -> float:
         return 0.0
     correlation = float(np.mean(clipped[1:] * clipped[:-1]) / np.mean(clipped**2))
     found = 1 + 2 * correlation
-    # Part of its standard error more: resemblance that is missed makes steps, what is taken for it hides small ones.
     return 0.0 if found <= 0 else min(MAX_AUTOCORRELATION, found + MARGIN_OF_ERROR / math.sqrt(len(series)))

@@ -143,7 +143,7 @@ def mean_ratio(ratios: Sequence[float], weights: Sequence[float], margin: float)
     half, half_of_test = (float(stats.t.ppf(1 - tail, count - 1)) * error for tail in (ALPHA / 2, ALPHA))
     return Mean(
         math.exp(mean), math.exp(mean - half), math.exp(mean + half), abs(mean) + half_of_test < limit,
-        mean + half_of_test < limit,         math.sqrt(variance), count,
+        mean + half_of_test < limit, math.sqrt(variance), count,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ TITLES = {
     DEVICE: ("device time a step", "device-s"),
     NODE: ("host time a step", "host-s"),
     JOULE: ("energy a step", "J"),
-    COST: ("cost a step", "of the price's currency"),
+    COST: ("cost a step", "in the price's currency"),
 }
 
 
@@ -31,6 +31,7 @@ class Unit:
 
     @property
     def title(self) -> str:
+        """Name of what a step takes."""
         return TITLES[self.key][0]
 
     @property

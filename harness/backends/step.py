@@ -32,8 +32,8 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return None if precision == "fp32" else getattr(torch, DTYPE_NAMES[precision])
 
 
-def stream_dtype(precision: str) -> torch.dtype | None:
-    """Return the dtype of the activations between layers; None: that of the weights, which autocast leaves as it is."""
+def residual_dtype(precision: str) -> torch.dtype | None:
+    """Return the dtype of the residual stream; None: that of the weights, which autocast leaves as it is."""
     import torch
 
     return torch.bfloat16 if precision == "bf16_weights" else None

@@ -15,7 +15,7 @@ from typing import Any
 from harness import log
 from harness.analysis.search import Candidate, Question, micro_batch_sizes
 from harness.backends.base import Backend
-from harness.commands.child_process import hydra_quote
+from harness.commands.child_process import KILLED, hydra_quote
 from harness.composition import load
 from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config, unused_operations
 from harness.errors import BackendUnavailable, ConfigError, ExitCode
@@ -26,7 +26,6 @@ from harness.report.search import print_search
 from harness.text import layered_settings, override_key, shell_join, utc_now
 
 HARNESS = ("python", "-m", "harness")
-KILLED = 137
 OWN_KEYS = ("autotune", "profile", "repeats", "out", MICRO_BATCH_SIZE)
 # Values to try of the settings that are no kernels; the budgets keep all, recompute what costs nothing, and half.
 COMPILE, ADAMW, BUDGETS = ("no", "blocks", "model"), ("foreach", "fused"), (1.0, 0.95, 0.5)

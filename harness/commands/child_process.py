@@ -13,6 +13,9 @@ from typing import IO, Any
 from harness.errors import Interrupted
 from harness.signals import stop_signals
 
+# Exit code of a process that the kernel killed, as a host does that has run out of memory.
+KILLED = 137
+
 
 def harness_command(overrides: list[str], launcher: Sequence[str] = ()) -> list[str]:
     """Return the command line of a run in a fresh interpreter.

@@ -90,6 +90,11 @@ def _add_options(parser: Parser) -> None:
     price = "of a device-hour, for each side (--per cost)"
     add("--price", action="append", default=[], type=float, metavar="P", help=price)
     add("--price-date", default="", metavar="DATE", help="of the prices, as in 2026-11-30")
+    _add_judging_options(parser)
+
+
+def _add_judging_options(parser: Parser) -> None:
+    add = parser.add_argument
     add("--label", action="append", default=[], metavar="NAME", help="name of a side, in order; one for each side")
     add(
         "--claim",

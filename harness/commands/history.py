@@ -7,12 +7,11 @@ import json
 from harness import log
 from harness.analysis.run_history import NO_REGRESSION, history_to_dict, make_history
 from harness.commands.arguments import Parser, expand_path
+from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, UserError
 from harness.records.load import load_tree
-from harness.text import counted, printable
 
 FORMATS = ("table", "json")
-MAX_LINES_LEFT_OUT = 5
 REGRESSION = 1
 
 
@@ -39,11 +38,7 @@ def main(argv: list[str]) -> int:
     options = build_parser().parse(argv)
     runs, problems = load_tree(options.paths)
     series, left = make_history(runs)
-    problems += [f"{path}: {reason}" for path, reason in left]
-    for problem in problems[:MAX_LINES_LEFT_OUT]:
-        log.warning(f"left out: {printable(problem)}")
-    if len(problems) > MAX_LINES_LEFT_OUT:
-        log.warning(f"left out: {counted(len(problems) - MAX_LINES_LEFT_OUT, 'run')} more")
+    log_left_out(problems, left)
     if not series:
         raise UserError(f"history: {', '.join(map(str, options.paths))}: no run has a speed")
     if options.format == "json":

@@ -16,7 +16,7 @@ import yaml
 
 from harness import log
 from harness.commands.arguments import Parser
-from harness.commands.child_process import hydra_quote
+from harness.commands.child_process import KILLED, hydra_quote
 from harness.commands.interleaved_runs import balanced_order
 from harness.commands.kept_runs import EndedRun, run_into, status_of
 from harness.config import config_directory, flatten
@@ -38,8 +38,6 @@ from harness.text import counted, layered_settings, override_key, utc_stamp
 
 AUTOTUNE_FOLDER = "autotune"
 DEFAULT_REPEATS = 3
-# A process that the kernel killed, as a host does that has run out of memory.
-KILLED = 137
 STATUS_OF_EXIT: Mapping[int, str] = {ExitCode.USAGE: REFUSED, ExitCode.BACKEND_UNAVAILABLE: UNAVAILABLE}
 # Name, seconds and decimals.
 TIME_UNITS = (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1))

@@ -10,13 +10,13 @@ from harness import log
 from harness.analysis.run_table import FOLDER, LABELS, RunTable, make_table, table_rows
 from harness.analysis.verdict import DEFAULT_MARGIN
 from harness.commands.arguments import Parser, expand_path
+from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, UserError
 from harness.records.load import load_tree
-from harness.text import counted, did_you_mean, printable
+from harness.text import did_you_mean
 
 FORMATS = ("table", "json", "csv")
 FILES = (".html", ".csv", ".parquet", ".json")
-MAX_LINES_LEFT_OUT = 5
 
 
 def build_parser() -> Parser:
@@ -52,11 +52,7 @@ def main(argv: list[str]) -> int:
     if options.reference is not None and options.reference not in names:
         hint = did_you_mean(options.reference, names)
         raise UserError(f"table: --reference: found {options.reference!r}, expected the name of an entry{hint}")
-    problems += [f"{path}: {reason}" for path, reason in table.without_speed]
-    for problem in problems[:MAX_LINES_LEFT_OUT]:
-        log.warning(f"left out: {printable(problem)}")
-    if len(problems) > MAX_LINES_LEFT_OUT:
-        log.warning(f"left out: {counted(len(problems) - MAX_LINES_LEFT_OUT, 'run')} more")
+    log_left_out(problems, table.without_speed)
     for file in options.out:
         _write(table, file)
         log.info(f"written: {file}")

@@ -199,10 +199,11 @@ def _repeats(found: Ratio) -> str:
 
 def notes(pair: Pair, margin: float) -> list[str]:
     """Return the notes that explain a pair's numbers."""
-    rows = number_rows(pair)
+    rows, headline = number_rows(pair), pair.headline
+    same = "time" if headline is None or headline.key == "step_time" else headline.title
     lines = [
         "Means are geometric, over processes; a ratio is the other side over the reference.",
-        f"The same time: a ratio from {ratio(1 / (1 + margin))} to {ratio(1 + margin)} (margin {percent(margin)}).",
+        f"The same {same}: a ratio from {ratio(1 / (1 + margin))} to {ratio(1 + margin)} (margin {percent(margin)}).",
     ]
     if any(quantity.key == "energy_per_token" for quantity in pair.quantities):
         lines.append(f"Energy: reference {_energy_method(pair.reference)}; other {_energy_method(pair.other)}.")

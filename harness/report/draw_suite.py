@@ -21,7 +21,7 @@ CAPTIONS: Mapping[str, tuple[str, str]] = {
     "workloads": (
         "Each workload, as a ratio to the reference's",
         "Dot: ratio of means. Bar: 95 % interval, an arrow where it goes on. Square: the geometric mean of all, whose "
-        "interval treats the workloads as a sample. Shaded: the same time within the margin. Left is faster. The axis "
+        "interval treats the workloads as a sample. Shaded: the same within the margin. The axis "
         "is logarithmic.",
     ),
     "intensity": (

@@ -17,8 +17,8 @@ from harness.text import capitalized
 CAPTIONS: Mapping[str, tuple[str, str]] = {
     "ratio": (
         "Step time, as a ratio to the reference's",
-        "Dot: ratio of means. Bar: 95 % interval, an arrow where it goes on. Shaded: the same time within the margin. "
-        "Left is faster. The axis is logarithmic.",
+        "Dot: ratio of means. Bar: 95 % interval, an arrow where it goes on. Shaded: the same within the margin. "
+        "Left is faster, or less. The axis is logarithmic.",
     ),
     "loss": (
         "Training loss, and its difference from the reference's",

@@ -1,4 +1,4 @@
-"""Report of a comparison of suites: one HTML page, Markdown, verdict.json, and a report of each workload."""
+"""Report of a comparison of suites: one HTML page, verdict.json, and a report of each workload."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import harness
 from harness.analysis import suite_verdict
 from harness.analysis.cautions import Caution
 from harness.analysis.suite_verdict import Row, SuiteComparison, to_dict
-from harness.errors import RunFailed
 from harness.records.files import check_report_folder, write_atomically
 from harness.records.load import get_path
 from harness.report import content
 from harness.report.draw_suite import CAPTIONS, suite_figures
 from harness.report.page import CLAIM_TONES, TONES, template
 from harness.report.suite_content import claim_sentence, details, intensity, note, suite_rows
-from harness.report.write import PAGE_FILE, VERDICT_FILE, write_report
+from harness.report.write import PAGE_FILE, VERDICT_FILE, create_report_folder, write_report
 from harness.text import printable
 
 TEMPLATE = "suite.html.j2"
@@ -33,10 +32,7 @@ def write_suite_report(found: SuiteComparison, folder: Path, commands: Sequence[
         ConfigError: the folder holds somebody else's files of the same names.
         RunFailed: the folder cannot be created, or the disk is full or not writable.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another folder") from error
+    create_report_folder(folder)
     texts = {
         VERDICT_FILE: json.dumps(to_dict(found), indent=1, allow_nan=False) + "\n",
         PAGE_FILE: render_suite_page(found, commands),

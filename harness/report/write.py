@@ -26,10 +26,7 @@ def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) 
         ConfigError: the folder holds somebody else's files of the same names.
         RunFailed: the folder cannot be created, or the disk is full or not writable.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another folder") from error
+    create_report_folder(folder)
     pictures = figures(comparison)
     # First, since it marks the other files as ours for a later report.
     texts = {VERDICT_FILE: json.dumps(to_dict(comparison), indent=1, allow_nan=False) + "\n"}
@@ -38,3 +35,15 @@ def write_report(comparison: Comparison, folder: Path, commands: Sequence[str]) 
     texts[PAGE_FILE] = render_page(comparison, commands, pictures)
     check_report_folder(folder, texts, marker=VERDICT_FILE, key="pairs")
     return [write_atomically(folder / name, text) for name, text in texts.items()]
+
+
+def create_report_folder(folder: Path) -> None:
+    """Create the folder of a report, if it does not exist.
+
+    Raises:
+        RunFailed: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailed(f"{folder}: cannot be created: {error.strerror or error}; choose another folder") from error

@@ -27,7 +27,7 @@ def build_model(
     heartbeat: Callable[[], None] = lambda: None,
     weights: WeightFiles | None = None,
     stages: Sequence[range] | None = None,
-    stream: torch.dtype | None = None,
+    residual_dtype: torch.dtype | None = None,
 ) -> Transformer:
     """Return the model on `device` with its initial weights. The host holds at most one parameter at a time.
 
@@ -38,14 +38,14 @@ def build_model(
         heartbeat: called after each parameter.
         weights: files that hold the initial weights; None generates random ones.
         stages: numbers of the blocks of each stage that this rank has of a pipeline; None builds all.
-        stream: type of the activations between layers; None: that of the weights.
+        residual_dtype: dtype of the residual stream; None: that of the weights.
 
     Raises:
         DataError: the files do not hold this model.
     """
     with torch.device("meta"):
         model = Transformer(config, stages).to(dtype)
-    model.use_stream(stream)
+    model.set_residual_dtype(residual_dtype)
     if weights is not None:
         weights.check(parameter_shapes(config))
     if shard is not None:

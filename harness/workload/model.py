@@ -117,12 +117,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
-        self.in_type_of_input = False
+        self.in_input_dtype = False
         self.rms_norm: Kernel = rms_norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., W] -> [..., W]"""
-        if not self.in_type_of_input:
+        if not self.in_input_dtype:
             return self.rms_norm(x, self.weight, self.eps)
         with torch.autocast(x.device.type, enabled=False):
             return self.rms_norm(x, self.weight.to(x.dtype), self.eps)
@@ -136,11 +136,11 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 class LayerNorm(nn.LayerNorm):
     """Layer norm (Ba et al. 2016)."""
 
-    in_type_of_input = False
+    in_input_dtype = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., W] -> [..., W]"""
-        if not self.in_type_of_input:
+        if not self.in_input_dtype:
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.to(input.dtype)
@@ -169,11 +169,11 @@ class Block(nn.Module):
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
-def compute_in(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let norms compute in the type of their input, to which weights are cast; None: as PyTorch and autocast do."""
+def set_norm_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let norms compute in the dtype of their input, to which weights are cast; None: as PyTorch and autocast do."""
     for module in model.modules():
         if isinstance(module, (RMSNorm, LayerNorm)):
-            module.in_type_of_input = dtype is not None
+            module.in_input_dtype = dtype is not None
 
 
 class Transformer(nn.Module):
@@ -212,8 +212,8 @@ class Transformer(nn.Module):
         self.tie_weights()
         self.part_of_sequence: tuple[int, int] = (0, 1)
         """With context parallelism: the number of the part of each sequence that `forward` computes, and of parts."""
-        self.stream_dtype: torch.dtype | None = None
-        """Of the activations between layers; None: that of the weights."""
+        self.residual_dtype: torch.dtype | None = None
+        """Of the residual stream; None: that of the weights."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
         self._interleaved = tuple(map(self._stage, stages)) if len(stages) > 1 else ()
@@ -251,15 +251,15 @@ class Transformer(nn.Module):
                 if operation in kernels:
                     setattr(module, operation, kernels[operation])
 
-    def use_stream(self, dtype: torch.dtype | None) -> None:
-        """Let the activations between layers have a type, and norms compute in it; None: as autocast leaves them.
+    def set_residual_dtype(self, dtype: torch.dtype | None) -> None:
+        """Set the dtype of the residual stream, in which norms compute too; None: as autocast leaves both.
 
-        With autocast to the same type, which casts the weights of linear layers, the model computes what one whose
-        weights are all of that type would, and its gradients are those of the float32 weights.
+        With autocast to the same dtype, which casts the weights of linear layers, the model computes what one whose
+        weights are all of that dtype would, and its gradients are those of the float32 weights.
         """
         for stage in (self, *self.stages):
-            stage.stream_dtype = dtype
-        compute_in(self, dtype)
+            stage.residual_dtype = dtype
+        set_norm_dtype(self, dtype)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [B, S] -> [B, S, V], in the precision of the last matrix product."""
@@ -285,7 +285,7 @@ class Transformer(nn.Module):
         return x + self._cast(self.position(positions))
 
     def _cast(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.stream_dtype is None else x.to(self.stream_dtype)
+        return x if self.residual_dtype is None else x.to(self.residual_dtype)
 
     def hidden_states(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """[B, S, W] -> [B, S, W]: all blocks.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from harness import backends
-from harness.backends.step import stream_dtype
+from harness.backends.step import residual_dtype
 from harness.composition import load
 from harness.schedule import learning_rate
 from harness.training.probe import probe
@@ -86,7 +86,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
     backend.apply(config.precision)
     work = config.workload
     dataset = open_dataset(config)
-    model = build_model(config.model, config.seed, backend.device(), stream=stream_dtype(config.precision))
+    model = build_model(config.model, config.seed, backend.device(), residual_dtype=residual_dtype(config.precision))
     result: dict[str, Any] = {"effective_settings": probe(backend, config), "init": init_digest(model)}
     optimizer = build_optimizer(model, work, config.track)
     # CANN's fused AdamW takes its hyper-parameters in float32: rounded on the CPU, the curves are equal to the bit.

@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.analysis.stages import blocks_of_stages
 from harness.backends.base import Backend
-from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype, stream_dtype
+from harness.backends.step import NO_SYNC, GradientSync, autocast_dtype, residual_dtype
 from harness.config import Config
 from harness.errors import ConfigError
 from harness.layout import Layout
@@ -58,7 +58,7 @@ def parallelize_model(config: Config, backend: Backend, ranks: Ranks, heartbeat:
         model = build_sharded(config, backend.device(), ranks, heartbeat=heartbeat)
         return meshed(config, model, backend, ranks)
     model = build_model(config.model, config.seed, backend.device(), heartbeat=heartbeat, weights=open_weights(config),
-                        stream=stream_dtype(config.precision))  # fmt: skip
+                        residual_dtype=residual_dtype(config.precision))  # fmt: skip
     if ranks.world.is_distributed:
         return _ddp(model, backend, ranks)
     return ParallelModel(model, model, dict(model.named_parameters()))
@@ -208,7 +208,8 @@ def build_sharded(
     home = torch.device("cpu") if parallel.cpu_offload else device
     stages = own_stages(config, ranks) if layout.pipeline > 1 else None
     return build_model(config.model, config.seed, home, shard=shard, dtype=dtype, heartbeat=heartbeat,
-                       weights=open_weights(config), stages=stages, stream=stream_dtype(config.precision))  # fmt: skip
+                       weights=open_weights(config), stages=stages,
+                       residual_dtype=residual_dtype(config.precision))  # fmt: skip
 
 
 def _shard_weights(model: Transformer, config: Config, layout: Layout, mesh: DeviceMesh) -> None:

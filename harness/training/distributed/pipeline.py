@@ -118,7 +118,7 @@ class Pipeline:
         # With the shapes given, PyTorch needs no pass of its own to learn them, in which ranks with another shape would
         # not take part.
         hidden = torch.empty(size, (length - 1) // self._parts, stage.config.hidden_size, device="meta",
-                             dtype=stage.stream_dtype, requires_grad=train)  # fmt: skip
+                             dtype=stage.residual_dtype, requires_grad=train)  # fmt: skip
         sequences = torch.empty(size, length, device="meta", dtype=torch.int64)
         return PipelineStage(
             stage,

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.analysis.stage_memory import PassMemory, StageMemory, passes_in_flight, round_size
 from harness.backends.base import Backend
-from harness.backends.step import stream_dtype
+from harness.backends.step import residual_dtype
 from harness.config import Config
 from harness.environment import peak_resident_bytes
 from harness.errors import RunFailed, UserError
@@ -205,7 +205,7 @@ def _rehearse(
 def _build(config: Config, backend: Backend, ranks: Ranks) -> Transformer:
     """Return this rank's part of the model on the meta device."""
     if not uses_mesh(config, ranks):
-        return build_model(config.model, config.seed, META, stream=stream_dtype(config.precision))
+        return build_model(config.model, config.seed, META, residual_dtype=residual_dtype(config.precision))
     # Meshes are made once: later calls return these, whatever the device. There is none of the meta device.
     kind = backend.device().type
     ranks.weight_mesh(kind)
