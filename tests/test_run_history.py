@@ -86,7 +86,7 @@ class TestSteps:
 class TestCauses:
     def test_what_changed_near_the_step_is_named_nearest_first(self) -> None:
         facts = [{"torch": "2" if number >= 20 else "1", "driver": "b" if number >= 22 else "a",
-                  "far": "y" if number >= 30 else "x", "noisy": str(number % 2)} for number in range(40)]  # fmt: skip
+                  "far": "y" if number >= 24 else "x", "noisy": str(number % 2)} for number in range(40)]  # fmt: skip
         found = changes_at(facts, 20, 0, 40)
         assert [(change.what, change.before, change.after, change.offset) for change in found] == [
             ("torch", "1", "2", 0), ("driver", "a", "b", 2),

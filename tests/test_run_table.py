@@ -107,7 +107,8 @@ class TestTable:
     def test_what_is_unusual_by_next_to_nothing_is_not_named(self, tmp_path: Path) -> None:
         for number in range(16):
             seconds = 0.25 * (1.005 if number == 11 else 1.0)
-            save(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.0001)
+            save(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.0001,
+                 noise=0.0001)  # fmt: skip
         [group] = make_table(load_tree([tmp_path])[0], 0.05).groups
         assert outlier_sentences(group) == []
 

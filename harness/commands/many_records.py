@@ -1,4 +1,4 @@
-"""What the verbs that read many records share."""
+"""Warnings of the verbs that read many records."""
 
 from __future__ import annotations
 
