@@ -58,7 +58,12 @@ def load_json(path: Path, parse: Callable[[str], Any] = json.loads) -> Any:
         OSError: it cannot be read, or is not a regular file.
         ValueError: it is not UTF-8 (a UnicodeDecodeError) or not JSON (a JSONDecodeError), or is nested too deeply.
     """
-    text = read_file(path).decode("utf-8")
+    return parse_json(read_file(path), parse)
+
+
+def parse_json(content: bytes, parse: Callable[[str], Any] = json.loads) -> Any:
+    """Return the JSON value in a file's content; arguments and errors are those of `load_json`."""
+    text = content.decode("utf-8")
     try:
         return parse(text)
     except RecursionError as error:

@@ -224,6 +224,17 @@ def plausible(side: RunGroup) -> Gate:
     return Gate("plausible", True, f"{found}; {shares}")
 
 
+def single_run_problem(run: LoadedRecord) -> str | None:
+    """Return the reason for which a run alone is no evidence of a speed, or None."""
+    side = RunGroup(str(run.path), (run,))
+    if not get_path(run.record, "timing", "mean_step_seconds"):
+        return "no speed was measured"
+    for gate in (finished([side]), consistent_timing([side]), plausible(side)):
+        if gate.passed is False:
+            return gate.details[0].removeprefix(f"{run.path.parent}: ").removeprefix(f"{run.path}: ")
+    return None
+
+
 def _peaks(record: Mapping[str, Any], chip: Chip | None, precision: str) -> Iterator[tuple[str, float, float]]:
     """Yield (name, FLOP/s, factor by which a run may exceed it) of the peaks of a record's device."""
     if (peak := measured_peak(record)) is not None:

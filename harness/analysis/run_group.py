@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
+from harness.records.files import measurement_digest
 from harness.records.load import LoadedRecord, get_path, load_runs
 
 
@@ -46,7 +47,7 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
     seen: dict[Any, Path] = {}
     for side in sides:
         for run in side.runs:
-            digest = run.record["content_sha256"]
+            digest = measurement_digest(run.record)
             if digest in seen:
                 raise RecordError(
                     f"{run.path}: the same record was given twice, also as {seen[digest]}; give each run once"

@@ -5,6 +5,7 @@ VERBS = {
     "compare": "compare recorded runs: same work, same computation, which is faster",
     "table": "rank many recorded runs, and name the outliers among them",
     "history": "find the steps in records over time, and what changed there",
+    "bundle": "pack records for publication, without hosts, users, paths and secrets",
     "claim": "list published claims about chips, and the commands that test them",
     "audit": "check a published table of training speeds",
     "project": "estimate a large training run: days, device-hours, energy",

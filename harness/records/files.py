@@ -8,7 +8,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,33 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+def write_new(path: Path, content: bytes) -> None:
+    """Write a complete new file or none, with its folders, and wait until it is on disk.
+
+    Raises:
+        RunFailed: it cannot be written; no partial file is left behind.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content, durable=True)
+    except OSError as error:
+        raise RunFailed(f"{path}: cannot be written: {error.strerror or error}; choose another --out") from error
+
+
+def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
     """Write a complete file or none, through a new file under a temporary name, so that no link is followed.
 
     Args:
+        content: a text is written as UTF-8.
         durable: wait until the file is on disk; not for one that is replaced every few seconds.
 
     Raises:
         OSError: the disk is full or not writable; no partial file is left behind.
     """
     partial = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
-    with open(partial, "x", encoding="utf-8") as file:
+    with open(partial, "xb") as file:
         try:
-            file.write(text)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             if durable:
                 flush_to_disk(file.fileno())
@@ -114,6 +128,12 @@ def content_digest(record: dict[str, Any]) -> str:
     """
     content = {key: value for key, value in record.items() if key != "content_sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def measurement_digest(record: Mapping[str, Any]) -> str:
+    """Return a digest of a run's measurements: the same of its record and of a redacted copy, and of no other run."""
+    text = json.dumps([record["started_at"], record["timing"]["intervals"], record["losses"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,16 +1,18 @@
-"""Loading of records from the paths that a user gives: record files, run folders, folders of repeats."""
+"""Loading of records from the paths that a user gives: record files, run folders, folders of repeats, bundles."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
 from harness.file_formats import special_file
+from harness.records.bundle import is_bundle, read_bundle
+from harness.records.files import measurement_digest
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
 from harness.records.schema import record_problems
@@ -42,7 +44,7 @@ def load_runs(path: Path) -> tuple[LoadedRecord, ...]:
     Raises:
         RecordError: there is none, a run is unfinished, or a record is damaged, edited or inconsistent.
     """
-    return tuple(LoadedRecord(file, _read_checked(file)) for file in record_files(path))
+    return tuple(LoadedRecord(file, _checked(file, found)) for file, found in _records_at(path, record_files))
 
 
 def record_files(path: Path) -> list[Path]:
@@ -91,16 +93,16 @@ def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
     for path in paths:
         if not path.exists():
             raise RecordError(f"{path}: no such file or folder; give folders of runs, or record.json files")
-        for file in [path] if path.is_file() else sorted(_record_files_below(path), key=_natural_path):
+        for file, found in _records_at(path, _files_in_order):
             try:
-                record = _read_checked(file)
+                record = _checked(file, found)
             except RecordError as error:
                 problems.append(str(error))
                 continue
-            if record["content_sha256"] in seen:
+            if (digest := measurement_digest(record)) in seen:
                 problems.append(f"{file}: the same record as another one; it counts once")
                 continue
-            seen.add(record["content_sha256"])
+            seen.add(digest)
             runs.append(LoadedRecord(file, record))
     if not runs:
         first = f": {problems[0]}" if problems else "; give the folders named by out="
@@ -108,11 +110,32 @@ def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
     return runs, problems
 
 
+def _files_in_order(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(_record_files_below(path), key=_natural_path)
+
+
 def _record_files_below(folder: Path) -> Iterable[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in NOT_SEARCHED and not name.startswith(".")]
         if RECORD_FILE in files:
             yield Path(place) / RECORD_FILE
+
+
+def _records_at(
+    path: Path, files_of: Callable[[Path], Iterable[Path]]
+) -> Iterator[tuple[Path, dict[str, Any] | RecordError]]:
+    """Yield the records of a bundle, or those of the files at a path, or why one cannot be read."""
+    if is_bundle(path):
+        try:
+            yield from read_bundle(path)
+        except RecordError as error:
+            yield path, error
+        return
+    for file in files_of(path):
+        try:
+            yield file, read_record(file)
+        except RecordError as error:
+            yield file, error
 
 
 def _natural_path(path: Path) -> list[list[tuple[int, str]]]:
@@ -124,8 +147,9 @@ def _natural_key(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _read_checked(file: Path) -> dict[str, Any]:
-    record = read_record(file)
-    for problem in record_problems(record):
+def _checked(file: Path, found: dict[str, Any] | RecordError) -> dict[str, Any]:
+    if isinstance(found, RecordError):
+        raise found
+    for problem in record_problems(found):
         raise RecordError(f"{file}: {problem}")
-    return record
+    return found

@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import RecordError
 from harness.records.files import replace_nonfinite, seal, to_json_text, write_atomically
 from harness.records.steps import STEPS_FILE
-from harness.regular_files import load_json, strict_json
+from harness.regular_files import parse_json, read_file, strict_json
 
 SCHEMA_VERSION = 3
 RECORD_FILE = "record.json"
@@ -51,12 +51,25 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     file = path / RECORD_FILE if path.is_dir() else path
     try:
-        record = load_json(file, strict_json)
+        content = read_file(file)
     except FileNotFoundError as error:
         unfinished = path.is_dir() and (path / STEPS_FILE).exists()
         reason = "the run is still running or was interrupted" if unfinished else "there is no run"
         raise RecordError(f"{file}: no such file: {reason}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error}") from error
+    return parse_record(file, content)
+
+
+def parse_record(file: Path, content: bytes) -> dict[str, Any]:
+    """Return the record in a file's content.
+
+    Raises:
+        RecordError: it is damaged, not a record of this harness, or has another schema version.
+    """
+    try:
+        record = parse_json(content, strict_json)
+    except UnicodeDecodeError as error:
         raise RecordError(f"{file}: cannot be read: {error}") from error
     except json.JSONDecodeError as error:
         raise RecordError(f"{file}: not valid JSON (line {error.lineno}); copy it again") from error

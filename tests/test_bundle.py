@@ -1,0 +1,261 @@
+"""Bundles: nothing private in them, the evidence kept, and refused once they were changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.__main__ import main
+from harness.analysis.run_history import make_history
+from harness.analysis.run_table import make_table
+from harness.errors import ExitCode, RecordError
+from harness.records.bundle import MANIFEST_FILE, bundle_content
+from harness.records.files import seal
+from harness.records.load import get_path, load_runs, load_tree
+from harness.records.record import write_record
+from harness.records.redaction import REDACTED, Redaction
+from harness.records.schema import record_problems
+from tests.records import A100, ASCEND, TELEMETRY, make_record, merged
+from tests.red_team.planted_secrets import leaks, plant
+
+# What comparisons, tables and histories read.
+EVIDENCE = """
+    schema_version status workload_id digests world_size started_at finished_at model losses eval fingerprint weights
+    memory utilization config.precision config.seed config.track config.workload.seq_len
+    config.workload.global_batch_size config.workload.micro_batch_size config.workload.timing_warmup_steps
+    config.model.num_hidden_layers data.entropy_floor_nats backend.name backend.peak_lookup_key backend.versions.torch
+    backend.versions.driver device.name device.memory_bytes device.emulated effective_settings environment.git
+    environment.cpu_model environment.packages.torch timing.intervals timing.step_seconds timing.mean_step_seconds
+    timing.measured_steps timing.warmup timing.tokens_per_second contention.other_processes_cpu_fraction
+"""
+
+
+def save(folder: Path, **arguments: Any) -> Path:
+    folder.mkdir(parents=True)
+    return write_record(folder, make_record(**arguments))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three repeats on each of two devices."""
+    for repeat in (1, 2, 3):
+        save(tmp_path / "runs" / "a100" / str(repeat), on=A100, process=repeat, step_seconds=0.25)
+        save(tmp_path / "runs" / "ascend" / str(repeat), on=ASCEND, process=10 + repeat, step_seconds=0.3)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def bundle(runs: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "offer.zip"
+    assert main(["bundle", str(runs), "--out", str(file)]) == ExitCode.OK
+    return file
+
+
+def rewritten(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """Write a bundle again with other contents."""
+    with zipfile.ZipFile(bundle) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    change(contents)
+    with zipfile.ZipFile(bundle, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return bundle
+
+
+class TestRedaction:
+    @pytest.mark.parametrize("source", ["cuda", "npu", "telemetry"])
+    def test_no_planted_secret_is_in_a_bundle(self, source: str) -> None:
+        records = {
+            "cuda": lambda: make_record(on=A100),
+            "npu": lambda: make_record(on=ASCEND),
+            "telemetry": lambda: merged(make_record(on=A100), {"telemetry": TELEMETRY}),
+        }
+        planted, secrets = plant(json.loads(json.dumps(records[source]())))
+        assert len(secrets) >= 100
+        # The test itself finds them where they are.
+        assert len(leaks(json.dumps(planted).encode(), secrets)) >= len(secrets) - 3
+        public = Redaction().redact(planted)
+        assert not list(record_problems(public))
+        assert leaks(json.dumps(public, ensure_ascii=False).encode(), secrets) == []
+
+    def test_evidence_stays(self) -> None:
+        record = json.loads(json.dumps(make_record(on=A100)))
+        planted, _ = plant(record)
+        public = Redaction().redact(planted)
+        for name in EVIDENCE.split():
+            expected, found = (get_path(each, *name.split(".")) for each in (record, public))
+            if name == "effective_settings":
+                expected, found = ({key: each[key] for key in expected} for each in (expected, found))
+            assert found == expected, name
+
+    def test_a_record_without_secrets_loses_only_host_command_and_build(self) -> None:
+        public = Redaction().redact(make_record(on=A100))
+        assert public["redacted"]["fields"] == [
+            "config.workload.name", "environment.command", "environment.host", "environment.kernel"
+        ]  # fmt: skip
+
+    def test_hosts_stay_apart(self) -> None:
+        redaction = Redaction()
+        ranks = [{"host": name} for name in ("Node1.lab.example", "node1", "node2", "NODE2.lab.example", "node12")]
+        record = seal({**make_record(on=A100), "parallel": {"ranks": ranks}})
+        hosts = [rank["host"] for rank in redaction.redact(record)["parallel"]["ranks"]]
+        assert hosts[0] == hosts[1]
+        assert hosts[2] == hosts[3]
+        assert len({*hosts}) == 3
+
+    def test_hosts_of_two_bundles_are_never_the_same(self) -> None:
+        one, two = (Redaction().redact(make_record(on=A100, process=process)) for process in (1, 2))
+        assert one["environment"]["host"] != two["environment"]["host"]
+
+    def test_a_host_named_like_a_vendor_takes_no_device_away(self) -> None:
+        record = make_record(on=ASCEND)
+        record = seal({**record, "environment": {**record["environment"], "host": "ascend"}})
+        public = Redaction().redact(record)
+        assert public["device"]["name"] == "Ascend910B2"
+        assert public["environment"]["host"].startswith("host-")
+
+    def test_labels_stay_if_they_are_of_published_models_or_their_owner_says_so(self) -> None:
+        for name, default in (("llama3.1-8b-modified", "llama3.1-8b-modified"), ("zeppelin-v2", REDACTED)):
+            record = make_record(config={"model": {"name": name}})
+            assert Redaction().redact(record)["config"]["model"]["name"] == default
+            assert Redaction(keep_labels=True).redact(record)["config"]["model"]["name"] == name
+
+    def test_a_private_setting_that_is_part_of_the_work_excludes_the_run(self) -> None:
+        record = make_record(config={"data": {"glob": "jdoe@lab.example/*"}})
+        with pytest.raises(RecordError, match=r"config\.data\.glob: looks private, and is part of the work"):
+            Redaction().redact(record)
+
+
+class TestCommand:
+    def test_shows_before_it_writes(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["bundle", str(runs)]) == ExitCode.OK
+        assert sorted(tmp_path.rglob("*")) == before
+        shown = capsys.readouterr()
+        assert "bench-1 -> host-" in shown.out
+        assert "NVIDIA A100-SXM4-80GB" in shown.out
+        assert "nothing written" in shown.err
+        assert main(["bundle", str(runs), "--format", "json"]) == ExitCode.OK
+        found = json.loads(capsys.readouterr().out)
+        assert found["records"] == 6
+        assert "backend=cuda" in found["replaced"]["environment.command"]
+        assert found["kept"]["device.name"] == ["Ascend910B2", "NVIDIA A100-SXM4-80GB"]
+
+    def test_equal_records_give_an_equal_file(self, runs: Path, bundle: Path, tmp_path: Path) -> None:
+        copied = tmp_path / "elsewhere" / "copy"
+        shutil.copytree(runs, copied)
+        assert main(["bundle", str(copied), "--out", str(tmp_path / "again.zip")]) == ExitCode.OK
+        assert (tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
+
+    def test_what_is_no_evidence_is_left_out(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = tmp_path / "runs"
+        save(folder / "good", on=A100)
+        save(folder / "failed", on=A100, process=1, status="oom", error="no memory", finished_steps=9)
+        save(folder / "impossible", on=A100, process=2, step_seconds=0.001)
+        edited = save(folder / "edited", on=A100, process=3)
+        edited.write_text(edited.read_text().replace('"world_size": 1', '"world_size": 2'))
+        assert main(["bundle", str(folder), "--out", str(tmp_path / "x.zip")]) == ExitCode.OK
+        assert len(load_runs(tmp_path / "x.zip")) == 1
+        shown = capsys.readouterr().err
+        for name, reason in (("failed", "no speed"), ("impossible", "above the catalogued"), ("edited", "was changed")):
+            [line] = [line for line in shown.splitlines() if f"/{name}/" in line]
+            assert reason in line
+
+    def test_mistakes_are_one_line(self, runs: Path, bundle: Path, tmp_path: Path, capsys: Any) -> None:
+        for out, expected in ((tmp_path / "x.tar", "ends in .zip"), (bundle, "exists; choose another name")):
+            content = bundle.read_bytes()
+            assert main(["bundle", str(runs), "--out", str(out)]) == ExitCode.USAGE
+            [line] = capsys.readouterr().err.splitlines()
+            assert expected in line
+            assert bundle.read_bytes() == content
+
+
+class TestReading:
+    def test_a_table_of_a_bundle_is_that_of_its_records(self, runs: Path, bundle: Path) -> None:
+        [ours], [theirs] = (make_table(load_tree([path])[0], 0.05).groups for path in (runs, bundle))
+        assert [entry.ratio and entry.ratio.estimate for entry in theirs.entries] == [
+            entry.ratio and entry.ratio.estimate for entry in ours.entries
+        ]
+        assert [entry.side.label for entry in theirs.entries] == ["1", "2"]
+
+    def test_a_history_of_a_bundle(self, bundle: Path) -> None:
+        series, left = make_history(load_tree([bundle])[0])
+        assert len(series) == 2
+        assert not left
+
+    def test_the_record_of_a_bundle_and_its_original_count_once(self, runs: Path, bundle: Path) -> None:
+        found, problems = load_tree([runs, bundle])
+        assert len(found) == 6
+        assert all("the same record" in problem for problem in problems)
+        assert len(problems) == 6
+
+    def test_compare_reads_bundles(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in ("a100", "ascend"):
+            assert main(["bundle", str(runs / name), "--out", str(tmp_path / f"{name}.zip")]) == ExitCode.OK
+        capsys.readouterr()
+        assert main(["compare", str(tmp_path / "a100.zip"), str(tmp_path / "ascend.zip"), "--format", "json"]) == 0
+        [pair] = json.loads(capsys.readouterr().out)["pairs"]
+        assert pair["verdict"] == "slower"
+
+    def test_a_bundle_of_bundles(self, bundle: Path, tmp_path: Path) -> None:
+        assert main(["bundle", str(bundle), "--out", str(tmp_path / "again.zip")]) == ExitCode.OK
+        assert (tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
+
+    def test_a_changed_record_is_refused(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        def change(contents: dict[str, bytes]) -> None:
+            contents["2/1/record.json"] = contents["2/1/record.json"].replace(b'"mean_step_seconds"', b'"mean_seconds"')
+
+        rewritten(bundle, change)
+        with pytest.raises(RecordError, match=r"offer\.zip/2/1/record\.json: was changed after the bundle was written"):
+            load_runs(bundle)
+        found, [problem] = load_tree([bundle])
+        assert len(found) == 5
+        assert "its SHA-256 differs" in problem
+        assert main(["compare", str(bundle), str(bundle)]) == ExitCode.USAGE
+        assert "was changed" in capsys.readouterr().err
+
+    def test_a_record_that_was_sealed_again_is_refused(self, bundle: Path) -> None:
+        def change(contents: dict[str, bytes]) -> None:
+            record = json.loads(contents["1/1/record.json"])
+            del record["content_sha256"]
+            record["world_size"] = 8
+            contents["1/1/record.json"] = json.dumps(seal(record)).encode()
+
+        with pytest.raises(RecordError, match="was changed after the bundle"):
+            load_runs(rewritten(bundle, change))
+
+    @pytest.mark.parametrize(
+        ("name", "content", "expected"),
+        [
+            (MANIFEST_FILE, b"{}", "damaged or was changed"),
+            (MANIFEST_FILE, b'{"bundle_version": 2, "records": []}', "bundle_version 2, this harness reads 1"),
+            (MANIFEST_FILE, b"\xff", "damaged or was changed"),
+            ("../evil.json", b"{}", "other files than bundle.json lists"),
+        ],
+    )
+    def test_a_changed_list_is_refused(self, bundle: Path, name: str, content: bytes, expected: str) -> None:
+        with pytest.raises(RecordError, match=expected):
+            load_runs(rewritten(bundle, lambda contents: contents.update({name: content})))
+
+    def test_what_is_no_bundle_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.zip"
+        file.write_bytes(b"PK\x03\x04 and no more")
+        with pytest.raises(RecordError, match="cannot be read as a bundle"):
+            load_runs(file)
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("a.txt", "x")
+        with pytest.raises(RecordError, match=r"a zip archive without bundle\.json"):
+            load_runs(file)
+
+    def test_a_record_that_is_not_redacted_is_refused(self, tmp_path: Path) -> None:
+        file = tmp_path / "x.zip"
+        file.write_bytes(bundle_content([[copy.deepcopy(make_record(on=A100))]]))
+        with pytest.raises(RecordError, match="is not redacted"):
+            load_runs(file)
