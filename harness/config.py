@@ -322,6 +322,9 @@ class Config:
     .prom. The option --metrics-file PATH sets it too."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run's folder."""
+    tracker: str | None = bounded(None, choices=("wandb", "swanlab", "mlflow"))
+    """Write the ended run to an experiment tracker, in the run's folder, offline unless the tracker's own variable says
+    otherwise (WANDB_MODE, SWANLAB_MODE, MLFLOW_TRACKING_URI)."""
     autotune: bool = False
     """Search for the fastest micro-batch size and, with track=tuned, settings of the track, each value in short runs of
     its own, and print the command that uses them."""
@@ -444,6 +447,7 @@ EXCLUDED_FROM_WORKLOAD_ID = (
     "log_level",
     "metrics_file",
     "tensorboard",
+    "tracker",
     "autotune",
     "autotuned",
     "autotune_dir",

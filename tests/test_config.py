@@ -96,6 +96,7 @@ OTHER_VALUE: dict[str, str] = {
     "log_level": "warning",
     "metrics_file": "metrics.prom",
     "tensorboard": "true",
+    "tracker": "mlflow",
     "checkpoint.every": "10",
     "checkpoint.keep": "3",
     "checkpoint.asynchronous": "true",

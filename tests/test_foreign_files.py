@@ -158,7 +158,7 @@ class TestRunFolder:
         assert (tmp_path / "record.json").read_text() == "{}\n"
         assert not (tmp_path / "record.json").is_symlink()
 
-    @pytest.mark.parametrize("name", ["attempts.json", "hung.txt", "profile", "tensorboard"])
+    @pytest.mark.parametrize("name", ["attempts.json", "hung.txt", "profile", "tensorboard", "tracker"])
     def test_files_with_the_names_of_a_run_are_an_error(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text("precious")
         with pytest.raises(ConfigError, match=f"holds {name}, which a run would overwrite"):

@@ -127,6 +127,10 @@ def run_once(config: Config, world: World) -> int:
             raise
         # The failure matters more than its summary, and Python's own flush at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if config.tracker is not None and outcome.is_new and outcome.interrupted is None:
+        from harness.report.trackers import write_tracker
+
+        write_tracker(config.tracker, outcome.folder, outcome.record)
     if outcome.failure is not None:
         # The record of a run that ended well before a later failure, such as that of its profile, is named already.
         raise outcome.failure if outcome.record["status"] == "ok" else outcome.failure.in_run(outcome.folder)
@@ -164,6 +168,10 @@ def check_loggers(config: Config, world: World) -> None:
         from harness.training.monitoring.tensorboard import check_tensorboard
 
         check_tensorboard()
+    if config.tracker is not None:
+        from harness.report.trackers import check_tracker
+
+        check_tracker(config.tracker)
 
 
 def run_repeats(config: Config, overrides: list[str]) -> int:

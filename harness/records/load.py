@@ -20,7 +20,7 @@ from harness.records.steps import STEPS_FILE
 
 MAX_FOLDER_DEPTH = 3
 # Folders below which no record counts: runs put aside, searches, checkpoints.
-NOT_SEARCHED = ("interrupted", "autotune", "checkpoints", "profile")
+NOT_SEARCHED = ("interrupted", "autotune", "checkpoints", "profile", "tensorboard", "tracker")
 
 
 @dataclass(frozen=True)

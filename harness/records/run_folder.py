@@ -29,6 +29,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 PROFILE_FOLDER = "profile"
 MAX_CONFIG_DEPTH = 4
 TENSORBOARD_FOLDER = "tensorboard"
+TRACKER_FOLDER = "tracker"
 # The name of a complete checkpoint.
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -271,7 +272,7 @@ def check_no_existing_run(folder: Path, *, own_config: bool = False) -> None:
         if any(child.name.isdigit() and child.is_dir() for child in folder.iterdir()):
             raise ConfigError(f"out: {folder} holds the repeats of a run; {remedy}")
     # Fixed names that a run writes: an existing one is an earlier run's, or another program's.
-    for name in (ATTEMPTS_FILE, STACKS_FILE, PROFILE_FOLDER, TENSORBOARD_FOLDER):
+    for name in (ATTEMPTS_FILE, STACKS_FILE, PROFILE_FOLDER, TENSORBOARD_FOLDER, TRACKER_FOLDER):
         if os.path.lexists(folder / name):
             raise ConfigError(f"out: {folder} holds {name}, which a run would overwrite; choose another out=DIR")
     if any((folder / CHECKPOINT_FOLDER).glob("step-*")):

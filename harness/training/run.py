@@ -48,6 +48,8 @@ class RunResult:
     record: dict[str, Any]
     failure: RunFailed | None = None
     interrupted: Interrupted | None = None
+    is_new: bool = True
+    """False if the folder held a finished run, which was not run again."""
 
 
 def run(config: Config, backend: Backend, world: World | None = None) -> RunResult:
@@ -82,7 +84,7 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
                 resolved, description = describe_run(config, backend, dataset, processes, start)
                 acquired = processes.broadcast_from_main(lambda: _acquire_folder(description, stack))
                 if acquired.existing_record is not None:
-                    return RunResult(acquired.path, acquired.existing_record)
+                    return RunResult(acquired.path, acquired.existing_record, is_new=False)
                 writer.set_run_folder(acquired.path)
                 return _Run(acquired, resolved, description, backend, dataset, processes, stop).run(writer)
         except UserError as error:
