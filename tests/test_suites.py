@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
 import pytest
 
+from harness.__main__ import main
 from harness.analysis.flops import product_intensity
 from harness.analysis.suite_verdict import (
     Mean,
@@ -436,6 +438,18 @@ class TestComparison:
         assert [row.workload.name for row in found.rows] == ["one", "two"]
         assert found.mean is not None
         assert found.mean.estimate == pytest.approx(0.251 / 0.25, rel=0.01)
+
+    def test_its_expectation_is_a_case_of_junit(self, tmp_path: Path) -> None:
+        for name, seconds in (("a", 0.25), ("b", 0.3)):
+            self.folder(tmp_path / name, seconds)
+        file = tmp_path / "junit.xml"
+        sides = [str(tmp_path / name) for name in ("a", "b")]
+        assert main(["compare", *sides, "--expect", "not-slower", "--junit", str(file)]) == 1
+        [case] = ElementTree.parse(file).getroot().iter("testcase")
+        failure = case.find("failure")
+        assert failure is not None
+        assert "expected not-slower: not shown (slower)" in (failure.text or "")
+        assert "one: " in (failure.text or "")
 
     def test_an_unfinished_suite_and_another_suite_are_refused(self, tmp_path: Path) -> None:
         whole = self.folder(tmp_path / "a", 0.25)

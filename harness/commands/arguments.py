@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -47,6 +48,8 @@ class Parser(argparse.ArgumentParser):
             SystemExit: --help was given, and printed.
         """
         options, unknown = self.parse_known_intermixed_args(argv)
+        if getattr(options, "junit", None) is not None and options.expect is None:
+            self.error("--junit: found no --expect, whose result it is; add that, or leave --junit out")
         if unknown:
             hint = did_you_mean(unknown[0].split("=", 1)[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -54,6 +57,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self._verb}: {shortened(message, 300)}; python -m harness {self._verb} --help")
+
+
+def add_expectation(parser: Parser, choices: Sequence[str], meaning: str) -> None:
+    """Add --expect, and --junit for its result."""
+    parser.add_argument("--expect", choices=choices, help=meaning)
+    parser.add_argument(
+        "--junit", type=expand_path, metavar="FILE", help="also write the result of --expect as JUnit XML"
+    )
 
 
 def expand_path(path: str) -> Path:

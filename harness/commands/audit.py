@@ -10,7 +10,7 @@ from harness.analysis.audit.reading import read_rows
 from harness.analysis.audit.rows import COLUMNS, MEASURED, NUMBERS, TEXTS
 from harness.analysis.audit.summary import Audit, audit, to_dict
 from harness.analysis.claims import Claim, find_claim
-from harness.commands.arguments import Parser, expand_path
+from harness.commands.arguments import Parser, add_expectation, expand_path
 from harness.errors import ExitCode, RunFailed
 from harness.records.files import check_report_folder, write_atomically
 
@@ -33,7 +33,7 @@ def build_parser() -> Parser:
     parser.add_argument("file", metavar="FILE", type=expand_path, help="a YAML or CSV file of published rows")
     parser.add_argument("--claim", metavar="NAME", help="a claim to judge by the sound rows")
     parser.add_argument("--out", metavar="DIR", type=expand_path, help="write audit.html and audit.json there")
-    parser.add_argument("--expect", choices=("sound",), help="exit 1 if a row is not sound, untested or left out")
+    add_expectation(parser, ("sound",), "exit 1 if a row is not sound, untested or left out")
     parser.add_argument("--format", choices=FORMATS, default="table", help="output format (default: table)")
     return parser
 
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         from harness.report.audit_table import print_audit
 
         print_audit(table, claim)
+    if options.junit is not None:
+        _write_junit(options.junit, table)
     sound = all(row.sound for row in table.rows) and not table.unread
     return NOT_SOUND if options.expect and not sound else ExitCode.OK
 
@@ -66,6 +68,19 @@ def _write(table: Audit, claim: Claim | None, folder: Path) -> None:
     write_atomically(folder / "audit.json", json.dumps(to_dict(table, claim), indent=1, allow_nan=False) + "\n")
     write_atomically(folder / "audit.html", render_audit(table, claim))
     log.info(f"report: {folder / 'audit.html'}")
+
+
+def _write_junit(file: Path, table: Audit) -> None:
+    from harness.report.junit import TestCase, write_junit
+
+    cases = [
+        TestCase(row.row.name, row.sound, f"expected sound: {'shown' if row.sound else 'not shown'}",
+                 "\n".join(f"{finding.severity}: {finding.what}; {finding.why}" for finding in row.findings))
+        for row in table.rows
+    ]  # fmt: skip
+    unread = [TestCase(line.split(":", 1)[0], shown=False, message="expected sound: left out", details=line)
+              for line in table.unread]  # fmt: skip
+    write_junit(file, "audit", [*cases, *unread])
 
 
 def _columns() -> str:

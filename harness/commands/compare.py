@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 from harness import log
 from harness.analysis.claim_verdict import judge_claim
@@ -20,7 +22,7 @@ from harness.analysis.verdict import (
     expectation_lines,
     to_dict,
 )
-from harness.commands.arguments import Parser, expand_path
+from harness.commands.arguments import Parser, add_expectation, expand_path
 from harness.commands.compare_suites import are_suites, judge_suites
 from harness.errors import UserError
 from harness.text import counted, printable, shell_join
@@ -33,9 +35,8 @@ def build_parser() -> Parser:
     parser = Parser(
         "compare",
         "Judges every side against the first: the same work? the same computation? a plausible speed? how much faster? "
-        "A side is a run's folder, a folder of repeats, a record.json, or a suite's folder; records may come from "
-        "other hosts. With "
-        "--run, compare runs the sides itself, in fresh processes and in a balanced random order; after an "
+        "A side is a run's folder, a folder of repeats, a record.json, a bundle, or a suite's folder, of any host. "
+        "With --run, compare runs the sides itself, in fresh processes and in a balanced random order; after an "
         "interruption the same command resumes.",
         "0 ok, 1 --expect does not hold, 2 bad usage or record, 4 not comparable, different computation or "
         "implausible, 5 a run failed",
@@ -70,7 +71,7 @@ def _add_options(parser: Parser) -> None:
         type=float,
         default=DEFAULT_MARGIN,
         metavar="FRACTION",
-        help=f"relative difference of step times up to which they are equivalent (default: {DEFAULT_MARGIN:g})",
+        help=f"largest relative difference of equivalent step times (default: {DEFAULT_MARGIN:g})",
     )
     add(
         "--calibration",
@@ -78,8 +79,8 @@ def _add_options(parser: Parser) -> None:
         default=[],
         type=expand_path,
         metavar="FILE",
-        help="measured differences between honest runs of your devices (scripts/bench_parity.py writes them), which "
-        "widen the limits of the same computation; a caution names the file",
+        help="measured differences between honest runs of your devices (scripts/bench_parity.py), which widen the "
+        "limits of the same computation",
     )
     add(
         "--per",
@@ -102,7 +103,7 @@ def _add_judging_options(parser: Parser) -> None:
         help="judge a published claim by the records: supported, refuted, inconclusive or not "
         "tested; python -m harness claim lists the claims",
     )
-    add("--expect", choices=EXPECTATIONS, help="exit 0 if the records show it, 1 if not; supported needs --claim")
+    add_expectation(parser, EXPECTATIONS, "exit 0 if the records show it, 1 if not; supported needs --claim")
     add("--format", choices=FORMATS, default="table", help="output format (default: table)")
 
 
@@ -134,9 +135,12 @@ def main(argv: list[str]) -> int:
         log.info(f"report: {out / 'report.html'}")
     _print(comparison, options.format)
     if options.expect is not None:
-        for shown, line in expectation_lines(comparison, options.expect):
+        results = list(expectation_lines(comparison, options.expect))
+        for shown, line in results:
             # On standard error, since standard output may be JSON.
             (log.info if shown else log.error)(printable(line))
+        if options.junit is not None:
+            _write_junit(options.junit, comparison, results)
     return exit_code(comparison, options.expect)
 
 
@@ -192,6 +196,17 @@ def reproduction(side: RunGroup) -> str:
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return f"{side.label}: its record holds no command"
     return shell_join(command)
+
+
+def _write_junit(file: Path, comparison: Comparison, results: Sequence[tuple[bool, str]]) -> None:
+    from harness.report.junit import TestCase, write_junit
+
+    cases = [
+        TestCase(f"{pair.other.label} against {pair.reference.label}", shown, line,
+                 "\n".join([pair.summary, *(f"{gate.name}: {gate.summary}" for gate in pair.gates)]))
+        for pair, (shown, line) in zip(comparison.pairs, results, strict=True)
+    ]  # fmt: skip
+    write_junit(file, "compare", cases)
 
 
 def _print(comparison: Comparison, form: str) -> None:

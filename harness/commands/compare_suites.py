@@ -69,6 +69,12 @@ def judge_suites(options: argparse.Namespace, argv: Sequence[str], unit: Unit | 
         verdict = found.verdict if claimed is None else claimed.verdict
         line = f"expected {options.expect}: {'shown' if shown else 'not shown'} ({verdict})"
         (log.info if shown else log.error)(printable(line))
+        if options.junit is not None:
+            from harness.report.junit import TestCase, write_junit
+
+            rows = [f"{row.workload.name}: {row.pair.summary}" for row in found.rows if row.pair is not None]
+            details = "\n".join([found.summary, *rows])
+            write_junit(options.junit, "compare", [TestCase(found.title, shown, line, details)])
     return _exit_code(found, shown=shown)
 
 

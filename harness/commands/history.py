@@ -6,7 +6,7 @@ import json
 
 from harness import log
 from harness.analysis.run_history import NO_REGRESSION, history_to_dict, make_history
-from harness.commands.arguments import Parser, expand_path
+from harness.commands.arguments import Parser, add_expectation, expand_path
 from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, UserError
 from harness.records.load import load_tree
@@ -28,7 +28,7 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, or record.json files")
-    add("--expect", choices=(NO_REGRESSION,), help="exit 0 if no series ends on a level slower than the one before it")
+    add_expectation(parser, (NO_REGRESSION,), "exit 0 if no series ends on a level slower than the one before it")
     add("--format", choices=FORMATS, default="table", help="output format (default: table)")
     return parser
 
@@ -54,4 +54,15 @@ def main(argv: list[str]) -> int:
     shown = "not shown" if slower else "shown"
     line = f"expected {options.expect}: {shown} ({len(slower)} of {len(series)} series ended slower)"
     (log.error if slower else log.info)(line)
+    if options.junit is not None:
+        from harness.report.history_table import step_lines
+        from harness.report.junit import TestCase, write_junit
+
+        cases = [
+            TestCase(f"{each.title}, {each.device}", not each.is_regression,
+                     f"expected {options.expect}: {'not shown' if each.is_regression else 'shown'}",
+                     "\n".join(line for step in each.steps for line in step_lines(step)))
+            for each in series
+        ]  # fmt: skip
+        write_junit(options.junit, "history", cases)
     return REGRESSION if slower else ExitCode.OK
