@@ -14,6 +14,7 @@ VERBS = {
     "peak": "measure the peak rates of a device",
     "health": "is a run on this host making progress? (for container health checks)",
     "export": "write the weights of a run's checkpoint as a Hugging Face model",
+    "completion": "print a script that completes the command line in a shell",
     "torchrun": "launch one run on several devices",
 }
 """Each verb is a module with a function `main`. A command line without a verb is a run's (train.py)."""

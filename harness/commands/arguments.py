@@ -55,6 +55,10 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return options
 
+    def actions(self) -> list[argparse.Action]:
+        """Return the options and positional arguments."""
+        return list(self._actions)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self._verb}: {shortened(message, 300)}; python -m harness {self._verb} --help")
 
