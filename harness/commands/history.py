@@ -29,6 +29,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, or record.json files")
     add_expectation(parser, (NO_REGRESSION,), "exit 0 if no series ends on a level slower than the one before it")
+    add("--out", type=expand_path, metavar="FILE", help="also write a page (.html) with a picture of each series")
     add("--format", choices=FORMATS, default="table", help="output format (default: table)")
     return parser
 
@@ -36,11 +37,19 @@ def build_parser() -> Parser:
 def main(argv: list[str]) -> int:
     """Print the series and their steps, and return the exit code."""
     options = build_parser().parse(argv)
+    if options.out is not None and options.out.suffix != ".html":
+        raise UserError(f"history: --out: found {options.out}, expected a name that ends in .html")
     runs, problems = load_tree(options.paths)
     series, left = make_history(runs)
     log_left_out(problems, left)
     if not series:
         raise UserError(f"history: {', '.join(map(str, options.paths))}: no run has a speed")
+    if options.out is not None:
+        # Imported here: it needs matplotlib.
+        from harness.report.history_page import write_history_page
+
+        write_history_page(series, left, options.out)
+        log.info(f"written: {options.out}")
     if options.format == "json":
         print(json.dumps(history_to_dict(series), indent=1, allow_nan=False))
     else:

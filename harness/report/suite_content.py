@@ -24,10 +24,14 @@ def claim_sentence(found: SuiteComparison) -> str | None:
     return printable(f"Claim {found.claim.name}: {found.claim_verdict.verdict}. {found.claim_verdict.summary}")
 
 
+def ordered_rows(found: SuiteComparison) -> list[Row]:
+    """Return the workloads, slowest last, and those without a ratio after them."""
+    return [*found.measured, *(row for row in found.rows if row.estimate is None)]
+
+
 def suite_rows(found: SuiteComparison) -> Iterator[tuple[str, ...]]:
-    """Yield the cells of each workload, slowest last, those without a ratio after them, and of the mean."""
-    rest = [row for row in found.rows if row.estimate is None]
-    for row in (*found.measured, *rest):
+    """Yield the cells of each workload, in the order of `ordered_rows`, and of the mean."""
+    for row in ordered_rows(found):
         yield (printable(row.workload.name), *_cells(found, row))
     if found.mean is not None:
         mean = found.mean

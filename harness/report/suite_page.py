@@ -18,7 +18,7 @@ from harness.records.load import get_path
 from harness.report import content
 from harness.report.draw_suite import CAPTIONS, suite_figures
 from harness.report.page import CLAIM_TONES, TONES, template
-from harness.report.suite_content import claim_sentence, details, intensity, note, suite_rows
+from harness.report.suite_content import claim_sentence, details, intensity, note, ordered_rows, suite_rows
 from harness.report.write import PAGE_FILE, VERDICT_FILE, create_report_folder, write_report
 from harness.text import printable
 
@@ -49,7 +49,6 @@ def write_suite_report(found: SuiteComparison, folder: Path, commands: Sequence[
 def render_suite_page(found: SuiteComparison, commands: Sequence[str]) -> str:
     """Return the page. The template escapes everything from records and from the command line."""
     cells = list(suite_rows(found))
-    reasons = {row.workload.name: row for row in found.rows}
     return template(TEMPLATE).render(
         title=f"{found.verdict.capitalize()}: suite {found.suite.name}",
         suite=found.suite.name,
@@ -57,7 +56,7 @@ def render_suite_page(found: SuiteComparison, commands: Sequence[str]) -> str:
         tone=_tone(found.verdict),
         summary=printable(found.summary).replace(" %", "\N{NO-BREAK SPACE}%"),
         sides=_sides(found),
-        rows=[_row(reasons[each[0]], each) for each in cells[: len(found.rows)]],
+        rows=[_row(row, each) for row, each in zip(ordered_rows(found), cells, strict=False)],
         mean=cells[-1] if found.mean is not None else None,
         note=note(found),
         details=details(found),
@@ -76,7 +75,7 @@ def render_suite_page(found: SuiteComparison, commands: Sequence[str]) -> str:
 def _row(row: Row, cells: Sequence[str]) -> dict[str, Any]:
     found = intensity(row)
     return {
-        "name": row.workload.name,
+        "name": cells[0],
         "page": f"{row.workload.name}/{PAGE_FILE}" if row.comparison is not None else None,
         "verdict": cells[1],
         "tone": _tone(cells[1]) if row.pair is not None else "care",

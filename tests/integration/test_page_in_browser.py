@@ -1,4 +1,4 @@
-"""The HTML page in a real browser: layout on desktop and phone, light and dark, and no network requests."""
+"""The HTML pages in a real browser: layout on desktop and phone, light and dark, and no network requests."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 from harness.analysis.verdict import compare
 from harness.report.page import render_page
 from tests.comparisons import CASES
+from tests.many_pages import PAGES, many_page
 from tests.records import A100, ASCEND, make_records, make_side
 from tests.test_page import page
 
@@ -100,14 +101,15 @@ def browser(tmp_path: Path, requests: tuple[int, list[str]]) -> Browser:
 
 def saved(name: str, folder: Path) -> Path:
     path = folder / f"{name}.html"
-    path.write_text(page(name), encoding="utf-8")
+    path.write_text(many_page(name) if name in PAGES else page(name), encoding="utf-8")
     return path
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
-def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: Path) -> None:
-    screen = browser.screenshot(saved("slower", tmp_path), size, scheme)
+@pytest.mark.parametrize("name", ["slower", *PAGES])
+def test_shows(name: str, size: tuple[int, int], scheme: str, browser: Browser, tmp_path: Path) -> None:
+    screen = browser.screenshot(saved(name, tmp_path), size, scheme)
     assert screen.shape[:2] == (size[1], size[0])
     paper = screen[2, 2, :3].mean()
     assert paper > 0.95 if scheme == LIGHT else paper < 0.15
@@ -119,13 +121,14 @@ def test_shows(size: tuple[int, int], scheme: str, browser: Browser, tmp_path: P
     assert len(colors) > 15
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *PAGES])
 def test_nothing_overflows_on_a_phone(name: str, browser: Browser, tmp_path: Path) -> None:
     found = browser.measure(saved(name, tmp_path), PHONE[0])
     assert found["window"] == PHONE[0]
     assert found["document"] <= found["window"]
     assert found["outside"] == []
-    assert found["scrolling"] >= 1, "wide tables scroll inside their box"
+    # A history has no table.
+    assert found["scrolling"] >= (name != "history"), "wide tables scroll inside their box"
 
 
 def test_a_very_long_word_does_not_overflow(browser: Browser, tmp_path: Path) -> None:
@@ -144,7 +147,7 @@ def test_measure_finds_what_overflows(browser: Browser, tmp_path: Path) -> None:
     assert browser.measure(path, PHONE[0]) == {"document": 500, "window": 390, "outside": ["P."], "scrolling": 0}
 
 
-@pytest.mark.parametrize("name", ["slower", "hostile"])
+@pytest.mark.parametrize("name", ["slower", "hostile", *PAGES])
 def test_makes_no_requests(name: str, browser: Browser, requests: tuple[int, list[str]], tmp_path: Path) -> None:
     """Even without the Content-Security-Policy."""
     path = saved(name, tmp_path)
@@ -169,9 +172,10 @@ def foreign(lines: list[str]) -> list[str]:
     return sorted({line.strip() for line in lines if not re.match(own, line)})
 
 
-def test_hostile_records_run_nothing(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hostile", *PAGES])
+def test_hostile_records_run_nothing(name: str, browser: Browser, tmp_path: Path) -> None:
     """Even without the Content-Security-Policy."""
-    path = saved("hostile", tmp_path)
+    path = saved(name, tmp_path)
     path.write_text(
         without_policy(path.read_text()).replace(
             "<head>", "<head><script>alert = () => { document.title = 'ran' }</script>"
