@@ -153,6 +153,13 @@ class TestInitDigest:
         assert init_digest(model) == init_digest(Two())
 
 
+def test_the_norm_of_a_large_parameter_is_exact_to_its_rounding() -> None:
+    large = nn.Embedding(32_000, 128)
+    nn.init.normal_(large.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    exact = float(large.weight.detach().double().norm())
+    assert parameter_norms({"weight": large.weight}) == {"weight": pytest.approx(exact, rel=1e-7)}
+
+
 def test_parameter_norms_are_those_of_the_weights() -> None:
     first, second = nn.Linear(2, 2), nn.Linear(2, 1, bias=False)
     with torch.no_grad():

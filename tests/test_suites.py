@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
@@ -135,6 +136,7 @@ class Runs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.jobs: list[tuple[str, list[str]]] = []
         self.ends: dict[str, EndedRun | BaseException] = {}
+        self.changes: dict[str, Any] = {}
         monkeypatch.setattr(command, "run_into", self)
 
     def __call__(self, target: Path, overrides: Sequence[str], launcher: Sequence[str] = ()) -> EndedRun:
@@ -148,7 +150,7 @@ class Runs:
             if target.parent.name == command.AUTOTUNE_FOLDER:
                 (target / "autotune.json").write_text('{"complete": true}')
             else:
-                write_record(target, make_record(process=len(self.jobs)))
+                write_record(target, make_record(process=len(self.jobs), **self.changes))
         return ended
 
 
@@ -172,6 +174,16 @@ class TestRuns:
         found = read_suite_folder(Path("runs"))
         assert found.complete
         assert (found.not_run, found.repeats, found.settings) == ({}, 2, ("backend.threads=1",))
+
+    @pytest.mark.parametrize("emulated", [False, True])
+    def test_no_speed_of_an_emulated_device_is_shown(
+        self, emulated: bool, runs: Runs, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        runs.changes = {"device": {"emulated": emulated}}
+        assert command.main(COMMAND) == ExitCode.OK
+        shown = capsys.readouterr().out + caplog.text
+        assert ("tokens/s" in shown) == (not emulated)
+        assert (" ms" in shown) == (not emulated)
 
     def test_an_interrupted_command_goes_on_with_the_same_order(self, runs: Runs) -> None:
         runs.ends["two/1"] = KeyboardInterrupt()

@@ -17,7 +17,7 @@ from harness.report.content import notes
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
 from tests.conftest import PROJECT
-from tests.records import A100, ASCEND, TELEMETRY, make_record, make_records, make_side
+from tests.records import A100, ASCEND, TELEMETRY, make_record, make_records, make_side, merged
 
 MESH = {"parallel": {"name": "ddp"}}
 
@@ -56,6 +56,22 @@ class TestDevices:
         # The step times are still there, beside what the verdict is about.
         assert [quantity.key for quantity in found.pairs[0].quantities][:2] == ["device", "step_time"]
         assert found.pairs[0].quantities[1].ratio.estimate == pytest.approx(0.5, rel=0.01)
+
+    def test_two_dies_are_one_package(self) -> None:
+        reference = make_side("one", make_records(5, on=A100))
+        die = merged(ASCEND, {"device": {"name": "Ascend910_9392", "memory_bytes": 64 * 10**9},
+                              "backend": {"peak_lookup_key": "Ascend910_9392"}})  # fmt: skip
+        other = [make_record(on=die, process=10 + number, world_size=2) for number in range(5)]
+        [pair] = compare([reference, make_side("two", other)], unit=Unit("package")).pairs
+        assert pair.verdict == "equivalent"
+        assert "'two' takes the same package time as 'one'" in pair.summary
+        assert "1 and 2 devices in 1 and 1 packages" in pair.summary
+
+    def test_a_chip_that_the_catalogue_does_not_know_has_no_packages(self) -> None:
+        unknown = merged(A100, {"device": {"name": "X1"}, "backend": {"peak_lookup_key": "X1"}})
+        sides = [make_side(name, make_records(2, on=on)) for name, on in (("a", A100), ("b", unknown))]
+        with pytest.raises(UserError, match="the catalogue of chips does not know 'X1', nor how many devices make one"):
+            compare(sides, unit=Unit("package"))
 
     def test_repeats_of_one_side_have_one_size(self) -> None:
         one = make_side("one", make_records(2, on=A100))

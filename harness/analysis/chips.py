@@ -55,6 +55,8 @@ class Chip:
     """To the other devices of its node, one direction, all links together."""
     link_devices: int | None
     """Number of devices that the link joins; None for all of a node."""
+    devices_per_package: int
+    """Devices, as PyTorch counts them, in one package: more than one where each of its dies is a device."""
     power_watts: float | None
     measured_flops: Mapping[str, float]
     """Best published measurements of matrix products, FLOP/s by precision."""
@@ -190,6 +192,7 @@ def _chip(name: str, entry: dict[str, Any]) -> Chip:
         memory_bytes_per_second=figures["memory_tb_per_s"],
         link_bytes_per_second=figures["link_gb_per_s"],
         link_devices=entry.get("link_devices"),
+        devices_per_package=entry.get("devices_per_package", 1),
         power_watts=figures["power_watts"],
         measured_flops={precision: value * 1e12 for precision, value in measured.items()},
         measured_source=measured_source,

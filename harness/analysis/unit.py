@@ -1,19 +1,21 @@
-"""Units in which unequal systems are compared: what a training step takes of devices, hosts, energy or money."""
+"""Units in which unequal systems are compared: what a step takes of devices, packages, hosts, energy or money."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from harness.analysis.chips import find_chip
 from harness.analysis.run_group import RunGroup
 from harness.errors import UserError
 from harness.records.load import LoadedRecord, get_path
 
-DEVICE, NODE, JOULE, COST = "device", "node", "joule", "cost"
-UNITS = (DEVICE, NODE, JOULE, COST)
+DEVICE, PACKAGE, NODE, JOULE, COST = "device", "package", "node", "joule", "cost"
+UNITS = (DEVICE, PACKAGE, NODE, JOULE, COST)
 # Key: title of what a step takes, and its unit.
 TITLES = {
     DEVICE: ("device time a step", "device-s"),
+    PACKAGE: ("package time a step", "package-s"),
     NODE: ("host time a step", "host-s"),
     JOULE: ("energy a step", "J"),
     COST: ("cost a step", "in the price's currency"),
@@ -65,6 +67,8 @@ class Unit:
             return joules * record["timing"]["tokens_per_step"]
         if self.key == NODE:
             return seconds * _hosts(run)
+        if self.key == PACKAGE:
+            return seconds * _packages(run)
         price = self.prices[number] / 3600 if self.key == COST else 1.0
         return seconds * record["world_size"] * price
 
@@ -78,8 +82,22 @@ class Unit:
         devices = f"{sides[0].first['world_size']} and {sides[1].first['world_size']} devices"
         if self.key == DEVICE:
             return devices
+        if self.key == PACKAGE:
+            return f"{devices} in {_packages(sides[0].runs[0]):g} and {_packages(sides[1].runs[0]):g} packages"
         paid = f"{self.prices[numbers[0]]:g} and {self.prices[numbers[1]]:g} a device-hour ({self.price_date})"
         return f"{devices}, {paid}"
+
+
+def _packages(run: LoadedRecord) -> float:
+    """Return the number of packages that a run's devices make: PyTorch sees each die of some as a device."""
+    name = get_path(run.record, "device", "name")
+    chip = find_chip(get_path(run.record, "backend", "peak_lookup_key") or name)
+    if chip is None:
+        raise UserError(
+            f"--per package: {run.path}: the catalogue of chips does not know {name!r}, nor how many devices make one "
+            "of its packages; compare --per device"
+        )
+    return run.record["world_size"] / chip.devices_per_package
 
 
 def _hosts(run: LoadedRecord) -> int:

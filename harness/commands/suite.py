@@ -21,6 +21,7 @@ from harness.commands.interleaved_runs import balanced_order
 from harness.commands.kept_runs import EndedRun, run_into, status_of
 from harness.config import config_directory, flatten
 from harness.errors import ConfigError, ExitCode, UserError
+from harness.records.load import shown_speed
 from harness.records.record import read_record
 from harness.records.run_folder import AUTOTUNE_FILE
 from harness.records.suite_folder import (
@@ -210,7 +211,7 @@ class SuiteRunner:
     def _log(self, number: int, name: str, repeat: int, target: Path, left: Sequence[tuple[str, int]]) -> None:
         found = self.folder.not_run.get(name)
         if found is None:
-            speed = read_record(target)["timing"]["tokens_per_second"]
+            speed = shown_speed(read_record(target))
             result = "no speed" if speed is None else f"{speed:,.0f} tokens/s"
         else:
             result = f"{found.status}: {found.reason}"

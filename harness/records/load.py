@@ -38,6 +38,11 @@ def get_path(record: Any, *keys: str) -> Any:
     return record
 
 
+def shown_speed(record: dict[str, Any]) -> float | None:
+    """Return a run's tokens/s; None if it measured none, or its device is emulated, whose speed says nothing."""
+    return None if get_path(record, "device", "emulated") else get_path(record, "timing", "tokens_per_second")
+
+
 def load_runs(path: Path) -> tuple[LoadedRecord, ...]:
     """Read every record below a path, in the natural order of the folders' names.
 

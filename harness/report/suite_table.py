@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.format import UNKNOWN, amount, gibibytes
-from harness.records.load import LoadedRecord, get_path, load_runs
+from harness.records.load import LoadedRecord, get_path, load_runs, shown_speed
 from harness.records.suite_folder import SuiteFolder
 from harness.report.console import PlainConsole, key_value_table
 from harness.suites import Suite
@@ -49,14 +49,11 @@ def print_suite_folder(folder: SuiteFolder) -> None:
 
 def _figures(runs: Sequence[LoadedRecord]) -> tuple[str, str, str]:
     """Return step time, speed and memory of the repeats of a workload: medians."""
-    seconds, speeds, peaks = (
-        [value for run in runs if (value := get_path(run.record, *keys)) is not None]
-        for keys in (
-            ("timing", "mean_step_seconds"),
-            ("timing", "tokens_per_second"),
-            ("memory", "peak_allocated_bytes"),
-        )
+    shown = [run.record for run in runs if shown_speed(run.record) is not None]
+    seconds, speeds = (
+        [record["timing"][key] for record in shown] for key in ("mean_step_seconds", "tokens_per_second")
     )
+    peaks = [peak for run in runs if (peak := get_path(run.record, "memory", "peak_allocated_bytes")) is not None]
     return (
         amount(statistics.median(seconds), "s") if seconds else UNKNOWN,
         f"{statistics.median(speeds):,.0f} tokens/s" if speeds else UNKNOWN,

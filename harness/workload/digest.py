@@ -72,19 +72,25 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def parameter_norms(
     parameters: Mapping[str, torch.Tensor], gather: Callable[[Any], list[Any]] = lambda own: [own]
 ) -> dict[str, float]:
-    """Return the parameters' 2-norms by `compared_name`, computed in float32 on the device. Synchronizes once.
+    """Return the parameters' 2-norms by `compared_name`. Synchronizes once for each.
+
+    Those of rows are computed in float32 on the device, and put together in float64 on the host: PyTorch's norm of
+    four million elements at once is off by 9e-5 on the CPU, and that of 268 million by 4e-2 (torch 2.13).
 
     Args:
         parameters: by name, whole or distributed; of copies on several ranks, those of one.
         gather: returns every rank's value, on every rank.
     """
-    named = [(name, own_part(parameter.detach()).local) for name, parameter in sorted(parameters.items())]
-    norms = torch.stack([torch.linalg.vector_norm(part.float()) for _, part in named]).tolist() if named else []
-    own = [(name, norm) for (name, _), norm in zip(named, norms, strict=True)]
+    own = [(name, _norm(own_part(parameter.detach()).local)) for name, parameter in sorted(parameters.items())]
     found: dict[str, float] = {}
     for name, norm in sorted(pair for rank in gather(own) for pair in rank):
         found[compared_name(name)] = math.hypot(found.get(compared_name(name), 0.0), norm)
     return found
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    rows = torch.linalg.vector_norm(tensor.float(), dim=-1)
+    return float(torch.linalg.vector_norm(rows.cpu().double()))
 
 
 class BatchDigest:

@@ -82,7 +82,7 @@ def _ceiling(record: dict[str, Any]) -> float | None:
 
 def unknown_chip(name: str) -> Chip:
     nowhere = Source("not in the catalogue", "C")
-    return Chip(name, "", (), (), {}, {}, (), None, None, None, None, None, {}, None, {"dense_tflops": nowhere})
+    return Chip(name, "", (), (), {}, {}, (), None, None, None, None, 1, None, {}, None, {"dense_tflops": nowhere})
 
 
 def _work(record: dict[str, Any]) -> tuple[Any, ...]:
