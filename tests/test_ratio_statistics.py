@@ -73,6 +73,20 @@ class TestRatio:
             inside = -math.log(1.05) < interval.low and interval.high < math.log(1.05)
             assert found.equivalent == inside
 
+    def test_interval_and_tests_are_those_of_scipys_t_test(self) -> None:
+        source = np.random.default_rng(2)
+        for number in range(200):
+            x, y = source.normal(0, 0.01, 2 + number % 5), source.normal(0.02, 0.03, 2 + number % 7)
+            found = ratio_of(list(np.exp(x)), list(np.exp(y)), MARGIN, plan=False)
+            welch = stats.ttest_ind(y, x, equal_var=False)
+            interval = welch.confidence_interval(0.95)
+            assert found.low is not None
+            assert found.high is not None
+            assert (math.log(found.low), math.log(found.high)) == pytest.approx((interval.low, interval.high), rel=1e-9)
+            assert found.differs == (welch.pvalue < 0.05)
+            below = stats.ttest_ind(y - math.log1p(MARGIN), x, equal_var=False, alternative="less")
+            assert found.not_slower == (below.pvalue < 0.05)
+
     def test_without_any_scatter_the_difference_is_what_it_is(self) -> None:
         assert ratio_of([1.0, 1.0], [1.0, 1.0], MARGIN).equivalent
         slower = ratio_of([1.0, 1.0], [1.2, 1.2], MARGIN)

@@ -59,6 +59,7 @@ def segment_of(step: int) -> int:
     return next(number for number, first, last in segments(step) if first <= step <= last)
 
 
+@cache
 def segment_end(number: int) -> int:
     """Return the last step of a segment."""
     beyond = max(0, number - len(SEGMENT_ENDS) + 1)
