@@ -17,6 +17,7 @@ from harness.commands import history as command
 from harness.errors import UserError
 from harness.records.load import load_tree
 from harness.records.record import write_record
+from harness.report.history_page import levels_of
 from tests.records import A100, make_record, merged
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -146,3 +147,35 @@ class TestHistory:
         write_record(tmp_path, make_record(status="oom", error="no memory", finished_steps=1))
         with pytest.raises(UserError, match="no run has a speed"):
             command.main([str(tmp_path)])
+
+
+class TestPage:
+    def test_shows_each_series_with_its_levels_and_steps(self, tmp_path: Path) -> None:
+        save_series(tmp_path / "runs", [0.25] * 20 + [0.3] * 20)
+        file = tmp_path / "out" / "history.html"
+        assert command.main([str(tmp_path / "runs"), "--out", str(file)]) == 0
+        page = file.read_text()
+        assert page.count("<svg") == 1
+        assert " % slower" in page
+        assert "1 series of 1 ended slower" in page
+        # Again, as CI does.
+        assert command.main([str(tmp_path / "runs"), "--out", str(file)]) == 0
+
+    def test_levels_are_medians_between_steps(self, tmp_path: Path) -> None:
+        save_series(tmp_path, [0.25] * 20 + [0.3] * 20 + [0.26] * 10)
+        [found], _ = make_history(load_tree([tmp_path])[0])
+        levels = levels_of(found)
+        assert [(first, last) for first, last, _ in levels] == [(0, 19), (20, 39), (40, 49)]
+        assert [seconds for _, _, seconds in levels] == pytest.approx([0.25, 0.3, 0.26], rel=0.01)
+
+    def test_another_name_is_a_mistake(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"history: --out: found x\.pdf, expected a name that ends in \.html"):
+            command.main([str(tmp_path), "--out", "x.pdf"])
+
+
+def save_series(folder: Path, seconds: list[float]) -> None:
+    for number, each in enumerate(seconds):
+        (folder / str(number)).mkdir(parents=True)
+        record = make_record(on=A100, process=number, step_seconds=each)
+        began = (BEGAN + timedelta(days=number)).isoformat()
+        write_record(folder / str(number), {**record, "started_at": began, "finished_at": began})
