@@ -2,7 +2,7 @@
 
     python scripts/bench_parallel.py --rounds 15 [settings of the harness]
     python scripts/bench_parallel.py --case compile model=llama-30m     FSDP on two processes, compiled over eager
-    python scripts/bench_parallel.py --case threads model=llama-30m     two FSDP or tensor-parallel processes over one of two threads
+    python scripts/bench_parallel.py --case threads model=llama-30m     two processes over one of two threads
 
 Every run is a fresh process; the variants take turns, so that a noisy machine disturbs all alike. `window` is the ratio
 of the timed windows, which exclude saves; `with saves` includes their time. Each is the geometric mean over the rounds

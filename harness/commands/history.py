@@ -27,7 +27,7 @@ def build_parser() -> Parser:
         usage="%(prog)s DIR ... [options]",
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, or record.json files")
+    add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, record.json files, or bundles")
     add_expectation(parser, (NO_REGRESSION,), "exit 0 if no series ends on a level slower than the one before it")
     add("--out", type=expand_path, metavar="FILE", help="also write a page (.html) with a picture of each series")
     add("--format", choices=FORMATS, default="table", help="output format (default: table)")

@@ -31,7 +31,13 @@ def build_parser() -> Parser:
         usage="%(prog)s DIR ... [options]",
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="DIR", type=expand_path, help="folders of runs, of suites, or record.json files")
+    add(
+        "paths",
+        nargs="+",
+        metavar="DIR",
+        type=expand_path,
+        help="folders of runs, record.json files, or bundles",
+    )
     by = f"what names an entry: {', '.join(LABELS)} (default: its folder, without the repeat)"
     add("--by", choices=LABELS, default=FOLDER, metavar="WHAT", help=by)
     add("--reference", metavar="NAME", help="the entry to which ratios are (default: the first of each group)")
