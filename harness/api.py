@@ -61,7 +61,7 @@ class Records(Sequence[LoadedRecord]):
 
 
 def load_records(path: AnyPath, label: str | None = None) -> Records:
-    """Read one side of a comparison: a run's folder, a folder of repeats, or a record.json.
+    """Read one side of a comparison: a run's folder, a folder of repeats, a record.json, or a bundle.
 
     Args:
         label: its name in verdicts; None: its path.

@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 
 from harness.__main__ import main
+from harness.analysis.run_group import load_run_groups
 from harness.analysis.run_history import make_history
 from harness.analysis.run_table import make_table
+from harness.commands.compare import reproduction
 from harness.errors import ExitCode, RecordError
 from harness.records.bundle import MANIFEST_FILE, bundle_content
 from harness.records.files import seal
 from harness.records.load import get_path, load_runs, load_tree
 from harness.records.record import write_record
-from harness.records.redaction import REDACTED, Redaction
+from harness.records.redaction import REDACTED, Redaction, tag_of
 from harness.records.schema import record_problems
-from tests.records import A100, ASCEND, TELEMETRY, make_record, merged
+from tests.records import A100, ASCEND, TELEMETRY, make_record, merged, sealed
 from tests.red_team.planted_secrets import leaks, plant
 
 # What comparisons, tables and histories read.
@@ -111,8 +113,72 @@ class TestRedaction:
         assert len({*hosts}) == 3
 
     def test_hosts_of_two_bundles_are_never_the_same(self) -> None:
-        one, two = (Redaction().redact(make_record(on=A100, process=process)) for process in (1, 2))
-        assert one["environment"]["host"] != two["environment"]["host"]
+        first, *others = (make_record(on=A100, process=process) for process in (1, 2, 3))
+        hosts = []
+        for other in others:
+            redaction = Redaction(tag=tag_of([first, other]))
+            hosts += [redaction.redact(each)["environment"]["host"] for each in (first, other)]
+        assert len({*hosts[:2]} & {*hosts[2:]}) == 0
+        assert tag_of([first, *others]) == tag_of([*others, first])
+
+    def test_what_is_redacted_again_stays_and_what_claims_to_be_redacted_is_redacted(self) -> None:
+        once = Redaction(tag="abc123").redact(make_record(on=A100))
+        assert Redaction(tag="def456").redact(once) == once
+        forged = sealed({**make_record(on=A100), "redacted": {"fields": ["config.out", "Jane Doe"]}, "plugin": "jdoe"})
+        public = Redaction().redact(forged)
+        assert "plugin" not in public
+        assert public["environment"]["host"].startswith("host-")
+        assert "Jane Doe" not in public["redacted"]["fields"]
+
+    @pytest.mark.parametrize("host", ["a100", "gpu3.a100.lab", "torch", "ascend910b2"])
+    def test_a_host_named_like_a_product_takes_no_evidence_away(self, host: str) -> None:
+        for on in (A100, ASCEND):
+            record = make_record(on=on)
+            public = Redaction().redact(sealed({**record, "environment": {**record["environment"], "host": host}}))
+            assert public["device"]["name"] == record["device"]["name"]
+            assert public["backend"] == record["backend"]
+            assert public["environment"]["packages"] == record["environment"]["packages"]
+
+    @pytest.mark.parametrize(
+        "container", ["gpu07.cluster.acme-corp.internal", "harbor.acme:5000", "rené@lab", "jdoe laptop", "acme"]
+    )
+    def test_a_container_is_one_of_the_known_kinds(self, container: str) -> None:
+        record = make_record(on=A100)
+        public = Redaction().redact(
+            sealed({**record, "environment": {**record["environment"], "container": container}})
+        )
+        assert public["environment"]["container"] == REDACTED
+
+    @pytest.mark.parametrize(
+        ("host", "label"),
+        [
+            ("m\u00fcller-pc", "on mu\u0308ller-pc"),
+            ("wei\u00df-pc", "WEISS-PC"),
+            ("q7", "llama Q7"),
+            ("node17.lab", "node17"),
+        ],
+    )
+    def test_labels_that_are_kept_lose_hosts_in_any_spelling(self, host: str, label: str) -> None:
+        record = make_record(config={"model": {"name": label}})
+        record = sealed({**record, "environment": {**record["environment"], "host": host}})
+        assert Redaction(keep_labels=True).redact(record)["config"]["model"]["name"] == REDACTED
+
+    def test_keys_that_stay_are_shown(self) -> None:
+        throttled = {"power cap": 0.5, "ask john doe in zurich": 0.1}
+        telemetry = {"telemetry": {**TELEMETRY, "throttled": throttled}}
+        redaction = Redaction()
+        public = redaction.redact(sealed(merged(make_record(on=A100), telemetry)))
+        assert public["telemetry"]["throttled"] == {"power cap": 0.5}
+        assert redaction.kept["telemetry.throttled"] == {"power cap"}
+
+    @pytest.mark.parametrize("glob", ["**/*.jsonl", "shard_[0-9]*.bin", "*.{npy,bin}", "data?.npy", "part-000000000*"])
+    def test_patterns_of_files_stay(self, glob: str) -> None:
+        public = Redaction().redact(make_record(config={"data": {"glob": glob}}))
+        assert public["config"]["data"]["glob"] == glob
+
+    def test_only_times_in_utc_stay(self) -> None:
+        public = Redaction().redact(sealed({**make_record(on=A100), "started_at": "2026-11-24T15:30:00+05:30"}))
+        assert public["started_at"] == REDACTED
 
     def test_a_host_named_like_a_vendor_takes_no_device_away(self) -> None:
         record = make_record(on=ASCEND)
@@ -129,7 +195,7 @@ class TestRedaction:
 
     def test_a_private_setting_that_is_part_of_the_work_excludes_the_run(self) -> None:
         record = make_record(config={"data": {"glob": "jdoe@lab.example/*"}})
-        with pytest.raises(RecordError, match=r"config\.data\.glob: looks private, and is part of the work"):
+        with pytest.raises(RecordError, match=r"config\.data\.glob: may be private, and is part of the work"):
             Redaction().redact(record)
 
 
@@ -253,6 +319,48 @@ class TestReading:
             archive.writestr("a.txt", "x")
         with pytest.raises(RecordError, match=r"a zip archive without bundle\.json"):
             load_runs(file)
+
+    @pytest.mark.parametrize("damage", ["name", "version", "lzma", "encrypted", "truncated", "no record", "huge"])
+    def test_a_stranger_s_archive_is_one_line(self, damage: str, bundle: Path, capsys: Any) -> None:
+        content = bytearray(bundle.read_bytes())
+        directory = content.index(b"PK\x01\x02")
+        if damage == "name":
+            # Its name is said to be UTF-8.
+            content[directory + 9] |= 0x08
+            content[directory + 46] = 0xFF
+        elif damage == "version":
+            content[directory + 6] = 99
+        elif damage == "lzma":
+            content[directory + 10] = zipfile.ZIP_LZMA
+        elif damage == "encrypted":
+            content[directory + 8] |= 1
+        elif damage == "truncated":
+            del content[len(content) // 2 :]
+        elif damage == "huge":
+            content[directory + 24 : directory + 28] = b"\xfe\xff\xff\xff"
+        bundle.write_bytes(content)
+        if damage == "no record":
+            bundle.write_bytes(bundle_content([]))
+        for argv in (["compare", str(bundle), str(bundle)], ["table", str(bundle)]):
+            assert main(argv) == ExitCode.USAGE
+            assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+    def test_a_bundle_under_another_name_is_read(self, bundle: Path, tmp_path: Path) -> None:
+        for name in ("B.ZIP", "bundle.dat"):
+            shutil.copy(bundle, tmp_path / name)
+            assert len(load_runs(tmp_path / name)) == 6
+
+    def test_runs_that_failed_in_the_same_second_are_two(self, tmp_path: Path) -> None:
+        for number in (1, 2):
+            record = make_record(status="oom", error=f"rank {number}", finished_steps=0)
+            (tmp_path / str(number)).mkdir()
+            write_record(tmp_path / str(number), record)
+        found, problems = load_tree([tmp_path])
+        assert (len(found), problems) == (2, [])
+
+    def test_a_report_names_no_command_of_a_bundle(self, bundle: Path) -> None:
+        [side] = load_run_groups([bundle], ["theirs"])
+        assert reproduction(side) == "theirs: its command is not published"
 
     def test_a_record_that_is_not_redacted_is_refused(self, tmp_path: Path) -> None:
         file = tmp_path / "x.zip"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -78,6 +79,16 @@ def test_text_of_strangers_is_valid_xml(tmp_path: Path) -> None:
     file = tmp_path / "junit.xml"
     write_junit(file, "compare", [TestCase("a\x00<&\ud800", shown=False, message="\x1b[31m]]>", details="\x0b\nb")])
     assert list(cases(file).values()) == [False]
+
+
+def test_an_earlier_result_does_not_stand_for_this_one(sides: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "junit.xml"
+    file.write_text("<testsuites/>")
+    folders = [str(sides["a100"]), str(tmp_path / "nothing")]
+    assert main(["compare", *folders, "--expect", "not-slower", "--junit", str(file)]) == ExitCode.USAGE
+    assert not file.exists()
+    assert main(["compare", *folders, "--expect", "not-slower", "--junit", str(tmp_path)]) == ExitCode.USAGE
+    assert f"--junit: {tmp_path} cannot be replaced" in capsys.readouterr().err
 
 
 def test_junit_needs_an_expectation(sides: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

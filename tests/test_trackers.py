@@ -120,12 +120,14 @@ class Mlflow:
         self.params: dict[str, str] = {}
         self.metrics: dict[tuple[str, int], float] = {}
         self.ended: str | None = None
+        self.artifacts: str | None = None
         CLIENTS.append(self)
 
     def get_experiment_by_name(self, _name: str) -> None:
         return None
 
-    def create_experiment(self, name: str) -> str:
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        self.artifacts = artifact_location
         return name
 
     def create_run(self, experiment_id: str, run_name: str) -> Any:
@@ -163,6 +165,7 @@ def test_mlflow_is_a_file_in_the_folder(record: dict[str, Any], tmp_path: Path, 
     assert client.params["workload.learning_rate"] == str(record["config"]["workload"]["learning_rate"])
     assert client.params["device"] == record["device"]["name"]
     assert client.ended == "FINISHED"
+    assert client.artifacts == f"{tmp_path}/tracker/artifacts"
 
 
 def test_a_tracker_that_fails_is_a_warning(record: dict[str, Any], tmp_path: Path, modes: pytest.MonkeyPatch,
@@ -172,6 +175,32 @@ def test_a_tracker_that_fails_is_a_warning(record: dict[str, Any], tmp_path: Pat
     modes.setitem(sys.modules, "wandb", fake)
     write_tracker("wandb", tmp_path, record)
     assert "tracker=wandb: could not write the run: division by zero; its record is complete" in caplog.text
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wandb leaves it in the working directory, from which `python -m` imports first."""
+    (tmp_path / "some_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(trackers.PACKAGES, "wandb", ("some_tracker", "wandb"))
+    with pytest.raises(ConfigError, match="needs the package some_tracker, which is not installed"):
+        check_tracker("wandb")
+
+
+def test_an_address_with_a_password_is_not_logged(
+    record: dict[str, Any], tmp_path: Path, modes: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    modes.setitem(trackers.TRACKERS, "mlflow", trackers.TRACKERS["mlflow"])
+    package, entities = Calls("mlflow"), Calls("mlflow.entities")
+    package.MlflowClient = Mlflow  # pyright: ignore[reportAttributeAccessIssue]
+    entities.Metric = entities.Param = lambda *values: values  # pyright: ignore[reportAttributeAccessIssue]
+    modes.setitem(sys.modules, "mlflow", package)
+    modes.setitem(sys.modules, "mlflow.entities", entities)
+    modes.setenv("MLFLOW_TRACKING_URI", "https://jdoe:hunter2@mlflow.example")
+    caplog.set_level("INFO", logger="harness")
+    write_tracker("mlflow", tmp_path, record)
+    assert CLIENTS.pop().address.startswith("https://jdoe")
+    assert "where MLFLOW_TRACKING_URI says" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 def test_a_missing_package_is_found_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

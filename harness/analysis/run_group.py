@@ -36,7 +36,7 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
     """Read the sides of a comparison.
 
     Args:
-        paths: a run's folder, a folder of such folders, or a record file, each one side.
+        paths: a run's folder, a folder of such folders, a record file, or a bundle, each one side.
         labels: names for the sides; by default their paths.
 
     Raises:

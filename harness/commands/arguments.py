@@ -50,6 +50,8 @@ class Parser(argparse.ArgumentParser):
         options, unknown = self.parse_known_intermixed_args(argv)
         if getattr(options, "junit", None) is not None and options.expect is None:
             self.error("--junit: found no --expect, whose result it is; add that, or leave --junit out")
+        if getattr(options, "junit", None) is not None:
+            _remove_earlier(options.junit)
         if unknown:
             hint = did_you_mean(unknown[0].split("=", 1)[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
@@ -69,6 +71,18 @@ def add_expectation(parser: Parser, choices: Sequence[str], meaning: str) -> Non
     parser.add_argument(
         "--junit", type=expand_path, metavar="FILE", help="also write the result of --expect as JUnit XML"
     )
+
+
+def _remove_earlier(file: Path) -> None:
+    """Remove the result of an earlier command, which would stand for this one's if it ended before its own.
+
+    Raises:
+        UserError: a folder has that name, or the file cannot be removed.
+    """
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--junit: {file} cannot be replaced: {error.strerror}; choose another file") from error
 
 
 def expand_path(path: str) -> Path:

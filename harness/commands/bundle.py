@@ -16,9 +16,9 @@ from harness.commands.arguments import Parser, expand_path
 from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, RecordError, UserError
 from harness.records.bundle import BUNDLE_SUFFIX, bundle_content
-from harness.records.files import write_new
+from harness.records.files import write_with_folders
 from harness.records.load import LoadedRecord, load_tree
-from harness.records.redaction import Redaction
+from harness.records.redaction import Redaction, tag_of
 
 FORMATS = ("table", "json")
 
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     if options.out is not None:
         _check(options.out)
     runs, problems = load_tree(options.paths)
-    redaction, entries = Redaction(options.keep_labels), defaultdict[Path, list[dict[str, Any]]](list)
+    redaction = Redaction(options.keep_labels, tag=tag_of([run.record for run in runs]))
+    entries = defaultdict[Path, list[dict[str, Any]]](list)
     left: list[tuple[str, str]] = []
     for run in runs:
         try:
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
     if options.out is None:
         log.info(f"nothing written; if all that stays may be published, add --out NAME{BUNDLE_SUFFIX}")
         return ExitCode.OK
-    write_new(options.out, content)
+    write_with_folders(options.out, content, "--out")
     log.info(f"written: {options.out} ({len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()})")
     return ExitCode.OK
 
@@ -80,8 +81,6 @@ def _check(file: Path) -> None:
 
 
 def _public(run: LoadedRecord, redaction: Redaction) -> dict[str, Any]:
-    if "redacted" in run.record:
-        return dict(run.record)
     if (problem := single_run_problem(run)) is not None:
         raise RecordError(problem)
     return redaction.redact(run.record)

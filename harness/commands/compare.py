@@ -192,6 +192,8 @@ def unit_of(options: argparse.Namespace, sides: int) -> Unit | None:
 
 def reproduction(side: RunGroup) -> str:
     """Return the command that ran a side, from its first record."""
+    if "redacted" in side.first:
+        return f"{side.label}: its command is not published"
     command = side.first["environment"].get("command")
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return f"{side.label}: its record holds no command"

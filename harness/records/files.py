@@ -30,8 +30,11 @@ def write_atomically(path: Path, text: str) -> Path:
     return path
 
 
-def write_new(path: Path, content: bytes) -> None:
-    """Write a complete new file or none, with its folders, and wait until it is on disk.
+def write_with_folders(path: Path, content: bytes, option: str) -> None:
+    """Write a complete file or none, with the folders that it is in, and wait until it is on disk.
+
+    Args:
+        option: which names the file, for the message.
 
     Raises:
         RunFailed: it cannot be written; no partial file is left behind.
@@ -40,7 +43,7 @@ def write_new(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content, durable=True)
     except OSError as error:
-        raise RunFailed(f"{path}: cannot be written: {error.strerror or error}; choose another --out") from error
+        raise RunFailed(f"{path}: cannot be written: {error.strerror or error}; choose another {option}") from error
 
 
 def replace_file(path: Path, content: str | bytes, *, durable: bool = False) -> None:
@@ -132,8 +135,13 @@ def content_digest(record: dict[str, Any]) -> str:
 
 
 def measurement_digest(record: Mapping[str, Any]) -> str:
-    """Return a digest of a run's measurements: the same of its record and of a redacted copy, and of no other run."""
+    """Return a digest of a run's measurements, the same of its record and of a redacted copy, and of no other run.
+
+    A run without any has that of its whole record: others may have failed in the same second.
+    """
     seconds = [interval["seconds"] for interval in record["timing"]["intervals"]]
+    if not seconds:
+        return str(record["content_sha256"])
     return hashlib.sha256(repr([record["started_at"], seconds, record["losses"]["train"]]).encode()).hexdigest()
 
 

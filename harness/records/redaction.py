@@ -7,9 +7,10 @@ the form given there. Fields that the schema does not know are left out, names a
 
 from __future__ import annotations
 
-import getpass
+import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,7 +20,6 @@ from typing import Any
 import yaml
 
 from harness.config import Config, is_part_of_the_work, iter_settings, workload_id
-from harness.environment import host_name
 from harness.errors import RecordError
 from harness.records.files import measurement_digest, seal
 
@@ -29,15 +29,18 @@ RECORD_SCHEMA, PUBLIC_FIELDS = "record.schema.json", "public_fields.yaml"
 
 # What no name holds: IPv4 and IPv6 addresses, MAC addresses, user@host, UUIDs, serial numbers, tokens.
 PRIVATE = re.compile(
-    r"\d+\.\d+\.\d+\.\d+|([0-9A-Fa-f]{1,4}:){2}|[0-9A-Fa-f]{1,4}::|([0-9A-Fa-f]{2}-){5}|[\w.]@[\w.]"
+    r"\d+\.\d+\.\d+\.\d+|[A-Za-z][\w-]*(\.[\w-]+)+\.[A-Za-z]{2,}|([0-9A-Fa-f]{1,4}:){2}|[0-9A-Fa-f]{1,4}::|([0-9A-Fa-f]{2}-){5}|[\w.]@[\w.]"
     r"|[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-|\d{9}|(?<!\w)(sk|pk|hf|gh[a-z]|glpat|xox[a-z]|AKIA|ASIA|eyJ)[-_]?\w{12}"
     r"|(?<!\w)(?=[A-Za-z]*\d)(?=\w*\d[A-Za-z]+\d)(?=\w*[a-z])(?=\w*[A-Z])\w{16}",
     re.ASCII,
 )
+# A number of this module, and the name of a field.
+NUMBER = re.compile(r"(host|device)-[0-9a-f]{1,6}-\d{1,6}")
+FIELD = re.compile(r"[a-z_]+(\.[a-z0-9_]+)*")
 USER = re.compile(
     r"(?:[/\\](?:home|users|u)[/\\]+|(?<![\w.])~|\buser(?:name)?[=:]|//(?=[^/@]+@))([^/\\\s:@,;'\"]{3,})", re.IGNORECASE
 )
-# Their form leaves room for no name and no secret; nobody needs to look at them.
+# Their form leaves no room for a secret; nobody needs to look at them.
 FIXED_FORMS = ("parameter", "time", "digest")
 
 
@@ -69,8 +72,8 @@ class Redaction:
     """By field: the texts that stayed."""
     numbers: dict[str, dict[str, str]] = field(default_factory=dict)
     """By kind (host, device): the values that are numbered."""
-    tag: str = ""
-    """Part of these numbers, so that those of two bundles differ: from the digest of the first record."""
+    tag: str = "0"
+    """Part of these numbers, so that those of two bundles differ."""
 
     def redact(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Return a record without what is private, with a checksum of its own.
@@ -80,13 +83,14 @@ class Redaction:
         Raises:
             RecordError: a setting that is part of the work is private.
         """
-        self.tag = self.tag or measurement_digest(record)[:4]
         walk = _Walk(self, _private_words(record))
-        public = walk.mapping(record, _schema(), "")
+        # A record of a bundle can be redacted again: nothing changes, and it keeps the names of what it has lost.
+        walk.fields.update(get_fields(record))
+        public = walk.mapping({key: value for key, value in record.items() if key != "redacted"}, _schema(), "")
         if workload_id(public["config"]) != record["workload_id"]:
             named = [name for name in walk.fields if is_part_of_the_work(name.removeprefix("config."))]
             settings = ", ".join(name for name in sorted(named) if name.startswith("config.")) or "an unknown setting"
-            raise RecordError(f"{settings}: looks private, and is part of the work; measure again without it")
+            raise RecordError(f"{settings}: may be private, and is part of the work, so that it cannot be left out")
         public["redacted"] = {"fields": sorted(walk.fields)}
         return seal({key: value for key, value in public.items() if key != "content_sha256"})
 
@@ -135,13 +139,20 @@ class _Walk:
 
     def is_public_key(self, path: str, key: str) -> bool:
         form = _rules().keys.get(path)
-        return form is not None and _rules().forms[form].fullmatch(key) is not None and not self.is_private(key)
+        if form is None or _rules().forms[form].fullmatch(key) is None or (form == "word" and self.is_private(key)):
+            return False
+        if form in ("word", "reason"):
+            # Those of the others are shown with their values.
+            self.report.kept.setdefault(path, set()).add(key)
+        return True
 
     def text(self, value: str, node: Mapping[str, Any], path: str) -> str:
-        if _is_fixed(value, node):
+        if value == REDACTED or _is_fixed(value, node):
             return value
         rules = _rules()
         if (kind := rules.numbered.get(path)) is not None:
+            if NUMBER.fullmatch(value):
+                return value
             return self.note(path, value, self.report.number(kind, value))
         field = path if path in {**rules.texts, **rules.beginnings} else f"{path.rpartition('.')[0]}.*"
         form, public = rules.texts.get(field), REDACTED
@@ -150,7 +161,7 @@ class _Walk:
             public = start[0] if start else REDACTED
         elif form is not None and (rules.forms[form].fullmatch(value) or self.is_kept_label(form)):
             public = value
-        if self.is_private(public, looks=form not in FIXED_FORMS and field not in rules.beginnings):
+        if form not in FIXED_FORMS and field not in rules.beginnings and self.is_private(public, form):
             public = REDACTED
         if public != value:
             return self.note(path, value, public)
@@ -161,10 +172,12 @@ class _Walk:
     def is_kept_label(self, form: str) -> bool:
         return form == "published_name" and self.report.keep_labels
 
-    def is_private(self, text: str, *, looks: bool = True) -> bool:
-        """Return whether a text holds the name of a host or a user or, with `looks`, looks like a secret."""
-        named = self.private is not None and self.private.search(text) is not None
-        return named or (looks and PRIVATE.search(text) is not None)
+    def is_private(self, text: str, form: str | None = None) -> bool:
+        """Return whether a text holds the name of a host or a user, or looks like an address or a secret."""
+        # A driver names its device without regard to what hosts are called.
+        if form != "product" and self.private is not None and self.private.search(_folded(text)):
+            return True
+        return form != "pattern" and PRIVATE.search(text) is not None
 
     def note(self, path: str, value: str, public: str) -> str:
         self.fields.add(path)
@@ -222,34 +235,41 @@ def _schema() -> dict[str, Any]:
     return schema
 
 
+def tag_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a tag that differs between sets of records, whatever their order."""
+    text = " ".join(sorted(map(measurement_digest, records)))
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def get_fields(record: Mapping[str, Any]) -> list[str]:
+    """Return the fields that a record of a bundle has lost; none of another record."""
+    redacted = record.get("redacted")
+    fields = redacted.get("fields") if isinstance(redacted, Mapping) else None
+    known = isinstance(fields, list) and all(isinstance(name, str) and FIELD.fullmatch(name) for name in fields)
+    return list(fields) if known and fields is not None else []
+
+
+def _folded(text: str) -> str:
+    """Return a text in which all spellings of a name are the same: capitals, composed letters, ligatures."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
 def _private_words(record: Mapping[str, Any]) -> re.Pattern[str] | None:
-    """Return a pattern of the names of hosts and users that occur in a record, and of this host and user."""
-    words = {name for name in (host_name(), _user_name()) if name}
+    """Return a pattern of the names of hosts and users that occur in a record, for a folded text."""
+    words = set[str]()
     for path, text in _texts(record, ""):
         words.update(USER.findall(text))
-        if _rules().numbered.get(path) == "host":
-            words.add(text)
+        if _rules().numbered.get(path) == "host" and not NUMBER.fullmatch(text):
             # A label may hold the host without its domain, or the domain alone.
-            words.update(part for part in re.split(r"\.", text) if not part.isdecimal())
-    chosen = sorted((word.strip(".") for word in words), key=len, reverse=True)
-    chosen = [word for word in chosen if len(word) >= 3 and word.casefold() not in _rules().common_names]
+            words.update((text, *(part for part in text.split(".") if not part.isdecimal())))
+    chosen = sorted({_folded(word.strip(".")) for word in words}, key=lambda word: (-len(word), word))
+    chosen = [word for word in chosen if len(word) > 1 and word not in _rules().common_names]
     if not chosen:
         return None
     # Short names stand alone; longer ones may be a part of a word.
     return re.compile(
-        "|".join(
-            re.escape(word) if len(word) > 5 else rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" for word in chosen
-        ),
-        re.IGNORECASE,
+        "|".join(re.escape(word) if len(word) > 5 else rf"(?<![^\W_]){re.escape(word)}(?![^\W_])" for word in chosen)
     )
-
-
-def _user_name() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # A container's user without an entry in /etc/passwd.
-        return None
 
 
 def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 import harness
 from harness.analysis.format import amount
 from harness.analysis.run_history import Series
-from harness.records.files import write_new
+from harness.records.files import write_with_folders
 from harness.report.history_table import step_lines
 from harness.report.page import template
 from harness.report.svg import INK, color, downsample, points_per_line, render_svg
@@ -41,7 +41,7 @@ def write_history_page(series: Sequence[Series], left_out: Sequence[tuple[str, s
     Raises:
         RunFailed: it cannot be written.
     """
-    write_new(file, render_history_page(series, left_out).encode())
+    write_with_folders(file, render_history_page(series, left_out).encode(), "--out")
 
 
 def render_history_page(series: Sequence[Series], left_out: Sequence[tuple[str, str]]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from harness import log
-from harness.records.files import write_new
+from harness.records.files import write_with_folders
 from harness.text import printable
 
 
@@ -48,5 +48,5 @@ def write_junit(file: Path, suite: str, cases: Sequence[TestCase]) -> None:
             failure = ElementTree.SubElement(element, "failure", message=printable(case.message), type="expectation")
             failure.text = details
     ElementTree.indent(root)
-    write_new(file, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+    write_with_folders(file, ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n", "--junit")
     log.info(f"written: {file}")

@@ -48,7 +48,9 @@ Curves = dict[int, dict[str, float]]
 def check_tracker(name: str) -> None:
     """Raise ConfigError if a tracker's package is not installed."""
     package, extra = PACKAGES[name]
-    if importlib.util.find_spec(package) is None:
+    found = importlib.util.find_spec(package)
+    # A folder of that name, which wandb leaves in the working directory, is found too, without an origin.
+    if found is None or found.origin is None:
         raise ConfigError(
             f"tracker={name} needs the package {package}, which is not installed; pip install {extra} (the extra "
             f"`{name}`), or set tracker=null"
@@ -119,7 +121,7 @@ def _write_wandb(place: Path, name: str, record: Record) -> str:
         run.log(values, step=step)
     run.summary.update(summary_of(record))
     run.finish(exit_code=int(record["status"] != "ok"))
-    return f"written; to upload: wandb sync {place}/wandb/*-run-*"
+    return _hint("WANDB_MODE", f"wandb sync {place}/wandb/*-run-*")
 
 
 def _write_swanlab(place: Path, name: str, record: Record) -> str:
@@ -135,18 +137,29 @@ def _write_swanlab(place: Path, name: str, record: Record) -> str:
     for step, values in curves_of(record).items():
         swanlab.log(values, step=step)
     swanlab.finish()
-    return f"written; to upload: swanlab sync {place}/run-*"
+    return _hint("SWANLAB_MODE", f"swanlab sync {place}/run-*")
+
+
+def _hint(variable: str, command: str) -> str:
+    mode = os.environ.get(variable, "offline")
+    return f"written; to upload: {command}" if mode == "offline" else f"written, as {variable}={mode} says"
 
 
 def _write_mlflow(place: Path, name: str, record: Record) -> str:
+    # It reports its use to its makers otherwise.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
     from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
-    address = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{place.resolve()}/mlflow.db")
-    client = MlflowClient(tracking_uri=address)
+    own = f"sqlite:///{place.resolve()}/mlflow.db"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    client = MlflowClient(tracking_uri=given or own)
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     found = client.get_experiment_by_name(experiment)
-    run = client.create_run(found.experiment_id if found else client.create_experiment(experiment), run_name=name)
+    # Otherwise in the working directory.
+    artifacts = None if given else str(place.resolve() / "artifacts")
+    number = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artifacts)
+    run = client.create_run(number, run_name=name)
     summary = summary_of(record)
     last = max(curves_of(record), default=0)
     figures = {key: value for key, value in summary.items() if isinstance(value, int | float)}
@@ -162,7 +175,12 @@ def _write_mlflow(place: Path, name: str, record: Record) -> str:
     for start in range(0, len(points), MAX_BATCH):
         client.log_batch(run.info.run_id, metrics=points[start : start + MAX_BATCH])
     client.set_terminated(run.info.run_id, "FINISHED" if record["status"] == "ok" else "FAILED")
-    return f"written; to look at it: mlflow ui --backend-store-uri {address}"
+    # An address may hold a password.
+    return (
+        "written, where MLFLOW_TRACKING_URI says"
+        if given
+        else f"written; to see it: mlflow ui --backend-store-uri {own}"
+    )
 
 
 TRACKERS: dict[str, Callable[[Path, str, Record], str]] = {
