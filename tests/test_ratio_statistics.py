@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,13 +79,13 @@ class TestRatio:
         for number in range(200):
             x, y = source.normal(0, 0.01, 2 + number % 5), source.normal(0.02, 0.03, 2 + number % 7)
             found = ratio_of(list(np.exp(x)), list(np.exp(y)), MARGIN, plan=False)
-            welch = stats.ttest_ind(y, x, equal_var=False)
+            welch: Any = stats.ttest_ind(y, x, equal_var=False)
             interval = welch.confidence_interval(0.95)
             assert found.low is not None
             assert found.high is not None
             assert (math.log(found.low), math.log(found.high)) == pytest.approx((interval.low, interval.high), rel=1e-9)
             assert found.differs == (welch.pvalue < 0.05)
-            below = stats.ttest_ind(y - math.log1p(MARGIN), x, equal_var=False, alternative="less")
+            below: Any = stats.ttest_ind(y - math.log1p(MARGIN), x, equal_var=False, alternative="less")
             assert found.not_slower == (below.pvalue < 0.05)
 
     def test_without_any_scatter_the_difference_is_what_it_is(self) -> None:
