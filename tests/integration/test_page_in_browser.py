@@ -105,9 +105,13 @@ def saved(name: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("scheme", [LIGHT, DARK], ids=["light", "dark"])
-@pytest.mark.parametrize("name", ["slower", *PAGES])
+@pytest.mark.parametrize(
+    ("name", "size", "scheme"),
+    [
+        *(("slower", size, scheme) for size in (DESKTOP, PHONE) for scheme in (LIGHT, DARK)),
+        *((name, size, scheme) for name in PAGES for size, scheme in ((DESKTOP, LIGHT), (PHONE, DARK))),
+    ],
+)
 def test_shows(name: str, size: tuple[int, int], scheme: str, browser: Browser, tmp_path: Path) -> None:
     screen = browser.screenshot(saved(name, tmp_path), size, scheme)
     assert screen.shape[:2] == (size[1], size[0])
