@@ -89,6 +89,12 @@ def test_an_earlier_result_does_not_stand_for_this_one(sides: dict[str, Path], t
     assert not file.exists()
     assert main(["compare", *folders, "--expect", "not-slower", "--junit", str(tmp_path)]) == ExitCode.USAGE
     assert f"--junit: {tmp_path} cannot be replaced" in capsys.readouterr().err
+    # A slip must not cost a record.
+    record = sides["a100"] / "1" / "record.json"
+    content = record.read_bytes()
+    assert main(["compare", *folders, "--expect", "not-slower", "--junit", str(record)]) == ExitCode.USAGE
+    assert "holds something else than JUnit XML" in capsys.readouterr().err
+    assert record.read_bytes() == content
 
 
 def test_junit_needs_an_expectation(sides: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

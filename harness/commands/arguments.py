@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 from collections.abc import Sequence
 from functools import partial
@@ -11,9 +12,11 @@ from typing import NoReturn
 
 from harness.commands import VERBS
 from harness.errors import UserError
+from harness.regular_files import open_regular
 from harness.text import capitalized, did_you_mean, shortened
 
 HELP_WIDTH = 100
+JUNIT_HEAD_BYTES = 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,10 +80,15 @@ def _remove_earlier(file: Path) -> None:
     """Remove the result of an earlier command, which would stand for this one's if it ended before its own.
 
     Raises:
-        UserError: a folder has that name, or the file cannot be removed.
+        UserError: the file cannot be removed, or is none of JUnit XML.
     """
+    if not os.path.lexists(file):
+        return
     try:
-        file.unlink(missing_ok=True)
+        with open_regular(file) as opened:
+            if b"<testsuite" not in opened.read(JUNIT_HEAD_BYTES):
+                raise UserError(f"--junit: {file} holds something else than JUnit XML; choose another file")
+        file.unlink()
     except OSError as error:
         raise UserError(f"--junit: {file} cannot be replaced: {error.strerror}; choose another file") from error
 
