@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.analysis.ratio_statistics import outliers
-from harness.analysis.run_table import FLEET_ALPHA, make_table, table_rows
+from harness.analysis.run_table import FLEET_ALPHA, SLOW_SHARE, make_table, table_rows
 from harness.records.load import load_tree
 from harness.records.record import write_record
 
@@ -58,9 +58,9 @@ def simulate(repeats: int, options: argparse.Namespace) -> tuple[float, float, f
     found = accused = alone = 0
     for _ in range(options.fleets):
         hosts = source.normal(0, options.noise / math.sqrt(repeats), options.hosts)
-        alone += bool(outliers(hosts.tolist(), FLEET_ALPHA))
+        alone += bool(outliers(hosts.tolist(), FLEET_ALPHA, SLOW_SHARE))
         hosts[0] += math.log1p(options.slow)
-        named = outliers(hosts.tolist(), FLEET_ALPHA)
+        named = outliers(hosts.tolist(), FLEET_ALPHA, SLOW_SHARE)
         found += 0 in named
         accused += any(host != 0 for host in named)
     return found / options.fleets, accused / options.fleets, alone / options.fleets

@@ -184,5 +184,11 @@ def test_a_single_run_ratio_is_of_the_means_and_speed_is_its_inverse() -> None:
 def test_outliers_are_found_by_their_place() -> None:
     assert outliers([1.0, 1.01, 0.99, 1.005, 1.5]) == [4]
     assert outliers([1.0, 1.01, 0.99]) == []
+    # Whatever side most of the error is for finds more.
+    values = [1.0, 1.01, 0.99, 1.005, 0.995, 1.002, 0.998, 1.007]
+    for share, found in ((0.9, [8]), (0.5, []), (0.1, [])):
+        assert outliers([*values, 1.028], 0.05, share) == found
+    for share, found in ((0.9, []), (0.5, []), (0.1, [8])):
+        assert outliers([*values, 0.974], 0.05, share) == found
     assert outliers([1.0, 2.0]) == []
     assert outliers([1.0, 1.0, 1.0, 1.0]) == []

@@ -187,7 +187,7 @@ def trend(values: Sequence[float]) -> tuple[float, float, float]:
     return float(found.slope) * scale, float(found.low_slope) * scale, float(found.high_slope) * scale
 
 
-def outliers(values: Sequence[float], alpha: float = OUTLIER_ALPHA) -> list[int]:
+def outliers(values: Sequence[float], alpha: float = OUTLIER_ALPHA, share_above: float = 0.5) -> list[int]:
     """Return the positions of outlying values by the generalised ESD test (Rosner 1983), in order.
 
     Unlike rules on the median absolute deviation it keeps its error with three or five values too. Outliers are shown,
@@ -195,21 +195,23 @@ def outliers(values: Sequence[float], alpha: float = OUTLIER_ALPHA) -> list[int]
 
     Args:
         alpha: probability of any in values without one.
+        share_above: the part of alpha, between 0 and 1, that is for large values; the rest is for small ones.
     """
-    from scipy import stats
+    from scipy import special
 
     y = np.asarray(values, float)
     left, removed, found = list(range(len(y))), [], 0
     for step in range(1, max(1, len(y) // 3) + 1):
         if len(left) < 3 or y[left].std(ddof=1) == 0.0:
             break
-        deviations = np.abs(y[left] - y[left].mean())
-        farthest, count = int(deviations.argmax()), len(left)
-        statistic = float(deviations[farthest]) / float(y[left].std(ddof=1))
-        t = float(stats.t.ppf(1 - alpha / (2 * count), count - 2))
-        critical = (count - 1) / math.sqrt(count) * math.sqrt(t * t / (count - 2 + t * t))
+        count, deviations = len(left), (y[left] - y[left].mean()) / y[left].std(ddof=1)
+        t = special.stdtrit(count - 2, 1 - alpha * np.array([1 - share_above, share_above]) / count)
+        below, above = (count - 1) / math.sqrt(count) * np.sqrt(t * t / (count - 2 + t * t))
+        # Over the critical value of its side.
+        statistics = np.maximum(deviations / above, -deviations / below)
+        farthest = int(statistics.argmax())
         removed.append(left.pop(farthest))
-        if statistic > critical:
+        if statistics[farthest] > 1:
             found = step
     return sorted(removed[:found])
 

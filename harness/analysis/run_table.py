@@ -23,7 +23,9 @@ LABELS = (FOLDER, "host", "device", "backend", "precision", "micro_batch_size", 
 # Fewer peers do not show what is usual among them.
 MIN_PEERS = 5
 # Error of all outliers that are named in a group together.
-FLEET_ALPHA = 0.03
+FLEET_ALPHA = 0.04
+# Most of it is for slow ones, which a fleet is searched for.
+SLOW_SHARE = 0.9
 # Of step times that hardly scatter, less is unusual too, but nothing to look into.
 MIN_DIFFERENCE = 0.01
 
@@ -176,7 +178,7 @@ def _with_outliers(entries: Sequence[Entry]) -> list[Entry]:
         if len(places) <= MIN_PEERS:
             continue
         logarithms = [math.log(entries[place].seconds) for place in places]
-        for odd in outliers(logarithms, FLEET_ALPHA):
+        for odd in outliers(logarithms, FLEET_ALPHA, SLOW_SHARE):
             usual = statistics.median(logarithms[:odd] + logarithms[odd + 1 :])
             ratio = math.exp(logarithms[odd] - usual)
             if abs(ratio - 1) > MIN_DIFFERENCE:
