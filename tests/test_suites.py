@@ -39,6 +39,7 @@ from harness.records.suite_folder import (
     UNAVAILABLE,
     NotRun,
     SuiteFolder,
+    locked,
     read_suite_folder,
 )
 from harness.report.suite_content import details, suite_rows
@@ -266,6 +267,18 @@ class TestRuns:
                 command.main([*own, *words])
         assert not Path("runs").exists()
         assert runs.jobs == []
+
+    def test_two_commands_do_not_run_one_suite(self, runs: Runs) -> None:
+        runs.ends["one/1"] = runs.ends["two/1"] = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            command.main(COMMAND)
+        jobs = len(runs.jobs)
+        with locked(Path("runs")), pytest.raises(ConfigError, match="another command runs the suite in runs; wait"):
+            command.main(COMMAND)
+        assert len(runs.jobs) == jobs
+        runs.ends.clear()
+        assert command.main(COMMAND) == ExitCode.OK
+        assert not (Path("runs") / ".lock").exists()
 
     def test_a_folder_is_of_one_command(self, runs: Runs) -> None:
         command.main(COMMAND)

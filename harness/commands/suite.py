@@ -32,6 +32,7 @@ from harness.records.suite_folder import (
     NotRun,
     SuiteFolder,
     begin_or_resume,
+    locked,
 )
 from harness.regular_files import load_json
 from harness.suites import Suite, find_suite, suite_names
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> int:
         print_suites([find_suite(name) for name in suite_names()])
         return ExitCode.OK
     runner = _runner(options)
-    runner.run_all()
+    with locked(runner.folder.path):
+        runner.run_all()
     print_suite_folder(runner.folder)
     return runner.exit_code()
 
