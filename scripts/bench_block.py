@@ -112,16 +112,16 @@ def block_passes(shape: str, micro_batch: int, settings: str) -> tuple[Callable[
         setattr(
             compiler, name, {"true": True, "false": False}.get(value) if value in ("true", "false") else float(value)
         )
-    stream = residual_dtype(config.precision)
+    dtype = residual_dtype(config.precision)
     block = Block(model)
-    set_norm_dtype(block, stream)
+    set_norm_dtype(block, dtype)
     block.attention.attention = backend.kernels()["attention"][backend.tuned_defaults()["attention"]]
     forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
     rotary = None
     if model.position_embedding == "rotary":
         rotary = rotary_tables(config.workload.seq_len, head_dim(model), model.rope_theta, model.rope_scaling)
-    x = torch.randn(micro_batch, config.workload.seq_len, model.hidden_size, requires_grad=True, dtype=stream)
-    gradient = torch.randn(x.shape, dtype=stream)
+    x = torch.randn(micro_batch, config.workload.seq_len, model.hidden_size, requires_grad=True, dtype=dtype)
+    gradient = torch.randn(x.shape, dtype=dtype)
 
     def first_pass() -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):

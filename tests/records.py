@@ -175,6 +175,12 @@ def write_runs(folder: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     return folder
 
 
+def save_run(folder: Path, **arguments: Any) -> Path:
+    """Write a record of `make_record` as that of a run in a new folder; return its file."""
+    folder.mkdir(parents=True)
+    return write_record(folder, make_record(**arguments))
+
+
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record with its checksum recomputed, for tests that change one."""
     return {**record, "content_sha256": content_digest(dict(record))}

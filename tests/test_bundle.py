@@ -18,13 +18,13 @@ from harness.analysis.run_history import make_history
 from harness.analysis.run_table import make_table
 from harness.commands.compare import reproduction
 from harness.errors import ExitCode, RecordError
-from harness.records.bundle import MANIFEST_FILE, bundle_content
+from harness.records.bundle import MANIFEST_FILE, NO_TIME, bundle_content
 from harness.records.files import seal
 from harness.records.load import get_path, load_runs, load_tree
 from harness.records.record import write_record
 from harness.records.redaction import REDACTED, Redaction, tag_of
 from harness.records.schema import record_problems
-from tests.records import A100, ASCEND, TELEMETRY, make_record, merged, sealed
+from tests.records import A100, ASCEND, TELEMETRY, make_record, merged, save_run, sealed
 from tests.red_team.planted_secrets import leaks, plant
 
 # What comparisons, tables and histories read.
@@ -39,17 +39,12 @@ EVIDENCE = """
 """
 
 
-def save(folder: Path, **arguments: Any) -> Path:
-    folder.mkdir(parents=True)
-    return write_record(folder, make_record(**arguments))
-
-
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Three repeats on each of two devices."""
     for repeat in (1, 2, 3):
-        save(tmp_path / "runs" / "a100" / str(repeat), on=A100, process=repeat, step_seconds=0.25)
-        save(tmp_path / "runs" / "ascend" / str(repeat), on=ASCEND, process=10 + repeat, step_seconds=0.3)
+        save_run(tmp_path / "runs" / "a100" / str(repeat), on=A100, process=repeat, step_seconds=0.25)
+        save_run(tmp_path / "runs" / "ascend" / str(repeat), on=ASCEND, process=10 + repeat, step_seconds=0.3)
     return tmp_path / "runs"
 
 
@@ -219,13 +214,16 @@ class TestCommand:
         shutil.copytree(runs, copied)
         assert main(["bundle", str(copied), "--out", str(tmp_path / "again.zip")]) == ExitCode.OK
         assert (tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
+        # Both were written within the two seconds that an archive tells apart.
+        with zipfile.ZipFile(bundle) as archive:
+            assert {member.date_time for member in archive.infolist()} == {NO_TIME}
 
     def test_what_is_no_evidence_is_left_out(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         folder = tmp_path / "runs"
-        save(folder / "good", on=A100)
-        save(folder / "failed", on=A100, process=1, status="oom", error="no memory", finished_steps=9)
-        save(folder / "impossible", on=A100, process=2, step_seconds=0.001)
-        edited = save(folder / "edited", on=A100, process=3)
+        save_run(folder / "good", on=A100)
+        save_run(folder / "failed", on=A100, process=1, status="oom", error="no memory", finished_steps=9)
+        save_run(folder / "impossible", on=A100, process=2, step_seconds=0.001)
+        edited = save_run(folder / "edited", on=A100, process=3)
         edited.write_text(edited.read_text().replace('"world_size": 1', '"world_size": 2'))
         assert main(["bundle", str(folder), "--out", str(tmp_path / "x.zip")]) == ExitCode.OK
         assert len(load_runs(tmp_path / "x.zip")) == 1

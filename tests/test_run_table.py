@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,29 +19,23 @@ from harness.analysis.run_table import make_table, table_rows
 from harness.commands import table as command
 from harness.errors import RecordError, UserError
 from harness.records.load import load_tree
-from harness.records.record import write_record
 from harness.report.run_table_content import notes, outlier_sentences
 from harness.report.run_table_files import csv_text, render_table_page
 from tests.conftest import PROJECT
-from tests.records import A100, ASCEND, make_record
-
-
-def save(folder: Path, **arguments: Any) -> Path:
-    folder.mkdir(parents=True)
-    return write_record(folder, make_record(**arguments))
+from tests.records import A100, ASCEND, make_record, save_run
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """Three repeats on each of two devices, one run of other work, one that failed, one that is damaged."""
     for repeat in (1, 2, 3):
-        save(tmp_path / "runs" / "a100" / str(repeat), on=A100, process=repeat, step_seconds=0.25)
-        save(tmp_path / "runs" / "ascend" / str(repeat), on=ASCEND, process=10 + repeat, step_seconds=0.3)
-    save(tmp_path / "runs" / "other", on=A100, process=30, config={"workload": {"learning_rate": 1e-3}})
-    save(tmp_path / "runs" / "failed", on=A100, process=31, status="oom", error="no memory", finished_steps=9)
-    damaged = save(tmp_path / "runs" / "damaged", on=A100, process=32)
+        save_run(tmp_path / "runs" / "a100" / str(repeat), on=A100, process=repeat, step_seconds=0.25)
+        save_run(tmp_path / "runs" / "ascend" / str(repeat), on=ASCEND, process=10 + repeat, step_seconds=0.3)
+    save_run(tmp_path / "runs" / "other", on=A100, process=30, config={"workload": {"learning_rate": 1e-3}})
+    save_run(tmp_path / "runs" / "failed", on=A100, process=31, status="oom", error="no memory", finished_steps=9)
+    damaged = save_run(tmp_path / "runs" / "damaged", on=A100, process=32)
     damaged.write_text(damaged.read_text().replace('"world_size": 1', '"world_size": 2'))
-    save(tmp_path / "runs" / "interrupted" / "x", on=A100, process=33)
+    save_run(tmp_path / "runs" / "interrupted" / "x", on=A100, process=33)
     return tmp_path / "runs"
 
 
@@ -73,7 +66,7 @@ class TestTable:
     def test_intervals_hold_for_all_of_a_group_together(self, tmp_path: Path) -> None:
         for host in range(5):
             for repeat in (1, 2, 3):
-                save(tmp_path / f"n{host}" / str(repeat), process=10 * host + repeat)
+                save_run(tmp_path / f"n{host}" / str(repeat), process=10 * host + repeat)
         table = make_table(load_tree([tmp_path])[0], 0.05)
         reference = next(entry for entry in table.groups[0].entries if entry.ratio is None)
         other = next(entry for entry in table.groups[0].entries if entry.ratio is not None)
@@ -86,10 +79,10 @@ class TestTable:
         assert any("for all 4 together (Bonferroni)" in line for line in notes(table.groups[0]))
 
     def test_a_side_that_computes_something_else_has_no_speed(self, tmp_path: Path) -> None:
-        save(tmp_path / "one", process=1)
+        save_run(tmp_path / "one", process=1)
         wrong = make_record(process=2)
         wrong["losses"]["train"] = [loss * 1.2 for loss in wrong["losses"]["train"]]
-        save(tmp_path / "two", process=2, losses=wrong["losses"])
+        save_run(tmp_path / "two", process=2, losses=wrong["losses"])
         [group] = make_table(load_tree([tmp_path])[0], 0.05).groups
         assert [entry.side.label for entry in group.entries] == ["one"]
         assert any(line.startswith("left out: ") and "different computation" in line for line in notes(group))
@@ -97,7 +90,7 @@ class TestTable:
     def test_one_slow_host_of_a_fleet_is_named(self, tmp_path: Path) -> None:
         for number in range(16):
             seconds = 0.25 * (1.06 if number == 11 else 1.0)
-            save(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.005,
+            save_run(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.005,
                  environment={"host": f"node{number}"})  # fmt: skip
         [group] = make_table(load_tree([tmp_path])[0], 0.05, "host").groups
         [sentence] = outlier_sentences(group)
@@ -107,7 +100,7 @@ class TestTable:
     def test_what_is_unusual_by_next_to_nothing_is_not_named(self, tmp_path: Path) -> None:
         for number in range(16):
             seconds = 0.25 * (1.005 if number == 11 else 1.0)
-            save(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.0001,
+            save_run(tmp_path / f"node{number}", process=number, step_seconds=seconds, process_noise=0.0001,
                  noise=0.0001)  # fmt: skip
         [group] = make_table(load_tree([tmp_path])[0], 0.05).groups
         assert outlier_sentences(group) == []
@@ -138,12 +131,12 @@ class TestFiles:
         assert float(read[0]["mean_step_seconds"]) == rows[0]["mean_step_seconds"]
 
     def test_a_cell_is_no_formula(self, tmp_path: Path) -> None:
-        save(tmp_path / "a", environment={"host": "=1+1"})
+        save_run(tmp_path / "a", environment={"host": "=1+1"})
         table = make_table(load_tree([tmp_path])[0], 0.05)
         assert "'=1+1" in csv_text(table)
 
     def test_the_page_escapes_and_allows_its_own_script_alone(self, tmp_path: Path) -> None:
-        save(tmp_path / "a", device={"name": "<script>alert(1)</script>"})
+        save_run(tmp_path / "a", device={"name": "<script>alert(1)</script>"})
         page = render_table_page(make_table(load_tree([tmp_path])[0], 0.05))
         assert "<script>alert" not in page
         assert page.count("<script>") == 1

@@ -3,8 +3,8 @@
 Binary segmentation (Scott and Knott 1974): the best split of a series is kept if its statistic is above what chance
 gives, and each side is searched again. The statistic is that of the van der Waerden test, the difference of the normal
 scores of ranks on both sides, at its largest over all splits. Ranks make it robust against bursts, and its
-distribution under chance depends on the length of the series alone. Autocorrelation is
-no evidence of a step: the series is prewhitened, as one autoregressive of order 1.
+distribution under chance depends on the length of the series alone. Autocorrelation is no
+evidence of a step: the series is prewhitened, as one autoregressive of order 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MIN_SEGMENT = 5
 # Ranks show the place of a step only about.
 REACH = 3
 SHUFFLES = 4000
-# More cannot be told from steps.
+# A series of a few levels has an estimate near 1 too, and a larger correction would remove its steps.
 MAX_AUTOCORRELATION = 0.9
 # Of the autocorrelation, in units of 1 / sqrt(n), about its standard error: what is missed makes steps of noise.
 MARGIN_OF_ERROR = 0.6

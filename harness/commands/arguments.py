@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self._verb = verb
+        self._checks: list[Callable[[argparse.Namespace], None]] = []
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Return the options.
@@ -51,14 +52,16 @@ class Parser(argparse.ArgumentParser):
             SystemExit: --help was given, and printed.
         """
         options, unknown = self.parse_known_intermixed_args(argv)
-        if getattr(options, "junit", None) is not None and options.expect is None:
-            self.error("--junit: found no --expect, whose result it is; add that, or leave --junit out")
-        if getattr(options, "junit", None) is not None:
-            _remove_earlier(options.junit)
         if unknown:
             hint = did_you_mean(unknown[0].split("=", 1)[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        for check in self._checks:
+            check(options)
         return options
+
+    def add_check(self, check: Callable[[argparse.Namespace], None]) -> None:
+        """Let a function check the options once they are parsed; it may raise UserError."""
+        self._checks.append(check)
 
     def actions(self) -> list[argparse.Action]:
         """Return the options and positional arguments."""
@@ -74,15 +77,19 @@ def add_expectation(parser: Parser, choices: Sequence[str], meaning: str) -> Non
     parser.add_argument(
         "--junit", type=expand_path, metavar="FILE", help="also write the result of --expect as JUnit XML"
     )
+    parser.add_check(_check_junit)
 
 
-def _remove_earlier(file: Path) -> None:
-    """Remove the result of an earlier command, which would stand for this one's if it ended before its own.
+def _check_junit(options: argparse.Namespace) -> None:
+    """Check --junit, and remove the result of an earlier command, lest it stand for this one's if this one fails.
 
     Raises:
-        UserError: the file cannot be removed, or is none of JUnit XML.
+        UserError: there is no --expect, or the file cannot be removed, or is none of JUnit XML.
     """
-    if not os.path.lexists(file):
+    file = options.junit
+    if file is not None and options.expect is None:
+        raise UserError("--junit: found no --expect, whose result it is; add that, or leave --junit out")
+    if file is None or not os.path.lexists(file):
         return
     try:
         with open_regular(file) as opened:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from harness import log
-from harness.analysis.run_history import NO_REGRESSION, history_to_dict, make_history
+from harness.analysis.run_history import NO_REGRESSION, Series, history_to_dict, make_history
 from harness.commands.arguments import Parser, add_expectation, expand_path
 from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, UserError
@@ -64,14 +66,18 @@ def main(argv: list[str]) -> int:
     line = f"expected {options.expect}: {shown} ({len(slower)} of {len(series)} series ended slower)"
     (log.error if slower else log.info)(line)
     if options.junit is not None:
-        from harness.report.history_table import step_lines
-        from harness.report.junit import TestCase, write_junit
-
-        cases = [
-            TestCase(f"{each.title}, {each.device}", not each.is_regression,
-                     f"expected {options.expect}: {'not shown' if each.is_regression else 'shown'}",
-                     "\n".join(line for step in each.steps for line in step_lines(step)))
-            for each in series
-        ]  # fmt: skip
-        write_junit(options.junit, "history", cases)
+        _write_junit(options.junit, series)
     return REGRESSION if slower else ExitCode.OK
+
+
+def _write_junit(file: Path, series: Sequence[Series]) -> None:
+    from harness.report.history_table import step_lines
+    from harness.report.junit import TestCase, write_junit
+
+    cases = [
+        TestCase(f"{each.title}, {each.device}", not each.is_regression,
+                 f"expected {NO_REGRESSION}: {'not shown' if each.is_regression else 'shown'}",
+                 "\n".join(line for step in each.steps for line in step_lines(step)))
+        for each in series
+    ]  # fmt: skip
+    write_junit(file, "history", cases)

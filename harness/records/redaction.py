@@ -27,9 +27,10 @@ REDACTED = "redacted"
 UNKNOWN = "(fields that this harness does not know)"
 RECORD_SCHEMA, PUBLIC_FIELDS = "record.schema.json", "public_fields.yaml"
 
-# What no name holds: IPv4 and IPv6 addresses, MAC addresses, user@host, UUIDs, serial numbers, tokens.
+# What no name holds: addresses (IPv4, IPv6, MAC), hosts with their domain, user@host, UUIDs, serial numbers, tokens.
 PRIVATE = re.compile(
-    r"\d+\.\d+\.\d+\.\d+|[A-Za-z][\w-]*(\.[\w-]+)+\.[A-Za-z]{2,}|([0-9A-Fa-f]{1,4}:){2}|[0-9A-Fa-f]{1,4}::|([0-9A-Fa-f]{2}-){5}|[\w.]@[\w.]"
+    r"\d+\.\d+\.\d+\.\d+|[A-Za-z][\w-]*(\.[\w-]+)+\.[A-Za-z]{2,}"
+    r"|([0-9A-Fa-f]{1,4}:){2}|[0-9A-Fa-f]{1,4}::|([0-9A-Fa-f]{2}-){5}|[\w.]@[\w.]"
     r"|[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-|\d{9}|(?<!\w)(sk|pk|hf|gh[a-z]|glpat|xox[a-z]|AKIA|ASIA|eyJ)[-_]?\w{12}"
     r"|(?<!\w)(?=[A-Za-z]*\d)(?=\w*\d[A-Za-z]+\d)(?=\w*[a-z])(?=\w*[A-Z])\w{16}",
     re.ASCII,
@@ -85,7 +86,7 @@ class Redaction:
         """
         walk = _Walk(self, _private_words(record))
         # A record of a bundle can be redacted again: nothing changes, and it keeps the names of what it has lost.
-        walk.fields.update(get_fields(record))
+        walk.fields.update(lost_fields(record))
         public = walk.mapping({key: value for key, value in record.items() if key != "redacted"}, _schema(), "")
         if workload_id(public["config"]) != record["workload_id"]:
             named = [name for name in walk.fields if is_part_of_the_work(name.removeprefix("config."))]
@@ -241,7 +242,7 @@ def tag_of(records: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
-def get_fields(record: Mapping[str, Any]) -> list[str]:
+def lost_fields(record: Mapping[str, Any]) -> list[str]:
     """Return the fields that a record of a bundle has lost; none of another record."""
     redacted = record.get("redacted")
     fields = redacted.get("fields") if isinstance(redacted, Mapping) else None

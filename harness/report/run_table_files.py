@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.analysis.columns import COLUMNS as RECORD_COLUMNS
 from harness.analysis.columns import FIRST_COLUMN, LAST_LOSS
 from harness.analysis.run_table import RunTable, TableGroup, table_rows
 from harness.errors import UserError
-from harness.records.files import write_atomically, write_failure
+from harness.records.files import write_with_folders
 from harness.report.page import template
 from harness.report.run_table_content import COLUMNS, cells, notes, outlier_sentences
 from harness.text import counted, printable
@@ -33,19 +34,13 @@ def write_table(table: RunTable, file: Path) -> None:
         UserError: pyarrow is missing.
         RunFailed: the disk is full or not writable.
     """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(file, error) from error
-    if file.suffix == ".parquet":
-        _write_parquet(table, file)
-        return
-    texts = {
-        ".html": render_table_page,
-        ".csv": csv_text,
-        ".json": lambda found: json.dumps(table_rows(found), indent=1, allow_nan=False) + "\n",
+    contents: dict[str, Callable[[RunTable], bytes]] = {
+        ".html": lambda found: render_table_page(found).encode(),
+        ".csv": lambda found: csv_text(found).encode(),
+        ".json": lambda found: (json.dumps(table_rows(found), indent=1, allow_nan=False) + "\n").encode(),
+        ".parquet": lambda found: _parquet(found, file),
     }
-    write_atomically(file, texts[file.suffix](table))
+    write_with_folders(file, contents[file.suffix](table), "--out")
 
 
 def csv_text(table: RunTable) -> str:
@@ -64,16 +59,15 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def _write_parquet(table: RunTable, file: Path) -> None:
+def _parquet(table: RunTable, file: Path) -> bytes:
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise UserError(f"{file}: writing Parquet needs pyarrow; pip install pyarrow, or write .csv") from error
-    try:
-        parquet.write_table(pyarrow.Table.from_pylist(table_rows(table)), file)
-    except OSError as error:
-        raise write_failure(file, error) from error
+    content = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(table_rows(table)), content)
+    return content.getvalue()
 
 
 def render_table_page(table: RunTable) -> str:

@@ -46,14 +46,13 @@ Curves = dict[int, dict[str, float]]
 
 
 def check_tracker(name: str) -> None:
-    """Raise ConfigError if a tracker's package is not installed."""
-    package, extra = PACKAGES[name]
-    found = importlib.util.find_spec(package)
+    """Raise ConfigError if a tracker's package, which has its name, is not installed."""
+    found = importlib.util.find_spec(name)
     # A folder of that name, which wandb leaves in the working directory, is found too, without an origin.
     if found is None or found.origin is None:
         raise ConfigError(
-            f"tracker={name} needs the package {package}, which is not installed; pip install {extra} (the extra "
-            f"`{name}`), or set tracker=null"
+            f"tracker={name} needs the package {name}, which is not installed; pip install {name} (the extra of that "
+            "name), or set tracker=null"
         )
 
 
@@ -188,5 +187,3 @@ TRACKERS: dict[str, Callable[[Path, str, Record], str]] = {
     "swanlab": _write_swanlab,
     "mlflow": _write_mlflow,
 }
-# The module, and what pip installs.
-PACKAGES = {"wandb": ("wandb", "wandb"), "swanlab": ("swanlab", "swanlab"), "mlflow": ("mlflow", "mlflow")}
