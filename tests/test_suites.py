@@ -273,10 +273,10 @@ class TestRuns:
         with pytest.raises(KeyboardInterrupt):
             command.main(COMMAND)
         jobs = len(runs.jobs)
+        runs.ends.clear()
         with locked(Path("runs")), pytest.raises(ConfigError, match="another command runs the suite in runs; wait"):
             command.main(COMMAND)
         assert len(runs.jobs) == jobs
-        runs.ends.clear()
         assert command.main(COMMAND) == ExitCode.OK
         assert not (Path("runs") / ".lock").exists()
 
