@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
@@ -99,7 +100,17 @@ class ModelConfig:
     head_dim: int | None = bounded(None, minimum=1)
     """Size of one head; null means hidden_size / num_attention_heads."""
     intermediate_size: int | None = bounded(None, minimum=1)
-    """Inner size of the feed-forward block; null means 4 x hidden_size."""
+    """Inner size of the feed-forward block, or of each expert; null means 4 x hidden_size."""
+    num_experts: int | None = bounded(None, minimum=1)
+    """Experts in place of each feed-forward block; null: none."""
+    num_experts_per_tok: int = bounded(2, minimum=1)
+    """Experts that each token uses, of num_experts."""
+    norm_topk_prob: bool = True
+    """Divide the weights of a token's experts by their sum (Mixtral, Qwen3), or leave them as the router's softmax over
+    all experts gives them."""
+    routing: str = bounded("learned", choices=("learned", "round_robin"))
+    """Choice of a token's experts. learned: those with the largest probabilities. round_robin: experts take turns by
+    position, so that all have equally many tokens, and every device computes the same products."""
     norm: str = bounded("layernorm", choices=("layernorm", "rmsnorm"))
     """Normalization before each block's two parts and at the end."""
     norm_eps: float = bounded(1e-5, above=0.0)
@@ -125,7 +136,7 @@ class ModelConfig:
     """Biases in attention's projections: of queries, keys and values (Qwen2), of these and the output, or none; null
     means as `bias`."""
     mlp_bias: bool | None = None
-    """Biases in the feed-forward block's projections; null means as `bias`."""
+    """Biases in the feed-forward block's projections; null means as `bias`. Experts have none."""
     tie_word_embeddings: bool = True
     """Share the token embedding's weights with the output projection."""
     initializer_range: float = bounded(0.02, above=0.0)
@@ -378,6 +389,12 @@ def attention_bias(model: ModelConfig) -> str:
     return model.attention_bias
 
 
+def turns_unit(model: ModelConfig) -> int:
+    """Return the fewest positions in which all experts have equally many turns (model.routing=round_robin)."""
+    assert model.num_experts is not None
+    return model.num_experts // math.gcd(model.num_experts, model.num_experts_per_tok)
+
+
 def mlp_bias(model: ModelConfig) -> bool:
     """Return whether the feed-forward block's projections have biases."""
     return model.bias if model.mlp_bias is None else model.mlp_bias
@@ -517,6 +534,8 @@ def workload_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return _without_unused(work)
 
 
+# Settings of the model that only experts use.
+EXPERT_SETTINGS = ("model.num_experts_per_tok", "model.norm_topk_prob", "model.routing")
 # Parameters that each kind of rotary scaling uses.
 ROPE_PARAMETERS = {
     "default": (),
@@ -538,8 +557,11 @@ def _without_unused(work: dict[str, Any]) -> dict[str, Any]:
         # Settings that are being checked, and those of a stranger's record, can be anything.
         "model.head_dim": work["model.hidden_size"] // heads if isinstance(heads, int) and heads else None,
         "model.qk_norm": False,
+        "model.num_experts": None,
         "workload.eval_first": False,
     }
+    if work.get("model.num_experts") is None:
+        unset |= {key: work.get(key) for key in EXPERT_SETTINGS}
     kind = work.get(f"{rope}rope_type") if work["model.rope_theta"] is not None else None
     used = ROPE_PARAMETERS.get(kind, ()) if isinstance(kind, str) else ()
     kept = {}

@@ -25,6 +25,14 @@ from harness.regular_files import load_json, strict_json
 from harness.text import did_you_mean, shortened
 
 CONFIG_FILE = "config.json"
+# Classes of transformers, by the family that a model with RMS norm is written as.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 KEY = "model.path"
 
 # Keys that change nothing in a training step. `max_window_layers` matters only with a window, which is refused.
@@ -100,7 +108,8 @@ def to_huggingface(model: ModelConfig, dtype: str) -> dict[str, Any]:
 
 
 def _to_gpt2(model: ModelConfig) -> dict[str, Any]:
-    _expect(model, norm="layernorm", qk_norm=False, head_dim=model.hidden_size // model.num_attention_heads,
+    _expect(model, num_experts=None, norm="layernorm", qk_norm=False,
+            head_dim=model.hidden_size // model.num_attention_heads,
             num_key_value_heads=model.num_attention_heads, attention_bias="all", mlp_bias=True, bias=True)  # fmt: skip
     activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation), None)
     if activation is None:
@@ -130,10 +139,16 @@ def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
     if is_qwen2:
         _expect(model, qk_norm=False)
     family = "qwen3" if model.qk_norm else "qwen2" if is_qwen2 else "llama"
+    if model.num_experts is not None:
+        family = "qwen3_moe" if model.qk_norm else "mixtral"
+        # Weights that were trained by turns are those of another function.
+        _expect(model, routing="learned")
+        _expect(model, attention_bias=biases if model.qk_norm else "none",
+                norm_topk_prob=model.norm_topk_prob if model.qk_norm else True)  # fmt: skip
     scaling = model.rope_scaling
     rope = {name: getattr(scaling, name) for name in ("rope_type", *ROPE_PARAMETERS[scaling.rope_type])}
     return {
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "architectures": [ARCHITECTURES[family]],
         "model_type": family,
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.max_position_embeddings,
@@ -147,12 +162,28 @@ def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_theta": model.rope_theta,
         "rope_scaling": {key: value for key, value in rope.items() if value is not None},
-        **({} if is_qwen2 else {"attention_bias": biases == "all"}),
+        **({} if is_qwen2 or family == "mixtral" else {"attention_bias": biases == "all"}),
+        **_experts_of(model, family),
         **({"mlp_bias": mlp_bias(model)} if family == "llama" else {}),
         "tie_word_embeddings": model.tie_word_embeddings,
         "initializer_range": model.initializer_range,
         "attention_dropout": 0.0,
     }
+
+
+def _experts_of(model: ModelConfig, family: str) -> dict[str, Any]:
+    """Return the keys of a mixture of experts."""
+    if model.num_experts is None:
+        return {}
+    of_family = {
+        "mixtral": {"num_local_experts": model.num_experts},
+        "qwen3_moe": {
+            "num_experts": model.num_experts,
+            "moe_intermediate_size": intermediate_size(model),
+            "norm_topk_prob": model.norm_topk_prob,
+        },
+    }
+    return {"num_experts_per_tok": model.num_experts_per_tok, **of_family[family]}
 
 
 def _expect(model: ModelConfig, **expected: Any) -> None:
@@ -247,23 +278,24 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _llama_block(keys: _Keys, *, vocab_size: int, intermediate_size: int, kv_heads: int | None, positions: int,
-                 head_dim: int | None = None) -> dict[str, Any]:  # fmt: skip
+                 layers: int = 32, hidden_size: int = 4096, head_dim: int | None = None, eps: float = 1e-6,
+                 theta: float = 1e4) -> dict[str, Any]:  # fmt: skip
     """Return the settings of RMS norm, rotary positions and SwiGLU. The arguments are the family's defaults."""
     longest = keys.pop("max_position_embeddings", int, positions)
     return {
         "vocab_size": keys.pop("vocab_size", int, vocab_size),
         "max_position_embeddings": longest,
-        "num_hidden_layers": keys.pop("num_hidden_layers", int, 32),
-        "hidden_size": keys.pop("hidden_size", int, 4096),
+        "num_hidden_layers": keys.pop("num_hidden_layers", int, layers),
+        "hidden_size": keys.pop("hidden_size", int, hidden_size),
         "num_attention_heads": keys.pop("num_attention_heads", int, 32),
         "num_key_value_heads": keys.pop("num_key_value_heads", int, kv_heads, optional=True),
         "head_dim": keys.pop("head_dim", int, head_dim, optional=True),
         "intermediate_size": keys.pop("intermediate_size", int, intermediate_size),
         "norm": "rmsnorm",
-        "norm_eps": keys.pop("rms_norm_eps", float, 1e-6),
+        "norm_eps": keys.pop("rms_norm_eps", float, eps),
         "activation": keys.choose("hidden_act", "silu", GATES),
         "position_embedding": "rotary",
-        **_rotary(keys, longest),
+        **_rotary(keys, longest, theta),
         "bias": False,
         "tie_word_embeddings": keys.pop("tie_word_embeddings", bool, False),
         "initializer_range": keys.pop("initializer_range", float, 0.02),
@@ -271,12 +303,12 @@ def _llama_block(keys: _Keys, *, vocab_size: int, intermediate_size: int, kv_hea
     }
 
 
-def _rotary(keys: _Keys, longest: int) -> dict[str, Any]:
+def _rotary(keys: _Keys, longest: int, theta: float) -> dict[str, Any]:
     """Return base and scaling of the rotary positions, in the keys of transformers 4 or 5."""
     old, new = keys.section("rope_scaling"), keys.section("rope_parameters")
     parts = [part for part in (new, old) if part._content] or [new]
     used = parts[0]
-    theta = used.pop("rope_theta", float, keys.pop("rope_theta", float, 10000.0))
+    theta = used.pop("rope_theta", float, keys.pop("rope_theta", float, theta))
     kind = used.pop("rope_type", str, None) or used.pop("type", str, "default")
     used.pop("type", str, kind)
     if kind not in ROPE_PARAMETERS:
@@ -297,9 +329,9 @@ def _rotary(keys: _Keys, longest: int) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _window(keys: _Keys, *, on: bool) -> dict[str, Any]:
+def _window(keys: _Keys, *, on: bool, default: int | None = 4096) -> dict[str, Any]:
     """Return the window of attention, which may be that of some layers only."""
-    window = keys.pop("sliding_window", int, 4096, optional=True)
+    window = keys.pop("sliding_window", int, default, optional=True)
     kinds = keys.pop("layer_types", list, [], optional=True) or []
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
@@ -337,6 +369,49 @@ def _qwen3(keys: _Keys) -> dict[str, Any]:
     return block | {"qk_norm": True} | biases | window
 
 
+def _mixtral(keys: _Keys) -> dict[str, Any]:
+    block = _llama_block(
+        keys, vocab_size=32000, intermediate_size=14336, kv_heads=8, positions=131072, eps=1e-5, theta=1e6
+    )
+    _expect_value(keys, "router_jitter_noise", float, 0.0, "which draws random numbers; leave it out")
+    experts = {
+        "num_experts": keys.pop("num_local_experts", int, keys.pop("num_experts", int, 8)),
+        "num_experts_per_tok": keys.pop("num_experts_per_tok", int, 2),
+        "norm_topk_prob": True,
+    }
+    return block | experts | _window(keys, on=True, default=None) | _router_loss(keys)
+
+
+def _qwen3_moe(keys: _Keys) -> dict[str, Any]:
+    block = _llama_block(
+        keys, vocab_size=151936, intermediate_size=6144, kv_heads=4, positions=32768, layers=24, hidden_size=2048
+    )
+    # Of blocks without experts, of which there are none.
+    block["intermediate_size"] = keys.pop("moe_intermediate_size", int, 768)
+    for key, kind, value in (("decoder_sparse_step", int, 1), ("mlp_only_layers", list, [])):
+        _expect_value(keys, key, kind, value, "but blocks without experts among others are not implemented")
+    experts = {
+        "num_experts": keys.pop("num_experts", int, keys.pop("num_local_experts", int, 128)),
+        "num_experts_per_tok": keys.pop("num_experts_per_tok", int, 8),
+        "norm_topk_prob": keys.pop("norm_topk_prob", bool, False),
+    }
+    biases = {"attention_bias": "all" if keys.pop("attention_bias", bool, False) else "none"}
+    window = _window(keys, on=keys.pop("use_sliding_window", bool, False))
+    return block | {"qk_norm": True} | experts | biases | window | _router_loss(keys)
+
+
+def _router_loss(keys: _Keys) -> dict[str, Any]:
+    """Check that no loss balances the experts, and return no setting."""
+    keys.pop("router_aux_loss_coef", float, 0.0)
+    _expect_value(keys, "output_router_logits", bool, False, "whose loss that balances experts is not implemented")
+    return {}
+
+
+def _expect_value(keys: _Keys, key: str, kind: type, value: Any, why: str) -> None:
+    if keys.pop(key, kind, value, optional=True) not in (None, value):
+        raise keys.error(key, why)
+
+
 def _gpt2(keys: _Keys) -> dict[str, Any]:
     return {
         "vocab_size": keys.pop("vocab_size", int, 50257),
@@ -359,7 +434,9 @@ def _gpt2(keys: _Keys) -> dict[str, Any]:
 FAMILIES: Mapping[str, Callable[[_Keys], dict[str, Any]]] = {
     "llama": _llama,
     "mistral": _mistral,
+    "mixtral": _mixtral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
     "gpt2": _gpt2,
 }

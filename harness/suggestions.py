@@ -29,7 +29,11 @@ SYNONYMS = {
     "model.num_attention_heads": "heads n_head n_heads num_heads",
     "model.num_key_value_heads": "kv_heads n_kv_heads num_kv_heads num_query_groups",
     "model.hidden_size": "width dim d_model n_embd embed_dim embedding_dim hidden",
-    "model.intermediate_size": "ffn_hidden_size ffn_dim hidden_dim d_ff mlp_dim",
+    "model.intermediate_size": "ffn_hidden_size ffn_dim hidden_dim d_ff mlp_dim moe_intermediate_size "
+    "moe_ffn_hidden_size moe_inter_dim",
+    "model.num_experts": "experts n_experts moe num_local_experts n_routed_experts num_moe_experts",
+    "model.num_experts_per_tok": "top_k moe_top_k experts_per_token moe_router_topk n_activated_experts",
+    "model.routing": "router router_type force_load_balance moe_router_force_load_balancing debug_force_load_balance",
     "model.vocab_size": "vocab vocabulary_size padded_vocab_size",
     "model.tie_word_embeddings": "tied_embeddings tie_embeddings weight_tying",
     "model.activation_checkpointing": "gradient_checkpointing recompute activation_recompute recompute_granularity",
@@ -52,8 +56,24 @@ ABSENT = {
         "the models have no dropout, so that every device computes the same",
     ),
     **dict.fromkeys(
-        ("experts", "num_experts", "n_experts", "moe", "top_k", "num_local_experts", "expert_parallel"),
-        "the models are dense, without experts",
+        ("n_shared_experts", "num_shared_experts", "shared_experts", "first_k_dense_replace", "mlp_only_layers"),
+        "all blocks of a mixture have the same experts, and none that all tokens use",
+    ),
+    **dict.fromkeys(
+        ("router_aux_loss_coef", "aux_loss_alpha", "moe_aux_loss_coeff", "capacity_factor", "expert_capacity"),
+        "no loss balances experts, and no token is dropped; model.routing=round_robin gives them equal loads",
+    ),
+    **dict.fromkeys(
+        (
+            "ep",
+            "expert",
+            "expert_parallelism",
+            "expert_parallel",
+            "expert_parallel_size",
+            "expert_model_parallel_size",
+            "expert_parallel_degree",
+        ),
+        "use parallel=mesh with parallel.tensor, over whose ranks experts are spread",
     ),
     **dict.fromkeys(
         (

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from harness.config import (
+    EXPERT_SETTINGS,
     PATH_SETTINGS,
     ROPE_PARAMETERS,
     STOCK,
@@ -18,7 +19,9 @@ from harness.config import (
     head_dim,
     intermediate_size,
     iter_settings,
+    mlp_bias,
     num_key_value_heads,
+    turns_unit,
     unused_operations,
 )
 from harness.errors import config_error
@@ -114,7 +117,22 @@ def _check_model(config: Config) -> Iterator[str]:
                 f"model.activation_checkpointing_blocks: found {chosen}, but the model has "
                 f"{counted(model.num_hidden_layers, 'block')}; choose at most that, or null for all"
             )
+    yield from _check_experts(model)
     yield from _check_rope_scaling(model)
+
+
+def _check_experts(model: ModelConfig) -> Iterator[str]:
+    experts, each = model.num_experts, model.num_experts_per_tok
+    defaults = {item.name: item.default for item in fields(model)}
+    if experts is None:
+        for key in EXPERT_SETTINGS:
+            if (found := getattr(model, key.removeprefix("model."))) != defaults[key.removeprefix("model.")]:
+                yield f"{key}: found {found}, but the model has no experts; set model.num_experts, or leave it out"
+        return
+    if each > experts:
+        yield f"model.num_experts_per_tok: found {each}, but the model has {counted(experts, 'expert')}; choose fewer"
+    if mlp_bias(model):
+        yield "model.mlp_bias: found true, but experts have no biases; set model.mlp_bias=false"
 
 
 def _check_rope_scaling(model: ModelConfig) -> Iterator[str]:
@@ -207,6 +225,11 @@ def _check_track(config: Config) -> Iterator[str]:
                 f"track.{key}: found {'null' if value is None else value}, but track=portable is stock PyTorch on "
                 "every device; use track=tuned"
             )
+    if track.compile == "model" and config.model.num_experts is not None and config.model.routing == "learned":
+        yield (
+            "track.compile: found model, but learned routing makes products whose shapes are known while they run; use "
+            "track.compile=blocks, which leaves experts out, or model.routing=round_robin"
+        )
     for operation, setting in unused_operations(config.model).items():
         if getattr(track, operation) not in (None, STOCK):
             yield (
@@ -306,11 +329,15 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             f"workload.micro_batch_size ({work.micro_batch_size}) times {parts} ({layout.shares}); change either, or "
             "the number of processes"
         )
+    # Each rank of a tensor axis has a part of the feed-forward block's features, or some experts whole.
+    features, count = "model.intermediate_size", intermediate_size(model)
+    if model.num_experts is not None:
+        features, count = "model.num_experts", model.num_experts
     # Attention has a part of the heads on each rank that has a part of the sequence.
     for axes, key, size in (
         (("tensor", "context"), "model.num_attention_heads", model.num_attention_heads),
         (("tensor", "context"), "workload.seq_len", work.seq_len),
-        (("tensor",), "model.intermediate_size", intermediate_size(model)),
+        (("tensor",), features, count),
     ):
         used = [axis for axis in axes if getattr(layout, axis) > 1]
         parts = math.prod(getattr(layout, axis) for axis in used)
@@ -319,6 +346,7 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             near = " or ".join(str(number) for number in _nearest_divisors(size, parts))
             yield f"{name}: found {parts}, which does not divide {key} ({size}); choose {near}"
 
+    yield from _routing_problems(config, layout)
     yield from _pipeline_problems(config, layout)
     if config.parallel.cpu_offload and config.parallel.name == "mesh" and layout.shares * layout.context == 1:
         yield "parallel.cpu_offload: only FSDP uses it, and nothing is sharded; leave it false, or set parallel.shard"
@@ -326,6 +354,17 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
         yield (
             f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
             f"({model.vocab_size}); choose fewer"
+        )
+
+
+def _routing_problems(config: Config, layout: Layout) -> Iterator[str]:
+    model, positions = config.model, config.workload.seq_len // layout.context
+    if model.num_experts is None or model.routing != "round_robin":
+        return
+    if positions % turns_unit(model):
+        yield (
+            f"workload.seq_len: found {config.workload.seq_len}, in which {model.num_experts} experts cannot have "
+            f"equally many turns (model.routing=round_robin); choose a multiple of {turns_unit(model) * layout.context}"
         )
 
 

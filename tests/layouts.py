@@ -43,10 +43,13 @@ SHORT_WORK = (
     "workload.seq_len=16",
 )
 LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.position_embedding=rotary")
+EXPERTS = ("model.num_experts=4", "model.intermediate_size=48", "model.tie_word_embeddings=false")
 MODELS = {
     "gpt2": ("model.vocab_size=50257", "model.position_embedding=learned", "model.bias=true"),
     "llama": (*LLAMA, "model.num_key_value_heads=2", "model.tie_word_embeddings=false"),
     "tied": (*LLAMA, "model.num_key_value_heads=1", "model.qk_norm=true", "model.tie_word_embeddings=true"),
+    "experts": (*LLAMA, *EXPERTS),
+    "turns": (*LLAMA, *EXPERTS, "model.routing=round_robin"),
     "mha": ("model.norm=rmsnorm", "model.position_embedding=rotary", "model.tie_word_embeddings=false"),
 }
 TOLERANCE = 1e-5

@@ -28,6 +28,7 @@ from harness.analysis.audit.rows import (
 from harness.analysis.audit.summary import Audit, AuditedRow, audit, judge_by_rows
 from harness.analysis.claims import INCONCLUSIVE, NOT_TESTED, REFUTED, SUPPORTED, find_claim
 from harness.analysis.flops import training_flops_per_token
+from harness.analysis.named_models import model_preset
 from harness.errors import UserError
 from harness.report.audit_page import render_audit
 from harness.report.audit_table import conclusion, grade, print_audit
@@ -655,11 +656,23 @@ class TestMixtures:
         assert finding.severity == IMPOSSIBLE
         assert "if it is a mixture of experts, give active_parameters" in finding.why
 
-    @pytest.mark.parametrize("name", ["Mixtral-8x7B", "Mixtral 8x22B", "Qwen3-30B-A3B", "OLMoE-1B-7B", "Phi-3.5-MoE"])
+    @pytest.mark.parametrize("name", ["Mixtral 8x22B", "Qwen3-235B-A22B", "OLMoE-1B-7B", "Phi-3.5-MoE"])
     def test_a_mixture_by_its_name_is_untested_without_them(self, name: str) -> None:
         table = alone({**self.DEEPSEEK, "model": name})
         assert not table.rows[0].tested
         assert "the active parameters of the mixture" in " ".join(each.what for each in table.rows[0].findings)
+
+    def test_a_mixture_among_the_presets_needs_none(self) -> None:
+        row = Row("r", {"model": "Mixtral 8x7B", "seq_len": 4096.0})
+        assert row.is_mixture
+        # Six times the 12.75 billion that a token is multiplied with, and attention.
+        assert row.flops_per_token == pytest.approx(6 * 12.748e9 + 3 * 32 * 4 * 4096 * 4097 / 2, rel=1e-4)
+
+    @pytest.mark.parametrize("name", ["llama2-7b", "qwen3-0.6b", "qwen3-30b-a3b", "mixtral-8x7b", "gpt2-1.5b"])
+    def test_a_preset_has_the_flops_of_a_run(self, name: str) -> None:
+        """Heads may be wider than the hidden size, as Qwen3's are."""
+        flops = Row("r", {"model": name, "seq_len": 4096.0}).flops_per_token
+        assert flops == pytest.approx(training_flops_per_token(model_preset(name) or {}, 4096))
 
     @pytest.mark.parametrize("name", ["LLaMA-7B", "A100 test", "llama2-7b", "GPT-2 774M", "Llama 3.1 8B"])
     def test_a_dense_model_is_none(self, name: str) -> None:

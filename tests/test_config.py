@@ -14,6 +14,7 @@ from harness.commands.help import setting_meanings
 from harness.composition import expand_sweep, group_options, load
 from harness.config import (
     EXCLUDED_FROM_WORKLOAD_ID,
+    EXPERT_SETTINGS,
     OPERATIONS,
     PATH_SETTINGS,
     ROPE_PARAMETERS,
@@ -43,6 +44,7 @@ OTHER_VALUE: dict[str, str] = {
     "model.num_key_value_heads": "2",
     "model.head_dim": "16",
     "model.intermediate_size": "100",
+    "model.num_experts": "3",
     "model.norm": "rmsnorm",
     "model.norm_eps": "1e-6",
     "model.activation": "swiglu",
@@ -116,6 +118,8 @@ FIXED = {"backend.name", "data.name", "parallel.name", "track.name", "experiment
 FIXED |= {"model.path", *(f"model.rope_scaling.{name}" for names in ROPE_PARAMETERS.values() for name in names)}
 # Legal together with model.activation_checkpointing=true only.
 FIXED |= {"model.activation_checkpointing_blocks"}
+# Only with experts: tests/test_experts.py.
+FIXED |= {*EXPERT_SETTINGS}
 # Legal together with track=tuned only.
 FIXED |= {"track.compile", "track.activation_memory_budget", *(f"track.{name}" for name in OPERATIONS)}
 # Legal together with parallel=fsdp only.
@@ -193,6 +197,8 @@ class TestWorkloadId:
 
     def test_a_record_from_before_a_setting_has_the_same(self) -> None:
         settings = to_dict(load([]))
+        for key in ("num_experts", "num_experts_per_tok", "norm_topk_prob", "routing"):
+            del settings["model"][key]
         for key in ("head_dim", "rope_scaling", "qk_norm", "attention_bias", "mlp_bias", "sliding_window", "path"):
             del settings["model"][key]
         del settings["data"]["field"], settings["workload"]["eval_first"], settings["init"]
@@ -310,7 +316,10 @@ class TestSuggestions:
             ("steps=4", "did you mean workload.steps?"),
             ("workload.stps=4", "did you mean workload.steps?"),
             ("dropout=0.1", "no such setting: the models have no dropout"),
-            ("model.num_experts=8", "no such setting: the models are dense, without experts"),
+            ("model.num_local_experts=8", "no such setting; did you mean model.num_experts?"),
+            ("parallel.expert=2", "no such setting: use parallel=mesh with parallel.tensor, over whose"),
+            ("parallel.expert_parallel_size=8", "no such setting: use parallel=mesh with parallel.tensor, over whose"),
+            ("model.n_shared_experts=1", "no such setting: all blocks of a mixture have the same experts"),
             ("gpus=4", "python -m harness torchrun --nproc-per-node=N"),
             # Not data.dtype, the type of tokens in a file, nor workload.global_batch_size.
             ("dtype=bfloat16", "did you mean precision?"),

@@ -19,19 +19,23 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from harness.composition import load
 from harness.config import Config, ModelConfig, workload_id
 from harness.errors import ConfigError, DataError
-from harness.huggingface import to_huggingface
+from harness.huggingface import read_model, to_huggingface
 from harness.workload.initialization import build_model
 from harness.workload.model import Transformer
-from harness.workload.weights import WeightFiles, source_of
+from harness.workload.weights import WeightFiles, sources_of
 
 CPU = torch.device("cpu")
 LENGTH = 40
@@ -67,6 +71,17 @@ FAMILIES: dict[str, tuple[type[Any], type[Any], dict[str, Any]]] = {
         Qwen3Config,
         Qwen3ForCausalLM,
         SHAPE | {"head_dim": 20, "rope_scaling": YARN | {"attention_factor": 1.3, "beta_fast": 2.0, "beta_slow": 0.5}},
+    ),
+    "mixtral": (MixtralConfig, MixtralForCausalLM, SHAPE | {"num_local_experts": 6}),
+    "qwen3 moe": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        SHAPE | {"head_dim": 20, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 28},
+    ),
+    "qwen3 moe, normalized": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        SHAPE | {"num_experts": 8, "norm_topk_prob": True, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     ),
     "gpt2": (
         GPT2Config,
@@ -112,7 +127,7 @@ def transformers_model(config: ModelConfig, weights: Mapping[str, torch.Tensor])
     model = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(family, **settings, **WITHOUT_TOKENS), attn_implementation="eager"
     )
-    named, parameters = as_theirs(config, weights), dict(model.named_parameters())
+    named, parameters = as_theirs(config, weights), by_file_name(model, dict(model.named_parameters()))
     assert parameters.keys() == named.keys()
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -124,10 +139,31 @@ def as_theirs(config: ModelConfig, ours: Mapping[str, torch.Tensor]) -> dict[str
     """Return our tensors, of parameters or gradients, by their names."""
     parts: dict[str, list[torch.Tensor]] = {}
     for name, tensor in ours.items():
-        source = source_of(name, config, tensor.shape)
-        # In the order of our parameters: queries, keys, values.
-        parts.setdefault(source.name, []).append(tensor.t() if source.transposed else tensor)
+        sources = sources_of(name, config, tensor.shape)
+        for source, part in zip(sources, tensor.split([each.rows for each in sources]), strict=True):
+            # In the order of our parameters: queries, keys, values.
+            parts.setdefault(source.name, []).append(part.t() if source.transposed else part)
     return {name: torch.cat(found, dim=-1) if len(found) > 1 else found[0] for name, found in parts.items()}
+
+
+def by_file_name(model: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return views of tensors of transformers' model by the names in its files, which have one for each expert."""
+    is_mixtral = isinstance(model, MixtralForCausalLM)
+    prefix = "block_sparse_moe" if is_mixtral else "mlp"
+    gate_name, up_name, down_name = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, _, kind = name.partition(".mlp.experts.")
+        for number in range(len(tensor) if kind else 0):
+            expert = f"{layer}.{prefix}.experts.{number}"
+            if kind == "gate_up_proj":
+                gate, up = tensor[number].chunk(2)
+                found |= {f"{expert}.{gate_name}.weight": gate, f"{expert}.{up_name}.weight": up}
+            else:
+                found[f"{expert}.{down_name}.weight"] = tensor[number]
+        if not kind:
+            found[name.replace(".mlp.gate.", f".{prefix}.gate.") if is_mixtral else name] = tensor
+    return found
 
 
 class TestAgainstTransformers:
@@ -146,7 +182,7 @@ class TestAgainstTransformers:
         wanted.backward()
         torch.testing.assert_close(loss, wanted, rtol=2e-6, atol=0)
         gradients = as_theirs(config, {name: p.grad for name, p in ours.named_parameters() if p.grad is not None})
-        named = {name: p.grad for name, p in theirs.named_parameters()}
+        named = by_file_name(theirs, {name: p.grad for name, p in theirs.named_parameters()})
         assert gradients.keys() == named.keys()
         for key, gradient in named.items():
             largest = gradient.abs().max().item()
@@ -163,6 +199,22 @@ class TestAgainstTransformers:
             assert torch.equal(value, other), key
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3 moe", "gpt2"])
+def test_a_missing_key_has_the_default_of_transformers(name: str, tmp_path: Path) -> None:
+    config = FAMILIES[name][0]()
+    read = []
+    for number, keys in enumerate(({"model_type": config.model_type}, config.to_dict())):
+        file = tmp_path / str(number) / "config.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps(keys))
+        found: dict[str, Any] = {**read_model(str(file)), "name": None}
+        heads = found["num_attention_heads"]
+        found["head_dim"] = found.get("head_dim") or found["hidden_size"] // heads
+        found["num_key_value_heads"] = found.get("num_key_value_heads") or heads
+        read.append(found)
+    assert read[0] == read[1]
+
+
 class TestToHuggingFace:
     @ALL
     def test_is_what_was_read(self, name: str, tmp_path: Path) -> None:
@@ -173,7 +225,10 @@ class TestToHuggingFace:
         (again / "config.json").write_text(json.dumps(to_huggingface(config.model, "float32")))
         assert workload_id(settings_of(again)) == workload_id(config)
 
-    @pytest.mark.parametrize("preset", ["gpt2-124m", "llama3.1-405b", "qwen2.5-72b", "qwen3-32b", "mistral-nemo-12b"])
+    @pytest.mark.parametrize(
+        "preset",
+        ["gpt2-124m", "llama3.1-405b", "qwen2.5-72b", "qwen3-32b", "mistral-nemo-12b", "mixtral-8x7b", "qwen3-30b-a3b"],
+    )
     def test_of_a_preset_is_that_preset(self, preset: str, tmp_path: Path) -> None:
         config = load([f"model={preset}"])
         (tmp_path / "config.json").write_text(json.dumps(to_huggingface(config.model, "bfloat16")))
@@ -188,6 +243,10 @@ class TestToHuggingFace:
             (["model=qwen2.5-7b", "model.mlp_bias=true"], "has model.mlp_bias=True"),
             (["model=gpt2-124m", "model.num_key_value_heads=4"], "has model.num_key_value_heads=4"),
             (["model=gpt2-124m", "model.activation=swiglu"], "has model.activation=swiglu"),
+            (["model=mixtral-8x7b", "model.norm_topk_prob=false"], "has model.norm_topk_prob=False"),
+            (["model=mixtral-8x7b", "model.attention_bias=qkv"], "has model.attention_bias=qkv"),
+            (["model=mixtral-8x7b", "model.routing=round_robin"], "has model.routing=round_robin"),
+            (["model=gpt2-124m", "model.num_experts=4", "model.mlp_bias=false"], "has model.num_experts=4"),
         ],
     )
     def test_of_no_family_is_refused(self, argv: list[str], message: str) -> None:
@@ -196,12 +255,27 @@ class TestToHuggingFace:
 
 
 LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+MOE = LLAMA | {"model_type": "qwen3_moe"}
 BAD_CONFIGS: dict[str, tuple[Any, str]] = {
     "remote code": (LLAMA | {"auto_map": {"AutoModel": "m.M"}}, "auto_map: found {.*code of its own, which is never"),
     "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config: .*cannot be trained"),
     "another family": (LLAMA | {"model_type": "gemma2"}, "model_type: found \"gemma2\", expected one of: llama, mist"),
     "no family": ({"vocab_size": 3}, "has no model_type, expected a text"),
     "an unknown key": (LLAMA | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: found 50.0, a key that"),
+    "mixed blocks": (
+        MOE | {"mlp_only_layers": [1]},
+        r"mlp_only_layers: found \[1\], but blocks without experts among others are not implemented",
+    ),
+    "every other block": (MOE | {"decoder_sparse_step": 2}, "decoder_sparse_step: found 2, but blocks without experts"),
+    "balancing loss": (
+        MOE | {"output_router_logits": True},
+        "output_router_logits: found true, whose loss that balances experts is not implemented",
+    ),
+    "jitter": (
+        MOE | {"model_type": "mixtral", "router_jitter_noise": 0.1},
+        "router_jitter_noise: found 0.1, which draws random numbers; leave it out",
+    ),
+    "shared experts": (MOE | {"n_shared_experts": 1}, "n_shared_experts: found 1, a key that the harness does not"),
     "experts": (LLAMA | {"num_local_experts": 8}, "num_local_experts: found 8, a key that the harness does not know"),
     "a text for a number": (LLAMA | {"hidden_size": "48"}, "hidden_size: found \"48\", expected an integer"),
     "true for a number": (LLAMA | {"hidden_size": True}, "hidden_size: found true, expected an integer"),
@@ -360,5 +434,5 @@ def test_a_parameter_that_a_family_lacks_is_missing_in_its_files() -> None:
     """GPT-2 has no gate and no norm of queries: their absence is the problem that `check` names, not a bug of ours."""
     config = load(["model=gpt2-124m", "model.activation=swiglu", "model.qk_norm=true"]).model
     for part in ("feed_forward.gate", "attention.q_norm"):
-        found = source_of(f"blocks.0.{part}.weight", config, torch.Size([64, 64]))
+        (found,) = sources_of(f"blocks.0.{part}.weight", config, torch.Size([64, 64]))
         assert found.name == f"transformer.h.0.{part}.weight"

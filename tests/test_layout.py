@@ -122,6 +122,18 @@ class TestFit:
              "parallel.tensor: found 4, which does not divide model.num_attention_heads (6); choose 3 or 6"),
             (("model.intermediate_size=66", "model.num_attention_heads=4"), Layout(tensor=4),
              "parallel.tensor: found 4, which does not divide model.intermediate_size (66); choose 3 or 6"),
+            (("model.num_experts=6", "model.num_attention_heads=4"), Layout(tensor=4),
+             "parallel.tensor: found 4, which does not divide model.num_experts (6); choose 3 or 6"),
+            (("model.num_experts=4", "model.intermediate_size=66", "model.num_attention_heads=4"), Layout(tensor=4),
+             None),
+            (("model.num_experts=6", "model.routing=round_robin", "workload.seq_len=60"), Layout(), None),
+            (("model.num_experts=6", "model.routing=round_robin", "workload.seq_len=64"), Layout(),
+             "workload.seq_len: found 64, in which 6 experts cannot have equally many turns "
+             "(model.routing=round_robin); choose a multiple of 3"),
+            (("model.num_experts=12", "model.routing=round_robin", "workload.seq_len=66"), Layout(context=2),
+             "workload.seq_len: found 66, in which 12 experts cannot have equally many turns "
+             "(model.routing=round_robin); choose a multiple of 12"),
+            (("model.num_experts=6", "workload.seq_len=64"), Layout(), None),
             (("workload.seq_len=30", "model.num_attention_heads=4"), Layout(context=2, tensor=2),
              "parallel.tensor x parallel.context: found 4, which does not divide workload.seq_len (30); choose 3 or 5"),
             (("model.num_hidden_layers=3", "workload.micro_batch_size=1"), Layout(pipeline=4),

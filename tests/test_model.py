@@ -92,6 +92,8 @@ PARAMETERS = {
     "qwen3-32b": 32_762_123_264,
     "mistral-7b": 7_248_023_552,
     "mistral-nemo-12b": 12_247_782_400,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-30b-a3b": 30_532_122_624,
     # Ours, by hand: V W + L (12 W^2 + 2 W) + W.
     "tiny": 820_352,
     "small": 10_720_128,

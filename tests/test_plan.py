@@ -45,6 +45,7 @@ def planned(devices: int, overrides: list[str]) -> list[StageMemory]:
     ("layout", "more"),
     [
         ("tensor=2", ("precision=bf16",)),
+        ("tensor=2", ("model.num_experts=4", "model.routing=round_robin")),
         ("pipeline=2", ("precision=bf16",)),
         ("shard=2", ("model.activation_checkpointing=true",)),
         ("context=2", ()),
@@ -189,6 +190,20 @@ def test_the_command(tmp_path: Path) -> None:
     assert not found["fits"]
     assert found["free_bytes"] == int(0.0001 * GIB) - largest
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_experts_are_planned_with_equal_loads(tmp_path: Path) -> None:
+    """A router's choices are not known before the run."""
+    mixture = settings("tensor=2", "model.num_experts=4")
+    learned, turns = (
+        run_plan(tmp_path, "--devices=2", "--memory-gib=1", "--format=json", *mixture, f"model.routing={routing}")
+        for routing in ("learned", "round_robin")
+    )
+    assert (learned.code, learned.err) == (0, "")
+    assert json.loads(learned.out)["stages"] == json.loads(turns.out)["stages"]
+    longer = run_plan(tmp_path, "--devices=2", "--memory-gib=1", *settings("tensor=2", "model.num_experts=10"))
+    assert "1 x 40 tokens" in longer.out, longer.err
 
 
 @pytest.mark.parametrize(

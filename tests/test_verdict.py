@@ -416,11 +416,23 @@ class TestSound:
             ({"effective_settings": {"compilation": {"graphs_in_window": 1}}}, "compiled while timed"),
             ({"clocks": {"wall_clock_shift_seconds": 0.0, "suspended_seconds": 60.0}}, "suspended"),
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
+            ({"config": {"precision": "bf16", "model": {"num_experts": 4}}}, "learned routing"),
         ],
         ids=str,
     )
     def test_each_has_its_name(self, arguments: dict[str, Any], name: str) -> None:
         assert name in self.cautions(**arguments)
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"precision": "fp32", "model": {"num_experts": 4}},
+            {"precision": "bf16", "model": {"num_experts": 4, "routing": "round_robin"}},
+            {"precision": "bf16"},
+        ],
+    )
+    def test_routing_that_rounding_does_not_change_has_none(self, config: dict[str, Any]) -> None:
+        assert "learned routing" not in self.cautions(config=config)
 
     @pytest.mark.parametrize(("sign", "cause"), [(1, "throttling"), (-1, "warm-up was too short")])
     def test_drift_says_in_which_direction(self, sign: int, cause: str) -> None:

@@ -51,6 +51,13 @@ def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
         run.record["status"] == "ok" and get_path(run.record, "fingerprint", "repeated_step") is None for run in runs
     ):
         yield "no fingerprint", "without it, small changes of the computation pass in bf16 and fp16; run again with it"
+    model, precision = side.first["config"]["model"], side.first["config"]["precision"]
+    if model.get("num_experts") is not None and model.get("routing") == "learned" and precision != "fp32":
+        yield (
+            "learned routing",
+            "rounding sends tokens near a tie to other experts, so that honest runs can differ by more than the "
+            "limits; run with model.routing=round_robin",
+        )
     yield from _cautions_about_times(side)
     if any(side.values("environment", "git", "dirty")):
         yield "modified source", "the harness's source had uncommitted changes"

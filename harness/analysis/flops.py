@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+from harness.config import ModelConfig
 
 # The backward pass has two matrix products (for input and weight) for each one of the forward pass.
 PASSES = 3
@@ -16,24 +18,51 @@ MIN_WIDTH_PER_LAYER = 16
 STATE_BYTES_PER_PARAMETER = 16
 
 
+class LinearLayers(NamedTuple):
+    """Linear layers of one kind and shape."""
+
+    number: int
+    inputs: int
+    outputs: int
+    share: float = 1.0
+    """Of the tokens, which each of them is multiplied with: below one for experts, whose loads are taken as equal."""
+
+    @property
+    def weights(self) -> int:
+        return self.number * self.inputs * self.outputs
+
+
 def matrix_weights(model: Mapping[str, Any]) -> int:
     """Return the number of weights of the linear layers and of the output projection, tied or not."""
-    return sum(count * inputs * outputs for count, inputs, outputs in linear_layers(model))
+    return sum(layers.weights for layers in linear_layers(model))
 
 
-def linear_layers(model: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """Return count, inputs and outputs of each kind of linear layer, the output projection included."""
+def active_weights(model: Mapping[str, Any]) -> float:
+    """Return the number of those weights that a token is multiplied with: without the experts that it does not use."""
+    return sum(layers.share * layers.weights for layers in linear_layers(model))
+
+
+def linear_layers(model: Mapping[str, Any]) -> list[LinearLayers]:
+    """Return all kinds of linear layers, the output projection included."""
     width, layers, heads = model["hidden_size"], model["num_hidden_layers"], model["num_attention_heads"]
     kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
     intermediate = model["intermediate_size"] if model["intermediate_size"] is not None else 4 * width
     head_size, gates = _head_dim(model), 2 if model["activation"] == "swiglu" else 1
+    # Records from before experts have none.
+    experts = model.get("num_experts")
+    copies, share = (
+        (1, 1.0)
+        if experts is None
+        else (experts, model.get("num_experts_per_tok", ModelConfig.num_experts_per_tok) / experts)
+    )
     return [
-        (layers, width, heads * head_size),
-        (2 * layers, width, kv_heads * head_size),
-        (layers, heads * head_size, width),
-        (gates * layers, width, intermediate),
-        (layers, intermediate, width),
-        (1, width, model["vocab_size"]),
+        LinearLayers(layers, width, heads * head_size),
+        LinearLayers(2 * layers, width, kv_heads * head_size),
+        LinearLayers(layers, heads * head_size, width),
+        *([] if experts is None else [LinearLayers(layers, width, experts)]),
+        LinearLayers(copies * gates * layers, width, intermediate, share),
+        LinearLayers(copies * layers, intermediate, width, share),
+        LinearLayers(1, width, model["vocab_size"]),
     ]
 
 
@@ -48,11 +77,18 @@ def product_intensity(model: Mapping[str, Any], seq_len: int, micro_batch_size: 
         number_bytes: of an operand and of a result.
     """
     tokens, heads = micro_batch_size * seq_len, model["num_attention_heads"]
-    layers = linear_layers(model)
-    moved = sum(count * (tokens * (inputs + outputs) + inputs * outputs) for count, inputs, outputs in layers)
+    moved = sum(
+        layers.number * layers.share * tokens * (layers.inputs + layers.outputs) + layers.weights
+        for layers in linear_layers(model)
+    )
     kv_heads = model["num_key_value_heads"] if model["num_key_value_heads"] is not None else heads
     moved += model["num_hidden_layers"] * tokens * 2 * (heads + kv_heads) * _head_dim(model)
     return tokens * training_flops_per_token(model, seq_len) / (PASSES * number_bytes * moved)
+
+
+def heads_width(model: Mapping[str, Any]) -> int:
+    """Return the size of all query heads of a layer, which need not be the hidden size."""
+    return model["num_attention_heads"] * _head_dim(model)
 
 
 def _head_dim(model: Mapping[str, Any]) -> int:
@@ -106,15 +142,15 @@ def training_flops_per_token(model: Mapping[str, Any], seq_len: int) -> float:
     After Chowdhery et al. 2022 (PaLM, appendix B), with causal attention: a token attends to (seq_len + 1) / 2
     positions on average, not to seq_len.
 
-        3 x (2 x matrix weights + layers x 2 products x 2 x heads x head size x (seq_len + 1) / 2)
+        3 x (2 x active weights + layers x 2 products x 2 x heads x head size x (seq_len + 1) / 2)
 
-    The embedding is a look-up and costs nothing. Norms, activations, softmax, the optimizer and what activation
+    Active are the weights that a token is multiplied with: all, or those of its own experts. The embedding is a look-up
+    and costs nothing. Norms, activations, softmax, the optimizer and what activation
     checkpointing recomputes do not count.
 
     Args:
         model: the `model` section of a config.
         seq_len: tokens in a training sequence.
     """
-    width = model["num_attention_heads"] * _head_dim(model)
-    attention = causal_attention_flops(model["num_hidden_layers"], width, seq_len)
-    return PASSES * 2 * matrix_weights(model) + attention
+    attention = causal_attention_flops(model["num_hidden_layers"], heads_width(model), seq_len)
+    return PASSES * 2 * active_weights(model) + attention

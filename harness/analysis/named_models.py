@@ -12,7 +12,7 @@ import yaml
 from harness.config import MODEL_OF_A_FILE, config_directory
 from harness.text import normalized_name
 
-DEFAULTS = {"num_key_value_heads": None, "intermediate_size": None, "activation": "gelu_tanh"}
+DEFAULTS = {"num_key_value_heads": None, "intermediate_size": None, "activation": "gelu_tanh", "num_experts": None}
 
 
 @cache

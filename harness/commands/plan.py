@@ -12,9 +12,9 @@ from harness import backends
 from harness.analysis.stage_memory import GIB, RunPlan
 from harness.commands.arguments import Parser
 from harness.composition import load
-from harness.config import RANDOM, BackendConfig, Config
+from harness.config import RANDOM, BackendConfig, Config, turns_unit
 from harness.errors import ExitCode, UserError, config_error
-from harness.layout import layout_of
+from harness.layout import Layout, layout_of
 from harness.validation import check_layout
 
 FORMATS = ("table", "json")
@@ -71,6 +71,7 @@ def _plan(config: Config, devices: int, device_bytes: int) -> RunPlan:
     began = time.perf_counter()
     layout = layout_of(config.parallel, devices)
     check_layout(config, layout)
+    config = _with_equal_loads(config, layout)
     # Imported here, because it imports torch: only once the settings are right.
     from harness.training.distributed.plan import micro_batches_of, plan_stages
     from harness.workload.model import recomputes
@@ -90,6 +91,23 @@ def _plan(config: Config, devices: int, device_bytes: int) -> RunPlan:
         stages=tuple(stages),
         seconds=time.perf_counter() - began,
         host_bytes=host_bytes,
+    )
+
+
+def _with_equal_loads(config: Config, layout: Layout) -> Config:
+    """Return the config with experts that take turns: what a router learns, and so its memory, is not known before.
+
+    A sequence that does not have equally many turns for all is planned a little longer.
+    """
+    model, work = config.model, config.workload
+    if model.num_experts is None:
+        return config
+    unit = math.lcm(turns_unit(model) * layout.context, layout.context * layout.tensor)
+    length = -(-work.seq_len // unit) * unit
+    return replace(
+        config,
+        model=replace(model, routing="round_robin", max_position_embeddings=max(length, model.max_position_embeddings)),
+        workload=replace(work, seq_len=length),
     )
 
 

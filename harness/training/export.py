@@ -17,7 +17,7 @@ from harness.records.run_folder import checkpoint_steps, read_settings
 from harness.training.checkpoint import CheckpointStore
 from harness.training.distributed.collectives import Ranks
 from harness.workload.model import parameter_shapes
-from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, Source, safetensors_library, source_of
+from harness.workload.weights import INDEX_FILE, WEIGHTS_FILE, Source, safetensors_library, sources_of
 
 MAX_FILE_BYTES = 5_000_000_000
 
@@ -103,11 +103,13 @@ def _theirs(weights: Mapping[str, torch.Tensor], model: ModelConfig, dtype: torc
     """Return the weights by Hugging Face's names."""
     parts: dict[str, list[tuple[Source, torch.Tensor]]] = {}
     for name, weight in weights.items():
-        source = source_of(name, model, weight.shape)
-        parts.setdefault(source.name, []).append((source, weight))
+        sources = sources_of(name, model, weight.shape)
+        for source, part in zip(sources, weight.split([each.rows for each in sources]), strict=True):
+            parts.setdefault(source.name, []).append((source, part))
     named: dict[str, torch.Tensor] = {}
     for name, found in parts.items():
         found.sort(key=lambda part: part[0].first)
+        # A copy: safetensors refuses tensors that share their storage, as those of experts do.
         whole = torch.cat([weight for _, weight in found]).to(dtype)
         named[name] = whole.t().contiguous() if found[0][0].transposed else whole
     return named

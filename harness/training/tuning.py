@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from harness.backends.base import Backend
 from harness.config import OPERATIONS, STOCK, ModelConfig, TrackConfig, unused_operations
 from harness.errors import ConfigError
 from harness.layout import Layout
 from harness.training.observer import LoopObserver
+from harness.workload.experts import LearnedExperts
 from harness.workload.model import Block, Transformer
 
 
@@ -86,9 +88,7 @@ def apply_track(
         model.compile(dynamic=False)
     elif track.compile == "blocks":
         for layer in model.numbered_layers().values():
-            # Hooks around the parts of a sharded block gather their weights or activations, and have to run.
-            units = (layer.attention, layer.feed_forward) if sharded and isinstance(layer, Block) else (layer,)
-            for unit in units:
+            for unit in _units(layer, sharded=sharded):
                 # Of a part that cannot be one graph, PyTorch would run some or all eagerly, and not always count that.
                 unit.forward = torch.compile(unit.forward, dynamic=False, fullgraph=True)  # pyright: ignore
         for kernel in chosen.values():
@@ -96,6 +96,18 @@ def apply_track(
             if compile_kernel is not None:
                 compile_kernel()
     return Compilation(track)
+
+
+def _units(layer: nn.Module, *, sharded: bool) -> list[nn.Module]:
+    """Return the parts of a layer that are compiled, each by itself."""
+    if not isinstance(layer, Block):
+        return [layer]
+    # The shapes in these are known only while they run.
+    is_fixed = not isinstance(layer.feed_forward, LearnedExperts)
+    # Hooks around the parts of a sharded block gather their weights or activations, and have to run.
+    if sharded or not is_fixed:
+        return [layer.attention, *([layer.feed_forward] if is_fixed else [])]
+    return [layer]
 
 
 def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: bool) -> None:

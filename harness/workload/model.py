@@ -1,4 +1,4 @@
-"""One decoder-only transformer in plain PyTorch; GPT-2, Llama, Mistral, Qwen2 and Qwen3 are settings of it.
+"""One decoder-only transformer in plain PyTorch; GPT-2, Llama, Mistral, Mixtral, Qwen2 and Qwen3 are settings of it.
 
 Shapes: B sequences, S positions, W hidden size, H query heads, K key/value heads, D head size, V vocabulary.
 """
@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from harness.config import ModelConfig, attention_bias, head_dim, intermediate_size, mlp_bias, num_key_value_heads
+from harness.workload.experts import LearnedExperts, RoundRobinExperts
 from harness.workload.rotary import rotary_tables
 
 T = TypeVar("T")
@@ -108,6 +109,14 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
+def make_feed_forward(config: ModelConfig) -> nn.Module:
+    """Return a new feed-forward block: a mixture of experts if the model has experts."""
+    if config.num_experts is None:
+        return FeedForward(config)
+    kind = RoundRobinExperts if config.routing == "round_robin" else LearnedExperts
+    return kind(config, swiglu, activate)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich 2019)."""
 
@@ -162,7 +171,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(config)
         self.attention = Attention(config)
         self.feed_forward_norm = make_norm(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = make_feed_forward(config)
 
     def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
         x = x + self.attention(self.attention_norm(x), rotary)

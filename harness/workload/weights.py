@@ -1,7 +1,7 @@
 """Weights in Hugging Face's safetensors files: names and shapes, read row by row, and written.
 
-Ours and theirs differ in names and in GPT-2's matrices: its files hold them transposed, and the projections to queries,
-keys and values as one.
+Ours and theirs differ in names, in GPT-2's matrices (its files hold them transposed, and the projections to queries,
+keys and values as one) and in those of experts (one tensor each).
 """
 
 from __future__ import annotations
@@ -55,34 +55,58 @@ GPT2_NAMES = {
     "feed_forward.down": "mlp.c_proj",
 }
 GPT2_FUSED = ("attention.q", "attention.k", "attention.v")
+# Names of the router and of an expert's projections, {} being its number, by family.
+QWEN3_EXPERTS = {
+    "feed_forward.router": "mlp.gate",
+    "feed_forward.gate": "mlp.experts.{}.gate_proj",
+    "feed_forward.up": "mlp.experts.{}.up_proj",
+    "feed_forward.down": "mlp.experts.{}.down_proj",
+}
+MIXTRAL_EXPERTS = {
+    "feed_forward.router": "block_sparse_moe.gate",
+    "feed_forward.gate": "block_sparse_moe.experts.{}.w1",
+    "feed_forward.up": "block_sparse_moe.experts.{}.w3",
+    "feed_forward.down": "block_sparse_moe.experts.{}.w2",
+}
 
 
 class Source(NamedTuple):
-    """Their tensor that holds one of our parameters."""
+    """Their tensor that holds one of our parameters, or some rows of it."""
 
     name: str
+    rows: int
+    """Of our parameter."""
     first: int = 0
     """Its row that is our first one; of a transposed matrix, its column."""
     transposed: bool = False
 
 
-def source_of(name: str, model: ModelConfig, shape: torch.Size) -> Source:
-    """Return where their files hold one of our parameters, given by name and shape."""
+def sources_of(name: str, model: ModelConfig, shape: torch.Size) -> list[Source]:
+    """Return where their files hold one of our parameters, given by name and shape: its rows in order."""
     module, _, kind = name.rpartition(".")
     if module == "head":
-        return Source("lm_head.weight")
+        return [Source("lm_head.weight", shape[0])]
     block = ""
     if module.startswith("blocks."):
         _, block, module = module.split(".", maxsplit=2)
         block += "."
     # What a family has no name for keeps ours, and is missing in its files.
     if model.position_embedding != "learned":
-        layer = f"layers.{block}" if block else ""
-        return Source(f"model.{layer}{LLAMA_NAMES.get(module, module)}.{kind}")
+        names = LLAMA_NAMES if model.num_experts is None else {**LLAMA_NAMES, **expert_names(model)}
+        theirs = f"model.layers.{block}{{}}.{kind}" if block else f"model.{{}}.{kind}"
+        theirs = theirs.format(names.get(module, module))
+        # Each expert's matrix is a tensor of its own.
+        count = model.num_experts if model.num_experts is not None and "{}" in theirs else 1
+        return [Source(theirs.format(number), shape[0] // count) for number in range(count)]
     layer = f"h.{block}" if block else ""
     part = GPT2_FUSED.index(module) if module in GPT2_FUSED else 0
     theirs = f"{GPT2_PREFIX}{layer}{GPT2_NAMES.get(module, module)}.{kind}"
-    return Source(theirs, part * shape[0], transposed=bool(block) and len(shape) > 1)
+    return [Source(theirs, shape[0], part * shape[0], transposed=bool(block) and len(shape) > 1)]
+
+
+def expert_names(model: ModelConfig) -> Mapping[str, str]:
+    """Return the names of router and experts in the model's family."""
+    return QWEN3_EXPERTS if model.qk_norm else MIXTRAL_EXPERTS
 
 
 def open_weights(config: Config) -> WeightFiles | None:
@@ -125,10 +149,10 @@ class WeightFiles:
         """
         wanted: dict[str, list[int]] = {}
         for name, shape in shapes.items():
-            source = source_of(name, self._model, shape)
-            # Of several parameters in one tensor the last comes last.
-            own = [source.first + shape[0], *shape[1:]]
-            wanted[self._name(source.name)] = own[::-1] if source.transposed else own
+            for source in sources_of(name, self._model, shape):
+                # Of several parameters in one tensor the last comes last.
+                own = [source.first + source.rows, *shape[1:]]
+                wanted[self._name(source.name)] = own[::-1] if source.transposed else own
         problems = []
         for name, shape in wanted.items():
             if name not in self._files:
@@ -141,6 +165,11 @@ class WeightFiles:
                 problems.append(f"{name} has type {part.get_dtype()}, expected one of {', '.join(DTYPES)}")
         problems += [f"{name} belongs to no parameter of the model" for name in sorted(self._files.keys() - wanted)
                      if not self._is_ignored(name)]  # fmt: skip
+        if any(name.endswith(".experts.gate_up_proj") for name in self._files):
+            raise DataError(
+                f"init: {self.path}: holds all experts of a block in one tensor, expected one of each; save the model "
+                "again with save_pretrained(DIR), whose save_original_format is true"
+            )
         if problems:
             more = "" if len(problems) <= SHOWN else f"; and {counted(len(problems) - SHOWN, 'other')}"
             raise DataError(
@@ -152,11 +181,16 @@ class WeightFiles:
         """Return some rows of one of our parameters: float32, on the CPU."""
         if not rows:
             return torch.empty((0, *shape[1:]))
-        source = source_of(name, self._model, shape)
-        stored = self._files[self._name(source.name)].get_slice(self._name(source.name))
-        start, stop = source.first + rows.start, source.first + rows.stop
-        part = stored[:, start:stop].t() if source.transposed else stored[start:stop]
-        return part.to(torch.float32)
+        parts, first = [], 0
+        for source in sources_of(name, self._model, shape):
+            own = range(max(rows.start, first), min(rows.stop, first + source.rows))
+            if own:
+                start, stop = (source.first + row - first for row in (own.start, own.stop))
+                stored = self._files[self._name(source.name)].get_slice(self._name(source.name))
+                part = stored[:, start:stop].t() if source.transposed else stored[start:stop]
+                parts.append(part.to(torch.float32))
+            first += source.rows
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _name(self, name: str) -> str:
         """Return a tensor's name in these files: those of GPT-2 may lack the prefix."""

@@ -20,6 +20,9 @@ from tests.ranks import record
         ("llama", "context=2 tensor=2"),
         ("tied", "pipeline=2"),
         ("mha", "pipeline=2 shard=2"),
+        # Each rank of a tensor axis computes some experts, for the choices of all.
+        ("experts", "shard=2 tensor=2"),
+        ("turns", "context=2 tensor=2"),
     ],
 )
 def test_the_layout_does_not_change_the_work(model: str, layout: str, layout_runs: Path) -> None:

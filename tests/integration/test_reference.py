@@ -80,6 +80,16 @@ SHAPES: dict[str, tuple[tuple[str, ...], float, Callable[..., Any]]] = {
         0.88,
         transformers_model,
     ),
+    "mixtral": (
+        (
+            "model=mixtral-8x7b",
+            "model.num_key_value_heads=2",
+            "model.intermediate_size=96",
+            "model.num_experts=5",
+        ),
+        0.8,
+        transformers_model,
+    ),
 }
 
 

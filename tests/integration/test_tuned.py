@@ -23,6 +23,9 @@ WORK = (*TINY, "workload.steps=12", "workload.eval_every=6", "workload.eval_sequ
 LONGER = ("workload.steps=26", "workload.eval_every=13")
 GPT2 = ("model.position_embedding=learned", "model.bias=true")
 LLAMA = ("model.norm=rmsnorm", "model.activation=swiglu", "model.num_key_value_heads=1")
+LEARNED = (*LLAMA, "model.num_experts=4", "model.intermediate_size=64")
+TURNS = (*LEARNED, "model.routing=round_robin")
+NAMES = {GPT2: "gpt2", LLAMA: "llama", LEARNED: "learned", TURNS: "turns"}
 # Each setting alone, and all of them by default.
 KNOBS = {
     "chunked": ("track.compile=no", "track.attention=stock", "track.cross_entropy=chunked"),
@@ -49,8 +52,11 @@ def run(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
         # Half a minute to compile.
         ("bf16", LLAMA, "model"),
         ("bf16_weights", LLAMA, "own choice"),
+        # Of learned experts nothing is compiled.
+        ("fp32", LEARNED, "own choice"),
+        ("bf16", TURNS, "own choice"),
     ],
-    ids=lambda value: value if isinstance(value, str) else ("gpt2" if value is GPT2 else "llama"),
+    ids=lambda value: value if isinstance(value, str) else NAMES[value],
 )
 def test_passes_the_parity_gate_against_portable(
     precision: str, shape: tuple[str, ...], knobs: str, tmp_path: Path
@@ -66,6 +72,8 @@ def test_passes_the_parity_gate_against_portable(
     findings = compare_computation(reference, list(others), precision, load_calibration())
     assert findings
     assert all(finding.passed is not False for finding in findings), [f.text for f in findings if f.passed is False]
+    if (compilation := tuned["effective_settings"]["compilation"]) is not None:
+        assert (compilation["graph_breaks"], compilation["graphs_in_window"]) == (0, 0)
     jsonschema.validate(tuned, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
 
 

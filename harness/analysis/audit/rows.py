@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from harness.analysis.chips import Chip, match_chips
 from harness.analysis.flops import (
     PASSES,
+    active_weights,
     causal_attention_flops,
+    heads_width,
     largest_attention_flops,
-    matrix_weights,
     parameters_of,
     whole_attention_flops,
 )
@@ -209,24 +210,25 @@ class Row:
     @property
     def is_mixture(self) -> bool:
         """True for a mixture of experts, by its columns or by its name."""
-        return self.number("active_parameters") is not None or (
-            model_preset(self.text("model")) is None and MIXTURE.search(self.text("model") or "") is not None
-        )
+        shape = model_preset(self.text("model"))
+        if self.number("active_parameters") is not None:
+            return True
+        return bool(MIXTURE.search(self.text("model") or "")) if shape is None else shape["num_experts"] is not None
 
     @property
-    def _matrix_weights(self) -> float | None:
+    def _active_weights(self) -> float | None:
         """Weights that a token is multiplied with; of a mixture of experts, only the active ones."""
         shape = model_preset(self.text("model"))
         if shape is not None:
-            return matrix_weights(shape)
+            return active_weights(shape)
         return self.number("active_parameters") or (None if self.is_mixture else self.number("parameters"))
 
     @property
     def _shape(self) -> tuple[float, float] | None:
-        """Layers and width, by the model preset or as printed."""
+        """Layers, and the width of all heads, by the model preset; or layers and width as printed."""
         shape = model_preset(self.text("model"))
         if shape is not None:
-            return shape["num_hidden_layers"], shape["hidden_size"]
+            return shape["num_hidden_layers"], heads_width(shape)
         layers, width = self.number("layers"), self.number("width")
         return None if layers is None or width is None else (layers, width)
 
@@ -237,7 +239,7 @@ class Row:
         Six times the parameters (Kaplan et al. 2020) without attention; the other two need the model's shape and the
         sequence length.
         """
-        weights, shape, seq_len = self._matrix_weights, self._shape, self.number("seq_len")
+        weights, shape, seq_len = self._active_weights, self._shape, self.number("seq_len")
         if weights is None:
             return {}
         products = PASSES * 2 * weights
@@ -258,7 +260,7 @@ class Row:
     def largest_flops_per_token(self) -> float:
         """Model FLOPs of a token with attention counted whole, for the deepest shape where none is printed."""
         found = self.flops_by_convention
-        weights, seq_len = self._matrix_weights, self.number("seq_len")
+        weights, seq_len = self._active_weights, self.number("seq_len")
         if weights is None or len(found) > 1:
             return max(found.values(), default=math.inf)
         return math.inf if seq_len is None else PASSES * 2 * weights + largest_attention_flops(weights, seq_len)

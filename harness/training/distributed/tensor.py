@@ -2,7 +2,7 @@
 
 Megatron-LM's cut (Shoeybi et al. 2019; Korthikanti et al. 2022 for sequences), by PyTorch's engine: projections to
 heads and hidden features by rows, those back by columns, the residual stream by positions, embedding and head by
-vocabulary, whose last part may be shorter.
+vocabulary, whose last part may be shorter. Of a mixture each rank has some experts whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel.loss import loss_parallel
 from torch.distributed.tensor.parallel.style import ParallelStyle
 
 from harness.config import num_key_value_heads
+from harness.workload.experts import Experts
 from harness.workload.model import Block, Kernel, Transformer
 
 # Dimensions of [B, S, W] and of [B, heads, S, D].
@@ -83,12 +84,26 @@ def _block_plan(model: Transformer, block: Block, mesh: DeviceMesh) -> dict[str,
         "attention.v": own_keys,
         "attention.out": RowwiseParallel(output_layouts=POSITIONS),
         "feed_forward_norm": SequenceParallel(use_local_output=True),
-        "feed_forward": PrepareModuleInput(input_layouts=(POSITIONS,), desired_input_layouts=(whole,)),
-        "feed_forward.up": ColwiseParallel(),
-        "feed_forward.down": RowwiseParallel(output_layouts=POSITIONS),
     }
+    if isinstance(block.feed_forward, Experts):
+        own = _Matrices(Shard(0), Shard(0))
+        plan |= {
+            "feed_forward": _OwnExperts(),
+            # Each rank's gradient is that of its own experts' choices: their sum is the whole.
+            "feed_forward.router": _Matrices(Replicate(), Partial()),
+            "feed_forward.up": own,
+            "feed_forward.down": own,
+        }
+        gate: ParallelStyle = own
+    else:
+        plan |= {
+            "feed_forward": PrepareModuleInput(input_layouts=(POSITIONS,), desired_input_layouts=(whole,)),
+            "feed_forward.up": ColwiseParallel(),
+            "feed_forward.down": RowwiseParallel(output_layouts=POSITIONS),
+        }
+        gate = ColwiseParallel()
     if block.feed_forward.gate is not None:
-        plan["feed_forward.gate"] = ColwiseParallel()
+        plan["feed_forward.gate"] = gate
     if block.attention.q_norm is not None:
         plan["attention.q_norm"] = plan["attention.k_norm"] = SequenceParallel(
             sequence_dim=HEADS.dim, use_local_output=True
@@ -136,6 +151,49 @@ def needed_heads(queries: int, keys: int, ranks: int, rank: int) -> list[int]:
     distinct = sorted(set(by_query))
     served = {by_query.count(head) for head in distinct}
     return distinct if len(served) == 1 else by_query
+
+
+class _OwnExperts(ParallelStyle):
+    """A mixture of which each rank computes some experts, for the choices of all tokens.
+
+    Each rank's output, and gradient of the input, is what its own experts add: their sum is the whole.
+    """
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, Experts)
+        each = module.num_experts // device_mesh.size()
+        first = device_mesh.get_local_rank() * each
+        module.own = range(first, first + each)
+
+        def gather(_module: nn.Module, inputs: Any) -> torch.Tensor:
+            part = DTensor.from_local(inputs[0], device_mesh, [POSITIONS], run_check=False)
+            return part.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+
+        def scatter(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            total = DTensor.from_local(output, device_mesh, [Partial()], run_check=False)
+            return total.redistribute(placements=[POSITIONS]).to_local()
+
+        module.register_forward_pre_hook(gather)
+        module.register_forward_hook(scatter)
+        return module
+
+
+class _Matrices(ParallelStyle):
+    """The matrices of all experts, of which each rank has those of its own, or all."""
+
+    def __init__(self, placement: Placement, gradient: Placement) -> None:
+        super().__init__()
+        self._placement, self._gradient = placement, gradient
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def cut(_name: str, part: nn.Module, mesh: DeviceMesh) -> None:
+            for name, parameter in part.named_parameters(recurse=False):
+                part.register_parameter(name, nn.Parameter(distribute_tensor(parameter, mesh, [self._placement])))
+
+        def local(_module: nn.Module, outputs: Any, _mesh: DeviceMesh) -> torch.Tensor:
+            return outputs.to_local(grad_placements=[self._gradient])
+
+        return distribute_module(module, device_mesh, cut, None, local)  # pyright: ignore[reportArgumentType]
 
 
 class _WholeLoss(PrepareModuleOutput):
