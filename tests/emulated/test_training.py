@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from tests.emulated.conftest import Emulated
-from tests.emulated.training import Setup, distance, setups, train
+from tests.emulated.training import MIXTURES, Setup, distance, setups, train
 
 STEPS = 5
 # The backend refuses fp16 with the fused AdamW; test_fused_adamw_applies_steps_... below shows why.
 SETUPS = [str(setup) for setup in setups() if (setup.precision, setup.adamw) != ("fp16", "fused")]
 SETUPS += ["gpt2-bf16_weights-foreach", "llama-bf16_weights-foreach"]
+SETUPS += [f"{mixture}-{precision}-foreach" for mixture in MIXTURES for precision in ("fp32", "bf16")]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def on_npu(emulated_host: Emulated) -> dict[str, Any]:
 def test_equals_the_cpu(name: str, on_cpu: dict[str, Any], on_npu: dict[str, Any]) -> None:
     found = on_npu["curves"][name]
     assert found["init"] == on_cpu[name]["init"]
-    assert distance(on_cpu[name], found) == 0.0
+    # The router's gradient in float32 is a product that the two add up in other orders.
+    limit = 2e-7 if name in ("learned-fp32-foreach", "round_robin-fp32-foreach") else 0.0
+    assert distance(on_cpu[name], found) <= limit
 
 
 def test_skipped_steps_are_among_what_is_compared(on_cpu: dict[str, Any]) -> None:

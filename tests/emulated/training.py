@@ -30,6 +30,11 @@ SHAPES = {
         "model.max_position_embeddings=32",
     ),
 }
+EXPERTS = ("model.num_experts=4", "model.max_position_embeddings=32", "model.intermediate_size=48")
+MIXTURES = {
+    "learned": ("model=llama-1b", *EXPERTS),
+    "round_robin": ("model=llama-1b", *EXPERTS, "model.routing=round_robin"),
+}
 WORK = (
     "model.num_hidden_layers=2",
     "model.hidden_size=64",
@@ -74,7 +79,7 @@ def train(backend_name: str, setup: Setup, steps: int) -> dict[str, Any]:
     """
     config = load([
         f"backend={backend_name}",
-        *SHAPES[setup.shape],
+        *(SHAPES | MIXTURES)[setup.shape],
         *WORK,
         *(OVERFLOWING if setup.precision == "fp16" else ()),
         f"precision={setup.precision}",

@@ -161,6 +161,14 @@ OPERATIONS: dict[str, Operation] = {
     "index_put": _index_put,
     "parts of a vocabulary": _by_vocabulary,
     "gather": lambda a, b, i: a.gather(1, i[:, None].expand(4, 2).clamp(max=4)),
+    "gather gradient": _gradient(lambda a, b: a.gather(1, torch.zeros_like(b, dtype=torch.int64)) * b),
+    "softmax in another type": lambda a, b, i: a.bfloat16().softmax(-1, dtype=torch.float32),
+    "topk": lambda a, b, i: list(a.topk(2)),
+    "topk gradient": _gradient(lambda a, b: a.topk(2).values * b[:, :2]),
+    "stable sort": lambda a, b, i: (a > 0).float().argsort(dim=1, stable=True),
+    "index_select gradient": _gradient(
+        lambda a, b: a.index_select(0, torch.zeros_like(b[:, 0], dtype=torch.int64)) * b
+    ),
     "index_select": lambda a, b, i: a.index_select(0, i),
     "masked": lambda a, b, i: a[a > 0],
     "masked_select": lambda a, b, i: a.masked_select(b > 0),

@@ -3,6 +3,7 @@
 
 using namespace emulator;
 
+KERNEL(aclnnCast, TensorArg self, int, TensorArg out) { out.write((*self).to((*out).scalar_type())); }
 KERNEL(aclnnInplaceCopy, TensorArg self, TensorArg source) { (*self).copy_(*source); }
 KERNEL(aclnnInplaceZero, TensorArg self) { (*self).zero_(); }
 KERNEL(aclnnInplaceOne, TensorArg self) { (*self).fill_(1); }

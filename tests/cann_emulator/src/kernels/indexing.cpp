@@ -19,6 +19,28 @@ c10::List<std::optional<Tensor>> indices_of(TensorsArg indices, const Tensor& se
 KERNEL(aclnnGather, TensorArg self, int64_t dimension, TensorArg index, TensorArg out) {
   out.write(at::gather(*self, dimension, *index));
 }
+KERNEL(aclnnScatterAdd, TensorArg self, int64_t dimension, TensorArg index, TensorArg source, TensorArg out) {
+  out.write(at::scatter_add(*self, dimension, *index, *source));
+}
+KERNEL(aclnnInplaceScatter, TensorArg self, int64_t dimension, TensorArg index, TensorArg source, int64_t) {
+  (*self).scatter_(dimension, *index, *source);
+}
+KERNEL(aclnnIndexAdd, TensorArg self, int64_t dimension, TensorArg index, TensorArg source, ScalarArg alpha,
+       TensorArg out) {
+  out.write(at::index_add(*self, dimension, *index, *source, *alpha));
+}
+KERNEL(aclnnTopkV2, TensorArg self, int64_t count, int64_t dimension, bool largest, bool sorted, int64_t,
+       TensorArg values, TensorArg indices) {
+  auto [found, places] = at::topk(*self, count, dimension, largest, sorted);
+  values.write(found);
+  indices.write(places);
+}
+KERNEL(aclnnSort, TensorArg self, bool stable, int64_t dimension, bool descending, TensorArg values,
+       TensorArg indices) {
+  auto [found, places] = at::sort(*self, stable, dimension, descending);
+  values.write(found);
+  indices.write(places);
+}
 KERNEL(aclnnIndexSelect, TensorArg self, int64_t dimension, TensorArg index, TensorArg out) {
   out.write(at::index_select(*self, dimension, *index));
 }
