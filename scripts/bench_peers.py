@@ -11,8 +11,9 @@
 The peers are Hugging Face Trainer, accelerate, Lightning Fabric with litgpt's GPT, and a bare PyTorch loop. At their
 best they have torch.compile, fused AdamW, and the fastest attention and micro-batch size, found by a search before the
 rounds (the attention first, then the size). The harness's track=tuned gets the same search for its size. Every run is a
-fresh process and the runs of a round take turns, so that a noisy machine disturbs all alike. The peers are installed
-into their own environment (--environment, created on first use), without the harness.
+fresh process that begins when the machine is idle, and the runs of a round take turns, so that a noisy machine disturbs
+all alike. The peers are installed into their own environment (--environment, created on first use), without the
+harness.
 
 Not among them: torchtitan 0.3.0, whose trainer takes a CUDA device where there is no other accelerator, and whose flex
 attention has no backward pass on a CPU (torch 2.13), and nanochat, which is no package, and whose GPT (squared ReLU,
@@ -37,7 +38,7 @@ from typing import Any
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
-from harness_runs import geometric_mean, in_turn, touch_memory
+from harness_runs import geometric_mean, in_turn, touch_memory, wait_until_idle
 from peer_runs import ENVIRONMENT, PEERS, REQUIREMENTS, describe, environment, harness, peer, write_tokens
 
 from harness.composition import load
@@ -111,6 +112,7 @@ class Runs:
         key = " | ".join([str(cpu_model()), software(trainer), *parts])
         if key in self.found:
             return self.found[key]
+        wait_until_idle()
         self.found[key] = run = make()
         # A failure may be of the moment.
         if self.file is not None and "failed" not in run:

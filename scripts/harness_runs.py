@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 from scipy import stats
 
-from harness.environment import memory_limit_bytes
+from harness.environment import CpuContention, memory_limit_bytes
 
 T = TypeVar("T")
+# Of the cores' time, by other processes, beside which a run is measured.
+MAX_BUSY = 0.05
 
 
 def run_harness(
@@ -59,6 +61,20 @@ def touch_memory() -> None:
     done = subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({count}, numpy.uint8)"], check=False)
     if done.returncode:
         print(f"the memory was not warmed: exit code {done.returncode}", file=sys.stderr)
+
+
+def wait_until_idle(limit_seconds: float = 300.0) -> None:
+    """Wait until other processes leave the cores alone, at most this long, and say so if they do not."""
+    began = time.monotonic()
+    while True:
+        contention = CpuContention()
+        time.sleep(1.0)
+        busy = contention.other_fraction()
+        if busy is None or busy <= MAX_BUSY:
+            return
+        if time.monotonic() - began >= limit_seconds:
+            print(f"other processes use {busy:.0%} of the cores: the next run is measured beside them", file=sys.stderr)
+            return
 
 
 def in_turn(names: Iterable[T], number: int) -> list[T]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,3 +75,31 @@ def test_the_check_of_an_owners_device_needs_nothing_of_the_tests() -> None:
 )
 def test_honest_runs_of_another_device_start_afresh(settings: list[str], expected: bool) -> None:
     assert load_script("bench_parity.py").is_on_cpu(settings) is expected
+
+
+@pytest.mark.parametrize(("busy", "waits"), [([0.0], 1), ([0.9, 0.4, 0.01], 3), ([None], 1)])
+def test_a_run_waits_for_an_idle_machine(
+    busy: list[float | None], waits: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert waiting(busy, monkeypatch) == waits
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_beside_others_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert waiting([0.5] * 400, monkeypatch) == 300
+    assert "other processes use 50% of the cores" in capsys.readouterr().err
+
+
+def waiting(busy: list[float | None], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how many seconds a benchmark waits where others use these shares of the cores, a second each."""
+    runs, seconds = load_script("harness_runs.py"), itertools.count()
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(duration: float) -> None:
+        clock.now += duration
+
+    monkeypatch.setattr(runs.time, "sleep", sleep)
+    monkeypatch.setattr(runs.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(runs, "CpuContention", lambda: SimpleNamespace(other_fraction=lambda: busy[next(seconds)]))
+    runs.wait_until_idle()
+    return int(clock.now)
