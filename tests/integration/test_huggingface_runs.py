@@ -19,7 +19,7 @@ from tests.test_huggingface import saved
 from tests.tiny import TINY
 
 WORK = [setting for setting in TINY if not setting.startswith("model")]
-FAMILIES = ("llama 3, tied", "qwen2", "qwen3", "mixtral", "qwen3 moe", "gpt2")
+FAMILIES = ("llama 3, tied", "qwen2", "qwen3", "mixtral", "gpt2")
 
 
 def words(folder: Path, *more: str) -> list[str]:
