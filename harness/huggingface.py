@@ -379,7 +379,8 @@ def _mixtral(keys: _Keys) -> dict[str, Any]:
         "num_experts_per_tok": keys.pop("num_experts_per_tok", int, 2),
         "norm_topk_prob": True,
     }
-    return block | experts | _window(keys, on=True, default=None) | _router_loss(keys)
+    _check_router_loss(keys)
+    return block | experts | _window(keys, on=True, default=None)
 
 
 def _qwen3_moe(keys: _Keys) -> dict[str, Any]:
@@ -397,14 +398,14 @@ def _qwen3_moe(keys: _Keys) -> dict[str, Any]:
     }
     biases = {"attention_bias": "all" if keys.pop("attention_bias", bool, False) else "none"}
     window = _window(keys, on=keys.pop("use_sliding_window", bool, False))
-    return block | {"qk_norm": True} | experts | biases | window | _router_loss(keys)
+    _check_router_loss(keys)
+    return block | {"qk_norm": True} | experts | biases | window
 
 
-def _router_loss(keys: _Keys) -> dict[str, Any]:
-    """Check that no loss balances the experts, and return no setting."""
+def _check_router_loss(keys: _Keys) -> None:
+    """Raise ConfigError if a loss balances the experts."""
     keys.pop("router_aux_loss_coef", float, 0.0)
     _expect_value(keys, "output_router_logits", bool, False, "whose loss that balances experts is not implemented")
-    return {}
 
 
 def _expect_value(keys: _Keys, key: str, kind: type, value: Any, why: str) -> None:

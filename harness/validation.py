@@ -123,10 +123,10 @@ def _check_model(config: Config) -> Iterator[str]:
 
 def _check_experts(model: ModelConfig) -> Iterator[str]:
     experts, each = model.num_experts, model.num_experts_per_tok
-    defaults = {item.name: item.default for item in fields(model)}
     if experts is None:
         for key in EXPERT_SETTINGS:
-            if (found := getattr(model, key.removeprefix("model."))) != defaults[key.removeprefix("model.")]:
+            name = key.removeprefix("model.")
+            if (found := getattr(model, name)) != getattr(ModelConfig, name):
                 yield f"{key}: found {found}, but the model has no experts; set model.num_experts, or leave it out"
         return
     if each > experts:

@@ -50,11 +50,9 @@ def linear_layers(model: Mapping[str, Any]) -> list[LinearLayers]:
     head_size, gates = _head_dim(model), 2 if model["activation"] == "swiglu" else 1
     # Records from before experts have none.
     experts = model.get("num_experts")
-    copies, share = (
-        (1, 1.0)
-        if experts is None
-        else (experts, model.get("num_experts_per_tok", ModelConfig.num_experts_per_tok) / experts)
-    )
+    copies, share = 1, 1.0
+    if experts is not None:
+        copies, share = experts, model.get("num_experts_per_tok", ModelConfig.num_experts_per_tok) / experts
     return [
         LinearLayers(layers, width, heads * head_size),
         LinearLayers(2 * layers, width, kv_heads * head_size),
