@@ -64,7 +64,7 @@ def llama(layers: int, width: int, heads: int, kv: int, feed_forward: int, vocab
             f"model.tie_word_embeddings={str(tied).lower()}", "model.max_position_embeddings=8192"]  # fmt: skip
 
 
-def batch(sequences: int, length: int, steps: int = 4) -> list[str]:
+def batch(sequences: int, length: int, steps: int = 3) -> list[str]:
     """Return the settings of a global batch. `steps` makes the measured window of a small model 8 s long or longer."""
     settings = {"global_batch_size": sequences, "seq_len": length, "steps": steps}
     return [f"workload.{key}={value}" for key, value in settings.items()]
