@@ -2,7 +2,7 @@
 
     python scripts/bench_peers.py                            every shape of SHAPES, five rounds each
     python scripts/bench_peers.py --shape long --shape wide --rounds 3
-    python scripts/bench_peers.py --micro-batch 1            one size for all, in place of each one's fastest
+    python scripts/bench_peers.py --micro-batch 1 --micro-batch fastest    one size for all, then each one's fastest
     python scripts/bench_peers.py --only 'bare PyTorch'      a selected peer at its best; may be repeated
     python scripts/bench_peers.py --plain                    every peer with its library's defaults too
     python scripts/bench_peers.py --out peers.jsonl          keeps each run there, and repeats none that is there
@@ -127,6 +127,16 @@ def described(run: dict[str, Any]) -> str:
 
 
 @dataclass
+class Row:
+    """The rounds of one trainer with its choices. `ratios` are the harness's speed over its, none if a run failed."""
+
+    name: str
+    settings: str
+    runs: list[dict[str, Any]]
+    ratios: list[float]
+
+
+@dataclass
 class Trainer:
     """A trainer on one work."""
 
@@ -161,7 +171,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shape", action="append", default=[], choices=SHAPES, help="may be repeated")
-    parser.add_argument("--micro-batch", type=int, help="the size of every run, or the next smaller one that fits")
+    parser.add_argument("--micro-batch", action="append", default=[], type=micro_batch, metavar="N|fastest", help=(
+        "the size of every run, or the next smaller one that fits; fastest: each trainer's own; may be repeated"
+    ))  # fmt: skip
     parser.add_argument("--only", action="append", default=[], choices=PEERS, help="a peer; may be repeated")
     parser.add_argument("--plain", action="store_true", help="each peer with its library's defaults too")
     parser.add_argument("--out", type=Path, help="a file for the runs, used again if it exists")
@@ -178,18 +190,37 @@ def main() -> int:
     python = environment(options.environment)
     runs = Runs(options.out)
     touch_memory()
+    tables = []
     for shape, settings in shapes.items():
         work = layered_settings(WORK, settings, options.overrides)
         try:
             config = load(work)
         except UserError as error:
             parser.error(str(error))
-        compare(shape, work, config, python, runs, options)
+        # Sizes that the global batch makes the same are measured once.
+        for sizes in dict.fromkeys(sizes_to_try(config, size) for size in options.micro_batch or [None]):
+            rows = compare(work, config, sizes, python, runs, options)
+            title = f"{shape}, micro-batch {'fastest' if len(sizes) > 1 else sizes[0]}"
+            print_table(title, rows)
+            tables.append((title, rows))
+    if len(tables) > 1:
+        print_summary(tables)
     return 0
 
 
-def compare(shape: str, work: list[str], config: Config, python: Path, runs: Runs, options: argparse.Namespace) -> None:
-    """Print the table of one shape."""
+def micro_batch(text: str) -> int | None:
+    """Return the size, None for each trainer's fastest."""
+    if text == "fastest":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a size of at least 1, or fastest")
+    return int(text)
+
+
+def compare(
+    work: list[str], config: Config, sizes: Sequence[int], python: Path, runs: Runs, options: argparse.Namespace
+) -> list[Row]:
+    """Return the rounds of all trainers on one work, the harness first."""
     with tempfile.TemporaryDirectory() as folder:
         described_work = describe(config, write_tokens(config, Path(folder)))
         trainers = [Trainer(OURS, ("",), lambda choice: harness(layered_settings(work, ["track=tuned"]), choice))]
@@ -204,7 +235,6 @@ def compare(shape: str, work: list[str], config: Config, python: Path, runs: Run
                         ),
                     )
                 )
-        sizes = sizes_to_try(config, options.micro_batch)
         chosen = [(trainer, trainer.fastest(runs, work, sizes)) for trainer in trainers]
         if options.plain:
             plain = {"compile": False, "tuned": False, "plain": True, "attention": "sdpa"}
@@ -214,43 +244,70 @@ def compare(shape: str, work: list[str], config: Config, python: Path, runs: Run
             for index in in_turn(range(len(chosen)), number):
                 trainer, choice = chosen[index]
                 found[index].append(trainer.measured(runs, work, choice, f"round {number + 1}"))
-    print_table(shape, [(trainer.name, label_of(choice)) for trainer, choice in chosen], found)
+    return [
+        Row(trainer.name, label_of(choice), each, ratios(found[0], each))
+        for (trainer, choice), each in zip(chosen, found, strict=True)
+    ]
 
 
-def sizes_to_try(config: Config, fixed: int | None) -> list[int]:
+def ratios(mine: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[float]:
+    if any("failed" in run for run in (*mine, *others)):
+        return []
+    return [one["tokens_per_second"] / other["tokens_per_second"] for one, other in zip(mine, others, strict=True)]
+
+
+def sizes_to_try(config: Config, fixed: int | None) -> tuple[int, ...]:
     """Return the micro-batch sizes to try: those that divide the global batch, or the fixed one."""
     whole = config.workload.global_batch_size
-    if fixed is not None:
-        return [size for size in range(1, min(fixed, whole) + 1) if whole % size == 0][-1:]
-    return [size for size in range(1, whole + 1) if whole % size == 0]
+    sizes = tuple(size for size in range(1, whole + 1) if whole % size == 0)
+    return sizes if fixed is None else tuple(size for size in sizes if size <= fixed)[-1:]
 
 
-def print_table(shape: str, names: Sequence[tuple[str, str]], found: Sequence[list[dict[str, Any]]]) -> None:
-    print(f"\n{shape}\n\n| run | settings | tokens/s | harness over it, 95 % | peak MiB | start-up s | last loss |")
+def print_table(title: str, rows: Sequence[Row]) -> None:
+    """Print the table of one work."""
+    print(f"\n{title}\n\n| run | settings | tokens/s | harness over it, 95 % | peak MiB | start-up s | last loss |")
     print("|---|---|---|---|---|---|---|")
-    for (name, settings), each in zip(names, found, strict=True):
-        failures = [run["failed"] for run in (*found[0], *each) if "failed" in run]
+    for row in rows:
+        failures = [run["failed"] for run in (*rows[0].runs, *row.runs) if "failed" in run]
         if failures:
-            print(f"| {name} | {settings} | failed, or no run to compare with: {failures[-1]} | | | | |")
+            print(f"| {row.name} | {row.settings} | failed, or no run to compare with: {failures[-1]} | | | | |")
             continue
-        ratios = [
-            mine["tokens_per_second"] / other["tokens_per_second"] for mine, other in zip(found[0], each, strict=True)
-        ]
-        median = {key: statistics.median(run[key] for run in each) for key in MEASURED}
+        median = {key: statistics.median(run[key] for run in row.runs) for key in MEASURED}
         print(
-            f"| {name} | {settings} | {median['tokens_per_second']:,.0f} | {interval(ratios)} | "
+            f"| {row.name} | {row.settings} | {median['tokens_per_second']:,.0f} | {interval(row.ratios)} | "
             f"{median['peak_memory_bytes'] / 2**20:,.0f} | {median['start_up_seconds']:.1f} | {median['loss']:.3f} |"
         )
-    shares = [run["mfu"] for run in found[0] if run.get("mfu")]
-    if shares:
-        print(f"\nMFU of the harness, against the measured peak: {statistics.median(shares):.3f}")
+    if (share := mfu(rows[0])) is not None:
+        print(f"\nMFU of the harness, against the measured peak: {share:.3f}")
 
 
-def interval(ratios: list[float]) -> str:
-    """Return the median of ratios and the 95 % interval of their geometric mean, as text."""
-    _, low, high = geometric_mean(ratios)
-    median = f"{statistics.median(ratios):.3f}"
-    return f"{median} [{low:.3f}, {high:.3f}]" if len(ratios) > 1 else median
+def print_summary(tables: Sequence[tuple[str, Sequence[Row]]]) -> None:
+    """Print one row for each work: the harness's speed over every peer's, and over all works their geometric means."""
+    peers = [(row.name, "plain" in row.settings) for row in tables[0][1][1:]]
+    print("\n| work | harness, tokens/s | MFU |", *(f"over {name}{', plain' * plain} |" for name, plain in peers))
+    print("|---|---|---|" + "---|" * len(peers))
+    for title, (own, *others) in tables:
+        speeds = [run["tokens_per_second"] for run in own.runs if "failed" not in run]
+        share = mfu(own)
+        cells = [f"{statistics.median(speeds):,.0f}" if speeds else "failed", f"{share:.3f}" if share else ""]
+        cells += [interval(row.ratios) if row.ratios else "failed" for row in others]
+        print(f"| {title} | {' | '.join(cells)} |")
+    means = [[rows[1 + index].ratios for _, rows in tables if rows[1 + index].ratios] for index in range(len(peers))]
+    cells = [
+        f"{geometric_mean([geometric_mean(each)[0] for each in works])[0]:.3f}" if works else "" for works in means
+    ]
+    print(f"| geometric mean | | | {' | '.join(cells)} |")
+
+
+def mfu(row: Row) -> float | None:
+    shares = [run["mfu"] for run in row.runs if run.get("mfu")]
+    return statistics.median(shares) if shares else None
+
+
+def interval(ratios: Sequence[float]) -> str:
+    """Return the geometric mean of ratios and its 95 % interval, as text."""
+    mean, low, high = geometric_mean(ratios)
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if len(ratios) > 1 else f"{mean:.3f}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -103,3 +105,75 @@ def waiting(busy: list[float | None], monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(runs, "CpuContention", lambda: SimpleNamespace(other_fraction=lambda: busy[next(seconds)]))
     runs.wait_until_idle()
     return int(clock.now)
+
+
+PeersTable = Callable[..., tuple[str, int]]
+
+
+@pytest.fixture
+def peers_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> PeersTable:
+    """Return a function that runs bench_peers.py on runs of known speed, and returns its text and how many it made."""
+    peers, made = load_script("bench_peers.py"), []
+    speeds = {"harness": 300.0, "hf_trainer.py": 200.0, "accelerate_loop.py": 100.0}
+    fastest = {("harness", 4), ("hf_trainer.py", 8)}
+
+    def run(name: str, choice: dict[str, Any]) -> dict[str, Any]:
+        size = choice["micro_batch_size"]
+        made.append(size)
+        factor = (2 if (name, size) in fastest else 1) * (1.5 if choice["attention"] == "eager" else 1)
+        return {"tokens_per_second": speeds[name] * factor, "mfu": 0.5,
+                "peak_memory_bytes": 2**30, "start_up_seconds": 5.0, "loss": 3.0}  # fmt: skip
+
+    monkeypatch.setattr(peers, "environment", lambda _: Path("python"))
+    monkeypatch.setattr(peers, "touch_memory", lambda: None)
+    monkeypatch.setattr(peers, "wait_until_idle", lambda: None)
+    monkeypatch.setattr(peers, "write_tokens", lambda *_: Path("tokens.bin"))
+    monkeypatch.setattr(peers, "harness", lambda _, choice: run("harness", choice))
+    monkeypatch.setattr(peers, "peer", lambda _, program, choice: run(program, choice))
+
+    def table(*options: str) -> tuple[str, int]:
+        made.clear()
+        only = ["--only", "HF Trainer", "--only", "accelerate"]
+        monkeypatch.setattr(sys, "argv", ["bench_peers.py", *only, *options])
+        assert peers.main() == 0
+        return capsys.readouterr().out, len(made)
+
+    return table
+
+
+WORKS = ("--shape", "stranger", "--shape", "long", "--micro-batch", "1", "--micro-batch", "fastest", "--rounds", "2")
+
+
+def test_the_table_of_peers_has_each_one_at_its_best(peers_table: PeersTable) -> None:
+    out, _ = peers_table(*WORKS)
+    assert "| HF Trainer | eager, micro-batch 8 | 600 | 1.000 [1.000, 1.000] | 1,024 | 5.0 | 3.000 |" in out
+    assert out.split("| work |")[1].splitlines() == [
+        " harness, tokens/s | MFU | over HF Trainer | over accelerate |",
+        "|---|---|---|---|---|",
+        "| stranger, micro-batch 1 | 300 | 0.500 | 1.000 [1.000, 1.000] | 2.000 [2.000, 2.000] |",
+        "| stranger, micro-batch fastest | 600 | 0.500 | 1.000 [1.000, 1.000] | 4.000 [4.000, 4.000] |",
+        # One sequence a step: there is one size.
+        "| long, micro-batch 1 | 300 | 0.500 | 1.000 [1.000, 1.000] | 2.000 [2.000, 2.000] |",
+        "| geometric mean | | | 1.000 | 2.520 |",
+    ]
+
+
+def test_the_table_of_peers_goes_on_where_it_was(peers_table: PeersTable, tmp_path: Path) -> None:
+    options = (*WORKS, "--out", str(tmp_path / "runs.jsonl"))
+    first, made = peers_table(*options)
+    assert made > 0
+    again, made = peers_table(*options)
+    assert made == 0
+    assert again.split("| work |")[1] == first.split("| work |")[1]
+    _, made = peers_table(*options, "--rounds", "3")
+    # One more of each trainer's choice in three works; accelerate's fastest in the second is that of the first.
+    assert made == 8
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "fast", "1.5"])
+def test_a_size_of_peers_that_is_none_is_refused(
+    size: str, peers_table: PeersTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        peers_table(f"--micro-batch={size}")
+    assert f"found {size}, expected a size of at least 1, or fastest" in capsys.readouterr().err
