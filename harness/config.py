@@ -36,7 +36,7 @@ RANDOM = "random"
 # The name of PyTorch's own operation among a backend's kernels.
 STOCK = "stock"
 # The operations for which a backend may bring its own kernels, used with track=tuned.
-OPERATIONS = ("attention", "rotary", "rms_norm", "swiglu", "cross_entropy")
+OPERATIONS = ("attention", "rotary", "rms_norm", "swiglu", "cross_entropy", "gradient_accumulation")
 
 
 def bounded(default: Any = MISSING, *, minimum: float | None = None, maximum: float | None = None,
@@ -265,6 +265,9 @@ class TrackConfig:
     """With tuned: the backend's SwiGLU kernel; null is the backend's choice."""
     cross_entropy: str | None = STOCK
     """With tuned: the backend's cross-entropy implementation; null is the backend's choice."""
+    gradient_accumulation: str | None = STOCK
+    """With tuned: how gradients are added up over micro-batches; fused: those of bf16 copies of the weights, made once
+    a step, in one pass. null is the backend's choice."""
     activation_memory_budget: float | None = bounded(1.0, above=0.0, maximum=1.0)
     """With tuned: fraction of the activation memory that compiled parts may use; what does not fit is recomputed in the
     backward pass, cheapest first. Changes no result; null is the backend's choice."""
@@ -357,14 +360,17 @@ class Config:
     """Stop when the evaluation loss reaches this; the record holds the time to it."""
 
 
-def unused_operations(model: ModelConfig) -> dict[str, str]:
-    """Return those of OPERATIONS that the model does not compute, with the setting that decides it."""
-    used = {
-        "rotary": ("position_embedding", "rotary"),
-        "rms_norm": ("norm", "rmsnorm"),
-        "swiglu": ("activation", "swiglu"),
+def unused_operations(config: Config) -> dict[str, str]:
+    """Return those of OPERATIONS that the work does not have, with the setting that decides it."""
+    model = config.model
+    needs = {
+        "rotary": ("model.position_embedding", model.position_embedding, ("rotary",)),
+        "rms_norm": ("model.norm", model.norm, ("rmsnorm",)),
+        "swiglu": ("model.activation", model.activation, ("swiglu",)),
+        # Other than stock ones add bf16 gradients to float32 ones.
+        "gradient_accumulation": ("precision", config.precision, ("bf16", "bf16_weights")),
     }
-    return {operation: setting for operation, (setting, value) in used.items() if getattr(model, setting) != value}
+    return {operation: f"{key}={value}" for operation, (key, value, needed) in needs.items() if value not in needed}
 
 
 def product_format(precision: str) -> str:

@@ -230,11 +230,11 @@ def _check_track(config: Config) -> Iterator[str]:
             "track.compile: found model, but learned routing makes products whose shapes are known while they run; use "
             "track.compile=blocks, which leaves experts out, or model.routing=round_robin"
         )
-    for operation, setting in unused_operations(config.model).items():
+    for operation, setting in unused_operations(config).items():
         if getattr(track, operation) not in (None, STOCK):
             yield (
-                f"track.{operation}: found {getattr(track, operation)}, but the model has model.{setting}="
-                f"{getattr(config.model, setting)} and does not compute it; leave track.{operation} out"
+                f"track.{operation}: found {getattr(track, operation)}, but with {setting} there is nothing that it "
+                f"replaces; leave track.{operation} out"
             )
     if config.parallel.name in ("fsdp", "mesh") and track.compile == "model":
         yield (

@@ -14,15 +14,25 @@ from harness import backends
 from harness.backends.base import Backend
 from harness.backends.host_checks import compiled_code_problems
 from harness.composition import load
-from harness.config import OPERATIONS, STOCK, BackendConfig, TrackConfig
+from harness.config import OPERATIONS, STOCK, BackendConfig, Config, ModelConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
 from harness.layout import Layout
+from harness.text import layered_settings
 from harness.training.tuning import apply_track, resolve_track
 from harness.workload.model import Transformer
 from tests.tiny import TINY
 
+# Several micro-batches a step, in bf16.
+WORK = load([*TINY, "precision=bf16"])
 TUNED = load([*TINY, "track=tuned"]).track
-MODEL = load([*TINY]).model
+MODEL = WORK.model
+
+
+def resolve(
+    track: TrackConfig, model: ModelConfig, backend: Backend, layout: Layout, *, sharded: bool, work: Config = WORK
+) -> TrackConfig:
+    config = replace(work, track=track, model=model)
+    return resolve_track(config, backend, layout, sharded=sharded, alone=layout.size == 1 and not sharded)
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def backend() -> Backend:
 
 
 def test_null_is_the_backends_default(backend: Backend) -> None:
-    found = resolve_track(TUNED, MODEL, backend, Layout(), sharded=False)
+    found = resolve(TUNED, MODEL, backend, Layout(), sharded=False)
     assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
 
 
@@ -46,14 +56,14 @@ def test_null_is_the_backends_default(backend: Backend) -> None:
 def test_operations_that_a_model_does_not_compute_stay_stock(shape: tuple[str, ...], expected: dict[str, str]) -> None:
     """On NPU the fused kernels are the default: a record must not name one that did not run."""
     npu, model = backends.create(BackendConfig(name="npu")), load([*shape]).model
-    found = resolve_track(TUNED, model, npu, Layout(), sharded=False)
+    found = resolve(TUNED, model, npu, Layout(), sharded=False)
     assert {operation: getattr(found, operation) for operation in expected} == expected
     assert (found.compile, found.attention, found.adamw) == ("no", "stock", "foreach")
 
 
 def test_requested_kernels_stay(backend: Backend) -> None:
     requested = replace(TUNED, attention="stock", compile="no")
-    found = resolve_track(requested, MODEL, backend, Layout(), sharded=False)
+    found = resolve(requested, MODEL, backend, Layout(), sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
@@ -64,10 +74,10 @@ def test_only_compiled_parts_have_a_memory_budget(backend: Backend, monkeypatch:
     plain = replace(TUNED, compile="no")
     for track, expected in ((TUNED, 0.5), (plain, 1.0)):
         for sharded in (False, True):
-            found = resolve_track(track, MODEL, backend, Layout(), sharded=sharded)
+            found = resolve(track, MODEL, backend, Layout(), sharded=sharded)
             assert found.activation_memory_budget == expected
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve_track(replace(plain, activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False)
+        resolve(replace(plain, activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False)
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +86,7 @@ def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.M
         monkeypatch.setattr(partitioning, name, True)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    track = resolve_track(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
+    track = resolve(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
     apply_track(model, track, backend, Layout(), sharded=False)
     assert partitioning.activation_memory_budget == 0.25
     assert backend.compiler_settings
@@ -84,53 +94,95 @@ def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.M
         assert getattr(partitioning, name) is value
 
 
-def test_programs_of_another_mesh_are_not_loaded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_of_another_mesh_are_not_loaded(backend: Backend) -> None:
     """Group names are part of a program, and not of that cache's key."""
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    for setting, value in (("enable_autograd_cache", True), ("unsafe_treat_script_objects_as_zero_size", False)):
-        monkeypatch.setattr(partitioning, setting, value)
-    for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
-        apply_track(model, resolve_track(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
-        assert partitioning.enable_autograd_cache is cached
+    before = {"enable_autograd_cache": True, "unsafe_treat_script_objects_as_zero_size": False}
+    with partitioning.patch({key: value for key, value in before.items() if hasattr(partitioning, key)}):
+        for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
+            apply_track(model, resolve(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
+            assert partitioning.enable_autograd_cache is cached
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolve(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
     defaults = {**backend.tuned_defaults(), "compile": "model"}
     monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
-    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
-    assert resolve_track(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolve(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
+    assert resolve(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
 
 
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2), Layout(shard=2, context=2)], ids=str)
 def test_every_layout_is_compiled(layout: Layout, backend: Backend) -> None:
-    assert resolve_track(TUNED, MODEL, backend, layout, sharded=True).compile == "blocks"
+    assert resolve(TUNED, MODEL, backend, layout, sharded=True).compile == "blocks"
 
 
 def test_logits_cut_by_vocabulary_have_the_stock_loss(backend: Backend) -> None:
-    assert resolve_track(TUNED, MODEL, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
+    assert resolve(TUNED, MODEL, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
     with pytest.raises(
         ConfigError, match=r"^track\.cross_entropy: found chunked, but a layout of tensor 2 has only stock"
     ):
-        resolve_track(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
+        resolve(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
+
+
+class TestGradientAccumulation:
+    """In bf16, of several micro-batches, and in one process: elsewhere it would be no faster, or another's task."""
+
+    @pytest.mark.parametrize(
+        ("settings", "layout", "expected"),
+        [
+            ((), Layout(), "fused"),
+            (("precision=bf16_weights",), Layout(), "fused"),
+            (("precision=fp32",), Layout(), STOCK),
+            (("precision=fp16",), Layout(), STOCK),
+            (("workload.micro_batch_size=4",), Layout(), STOCK),
+            ((), Layout(data=2), STOCK),
+        ],
+        ids=str,
+    )
+    def test_is_fused_where_it_helps(
+        self, settings: tuple[str, ...], layout: Layout, expected: str, backend: Backend
+    ) -> None:
+        work = load(layered_settings(TINY, ["precision=bf16"], settings))
+        found = resolve(TUNED, MODEL, backend, layout, sharded=False, work=work)
+        assert found.gradient_accumulation == expected
+
+    def test_is_what_is_asked_for(self, backend: Backend) -> None:
+        work = load(layered_settings(TINY, ["precision=bf16", "workload.micro_batch_size=4"]))
+        for asked in (STOCK, "fused"):
+            track = replace(TUNED, gradient_accumulation=asked)
+            found = resolve(track, MODEL, backend, Layout(), sharded=False, work=work)
+            assert found.gradient_accumulation == asked
+
+    def test_of_several_processes_is_refused(self, backend: Backend) -> None:
+        track = replace(TUNED, gradient_accumulation="fused")
+        for layout, sharded in ((Layout(data=2), False), (Layout(), True)):
+            with pytest.raises(ConfigError, match=r"^track\.gradient_accumulation: found fused, but under torchrun"):
+                resolve(track, MODEL, backend, layout, sharded=sharded)
+
+    def test_of_a_model_that_is_compiled_as_a_whole(self, backend: Backend) -> None:
+        whole = replace(TUNED, compile="model")
+        assert resolve(whole, MODEL, backend, Layout(), sharded=False).gradient_accumulation == STOCK
+        with pytest.raises(ConfigError, match=r"found fused, but track\.compile=model compiles the embedding too"):
+            resolve(replace(whole, gradient_accumulation="fused"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_an_unknown_kernel(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
-        resolve_track(replace(TUNED, attention="flash9"), MODEL, backend, Layout(), sharded=False)
+        resolve(replace(TUNED, attention="flash9"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_compilation_needs_a_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
-        resolve_track(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
-    assert resolve_track(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).compile == "no"
+        resolve(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
+    assert resolve(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).compile == "no"
 
 
 def test_portable_is_stock_everywhere(backend: Backend) -> None:
     track = load(list(TINY)).track
-    assert resolve_track(track, MODEL, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
+    assert resolve(track, MODEL, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
 
 
 @pytest.mark.parametrize("override", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
@@ -147,11 +199,12 @@ def test_portable_allows_stock_only(override: str) -> None:
         ("rotary", "model.position_embedding=learned"),
         ("rms_norm", "model.norm=layernorm"),
         ("swiglu", "model.activation=gelu_tanh"),
+        ("gradient_accumulation", "precision=fp32"),
     ],
 )
 def test_a_kernel_for_an_operation_that_the_model_lacks(operation: str, expected: str) -> None:
     overrides = [*TINY, "model.position_embedding=learned", "track=tuned", f"track.{operation}=fused"]
-    with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but the model has {expected}"):
+    with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but with {expected} there is nothing"):
         load(overrides)
 
 
@@ -183,20 +236,20 @@ def test_missing_requirements_of_compilation_are_named(
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=expected):
-        resolve_track(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
+        resolve(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
-    assert resolve_track(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
+    assert resolve(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backend_has_its_default_kernels(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
-    found = resolve_track(track, MODEL, backend, Layout(), sharded=False)
+    found = resolve(track, MODEL, backend, Layout(), sharded=False)
     assert found.name == "tuned"
 
 
@@ -217,7 +270,7 @@ class TestCompiledCode:
         assert f"{tmp_path}, where nothing can be executed: Operation not permitted" in problem.what
         assert "/tmp:exec" in problem.remedy
         with pytest.raises(BackendUnavailable, match="nothing can be executed"):
-            resolve_track(
+            resolve(
                 replace(TUNED, compile="blocks"), MODEL, backends.create(BackendConfig(name="cpu")), Layout(),
                 sharded=False,
             )  # fmt: skip

@@ -179,15 +179,19 @@ class Backend(ABC):
 
     def kernels(self) -> Mapping[str, Mapping[str, Any]]:
         """Return this device's tuned kernels: by operation (`attention`, `rotary`, `rms_norm`, `swiglu`,
-        `cross_entropy`), then by name.
+        `cross_entropy`, `gradient_accumulation`), then by name.
 
-        Each has the signature of the model's own function: `causal_attention`, `rotate`, `rms_norm`, `swiglu` and
-        `mean_cross_entropy` in harness/workload/model.py. If it has a method `compile`, that is called where the
-        model's blocks are compiled. Called once torch is imported.
+        Each has the signature of the model's own function: `causal_attention`, `rotate`, `rms_norm`, `swiglu`,
+        `mean_cross_entropy` and `autograd_accumulation` in harness/workload/model.py. If it has a method `compile`,
+        that is called where the model's blocks are compiled. Called once torch is imported.
         """
+        from harness.backends.accumulation import FusedAccumulation
         from harness.backends.kernels import ChunkedCrossEntropy
 
-        return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
+        return {
+            "cross_entropy": {"chunked": ChunkedCrossEntropy()},
+            "gradient_accumulation": {"fused": FusedAccumulation()},
+        }
 
     def tuned_defaults(self) -> Mapping[str, Any]:
         """Return the settings of track=tuned on this device: the winners of the measurements in harness/docs/tuning.md,

@@ -85,6 +85,7 @@ class CpuBackend(Backend):
             "compile": "blocks",
             "attention": "blocked",
             "cross_entropy": "chunked",
+            "gradient_accumulation": "fused",
         }
 
     def compile_problems(self) -> list[Problem]:

@@ -86,7 +86,10 @@ class EagerStep:
         self._attempted_steps += 1
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = self._through_pipeline(micro_batches) if self._grad_sync.pipeline else self._one_by_one(micro_batches)
+        with self._grad_sync.passes():
+            loss = (
+                self._through_pipeline(micro_batches) if self._grad_sync.pipeline else self._one_by_one(micro_batches)
+            )
         with self._phase("communication"):
             self._grad_sync.after_backward()
         with self._phase("optimizer"):

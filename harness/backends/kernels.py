@@ -89,7 +89,11 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
         loss += part_loss
         hidden_grad[first : first + chunk] = logits_grad @ narrow
         part_grad = (logits_grad.T @ part)[:classes]
-        weight_grad = part_grad.to(weight.dtype) if weight_grad is None else weight_grad.add_(part_grad)
+        if weight_grad is None:
+            # The sum of several parts is in float32, a single one in the weight's dtype.
+            weight_grad = part_grad.to(weight.dtype if chunk >= count else torch.float32)
+        else:
+            weight_grad.add_(part_grad)
     return loss / count, hidden_grad, weight_grad
 
 

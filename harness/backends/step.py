@@ -76,13 +76,15 @@ class PipelinePasses(Protocol):
 
 @dataclass(frozen=True)
 class GradientSync:
-    """Hooks of a training step that sums gradients over several devices."""
+    """Hooks of a training step that sums gradients, over micro-batches or several devices."""
 
     devices: int = 1
     """Number of devices whose gradients are summed. Each divides its loss by it before the backward pass, so that
     gradients have the size that one device would give them, which fp16 needs."""
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     """A context in which forward and backward leave their gradients on this device."""
+    passes: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A context of the forward and backward passes of a step's micro-batches."""
     after_backward: Callable[[], None] = lambda: None
     """Called after the last backward pass of a step."""
     after_eval: Callable[[], None] = lambda: None

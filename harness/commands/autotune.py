@@ -45,7 +45,7 @@ def track_options(config: Config, backend: Backend) -> dict[str, tuple[Any, ...]
     }
     if backend.compile_problems():
         known["compile"], defaults["compile"] = ("no",), "no"
-    unused = unused_operations(config.model)
+    unused = unused_operations(config)
     left = [key for key in known if getattr(config.track, key) is None and key not in unused]
     return {key: (defaults[key], *(value for value in known[key] if value != defaults[key])) for key in left}
 

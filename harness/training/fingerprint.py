@@ -24,7 +24,7 @@ import torch
 
 from harness.backends.base import Backend
 from harness.backends.step import StepOutput, TrainStep
-from harness.config import Config
+from harness.config import STOCK, Config
 from harness.training.distributed.collectives import Ranks
 from harness.training.history import TrainingHistory
 from harness.training.observer import IntervalReport, LoopObserver
@@ -117,7 +117,8 @@ class Fingerprint:
         """Take the first look with a model of its own, which is freed again; None if the run itself is in float32."""
         if self._config.precision == "fp32":
             return None
-        config = replace(self._config, precision="fp32", track=replace(self._config.track, compile="no"))
+        track = replace(self._config.track, compile="no", gradient_accumulation=STOCK)
+        config = replace(self._config, precision="fp32", track=track)
         config = replace(
             config, model=replace(config.model, activation_checkpointing=True, activation_checkpointing_blocks=None)
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from harness.backends.base import Backend
 from harness.backends.failures import WEIGHTS_REMEDY
-from harness.backends.step import TrainStep
+from harness.backends.step import TrainStep, autocast_dtype
 from harness.config import Config
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import Ranks, same_on_all
@@ -91,12 +92,13 @@ def prepare_step(
     model = parallel_model.model
     compilation = apply_track(model, config.track, backend, ranks.layout, sharded=uses_mesh(config, ranks))
     optimizer = build_optimizer(model, config.workload, config.track)
+    passes = partial(model.gradient_accumulation, model, autocast_dtype(config.precision))
     step = backend.prepare(
         parallel_model.wrapped,
         optimizer,
         precision=config.precision,
         max_grad_norm=config.workload.max_grad_norm,
-        grad_sync=parallel_model.grad_sync,
+        grad_sync=replace(parallel_model.grad_sync, passes=passes),
         skip_nonfinite=config.on_nonfinite == "skip",
     )
     return parallel_model, compilation, optimizer, step

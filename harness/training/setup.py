@@ -98,7 +98,8 @@ def _describe(
     search = None
     if config.autotuned:
         config, search = apply_search(config, identity)
-    track = resolve_track(config.track, config.model, backend, ranks.layout, sharded=uses_mesh(config, ranks))
+    track = resolve_track(config, backend, ranks.layout,
+                          sharded=uses_mesh(config, ranks), alone=not ranks.world.is_distributed)  # fmt: skip
     resolved = replace(config, track=track)
     backend.check_work(resolved)
     if config.profile and device.get("emulated"):

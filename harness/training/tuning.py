@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from harness.backends.base import Backend
-from harness.config import OPERATIONS, STOCK, ModelConfig, TrackConfig, unused_operations
+from harness.config import OPERATIONS, STOCK, Config, TrackConfig, unused_operations
 from harness.errors import ConfigError
 from harness.layout import Layout
 from harness.training.observer import LoopObserver
@@ -17,22 +17,21 @@ from harness.workload.experts import LearnedExperts
 from harness.workload.model import Block, Transformer
 
 
-def resolve_track(
-    track: TrackConfig, model: ModelConfig, backend: Backend, layout: Layout, *, sharded: bool
-) -> TrackConfig:
+def resolve_track(config: Config, backend: Backend, layout: Layout, *, sharded: bool, alone: bool) -> TrackConfig:
     """Return the track with the backend's default in place of every null.
 
     Args:
-        model: operations that it does not compute stay stock.
+        config: operations that its work does not have stay stock.
         sharded: true if weights are spread over ranks: then the model is compiled block by block.
+        alone: true if no engine of several processes adds up gradients.
 
     Raises:
         ConfigError: the backend does not have a requested kernel, or the layout has no use for it.
         BackendUnavailable: the track uses torch.compile, and something that it needs is missing.
     """
-    defaults = backend.tuned_defaults()
+    track, defaults = config.track, backend.tuned_defaults()
     chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
-    chosen |= {operation: STOCK for operation in unused_operations(model) if operation in chosen}
+    chosen |= {operation: STOCK for operation in unused_operations(config) if operation in chosen}
     if sharded and chosen.get("compile") == "model":
         chosen["compile"] = "blocks"
     if layout.tensor > 1:
@@ -51,6 +50,7 @@ def resolve_track(
                 "one, and track.compile is no; leave it out, or set track.compile"
             )
         resolved = replace(resolved, activation_memory_budget=1.0)
+    resolved = _with_accumulation(resolved, config, alone=alone)
     kernels = backend.kernels()
     for operation in OPERATIONS:
         name = getattr(resolved, operation)
@@ -62,6 +62,29 @@ def resolve_track(
     if resolved.compile != "no" and (problems := backend.compile_problems()):
         raise backend.unavailable_error(problems)
     return resolved
+
+
+def _with_accumulation(resolved: TrackConfig, config: Config, *, alone: bool) -> TrackConfig:
+    """Return the resolved track with stock accumulation of gradients where another is of no use or impossible.
+
+    Raises:
+        ConfigError: it is impossible, and asked for.
+    """
+    obstacle = None
+    if not alone:
+        obstacle = "under torchrun PyTorch's engine adds up gradients"
+    elif resolved.compile == "model":
+        obstacle = "track.compile=model compiles the embedding too, whose gradients would be sparse"
+    asked = config.track.gradient_accumulation
+    if obstacle is not None and asked not in (None, STOCK):
+        raise ConfigError(
+            f"track.gradient_accumulation: found {asked}, but {obstacle}; leave track.gradient_accumulation out"
+        )
+    # Of a single micro-batch nothing is added, and copies of the weights would only take memory.
+    is_single = config.workload.micro_batch_size == config.workload.global_batch_size
+    if obstacle is None and not (is_single and asked is None):
+        return resolved
+    return replace(resolved, gradient_accumulation=STOCK)
 
 
 def apply_track(

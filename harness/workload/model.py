@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -191,7 +192,7 @@ class Transformer(nn.Module):
     The names of modules and parameters seed the initial weights: renaming one changes them.
     """
 
-    kernels = ("cross_entropy",)
+    kernels = ("cross_entropy", "gradient_accumulation")
     # A whole model has both; of a pipeline's stages, some have None.
     embedding: nn.Embedding
     head: nn.Linear
@@ -225,6 +226,7 @@ class Transformer(nn.Module):
         """Of the residual stream; None: that of the weights."""
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
         self.cross_entropy: Kernel = mean_cross_entropy
+        self.gradient_accumulation: Callable[..., AbstractContextManager[None]] = autograd_accumulation
         self._interleaved = tuple(map(self._stage, stages)) if len(stages) > 1 else ()
 
     @property
@@ -354,6 +356,15 @@ def recomputes(config: ModelConfig, number: int) -> bool:
 def mean_cross_entropy(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of head(hidden [B, S, W]) for int64 targets [B, S], in nats, float32 scalar."""
     return F.cross_entropy(head(hidden).flatten(0, 1).float(), targets.flatten())
+
+
+def autograd_accumulation(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[None]:
+    """Return the context of a step's passes in which autograd adds the gradients of all micro-batches to `grad`.
+
+    Args:
+        dtype: autocast's; None without it.
+    """
+    return nullcontext()
 
 
 def compared_name(name: str) -> str:

@@ -69,6 +69,8 @@ def test_passes_the_parity_gate_against_portable(
     assert tuned["workload_id"] == portable["workload_id"]
     assert tuned["digests"] == portable["digests"]
     [reference], others = (load_runs(tmp_path / name) for name in ("portable", "tuned"))
+    is_fused = precision != "fp32" and knobs != "model"
+    assert tuned["effective_settings"]["gradient_accumulation"] == ("fused" if is_fused else "stock")
     findings = compare_computation(reference, list(others), precision, load_calibration())
     assert findings
     assert all(finding.passed is not False for finding in findings), [f.text for f in findings if f.passed is False]
