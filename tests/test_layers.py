@@ -68,7 +68,8 @@ FLOORS = {
 # Packages that work where only the base dependencies without torch are importable.
 WITHOUT_TORCH = ("harness.analysis", "harness.records", "harness.report")
 # Of the backends, only the modules that run once the device is open.
-WITH_TORCH = ("harness.workload", "harness.training", "harness.backends.eager", "harness.backends.kernels")
+WITH_TORCH = ("harness.workload", "harness.training", "harness.backends.eager", "harness.backends.kernels",
+              "harness.backends.accumulation")  # fmt: skip
 VENDORS = ("torch", "torch_npu", "torch_xla", "habana_frameworks", "poptorch", "intel_extension_for_pytorch", "pynvml")
 
 FORBIDDEN = {

@@ -28,7 +28,7 @@ TUNED = load([*TINY, "track=tuned"]).track
 MODEL = WORK.model
 
 
-def resolve(
+def resolved(
     track: TrackConfig, model: ModelConfig, backend: Backend, layout: Layout, *, sharded: bool, work: Config = WORK
 ) -> TrackConfig:
     config = replace(work, track=track, model=model)
@@ -41,7 +41,7 @@ def backend() -> Backend:
 
 
 def test_null_is_the_backends_default(backend: Backend) -> None:
-    found = resolve(TUNED, MODEL, backend, Layout(), sharded=False)
+    found = resolved(TUNED, MODEL, backend, Layout(), sharded=False)
     assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
 
 
@@ -56,14 +56,14 @@ def test_null_is_the_backends_default(backend: Backend) -> None:
 def test_operations_that_a_model_does_not_compute_stay_stock(shape: tuple[str, ...], expected: dict[str, str]) -> None:
     """On NPU the fused kernels are the default: a record must not name one that did not run."""
     npu, model = backends.create(BackendConfig(name="npu")), load([*shape]).model
-    found = resolve(TUNED, model, npu, Layout(), sharded=False)
+    found = resolved(TUNED, model, npu, Layout(), sharded=False)
     assert {operation: getattr(found, operation) for operation in expected} == expected
     assert (found.compile, found.attention, found.adamw) == ("no", "stock", "foreach")
 
 
 def test_requested_kernels_stay(backend: Backend) -> None:
     requested = replace(TUNED, attention="stock", compile="no")
-    found = resolve(requested, MODEL, backend, Layout(), sharded=False)
+    found = resolved(requested, MODEL, backend, Layout(), sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
     assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
 
@@ -74,10 +74,10 @@ def test_only_compiled_parts_have_a_memory_budget(backend: Backend, monkeypatch:
     plain = replace(TUNED, compile="no")
     for track, expected in ((TUNED, 0.5), (plain, 1.0)):
         for sharded in (False, True):
-            found = resolve(track, MODEL, backend, Layout(), sharded=sharded)
+            found = resolved(track, MODEL, backend, Layout(), sharded=sharded)
             assert found.activation_memory_budget == expected
     with pytest.raises(ConfigError, match=r"track.activation_memory_budget: found 0.5, but only compiled parts"):
-        resolve(replace(plain, activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False)
+        resolved(replace(plain, activation_memory_budget=0.5), MODEL, backend, Layout(), sharded=False)
 
 
 def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_the_budget_reaches_the_compiler(backend: Backend, monkeypatch: pytest.M
         monkeypatch.setattr(partitioning, name, True)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
-    track = resolve(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
+    track = resolved(replace(TUNED, activation_memory_budget=0.25), MODEL, backend, Layout(), sharded=False)
     apply_track(model, track, backend, Layout(), sharded=False)
     assert partitioning.activation_memory_budget == 0.25
     assert backend.compiler_settings
@@ -101,29 +101,29 @@ def test_programs_of_another_mesh_are_not_loaded(backend: Backend) -> None:
     before = {"enable_autograd_cache": True, "unsafe_treat_script_objects_as_zero_size": False}
     with partitioning.patch({key: value for key, value in before.items() if hasattr(partitioning, key)}):
         for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
-            apply_track(model, resolve(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
+            apply_track(model, resolved(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
             assert partitioning.enable_autograd_cache is cached
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolved(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
     defaults = {**backend.tuned_defaults(), "compile": "model"}
     monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
-    assert resolve(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
-    assert resolve(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
+    assert resolved(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
+    assert resolved(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
 
 
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(pipeline=2), Layout(shard=2, context=2)], ids=str)
 def test_every_layout_is_compiled(layout: Layout, backend: Backend) -> None:
-    assert resolve(TUNED, MODEL, backend, layout, sharded=True).compile == "blocks"
+    assert resolved(TUNED, MODEL, backend, layout, sharded=True).compile == "blocks"
 
 
 def test_logits_cut_by_vocabulary_have_the_stock_loss(backend: Backend) -> None:
-    assert resolve(TUNED, MODEL, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
+    assert resolved(TUNED, MODEL, backend, Layout(tensor=2), sharded=True).cross_entropy == STOCK
     with pytest.raises(
         ConfigError, match=r"^track\.cross_entropy: found chunked, but a layout of tensor 2 has only stock"
     ):
-        resolve(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
+        resolved(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
 
 
 class TestGradientAccumulation:
@@ -145,44 +145,44 @@ class TestGradientAccumulation:
         self, settings: tuple[str, ...], layout: Layout, expected: str, backend: Backend
     ) -> None:
         work = load(layered_settings(TINY, ["precision=bf16"], settings))
-        found = resolve(TUNED, MODEL, backend, layout, sharded=False, work=work)
+        found = resolved(TUNED, MODEL, backend, layout, sharded=False, work=work)
         assert found.gradient_accumulation == expected
 
     def test_is_what_is_asked_for(self, backend: Backend) -> None:
         work = load(layered_settings(TINY, ["precision=bf16", "workload.micro_batch_size=4"]))
         for asked in (STOCK, "fused"):
             track = replace(TUNED, gradient_accumulation=asked)
-            found = resolve(track, MODEL, backend, Layout(), sharded=False, work=work)
+            found = resolved(track, MODEL, backend, Layout(), sharded=False, work=work)
             assert found.gradient_accumulation == asked
 
     def test_of_several_processes_is_refused(self, backend: Backend) -> None:
         track = replace(TUNED, gradient_accumulation="fused")
         for layout, sharded in ((Layout(data=2), False), (Layout(), True)):
             with pytest.raises(ConfigError, match=r"^track\.gradient_accumulation: found fused, but under torchrun"):
-                resolve(track, MODEL, backend, layout, sharded=sharded)
+                resolved(track, MODEL, backend, layout, sharded=sharded)
 
     def test_of_a_model_that_is_compiled_as_a_whole(self, backend: Backend) -> None:
         whole = replace(TUNED, compile="model")
-        assert resolve(whole, MODEL, backend, Layout(), sharded=False).gradient_accumulation == STOCK
+        assert resolved(whole, MODEL, backend, Layout(), sharded=False).gradient_accumulation == STOCK
         with pytest.raises(ConfigError, match=r"found fused, but track\.compile=model compiles the embedding too"):
-            resolve(replace(whole, gradient_accumulation="fused"), MODEL, backend, Layout(), sharded=False)
+            resolved(replace(whole, gradient_accumulation="fused"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_an_unknown_kernel(backend: Backend) -> None:
     with pytest.raises(ConfigError, match=r"backend cpu has no kernel 'flash9', expected one of: stock"):
-        resolve(replace(TUNED, attention="flash9"), MODEL, backend, Layout(), sharded=False)
+        resolved(replace(TUNED, attention="flash9"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_compilation_needs_a_compiler(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match="no-such-compiler is not on the PATH"):
-        resolve(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
-    assert resolve(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).compile == "no"
+        resolved(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
+    assert resolved(replace(TUNED, compile="no"), MODEL, backend, Layout(), sharded=False).compile == "no"
 
 
 def test_portable_is_stock_everywhere(backend: Backend) -> None:
     track = load(list(TINY)).track
-    assert resolve(track, MODEL, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
+    assert resolved(track, MODEL, backend, Layout(), sharded=False) == track == TrackConfig(name="portable")
 
 
 @pytest.mark.parametrize("override", ["track.compile=blocks", "track.attention=blocked", "track.cross_entropy=chunked",
@@ -236,20 +236,20 @@ def test_missing_requirements_of_compilation_are_named(
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=expected):
-        resolve(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
+        resolved(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
     backend = backends.create(BackendConfig(name="cuda"))
-    assert resolve(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
+    assert resolved(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
 
 
 @pytest.mark.parametrize("name", ["cuda", "npu"])
 def test_every_backend_has_its_default_kernels(name: str) -> None:
     backend = backends.create(BackendConfig(name=name))
     track = replace(TUNED, compile="no")
-    found = resolve(track, MODEL, backend, Layout(), sharded=False)
+    found = resolved(track, MODEL, backend, Layout(), sharded=False)
     assert found.name == "tuned"
 
 
@@ -270,7 +270,7 @@ class TestCompiledCode:
         assert f"{tmp_path}, where nothing can be executed: Operation not permitted" in problem.what
         assert "/tmp:exec" in problem.remedy
         with pytest.raises(BackendUnavailable, match="nothing can be executed"):
-            resolve(
+            resolved(
                 replace(TUNED, compile="blocks"), MODEL, backends.create(BackendConfig(name="cpu")), Layout(),
                 sharded=False,
             )  # fmt: skip
