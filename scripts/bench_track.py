@@ -34,6 +34,7 @@ VARIANTS = {
     "tuned, compile=model": ("track=tuned", "track.compile=model"),
     "tuned, attention=stock": ("track=tuned", "track.attention=stock"),
     "tuned, cross_entropy=stock": ("track=tuned", "track.cross_entropy=stock"),
+    "tuned, gradient_accumulation=stock": ("track=tuned", "track.gradient_accumulation=stock"),
     "tuned, adamw=foreach": ("track=tuned", "track.adamw=foreach"),
     "tuned, all activations kept": ("track=tuned", "track.activation_memory_budget=1.0"),
 }

@@ -49,6 +49,7 @@ VARIANTS = {
     "tuned, compile=model": ("track=tuned", "track.compile=model"),
     "tuned, adamw=foreach": ("track=tuned", "track.adamw=foreach"),
     "tuned, cross_entropy=chunked": ("track=tuned", "track.cross_entropy=chunked"),
+    "tuned, gradient_accumulation=fused": ("track=tuned", "track.gradient_accumulation=fused"),
 }
 # If the search fails: fits every device and divides every batch.
 SAFE_SIZE = ["workload.micro_batch_size=1"]

@@ -96,9 +96,9 @@ def test_without_gradients_there_is_only_the_loss() -> None:
 def test_products_are_aligned(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Size] = []
     kernel = ChunkedCrossEntropy()
-    inner = kernel._loss_and_gradient
+    inner = kernel._work.loss_and_gradient
     record_shape = lambda z, t, v: (seen.append(z.shape), inner(z, t, v))[1]  # noqa: E731
-    monkeypatch.setattr(kernel, "_loss_and_gradient", record_shape)
+    monkeypatch.setattr(kernel, "_work", kernel._work._replace(loss_and_gradient=record_shape))
     kernel(torch.nn.Linear(WIDTH, classes, bias=False), torch.randn(1, 8, WIDTH), torch.zeros(1, 8, dtype=torch.long))
     assert seen == [torch.Size([8, 64])]
 
@@ -109,6 +109,23 @@ def test_never_more_logits_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(kernels, "_loss_and_gradient", lambda z, t, v: (seen.append(len(z)), inner(z, t, v))[1])
     loss_and_gradients(ChunkedCrossEntropy(), "fp32")
     assert seen == [8] * 7 + [7]
+
+
+def test_a_head_in_bf16_has_no_other_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused accumulation gives the head a copy in bf16 of its weight; the sum of its gradients is float32 anyway."""
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(kernels, "CHUNK_MULTIPLE", 1)
+    seen: dict[torch.dtype, list[int]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        kernel = ChunkedCrossEntropy()
+        inner, counts = kernel._work.loss_and_gradient, seen.setdefault(dtype, [])
+        count = lambda z, t, v, counts=counts, inner=inner: (counts.append(len(z)), inner(z, t, v))[1]  # noqa: E731
+        monkeypatch.setattr(kernel, "_work", kernel._work._replace(loss_and_gradient=count))
+        head = torch.nn.Linear(WIDTH, 64, bias=False, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            kernel(head, torch.randn(1, 40, WIDTH), torch.zeros(1, 40, dtype=torch.long))
+    assert len(seen[torch.float32]) > 1
+    assert seen[torch.bfloat16] == seen[torch.float32]
 
 
 def attention_in_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

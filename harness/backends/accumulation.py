@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from harness.backends.kernels import add_in_place, compiled_addition
+
 
 class FusedAccumulation:
     """A context of a step's passes in which the model multiplies by copies of its weights in autocast's dtype.
@@ -18,17 +20,17 @@ class FusedAccumulation:
     outside of the product). Products and sums are the same numbers. Gradients of embeddings are rows, and only those
     are added.
 
-    For one process with several micro-batches a step: engines of several processes add up gradients themselves.
+    For one process with several micro-batches a step: engines of several processes add up gradients themselves. The
+    device's PyTorch needs sparse tensors.
     """
 
     def __init__(self) -> None:
-        self._add = _add
+        self._add = add_in_place
         self._copies: _Copies | None = None
 
     def compile(self) -> None:
         """Compile the addition, for a model that is compiled."""
-        # One program for gradients of all shapes.
-        self._add = torch.compile(_add, dynamic=True)
+        self._add = compiled_addition()
 
     @contextmanager
     def __call__(self, model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
@@ -45,10 +47,6 @@ class FusedAccumulation:
             yield
         finally:
             self._copies.remove()
-
-
-def _add(total: torch.Tensor, part: torch.Tensor) -> None:
-    total.add_(part)
 
 
 class _Copies:

@@ -185,13 +185,9 @@ class Backend(ABC):
         `mean_cross_entropy` and `autograd_accumulation` in harness/workload/model.py. If it has a method `compile`,
         that is called where the model's blocks are compiled. Called once torch is imported.
         """
-        from harness.backends.accumulation import FusedAccumulation
         from harness.backends.kernels import ChunkedCrossEntropy
 
-        return {
-            "cross_entropy": {"chunked": ChunkedCrossEntropy()},
-            "gradient_accumulation": {"fused": FusedAccumulation()},
-        }
+        return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
     def tuned_defaults(self) -> Mapping[str, Any]:
         """Return the settings of track=tuned on this device: the winners of the measurements in harness/docs/tuning.md,

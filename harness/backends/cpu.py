@@ -74,9 +74,14 @@ class CpuBackend(Backend):
         return torch.device("cpu")
 
     def kernels(self) -> Mapping[str, Mapping[str, Any]]:
+        from harness.backends.accumulation import FusedAccumulation
         from harness.backends.kernels import blocked_attention
 
-        return {**super().kernels(), "attention": {"blocked": blocked_attention}}
+        return {
+            **super().kernels(),
+            "attention": {"blocked": blocked_attention},
+            "gradient_accumulation": {"fused": FusedAccumulation()},
+        }
 
     def tuned_defaults(self) -> Mapping[str, Any]:
         return {

@@ -101,6 +101,11 @@ class CudaBackend(TorchDeviceBackend):
             "allocator": torch.cuda.get_allocator_backend(),
         }
 
+    def kernels(self) -> Mapping[str, Mapping[str, Any]]:
+        from harness.backends.accumulation import FusedAccumulation
+
+        return {**super().kernels(), "gradient_accumulation": {"fused": FusedAccumulation()}}
+
     def tuned_defaults(self) -> Mapping[str, Any]:
         # Chosen from public figures, not measured here: harness/docs/tuning.md has the sources.
         return {**super().tuned_defaults(), "adamw": "fused", "compile": "blocks"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,11 @@ class ChunkedCrossEntropy:
     """
 
     def __init__(self) -> None:
-        self._loss_and_gradient = _loss_and_gradient
+        self._work = _Work(_loss_and_gradient, add_in_place)
 
     def compile(self) -> None:
         """Compile the work on each chunk of logits, for a model that is not compiled as a whole."""
-        self._loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
+        self._work = _Work(torch.compile(_loss_and_gradient, dynamic=False), compiled_addition())
 
     def __call__(self, head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss. Shapes: head [V, W] without bias, hidden [B, S, W], targets int64 [B, S]."""
@@ -42,7 +42,7 @@ class ChunkedCrossEntropy:
         with torch.autocast(kind, enabled=False):
             arguments = (hidden.flatten(0, 1), head.weight, targets.flatten(), dtype)
             if torch.is_grad_enabled():
-                return _WithGradients.apply(*arguments, self._loss_and_gradient)
+                return _WithGradients.apply(*arguments, self._work)
             return _forward(*arguments)[0]
 
 
@@ -63,12 +63,16 @@ class _WithGradients(torch.autograd.Function):
         return hidden_grad.mul_(scale), weight_grad.mul_(scale), None, None, None
 
 
-LossAndGradient = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+class _Work(NamedTuple):
+    """What is computed for each chunk, compiled or not."""
+
+    loss_and_gradient: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+    add: Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype,
-             loss_and_gradient: LossAndGradient | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
-    """Return the mean loss and, with `loss_and_gradient`, the gradients of the sum for hidden [N, W] and weight [V, W].
+             work: _Work | None = None) -> tuple[torch.Tensor, Any, Any]:  # fmt: skip
+    """Return the mean loss and, with `work`, the gradients of the sum for hidden [N, W] and weight [V, W].
 
     Args:
         dtype: of the products.
@@ -76,16 +80,16 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
     count, classes = len(hidden), len(weight)
     rows, narrow = hidden.to(dtype), _aligned(weight, dtype)
     loss = torch.zeros((), device=hidden.device)
-    hidden_grad, weight_grad = torch.empty_like(hidden) if loss_and_gradient else None, None
-    most_bytes = max(CHUNK_BYTES, weight.numel() * weight.element_size() // 2)
+    hidden_grad, weight_grad = torch.empty_like(hidden) if work else None, None
+    most_bytes = max(CHUNK_BYTES, weight.numel() * torch.float32.itemsize // 2)
     chunk = max(1, most_bytes // (len(narrow) * dtype.itemsize * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE
     for first in range(0, count, chunk):
         part, wanted = rows[first : first + chunk], targets[first : first + chunk]
         logits = part @ narrow.T
-        if loss_and_gradient is None or hidden_grad is None:
+        if work is None or hidden_grad is None:
             loss += F.cross_entropy(logits[:, :classes].float(), wanted, reduction="sum")
             continue
-        part_loss, logits_grad = loss_and_gradient(logits, wanted, classes)
+        part_loss, logits_grad = work.loss_and_gradient(logits, wanted, classes)
         loss += part_loss
         hidden_grad[first : first + chunk] = logits_grad @ narrow
         part_grad = (logits_grad.T @ part)[:classes]
@@ -93,8 +97,19 @@ def _forward(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, 
             # The sum of several parts is in float32, a single one in the weight's dtype.
             weight_grad = part_grad.to(weight.dtype if chunk >= count else torch.float32)
         else:
-            weight_grad.add_(part_grad)
+            work.add(weight_grad.view(-1), part_grad.view(-1))
     return loss / count, hidden_grad, weight_grad
+
+
+def add_in_place(total: torch.Tensor, part: torch.Tensor) -> None:
+    """Add to a vector one of another dtype."""
+    total.add_(part)
+
+
+def compiled_addition() -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Return `add_in_place` in one pass: PyTorch's own first makes a copy of the second vector in the sum's dtype."""
+    # One program for vectors of all lengths.
+    return torch.compile(add_in_place, dynamic=True)
 
 
 def _aligned(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -83,8 +83,6 @@ class GradientSync:
     gradients have the size that one device would give them, which fp16 needs."""
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     """A context in which forward and backward leave their gradients on this device."""
-    passes: Callable[[], AbstractContextManager[None]] = nullcontext
-    """A context of the forward and backward passes of a step's micro-batches."""
     after_backward: Callable[[], None] = lambda: None
     """Called after the last backward pass of a step."""
     after_eval: Callable[[], None] = lambda: None
@@ -96,6 +94,8 @@ class GradientSync:
     there is one on any. None: each device has all gradients."""
     clip: Clip | None = None
     """Clips gradients that are spread over devices; None: each device has them whole."""
+    passes: Callable[[], AbstractContextManager[None]] = nullcontext
+    """A context of the forward and backward passes of a step's micro-batches."""
 
 
 NO_SYNC = GradientSync()

@@ -297,5 +297,6 @@ def _bytes(values: Any) -> int:
         if isinstance(value, torch.Tensor):
             # This rank's part of a sharded tensor; the storage of an expanded one.
             own = getattr(value, "_local_tensor", value)
-            total += min(own.numel() * own.element_size(), own.untyped_storage().nbytes())
+            for part in (own._indices(), own._values()) if own.is_sparse else (own,):
+                total += min(part.numel() * part.element_size(), part.untyped_storage().nbytes())
     return total

@@ -88,7 +88,8 @@ def _ddp(model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
     )
     wrapped.register_comm_hook(None, allreduce_hook(ranks.meter))
     counted = dict(model.named_parameters()) if ranks.is_main else {}
-    return ParallelModel(model, wrapped, counted, GradientSync(ranks.size, wrapped.no_sync, ranks.meter.end_wait))
+    sync = GradientSync(ranks.size, no_sync=wrapped.no_sync, after_backward=ranks.meter.end_wait)
+    return ParallelModel(model, wrapped, counted, sync)
 
 
 def meshed(config: Config, model: Transformer, backend: Backend, ranks: Ranks) -> ParallelModel:
