@@ -64,7 +64,7 @@ class _WithGradients(torch.autograd.Function):
 
 
 class _Work(NamedTuple):
-    """What is computed for each chunk, compiled or not."""
+    """Functions of each chunk, compiled or not."""
 
     loss_and_gradient: Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
     add: Callable[[torch.Tensor, torch.Tensor], None]
