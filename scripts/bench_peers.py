@@ -200,7 +200,7 @@ def main() -> int:
         # Sizes that the global batch makes the same are measured once.
         for sizes in dict.fromkeys(sizes_to_try(config, size) for size in options.micro_batch or [None]):
             rows = compare(work, config, sizes, python, runs, options)
-            title = f"{shape}, micro-batch {'fastest' if len(sizes) > 1 else sizes[0]}"
+            title = f"{shape}, micro-batch {sizes[0] if len(sizes) == 1 else 'fastest'}"
             print_table(title, rows)
             tables.append((title, rows))
     if len(tables) > 1:

@@ -39,7 +39,7 @@ class FusedAccumulation:
         Args:
             dtype: autocast's, of 16 bits with the exponents of float32.
         """
-        assert dtype is torch.bfloat16
+        assert dtype is not None
         if self._copies is None or self._copies.model is not model:
             self._copies = _Copies(model, dtype, self._add)
         self._copies.install()
@@ -68,7 +68,8 @@ class _Copies:
 
     @torch.no_grad()
     def install(self) -> None:
-        torch._foreach_copy_(list(self._copies.values()), list(self._copies))
+        for weight, copy in self._copies.items():
+            copy.copy_(weight)
         for module, name, weight in self._uses:
             setattr(module, name, self._copies[weight])
         for lookup in self._lookups:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -255,7 +255,7 @@ class Transformer(nn.Module):
         if self.config.tie_word_embeddings and self.head is not None and self.embedding is not None:
             self.head.weight = self.embedding.weight
 
-    def use_kernels(self, kernels: Mapping[str, Kernel]) -> None:
+    def use_kernels(self, kernels: Mapping[str, Callable[..., Any]]) -> None:
         """Replace operations, given by name, with other functions of the same mathematics."""
         for module in (*self.modules(), *self.stages):
             for operation in getattr(module, "kernels", ()):
