@@ -202,7 +202,7 @@ def test_portable_allows_stock_only(override: str) -> None:
         ("gradient_accumulation", "precision=fp32"),
     ],
 )
-def test_a_kernel_for_an_operation_that_the_model_lacks(operation: str, expected: str) -> None:
+def test_a_kernel_for_an_operation_that_the_work_lacks(operation: str, expected: str) -> None:
     overrides = [*TINY, "model.position_embedding=learned", "track=tuned", f"track.{operation}=fused"]
     with pytest.raises(ConfigError, match=rf"track.{operation}: found fused, but with {expected} there is nothing"):
         load(overrides)

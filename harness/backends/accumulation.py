@@ -17,8 +17,9 @@ class FusedAccumulation:
     Autocast casts each weight for every micro-batch, autograd casts the gradient of the cast to float32, and adds that
     to the sum: 24 bytes of each weight are read and written. Here the weights are cast once a step, and the gradient of
     a copy is added to the float32 sum while it is cast: 10 bytes (the `gradient_accumulation_fusion` of Megatron-LM,
-    outside of the product). Products and sums are the same numbers. Gradients of embeddings are rows, and only those
-    are added.
+    outside of the product). Products and sums are the same numbers, but for a head with the chunked cross-entropy: its
+    gradient is scaled, and summed over chunks, before it is rounded to the copy's dtype. Of an embedding's gradient
+    only the rows that occur are added.
 
     For one process with several micro-batches a step: engines of several processes add up gradients themselves. The
     device's PyTorch needs sparse tensors.

@@ -76,15 +76,13 @@ def _with_accumulation(resolved: TrackConfig, config: Config, *, alone: bool) ->
     elif resolved.compile == "model":
         obstacle = "track.compile=model compiles the embedding too, whose gradients would be sparse"
     asked = config.track.gradient_accumulation
-    if obstacle is not None and asked not in (None, STOCK):
+    if obstacle and asked not in (None, STOCK):
         raise ConfigError(
             f"track.gradient_accumulation: found {asked}, but {obstacle}; leave track.gradient_accumulation out"
         )
     # Of a single micro-batch nothing is added, and copies of the weights would only take memory.
-    is_single = config.workload.micro_batch_size == config.workload.global_batch_size
-    if obstacle is None and not (is_single and asked is None):
-        return resolved
-    return replace(resolved, gradient_accumulation=STOCK)
+    is_useless = config.workload.micro_batch_size == config.workload.global_batch_size and asked is None
+    return replace(resolved, gradient_accumulation=STOCK) if obstacle or is_useless else resolved
 
 
 def apply_track(

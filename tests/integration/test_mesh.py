@@ -58,7 +58,7 @@ def test_interleaved_stages_do_not_change_the_work(layout: str, layout_runs: Pat
     settings = short_work("tied", "model.num_hidden_layers=5", "workload.steps=6", "workload.eval_every=3")
     alone = train_alone(layout_runs, settings, "tied-5")
     layout = f"pipeline=2 {layout} pipeline_virtual_stages=2"
-    # Most of the time of a layout is its fingerprint: one is enough for stages in turns.
+    # Most of the time of a layout is its fingerprint: one is enough for interleaved stages.
     more = [] if "shard=2" in layout else ["fingerprint=false"]
     found = train(layout_runs, layout, [*settings, *more], file_name(layout))
     assert isinstance(found, Path), found
