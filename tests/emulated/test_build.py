@@ -93,3 +93,9 @@ def test_an_unimplemented_function_fails_with_its_name(emulated: Emulated) -> No
     assert found["kernel"] == ["aclnnConvolution"]
     assert found["function"] == 207000
     assert "aclmdlRICaptureBegin" in found["message"]
+
+
+def test_a_wrong_mask_of_the_fused_attention_is_noticed(emulated: Emulated) -> None:
+    errors = emulated.program("wrong_mask")
+    assert errors["right"] == ""
+    assert "a mask that is not the upper triangle" in errors["wrong"]
