@@ -13,14 +13,13 @@ CAUSAL = 2
 def main(_: object = ()) -> None:
     q = torch.ones(1, 2, 8, 16, device="npu:0")
     mask = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
+    attend = torch_npu.npu_fusion_attention  # pyright: ignore[reportAttributeAccessIssue]
     errors = {}
     for name in ("right", "wrong"):
         # The error ends the task queue: it comes last. One position in a mask of the same size is another.
         mask[3, 2] = name == "wrong"
         try:
-            torch_npu.npu_fusion_attention(
-                q, q, q, 2, "BNSD", atten_mask=mask.to("npu:0"), scale=0.25, sparse_mode=CAUSAL
-            )
+            attend(q, q, q, 2, "BNSD", atten_mask=mask.to("npu:0"), scale=0.25, sparse_mode=CAUSAL)
             torch.npu.synchronize()  # pyright: ignore[reportAttributeAccessIssue]
             errors[name] = ""
         except RuntimeError as raised:
