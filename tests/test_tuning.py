@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch._functorch.config as partitioning
+from torch._dynamo.utils import counters
 
 from harness import backends
+from harness.backends import kernels
 from harness.backends.base import Backend
 from harness.backends.host_checks import compiled_code_problems
+from harness.backends.kernels import blocked_attention
 from harness.composition import load
 from harness.config import OPERATIONS, STOCK, BackendConfig, Config, ModelConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
@@ -103,6 +107,40 @@ def test_programs_of_another_mesh_are_not_loaded(backend: Backend) -> None:
         for layout, cached in ((Layout(shard=2), True), (Layout(tensor=2), False)):
             apply_track(model, resolved(TUNED, MODEL, backend, layout, sharded=True), backend, layout, sharded=True)
             assert partitioning.enable_autograd_cache is cached
+
+
+# PyTorch warns of what its own compiler does.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_programs_with_own_gradients_are_kept(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process loads the program of the first one, and makes another one if the gradients differ."""
+    flag = "autograd_cache_allow_custom_autograd_functions"
+    if not hasattr(partitioning, flag):
+        pytest.skip(f"torch {torch.__version__} keeps no programs with own gradients: it has no {flag}")
+    monkeypatch.setattr(partitioning, flag, False)
+    with torch.device("meta"):
+        model = Transformer(load([*TINY]).model)
+    apply_track(model, resolved(TUNED, MODEL, backend, Layout(), sharded=False), backend, Layout(), sharded=False)
+    operands = [torch.randn(1, 2, 64, 16) for _ in range(3)]
+    number = int.from_bytes(os.urandom(4))  # No other test compiled this program.
+
+    def found() -> tuple[torch.Tensor, bool]:
+        """Return the gradient of the keys, and true if the program was loaded."""
+        torch.compiler.reset()
+        counters.clear()
+        q, k, v = (operand.clone().requires_grad_() for operand in operands)
+        program = torch.compile(lambda q, k, v: number * blocked_attention(q, k, v), dynamic=False, fullgraph=True)
+        program(q, k, v).sum().backward()
+        assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
+        assert k.grad is not None
+        return k.grad, counters["aot_autograd"]["autograd_cache_hit"] == 1
+
+    (first, first_loaded), (again, again_loaded) = found(), found()
+    whole = kernels._sum_of_blocks
+    monkeypatch.setattr(kernels, "_sum_of_blocks", lambda grads, blocks: 2 * whole(grads, blocks))
+    doubled, doubled_loaded = found()
+    assert (first_loaded, again_loaded, doubled_loaded) == (False, True, False)
+    assert torch.equal(again, first)
+    assert torch.equal(doubled, 2 * first)
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
