@@ -13,7 +13,7 @@ best they have torch.compile, fused AdamW, and the fastest attention and micro-b
 rounds (the attention first, then the size). The harness's track=tuned gets the same search for its size. Every run is a
 fresh process that begins when the machine is idle, and the runs of a round take turns, so that a noisy machine disturbs
 all alike. The peers are installed into their own environment (--environment, created on first use), without the
-harness.
+harness. The harness's MFU is printed if `python -m harness peak backend=cpu` was run before.
 
 Not among them: torchtitan 0.3.0, whose trainer takes a CUDA device where there is no other accelerator, and whose flex
 attention has no backward pass on a CPU (torch 2.13), and nanochat, which is no package, and whose GPT (squared ReLU,
