@@ -121,7 +121,7 @@ def test_programs_with_own_gradients_are_kept(backend: Backend, monkeypatch: pyt
         model = Transformer(load([*TINY]).model)
     apply_track(model, resolved(TUNED, MODEL, backend, Layout(), sharded=False), backend, Layout(), sharded=False)
     operands = [torch.randn(1, 2, 64, 16) for _ in range(3)]
-    number = int.from_bytes(os.urandom(4))  # No other test compiled this program.
+    number = int.from_bytes(os.urandom(4), "little")  # No other test compiled this program.
 
     def found() -> tuple[torch.Tensor, bool]:
         """Return the gradient of the keys, and true if the program was loaded."""
