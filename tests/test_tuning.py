@@ -16,7 +16,6 @@ from harness import backends
 from harness.backends import kernels
 from harness.backends.base import Backend
 from harness.backends.host_checks import compiled_code_problems
-from harness.backends.kernels import blocked_attention
 from harness.composition import load
 from harness.config import OPERATIONS, STOCK, BackendConfig, Config, ModelConfig, TrackConfig
 from harness.errors import BackendUnavailable, ConfigError
@@ -111,11 +110,11 @@ def test_programs_of_another_mesh_are_not_loaded(backend: Backend) -> None:
 
 # PyTorch warns of what its own compiler does.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_programs_with_own_gradients_are_kept(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process loads the program of the first one, and makes another one if the gradients differ."""
+def test_programs_with_a_custom_function_are_kept(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is loaded where it was compiled before, and compiled again if its backward pass is another."""
     flag = "autograd_cache_allow_custom_autograd_functions"
     if not hasattr(partitioning, flag):
-        pytest.skip(f"torch {torch.__version__} keeps no programs with own gradients: it has no {flag}")
+        pytest.skip(f"torch {torch.__version__} keeps no programs with a custom autograd.Function: it has no {flag}")
     monkeypatch.setattr(partitioning, flag, False)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
@@ -128,7 +127,9 @@ def test_programs_with_own_gradients_are_kept(backend: Backend, monkeypatch: pyt
         torch.compiler.reset()
         counters.clear()
         q, k, v = (operand.clone().requires_grad_() for operand in operands)
-        program = torch.compile(lambda q, k, v: number * blocked_attention(q, k, v), dynamic=False, fullgraph=True)
+        program = torch.compile(
+            lambda q, k, v: number * kernels.blocked_attention(q, k, v), dynamic=False, fullgraph=True
+        )
         program(q, k, v).sum().backward()
         assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
         assert k.grad is not None

@@ -143,7 +143,7 @@ def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: boo
     for name, value in backend.compiler_settings.items():
         setattr(compiler, name, value)
     if hasattr(compiler, "autograd_cache_allow_custom_autograd_functions"):
-        # From torch 2.8 on. Otherwise a program with own gradients, as of attention, is traced again in each process.
+        # From torch 2.8 on. Otherwise every process traces again what has a custom autograd.Function, as our attention.
         compiler.autograd_cache_allow_custom_autograd_functions = True
     if has_meshes:
         # Of a mesh this cache compares the type alone: it would return another layout's program, with its groups.
