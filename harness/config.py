@@ -160,14 +160,14 @@ class DataConfig:
     eval_fraction: float = bounded(0.05, above=0.0, below=1.0)
     """Fraction of the tokens of `path` held out for evaluation when there is no `eval_path`."""
     glob: str = "*"
-    """File-name pattern, matched in every sub-folder of a folder given as `path` (text)."""
+    """File-name pattern, matched in every sub-folder of a folder given as `path` (text, tokens)."""
     field: str = "text"
     """Field with the text of a line of JSON lines (.jsonl) or of a row of Parquet (text)."""
     invalid_files: str = bounded("error", choices=("error", "skip"))
     """Handling of a file that is no UTF-8 text (text); the record counts skipped files."""
     tokenizer: str | None = None
     """A Hugging Face tokenizer.json (text), without its truncation and padding, and with the separators that it adds
-    itself; null reads bytes as tokens 0 to 255 with a NUL after each file."""
+    itself; null reads bytes as tokens 0 to 255 with a NUL after each document."""
     dtype: str = bounded("uint16", choices=("uint16", "uint32"))
     """Element type of a raw .bin file (tokens); little-endian."""
 

@@ -15,6 +15,7 @@ from harness.config import (
     STOCK_TRACK,
     Config,
     ModelConfig,
+    WorkloadConfig,
     blocks_by_stage,
     head_dim,
     intermediate_size,
@@ -207,7 +208,7 @@ def _check_workload(config: Config) -> Iterator[str]:
     if work.global_batch_size % work.micro_batch_size and not config.autotune:
         yield (
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
-            f"workload.micro_batch_size ({work.micro_batch_size}); change either"
+            f"workload.micro_batch_size ({work.micro_batch_size}); set {_fitting_batch(work, shares=1)}"
         )
     if work.eval_first and work.eval_every == 0:
         yield "workload.eval_first: evaluates too, but workload.eval_every=0 evaluates nothing; set workload.eval_every"
@@ -326,8 +327,8 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
         parts = "the number of processes" if layout.shares == layout.size else "parallel.data x parallel.shard"
         yield (
             f"workload.global_batch_size: found {work.global_batch_size}, which is not a multiple of "
-            f"workload.micro_batch_size ({work.micro_batch_size}) times {parts} ({layout.shares}); change either, or "
-            "the number of processes"
+            f"workload.micro_batch_size ({work.micro_batch_size}) times {parts} ({layout.shares}); set "
+            f"{_fitting_batch(work, layout.shares)}"
         )
     # Each rank of a tensor axis has a part of the feed-forward block's features, or some experts whole.
     features, count = "model.intermediate_size", intermediate_size(model)
@@ -355,6 +356,14 @@ def _layout_problems(config: Config, layout: Layout) -> Iterator[str]:
             f"parallel.tensor: found {layout.tensor}, which leaves a device without a part of model.vocab_size "
             f"({model.vocab_size}); choose fewer"
         )
+
+
+def _fitting_batch(work: WorkloadConfig, shares: int) -> str:
+    """Return settings by which the batch divides over this number of shares: a smaller micro-batch, a larger batch."""
+    share, rest = divmod(work.global_batch_size, shares)
+    unit = work.micro_batch_size * shares
+    larger = f"workload.global_batch_size={-(-work.global_batch_size // unit) * unit}"
+    return larger if rest else f"workload.micro_batch_size={math.gcd(share, work.micro_batch_size)} or {larger}"
 
 
 def _routing_problems(config: Config, layout: Layout) -> Iterator[str]:

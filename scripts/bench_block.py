@@ -115,7 +115,7 @@ def block_passes(shape: str, micro_batch: int, settings: str) -> tuple[Callable[
     dtype = residual_dtype(config.precision)
     block = Block(model)
     set_norm_dtype(block, dtype)
-    block.attention.attention = backend.kernels()["attention"][backend.tuned_defaults()["attention"]]
+    block.attention.attention = backend.kernels()["attention"][backend.tuned_defaults(config)["attention"]]
     forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
     rotary = None
     if model.position_embedding == "rotary":

@@ -39,11 +39,22 @@ from typing import Any
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
 
 from harness_runs import geometric_mean, in_turn, touch_memory, wait_until_idle
-from peer_runs import ENVIRONMENT, PEERS, REQUIREMENTS, describe, environment, harness, peer, write_tokens
+from peer_runs import (
+    ENVIRONMENT,
+    PEERS,
+    PROGRAMS,
+    REQUIREMENTS,
+    check_work,
+    describe,
+    environment,
+    harness,
+    peer,
+    write_tokens,
+)
 
 from harness.composition import load
 from harness.config import Config
-from harness.environment import cpu_model
+from harness.environment import allowed_cores, cpu_model
 from harness.errors import UserError
 from harness.text import layered_settings, override_key
 
@@ -52,8 +63,8 @@ WORK = ("workload=gpt2", "workload.micro_batch_size=1", "workload.steps=4", "wor
 OURS = "harness"
 PROJECT = Path(__file__).resolve().parent.parent
 MEASURED = ("tokens_per_second", "peak_memory_bytes", "start_up_seconds", "loss")
-# Steps of a run of the search: two after the one that compiles are enough to find the fastest.
-SEARCH_STEPS = 3
+# A run of the search: two steps after the one that compiles are enough to find the fastest.
+SEARCH = {"steps": 3, "timing_warmup_steps": 1, "lr_warmup_steps": 1}
 
 
 def llama(layers: int, width: int, heads: int, kv: int, feed_forward: int, vocab: int, *, tied: bool) -> list[str]:
@@ -83,13 +94,20 @@ SHAPES = {
 
 
 def software(trainer: str) -> str:
-    """Return what a trainer's speed depends on: versions, or a digest of our own code and configs."""
+    """Return what a trainer's speed depends on: versions, and a digest of its program, or of our code and configs."""
     if trainer != OURS:
-        return ", ".join([f"torch {version('torch')}", *REQUIREMENTS])
-    digest = hashlib.sha256()
-    for path in sorted([*PROJECT.glob("harness/**/*.py"), *PROJECT.glob("configs/**/*.yaml")]):
-        digest.update(path.read_bytes())
-    return f"torch {version('torch')}, harness {digest.hexdigest()[:12]}"
+        programs = [PROGRAMS / PEERS[trainer][0], PROGRAMS / "common.py"]
+        return ", ".join([f"torch {version('torch')}", *REQUIREMENTS, f"program {digest(programs)}"])
+    own = sorted([*PROJECT.glob("harness/**/*.py"), *PROJECT.glob("configs/**/*.yaml")])
+    return f"torch {version('torch')}, harness {digest(own)}"
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Return some digits of a digest of the files' content."""
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
 
 
 @dataclass
@@ -109,7 +127,8 @@ class Runs:
 
     def get(self, trainer: str, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the measurements of the run that these parts name, and make it if there is none yet."""
-        key = " | ".join([str(cpu_model()), software(trainer), *parts])
+        host = f"{cpu_model()}, {allowed_cores()} cores"
+        key = " | ".join([host, software(trainer), *parts])
         if key in self.found:
             return self.found[key]
         wait_until_idle()
@@ -157,9 +176,9 @@ class Trainer:
         return max(choices, key=lambda choice: self.measured(runs, work, choice, "search").get("tokens_per_second", 0))
 
     def measured(self, runs: Runs, work: Sequence[str], choice: dict[str, Any], label: str) -> dict[str, Any]:
-        steps = {"steps": SEARCH_STEPS} if label == "search" else {}
+        own = SEARCH if label == "search" else {}
         parts = [" ".join(work), self.name, label_of(choice), label]
-        return runs.get(self.name, parts, lambda: self.run({**choice, **steps}))
+        return runs.get(self.name, parts, lambda: self.run({**choice, **own}))
 
 
 def label_of(choice: dict[str, Any]) -> str:
@@ -195,6 +214,7 @@ def main() -> int:
         work = layered_settings(WORK, settings, options.overrides)
         try:
             config = load(work)
+            check_work(config)
         except UserError as error:
             parser.error(str(error))
         # Sizes that the global batch makes the same are measured once.

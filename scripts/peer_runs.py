@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from harness_runs import run_harness
 
-from harness.config import Config, intermediate_size
+from harness.composition import load
+from harness.config import Config, head_dim, intermediate_size
 from harness.environment import allowed_cores
+from harness.errors import ConfigError
 from harness.text import layered_settings
 from harness.workload.data import open_dataset
 
@@ -30,6 +32,10 @@ PEERS = {
     "Fabric + litgpt": ("fabric_litgpt.py", ("sdpa",)),
     "bare PyTorch": ("bare_loop.py", ("sdpa",)),
 }
+# Settings of the model that the peers' programs read, or that change nothing of the cost.
+SHAPE = {"name", "path", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings", "norm_eps", "rope_theta",
+         "initializer_range"}  # fmt: skip
 
 
 def environment(folder: Path) -> Path:
@@ -58,6 +64,23 @@ def write_tokens(config: Config, folder: Path) -> Path:
     return path
 
 
+def check_work(config: Config) -> None:
+    """Check that the peers do the same work: bf16, and a model of GPT-2's or Llama's kind on the first device.
+
+    Raises:
+        ConfigError: naming each setting with which they would do other work.
+    """
+    model = config.model
+    kind = load([f"model={'gpt2-124m' if model.norm == 'layernorm' else 'llama-30m'}"]).model
+    pairs = [(f"model.{key}", value, asdict(kind)[key]) for key, value in asdict(model).items() if key not in SHAPE]
+    pairs.append(("model.head_dim", head_dim(model), model.hidden_size // model.num_attention_heads))
+    pairs.append(("precision", config.precision, "bf16"))
+    pairs.append(("backend.device_index", config.backend.device_index, 0))
+    others = [f"{key}: found {found}, but the peers have {value}" for key, found, value in pairs if found != value]
+    if others:
+        raise ConfigError("; ".join([*others, "leave these settings out"]))
+
+
 def describe(config: Config, tokens: Path) -> dict[str, Any]:
     """Return the fields of `Work` in peers/common.py that all peers share."""
     work = config.workload
@@ -76,8 +99,8 @@ def describe(config: Config, tokens: Path) -> dict[str, Any]:
 
 
 def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, Any]:
-    """Return the measurements of one run of a peer, or why it failed."""
-    work = {key: value for key, value in work.items() if key != "plain"}
+    """Return the measurements of one run of a peer, whose learning rate does not warm up, or why it failed."""
+    work = {key: value for key, value in work.items() if key not in ("plain", "lr_warmup_steps")}
     command = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -368,18 +368,45 @@ def test_on_npu_a_model_without_these_operations_is_not_asked_for_them() -> None
         "compile": ("no",), "attention": ("stock",), "cross_entropy": ("stock", "chunked"),
         "adamw": ("foreach", "fused"), "activation_memory_budget": (1.0, 0.95, 0.5),
     }  # fmt: skip
-    assert track_options(load(["model=llama-30m", "track=tuned"]), npu)["rotary"] == ("fused", "stock")
+    assert track_options(load(["model=llama-30m", "track=tuned"]), npu)["rotary"] == ("stock", "fused")
+
+
+# Of bf16 with several micro-batches, accumulation alone is asked.
+BF16 = ("precision=bf16", "track=tuned", "track.attention=blocked", "track.cross_entropy=chunked", "track.adamw=fused",
+        "track.activation_memory_budget=1.0")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "accumulation"),
+    [
+        (("track.compile=blocks",), 2, "fused"),
+        # A single micro-batch adds nothing up.
+        (("track.compile=blocks",), 8, "stock"),
+        # Gradients of a compiled embedding are not sparse: fused accumulation is no choice.
+        (("track.compile=model",), 2, None),
+    ],
+)
+def test_the_default_is_that_of_the_answers_so_far(
+    settings: tuple[str, ...], size: int, accumulation: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Scripted({each: 200.0 if each == size else 100.0 for each in (1, 2, 4, 8)})
+    assert search(tmp_path, runs, *BF16, *settings)[0] == 0
+    assert result(tmp_path)["complete"]
+    assert result(tmp_path)["settings"].get("track.gradient_accumulation") == accumulation
+    assert capsys.readouterr().out.splitlines()[-2].endswith(f"workload.micro_batch_size={size}")
 
 
 @pytest.mark.parametrize("given", [(), ("track.compile=no",)])
 def test_where_nothing_can_be_compiled_nothing_compiled_is_asked(
-    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("harness.backends.cpu.CpuBackend.compile_problems", lambda _: [Problem("no g++", "install it")])
     runs = ScriptedTrack({})
     assert search(tmp_path, runs, *ONE_SIZE, *given)[0] == 0
     assert {load(argv).track.compile for argv in runs.argv} == {"no"}
     assert "track.activation_memory_budget" not in result(tmp_path)["settings"]
+    # The command starts here too.
+    assert "track.compile=no" in capsys.readouterr().out.splitlines()[-2].split()
 
 
 def test_one_run_changes_no_setting_of_the_track(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -482,7 +482,19 @@ class TestOnAGpu:
         assert one["losses"]["train"] == pytest.approx(two["losses"]["train"], rel=0.02)
 
 
-@pytest.mark.parametrize(("triton", "problems"), [(None, 1), ("3.7.1", 0)])
-def test_compilation_needs_triton(triton: str | None, problems: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda name: triton if name == "triton" else None)
-    assert len(backend().compile_problems()) == problems
+@pytest.mark.parametrize(
+    ("found", "hip", "remedies"),
+    [
+        (True, None, []),
+        # The distribution of ROCm's has another name.
+        (True, "7.2", []),
+        (False, None, ["pip install triton"]),
+        (False, "7.2", ["install torch for ROCm again, which brings its own triton"]),
+    ],
+)
+def test_compilation_needs_triton(
+    found: bool, hip: str | None, remedies: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if found else None)
+    monkeypatch.setattr("torch.version.hip", hip)
+    assert [problem.remedy for problem in backend().compile_problems()] == remedies

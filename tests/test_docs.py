@@ -22,6 +22,8 @@ from harness.commands import VERBS
 from harness.composition import GROUPS, group_options, load
 from harness.config import Config, iter_settings
 from harness.errors import ConfigError, ExitCode
+from harness.layout import layout_of
+from harness.validation import check_layout
 from tests.conftest import PROJECT, with_settings_of_files
 
 TOP_FOLDERS = ("harness", "configs", "scripts", "tests", ".github", ".ci")
@@ -137,6 +139,22 @@ def problems_of_command(argv: list[str]) -> Iterator[str]:
         if verb == "compare" and word == "--run":
             yield from problems_of_settings(plain[index + 1].split())
     yield from problems_of_settings(settings)
+    if verb == "torchrun" and settings:
+        yield from problems_of_layout(argv, settings)
+
+
+def problems_of_layout(argv: list[str], settings: list[str]) -> Iterator[str]:
+    """Yield why torchrun's processes, if their number is given, cannot share the work of a run, or of `peak`."""
+    numbers = dict(re.findall(r"--(nnodes|nproc-per-node)=(\d+)", " ".join(argv)))
+    if "nproc-per-node" not in numbers or "peak" in argv:
+        return
+    processes = int(numbers.get("nnodes", 1)) * int(numbers["nproc-per-node"])
+    with contextlib.suppress(ConfigError):
+        config = load([word for word in settings if not is_placeholder(word.partition("=")[2])])
+        try:
+            check_layout(config, layout_of(config.parallel, processes))
+        except ConfigError as error:
+            yield f"{' '.join(argv)}: {error}"
 
 
 @functools.cache
@@ -283,6 +301,8 @@ def test_what_a_page_names_exists(page: Path) -> None:
         "\n    python -m harness model=small \\\n      precision=fp8\n",
         "\n    python -m harness compare --run 'experiment=smoke model.width=3' --run 'experiment=smoke'\n",
         "\n    python -m harness torchrun --nproc-per-nod=2 parallel=ddp\n",
+        "\n    python -m harness torchrun --nproc-per-node=8 parallel=ddp\n",
+        "\n    python -m harness torchrun --nnodes=2 --nproc-per-node=3 parallel=mesh parallel.tensor=4\n",
         "```\npython -m harness dcotor\n```",
     ],
 )

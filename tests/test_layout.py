@@ -117,7 +117,12 @@ class TestFit:
     @pytest.mark.parametrize(
         ("overrides", "layout", "message"),
         [
-            ((), Layout(shard=3), "workload.global_batch_size: found 4, which is not a multiple of workload."),
+            ((), Layout(shard=3),
+             "workload.global_batch_size: found 4, which is not a multiple of workload.micro_batch_size (2) times the "
+             "number of processes (3); set workload.global_batch_size=6"),
+            (("workload.micro_batch_size=4",), Layout(data=2),
+             "workload.global_batch_size: found 4, which is not a multiple of workload.micro_batch_size (4) times the "
+             "number of processes (2); set workload.micro_batch_size=2 or workload.global_batch_size=8"),
             (("model.hidden_size=48", "model.num_attention_heads=6"), Layout(tensor=4),
              "parallel.tensor: found 4, which does not divide model.num_attention_heads (6); choose 3 or 6"),
             (("model.intermediate_size=66", "model.num_attention_heads=4"), Layout(tensor=4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -177,3 +178,39 @@ def test_a_size_of_peers_that_is_none_is_refused(
     with pytest.raises(SystemExit):
         peers_table(f"--micro-batch={size}")
     assert f"found {size}, expected a size of at least 1, or fastest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model=llama-30m", "precision=fp16"], "precision: found fp16, but the peers have bf16"),
+        (
+            ["model=qwen3-0.6b"],
+            "model.qk_norm: found True, but the peers have False; model.head_dim: found 128, but the",
+        ),
+        (["model=mixtral-8x7b"], "model.num_experts: found 8, but the peers have None"),
+        (["model=gpt2-124m", "model.activation_checkpointing=true"], "model.activation_checkpointing: found True"),
+        (["model=gpt2-124m", "model.position_embedding=rotary"], "model.position_embedding: found rotary"),
+        (["model=gpt2-124m", "backend.device_index=1"], "backend.device_index: found 1, but the peers have 0"),
+    ],
+)
+def test_work_that_the_peers_would_not_do_is_refused(
+    settings: list[str], message: str, peers_table: PeersTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        peers_table(*settings)
+    assert message in capsys.readouterr().err
+
+
+def test_runs_of_another_program_are_made_again(
+    peers_table: PeersTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--shape", "long", "--rounds", "1", "--out", str(tmp_path / "runs.jsonl"))
+    _, first = peers_table(*options)
+    programs = shutil.copytree(PROJECT / "scripts" / "peers", tmp_path / "peers")
+    monkeypatch.setattr(sys.modules["bench_peers"], "PROGRAMS", programs)
+    assert peers_table(*options)[1] == 0
+    (programs / "common.py").write_text("# Another.\n")
+    _, again = peers_table(*options)
+    # Not those of the harness.
+    assert again == first - 1

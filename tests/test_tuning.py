@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config as tracing
 import torch._functorch.config as partitioning
 from torch._dynamo.utils import counters
 
@@ -45,7 +46,7 @@ def backend() -> Backend:
 
 def test_null_is_the_backends_default(backend: Backend) -> None:
     found = resolved(TUNED, MODEL, backend, Layout(), sharded=False)
-    assert {key: getattr(found, key) for key in backend.tuned_defaults()} == dict(backend.tuned_defaults())
+    assert {key: getattr(found, key) for key in backend.tuned_defaults(WORK)} == dict(backend.tuned_defaults(WORK))
 
 
 @pytest.mark.parametrize(
@@ -68,12 +69,12 @@ def test_requested_kernels_stay(backend: Backend) -> None:
     requested = replace(TUNED, attention="stock", compile="no")
     found = resolved(requested, MODEL, backend, Layout(), sharded=False)
     assert (found.attention, found.compile) == ("stock", "no")
-    assert found.cross_entropy == backend.tuned_defaults()["cross_entropy"]
+    assert found.cross_entropy == backend.tuned_defaults(WORK)["cross_entropy"]
 
 
 def test_only_compiled_parts_have_a_memory_budget(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = {**backend.tuned_defaults(), "activation_memory_budget": 0.5}
-    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
+    defaults = {**backend.tuned_defaults(WORK), "activation_memory_budget": 0.5}
+    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self, config: defaults)
     plain = replace(TUNED, compile="no")
     for track, expected in ((TUNED, 0.5), (plain, 1.0)):
         for sharded in (False, True):
@@ -144,10 +145,43 @@ def test_programs_with_a_custom_function_are_kept(backend: Backend, monkeypatch:
     assert torch.equal(doubled, 2 * first)
 
 
+@pytest.mark.parametrize(
+    ("settings", "attention", "cross_entropy"),
+    [
+        ((), "blocked", "chunked"),
+        (("model.max_position_embeddings=16384", "workload.seq_len=8192"), "blocked", "chunked"),
+        # Memory grows with its square.
+        (("model.max_position_embeddings=16384", "workload.seq_len=8193"), STOCK, "chunked"),
+        # Scores of trained weights are large: rounded products lose too much of them.
+        (("init=weights.safetensors",), STOCK, "chunked"),
+        (("precision=fp16",), STOCK, STOCK),
+    ],
+    ids=str,
+)
+def test_the_cpu_chooses_by_the_work(
+    settings: tuple[str, ...], attention: str, cross_entropy: str, backend: Backend
+) -> None:
+    work = load(layered_settings(TINY, ["precision=bf16", "data=synthetic"], settings))
+    found = resolved(TUNED, work.model, backend, Layout(), sharded=False, work=work)
+    assert (found.attention, found.cross_entropy) == (attention, cross_entropy)
+    asked = replace(TUNED, attention="blocked", cross_entropy="chunked")
+    found = resolved(asked, work.model, backend, Layout(), sharded=False, work=work)
+    assert (found.attention, found.cross_entropy) == ("blocked", "chunked")
+
+
+def test_ddp_cuts_no_graph(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "optimize_ddp", True)
+    with torch.device("meta"):
+        model = Transformer(load([*TINY]).model)
+    layout = Layout(data=2)
+    apply_track(model, resolved(TUNED, MODEL, backend, layout, sharded=False), backend, layout, sharded=False)
+    assert tracing.optimize_ddp is False
+
+
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolved(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
-    defaults = {**backend.tuned_defaults(), "compile": "model"}
-    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self: defaults)
+    defaults = {**backend.tuned_defaults(WORK), "compile": "model"}
+    monkeypatch.setattr(type(backend), "tuned_defaults", lambda self, config: defaults)
     assert resolved(TUNED, MODEL, backend, Layout(), sharded=False).compile == "model"
     assert resolved(TUNED, MODEL, backend, Layout(), sharded=True).compile == "blocks"
 
@@ -163,6 +197,15 @@ def test_logits_cut_by_vocabulary_have_the_stock_loss(backend: Backend) -> None:
         ConfigError, match=r"^track\.cross_entropy: found chunked, but a layout of tensor 2 has only stock"
     ):
         resolved(replace(TUNED, cross_entropy="chunked"), MODEL, backend, Layout(tensor=2), sharded=True)
+
+
+def test_a_backward_pass_in_two_parts_has_the_stock_loss(backend: Backend) -> None:
+    work = load(layered_settings(TINY, ["parallel=mesh", "parallel.pipeline_schedule=zero_bubble"]))
+    eager = replace(TUNED, compile="no")
+    assert resolved(eager, MODEL, backend, Layout(pipeline=2), sharded=True, work=work).cross_entropy == STOCK
+    asked = replace(eager, cross_entropy="chunked")
+    with pytest.raises(ConfigError, match=r"found chunked, but parallel\.pipeline_schedule=zero_bubble has only stock"):
+        resolved(asked, MODEL, backend, Layout(pipeline=2), sharded=True, work=work)
 
 
 class TestGradientAccumulation:
@@ -272,14 +315,14 @@ def test_a_whole_model_of_shards_is_not_compiled() -> None:
 def test_missing_requirements_of_compilation_are_named(
     name: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     backend = backends.create(BackendConfig(name=name))
     with pytest.raises(BackendUnavailable, match=expected):
         resolved(replace(TUNED, compile="blocks"), MODEL, backend, Layout(), sharded=False)
 
 
 def test_cuda_compiles_with_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.backends.cuda.installed_version", lambda _: "3.4.0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     backend = backends.create(BackendConfig(name="cuda"))
     assert resolved(replace(TUNED, compile="model"), MODEL, backend, Layout(), sharded=False).compile == "model"
 

@@ -189,9 +189,9 @@ class Backend(ABC):
 
         return {"cross_entropy": {"chunked": ChunkedCrossEntropy()}}
 
-    def tuned_defaults(self) -> Mapping[str, Any]:
-        """Return the settings of track=tuned on this device: the winners of the measurements in harness/docs/tuning.md,
-        or of published ones where it says so, and the stock choice for the rest.
+    def tuned_defaults(self, config: Config) -> Mapping[str, Any]:
+        """Return the settings of track=tuned on this device for a run's work: the winners of the measurements in
+        harness/docs/tuning.md, or of published ones where it says so, and the stock choice for the rest.
         """
         return STOCK_TRACK
 

@@ -12,6 +12,7 @@ from harness.backends.base import Backend
 from harness.backends.host_checks import Problem, compiled_code_problems, torch_problems
 from harness.backends.rapl import open_rapl
 from harness.backends.sensors import READ_BY_ANOTHER, Sensor
+from harness.config import RANDOM, STOCK, Config
 from harness.environment import allowed_cores, cpu_model, memory_limit_bytes, peak_resident_bytes
 from harness.world import World
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # glibc's mallopt parameters (malloc.h): when to return memory, and how many blocks may have a mapping of their own.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MAX_INT = 2**31 - 1
+# The longest sequence that was measured, in harness/docs/tuning.md.
+MAX_BLOCKED_SEQ_LEN = 8192
 
 
 def keep_freed_memory() -> bool | None:
@@ -83,13 +86,19 @@ class CpuBackend(Backend):
             "gradient_accumulation": {"fused": FusedAccumulation()},
         }
 
-    def tuned_defaults(self) -> Mapping[str, Any]:
+    def tuned_defaults(self, config: Config) -> Mapping[str, Any]:
+        # Both kernels round products to 16 bits. In fp16 those of large queries and keys overflow, and gradients that
+        # no loss scale has enlarged yet vanish.
+        is_half = config.precision == "fp16"
+        # Trained weights can have attention scores in the hundreds, of which bf16 keeps whole numbers at best. What
+        # blocked attention keeps for the backward pass grows with the square of the sequence.
+        is_stock = is_half or config.init != RANDOM or config.workload.seq_len > MAX_BLOCKED_SEQ_LEN
         return {
-            **super().tuned_defaults(),
+            **super().tuned_defaults(config),
             "adamw": "fused",
             "compile": "blocks",
-            "attention": "blocked",
-            "cross_entropy": "chunked",
+            "attention": STOCK if is_stock else "blocked",
+            "cross_entropy": STOCK if is_half else "chunked",
             "gradient_accumulation": "fused",
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -15,7 +16,6 @@ from harness.backends.host_checks import (
     Problem,
     build_problems,
     compiled_code_problems,
-    installed_version,
     node_problems,
     torch_build,
     torch_problems,
@@ -23,6 +23,7 @@ from harness.backends.host_checks import (
 )
 from harness.backends.sensors import Sensor
 from harness.backends.torch_device import TorchDeviceBackend
+from harness.config import Config
 from harness.text import true_name
 
 # The driver's control node on Linux, under WSL, and AMD's for ROCm builds.
@@ -106,14 +107,24 @@ class CudaBackend(TorchDeviceBackend):
 
         return {**super().kernels(), "gradient_accumulation": {"fused": FusedAccumulation()}}
 
-    def tuned_defaults(self) -> Mapping[str, Any]:
+    def tuned_defaults(self, config: Config) -> Mapping[str, Any]:
         # Chosen from public figures, not measured here: harness/docs/tuning.md has the sources.
-        return {**super().tuned_defaults(), "adamw": "fused", "compile": "blocks"}
+        return {**super().tuned_defaults(config), "adamw": "fused", "compile": "blocks"}
 
     def compile_problems(self) -> list[Problem]:
-        if installed_version("triton") is None and installed_version("pytorch-triton-rocm") is None:
-            return [Problem("torch.compile needs triton, which is not installed", "pip install triton")]
+        # The module, since its distribution has another name in each build of torch.
+        if importlib.util.find_spec("triton") is None:
+            return [Problem("torch.compile needs triton, which is not installed", self._triton_remedy())]
         return compiled_code_problems()
+
+    def _triton_remedy(self) -> str:
+        """Return the command that installs the triton of this build of torch."""
+        import torch
+
+        # NVIDIA's distribution would take the place of ROCm's.
+        return (
+            "install torch for ROCm again, which brings its own triton" if torch.version.hip else "pip install triton"
+        )
 
     def device_name(self) -> str | None:
         return super().device_name() or self._architecture()

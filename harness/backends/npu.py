@@ -124,9 +124,9 @@ class NpuBackend(TorchDeviceBackend):
             "swiglu": {"fused": fused_swiglu},
         }
 
-    def tuned_defaults(self) -> Mapping[str, Any]:
+    def tuned_defaults(self, config: Config) -> Mapping[str, Any]:
         # Chosen from public figures, not measured here: harness/docs/tuning.md has the sources.
-        return {**super().tuned_defaults(), "rotary": "fused", "rms_norm": "fused", "swiglu": "fused"}
+        return {**super().tuned_defaults(config), "rotary": "fused", "rms_norm": "fused", "swiglu": "fused"}
 
     def compile_problems(self) -> list[Problem]:
         # Inductor needs triton-ascend there; torchair and npugraph_ex are made for inference.

@@ -7,7 +7,7 @@ with its own best, are comparable.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from harness.analysis.search import Candidate, Question, micro_batch_sizes
 from harness.backends.base import Backend
 from harness.commands.child_process import KILLED, hydra_quote
 from harness.composition import load
-from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config, unused_operations
+from harness.config import OPERATIONS, STOCK, STOCK_TRACK, Config, TrackConfig, unused_operations
 from harness.errors import BackendUnavailable, ConfigError, ExitCode
+from harness.layout import Layout
 from harness.records.record import RECORD_FILE, SCHEMA_VERSION, write_record
 from harness.records.run_folder import AUTOTUNE_FILE, create_run_folder
 from harness.records.search import MICRO_BATCH_SIZE, tuned_work
@@ -32,11 +33,10 @@ COMPILE, ADAMW, BUDGETS = ("no", "blocks", "model"), ("foreach", "fused"), (1.0,
 
 
 def track_options(config: Config, backend: Backend) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each track setting that is left to the backend and that the model uses, its choice first."""
+    """Return the values of each track setting that is left to the backend and that the model uses."""
     if config.track.name == "portable":
         return {}
     kernels = backend.kernels()
-    defaults = {**STOCK_TRACK, **backend.tuned_defaults()}
     known: dict[str, tuple[Any, ...]] = {
         "compile": COMPILE,
         **{operation: (STOCK, *sorted(kernels.get(operation, {}))) for operation in OPERATIONS},
@@ -44,10 +44,9 @@ def track_options(config: Config, backend: Backend) -> dict[str, tuple[Any, ...]
         "activation_memory_budget": BUDGETS,
     }
     if backend.compile_problems():
-        known["compile"], defaults["compile"] = ("no",), "no"
+        known["compile"] = ("no",)
     unused = unused_operations(config)
-    left = [key for key in known if getattr(config.track, key) is None and key not in unused]
-    return {key: (defaults[key], *(value for value in known[key] if value != defaults[key])) for key in left}
+    return {key: known[key] for key in known if getattr(config.track, key) is None and key not in unused}
 
 
 class Search:
@@ -65,6 +64,8 @@ class Search:
         self._folder, self._run_job = folder, run_job
         self.found: dict[str, Any] = {}
         """The answers so far, by setting."""
+        self._changed: set[str] = set()
+        """Settings whose answer is not what a run with the other answers would have by itself."""
         self.questions: list[Question] = []
         self._run: dict[str, Any] = {}
         """Sections of a run's record that say on which device and software it ran."""
@@ -77,7 +78,10 @@ class Search:
             would choose.
         """
         options = track_options(self._config, self._backend)
-        self.found = {f"track.{key}": values[0] for key, values in options.items() if len(values) == 1}
+        defaults = {**STOCK_TRACK, **self._backend.tuned_defaults(self._config)}
+        only = {key: values[0] for key, values in options.items() if len(values) == 1}
+        self.found = {f"track.{key}": value for key, value in only.items()}
+        self._changed = {f"track.{key}" for key, value in only.items() if value != defaults[key]}
         if options and self._config.repeats == 1:
             log.warning("autotune: repeats=1 shows no run-to-run variance, so no setting of the track is changed")
             options = {}
@@ -86,21 +90,17 @@ class Search:
         for key, values in options.items():
             if code != ExitCode.OK:
                 return code
-            allowed = [values[0], *(value for value in values[1:] if self._is_allowed(f"track.{key}", value))]
-            if len(allowed) > 1:
-                code = self._ask(Question(f"track.{key}", [Candidate(value) for value in allowed]))
+            default = getattr(self._resolved({}), key)
+            others = [value for value in values if value != default and self._is_allowed(f"track.{key}", value)]
+            if others:
+                code = self._ask(Question(f"track.{key}", [Candidate(value) for value in (default, *others)]))
         if code == ExitCode.OK:
             self._write(complete=True)
         return code
 
     def command(self) -> list[str]:
         """Return the command that uses the answers so far that are not the backend's choice."""
-        changed = [
-            f"{question.key}={question.answer().value}"
-            for question in self.questions
-            if question.key in self.found and not (question.has_default and question.answer() is question.candidates[0])
-        ]
-        return [*HARNESS, *self._own(), *changed]
+        return [*HARNESS, *self._own(), *(f"{key}={self.found[key]}" for key in self.found if key in self._changed)]
 
     def command_by_search(self) -> list[str]:
         """Return the command that reads the answers from the search."""
@@ -112,18 +112,23 @@ class Search:
     def _own(self) -> list[str]:
         return [override for override in self._overrides if override != "experiment=autotune"]
 
-    def _job(self, key: str, value: Any) -> list[str]:
-        values = {**self.found, key: value}
-        settings = [f"{each}={values[each]}" for each in values]
+    def _job(self, more: Mapping[str, Any]) -> list[str]:
+        settings = [f"{key}={value}" for key, value in {**self.found, **more}.items()]
         return layered_settings(self._overrides, ["autotune=false", "profile=false", "repeats=1"], settings)
 
+    def _resolved(self, more: Mapping[str, Any]) -> TrackConfig:
+        """Return the track of a run with the answers so far and more settings.
+
+        Raises:
+            ConfigError: they contradict each other: only compiled parts have a memory budget, for instance.
+        """
+        from harness.training.tuning import resolve_track
+
+        return resolve_track(load(self._job(more)), self._backend, Layout(), sharded=False, alone=True)
+
     def _is_allowed(self, key: str, value: Any) -> bool:
-        """Return whether the settings so far allow a value: only compiled parts have a memory budget, for instance."""
-        compiled = self.found.get("track.compile", self._config.track.compile)
-        if key == "track.activation_memory_budget" and compiled == "no":
-            return False
         try:
-            load(self._job(key, value))
+            self._resolved({key: value})
         except ConfigError:
             return False
         return True
@@ -138,7 +143,7 @@ class Search:
                     continue
                 run = self._folder / f"{question.name}-{candidate.value}" / str(number)
                 log.info(f"{question.key}={candidate.value}, run {number} of {repeats}")
-                code = self._run_job(self._job(question.key, candidate.value), run)
+                code = self._run_job(self._job({question.key: candidate.value}), run)
                 self._add_result(candidate, code, run / RECORD_FILE)
                 if candidate.exit_code is not None and (candidate is candidates[0] or not question.has_default):
                     ended = f"autotune: the run with {question.key}={candidate.value} ended with exit code {code}"
@@ -148,7 +153,10 @@ class Search:
                     # Larger sizes need more memory.
                     for larger in candidates:
                         larger.fits = larger.fits and larger.value < candidate.value
-        self.found[question.key] = question.answer().value
+        answer = question.answer()
+        self.found[question.key] = answer.value
+        if not (question.has_default and answer is candidates[0]):
+            self._changed.add(question.key)
         self._write(complete=False)
         return ExitCode.OK
 

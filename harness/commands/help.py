@@ -26,7 +26,7 @@ Every setting has a default: python -m harness trains a small model on the CPU. 
   profile=true  experiment=autotune  track=tuned  log=json  --metrics-file PATH.prom
   data=text data.path=DIR  workload.steps=500  workload.global_batch_size=64  backend.threads=8
   checkpoint.every=500 resume=auto out=DIR
-  several devices: python -m harness torchrun --nproc-per-node=N parallel=ddp
+  several devices: python -m harness torchrun --nproc-per-node=8 parallel=ddp experiment=gpt2
 
 Groups, each a named set of settings:
 {groups}

@@ -31,7 +31,7 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
 
     The order is random and balanced: in each round every side runs once, and over the rounds every side has each
     position equally often, as far as the numbers allow. The folder holds the plan, so the same command resumes after an
-    interruption; finished runs are kept, an interrupted run is repeated.
+    interruption or failure; finished runs are kept, the run that ended so is repeated.
 
     Args:
         settings: the overrides of each side in one string, split as a shell does.
@@ -58,7 +58,7 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
             done[side] += 1
             target = folder / side_folders(len(settings))[side] / str(done[side])
             bar.set_description(f"run {place + 1} of {len(runs)}: {settings[side]}")
-            if status_of(target) in (None, "interrupted"):
+            if status_of(target) != "ok":
                 began = time.monotonic()
                 _run(overrides[side], target, settings[side])
                 durations.append(time.monotonic() - began)

@@ -37,7 +37,8 @@ def build_parser() -> Parser:
         "are those of a run.",
         "as of a run; after a signal to stop 128 and its number, once all processes have saved and ended",
         usage="%(prog)s [--option=value ...] [peak] [key=value ...]",
-        notes="example:\n  python -m harness torchrun --standalone --nproc-per-node=8 backend=NAME parallel=ddp",
+        notes="example:\n  python -m harness torchrun --standalone --nproc-per-node=8 backend=NAME parallel=ddp "
+        "experiment=gpt2",
     )
 
 

@@ -29,16 +29,15 @@ def resolve_track(config: Config, backend: Backend, layout: Layout, *, sharded: 
         ConfigError: the backend does not have a requested kernel, or the layout has no use for it.
         BackendUnavailable: the track uses torch.compile, and something that it needs is missing.
     """
-    track, defaults = config.track, backend.tuned_defaults()
+    track, defaults = config.track, backend.tuned_defaults(config)
     chosen = {key: value for key, value in defaults.items() if getattr(track, key) is None}
     chosen |= {operation: STOCK for operation in unused_operations(config) if operation in chosen}
     if sharded and chosen.get("compile") == "model":
         chosen["compile"] = "blocks"
-    if layout.tensor > 1:
-        # Of logits that are cut by vocabulary PyTorch's own loss knows how to take the sum.
+    if obstacle := _obstacle_of_chunks(config, layout):
         if track.cross_entropy not in (None, STOCK):
             raise ConfigError(
-                f"track.cross_entropy: found {track.cross_entropy}, but a layout of {layout} has only {STOCK}; leave "
+                f"track.cross_entropy: found {track.cross_entropy}, but {obstacle} has only {STOCK}; leave "
                 "track.cross_entropy out"
             )
         chosen["cross_entropy"] = STOCK
@@ -62,6 +61,17 @@ def resolve_track(config: Config, backend: Backend, layout: Layout, *, sharded: 
     if resolved.compile != "no" and (problems := backend.compile_problems()):
         raise backend.unavailable_error(problems)
     return resolved
+
+
+def _obstacle_of_chunks(config: Config, layout: Layout) -> str | None:
+    """Return what rules out a cross-entropy that computes its gradients in the forward pass; None if nothing does."""
+    if layout.tensor > 1:
+        # Of logits that are cut by vocabulary PyTorch's own loss knows how to take the sum.
+        return f"a layout of {layout}"
+    if layout.pipeline > 1 and config.parallel.pipeline_schedule == "zero_bubble":
+        # It runs the backward pass of the loss twice: for the gradient of the input, and for that of the weight.
+        return "parallel.pipeline_schedule=zero_bubble"
+    return None
 
 
 def _with_accumulation(resolved: TrackConfig, config: Config, *, alone: bool) -> TrackConfig:
@@ -137,7 +147,11 @@ def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: boo
     Args:
         has_meshes: true if weights are DTensors where they are used, whose device mesh is an input too.
     """
+    import torch._dynamo.config as tracing
     import torch._functorch.config as compiler
+
+    # Blocks are compiled one by one, so that DDP sends gradients early: it need not cut a block's graph by its buckets.
+    tracing.optimize_ddp = False
 
     compiler.activation_memory_budget = track.activation_memory_budget
     for name, value in backend.compiler_settings.items():

@@ -2,7 +2,7 @@
 # One run on several devices of one or more hosts. Unedited it runs two processes on a CPU.
 #
 #   one host      scripts/launch/torchrun.sh                            two CPU processes, experiment=smoke
-#                 PROCESSES=8 scripts/launch/torchrun.sh backend=cuda model=gpt2-124m \
+#                 PROCESSES=8 scripts/launch/torchrun.sh backend=cuda experiment=gpt2 \
 #                   parallel=ddp out=eight
 #   many hosts    on each of them; HEAD is the first host with a free port:
 #                 NODES=2 NODE_RANK=0 HEAD=node0:29500 PROCESSES=8 scripts/launch/torchrun.sh backend=npu ...

@@ -136,6 +136,7 @@ def transformers_model(work: Work) -> Any:
             n_embd=shape["hidden_size"],
             n_layer=shape["num_hidden_layers"],
             n_head=shape["num_attention_heads"],
+            n_inner=shape["intermediate_size"],
             n_positions=shape["max_position_embeddings"],
             resid_pdrop=0.0,
             embd_pdrop=0.0,

@@ -86,6 +86,12 @@ def test_a_failing_run_ends_it_with_its_reason(harness: Harness, tmp_path: Path)
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "ended with exit code 5" in line
     assert "became" in line
+    # Given again, the command makes that run again before any other.
+    again = harness("compare", "--run", sides[0], "--run", sides[1], "--out", "out")
+    assert again.returncode == 5
+    assert [line] == [line for line in again.stderr.splitlines() if line.startswith("error: ")]
+    assert len(list((tmp_path / "out").glob("interrupted/*/record.json"))) == 1
+    assert len(list((tmp_path / "out").glob("*/*/record.json"))) == 2
 
 
 @pytest.mark.parametrize("content", ["something of mine", "plan"])

@@ -49,6 +49,15 @@ def test_schedule_and_stages_do_not_change_the_work(layout_runs: Path) -> None:
     assert 0 < bubble["measured_share"] < 1
 
 
+def test_a_backward_pass_in_two_parts_runs_on_the_tuned_track(tmp_path: Path) -> None:
+    settings = short_work("llama", "workload.steps=6", "workload.eval_every=3", "fingerprint=false")
+    alone = train_alone(tmp_path, settings, "alone")
+    layout = "pipeline=2 pipeline_schedule=zero_bubble"
+    found = train(tmp_path, layout, [*settings, "track=tuned", "track.compile=no"], "run")
+    assert isinstance(found, Path), found
+    assert difference(alone, found, "fp32").startswith("ok")
+
+
 @pytest.mark.parametrize("layout", ["shard=2", "tensor=2 pipeline_schedule=zero_bubble", "context=2"])
 def test_interleaved_stages_do_not_change_the_work(layout: str, layout_runs: Path) -> None:
     """Each rank has two stages, the tied embedding is on the first and the last.
