@@ -73,7 +73,7 @@ def test_goes_on_after_an_interruption(harness: Harness, tmp_path: Path) -> None
             if json.loads(path.read_text())["status"] == "ok"}  # fmt: skip
     assert 1 <= len(kept) < 4
     done = harness(*COMMAND, timeout=200)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list((tmp_path / "out").glob("*/*/record.json"))) == 4
 
