@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.columns import row_of
-from harness.analysis.run_group import RunGroup, load_run_groups
+from harness.analysis.run_group import RunGroup, check_each_once, load_run_groups
 from harness.analysis.run_table import FOLDER, RunTable, make_table
 from harness.analysis.verdict import DEFAULT_MARGIN, Comparison
 from harness.analysis.verdict import compare as compare_groups
@@ -94,11 +94,13 @@ def compare(
 
     Raises:
         ConfigError: a calibration file cannot be used.
+        RecordError: a record is given twice.
         ValueError: there is no other side, or a margin that is none.
     """
     if not others or not 0 < margin < 1:
         raise ValueError("compare: expected one or more other sides, and a margin between 0 and 1")
     sides = [RunGroup(side.label, side.runs) for side in (reference, *others)]
+    check_each_once(sides)
     return compare_groups(sides, margin, [Path(path) for path in calibrations])
 
 

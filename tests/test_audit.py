@@ -632,6 +632,28 @@ class TestRounding:
         assert about("peak", change) == []
         assert [each.severity for each in about("peak", {**change, "parameters": 7e9})] == [IMPOSSIBLE]
 
+    @pytest.mark.parametrize(
+        ("ratio", "tokens", "fits"),
+        [("1.0", "1400", False), ("1.00", "1400", False), ("1", "1400", True), ("1.40", "1400", True),
+         ("1.4", "1440", True), ("1.40", "1440", False), ("1.20", "1245", False), ("1.2", "1245", True)],
+    )  # fmt: skip
+    def test_zeros_at_the_end_are_digits(self, ratio: str, tokens: str, fits: bool, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text(
+            "subject,reference,ratio,ratio_of,subject_tokens_per_second,reference_tokens_per_second\n"
+            f"Ascend 910B,A100,{ratio},time,1000,{tokens}\n"
+        )
+        [row] = audit(read(tmp_path / "t.csv")).rows
+        checks = [finding.check for finding in row.findings if finding.severity == INCONSISTENT]
+        assert checks == ([] if fits else ["ratio"])
+
+    @pytest.mark.parametrize(("text", "half"), [("40%", 0.005), ("40.0%", 0.0005), ("0.4", 0.05), ("0.40", 0.005)])
+    def test_a_percentage_is_as_precise_as_it_is_printed(self, text: str, half: float, tmp_path: Path) -> None:
+        (tmp_path / "t.csv").write_text(f"subject,subject_mfu\nA100,{text}\n")
+        [row] = read(tmp_path / "t.csv")
+        figure = row.figure("subject", "mfu")
+        assert figure is not None
+        assert figure == pytest.approx((0.4 - half, 0.4, 0.4 + half))
+
     def test_ratios_of_rounded_columns_agree(self) -> None:
         change = {"seq_len": None, "subject_samples_per_second": 2.0, "reference_samples_per_second": 3.0}
         assert (INCONSISTENT, "ratio") not in found(change)

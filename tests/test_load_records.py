@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pytest
 
 from harness.analysis.run_group import load_run_groups
 from harness.errors import RecordError
-from harness.records.load import load_runs
+from harness.records.load import load_runs, load_tree
+from harness.records.suite_folder import is_suite_folder
 from tests.records import make_record, make_records, merged, sealed, write_runs
 
 
@@ -39,8 +42,46 @@ class TestReading:
         assert [side.label for side in load_run_groups(paths)] == [str(path) for path in paths]
         assert [side.label for side in load_run_groups(paths, ["one", "two"])] == ["one", "two"]
 
+    def test_digits_that_are_no_number_are_text(self, tmp_path: Path) -> None:
+        folder = write_runs(tmp_path / "run1\u00b2" / "\u2460", make_records(2))
+        assert len(load_runs(folder)) == len(load_tree([tmp_path])[0]) == 2
+
+    def test_links_to_folders_are_followed_once(self, tmp_path: Path) -> None:
+        write_runs(tmp_path / "elsewhere", make_records(2))
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "a").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
+        runs, problems = load_tree([tmp_path / "runs"])
+        assert (len(runs), problems) == (2, [])
+
 
 class TestRefusals:
+    def test_a_folder_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As another user's: root, who runs these tests in a container, may read all."""
+        write_runs(tmp_path / "mine", make_records(1))
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        scan, stat = os.scandir, os.stat
+
+        def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(path: Any = ".", *rest: Any, **more: Any) -> Any:
+                if not isinstance(path, int) and theirs in (Path(path), Path(path).parent):
+                    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+                return real(path, *rest, **more)
+
+            return call
+
+        monkeypatch.setattr(os, "scandir", refuse(scan))
+        monkeypatch.setattr(os, "listdir", refuse(os.listdir))
+        monkeypatch.setattr(os, "stat", refuse(stat))
+        for read in (load_runs, is_suite_folder):
+            with pytest.raises(RecordError, match=r"theirs.*: cannot be read: Permission denied; check its permissions"):
+                read(theirs)
+        monkeypatch.setattr(os, "stat", stat)
+        runs, [problem] = load_tree([tmp_path])
+        assert len(runs) == 1
+        assert problem == f"{theirs}: cannot be read: Permission denied; check its permissions"
+
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(RecordError, match="no such file or folder"):
             load_runs(tmp_path / "nowhere")

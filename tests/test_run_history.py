@@ -134,6 +134,11 @@ class TestHistory:
     def test_an_improvement_and_no_step_are_no_regression(self, nightly: Callable[..., Path]) -> None:
         assert command.main([str(nightly(ratio=0.95)), "--expect", "no-regression"]) == 0
 
+    def test_a_short_series_is_not_judged(self, nightly: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+        assert command.main([str(nightly(count=9, at=5, ratio=1.5)), "--expect", "no-regression"]) == 0
+        said = "shown (0 of 1 series ended slower; 1 not judged, with fewer than 10 records)"
+        assert caplog.messages[-1] == f"expected no-regression: {said}"
+
     def test_devices_and_works_are_series_of_their_own(self, nightly: Callable[..., Path]) -> None:
         folder = nightly(count=3)
         other = folder / "other"
@@ -160,6 +165,12 @@ class TestPage:
         assert "1 series of 1 ended slower" in page
         # Again, as CI does.
         assert command.main([str(tmp_path / "runs"), "--out", str(file)]) == 0
+
+    def test_a_date_that_is_none_breaks_no_picture(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").mkdir()
+        write_record(tmp_path / "runs", {**make_record(on=A100), "started_at": "\x1b[31m", "finished_at": "\x1b"})
+        assert command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "h.html")]) == 0
+        assert "\x1b" not in (tmp_path / "h.html").read_text()
 
     def test_levels_are_medians_between_steps(self, tmp_path: Path) -> None:
         save_series(tmp_path, [0.25] * 20 + [0.3] * 20 + [0.26] * 10)

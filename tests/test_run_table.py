@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from harness.analysis.run_table import make_table, table_rows
 from harness.commands import table as command
 from harness.errors import RecordError, UserError
 from harness.records.load import load_tree
+from harness.records.record import write_record
 from harness.report.run_table_content import notes, outlier_sentences
 from harness.report.run_table_files import csv_text, render_table_page
 from tests.conftest import PROJECT
-from tests.records import A100, ASCEND, make_record, save_run
+from tests.records import A100, ASCEND, make_record, merged, save_run
 
 
 @pytest.fixture
@@ -51,6 +53,26 @@ class TestTable:
         ratio = table.groups[0].entries[1].ratio
         assert ratio is not None
         assert ratio.estimate == pytest.approx(1.2, rel=0.02)
+
+    def test_a_run_that_fails_its_own_gates_has_no_speed(self, runs: Path) -> None:
+        """Whatever its name, it hides none of the others."""
+        record = make_record(on=A100, process=40, step_seconds=0.25)
+        for interval in record["timing"]["intervals"]:
+            interval["raw_seconds"] = 2 * interval["seconds"]
+        (runs / "AAA").mkdir()
+        write_record(runs / "AAA", record)
+        table = make_table(load_tree([runs])[0], 0.05)
+        assert [entry.side.label for entry in table.groups[0].entries] == ["a100", "ascend"]
+        reasons = dict(table.without_speed)
+        assert "a second clock measures 2.000 times" in reasons[str(runs / "AAA" / "record.json")]
+
+    def test_repeats_of_several_things_are_no_reference(self, runs: Path) -> None:
+        for repeat, version in ((1, "2.13.0"), (2, "2.14.0")):
+            packages = {"environment": {"packages": {"torch": version}}}
+            save_run(runs / "AAA" / str(repeat), on=merged(A100, packages), process=40 + repeat, step_seconds=0.25)
+        [group, _] = make_table(load_tree([runs])[0], 0.05).groups
+        assert [entry.side.label for entry in group.entries] == ["a100", "ascend"]
+        assert [pair.other.label for pair in group.excluded] == ["AAA"]
 
     def test_the_reference_can_be_named(self, runs: Path) -> None:
         table = make_table(load_tree([runs])[0], 0.05, reference="ascend")
@@ -168,6 +190,23 @@ class TestFiles:
         assert "reference" in shown
         assert sum("left out" in message for message in caplog.messages) == 2
 
+    def test_a_name_that_is_not_utf8_is_written(self, tmp_path: Path) -> None:
+        folder = os.fsencode(tmp_path / "runs") + b"/caf\xe9"
+        os.makedirs(folder)
+        write_record(Path(os.fsdecode(folder)), make_record(on=A100))
+        for suffix in (".csv", ".parquet", ".json", ".html"):
+            file = tmp_path / f"table{suffix}"
+            assert command.main([str(tmp_path / "runs"), "--out", str(file)]) == 0
+            assert file.stat().st_size > 0
+        assert "caf\\udce9" in (tmp_path / "table.csv").read_text()
+
+    def test_twice_as_slow_is_a_plain_number(self, tmp_path: Path) -> None:
+        for number in range(8):
+            seconds = 0.625 if number == 3 else 0.25
+            save_run(tmp_path / f"node{number}", on=A100, process=number, step_seconds=seconds)
+        [group] = make_table(load_tree([tmp_path])[0], 0.05).groups
+        assert outlier_sentences(group) == ["node3 is 150 % slower than its 7 peers (NVIDIA A100-SXM4-80GB)"]
+
 
 class TestApi:
     def test_records_are_compared_and_become_a_data_frame(self, runs: Path) -> None:
@@ -180,6 +219,11 @@ class TestApi:
         assert isinstance(frame, pandas.DataFrame)
         assert list(frame["device"].unique()) == ["NVIDIA A100-SXM4-80GB"]
         assert np.allclose(frame["mean_step_seconds"], [run.record["timing"]["mean_step_seconds"] for run in one])
+
+    def test_a_side_is_not_compared_with_itself(self, runs: Path) -> None:
+        one = harness.load_records(runs / "a100")
+        with pytest.raises(RecordError, match="the same record was given twice"):
+            harness.compare(one, harness.load_records(runs / "a100", label="other"))
 
     def test_many_records_become_a_table(self, runs: Path) -> None:
         found = harness.table(harness.load_all_records(runs), by="device")

@@ -25,6 +25,7 @@ from harness.analysis.suite_verdict import (
     mean_ratio,
     to_dict,
 )
+from harness.analysis.unit import Unit
 from harness.analysis.verdict import compare
 from harness.commands import suite as command
 from harness.commands.kept_runs import EndedRun
@@ -425,6 +426,17 @@ class TestVerdict:
         assert found.summary == (
             "'two' computes the same as 'one' in 2 of 2 workloads; a device is emulated: no speed is stated."
         )
+
+    def test_cautions_and_what_a_unit_rests_on_are_in_the_sentence(self) -> None:
+        busy = {"contention": {"other_processes_cpu_fraction": 0.5}}
+        reference = make_side("one", make_records(3))
+        other = make_side("two", [make_record(process=10 + index, **busy) for index in range(3)])
+        unit = Unit("cost", (2.0, 1.0), "2026-11-30")
+        rows = [Row(workload(name), compare([reference, other], unit=unit)) for name in ("a", "b")]
+        found = judge_rows(SUITE, ("one", "two"), rows, 0.05, unit)
+        assert ". 1 and 1 devices, 2 and 1 a device-hour (2026-11-30)." in found.summary
+        assert found.summary.endswith(" Caution: shared host.")
+        assert to_dict(found)["workloads"][0]["cautions"] == ["shared host"]
 
     def test_weights_move_the_mean(self) -> None:
         equal, weighted = judged(rows_of(0.25, 0.5)), judged(rows_of(0.25, 0.5, weights=[1, 3]))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.gates import consistent_timing
 from harness.analysis.run_group import load_run_groups
 from harness.analysis.timing_evidence import timing_problems
 from harness.errors import RecordError
-from tests.records import make_record, write_runs
+from tests.records import make_record, make_side, write_runs
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -42,6 +43,16 @@ def test_an_honest_record_has_none() -> None:
     assert problems(intervals(lambda i: i.update(raw_seconds=None, gap_seconds=None))) == []
     assert problems(intervals(lambda i: i.update(device_seconds=0.99 * i["seconds"])),
                     lambda t: t.update(step_seconds_method="interval_mean")) == []  # fmt: skip
+
+
+def test_of_two_intervals_nothing_is_checked() -> None:
+    short = make_record()
+    short["timing"]["intervals"] = short["timing"]["intervals"][:2]
+    sides = [make_side("one", [make_record()]), make_side("two", [short, make_record(process=2)])]
+    assert consistent_timing(sides[:1]).passed is True
+    gate = consistent_timing(sides)
+    assert gate.passed is None
+    assert gate.summary == "not checked: fewer than 3 intervals in 1 of 3 runs"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,11 @@ class TestCost:
             (["--per", "cost", "--price", "1", "--price", "-2", "--price-date", "x"], "found 2 prices"),
             (["--per", "device", "--price", "1"], "--price, --price-date: found without --per cost"),
             (["--per", "device", "--claim", "rehearsal"], "--per: found with --claim, which is about step times"),
+            (
+                ["--per", "cost", "--price", "1", "--price", "2", "--price-date", "x", "--claim", "rehearsal"],
+                "--per: found with --claim, which is about step times",
+            ),
+            (["--label", "x", "--label", "x"], "--label: found 'x' twice, expected another name for each side"),
             (["--per", "die"], "invalid choice: 'die'"),
         ],
     )
@@ -154,6 +159,13 @@ class TestCost:
         with pytest.raises(UserError) as caught:
             command.main([str(tmp_path / "a"), str(tmp_path / "b"), *argv])
         assert message in str(caught.value)
+
+
+def test_with_one_process_a_side_three_would_decide() -> None:
+    """Whatever the step times say, whose ratio is another one."""
+    [pair] = judged(Unit("device"), seconds=0.125, processes=1).pairs
+    assert pair.verdict == "inconclusive"
+    assert "About 3 repeats a side would probably decide." in pair.summary
 
 
 def test_reports_say_what_the_ratio_is_of() -> None:

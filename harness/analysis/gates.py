@@ -14,10 +14,11 @@ from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.format import tflops
 from harness.analysis.parity import Memo, ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
-from harness.analysis.timing_evidence import timing_problems
+from harness.analysis.timing_evidence import MIN_INTERVALS, timing_problems
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
 from harness.config import OPERATIONS, flatten, is_part_of_the_work, product_format
 from harness.records.load import LoadedRecord, get_path
+from harness.text import counted
 
 # Reported memory over the catalogue's: drivers reserve some of it, and vendors count in powers of ten or of two.
 MEMORY_RANGE = (0.80, 1.10)
@@ -73,8 +74,8 @@ def comparable(reference: RunGroup, other: RunGroup, *, unequal: bool = False) -
         lines += [line for line in _differences(first, run) if not (unequal and line.startswith(WORLD_SIZE))]
         lines += [line for line in _differences(other.runs[0], run) if line.startswith(WORLD_SIZE)]
     details = list(dict.fromkeys(lines))
-    details += _mixed(reference)
-    details += _mixed(other)
+    details += mixed_repeats(reference)
+    details += mixed_repeats(other)
     if details:
         return Gate("comparable", False, "not the same work: " + "; ".join(_names(details)), tuple(details))
     return Gate(
@@ -123,7 +124,7 @@ def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
     return points[0][max(common)], points[1][max(common)]
 
 
-def _mixed(side: RunGroup) -> Iterator[str]:
+def mixed_repeats(side: RunGroup) -> Iterator[str]:
     """Yield what differs between the repeats of one side, which must be of one device and one set-up."""
     for name, keys in (
         ("backend", ("backend", "name")),
@@ -196,6 +197,10 @@ def consistent_timing(sides: Sequence[RunGroup]) -> Gate:
                for problem in timing_problems(run.record)]  # fmt: skip
     if details:
         return Gate("timing", False, details[0], tuple(details))
+    runs = [run for side in sides for run in side.runs]
+    if short := sum(len(run.record["timing"]["intervals"]) < MIN_INTERVALS for run in runs):
+        among = f"{short} of {counted(len(runs), 'run')}"
+        return Gate("timing", None, f"not checked: fewer than {MIN_INTERVALS} intervals in {among}")
     return Gate("timing", True, "clocks, gaps between intervals and single steps agree with the step times")
 
 

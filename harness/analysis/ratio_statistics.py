@@ -25,6 +25,8 @@ QUANTILES = 200
 # other (Schmeiser 1982 recommends 10 to 30).
 BATCHES = 10
 MAX_TREND_VALUES = 500
+# Largest relative difference of step times that counts as the same.
+DEFAULT_MARGIN = 0.05
 # One process a side cannot estimate run-to-run variance. A difference counts only beyond what machines with several
 # per cent of noise between processes show (scripts/bench_verdict.py).
 SINGLE_RUN_MARGINS = 4
@@ -95,6 +97,13 @@ def ratio_of(
     )  # fmt: skip
 
 
+def single_run_limit(margin: float) -> float:
+    """Return the ratio beyond which one process a side shows a difference: noise between processes is no narrower for
+    a narrow margin.
+    """
+    return 1 + SINGLE_RUN_MARGINS * max(margin, DEFAULT_MARGIN)
+
+
 def single_run_ratio_of(
     reference: Sequence[Sequence[float]],
     other: Sequence[Sequence[float]],
@@ -123,7 +132,7 @@ def single_run_ratio_of(
     degrees = min(len(side) for side in sides) - 1
     half = float(stats.t.ppf(1 - ALPHA / 2, degrees)) * error
     low, high = math.exp(difference - half), math.exp(difference + half)
-    limit = 1 + SINGLE_RUN_MARGINS * margin
+    limit = single_run_limit(margin)
     differs = low > limit or high < 1 / limit
     # Three a side are the fewest that give a useful estimate of the variance.
     return Ratio(math.exp(difference), low, high, False, False, differs, True, repeats, None if differs else 3)

@@ -44,6 +44,16 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
     """
     names = list(labels) if labels is not None else [str(path) for path in paths]
     sides = [RunGroup(name, load_runs(path)) for name, path in zip(names, paths, strict=True)]
+    check_each_once(sides)
+    return sides
+
+
+def check_each_once(sides: Sequence[RunGroup]) -> None:
+    """Check that no record is given twice, nor a copy of one.
+
+    Raises:
+        RecordError: naming both.
+    """
     seen: dict[Any, Path] = {}
     for side in sides:
         for run in side.runs:
@@ -61,4 +71,3 @@ def load_run_groups(paths: Sequence[Path], labels: Sequence[str] | None = None) 
                     "each run once"
                 )
             seen[times] = run.path
-    return sides

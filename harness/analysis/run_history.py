@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.analysis.run_table import MIN_DIFFERENCE, no_speed, title_of, work_of
-from harness.analysis.step_detection import MIN_SEGMENT, Step, find_steps
+from harness.analysis.step_detection import MIN_RECORDS, MIN_SEGMENT, Step, find_steps
 from harness.config import flatten
 from harness.records.load import LoadedRecord, get_path
 
@@ -55,6 +55,11 @@ class Series:
     seconds: tuple[float, ...]
     """Mean step time of each."""
     steps: tuple[ExplainedStep, ...]
+
+    @property
+    def is_long_enough(self) -> bool:
+        """There are enough records to show a step."""
+        return len(self.runs) >= MIN_RECORDS
 
     @property
     def is_regression(self) -> bool:

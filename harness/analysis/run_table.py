@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.analysis.columns import COLUMNS, folder_of, row_of
+from harness.analysis.gates import mixed_repeats, single_run_problem
 from harness.analysis.ratio_statistics import ALPHA, Ratio, outliers
 from harness.analysis.run_group import RunGroup
 from harness.analysis.verdict import SAME_COMPUTATION, Pair, compare, verdict_of
@@ -116,7 +117,8 @@ def no_speed(run: LoadedRecord) -> str | None:
         return f"ended {run.record['status']}"
     if get_path(run.record, "device", "emulated"):
         return "its device is emulated"
-    return None if get_path(run.record, "timing", "mean_step_seconds") else "no speed was measured"
+    # By the gates that need no second run.
+    return single_run_problem(run)
 
 
 def work_of(run: LoadedRecord) -> tuple[Any, ...]:
@@ -138,7 +140,9 @@ def title_of(record: Mapping[str, Any]) -> str:
 
 
 def _group(sides: Sequence[RunGroup], margin: float, reference: str | None) -> TableGroup:
-    first = next((side for side in sides if side.label == reference), sides[0])
+    # One whose repeats are of several things is compared with nothing, and would keep out all others.
+    of_one_thing = [side for side in sides if not any(mixed_repeats(side))]
+    first = next((side for side in sides if side.label == reference), [*of_one_thing, *sides][0])
     others = [side for side in sides if side is not first]
     pairs = list(compare([first, *others], margin).pairs) if others else []
     measured = [pair for pair in pairs if pair.headline is not None]

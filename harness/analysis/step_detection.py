@@ -21,6 +21,8 @@ import numpy as np
 STEP_ALPHA = 0.025
 # A level that lasts for fewer measurements is a burst.
 MIN_SEGMENT = 5
+# A shorter series has no two levels.
+MIN_RECORDS = 2 * MIN_SEGMENT
 # Ranks show the place of a step only about.
 REACH = 3
 SHUFFLES = 4000
@@ -49,7 +51,7 @@ class Step:
 
 def find_steps(values: Sequence[float]) -> list[Step]:
     """Return the steps of a series of positive measurements, in order."""
-    if len(values) < 2 * MIN_SEGMENT:
+    if len(values) < MIN_RECORDS:
         return []
     series = np.log(np.asarray(values, float))
     r = autocorrelation(series)

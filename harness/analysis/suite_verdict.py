@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.analysis.cautions import Caution
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import percent, ratio, ratio_with_interval
 from harness.analysis.ratio_statistics import ALPHA
@@ -29,6 +30,7 @@ from harness.analysis.verdict import (
     SLOWER,
     Comparison,
     Pair,
+    caution_names,
     compare,
     unit_to_dict,
 )
@@ -232,7 +234,18 @@ def _summary(found: SuiteComparison) -> str:
         f"worst {worst.workload.name} {ratio(worst.estimate or 0)}, spread {percent(round(math.expm1(mean.spread), 3))}"
     )
     lead = f"{names['other']} against {names['reference']}: {found.verdict}. {capitalized(number)} ({sample})."
-    return f"{lead} {capitalized(range_of_rows)}.{_not_run(found)}"
+    rests_on = "" if found.unit is None else f" {capitalized(_rests_on(found, found.unit))}."
+    return f"{lead} {capitalized(range_of_rows)}.{rests_on}{_not_run(found)}{caution_names(_cautions(found))}"
+
+
+def _rests_on(found: SuiteComparison, unit: Unit) -> str:
+    """Return what the figures rest on, each thing once: workloads may be of several sizes."""
+    pairs = [row.pair for row in found.measured if row.pair is not None]
+    return "; ".join(dict.fromkeys(unit.describe((pair.reference, pair.other), (0, 1)) for pair in pairs))
+
+
+def _cautions(found: SuiteComparison) -> list[Caution]:
+    return [caution for row in found.rows if row.pair is not None for caution in row.pair.cautions]
 
 
 def _stopped(found: SuiteComparison, verdict: str) -> str:
@@ -309,5 +322,6 @@ def _row(row: Row) -> dict[str, Any]:
         "ratio": None if ratio is None else ratio.estimate,
         "low": None if ratio is None else ratio.low,
         "high": None if ratio is None else ratio.high,
+        "cautions": list(dict.fromkeys(caution.name for caution in row.pair.cautions)) if row.pair is not None else [],
         "not_run": [{"side": label, **asdict(reason)} for label, reason in row.not_run],
     }

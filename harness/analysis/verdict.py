@@ -17,11 +17,12 @@ from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
 from harness.analysis.parity import Memo, ParityResult
 from harness.analysis.ratio_statistics import (
+    DEFAULT_MARGIN,
     MAX_REPEATS,
-    SINGLE_RUN_MARGINS,
     Ratio,
     inverse,
     ratio_of,
+    single_run_limit,
     single_run_ratio_of,
 )
 from harness.analysis.run_group import RunGroup
@@ -31,7 +32,6 @@ from harness.records.load import get_path
 from harness.text import capitalized, name_in_sentence
 
 VERDICT_SCHEMA_VERSION = 2
-DEFAULT_MARGIN = 0.05
 
 EQUIVALENT, FASTER, SLOWER, INCONCLUSIVE = "equivalent", "faster", "slower", "inconclusive"
 # In place of faster and slower, where a unit is not time alone.
@@ -150,7 +150,7 @@ class _Judge:
         weak = tuple(sorted({caution.name for caution in cautions} & MOVES_TIMES)) if ratio.single_run else ()
         verdict = INCONCLUSIVE if weak else verdict_of(ratio, self.unit)
         rests_on = "" if self.unit is None else f"; {self.unit.describe((reference, other), (0, number))}"
-        summary = _summary(*names, verdict, ratio, self.margin, weak, self.unit, rests_on) + _caution_names(cautions)
+        summary = _summary(*names, verdict, ratio, self.margin, weak, self.unit, rests_on) + caution_names(cautions)
         return Pair(reference, other, passed, findings, cautions, quantities, verdict, summary)
 
     def _names(self, other: RunGroup) -> tuple[str, str]:
@@ -188,9 +188,10 @@ class _Judge:
             ratio, estimate = found[0].ratio, statistics.geometric_mean(two) / statistics.geometric_mean(one)
             scale = None if self.unit.key == JOULE else estimate / ratio.estimate
             low, high = (None if scale is None or end is None else end * scale for end in (ratio.low, ratio.high))
-            limit = 1 + SINGLE_RUN_MARGINS * self.margin
+            limit = single_run_limit(self.margin)
             differs = low is not None and high is not None and (low > limit or high < 1 / limit)
-            ratio = replace(ratio, estimate=estimate, low=low, high=high, differs=differs)
+            needed = None if differs else 3
+            ratio = replace(ratio, estimate=estimate, low=low, high=high, differs=differs, repeats_needed=needed)
         headline = Quantity(self.unit.key, self.unit.title, self.unit.symbol, tuple(one), tuple(two), ratio)
         return [headline, *found]
 
@@ -269,7 +270,7 @@ def _summary(
     return f"{other} against {reference}: {verdict}. {capitalized(number)} ({evidence}). {advice}"
 
 
-def _caution_names(cautions: Sequence[Caution]) -> str:
+def caution_names(cautions: Sequence[Caution]) -> str:
     """Return the cautions by name: nobody should quote a number that was measured on a shared machine without them."""
     names = list(dict.fromkeys(caution.name for caution in cautions))
     return f" Caution: {', '.join(names)}." if names else ""
@@ -277,7 +278,7 @@ def _caution_names(cautions: Sequence[Caution]) -> str:
 
 def _repeats_advice(ratio: Ratio) -> str:
     if ratio.repeats_needed is None:
-        return f"Even {MAX_REPEATS} repeats a side would probably not decide: the step times vary too much."
+        return f"Even {MAX_REPEATS} repeats a side would probably not decide: they vary too much."
     return f"About {ratio.repeats_needed} repeats a side would probably decide."
 
 

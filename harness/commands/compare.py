@@ -158,6 +158,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(
             f"compare: found {len(options.label)} --label for {len(given)} sides, expected one for each side"
         )
+    if (twice := next((name for name in options.label if options.label.count(name) > 1), None)) is not None:
+        raise UserError(f"compare: --label: found {twice!r} twice, expected another name for each side")
     if not 0 < options.margin < 1:
         raise UserError(
             f"compare: --margin: found {options.margin:g}, expected a fraction between 0 and 1, such as 0.05"
@@ -175,11 +177,11 @@ def unit_of(options: argparse.Namespace, sides: int) -> Unit | None:
     Raises:
         UserError: prices are missing, or belong to no unit.
     """
+    if options.per is not None and options.claim is not None:
+        raise UserError("compare: --per: found with --claim, which is about step times; leave one of them out")
     if options.per != COST:
         if options.price or options.price_date:
             raise UserError("compare: --price, --price-date: found without --per cost; add that, or leave them out")
-        if options.per is not None and options.claim is not None:
-            raise UserError("compare: --per: found with --claim, which is about step times; leave one of them out")
         return None if options.per is None else Unit(options.per)
     known = len(options.price) == sides and all(0 < price < math.inf for price in options.price)
     if not known or not options.price_date:

@@ -23,6 +23,7 @@ from harness.analysis.verdict import (
 )
 from harness.errors import ExitCode, UserError
 from harness.records.suite_folder import SuiteFolder, is_suite_folder, read_suite_folder
+from harness.suites import suite_names
 from harness.text import counted, printable, shell_join
 
 
@@ -81,7 +82,8 @@ def judge_suites(options: argparse.Namespace, argv: Sequence[str], unit: Unit | 
 def _command(side: SuiteFolder) -> str:
     launcher = [f"launcher={shlex.join(side.launcher)}"] if side.launcher else []
     words = ["suite", side.suite.name, *side.settings, *launcher, f"repeats={side.repeats}", f"out={side.path}"]
-    return f"python -m harness {shell_join(words)}"
+    command = f"python -m harness {shell_join(words)}"
+    return command if side.suite.name in suite_names() else f"{command}  # with its own file in place of its name"
 
 
 def _exit_code(found: SuiteComparison, *, shown: bool) -> int:

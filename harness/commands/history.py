@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import log
-from harness.analysis.run_history import NO_REGRESSION, Series, history_to_dict, make_history
+from harness.analysis.run_history import MIN_RECORDS, NO_REGRESSION, Series, history_to_dict, make_history
 from harness.commands.arguments import Parser, add_expectation, expand_path
 from harness.commands.many_records import log_left_out
 from harness.errors import ExitCode, UserError
@@ -63,11 +63,18 @@ def main(argv: list[str]) -> int:
     if options.expect is None:
         return ExitCode.OK
     shown = "not shown" if slower else "shown"
-    line = f"expected {options.expect}: {shown} ({len(slower)} of {len(series)} series ended slower)"
+    found = f"{len(slower)} of {len(series)} series ended slower{_too_short(series)}"
+    line = f"expected {options.expect}: {shown} ({found})"
     (log.error if slower else log.info)(line)
     if options.junit is not None:
         _write_junit(options.junit, series)
     return REGRESSION if slower else ExitCode.OK
+
+
+def _too_short(series: Sequence[Series]) -> str:
+    """Return how many series are too short to show a step, which is no evidence of a regression."""
+    count = sum(not each.is_long_enough for each in series)
+    return f"; {count} not judged, with fewer than {MIN_RECORDS} records" if count else ""
 
 
 def _write_junit(file: Path, series: Sequence[Series]) -> None:

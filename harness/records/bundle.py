@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import RecordError
-from harness.records.files import has_valid_seal, seal, to_json_text
+from harness.records.files import has_valid_seal, seal, to_json_text, unreadable
 from harness.records.record import RECORD_FILE, parse_record
 from harness.regular_files import MAX_FILE_BYTES, open_regular, parse_json
 from harness.text import shortened
@@ -40,7 +40,11 @@ REMEDY = "use the bundle that its owner has published"
 
 def is_bundle(path: Path) -> bool:
     """Return whether a file is read as a bundle: by its name, or as it begins as every zip archive does."""
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not is_file:
         return False
     with suppress(OSError), open_regular(path) as file:
         return path.suffix.casefold() == BUNDLE_SUFFIX or file.read(len(ZIP_HEAD)) == ZIP_HEAD

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, RunFailed
+from harness.errors import ConfigError, RecordError, RunFailed
 from harness.regular_files import load_json
 
 
@@ -191,3 +191,8 @@ def write_failure(path: Path, error: OSError) -> RunFailed:
         f"{path}: cannot be written: {error.strerror or error}; free some space or choose another out=DIR "
         "(earlier files are kept)"
     )
+
+
+def unreadable(path: Path, error: OSError) -> RecordError:
+    """Return the error of a path that cannot be read."""
+    return RecordError(f"{path}: cannot be read: {error.strerror or error}; check its permissions")

@@ -12,7 +12,7 @@ from typing import Any
 from harness.errors import RecordError
 from harness.file_formats import special_file
 from harness.records.bundle import is_bundle, read_bundle
-from harness.records.files import measurement_digest
+from harness.records.files import measurement_digest, unreadable
 from harness.records.record import RECORD_FILE, read_record
 from harness.records.run_folder import AUTOTUNE_FILE, CONFIG_FILE
 from harness.records.schema import record_problems
@@ -54,6 +54,13 @@ def load_runs(path: Path) -> tuple[LoadedRecord, ...]:
 
 def record_files(path: Path) -> list[Path]:
     """Return the record files below a path; an unfinished run among them is an error, never skipped."""
+    try:
+        return _record_files(path)
+    except OSError as error:
+        raise unreadable(Path(error.filename or path), error) from error
+
+
+def _record_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.exists() and (kind := special_file(path)) is not None:
@@ -96,9 +103,13 @@ def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
     """
     runs, problems, seen = list[LoadedRecord](), list[str](), set[str]()
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise RecordError(f"{path}: no such file or folder; give folders of runs, or record.json files")
-        for file, found in _records_at(path, _files_in_order):
+
+        def files_of(path: Path) -> list[Path]:
+            return _files_in_order(path, problems)
+
+        for file, found in _records_at(path, files_of):
             try:
                 record = _checked(file, found)
             except RecordError as error:
@@ -115,13 +126,27 @@ def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
     return runs, problems
 
 
-def _files_in_order(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(_record_files_below(path), key=_natural_path)
+def _files_in_order(path: Path, problems: list[str]) -> list[Path]:
+    return [path] if os.path.isfile(path) else sorted(_record_files_below(path, problems), key=_natural_path)
 
 
-def _record_files_below(folder: Path) -> Iterable[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name not in NOT_SEARCHED and not name.startswith(".")]
+def _record_files_below(folder: Path, problems: list[str]) -> Iterable[Path]:
+    """Yield the record files below a folder and what links in it lead to, and add the folders that cannot be read."""
+    seen = {os.path.realpath(folder)}
+
+    def is_new(path: str) -> bool:
+        # A link may lead to what was read, or to where it lies.
+        real = os.path.realpath(path)
+        is_first = real not in seen
+        seen.add(real)
+        return is_first
+
+    def add_problem(error: OSError) -> None:
+        problems.append(str(unreadable(Path(error.filename), error)))
+
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=add_problem):
+        kept = [name for name in folders if name not in NOT_SEARCHED and not name.startswith(".")]
+        folders[:] = [name for name in kept if is_new(os.path.join(place, name))]
         if RECORD_FILE in files:
             yield Path(place) / RECORD_FILE
 
@@ -149,7 +174,7 @@ def _natural_path(path: Path) -> list[list[tuple[int, str]]]:
 
 def _natural_key(path: Path) -> list[tuple[int, str]]:
     """Return a sort key that puts 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _checked(file: Path, found: dict[str, Any] | RecordError) -> dict[str, Any]:

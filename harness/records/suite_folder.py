@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, RecordError
-from harness.records.files import has_valid_seal, seal, to_json_text, write_atomically
+from harness.records.files import has_valid_seal, seal, to_json_text, unreadable, write_atomically
 from harness.records.folder_lock import FolderLock, LockUnavailable
 from harness.regular_files import load_json
 from harness.suites import Suite, suite_of
@@ -78,7 +78,10 @@ class SuiteFolder:
 
 def is_suite_folder(path: Path) -> bool:
     """Return whether a path is the folder of a suite."""
-    return (path / SUITE_FILE).is_file()
+    try:
+        return (path / SUITE_FILE).is_file()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def read_suite_folder(path: Path) -> SuiteFolder:

@@ -90,7 +90,7 @@ def _draw(series: Series, total: int, figure: Figure) -> str:
         axes.axvline(first - 0.5, color=INK, linewidth=0.7, alpha=0.5)
         axes.annotate(str(number), (first - 0.5, 1), xycoords=("data", "axes fraction"), xytext=(2, -1),
                       textcoords="offset points", va="top", fontsize=9, color=INK)  # fmt: skip
-    days = [run.record["started_at"][:10] for run in series.runs]
+    days = [printable(run.record["started_at"][:10]) for run in series.runs]
     ticks = sorted({round(place * (len(days) - 1) / (MAX_TICKS - 1)) for place in range(MAX_TICKS)})
     axes.set_xticks(ticks, [days[place] for place in ticks])
     # At the edges, a date would stick out.

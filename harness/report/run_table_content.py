@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.analysis.format import amount, interval, ratio
+from harness.analysis.format import amount, interval, ratio, significant
 from harness.analysis.run_table import Entry, TableGroup
 from harness.records.load import get_path
 from harness.text import counted, printable
@@ -37,7 +37,8 @@ def outlier_sentences(group: TableGroup) -> list[str]:
         peers = sum(get_path(other.side.first, "device", "name") == device for other in group.entries) - 1
         share, word = abs(entry.usual_ratio - 1), "slower" if entry.usual_ratio > 1 else "faster"
         among = f"{counted(peers, 'peer')} ({device or 'unnamed device'})"
-        found.append(printable(f"{entry.side.label} is {100 * share:.2g} % {word} than its {among}"))
+        percent = significant(float(f"{100 * share:.2g}"))
+        found.append(printable(f"{entry.side.label} is {percent} % {word} than its {among}"))
     return found
 
 

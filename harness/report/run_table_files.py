@@ -55,8 +55,10 @@ def csv_text(table: RunTable) -> str:
 
 
 def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
     # A spreadsheet takes what begins so for a formula.
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return printable(f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value)
 
 
 def _parquet(table: RunTable, file: Path) -> bytes:
@@ -66,7 +68,9 @@ def _parquet(table: RunTable, file: Path) -> bytes:
     except ModuleNotFoundError as error:
         raise UserError(f"{file}: writing Parquet needs pyarrow; pip install pyarrow, or write .csv") from error
     content = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(table_rows(table)), content)
+    rows = [{name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
+            for row in table_rows(table)]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(rows), content)
     return content.getvalue()
 
 

@@ -15,7 +15,6 @@ from harness.analysis.audit.rows import (
     Figure,
     Row,
     exactly,
-    printed,
 )
 from harness.analysis.chips import ambiguity
 from harness.analysis.flops import MIN_WEIGHTS, parameters_of, parameters_of_layers
@@ -122,7 +121,7 @@ def _ratios(row: Row) -> Iterator[AuditFinding]:
             f"a time ratio of {total.value:.4g} by total_seconds",
             f"{by_column[low].value:.4g} by {low}: a training does not take that long beside its steps",
         )
-    stated, time = row.number("ratio"), next(iter(row.time_ratios.values()), None)
+    stated, time = row.printed("ratio"), next(iter(row.time_ratios.values()), None)
     if stated is None or time is None:
         return
     inverse = exactly(1).over(time)
@@ -132,7 +131,7 @@ def _ratios(row: Row) -> Iterator[AuditFinding]:
         yield AuditFinding(
             INCONSISTENT,
             "ratio",
-            f"a {row.text('ratio_of')} ratio of {stated:.4g}",
+            f"a {row.text('ratio_of')} ratio of {stated.value:.4g}",
             f"the row's own columns give {found.value:.4g}{turned}",
         )
 
@@ -142,11 +141,11 @@ def _times_apart(one: Figure, two: Figure) -> float:
     return max(one.low / two.high, two.low / one.high)
 
 
-def _rounds_to(found: Figure, stated: float) -> bool:
-    """Return whether a ratio rounds to `stated`, by the rounding of its columns or of its last digit."""
+def _rounds_to(found: Figure, stated: Figure) -> bool:
+    """Return whether a ratio rounds to the stated one, by the rounding of its columns or of its last digit."""
     # A stated ratio is rounded, not cut off: half a unit both ways.
-    half = max(ROUNDING * stated, stated - printed(stated).low) * (1 + 1e-9)
-    return found.low <= stated + half and found.high >= stated - half
+    half = max(ROUNDING * stated.value, stated.value - stated.low) * (1 + 1e-9)
+    return found.low <= stated.value + half and found.high >= stated.value - half
 
 
 def _outcome(row: Row) -> Iterator[AuditFinding]:

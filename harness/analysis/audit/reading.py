@@ -9,6 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _row(where: str, entry: Mapping[str, Any] | UserError) -> Row:
     """
     if isinstance(entry, UserError):
         raise entry
-    values: dict[str, Any] = {}
+    values, exponents = dict[str, Any](), dict[str, int]()
     for head, value in entry.items():
         column = str(head).strip().lower().replace(" ", "_")
         if column not in COLUMNS:
@@ -164,9 +165,11 @@ def _row(where: str, entry: Mapping[str, Any] | UserError) -> Row:
         if isinstance(value, (dict, list)):
             raise UserError(f"{where}: {column}: found a list or a mapping, expected one value")
         values[column] = str(value) if column in TEXTS else _number(where, column, str(value))
+        if column not in (*TEXTS, *SIZES) and (exponent := _exponent(str(value))) is not None:
+            exponents[column] = exponent
     if "precision" in values:
         values["precision"] = _precision(where, values["precision"])
-    row = Row(values.get("id", where), values)
+    row = Row(values.get("id", where), values, exponents)
     _check_row(where, row)
     return row
 
@@ -189,6 +192,19 @@ def _precision(where: str, name: str) -> str:
     if found not in PRECISIONS:
         raise UserError(f"{where}: precision: found {name!r}, expected one of: {', '.join(PRECISIONS)}")
     return found
+
+
+def _exponent(printed: str) -> int | None:
+    """Return the exponent of ten of a number's last printed digit; None for one with a unit, such as 7B."""
+    text = printed.strip().replace("_", "")
+    try:
+        exponent = Decimal(text.removesuffix("%")).as_tuple().exponent
+    except InvalidOperation:
+        return None
+    # Of what is printed with an exponent, as 1.5e6, nobody knows which zeros were digits.
+    if not isinstance(exponent, int) or exponent > 0:
+        return None
+    return exponent - 2 if text.endswith("%") else exponent
 
 
 def _number(where: str, column: str, printed: str) -> float:

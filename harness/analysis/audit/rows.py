@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -100,10 +100,16 @@ def exactly(value: float) -> Figure:
     return Figure(value, value, value)
 
 
-def printed(value: float) -> Figure:
-    """Return a measured figure with its rounding: half a unit of the last digit; a whole number may be cut off too."""
-    exponent = Decimal(f"{value:.12g}").as_tuple().exponent
-    assert isinstance(exponent, int)
+def printed(value: float, exponent: int | None = None) -> Figure:
+    """Return a measured figure with its rounding: half a unit of the last digit; a whole number may be cut off too.
+
+    Args:
+        exponent: of ten, of the last digit as printed; None: of the last one that is not 0.
+    """
+    if exponent is None:
+        last = Decimal(f"{value:.12g}").as_tuple().exponent
+        assert isinstance(last, int)
+        exponent = last
     if exponent < 0:
         half = 0.5 * 10.0**exponent
         return Figure(value - half, value, value + half)
@@ -116,6 +122,8 @@ class Row:
 
     name: str
     values: Mapping[str, Any]
+    exponents: Mapping[str, int] = field(default_factory=dict)
+    """Of ten, of the last printed digit of a number, in the column's unit: 1.40 has -2, and 40% too."""
 
     def text(self, column: str) -> str | None:
         return self.values.get(column)
@@ -129,8 +137,12 @@ class Row:
 
     def figure(self, side: str, quantity: str) -> Figure | None:
         """Return a measured quantity of one side with its rounding."""
-        value = self.of(side, quantity)
-        return None if value is None else printed(value)
+        return self.printed(f"{side}_{quantity}")
+
+    def printed(self, column: str) -> Figure | None:
+        """Return a number with its rounding."""
+        value = self.number(column)
+        return None if value is None else printed(value, self.exponents.get(column))
 
     def has(self, side: str) -> bool:
         """Return whether any quantity of a side was measured."""
