@@ -29,7 +29,7 @@ class StopRequest:
     def __init__(self, *, launched: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal_number: int | None = None
         self._launched, self._clock = launched, clock
-        self._deferring = self._ending = False
+        self._deferring = self.is_ending = False
         self._last_at = -math.inf
 
     def requested(self) -> bool:
@@ -51,11 +51,11 @@ class StopRequest:
 
     def begin_shutdown(self) -> None:
         """Ignore the signals of a launcher from here on: it stops all processes now, and has to wait for the record."""
-        self._ending = self._launched
+        self.is_ending = self._launched
 
     def handle(self, number: int, _: FrameType | None) -> None:
         now = self._clock()
-        if self._ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
+        if self.is_ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
             return
         self._last_at = now
         if self._deferring and self.signal_number is None:
@@ -68,6 +68,8 @@ class StopRequest:
 def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     """Install handlers for the signals to stop, and restore the old ones afterwards.
 
+    Not after `begin_shutdown`: the process only reports, and a launcher may stop it because other ranks have ended.
+
     Args:
         launched: whether a launcher that forwards signals started this process.
     """
@@ -76,5 +78,6 @@ def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not request.is_ending:
+            for number, handler in before.items():
+                signal.signal(number, handler)

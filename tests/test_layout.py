@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from harness.analysis.stages import stage_blocks
+from harness.backends import create
 from harness.composition import load
-from harness.config import ParallelConfig
+from harness.config import BackendConfig, ParallelConfig
 from harness.errors import ConfigError
 from harness.layout import AXES, Layout, layout_of
 from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
 from harness.training.distributed.parallel import stages_by_rank
 from harness.training.distributed.tensor import needed_heads
+from harness.training.setup import _check_memory
 from harness.validation import check_layout
 from harness.world import World
 from tests.tiny import TINY
@@ -183,6 +186,26 @@ class TestFit:
             return
         with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
             check_layout(config, layout)
+
+    @pytest.mark.parametrize(
+        ("offload", "host_gib", "message"),
+        [
+            ("false", 64, "1,000,000,000 parameters need 7.5 GiB .* but X has 4.0 GiB"),
+            # Weights, gradients and moments of both processes are in the host's memory.
+            ("true", 64, None),
+            ("true", 8, "1,000,000,000 parameters need 14.9 GiB .* but the host has 8.0 GiB"),
+        ],
+    )
+    def test_memory_is_that_which_holds_the_state(
+        self, offload: str, host_gib: int, message: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("harness.environment.memory_limit_bytes", lambda: host_gib << 30)
+        config = load([*TINY, "parallel=fsdp", f"parallel.cpu_offload={offload}"])
+        backend = create(BackendConfig(name="cuda"))
+        backend.world = World(size=2, local_size=2)
+        expected = nullcontext() if message is None else pytest.raises(ConfigError, match=message)
+        with expected:
+            _check_memory(config, backend, {"name": "X", "memory_bytes": 4 << 30}, 10**9, Layout(shard=2))
 
     def test_an_axis_that_the_preset_lacks(self) -> None:
         with pytest.raises(

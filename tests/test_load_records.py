@@ -63,7 +63,7 @@ class TestRefusals:
         theirs.mkdir()
         scan, stat = os.scandir, os.stat
 
-        def refuse(real: Callable[..., Any]) -> Callable[..., Any]:
+        def forbid(real: Callable[..., Any]) -> Callable[..., Any]:
             def call(path: Any = ".", *rest: Any, **more: Any) -> Any:
                 if not isinstance(path, int) and theirs in (Path(path), Path(path).parent):
                     raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -71,11 +71,13 @@ class TestRefusals:
 
             return call
 
-        monkeypatch.setattr(os, "scandir", refuse(scan))
-        monkeypatch.setattr(os, "listdir", refuse(os.listdir))
-        monkeypatch.setattr(os, "stat", refuse(stat))
+        monkeypatch.setattr(os, "scandir", forbid(scan))
+        monkeypatch.setattr(os, "listdir", forbid(os.listdir))
+        monkeypatch.setattr(os, "stat", forbid(stat))
         for read in (load_runs, is_suite_folder):
-            with pytest.raises(RecordError, match=r"theirs.*: cannot be read: Permission denied; check its permissions"):
+            with pytest.raises(
+                RecordError, match=r"theirs.*: cannot be read: Permission denied; check its permissions"
+            ):
                 read(theirs)
         monkeypatch.setattr(os, "stat", stat)
         runs, [problem] = load_tree([tmp_path])

@@ -362,6 +362,26 @@ class TestCheckpoints:
         fake.run()
         assert fake.saved == [3]
 
+    def test_a_target_that_was_met_where_the_run_was_stopped_ends_it(self) -> None:
+        settings = ("workload.eval_sequences=5", "checkpoint.every=4")
+        fake = FakeRun(config_of(*settings), stop_after_step=3)
+        fake.run()
+        assert fake.history.evaluations == [], "the evaluation was due"
+        again = FakeRun(config_of(*settings, "target_loss=2.0"), done=fake.history)
+        again.run()
+        assert (again.steps, again.history.target_step, again.saved) == (0, 3, [3])
+        # Of both attempts.
+        assert again.history.target_wall_seconds is not None
+        assert again.history.target_wall_seconds > again.history.training_seconds
+
+    def test_a_run_that_was_killed_after_its_target_is_done(self) -> None:
+        settings = ("workload.eval_sequences=5", "target_loss=2.0", "checkpoint.every=50")
+        fake = FakeRun(config_of(*settings))
+        fake.run()
+        again = FakeRun(config_of(*settings), done=fake.history)
+        again.run()
+        assert (again.steps, again.history.target_step, again.saved) == (0, 3, [])
+
     def test_a_resumed_loop_goes_on(self) -> None:
         fake = FakeRun(config_of("checkpoint.every=4"), stop_after_step=3)
         fake.run()

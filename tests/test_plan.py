@@ -71,24 +71,26 @@ def test_a_run_holds_what_was_planned(layout: str, more: tuple[str, ...], tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("schedule", "layout"),
+    ("schedule", "layout", "precision"),
     [
-        ("1f1b", "pipeline=4"),
-        ("gpipe", "pipeline=4"),
-        ("1f1b", "pipeline=2 shard=2 tensor=2"),
-        ("1f1b", "pipeline=2 shard=2 pipeline_virtual_stages=2"),
-        ("gpipe", "pipeline=2 pipeline_virtual_stages=2"),
+        ("1f1b", "pipeline=4", "fp32"),
+        # Stages exchange activations in bf16.
+        ("gpipe", "pipeline=4", "bf16_weights"),
+        ("1f1b", "pipeline=2 shard=2 tensor=2", "fp32"),
+        ("1f1b", "pipeline=2 shard=2 pipeline_virtual_stages=2", "fp32"),
+        ("gpipe", "pipeline=2 pipeline_virtual_stages=2", "fp32"),
     ],
 )
 def test_few_micro_batches_tell_the_peak_of_a_schedule(
-    schedule: str, layout: str, monkeypatch: pytest.MonkeyPatch
+    schedule: str, layout: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's schedule over all micro-batches has the peak that follows from two, or from two rounds.
 
     But for the tokens of the others, and an output that waits to be sent: up to 1.1 % of these tiny models. On fake
     tensors nothing is held until it is sent.
     """
-    overrides = settings(layout, "workload.global_batch_size=12", f"parallel.pipeline_schedule={schedule}")
+    more = ("workload.global_batch_size=12", f"parallel.pipeline_schedule={schedule}", f"precision={precision}")
+    overrides = settings(layout, *more)
     devices = overrides_of(layout)[0]
     config = load(overrides)
     found = planned(devices, overrides)

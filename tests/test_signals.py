@@ -41,6 +41,16 @@ class TestStop:
             stop.handle(number, None)
         stop.handle(number, None)
 
+    def test_a_launcher_does_not_disturb_the_report(self, number: signal.Signals) -> None:
+        """torchrun stops rank 0 as soon as another rank has ended, which it then still has to name."""
+        before = signal.getsignal(number)
+        try:
+            with stop_on_signals(launched=True) as stop:
+                stop.begin_shutdown()
+            os.kill(os.getpid(), number)
+        finally:
+            signal.signal(number, before)
+
     def test_handlers_are_put_back(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)
         with stop_on_signals():

@@ -428,7 +428,7 @@ class TestVerdict:
         )
 
     def test_cautions_and_what_a_unit_rests_on_are_in_the_sentence(self) -> None:
-        busy = {"contention": {"other_processes_cpu_fraction": 0.5}}
+        busy: dict[str, Any] = {"contention": {"other_processes_cpu_fraction": 0.5}}
         reference = make_side("one", make_records(3))
         other = make_side("two", [make_record(process=10 + index, **busy) for index in range(3)])
         unit = Unit("cost", (2.0, 1.0), "2026-11-30")

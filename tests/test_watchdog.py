@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from harness import log
 from harness.errors import ConfigError
 from harness.training.distributed import watchdog
+from harness.training.distributed.process_group import _DistributedProcesses
 from harness.training.distributed.watchdog import (
     BROKEN_CONNECTION_TIMEOUT_SECONDS,
     END_TIMEOUT_SECONDS,
@@ -25,6 +27,7 @@ from harness.training.distributed.watchdog import (
     rendezvous,
 )
 from harness.training.monitoring.heartbeat import Heartbeat
+from harness.world import World
 
 OOM = RankFailure(1, "oom", "out of memory; use less")
 
@@ -276,3 +279,28 @@ class TestRendezvous:
 
 def test_a_failure_survives_the_store() -> None:
     assert RankFailure(**json.loads(json.dumps(asdict(OOM)))) == OOM
+
+
+class Ended(Exception):
+    """Stand-in for the end of the process."""
+
+
+def test_a_record_that_cannot_be_written_does_not_keep_a_hanging_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(failure: RankFailure) -> None:
+        raise OSError(28, "No space left on device")
+
+    def exit_now(code: int) -> None:
+        raise Ended(code)
+
+    log.set_up([], {})
+    monkeypatch.setattr("os._exit", exit_now)
+    processes = object.__new__(_DistributedProcesses)
+    processes.world = World(size=2)
+    processes.on_fatal(full)
+    with pytest.raises(Ended, match="5"):
+        processes._force_exit(RankFailure(1, "hung", "made no progress"))
+    said = capsys.readouterr().err
+    assert "error: rank 1: made no progress" in said
+    assert "error: the run's end could not be written: [Errno 28] No space left on device" in said

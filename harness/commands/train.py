@@ -187,16 +187,14 @@ def run_sweep(overrides: list[str]) -> int:
     """Run each combination of a sweep in a fresh process; with out=DIR into DIR/1, DIR/2, ..."""
     jobs = expand_sweep(overrides)
     configs = [load(job) for job in jobs]  # checks the settings of every job before the first one runs
-    if len({config.out for config in configs}) < len(jobs) and configs[0].out is not None:
-        folder = Path(configs[0].out).expanduser()
-        check_no_existing_run(folder)
-        jobs = [
-            [
-                *(override for override in job if override_key(override) != "out"),
-                f"out={hydra_quote(folder / str(number))}",
-            ]
-            for number, job in enumerate(jobs, 1)
-        ]
+    folders = [config.out for config in configs]
+    for number, folder in enumerate(folders):
+        if folder is not None and folders.count(folder) > 1:
+            parent = Path(folder).expanduser()
+            check_no_existing_run(parent)
+            own = parent / str(folders[: number + 1].count(folder))
+            kept = [override for override in jobs[number] if override_key(override) != "out"]
+            jobs[number] = [*kept, f"out={hydra_quote(own)}"]
     return _run_jobs(jobs, "job")
 
 

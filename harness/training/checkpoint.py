@@ -41,6 +41,7 @@ from harness.training.checkpoint_files import (
     find_damage,
     read_manifest,
 )
+from harness.training.checkpoint_plans import OwnLoadPlanner, OwnSavePlanner
 from harness.training.distributed.collectives import Ranks
 
 # A checkpoint being written or deleted: its step, and a random part that makes the name unique.
@@ -92,11 +93,20 @@ class CheckpointStore:
         }
         if self._thread is None:
             self._write(
-                partial, writer, lambda: save_tensors(dict(tensors), storage_writer=writer, no_dist=alone), manifest
+                partial,
+                writer,
+                lambda: save_tensors(dict(tensors), storage_writer=writer, planner=OwnSavePlanner(), no_dist=alone),
+                manifest,
             )
             return 0.0
         began = time.perf_counter()
-        saving = async_save(dict(tensors), storage_writer=writer, process_group=self._writers.host_group, no_dist=alone)
+        saving = async_save(
+            dict(tensors),
+            storage_writer=writer,
+            planner=OwnSavePlanner(),
+            process_group=self._writers.host_group,
+            no_dist=alone,
+        )
         assert isinstance(saving, Future), "PyTorch copies the tensors in the background too"
         self._writing = self._thread.submit(self._write, partial, writer, saving.result, manifest)
         return time.perf_counter() - began
@@ -169,7 +179,8 @@ class CheckpointStore:
         except ValueError as error:
             raise CheckpointError(f"{path / MANIFEST}: {error}; {self._remedy(step)}") from error
         try:
-            load_tensors(dict(tensors), storage_reader=reader, no_dist=self._ranks.size == 1)
+            alone = self._ranks.size == 1
+            load_tensors(dict(tensors), storage_reader=reader, planner=OwnLoadPlanner(), no_dist=alone)
         except CheckpointException as error:
             causes = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
             raise CheckpointError(f"{path}: does not match this model: {causes}; {self._remedy(step)}") from error

@@ -39,7 +39,7 @@ class TrainingState:
         return found
 
     def initialize_optimizer_state(self) -> None:
-        """Make the optimizer create its state, which it does in its first step, so that a checkpoint can be loaded.
+        """Make the optimizer create its state, which it does in its first step, as it is before that.
 
         That step does not change the weights: gradients and learning rate, and with it the weight decay, are zero.
         """
@@ -50,6 +50,9 @@ class TrainingState:
                 parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
@@ -93,6 +96,9 @@ class CheckpointManager:
             "samples": self._samples(at_step),
             "steps": self.ranks.broadcast_from_main(lambda: self._steps_digest(at_step)),
         }
+        if not self.state.optimizer.state:
+            # Every step so far was skipped, as those that overflow in fp16. A checkpoint has the state all the same.
+            self.state.initialize_optimizer_state()
         done.checkpoint_staging_seconds += self.checkpoints.save(at_step, self.state.tensors(), progress)
         self.heartbeat()
 

@@ -112,6 +112,7 @@ class Loop:
         self._evaluator, self._ranks, self._observer = evaluator, ranks, observer
         self._stop_requested, self._checkpoints = stop_requested, checkpoints
         self._gap = GapMeter()
+        self._began = 0.0
 
     def run(self, history: TrainingHistory) -> None:
         """Train until the steps are done, the target is reached, or a stop is requested.
@@ -122,6 +123,7 @@ class Loop:
         Raises:
             RunFailed: a loss or a gradient is not finite, or a file cannot be written.
         """
+        self._began, history.wall_seconds_before = self._step_clock.now(), history.wall_seconds
         try:
             self._run(history)
         except RunFailed as error:
@@ -133,11 +135,14 @@ class Loop:
         self._finish_checkpoint(history)
 
     def _run(self, history: TrainingHistory) -> None:
-        began = self._step_clock.now()
         done = history.steps_done
+        if history.target_step is not None:
+            # The process ended between the last checkpoint and the record.
+            return
         # An interrupted run was saved before the evaluation that was due.
-        if done and self._evaluator.is_due(done) and done not in [point["step"] for point in history.evaluations]:
-            self._evaluate(done, history)
+        is_left = self._evaluator.is_due(done) and done not in [point["step"] for point in history.evaluations]
+        if done and is_left and self._ends_at_target(done, history):
+            return
         if not done and self._work.eval_first:
             self._evaluate(0, history)
         every = self._config.checkpoint.every
@@ -149,11 +154,7 @@ class Loop:
             if stopping:
                 self._save(history)
                 return
-            if self._evaluator.is_due(last) and self._reaches_target(self._evaluate(last, history)):
-                history.target_step = last
-                history.target_training_seconds = history.training_seconds
-                history.target_wall_seconds = self._step_clock.now() - began
-                self._save(history)
+            if self._evaluator.is_due(last) and self._ends_at_target(last, history):
                 return
             if every and (last % every == 0 or last == self._work.steps):
                 self._save(history)
@@ -217,13 +218,26 @@ class Loop:
         self._evaluator.check_finite(step, loss)
         return loss
 
-    def _reaches_target(self, loss: float) -> bool:
-        return self._config.target_loss is not None and loss <= self._config.target_loss
+    def _ends_at_target(self, step: int, history: TrainingHistory) -> bool:
+        """Evaluate, and return whether that ends the run: its loss is the target or less, which is then saved."""
+        loss = self._evaluate(step, history)
+        if self._config.target_loss is None or loss > self._config.target_loss:
+            return False
+        history.target_step = step
+        history.target_training_seconds = history.training_seconds
+        history.target_wall_seconds = self._wall_seconds(history, self._step_clock.now())
+        self._save(history)
+        return True
+
+    def _wall_seconds(self, history: TrainingHistory, now: float) -> float:
+        """Return the seconds of the loop so far, with those of earlier attempts up to their last checkpoints."""
+        return history.wall_seconds_before + now - self._began
 
     def _save(self, history: TrainingHistory) -> None:
         if self._checkpoints is None:
             return
         began = self._step_clock.now()
+        history.wall_seconds = self._wall_seconds(history, began)
         with self._gap.accounted():
             self._checkpoints.save(history.steps_done, history)
         history.checkpoint_seconds += self._step_clock.now() - began

@@ -132,13 +132,15 @@ def _describe(
 
 def _check_memory(config: Config, backend: Backend, device: dict[str, Any], parameters: int, layout: Layout) -> None:
     """Raise ConfigError if weights, gradients and AdamW's moments alone exceed the device's memory."""
-    world, available = backend.world, device.get("memory_bytes")
+    world, holder, available = backend.world, device["name"], device.get("memory_bytes")
     needed = parameters * STATE_BYTES_PER_PARAMETER / (layout.size / layout.data)
-    if backend.devices_share_memory:
+    if config.parallel.cpu_offload:
+        holder, available = "the host", environment.memory_limit_bytes()
+    if backend.devices_share_memory or config.parallel.cpu_offload:
         needed *= world.local_size
     if available is not None and needed > available:
         raise ConfigError(
             f"model={config.model.name}: {parameters:,} parameters need {needed / 2**30:,.1f} GiB for weights, "
-            f"gradients and AdamW's moments alone, but {device['name']} has {available / 2**30:,.1f} GiB; "
+            f"gradients and AdamW's moments alone, but {holder} has {available / 2**30:,.1f} GiB; "
             "choose a smaller model or a larger device"
         )

@@ -190,7 +190,8 @@ class Trainer:
         """Resume from the checkpoint, if there is one, and leave times under other conditions out. Collective."""
         if self._from_step and checkpoints is not None:
             self.history = checkpoints.resume(self._from_step)
-        changed = self.history.continue_under(self._conditions())
+        # Rank 0's, which a checkpoint holds: hosts may differ, and all ranks have to decide alike.
+        changed = self.history.continue_under(self._processes.ranks.broadcast_from_main(self._conditions))
         if changed and self._processes.world.is_main:
             log.warning(f"the steps before are left out of the timing, since conditions changed: {'; '.join(changed)}")
 

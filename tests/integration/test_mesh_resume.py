@@ -55,6 +55,8 @@ def manifest(run: Path, step: int) -> dict[str, Any]:
         ("tied", BOTH, ONE_PROCESS),
         ("tied", ONE_PROCESS, "tensor=2"),
         ("gpt2", "shard=2 tensor=2", "context=2"),
+        # Shards of the two parts have other lengths.
+        ("gpt2", "context=2", "shard=4 tensor=2"),
     ],
 )
 def test_another_layout_resumes(model: str, before: str, after: str, whole: Whole, tmp_path: Path) -> None:

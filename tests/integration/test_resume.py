@@ -203,6 +203,19 @@ class TestRanks:
         assert [attempt["status"] for attempt in found["attempts"]] == ["rank_lost", "ok"]
         assert found["attempts"][1]["from_step"] == 4
 
+    def test_hosts_that_are_not_alike_resume(self, tmp_path: Path) -> None:
+        """The threads of rank 1 are others than rank 0's, by which all ranks decide what is left out of the timing."""
+        overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "parallel=ddp", "backend.threads=null",
+                     "checkpoint.every=2", "resume=auto", "out=run"]  # fmt: skip
+        own_host = {1: {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}}
+        first, _ = end_ranks(start_ranks(2, overrides, tmp_path, fault="killed", variables=own_host))
+        assert first.code == 5, first.err
+        for ended in end_ranks(start_ranks(2, overrides, tmp_path, variables=own_host)):
+            assert ended.code == 0, ended.err
+        found = record(tmp_path / "run")
+        assert found["status"] == "ok"
+        assert found["fingerprint"]["repeated_step"] is not None
+
     @pytest.mark.parametrize(("before", "after"), [("fsdp", "ddp"), ("ddp", "fsdp")])
     def test_another_number_of_processes_resumes(self, before: str, after: str, tmp_path: Path) -> None:
         overrides = [*TINY, "workload.global_batch_size=8", "workload.steps=12", "workload.eval_every=6",

@@ -182,6 +182,13 @@ class TestRepeatsAndSweeps:
         seeds = [read(tmp_path / "sweep" / name)["config"]["seed"] for name in ("1", "2")]
         assert seeds == [1, 2]
 
+    def test_multirun_over_folders(self, harness: Harness, tmp_path: Path) -> None:
+        done = harness("-m", *TINY, "seed=1,2", "out=one,two")
+        assert done.returncode == 0, done.stderr
+        seeds = {path.parent.relative_to(tmp_path).as_posix(): read(path.parent)["config"]["seed"]
+                 for path in tmp_path.glob("*/*/record.json")}  # fmt: skip
+        assert seeds == {"one/1": 1, "one/2": 2, "two/1": 1, "two/2": 2}
+
     def test_multirun_without_out_makes_a_folder_a_job(self, harness: Harness, tmp_path: Path) -> None:
         done = harness("--multirun", *TINY, "seed=1,2")
         assert done.returncode == 0, done.stderr

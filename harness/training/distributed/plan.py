@@ -150,13 +150,15 @@ def _in_place(rehearsed: StageMemory, config: Config, layout: Layout, stage: int
     if _in_rounds(config):
         # It was the schedule itself, so that nothing follows from it.
         passes = replace(passes, first_in_flight=kept)
-    # PyTorch's pipeline makes one buffer a micro-batch for all that a stage receives: float32 [B, S / parts, W].
+    # PyTorch's pipeline makes one buffer a micro-batch for all that a stage receives: [B, S / parts, W], of the dtype
+    # of the residual stream.
     received = 2 * each - (stage == 0) - (stage == ranks - 1)
     buffers = received * (micro_batches - _rehearsed_micro_batches(config, layout))
     if ranks > 1 and (each > 1 or schedule == "zero_bubble"):
         # And holds what it has sent, as much, until the end of the step, unless each rank has one stage.
         buffers += received * micro_batches
-    size = 4 * config.workload.micro_batch_size * config.model.hidden_size
+    size = (residual_dtype(config.precision) or torch.float32).itemsize
+    size *= config.workload.micro_batch_size * config.model.hidden_size
     size *= config.workload.seq_len // (layout.context * layout.tensor)
     return replace(
         rehearsed,

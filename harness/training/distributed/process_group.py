@@ -234,14 +234,22 @@ class _DistributedProcesses(RunProcesses):
 
     def _force_exit(self, failure: RankFailure) -> NoReturn:
         """End this process from the watchdog's thread: its main thread waits in a collective that never finishes."""
-        StderrWatch.stop_active()
-        if self.world.is_main:
-            folder, named = self._write_record(failure), RunFailed(str(failure), failure.status)
-            named = named if folder is None else named.in_run(folder)
-            log.error(str(named), exit_code=failure.exit_code, **named.fields)
-        self.record_written()
-        sys.stdout.flush()
-        os._exit(failure.exit_code)
+        try:
+            StderrWatch.stop_active()
+            if self.world.is_main:
+                named = RunFailed(str(failure), failure.status)
+                try:
+                    folder = self._write_record(failure)
+                    named = named if folder is None else named.in_run(folder)
+                finally:
+                    # Also where the record cannot be written, as on a full disk.
+                    log.error(str(named), exit_code=failure.exit_code, **named.fields)
+            self.record_written()
+            sys.stdout.flush()
+        except Exception as error:  # noqa: BLE001 (nobody else would end a process that hangs)
+            log.error(f"the run's end could not be written: {' '.join(str(error).split())}")
+        finally:
+            os._exit(failure.exit_code)
 
 
 def _open_store(world: World, timeout_seconds: float) -> Store:

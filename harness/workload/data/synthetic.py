@@ -58,13 +58,14 @@ class SyntheticDataset(Dataset):
         self._words_per_sample = math.ceil(needed / WORDS_PER_COUNTER) * WORDS_PER_COUNTER
 
     def train(self, first_sample: int, count: int) -> np.ndarray:
-        """Return training sequences. Not thread-safe: the last chunk is cached."""
+        """Return training sequences. The last chunk is cached; two threads may ask, and each keeps what it has read."""
         chunks = []
         while count > 0:
             chunk, offset = divmod(first_sample, CHUNK_SAMPLES)
-            if self._cached is None or self._cached[0] != chunk:
-                self._cached = (chunk, self._generate("train", chunk * CHUNK_SAMPLES, CHUNK_SAMPLES))
-            chunks.append(self._cached[1][offset : offset + count])
+            cached = self._cached
+            if cached is None or cached[0] != chunk:
+                cached = self._cached = (chunk, self._generate("train", chunk * CHUNK_SAMPLES, CHUNK_SAMPLES))
+            chunks.append(cached[1][offset : offset + count])
             first_sample, count = first_sample + len(chunks[-1]), count - len(chunks[-1])
         # A copy, so that the caller may write to it.
         return np.concatenate(chunks)
