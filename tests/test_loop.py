@@ -15,7 +15,7 @@ import torch
 from harness.backends.step import PhaseContext, StepOutput
 from harness.composition import load
 from harness.config import Config, WorkloadConfig
-from harness.errors import RunFailed
+from harness.errors import Interrupted, RunFailed
 from harness.text import layered_settings
 from harness.training.distributed.collectives import Ranks
 from harness.training.evaluation import Evaluator
@@ -349,6 +349,20 @@ class TestCheckpoints:
     def test_a_failed_training_completes_its_checkpoint(self) -> None:
         fake = FakeRun(config_of("checkpoint.every=2"), losses=[1.0, 1.0, math.nan])
         with pytest.raises(RunFailed, match="the loss became nan at step 3"):
+            fake.run()
+        assert fake.log[-1] == "finish"
+
+    def test_so_does_one_that_is_ended_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Otherwise its thread would write, and delete older ones, in a folder that another run may have by then."""
+        fake = FakeRun(config_of("checkpoint.every=2"))
+
+        def end_at_once() -> tuple[torch.Tensor, ...]:
+            if fake.steps == 3:
+                raise Interrupted(15)
+            return FakeRun.next(fake)
+
+        monkeypatch.setattr(fake, "next", end_at_once)
+        with pytest.raises(Interrupted):
             fake.run()
         assert fake.log[-1] == "finish"
 

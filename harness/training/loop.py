@@ -126,9 +126,9 @@ class Loop:
         self._began, history.wall_seconds_before = self._step_clock.now(), history.wall_seconds
         try:
             self._run(history)
-        except RunFailed as error:
-            # All ranks are here, so that the checkpoint that is being written can be completed.
-            if error.shared or self._ranks.size == 1:
+        except BaseException as error:
+            # Where all ranks are here, the checkpoint being written is completed, while the folder is locked.
+            if self._ranks.size == 1 or (isinstance(error, RunFailed) and error.shared):
                 with suppress(RunFailed):
                     self._finish_checkpoint(history)
             raise
