@@ -50,6 +50,17 @@ class TestSave:
         assert progress["batches"] == "ab"
         assert progress["loop"]["losses"][1] != progress["loop"]["losses"][1]  # NaN, as it was
 
+    def test_a_long_write_or_read_is_no_hang(self, tmp_path: Path) -> None:
+        beats = []
+        store = CheckpointStore(
+            tmp_path, Ranks(), workload_id="0123456789abcdef", keep=2, heartbeat=lambda: beats.append(1)
+        )
+        # Two tensors, and the two files that hold them and their description, which are read again.
+        store.save(5, tensors(1.0), PROGRESS)
+        assert len(beats) == 4
+        store.load(5, tensors(0.0))
+        assert len(beats) == 8
+
     def test_the_newest_two_are_kept(self, store: CheckpointStore, tmp_path: Path) -> None:
         for step in (5, 10, 15):
             store.save(step, tensors(step), PROGRESS)
@@ -119,9 +130,9 @@ class TestAsynchronous:
         store.finish()
         go_on, describe = threading.Event(), checkpoint.describe_file
 
-        def wait_and_describe(path: Path) -> dict[str, Any]:
+        def wait_and_describe(path: Path, heartbeat: Callable[[], None]) -> dict[str, Any]:
             go_on.wait(timeout=60)
-            return describe(path)
+            return describe(path, heartbeat)
 
         monkeypatch.setattr(checkpoint, "describe_file", wait_and_describe)
         state = tensors(2.0)
@@ -251,7 +262,7 @@ class TestMaliciousFile:
         store.save(5, tensors(1.0), PROGRESS)
         path = folder(tmp_path, 5)
         (path / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
-        described = checkpoint.describe_file(path / ".metadata")
+        described = checkpoint.describe_file(path / ".metadata", lambda: None)
         edit_manifest(path, lambda manifest: manifest["files"].update({".metadata": described}))
         found = tensors(0.0)
         store.load(5, found)
@@ -271,7 +282,7 @@ class TestMaliciousFile:
         size = (path / "__0_1.distcp").stat().st_size
 
         def edit(manifest: dict[str, Any]) -> None:
-            manifest["files"]["__0_1.distcp"] = checkpoint.describe_file(path / "__0_1.distcp")
+            manifest["files"]["__0_1.distcp"] = checkpoint.describe_file(path / "__0_1.distcp", lambda: None)
             chunk = manifest["tensors"]["model.weight"]["chunks"][0]
             chunk.update(file="__0_1.distcp", at_byte=0, bytes=size)
 

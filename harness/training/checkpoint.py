@@ -34,6 +34,7 @@ from harness.training.checkpoint_files import (
     CHECKPOINT_FILE,
     FORMAT_VERSION,
     MANIFEST,
+    Beat,
     ManifestReader,
     PlacingWriter,
     describe_file,
@@ -54,13 +55,22 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 class CheckpointStore:
     """The checkpoints of one run, in its folder. Its methods are collective."""
 
-    def __init__(self, folder: Path, ranks: Ranks, *, workload_id: str, keep: int, asynchronous: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        workload_id: str,
+        keep: int,
+        asynchronous: bool = False,
+        heartbeat: Beat = lambda: None,
+    ) -> None:
         """
         Args:
             asynchronous: `save` returns when the tensors are copied to the host's memory, and a thread writes them.
         """
         self._folder = folder / CHECKPOINT_FOLDER
-        self._ranks, self._workload_id, self._keep = ranks, workload_id, keep
+        self._ranks, self._workload_id, self._keep, self._heartbeat = ranks, workload_id, keep, heartbeat
         # Those of the thread have a group of their own: the run goes on with other collectives.
         self._writers = ranks.apart() if asynchronous else ranks
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
@@ -92,18 +102,18 @@ class CheckpointStore:
             "progress": dict(progress),
         }
         if self._thread is None:
-            self._write(
-                partial,
-                writer,
-                lambda: save_tensors(dict(tensors), storage_writer=writer, planner=OwnSavePlanner(), no_dist=alone),
-                manifest,
-            )
+            planner = OwnSavePlanner(self._heartbeat)
+
+            def save() -> Metadata:
+                return save_tensors(dict(tensors), storage_writer=writer, planner=planner, no_dist=alone)
+
+            self._write(partial, writer, save, manifest)
             return 0.0
         began = time.perf_counter()
         saving = async_save(
             dict(tensors),
             storage_writer=writer,
-            planner=OwnSavePlanner(),
+            planner=OwnSavePlanner(self._heartbeat),
             process_group=self._writers.host_group,
             no_dist=alone,
         )
@@ -136,7 +146,7 @@ class CheckpointStore:
         began, final = time.perf_counter(), self._path(manifest["step"])
         try:
             saved = save()
-            own = {path.name: describe_file(path) for path in self._own_files(partial)}
+            own = {path.name: describe_file(path, self._heartbeat) for path in self._own_files(partial)}
             reason = None
         except (CheckpointException, OSError) as error:
             own, saved, reason = None, None, _reason(error)
@@ -170,7 +180,7 @@ class CheckpointStore:
             )
         files: Mapping[str, Any] = manifest["files"]
         names = sorted(files)[self._ranks.rank :: self._ranks.size]
-        problems = [problem for name in names if (problem := find_damage(path, name, files[name]))]
+        problems = [problem for name in names if (problem := find_damage(path, name, files[name], self._heartbeat))]
         for found in self._ranks.gather(problems):
             for problem in found:
                 raise CheckpointError(f"{path}: {problem}; {self._remedy(step)}")
@@ -180,7 +190,7 @@ class CheckpointStore:
             raise CheckpointError(f"{path / MANIFEST}: {error}; {self._remedy(step)}") from error
         try:
             alone = self._ranks.size == 1
-            load_tensors(dict(tensors), storage_reader=reader, planner=OwnLoadPlanner(), no_dist=alone)
+            load_tensors(dict(tensors), storage_reader=reader, planner=OwnLoadPlanner(self._heartbeat), no_dist=alone)
         except CheckpointException as error:
             causes = "; ".join(dict.fromkeys(str(inner) for inner, _ in error.failures.values()))
             raise CheckpointError(f"{path}: does not match this model: {causes}; {self._remedy(step)}") from error

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ _HASH_CHUNK_BYTES = 1 << 22
 # Of weights and optimizer state.
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16,
            "int64": torch.int64, "int32": torch.int32}  # fmt: skip
+
+Beat = Callable[[], None]
+"""Called while a checkpoint is written or read, however long that takes: a run without progress counts as hung."""
 
 
 class ManifestReader(FileSystemReader):
@@ -173,12 +176,12 @@ def read_manifest(path: Path, workload_id: str, remedy: str) -> dict[str, Any]:
     return manifest
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def describe_file(path: Path, heartbeat: Beat) -> dict[str, Any]:
     """Return the size and the checksum of a file, as the manifest has them."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path, heartbeat)}
 
 
-def find_damage(folder: Path, name: str, expected: Any) -> str | None:
+def find_damage(folder: Path, name: str, expected: Any, heartbeat: Beat) -> str | None:
     """Return the difference between a checkpoint's file and its entry in the manifest, or None."""
     if not CHECKPOINT_FILE.fullmatch(name):
         return f"{MANIFEST} names {name!r}, which is no file of a checkpoint"
@@ -191,16 +194,17 @@ def find_damage(folder: Path, name: str, expected: Any) -> str | None:
             difference = "it is not a regular file"
         elif found.st_size != expected["bytes"]:
             difference = f"it has {counted(found.st_size, 'byte')}, expected {expected['bytes']}"
-        elif _sha256(folder / name) != expected["sha256"]:
+        elif _sha256(folder / name, heartbeat) != expected["sha256"]:
             difference = f"its checksum differs from the one in {MANIFEST}"
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
     return None if difference is None else f"{name} is damaged: {difference}"
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, heartbeat: Beat) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(_HASH_CHUNK_BYTES):
             digest.update(part)
+            heartbeat()
     return digest.hexdigest()

@@ -199,6 +199,7 @@ def make_checkpoint_manager(
             workload_id=workload_id(config),
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
+            heartbeat=processes.heartbeat.beat,
         ),
         state=TrainingState(prepared.model, prepared.optimizer),
         step=prepared.step,

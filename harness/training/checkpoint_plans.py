@@ -7,19 +7,29 @@ last shards have 6,280 and 6,282, and not 6,281 twice (torch 2.13, compute_local
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, WriteItem
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, SavePlan, WriteItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from harness.training.checkpoint_files import Beat
 from harness.workload.initialization import own_part
 
 
 class OwnSavePlanner(DefaultSavePlanner):
     """Plan of what this rank writes."""
+
+    def __init__(self, heartbeat: Beat) -> None:
+        super().__init__()
+        self._heartbeat = heartbeat
+
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        self._heartbeat()
+        return super().resolve_data(write_item)
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
@@ -36,6 +46,14 @@ class OwnSavePlanner(DefaultSavePlanner):
 
 class OwnLoadPlanner(DefaultLoadPlanner):
     """Plan of what this rank reads."""
+
+    def __init__(self, heartbeat: Beat) -> None:
+        super().__init__()
+        self._heartbeat = heartbeat
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        self._heartbeat()
+        return super().resolve_tensor(read_item)
 
     def create_local_plan(self) -> LoadPlan:
         plan = super().create_local_plan()
