@@ -28,6 +28,7 @@ CONFIG_FILE = "config.json"
 # Classes of transformers, by the family that a model with RMS norm is written as.
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -56,6 +57,7 @@ NEUTRAL: Mapping[str, Any] = {
     "quantization_config": None,
     "pretraining_tp": 1,
     "partial_rotary_factor": 1.0,
+    "use_mrope": False,
     "truncate": True,
     "mscale": None,
     "mscale_all_dim": None,
@@ -93,7 +95,16 @@ def read_model(given: str) -> dict[str, Any]:
         )
     settings = FAMILIES[family](keys)
     keys.check_rest()
-    return {"name": file.resolve().parent.name or family, **settings}
+    return {"name": _name_of(file.parent) or family, **settings}
+
+
+def _name_of(folder: Path) -> str:
+    """Return a model's name by its folder; in the hub's cache that is models--OWNER--NAME/snapshots/REVISION."""
+    # Of the folder: the file itself may be a link to a blob.
+    found = folder.resolve()
+    if found.parent.name == "snapshots" and found.parents[1].name.startswith("models--"):
+        return found.parents[1].name.rpartition("--")[2]
+    return found.name
 
 
 def to_huggingface(model: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -139,6 +150,10 @@ def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
     if is_qwen2:
         _expect(model, qk_norm=False)
     family = "qwen3" if model.qk_norm else "qwen2" if is_qwen2 else "llama"
+    if model.sliding_window is not None:
+        # Of these families alone every layer has the window.
+        _expect(model, qk_norm=False, attention_bias="none", mlp_bias=False)
+        family = "mistral"
     if model.num_experts is not None:
         family = "qwen3_moe" if model.qk_norm else "mixtral"
         # Weights that were trained by turns are those of another function.
@@ -162,7 +177,8 @@ def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "rope_theta": model.rope_theta,
         "rope_scaling": {key: value for key, value in rope.items() if value is not None},
-        **({} if is_qwen2 or family == "mixtral" else {"attention_bias": biases == "all"}),
+        **({} if family in ("qwen2", "mistral", "mixtral") else {"attention_bias": biases == "all"}),
+        **({"sliding_window": model.sliding_window} if family in ("mistral", "mixtral") else {}),
         **_experts_of(model, family),
         **({"mlp_bias": mlp_bias(model)} if family == "llama" else {}),
         "tie_word_embeddings": model.tie_word_embeddings,
@@ -251,7 +267,11 @@ class _Keys:
                 continue
             if key in NEUTRAL:
                 raise self.error(key, f"which the harness does not compute: {WHY.get(key, f'leave {key} out')}")
-            raise self.error(key, "a key that the harness does not know, and that may change what is computed")
+            raise self.error(
+                key,
+                "a key that the harness does not know, and that may change what is computed; if it does not, "
+                "leave it out of a copy of the file",
+            )
 
 
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "an object", list: "a list"}

@@ -72,7 +72,7 @@ class TestPackages:
         base, plugin_base = torch.removesuffix("+cpu"), plugin.removesuffix(".post4")
         assert f"torch-npu {plugin} is made for torch {plugin_base}, but torch {torch} is installed" in problem.what
         assert f"pip install torch=={plugin_base}" in problem.remedy
-        assert f"torch-npu=={base}" in problem.remedy
+        assert (f"torch-npu=={base}" in problem.remedy) == (base in host.PLUGINS)
 
     def test_a_build_for_another_accelerator(self, monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch="2.13.0", torch_npu="2.13.0")
@@ -86,6 +86,12 @@ class TestPackages:
         problem = only(host.package_problems())
         assert problem.what == "the package torch-npu is not installed"
         assert problem.remedy == "pip install torch-npu==2.13.0"
+
+    def test_plugin_absent_and_none_made_for_this_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        installed(monkeypatch, torch="2.14.1+cpu")
+        assert only(host.package_problems()).remedy == (
+            "pip install torch==2.13.0 (a CPU build) torch-npu==2.13.0; there is none for torch 2.14.1+cpu"
+        )
 
     def test_torch_absent_is_reported_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch_npu="2.13.0")

@@ -370,6 +370,14 @@ class TestOpening:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert backend().describe()["mig"] is True
         assert backend().peak_lookup_key() is None
+        # The identifier that PyTorch has of it lacks the prefix by which NVML would know it.
+        properties.uuid = UUID
+        assert "slice of a GPU" in str(backend().telemetry())
+
+    def test_an_amd_gpu_is_told_nothing_of_nvidias_tools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.version.hip", "7.2")
+        assert backend().telemetry() == "the harness reads no sensor of AMD's GPUs"
+        assert "see dmesg for amdgpu messages" in backend().explain_fault("HIP error: unspecified").remedy
 
 
 class OnTheCpu(CudaBackend):

@@ -122,6 +122,13 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "a pointer as Zstandard": ("a.jsonl.zst", LFS, "is a pointer file of Git LFS"),
     "gzip as JSON lines": ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), "is a gzip file.*decompress it"),
     "UTF-16 as JSON lines": ("a.jsonl", '{"text": "a"}\n'.encode("utf-16"), "is UTF-16 text"),
+    "compressed Parquet": ("a.parquet.gz", gzip.compress(b"PAR1"), "is a compressed Parquet file.*; decompress it"),
+    "JSON lines as JSON": (
+        "a.json",
+        b'{"text": "a"}\n{"text": "b"}\n',
+        r"begins as JSON lines do.*; name it a\.jsonl,",
+    ),
+    "compressed ones": ("b.c.json.gz", gzip.compress(b'{"text": "a"}\n'), r"; name it b\.c\.jsonl\.gz,"),
     "an archive inside": ("a.txt.gz", gzip.compress(b"PK\x03\x04" + b"x" * 99), r"is a zip archive"),
 }
 
@@ -136,6 +143,31 @@ def test_a_bad_file_is_one_line_or_skipped(name: str, tmp_path: Path) -> None:
     assert str(tmp_path / file) in str(caught.value)
     # All of it, or nothing.
     assert tokens_of(tmp_path, invalid_files="skip") == list(b"z\0")
+
+
+def test_json_that_is_no_lines_is_text(tmp_path: Path) -> None:
+    content = '{\n "text": "a"\n}\n'
+    write(tmp_path, {"a.json": content, "b.json": '{"other": 1}\n'})
+    assert tokens_of(tmp_path) == list(f'{content}\0{{"other": 1}}\n\0'.encode())
+
+
+def test_a_damaged_page_of_parquet(tmp_path: Path) -> None:
+    file = parquet_file(tmp_path / "a.parquet", ["text " * 99 for _ in range(99)], compression="snappy")
+    content = bytearray(file.read_bytes())
+    # Its pages come first, and its footer is intact.
+    content[40 : len(content) // 3] = bytes(len(content) // 3 - 40)
+    file.write_bytes(content)
+    write(tmp_path, {"z.txt": "z"})
+    with pytest.raises(DataError, match=r"a\.parquet: is no complete Parquet file: .*; copy it again"):
+        open_text(tmp_path)
+    assert tokens_of(tmp_path, invalid_files="skip") == list(b"z\0")
+
+
+def test_frames_with_a_long_history(tmp_path: Path) -> None:
+    """As of zstd --long=31."""
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=30)
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.ZstdCompressor(compression_params=settings).compress(b"text"))
+    assert tokens_of(tmp_path) == list(b"text\0")
 
 
 def test_a_column_that_is_none_is_one_line(tmp_path: Path) -> None:

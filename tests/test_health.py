@@ -137,6 +137,15 @@ class TestVerb:
         assert read_heartbeats(folder) == []
         assert list(folder.iterdir()) == []
 
+    @pytest.mark.parametrize(("pid", "found"), [(None, 1), (1, 1), (2**22 + 1, 0)])
+    def test_where_the_kernel_says_no_start_times(
+        self, pid: int | None, found: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As macOS, which has no /proc."""
+        monkeypatch.setattr(heartbeat_module, "read_start_time", lambda _: None)
+        leave(folder, last_beat_at=time.monotonic(), started="", pid=pid or os.getpid())
+        assert len(read_heartbeats(folder)) == found
+
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
     def test_a_file_that_is_no_pulse_is_not_believed(self, text: str, folder: Path) -> None:
         (folder / "1.json").write_text(text)

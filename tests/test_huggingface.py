@@ -247,11 +247,36 @@ class TestToHuggingFace:
             (["model=mixtral-8x7b", "model.attention_bias=qkv"], "has model.attention_bias=qkv"),
             (["model=mixtral-8x7b", "model.routing=round_robin"], "has model.routing=round_robin"),
             (["model=gpt2-124m", "model.num_experts=4", "model.mlp_bias=false"], "has model.num_experts=4"),
+            # Qwen's window is that of some layers.
+            (["model=qwen2.5-7b", "model.sliding_window=4096"], "has model.attention_bias=qkv"),
         ],
     )
     def test_of_no_family_is_refused(self, argv: list[str], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             to_huggingface(load(argv).model, "float32")
+
+
+@pytest.mark.parametrize(("preset", "family"), [("mistral-7b", "mistral"), ("mixtral-8x7b", "mixtral")])
+def test_a_window_is_written(preset: str, family: str, tmp_path: Path) -> None:
+    config = load([f"model={preset}", "model.sliding_window=4096"])
+    written = to_huggingface(config.model, "float32")
+    assert (written["model_type"], written["sliding_window"]) == (family, 4096)
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    read = load(["model=hf", f"model.path='{tmp_path}'"])
+    assert read.model.sliding_window == 4096
+    assert workload_id(read) == workload_id(config)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("mine", "mine"), ("models--Qwen--Qwen2.5-0.5B/snapshots/060db64", "Qwen2.5-0.5B")]
+)
+def test_a_model_is_named_by_its_folder(folder: str, name: str, tmp_path: Path) -> None:
+    """In the hub's cache the file is a link to one that has no name."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_text(json.dumps(LLAMA | {"use_mrope": False}))
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.json").symlink_to(tmp_path / "blobs" / "0a1b")
+    assert load(["model=hf", f"model.path='{tmp_path / folder}'"]).model.name == name
 
 
 LLAMA = {"model_type": "llama", "vocab_size": 101, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -284,6 +309,7 @@ BAD_CONFIGS: dict[str, tuple[Any, str]] = {
     "heads that do not divide": (LLAMA | {"num_attention_heads": 5}, "model.num_attention_heads: found 5, which does"),
     "key heads": (LLAMA | {"num_key_value_heads": 3}, "model.num_key_value_heads: found 3, which does not divide"),
     "another activation": (LLAMA | {"hidden_act": "relu"}, "hidden_act: found \"relu\", expected one of: silu, swish"),
+    "positions of three kinds": (LLAMA | {"use_mrope": True}, "use_mrope: found true, which the harness does"),
     "tensor parallelism of its training": (LLAMA | {"pretraining_tp": 2}, "pretraining_tp: found 2, which the harness"),
     "dynamic positions": (
         LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}},

@@ -8,12 +8,12 @@ import signal
 import socket
 
 import pytest
-from torch.distributed import run
+from torch.distributed import DistStoreError, run
 from torch.distributed.elastic.rendezvous import api
 
 from harness import log
 from harness.commands import torchrun
-from harness.commands.torchrun import code_of, completed, main
+from harness.commands.torchrun import _store_failure, code_of, completed, killed_ranks, main
 from harness.errors import ConfigError, UserError
 from tests.ranks import free_port
 
@@ -30,6 +30,10 @@ from tests.ranks import free_port
         ({0: 143, 1: 143}, 143),
         ({0: 138, 1: 5}, 5),
         ({0: 129, 1: 129}, 129),
+        # Rank 1 was killed during the set-up, and rank 0 was told to stop.
+        ({0: 143, 1: -9}, 137),
+        ({0: -15, 1: -9}, 137),
+        ({0: -15, 1: -15}, 143),
         # Nobody is left to say anything.
         ({0: -9, 1: -9}, 137),
         ({1: -11}, 139),
@@ -37,6 +41,24 @@ from tests.ranks import free_port
 )
 def test_the_one_that_ended_by_itself_knows(codes: dict[int, int], expected: int) -> None:
     assert code_of(codes) == expected
+
+
+def test_who_was_killed_is_named_if_nobody_else_says_it() -> None:
+    assert killed_ranks({0: 143, 1: -9, 2: -11, 3: -15}) == ["rank 1 (SIGKILL)", "rank 2 (SIGSEGV)"]
+    assert killed_ranks({0: 5, 1: -9}) == []
+    assert killed_ranks({0: 143, 1: 143}) == []
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=r"^torchrun: --master-port is taken on this host, perhaps by another run"):
+            main([f"--master-port={port}", "--nproc-per-node=2", "parallel=ddp", "experiment=smoke"])
+
+
+def test_nodes_that_do_not_meet_are_told_so() -> None:
+    error = DistStoreError("Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
+    assert _store_failure(error).startswith("not all nodes have joined in time; start the same command on each")
 
 
 def test_an_option_in_two_words_is_refused() -> None:

@@ -169,6 +169,13 @@ class CudaBackend(TorchDeviceBackend):
         return nvml.other_processes(self._uuid())
 
     def telemetry(self) -> Sensor | str:
+        import torch
+
+        if torch.version.hip:
+            return "the harness reads no sensor of AMD's GPUs"
+        if self.describe()["mig"]:
+            # PyTorch has a slice's identifier without the prefix by which NVML would know it.
+            return nvml.NO_POWER_OF_A_SLICE
         return nvml.open_sensor(self._uuid())
 
     def _uuid(self) -> str | None:
@@ -178,11 +185,14 @@ class CudaBackend(TorchDeviceBackend):
     def explain_fault(self, cause: str) -> Failure:
         if "no kernel image is available" in cause:
             return Failure("device_fault", cause, "install a build of torch that is made for this GPU's architecture")
+        import torch
+
+        messages = "amdgpu" if torch.version.hip else "Xid"
         return Failure(
             "device_fault",
             f"{cause} (reported late: the line of Python in the traceback is not the culprit)",
             "run again with CUDA_LAUNCH_BLOCKING=1 to find the operation (its timings are worthless), and see "
-            "dmesg for Xid messages",
+            f"dmesg for {messages} messages",
         )
 
 

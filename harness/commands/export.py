@@ -14,7 +14,7 @@ def build_parser() -> Parser:
         "export",
         "Reads the newest checkpoint in the folder of a run that was started with checkpoint.every, and writes its "
         "weights in Hugging Face's names as safetensors files of at most 5 GB, with a config.json: transformers loads "
-        "the folder, and so does init=DIR. The model has to fit in memory, once. No device is used.",
+        "the folder, and so does init=DIR. The model has to fit in memory, twice. No device is used.",
         "0 ok, 2 bad usage, no checkpoint, or a model that no family of transformers describes, 5 a file cannot be "
         "written",
     )

@@ -19,6 +19,7 @@ from harness.addresses import LOOPBACK, check_loopback, resolvable_host, wait_fo
 from harness.commands.arguments import Parser
 from harness.errors import ConfigError, ExitCode, UserError
 from harness.signals import STOP_SIGNALS, stop_signals
+from harness.text import shortened
 
 SHUTDOWN_TIMEOUT_SECONDS = 600
 STORE_TIMEOUT_SECONDS = 600
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
                 "(--nproc-per-node=8); python -m harness torchrun --help"
             )
     # Imported here, because it imports torch.
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -74,12 +75,31 @@ def main(argv: list[str]) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        return code_of({rank: failure.exitcode for rank, failure in failed.failures.items()})
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        if killed := killed_ranks(codes):
+            log.error(f"torchrun: killed by a signal: {', '.join(killed)}; for SIGKILL see the host's memory (dmesg)")
+        return code_of(codes)
+    except DistError as error:
+        # With --master-addr the launchers open the store themselves, which no rendezvous reports.
+        raise UserError(f"torchrun: {_store_failure(error)}") from error
     except RendezvousError as error:
         raise UserError(f"torchrun: {_rendezvous_failure(error)}; see harness/docs/distributed.md") from error
     except ValueError as error:
         raise UserError(f"torchrun: {' '.join(str(error).split())}; python -m harness torchrun --help") from error
     return ExitCode.OK
+
+
+def _store_failure(error: Exception) -> str:
+    """Return why the launchers of a run did not meet at --master-addr."""
+    text = " ".join(str(error).split())
+    if "EADDRINUSE" in text or "already in use" in text:
+        return "--master-port is taken on this host, perhaps by another run; give another one, or --standalone"
+    if "clients joined" in text or "imed out" in text:
+        return (
+            "not all nodes have joined in time; start the same command on each, with the same --nnodes, --master-addr "
+            "and --master-port, and a --node-rank of its own"
+        )
+    return shortened(text)
 
 
 def _rendezvous_failure(error: Exception) -> str:
@@ -188,9 +208,19 @@ def _wait_for_store(option: str, host: str, port: int, node: str) -> None:
 def code_of(codes: Mapping[int, int]) -> int:
     """Return the exit code of a run from those of its failed processes, by rank.
 
-    It is that of the lowest rank that ended by itself. A process that ended with a signal's code was stopped by the
-    launcher, which stops all others as soon as one has failed; a negative code is a signal that killed it.
+    It is that of the lowest rank that ended by itself, else that of the lowest that a signal killed (a negative code).
+    A process that ended with a signal's code was stopped by the launcher, which stops all others as soon as one has
+    failed.
     """
     own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
     reasons = [code for code in own if code not in [128 + number for number in STOP_SIGNALS]]
-    return (reasons or own or [128 - codes[min(codes)]])[0]
+    killed = [128 - codes[rank] for rank in sorted(codes) if codes[rank] < 0 and -codes[rank] != signal.SIGTERM]
+    return (reasons or killed or own or [128 - codes[min(codes)]])[0]
+
+
+def killed_ranks(codes: Mapping[int, int]) -> list[str]:
+    """Return the ranks that a signal killed, if no other has said what happened."""
+    if any(code > 0 and code not in [128 + number for number in STOP_SIGNALS] for code in codes.values()):
+        return []
+    killed = {rank: -code for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM}
+    return [f"rank {rank} ({signal.Signals(number).name})" for rank, number in killed.items()]

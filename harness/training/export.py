@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,8 +68,11 @@ def write_model(
         name = WEIGHTS_FILE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         try:
             library.torch.save_file(part, out / name, metadata={"format": "pt"})
-        except OSError as error:
-            raise write_failure(out / name, error) from error
+        except (OSError, library.SafetensorError) as error:
+            # The library has an error of its own for a full disk, and leaves what it has written.
+            with suppress(OSError):
+                (out / name).unlink()
+            raise write_failure(out / name, OSError(*error.args)) from error
         by_tensor |= dict.fromkeys(part, name)
         written.append(out / name)
     if len(files) > 1:

@@ -41,6 +41,8 @@ UNSAFE_ENV_VARS = {
     "ASCEND_GLOBAL_LOG_LEVEL": (("", "2", "3", "4"), "makes CANN write a log line for every call, which takes time"),
 }
 
+# Releases of torch-npu that were tried, each for the torch of the same version.
+PLUGINS = ("2.9.0", "2.10.0", "2.11.0", "2.12.0", "2.13.0")
 # CANN release by torch-npu release (Ascend/pytorch, COMPATIBILITY.en.md of 2026-08). An older CANN lacks functions.
 # Releases outside the table are not checked.
 CANN_FOR_PLUGIN = {
@@ -53,17 +55,24 @@ CANN_FOR_PLUGIN = {
 }
 
 
+def _plugin_for(torch: str | None) -> str:
+    """Return the command that installs torch-npu beside a torch, or with another one if there is none for it."""
+    if torch is None or _base_version(torch) in PLUGINS:
+        return f"pip install torch-npu=={_base_version(torch) if torch else '<the version of torch>'}"
+    return f"pip install torch=={PLUGINS[-1]} (a CPU build) torch-npu=={PLUGINS[-1]}; there is none for torch {torch}"
+
+
 def package_problems() -> list[Problem]:
     """Return the problems of the torch and torch-npu packages: absent, or of different versions."""
     torch, plugin = installed_version("torch"), installed_version("torch-npu")
     if plugin is None:
-        base = _base_version(torch) if torch else "<the version of torch>"
-        return [Problem("the package torch-npu is not installed", f"pip install torch-npu=={base}")]
+        return [Problem("the package torch-npu is not installed", _plugin_for(torch))]
     if torch is not None and _base_version(torch) != _base_version(plugin):
         return [
             Problem(
                 f"torch-npu {plugin} is made for torch {_base_version(plugin)}, but torch {torch} is installed",
-                f"pip install torch=={_base_version(plugin)} (a CPU build), or torch-npu=={_base_version(torch)}",
+                f"pip install torch=={_base_version(plugin)} (a CPU build)"
+                + (f", or torch-npu=={_base_version(torch)}" if _base_version(torch) in PLUGINS else ""),
             )
         ]
     build = torch_build()

@@ -174,6 +174,21 @@ def read_start_time(pid: int) -> str | None:
     return text.rpartition(")")[2].split()[19]
 
 
+def _is_alive(state: HeartbeatState) -> bool:
+    """Return whether the process that wrote a heartbeat still exists."""
+    started = read_start_time(state.pid)
+    if started is not None or state.started:
+        return started == state.started
+    # Without /proc nobody knows when it began.
+    try:
+        os.kill(state.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def read_heartbeats(folder: Path) -> list[HeartbeatState]:
     """Return the heartbeats of the processes that still exist, by process id; files of ended ones are removed."""
     found = []
@@ -182,7 +197,7 @@ def read_heartbeats(folder: Path) -> list[HeartbeatState]:
             state = HeartbeatState(**load_json(file))
         except (OSError, ValueError, TypeError):
             continue
-        if read_start_time(state.pid) == state.started:
+        if _is_alive(state):
             found.append(state)
         else:
             with suppress(OSError):

@@ -21,6 +21,9 @@ T = TypeVar("T")
 # Files are read in blocks, since a string of a whole file may take four bytes for each of its characters.
 BLOCK_BYTES = 1 << 16
 _PARQUET_ROWS = 1024
+MAX_FIRST_LINE_BYTES = 1 << 20
+# Of zstd --long=31: its history, of which some dumps need 2 GiB.
+_MAX_WINDOW_BYTES = 1 << 31
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 # By the name's last suffix, which is not part of the name of what is inside.
@@ -59,8 +62,15 @@ def read_documents(file: Path, field: str) -> Iterator[Iterable[bytes]]:
         raise NotTextError(foreign[0], f"is {foreign[0]}", foreign[1])
     kind = kind_of(file)
     if kind == PARQUET:
+        if file.suffix.lower() in COMPRESSED:
+            raise NotTextError("a compressed Parquet file", "is a compressed Parquet file", "decompress it")
         yield from _parquet_rows(file, field)
         return
+    if kind == ".json" and _begins_with_a_row(file, field):
+        raise NotTextError(
+            "JSON lines of another name", f"begins as JSON lines do, with an object that has {field!r}",
+            f"name it {file.with_suffix('').stem}.jsonl{file.suffix if file.suffix.lower() in COMPRESSED else ''}",
+        )  # fmt: skip
     with _Stream(file) as stream:
         if kind in JSON_LINES:
             yield from _json_lines(stream.lines(), field)
@@ -97,6 +107,10 @@ class _Stream:
 
     def blocks(self) -> Iterator[bytes]:
         return iter(lambda: self._call(self._stream.read, BLOCK_BYTES), b"")
+
+    def first_line(self) -> bytes:
+        """Return the first line, or the beginning of a very long one."""
+        return self._call(self._stream.readline, MAX_FIRST_LINE_BYTES)
 
     def lines(self) -> Iterator[bytes]:
         return iter(lambda: self._call(self._stream.readline), b"")
@@ -143,7 +157,7 @@ class _Frames(io.RawIOBase):
         import zstandard
 
         self._file = open(file, "rb")  # noqa: SIM115 (closed by `close`)
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW_BYTES)
         self._frame: Any = None
         self._ready = b""
 
@@ -169,6 +183,16 @@ class _Frames(io.RawIOBase):
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
+
+
+def _begins_with_a_row(file: Path, field: str) -> bool:
+    """Return whether the first line is a JSON object with a field: then the file is not one text."""
+    with _Stream(file) as stream:
+        try:
+            row = json.loads(stream.first_line())
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(row, dict) and field in row
 
 
 def _json_lines(lines: Iterator[bytes], field: str) -> Iterator[Iterable[bytes]]:
@@ -227,7 +251,10 @@ def _parquet_rows(file: Path, field: str) -> Iterator[Iterable[bytes]]:
             for batch in table.iter_batches(_PARQUET_ROWS, columns=[field]):
                 for text in batch.column(0):
                     yield _blocks(text.as_py() or "")
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError) as error:
+        # Arrow has plain OSErrors for damaged pages, without the number that those of the disk have.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = shortened(str(error))
         raise NotTextError(
             "a damaged Parquet file", f"is no complete Parquet file: {reason}", "copy it again"

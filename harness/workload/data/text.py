@@ -160,7 +160,7 @@ class _Reader:
             try:
                 self._read_file(text, file)
             except OSError as error:
-                raise DataError(f"{file}: cannot be read: {error.strerror}; check its permissions") from error
+                raise DataError(f"{file}: cannot be read: {error.strerror or error}; check its permissions") from error
             except NotTextError as error:
                 self._skip(text, file, error.found)
         if not text.tokens:
