@@ -152,7 +152,8 @@ def _to_llama_block(model: ModelConfig) -> dict[str, Any]:
     family = "qwen3" if model.qk_norm else "qwen2" if is_qwen2 else "llama"
     if model.sliding_window is not None:
         # Of these families alone every layer has the window.
-        _expect(model, qk_norm=False, attention_bias="none", mlp_bias=False)
+        if model.qk_norm or biases != "none" or mlp_bias(model):
+            raise _no_family(f"model.sliding_window={model.sliding_window}")
         family = "mistral"
     if model.num_experts is not None:
         family = "qwen3_moe" if model.qk_norm else "mixtral"

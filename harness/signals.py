@@ -29,7 +29,7 @@ class StopRequest:
     def __init__(self, *, launched: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal_number: int | None = None
         self._launched, self._clock = launched, clock
-        self._deferring = self.is_ending = False
+        self._deferring = self._ending = False
         self._last_at = -math.inf
 
     def requested(self) -> bool:
@@ -50,12 +50,17 @@ class StopRequest:
             self.signal_number, self._last_at = number, self._clock()
 
     def begin_shutdown(self) -> None:
-        """Ignore the signals of a launcher from here on: it stops all processes now, and has to wait for the record."""
-        self.is_ending = self._launched
+        """Ignore the signals of a launcher from here on, until the process ends: it stops all processes now, and has to
+        wait for the record and the report.
+        """
+        self._ending = self._launched
+        if self._launched:
+            for number in stop_signals():
+                signal.signal(number, signal.SIG_IGN)
 
     def handle(self, number: int, _: FrameType | None) -> None:
         now = self._clock()
-        if self.is_ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
+        if self._ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
             return
         self._last_at = now
         if self._deferring and self.signal_number is None:
@@ -66,9 +71,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
-    """Install handlers for the signals to stop, and restore the old ones afterwards.
-
-    Not after `begin_shutdown`: the process only reports, and a launcher may stop it because other ranks have ended.
+    """Install handlers for the signals to stop, and restore the old ones afterwards, unless they were replaced.
 
     Args:
         launched: whether a launcher that forwards signals started this process.
@@ -78,6 +81,6 @@ def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        if not request.is_ending:
-            for number, handler in before.items():
+        for number, handler in before.items():
+            if signal.getsignal(number) == request.handle:
                 signal.signal(number, handler)

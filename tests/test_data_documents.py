@@ -128,6 +128,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         b'{"text": "a"}\n{"text": "b"}\n',
         r"begins as JSON lines do.*; name it a\.jsonl,",
     ),
+    "of several dots": ("b.c.json", b'{"text": "a"}\n', r"; name it b\.c\.jsonl,"),
     "compressed ones": ("b.c.json.gz", gzip.compress(b'{"text": "a"}\n'), r"; name it b\.c\.jsonl\.gz,"),
     "an archive inside": ("a.txt.gz", gzip.compress(b"PK\x03\x04" + b"x" * 99), r"is a zip archive"),
 }
@@ -166,7 +167,11 @@ def test_a_damaged_page_of_parquet(tmp_path: Path) -> None:
 def test_frames_with_a_long_history(tmp_path: Path) -> None:
     """As of zstd --long=31."""
     settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=30)
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.ZstdCompressor(compression_params=settings).compress(b"text"))
+    # Of a known size the history would be as short.
+    frame = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    content = frame.compress(b"text") + frame.flush()
+    assert zstandard.get_frame_parameters(content).window_size == 1 << 30
+    (tmp_path / "a.txt.zst").write_bytes(content)
     assert tokens_of(tmp_path) == list(b"text\0")
 
 

@@ -248,7 +248,7 @@ class TestToHuggingFace:
             (["model=mixtral-8x7b", "model.routing=round_robin"], "has model.routing=round_robin"),
             (["model=gpt2-124m", "model.num_experts=4", "model.mlp_bias=false"], "has model.num_experts=4"),
             # Qwen's window is that of some layers.
-            (["model=qwen2.5-7b", "model.sliding_window=4096"], "has model.attention_bias=qkv"),
+            (["model=qwen2.5-7b", "model.sliding_window=4096"], "has model.sliding_window=4096"),
         ],
     )
     def test_of_no_family_is_refused(self, argv: list[str], message: str) -> None:

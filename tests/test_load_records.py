@@ -51,8 +51,10 @@ class TestReading:
         (tmp_path / "runs").mkdir()
         (tmp_path / "runs" / "a").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
+        # One that leads to a folder beside it is another name, and not its own.
+        (tmp_path / "elsewhere" / "best").symlink_to("2")
         runs, problems = load_tree([tmp_path / "runs"])
-        assert (len(runs), problems) == (2, [])
+        assert ([run.path.parent.name for run in runs], problems) == (["1", "2"], [])
 
 
 class TestRefusals:

@@ -395,6 +395,10 @@ class TestCheckpoints:
         again = FakeRun(config_of(*settings), done=fake.history)
         again.run()
         assert (again.steps, again.history.target_step, again.saved) == (0, 3, [])
+        # With a lower target it goes on.
+        lower = FakeRun(config_of(*settings[:1], "target_loss=1e-9", "checkpoint.every=50"), done=fake.history)
+        lower.run()
+        assert (lower.steps, lower.history.target_step) == (3, None)
 
     def test_a_resumed_loop_goes_on(self) -> None:
         fake = FakeRun(config_of("checkpoint.every=4"), stop_after_step=3)

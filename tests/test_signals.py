@@ -43,13 +43,17 @@ class TestStop:
 
     def test_a_launcher_does_not_disturb_the_report(self, number: signal.Signals) -> None:
         """torchrun stops rank 0 as soon as another rank has ended, which it then still has to name."""
-        before = signal.getsignal(number)
+        before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
         try:
-            with stop_on_signals(launched=True) as stop:
-                stop.begin_shutdown()
+            # A command has handlers of its own around those of its run.
+            with stop_on_signals():
+                with stop_on_signals(launched=True) as stop:
+                    stop.begin_shutdown()
+                os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
         finally:
-            signal.signal(number, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
     def test_handlers_are_put_back(self, number: signal.Signals) -> None:
         before = signal.getsignal(number)

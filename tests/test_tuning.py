@@ -169,13 +169,15 @@ def test_the_cpu_chooses_by_the_work(
     assert (found.attention, found.cross_entropy) == ("blocked", "chunked")
 
 
-def test_ddp_cuts_no_graph(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_cuts_the_graph_of_a_whole_model_alone(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "optimize_ddp", True)
     with torch.device("meta"):
         model = Transformer(load([*TINY]).model)
     layout = Layout(data=2)
-    apply_track(model, resolved(TUNED, MODEL, backend, layout, sharded=False), backend, layout, sharded=False)
-    assert tracing.optimize_ddp is False
+    for compile_mode, expected in (("blocks", False), ("model", True)):
+        track = resolved(replace(TUNED, compile=compile_mode), MODEL, backend, layout, sharded=False)
+        apply_track(model, track, backend, layout, sharded=False)
+        assert tracing.optimize_ddp is expected
 
 
 def test_shards_are_compiled_block_by_block(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

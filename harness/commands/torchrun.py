@@ -223,4 +223,5 @@ def killed_ranks(codes: Mapping[int, int]) -> list[str]:
     if any(code > 0 and code not in [128 + number for number in STOP_SIGNALS] for code in codes.values()):
         return []
     killed = {rank: -code for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM}
-    return [f"rank {rank} ({signal.Signals(number).name})" for rank, number in killed.items()]
+    names = {number.value: number.name for number in signal.Signals}
+    return [f"rank {rank} ({names.get(number, f'signal {number}')})" for rank, number in killed.items()]

@@ -103,8 +103,12 @@ def load_tree(paths: Sequence[Path]) -> tuple[list[LoadedRecord], list[str]]:
     """
     runs, problems, seen = list[LoadedRecord](), list[str](), set[str]()
     for path in paths:
-        if not os.path.exists(path):
-            raise RecordError(f"{path}: no such file or folder; give folders of runs, or record.json files")
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise RecordError(f"{path}: no such file or folder; give folders of runs, or record.json files") from None
+        except OSError as error:
+            raise unreadable(path, error) from error
 
         def files_of(path: Path) -> list[Path]:
             return _files_in_order(path, problems)
@@ -131,24 +135,31 @@ def _files_in_order(path: Path, problems: list[str]) -> list[Path]:
 
 
 def _record_files_below(folder: Path, problems: list[str]) -> Iterable[Path]:
-    """Yield the record files below a folder and what links in it lead to, and add the folders that cannot be read."""
-    seen = {os.path.realpath(folder)}
+    """Yield the record files below a folder and what links in it lead to, and add the folders that cannot be read.
 
-    def is_new(path: str) -> bool:
-        # A link may lead to what was read, or to where it lies.
-        real = os.path.realpath(path)
-        is_first = real not in seen
-        seen.add(real)
-        return is_first
+    A folder counts once, under its own name if that is below the folder too.
+    """
+    seen = set[str]()
 
     def add_problem(error: OSError) -> None:
         problems.append(str(unreadable(Path(error.filename), error)))
 
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=add_problem):
-        kept = [name for name in folders if name not in NOT_SEARCHED and not name.startswith(".")]
-        folders[:] = [name for name in kept if is_new(os.path.join(place, name))]
-        if RECORD_FILE in files:
-            yield Path(place) / RECORD_FILE
+    waiting = [str(folder)]
+    while waiting:
+        links = list[str]()
+        for start in sorted(waiting):
+            for place, folders, files in os.walk(start, onerror=add_problem):
+                paths = {name: os.path.join(place, name) for name in folders
+                         if name not in NOT_SEARCHED and not name.startswith(".")}  # fmt: skip
+                if (real := os.path.realpath(place)) in seen:
+                    folders.clear()
+                    continue
+                seen.add(real)
+                folders[:] = [name for name, path in paths.items() if not os.path.islink(path)]
+                links += [path for path in paths.values() if os.path.islink(path)]
+                if RECORD_FILE in files:
+                    yield Path(place) / RECORD_FILE
+        waiting = links
 
 
 def _records_at(

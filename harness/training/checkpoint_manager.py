@@ -199,7 +199,7 @@ def make_checkpoint_manager(
             workload_id=workload_id(config),
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
-            heartbeat=processes.heartbeat.beat,
+            heartbeat=processes.heartbeat.alive,
         ),
         state=TrainingState(prepared.model, prepared.optimizer),
         step=prepared.step,

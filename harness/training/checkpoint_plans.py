@@ -33,7 +33,9 @@ class OwnSavePlanner(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         plan = super().create_local_plan()
-        self.plan = replace(plan, items=[self._in_place(item) for item in plan.items])
+        items = [self._in_place(item) for item in plan.items]
+        # An empty part begins where another rank's begins, which would be taken for a copy of it.
+        self.plan = replace(plan, items=[item for item in items if not _is_empty(item)])
         return self.plan
 
     def _in_place(self, item: WriteItem) -> WriteItem:
@@ -42,6 +44,10 @@ class OwnSavePlanner(DefaultSavePlanner):
             return item
         index = replace(item.index, offset=chunk.offsets)
         return replace(item, index=index, tensor_data=replace(item.tensor_data, chunk=chunk))
+
+
+def _is_empty(item: WriteItem) -> bool:
+    return item.tensor_data is not None and 0 in item.tensor_data.chunk.sizes
 
 
 class OwnLoadPlanner(DefaultLoadPlanner):
@@ -63,6 +69,8 @@ class OwnLoadPlanner(DefaultLoadPlanner):
         for name, chunk in chunks.items():
             saved = self.metadata.state_dict_metadata[name]
             assert isinstance(saved, TensorStorageMetadata)
+            if 0 in chunk.sizes:
+                continue
             items += create_read_items_for_chunk_list(name, saved, [chunk])
         return replace(plan, items=items)
 

@@ -137,8 +137,11 @@ class Loop:
     def _run(self, history: TrainingHistory) -> None:
         done = history.steps_done
         if history.target_step is not None:
-            # The process ended between the last checkpoint and the record.
-            return
+            if self._is_target(history.evaluations[-1]["loss"]):
+                # The process ended between the last checkpoint and the record.
+                return
+            # The target is another one now.
+            history.target_step = history.target_training_seconds = history.target_wall_seconds = None
         # An interrupted run was saved before the evaluation that was due.
         is_left = self._evaluator.is_due(done) and done not in [point["step"] for point in history.evaluations]
         if done and is_left and self._ends_at_target(done, history):
@@ -220,14 +223,16 @@ class Loop:
 
     def _ends_at_target(self, step: int, history: TrainingHistory) -> bool:
         """Evaluate, and return whether that ends the run: its loss is the target or less, which is then saved."""
-        loss = self._evaluate(step, history)
-        if self._config.target_loss is None or loss > self._config.target_loss:
+        if not self._is_target(self._evaluate(step, history)):
             return False
         history.target_step = step
         history.target_training_seconds = history.training_seconds
         history.target_wall_seconds = self._wall_seconds(history, self._step_clock.now())
         self._save(history)
         return True
+
+    def _is_target(self, loss: float) -> bool:
+        return self._config.target_loss is not None and loss <= self._config.target_loss
 
     def _wall_seconds(self, history: TrainingHistory, now: float) -> float:
         """Return the seconds of the loop so far, with those of earlier attempts up to their last checkpoints."""

@@ -150,9 +150,8 @@ def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: boo
     import torch._dynamo.config as tracing
     import torch._functorch.config as compiler
 
-    # Blocks are compiled one by one, so that DDP sends gradients early: it need not cut a block's graph by its buckets.
-    tracing.optimize_ddp = False
-
+    # Blocks are compiled one by one, so that DDP sends gradients early; only a whole model has to be cut by its buckets.
+    tracing.optimize_ddp = track.compile == "model"
     compiler.activation_memory_budget = track.activation_memory_budget
     for name, value in backend.compiler_settings.items():
         setattr(compiler, name, value)

@@ -73,6 +73,7 @@ class _LastSeen:
     heartbeat: str = ""
     heartbeat_at: float = 0.0
     progress: int = -1
+    signs: int = 0
     progress_at: float = 0.0
     is_elsewhere: bool = False
     """As of `_is_elsewhere`."""
@@ -212,7 +213,7 @@ class Watchdog:
         """Publish this rank's heartbeat, read the others', and end this process if the run has failed."""
         with self._lock:
             self._polls += 1
-            beat = f"{self._polls}:{self._heartbeat.beats}:{int(_is_elsewhere())}"
+            beat = f"{self._polls}:{self._heartbeat.beats}:{self._heartbeat.signs}:{int(_is_elsewhere())}"
             self._store.set(f"heartbeat/{self._rank}", beat)
             published = json.loads(self._store.get(_FAILURE)) if self._store.check([_FAILURE]) else None
         if published is not None:
@@ -234,10 +235,10 @@ class Watchdog:
                 heartbeat = self._store.get(f"heartbeat/{rank}").decode()
             if heartbeat != seen.heartbeat:
                 seen.heartbeat, seen.heartbeat_at = heartbeat, now
-            _, progress, is_elsewhere = map(int, heartbeat.split(":"))
+            _, progress, signs, is_elsewhere = map(int, heartbeat.split(":"))
             seen.is_elsewhere = bool(is_elsewhere)
-            if progress != seen.progress:
-                seen.progress, seen.progress_at = progress, now
+            if (progress, signs) != (seen.progress, seen.signs):
+                seen.progress, seen.signs, seen.progress_at = progress, signs, now
 
     def _find_lost_rank(self) -> RankFailure | None:
         now = self._clock()

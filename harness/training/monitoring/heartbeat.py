@@ -29,17 +29,26 @@ class Heartbeat:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.beats = 0
+        self.beats = self.signs = 0
+        """Steps and stages that were completed; signs of life within one."""
         self.last_beat_at = clock()
         """Seconds on the host's monotonic clock."""
         self.longest_pause_seconds = 0.0
 
     def beat(self) -> None:
         """Count a completed step or stage."""
+        self._note()
+        self.beats += 1
+
+    def alive(self) -> None:
+        """Count a sign of life within a long stage, by which no rank is further than another."""
+        self._note()
+        self.signs += 1
+
+    def _note(self) -> None:
         now = self.clock()
         self.longest_pause_seconds = max(self.longest_pause_seconds, now - self.last_beat_at)
         self.last_beat_at = now
-        self.beats += 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class HeartbeatWriter(LoopObserver):
         """
         self._heartbeat, self._timeout_seconds, self._folder = heartbeat, timeout_seconds, folder
         self._run_folder, self._phase = "", "setting up"
-        self._written_beats = 0
+        self._written_at = heartbeat.last_beat_at
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -136,7 +145,7 @@ class HeartbeatWriter(LoopObserver):
 
     def _keep_writing(self) -> None:
         while not self._stopping.wait(WRITE_PERIOD_SECONDS):
-            if self._written_beats != self._heartbeat.beats:
+            if self._written_at != self._heartbeat.last_beat_at:
                 self._write_now()
 
     def _write_now(self) -> None:
@@ -145,7 +154,7 @@ class HeartbeatWriter(LoopObserver):
                 self._write(self._file)
 
     def _write(self, file: Path) -> None:
-        self._written_beats = self._heartbeat.beats
+        self._written_at = self._heartbeat.last_beat_at
         replace_file(file, json.dumps(asdict(self.state())))
 
 

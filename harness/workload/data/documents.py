@@ -67,10 +67,10 @@ def read_documents(file: Path, field: str) -> Iterator[Iterable[bytes]]:
         yield from _parquet_rows(file, field)
         return
     if kind == ".json" and _begins_with_a_row(file, field):
-        raise NotTextError(
-            "JSON lines of another name", f"begins as JSON lines do, with an object that has {field!r}",
-            f"name it {file.with_suffix('').stem}.jsonl{file.suffix if file.suffix.lower() in COMPRESSED else ''}",
-        )  # fmt: skip
+        own = file.name[: -len(file.suffix)] if file.suffix.lower() in COMPRESSED else file.name
+        name = f"{own[: -len('.json')]}.jsonl{file.name[len(own) :]}"
+        found = f"begins as JSON lines do, with an object that has {field!r}"
+        raise NotTextError("JSON lines of another name", found, f"name it {name}")
     with _Stream(file) as stream:
         if kind in JSON_LINES:
             yield from _json_lines(stream.lines(), field)
