@@ -150,7 +150,7 @@ def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: boo
     import torch._dynamo.config as tracing
     import torch._functorch.config as compiler
 
-    # Blocks are compiled one by one, so that DDP sends gradients early; only a whole model has to be cut by its buckets.
+    # Blocks are compiled one by one, so that DDP sends gradients early; a whole model has to be cut by its buckets.
     tracing.optimize_ddp = track.compile == "model"
     compiler.activation_memory_budget = track.activation_memory_budget
     for name, value in backend.compiler_settings.items():
