@@ -29,7 +29,7 @@ class StopRequest:
     def __init__(self, *, launched: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal_number: int | None = None
         self._launched, self._clock = launched, clock
-        self._deferring = self._ending = False
+        self._deferring = False
         self._last_at = -math.inf
 
     def requested(self) -> bool:
@@ -53,20 +53,24 @@ class StopRequest:
         """Ignore the signals of a launcher from here on, until the process ends: it stops all processes now, and has to
         wait for the record and the report.
         """
-        self._ending = self._launched
         if self._launched:
             for number in stop_signals():
-                signal.signal(number, signal.SIG_IGN)
+                # No SIG_IGN, which child processes would inherit.
+                signal.signal(number, _pass_over)
 
     def handle(self, number: int, _: FrameType | None) -> None:
         now = self._clock()
-        if self._ending or now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
+        if now - self._last_at < DUPLICATE_SIGNAL_SECONDS:
             return
         self._last_at = now
         if self._deferring and self.signal_number is None:
             self.request(number)
             return
         raise Interrupted(number)
+
+
+def _pass_over(number: int, _: FrameType | None) -> None:
+    """Do nothing about a signal."""
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 from harness.backends import host_checks
 from harness.backends.ascend import host
 from harness.backends.host_checks import Problem
+from tests.conftest import PROJECT
 
 # $ASCEND_HOME_PATH/<arch>-linux/ascend_toolkit_install.info of a CANN 8.0.0
 CANN_INSTALL_INFO = """\
@@ -90,8 +91,11 @@ class TestPackages:
     def test_plugin_absent_and_none_made_for_this_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch="2.14.1+cpu")
         assert only(host.package_problems()).remedy == (
-            "pip install torch==2.13.0 (a CPU build) torch-npu==2.13.0; there is none for torch 2.14.1+cpu"
+            "pip install torch==2.13.0 (a CPU build) torch-npu==2.13.0; pyproject.toml allows none for torch 2.14.1+cpu"
         )
+
+    def test_the_newest_plugin_is_that_of_the_extra(self) -> None:
+        assert f'"torch-npu>=2.9,<={host.PLUGINS[-1]}"' in (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
 
     def test_torch_absent_is_reported_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         installed(monkeypatch, torch_npu="2.13.0")

@@ -13,15 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from harness.errors import CheckpointError, RunFailed
 from harness.records.files import seal
 from harness.records.run_folder import CHECKPOINT_FOLDER, checkpoint_steps
-from harness.training import checkpoint
+from harness.training import checkpoint, checkpoint_plans
 from harness.training.checkpoint import FORMAT_VERSION, CheckpointStore
 from harness.training.checkpoint_files import MANIFEST
 from harness.training.checkpoint_manager import TrainingState
+from harness.training.checkpoint_plans import OwnLoadPlanner, OwnSavePlanner
 from harness.training.distributed.collectives import Ranks
+from harness.workload.initialization import OwnPart
 
 PROGRESS = {"loop": {"losses": [1.5, float("nan")]}, "batches": "ab"}
 
@@ -350,3 +358,22 @@ def test_initializing_the_optimizer_state_keeps_the_weights(implementation: dict
     made = {name: value for name, value in state.tensors().items() if name.startswith("optimizer.")}
     assert len(made) == 6
     assert all(value.count_nonzero() == 0 for value in made.values()), "as before the first step"
+
+
+@pytest.mark.parametrize(("rows", "offsets"), [(range(1, 3), [(1, 0)]), (range(4, 4), [])])
+def test_plans_have_a_ranks_own_part(
+    rows: range, offsets: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty part, which begins where the next rank's begins, is left out."""
+    whole = torch.ones(4, 2)
+    whole.placements = ()  # type: ignore[attr-defined]
+    monkeypatch.setattr(checkpoint_plans, "own_part", lambda _: OwnPart(torch.ones(len(rows), 2), rows, range(2)))
+    save, load = OwnSavePlanner(lambda: None), OwnLoadPlanner(lambda: None)
+    save.set_up_planner({"w": whole}, is_coordinator=True)
+    plan = save.create_local_plan()
+    assert [tuple(item.index.offset or ()) for item in plan.items] == offsets
+    properties = TensorProperties(dtype=torch.float32)
+    saved = TensorStorageMetadata(properties, whole.size(), [ChunkStorageMetadata(torch.Size((0, 0)), whole.size())])
+    load.set_up_planner({"w": whole}, Metadata({"w": saved}), is_coordinator=True)
+    found = [(tuple(item.storage_offsets), tuple(item.lengths)) for item in load.create_local_plan().items]
+    assert found == [(offset, (len(rows), 2)) for offset in offsets]

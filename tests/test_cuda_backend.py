@@ -370,7 +370,6 @@ class TestOpening:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert backend().describe()["mig"] is True
         assert backend().peak_lookup_key() is None
-        # The identifier that PyTorch has of it lacks the prefix by which NVML would know it.
         properties.uuid = UUID
         assert "slice of a GPU" in str(backend().telemetry())
 

@@ -147,11 +147,6 @@ class TestSensor:
         with pytest.raises(OSError, match="NVML answered no query"):
             sensor.read()
 
-    def test_a_slice_has_no_power_of_its_own(self, library: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(library, "nvmlDeviceGetHandleByUUID", lambda uuid: "handle")
-        assert "slice of a GPU" in str(nvml.open_sensor("MIG-1234"))
-        assert library.open == 0
-
 
 class TestSharing:
     def test_a_whole_gpu(self, library: FakeNvml) -> None:

@@ -30,7 +30,7 @@ from tests.ranks import free_port
         ({0: 143, 1: 143}, 143),
         ({0: 138, 1: 5}, 5),
         ({0: 129, 1: 129}, 129),
-        # Rank 1 was killed during the set-up, and rank 0 was told to stop.
+        # SIGKILL ended rank 1, and the launcher then sent SIGTERM to rank 0.
         ({0: 143, 1: -9}, 137),
         ({0: -15, 1: -9}, 137),
         ({0: -15, 1: -15}, 143),

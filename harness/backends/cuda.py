@@ -174,8 +174,7 @@ class CudaBackend(TorchDeviceBackend):
         if torch.version.hip:
             return "the harness reads no sensor of AMD's GPUs"
         if self.describe()["mig"]:
-            # PyTorch has a slice's identifier without the prefix by which NVML would know it.
-            return nvml.NO_POWER_OF_A_SLICE
+            return "the device is a slice of a GPU (MIG), and NVML reports the power of whole GPUs only"
         return nvml.open_sensor(self._uuid())
 
     def _uuid(self) -> str | None:

@@ -23,9 +23,6 @@ THROTTLE_REASONS = {
 }
 
 
-NO_POWER_OF_A_SLICE = "the device is a slice of a GPU (MIG), and NVML reports the power of whole GPUs only"
-
-
 def sharing(uuid: str | None) -> dict[str, bool | None]:
     """Return whether the device is a slice of a GPU (`mig`) and whether clients share it through MPS (`mps`).
 
@@ -101,9 +98,6 @@ def open_sensor(uuid: str | None) -> NvmlSensor | str:
     if found is None:
         opened.close()
         return "NVML does not answer: pip install nvidia-ml-py (the extra `cuda`), and check nvidia-smi"
-    if uuid is not None and uuid.startswith("MIG-"):
-        opened.close()
-        return NO_POWER_OF_A_SLICE
     return NvmlSensor(*found, opened)
 
 

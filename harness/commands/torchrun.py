@@ -94,7 +94,7 @@ def _store_failure(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "EADDRINUSE" in text or "already in use" in text:
         return "--master-port is taken on this host, perhaps by another run; give another one, or --standalone"
-    if "clients joined" in text or "imed out" in text:
+    if "timed out" in text.casefold():
         return (
             "not all nodes have joined in time; start the same command on each, with the same --nnodes, --master-addr "
             "and --master-port, and a --node-rank of its own"
@@ -212,16 +212,24 @@ def code_of(codes: Mapping[int, int]) -> int:
     A process that ended with a signal's code was stopped by the launcher, which stops all others as soon as one has
     failed.
     """
-    own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
-    reasons = [code for code in own if code not in [128 + number for number in STOP_SIGNALS]]
-    killed = [128 - codes[rank] for rank in sorted(codes) if codes[rank] < 0 and -codes[rank] != signal.SIGTERM]
-    return (reasons or killed or own or [128 - codes[min(codes)]])[0]
+    own, killed = _reasons(codes), list(_killed(codes).values())
+    stopped = [code for _, code in sorted(codes.items()) if code > 0]
+    return [*own, *(128 + number for number in killed), *stopped, 128 - codes[min(codes)]][0]
 
 
 def killed_ranks(codes: Mapping[int, int]) -> list[str]:
-    """Return the ranks that a signal killed, if no other has said what happened."""
-    if any(code > 0 and code not in [128 + number for number in STOP_SIGNALS] for code in codes.values()):
-        return []
-    killed = {rank: -code for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM}
+    """Return the ranks that a signal killed, with its name, if no process ended with a code of its own."""
     names = {number.value: number.name for number in signal.Signals}
+    killed = {} if _reasons(codes) else _killed(codes)
     return [f"rank {rank} ({names.get(number, f'signal {number}')})" for rank, number in killed.items()]
+
+
+def _reasons(codes: Mapping[int, int]) -> list[int]:
+    """Return the exit codes of processes that ended by themselves, in the order of their ranks."""
+    stopped = [128 + number for number in STOP_SIGNALS]
+    return [code for _, code in sorted(codes.items()) if code > 0 and code not in stopped]
+
+
+def _killed(codes: Mapping[int, int]) -> dict[int, int]:
+    """Return the signal that killed each rank, but for the SIGTERM of the launcher."""
+    return {rank: -code for rank, code in sorted(codes.items()) if code < 0 and -code != signal.SIGTERM}

@@ -57,9 +57,7 @@ class TrainingHistory:
     target_training_seconds: float | None = None
     target_wall_seconds: float | None = None
     wall_seconds: float = 0.0
-    """Of the loop up to the last checkpoint, evaluations and checkpoints included."""
-    wall_seconds_before: float = 0.0
-    """Of them, those of earlier attempts."""
+    """Of the loop in all attempts up to the last checkpoint, evaluations and checkpoints included."""
     evaluation_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
     """In which training waited for checkpoints."""

@@ -123,7 +123,8 @@ class Loop:
         Raises:
             RunFailed: a loss or a gradient is not finite, or a file cannot be written.
         """
-        self._began, history.wall_seconds_before = self._step_clock.now(), history.wall_seconds
+        # As if earlier attempts, up to their last checkpoints, had ended just now.
+        self._began = self._step_clock.now() - history.wall_seconds
         try:
             self._run(history)
         except BaseException as error:
@@ -227,22 +228,18 @@ class Loop:
             return False
         history.target_step = step
         history.target_training_seconds = history.training_seconds
-        history.target_wall_seconds = self._wall_seconds(history, self._step_clock.now())
+        history.target_wall_seconds = self._step_clock.now() - self._began
         self._save(history)
         return True
 
     def _is_target(self, loss: float) -> bool:
         return self._config.target_loss is not None and loss <= self._config.target_loss
 
-    def _wall_seconds(self, history: TrainingHistory, now: float) -> float:
-        """Return the seconds of the loop so far, with those of earlier attempts up to their last checkpoints."""
-        return history.wall_seconds_before + now - self._began
-
     def _save(self, history: TrainingHistory) -> None:
         if self._checkpoints is None:
             return
         began = self._step_clock.now()
-        history.wall_seconds = self._wall_seconds(history, began)
+        history.wall_seconds = began - self._began
         with self._gap.accounted():
             self._checkpoints.save(history.steps_done, history)
         history.checkpoint_seconds += self._step_clock.now() - began

@@ -41,7 +41,7 @@ UNSAFE_ENV_VARS = {
     "ASCEND_GLOBAL_LOG_LEVEL": (("", "2", "3", "4"), "makes CANN write a log line for every call, which takes time"),
 }
 
-# Releases of torch-npu that were tried, each for the torch of the same version.
+# Releases of torch-npu that pyproject.toml allows, each for the torch of the same version.
 PLUGINS = ("2.9.0", "2.10.0", "2.11.0", "2.12.0", "2.13.0")
 # CANN release by torch-npu release (Ascend/pytorch, COMPATIBILITY.en.md of 2026-08). An older CANN lacks functions.
 # Releases outside the table are not checked.
@@ -59,7 +59,10 @@ def _plugin_for(torch: str | None) -> str:
     """Return the command that installs torch-npu beside a torch, or with another one if there is none for it."""
     if torch is None or _base_version(torch) in PLUGINS:
         return f"pip install torch-npu=={_base_version(torch) if torch else '<the version of torch>'}"
-    return f"pip install torch=={PLUGINS[-1]} (a CPU build) torch-npu=={PLUGINS[-1]}; there is none for torch {torch}"
+    newest = PLUGINS[-1]
+    return (
+        f"pip install torch=={newest} (a CPU build) torch-npu=={newest}; pyproject.toml allows none for torch {torch}"
+    )
 
 
 def package_problems() -> list[Problem]:
