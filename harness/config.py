@@ -501,6 +501,18 @@ EXCLUDED_FROM_WORKLOAD_ID = (
 )
 
 
+# Settings that a step time depends on besides the work: those of one side's repeats, and of a resumed run, are equal.
+CONDITIONS = (
+    "track",
+    "parallel",
+    "model.activation_checkpointing",
+    "model.activation_checkpointing_blocks",
+    "workload.micro_batch_size",
+    "workload.timing_warmup_steps",
+    "workload.interval_steps",
+)
+# Of these no step time depends.
+NO_CONDITIONS = ("parallel.timeout_seconds", "parallel.scaling_reference")
 # Settings that name a file or folder: a leading ~ stands for a home folder.
 PATH_SETTINGS = (
     "out",
@@ -522,6 +534,18 @@ def is_part_of_the_work(key: str) -> bool:
     return not any(
         key == name or (name.endswith(".*") and key.startswith(name[:-1])) for name in EXCLUDED_FROM_WORKLOAD_ID
     )
+
+
+def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a step time depends on besides the work, by dotted key.
+
+    Args:
+        config: as of `workload_settings`.
+    """
+    parts = tuple(f"{name}." for name in CONDITIONS)
+    # With a dot, a setting is found like a group of settings.
+    known = {key: value for key, value in flatten(config).items() if f"{key}.".startswith(parts)}
+    return {key: value for key, value in known.items() if key not in NO_CONDITIONS}
 
 
 def workload_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -63,6 +64,7 @@ def collect(extra_prefixes: Iterable[str] = (), extra_packages: Iterable[str] = 
     return {
         "harness_version": harness.__version__,
         "git": git_state(Path(harness.__file__).resolve().parent),
+        "source_sha256": source_digest(Path(harness.__file__).resolve().parent),
         "host": host_name(),
         **describe_host(),
         "packages": {name: _version(name) for name in dict.fromkeys((*PACKAGES, *extra_packages))},
@@ -126,7 +128,7 @@ class CpuContention:
             all_own: maps this process's CPU seconds to those of all processes of the run on this host.
         """
         self._all_own = all_own
-        self._began = self._sample()
+        self._began, self._throttled = self._sample(), _throttled_seconds()
 
     def other_fraction(self) -> float | None:
         """Return the fraction of the allowed cores' time that others used since the start; None if unknown.
@@ -141,6 +143,11 @@ class CpuContention:
         if elapsed <= 0:
             return None
         return min(1.0, max(0.0, ((busy - busy_then) - (own - own_then)) / elapsed))
+
+    def throttled_seconds(self) -> float | None:
+        """Return for how long a CPU quota held processes of this cgroup back since the start; None if unknown."""
+        now = _throttled_seconds()
+        return max((now[group] - self._throttled[group] for group in now.keys() & self._throttled), default=None)
 
     def _sample(self) -> tuple[float, float, float] | None:
         used = os.times()
@@ -266,6 +273,14 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
+def source_digest(package: Path) -> str:
+    """Return a digest of a package's Python files: an installed one and an image know no commit, or were edited."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -297,6 +312,19 @@ def _cgroup_cpu_quota() -> float | None:
         if len(both) == 2 and all(text.isdigit() and int(text) for text in both):
             quotas.append(int(both[0]) / int(both[1]))
     return min(quotas, default=None)
+
+
+def _throttled_seconds() -> dict[str, float]:
+    """Return for how long processes of the own cgroup, and of those above it, were held back by a CPU quota."""
+    found = {}
+    for folder in _cgroups("cpu"):
+        # Version 2 counts in microseconds, version 1 in nanoseconds.
+        units = {"throttled_usec": 1e-6, "throttled_time": 1e-9}
+        for line in (_read(f"{folder}/cpu.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            if name in units and value.isdigit():
+                found[folder] = int(value) * units[name]
+    return found
 
 
 def _cgroup_memory_limit() -> int | None:

@@ -90,7 +90,7 @@ def _intervals(config: Config, steps: int, mean: float, speed: Speed,
                 "data_wait_seconds": speed.data_wait * seconds * chance.uniform(0.5, 1.5),
                 "device_seconds": None,
                 "raw_seconds": seconds * (1 + 1e-6),
-                "gap_seconds": 2e-4 if intervals else None,
+                "gap_seconds": 2e-4,
             }
         )
         step_times += times

@@ -255,6 +255,7 @@ _EFFECTIVE: dict[str, Any] = {
 _ENVIRONMENT: dict[str, Any] = {
     "harness_version": "0.1.0",
     "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+    "source_sha256": "0123456789abcdef" * 4,
     "host": "bench",
     "os": "Ubuntu 24.04.2 LTS",
     "kernel": "6.8.0-60-generic",

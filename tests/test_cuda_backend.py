@@ -431,7 +431,9 @@ class TestAWholeRun:
             source="NVML", scope="the board", period_seconds=1.0, read=lambda: reading, close=lambda: None
         )
         monkeypatch.setattr(nvml, "open_sensor", lambda uuid: sensor if uuid == UUID else "another device")
-        monkeypatch.setattr(nvml, "other_processes", lambda uuid: ["python3 (4711)"])
+        # One that ends, one that stays, and one that begins while the run trains.
+        processes = iter([["ended (1)", "python3 (4711)"], ["python3 (4711)", "began (9)"]])
+        monkeypatch.setattr(nvml, "other_processes", lambda uuid: next(processes))
         monkeypatch.setattr(nvml, "sharing", lambda uuid: {"mig": False, "mps": False})
         config = load([*TINY, "backend=cuda", f"out={tmp_path / 'run'}"])
         run(config, OnTheCpu(config.backend))
@@ -450,7 +452,7 @@ class TestAWholeRun:
             "used_on_device_bytes": 20 * 2**30,
             "total_bytes": 80 * 2**30,
         }
-        assert record["contention"]["device_processes"] == ["python3 (4711)"]
+        assert record["contention"]["device_processes"] == ["began (9)", "ended (1)", "python3 (4711)"]
         state = {
             "clock_mhz": 1200.0,
             "clock_limit_mhz": 1410.0,

@@ -291,6 +291,34 @@ class TestContention:
     def test_unknown_where_the_system_does_not_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_files(monkeypatch, {})
         assert environment.CpuContention().other_fraction() is None
+        assert environment.CpuContention().throttled_seconds() is None
+
+    @pytest.mark.parametrize(
+        ("file", "line"),
+        [
+            ("/sys/fs/cgroup/cpu.stat", "usage_usec 9\nnr_throttled 3\nthrottled_usec {}000000\n"),
+            ("/sys/fs/cgroup/cpu/cpu.stat", "nr_periods 9\nnr_throttled 3\nthrottled_time {}000000000\n"),
+        ],
+        ids=["version 2", "version 1"],
+    )
+    def test_a_quota_that_held_processes_back(self, file: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake_files(monkeypatch, {file: line.format(5)})
+        contention = environment.CpuContention()
+        assert contention.throttled_seconds() == 0.0
+        fake_files(monkeypatch, {file: line.format(12)})
+        assert contention.throttled_seconds() == 7.0
+
+
+def test_any_changed_file_is_another_source(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "one.py").write_text("a = 1\n")
+    before = environment.source_digest(tmp_path)
+    (tmp_path / "notes.txt").write_text("no source")
+    assert environment.source_digest(tmp_path) == before
+    (tmp_path / "part" / "one.py").write_text("a = 2\n")
+    changed = environment.source_digest(tmp_path)
+    (tmp_path / "part" / "one.py").rename(tmp_path / "part" / "two.py")
+    assert len({before, changed, environment.source_digest(tmp_path)}) == 3
 
 
 class TestClocks:

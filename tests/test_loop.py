@@ -251,6 +251,23 @@ class TestLoop:
         assert with_it.history.evaluation_seconds == 2
         assert without.history.evaluation_seconds == 0
 
+    def test_the_time_between_intervals_is_told_without_evaluations(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+
+        def advance(seconds: float) -> Any:
+            return lambda *_: now.__setitem__(0, now[0] + seconds)
+
+        monkeypatch.setattr("harness.training.loop.raw_clock", lambda: now[0])
+        monkeypatch.setattr(Display, "interval_done", advance(3.0))
+        # An evaluation takes a tick of the fake clock.
+        monkeypatch.setattr(Display, "evaluated", advance(1.0))
+        for every in (0, 2):
+            fake = FakeRun(config_of(f"workload.eval_every={every}"))
+            fake.run()
+            intervals = [interval for _, interval in fake.history.intervals]
+            assert [interval.idle_seconds for interval in intervals] == [None, *[3.0] * (len(intervals) - 1)]
+            assert {interval.gap_seconds for interval in intervals[1:]} == {0.0}
+
     def test_stops_at_the_target_after_the_evaluation_that_meets_it(self) -> None:
         fake = FakeRun(config_of("workload.eval_sequences=5", "target_loss=2.0"))
         fake.run()

@@ -375,6 +375,24 @@ def judged(rows: Sequence[Row], margin: float = 0.05) -> SuiteComparison:
 
 
 class TestVerdict:
+    @pytest.mark.parametrize("busy", [0.0, 0.5])
+    def test_of_single_processes(self, busy: float) -> None:
+        """A cause that moves the times of a single process may move those of all workloads alike."""
+        rows = []
+        for number in range(8):
+            one = make_side("one", [make_record(process=2 * number, contention={"other_processes_cpu_fraction": busy})])
+            rows.append(
+                Row(workload(f"w{number}"), compare([one, make_side("two", [make_record(process=99 - number)])]))
+            )
+        found = judged(rows)
+        assert holds(found, "not-slower") == (busy == 0.0)
+        if busy:
+            assert found.verdict == "inconclusive"
+            assert "One process a side shows nothing with shared host: run 3 or more a side." in found.summary
+        else:
+            assert found.verdict.startswith("equivalent")
+            assert "One process a side in 8 workloads: what changes from run to run cannot be told." in found.summary
+
     def test_equivalent_in_each_workload(self) -> None:
         found = judged(rows_of(0.251, 0.249, 0.25))
         assert found.verdict == "equivalent"

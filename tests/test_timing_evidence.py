@@ -40,12 +40,40 @@ def problems(*changes: Change) -> list[str]:
 
 def test_an_honest_record_has_none() -> None:
     assert problems() == []
-    assert problems(intervals(lambda i: i.update(raw_seconds=None, gap_seconds=None))) == []
     assert problems(intervals(lambda i: i.update(device_seconds=0.99 * i["seconds"])),
                     lambda t: t.update(step_seconds_method="interval_mean")) == []  # fmt: skip
 
 
-def test_of_two_intervals_nothing_is_checked() -> None:
+@pytest.mark.parametrize(
+    ("change", "summary"),
+    [
+        ({"raw_seconds": None}, "not checked: no second clock in 1 of 2 runs"),
+        ({"gap_seconds": None}, "not checked: no gaps between intervals in 1 of 2 runs"),
+    ],
+    ids=str,
+)
+def test_without_evidence_the_gate_is_not_passed(change: dict[str, Any], summary: str) -> None:
+    bare = make_record()
+    bare["timing"]["intervals"][3] |= change
+    gate = consistent_timing([make_side("one", [bare, make_record(process=2)])])
+    assert (gate.passed, gate.summary) == (None, summary)
+    # Nothing comes before the first interval after a resume.
+    bare["attempts"] = [{"from_step": bare["timing"]["intervals"][3]["first_step"] - 1}]
+    assert consistent_timing([make_side("one", [bare])]).passed is (None if "raw_seconds" in change else True)
+
+
+def test_a_clock_is_checked_in_a_single_interval_too() -> None:
+    def alone(raw: float) -> list[str]:
+        record = make_record()
+        del record["timing"]["intervals"][1:]
+        record["timing"]["intervals"][0]["raw_seconds"] = raw * record["timing"]["intervals"][0]["seconds"]
+        return list(timing_problems(record))
+
+    assert alone(1.0) == alone(1.005) == []
+    assert alone(1.111) == ["a second clock measures 1.111 times an interval's seconds: a clock is wrong"]
+
+
+def test_of_two_intervals_little_is_checked() -> None:
     short = make_record()
     short["timing"]["intervals"] = short["timing"]["intervals"][:2]
     sides = [make_side("one", [make_record()]), make_side("two", [short, make_record(process=2)])]
@@ -92,6 +120,60 @@ def drop_interval(record: dict[str, Any]) -> None:
     del timing["step_seconds"][50:60]
     timing["mean_step_seconds"] = timing["measured_seconds"] / timing["measured_steps"]
     timing["tokens_per_second"] = timing["tokens_per_step"] / timing["mean_step_seconds"]
+
+
+def attempt(from_step: int) -> dict[str, Any]:
+    return {"started_at": "2026-11-25T10:00:00+00:00", "finished_at": None, "status": None, "from_step": from_step,
+            "to_step": None, "world_size": 1, "host": None}  # fmt: skip
+
+
+def left_out(phase: str, **changes: Any) -> Change:
+    """Leave an interval out, as if a run had resumed, or a checkpoint had been written."""
+
+    def change(record: dict[str, Any]) -> None:
+        drop_interval(record)
+        record["timing"][phase] = {"steps": 10, "seconds": 9.0}
+        record["config"]["checkpoint"] |= changes.get("checkpoint", {})
+        record["attempts"] = [attempt(start) for start in changes["starts"]] if "starts" in changes else None
+
+    return change
+
+
+ASYNCHRONOUS = {"checkpoint": {"every": 35, "asynchronous": True}}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        left_out("saving", **ASYNCHRONOUS),
+        left_out("resumed", starts=(0, 70)),
+        left_out("resumed", starts=(0, 65)),
+    ],
+    ids=["saving", "resumed", "resumed earlier"],
+)
+def test_steps_may_be_left_out_where_a_run_leaves_them_out(change: Change, tmp_path: Path) -> None:
+    record = make_record()
+    change(record)
+    assert load_run_groups([write_runs(tmp_path / "run", [record])])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        left_out("saving"),
+        left_out("saving", checkpoint={"every": 35}),
+        left_out("saving", checkpoint={"every": 40, "asynchronous": True}),
+        left_out("resumed"),
+        left_out("resumed", starts=(0, 20)),
+        left_out("saving", starts=(0, 70)),
+    ],
+    ids=["no checkpoint", "no write", "no write then", "no attempts", "resumed before", "another phase"],
+)
+def test_slow_steps_cannot_be_left_out(change: Change, tmp_path: Path) -> None:
+    record = make_record()
+    change(record)
+    with pytest.raises(RecordError, match="where one from step 71 on is due; it was edited"):
+        load_run_groups([write_runs(tmp_path / "run", [record])])
 
 
 def overlap(record: dict[str, Any]) -> None:

@@ -182,7 +182,26 @@ class TestComparable:
         mixed[1]["config"]["workload"]["micro_batch_size"] = 1
         pair = judge(make_side("other", mixed))
         assert pair.verdict == verdict.NOT_COMPARABLE
-        assert any("micro-batch size differs within other" in line for line in pair.gates[-1].details)
+        assert any("workload.micro_batch_size differs within other" in line for line in pair.gates[-1].details)
+
+    @pytest.mark.parametrize(
+        ("change", "name"),
+        [
+            ({"config": {"workload": {"interval_steps": 5}}}, "workload.interval_steps"),
+            ({"config": {"model": {"activation_checkpointing": True}}}, "model.activation_checkpointing"),
+            ({"config": {"parallel": {"cpu_offload": True}}}, "parallel.cpu_offload"),
+            ({"backend": {"versions": {"driver": "1.0"}}}, "software"),
+        ],
+        ids=str,
+    )
+    def test_repeats_under_other_conditions_are_no_repeats(self, change: dict[str, Any], name: str) -> None:
+        pair = judge(make_side("other", [make_record(process=100), make_record(process=101, **change)]))
+        assert pair.verdict == verdict.NOT_COMPARABLE
+        assert any(f"{name} differs within other" in line for line in pair.gates[-1].details), pair.gates[-1].details
+
+    def test_repeats_may_wait_for_each_other_for_other_times(self) -> None:
+        records = [make_record(process=100), make_record(process=101, config={"parallel": {"timeout_seconds": 9.0}})]
+        assert judge(make_side("other", records)).quantities
 
     def test_a_target_reached_at_another_step_is_the_same_work(self) -> None:
         quick: dict[str, Any] = {"config": {"target_loss": 4.0}}
@@ -260,6 +279,42 @@ class TestSameComputation:
         assert pair.quantities
         assert {finding.passed for finding in pair.findings if finding.key.startswith("fp32")} == {None}
         assert ("no fingerprint", "other") in {(caution.name, caution.side) for caution in pair.cautions}
+
+    @pytest.mark.parametrize("whose", ["reference", "other", "both"])
+    @pytest.mark.parametrize(
+        ("change", "key"),
+        [
+            (lambda r: r["fingerprint"]["first_step"].update(update=None), "update"),
+            (lambda r: r["fingerprint"]["short_training"]["own"].update(update=None), "update"),
+            (lambda r: r["fingerprint"]["repeated_step"].update(update=None), "moments"),
+            (lambda r: r["fingerprint"].update(optimizer_steps=None), "optimizer_steps"),
+            (lambda r: r["losses"].pop("learning_rate"), "learning_rate"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_without_its_evidence_no_test_is_passed(self, change: Change, key: str, whose: str) -> None:
+        """Evidence of the other side is none of this one."""
+        bf16 = {"config": {"precision": "bf16"}}
+        records = [make_records(2, **bf16), make_records(2, **bf16, loss_noise=2e-5)]
+        for number, side_records in enumerate(records):
+            if whose in ("both", ("reference", "other")[number]):
+                for record in side_records:
+                    change(record)
+            for process, record in enumerate(side_records):
+                record["started_at"] = f"2026-11-25T10:00:{number}{process}+00:00"
+        pair = judge(make_side("other", records[1]), make_side("reference", records[0]))
+        assert pair.quantities, pair.summary
+        [finding] = [finding for finding in pair.findings if finding.key == key]
+        assert finding.passed is None
+        owners = {caution.side for caution in pair.cautions if caution.name == "untested" and key in caution.text}
+        assert owners == ({"reference", "other"} if whose == "both" else {whose})
+
+    def test_evidence_against_one_side_counts_without_that_of_the_other(self) -> None:
+        def change(record: dict[str, Any]) -> None:
+            record["fingerprint"]["first_step"]["update"] = None
+            record["fingerprint"]["repeated_step"]["update"]["weight_error_ulps"] = 20.0
+
+        assert judge(changed(change)).verdict == verdict.DIFFERENT
 
     def test_limits_of_the_users_own_devices_are_used_and_named(self, tmp_path: Path) -> None:
         file = tmp_path / "own.yaml"
@@ -417,6 +472,12 @@ class TestSound:
             ({"clocks": {"wall_clock_shift_seconds": 0.0, "suspended_seconds": 60.0}}, "suspended"),
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
             ({"config": {"precision": "bf16", "model": {"num_experts": 4}}}, "learned routing"),
+            ({"contention": {"cpu_throttled_seconds": 10.0}}, "throttled"),
+            ({"parallel": {"stragglers": [{"rank": 3, "slowdown": 1.4}]}}, "straggler"),
+            ({"environment": {"source_sha256": "1" * 64}}, "different harness"),
+            ({"config": {"workload": {"interval_steps": 1}}}, "timed differently"),
+            ({"config": {"checkpoint": {"every": 100}}}, "saved differently"),
+            ({"timing": {"saving": {"steps": 20, "seconds": 5.0}}}, "partly timed"),
         ],
         ids=str,
     )
@@ -444,6 +505,35 @@ class TestSound:
         found = [caution for caution in judge(changed(drift)).cautions if caution.name == "drift"]
         assert len(found) == 1
         assert cause in found[0].text
+
+    def test_drift_is_found_in_the_steps_of_few_intervals(self) -> None:
+        def drift(record: dict[str, Any]) -> None:
+            timing = record["timing"]
+            for index, interval in enumerate(timing["intervals"]):
+                interval["seconds"] *= 1 + 0.02 * index
+            timing["step_seconds"] = [each * (1 + 0.001 * index) for index, each in enumerate(timing["step_seconds"])]
+
+        few = {"config": {"workload": {"steps": 60}}}
+        assert len(make_record(**few)["timing"]["intervals"]) < 8
+        found = [caution.name for caution in judge(changed(drift, **few), reference(**few)).cautions]
+        assert "drift" in found
+        assert not {"drift", "stalled"} & {each.name for each in judge(side(**few), reference(**few)).cautions}
+
+    def test_a_stall_is_found_among_three_intervals(self) -> None:
+        def stall(record: dict[str, Any]) -> None:
+            record["timing"]["intervals"][1]["seconds"] += 4.0
+
+        few = {"config": {"workload": {"steps": 50}}}
+        pair = judge(changed(stall, **few), reference(**few))
+        assert "an interval took 4.0 s longer" in next(each.text for each in pair.cautions if each.name == "stalled")
+
+    def test_rests_between_intervals_are_told(self) -> None:
+        def rest(seconds: float) -> Change:
+            return lambda r: [each.update(idle_seconds=seconds) for each in r["timing"]["intervals"]]
+
+        [found] = [each for each in judge(changed(rest(1.0))).cautions if each.name == "rested"]
+        assert "for up to 40% of the timed seconds in 5 of 5 runs" in found.text
+        assert "rested" not in {each.name for each in judge(changed(rest(0.05))).cautions}
 
     def test_outliers_are_shown_and_still_counted(self) -> None:
         records = [make_record(process=100 + number) for number in range(4)]

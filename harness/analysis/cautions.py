@@ -1,30 +1,37 @@
-"""Cautions of a verdict: drift, data waits, shared hosts and devices, throttling, suspension, outliers."""
+"""Cautions of a verdict: drift, rests, shared hosts and devices, throttling, other harnesses, outliers, and more."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.analysis.fingerprint import missing_evidence
 from harness.analysis.ratio_statistics import outliers, trend
 from harness.analysis.run_group import RunGroup
 from harness.records.load import get_path
 from harness.text import counted
 
+Record = Mapping[str, Any]
 # A relative change of the step time over the run, which must also lie outside its own 99 % interval.
 MAX_DRIFT = 0.02
-MIN_INTERVALS_FOR_DRIFT = 8
+MIN_TIMES_FOR_DRIFT = 8
+MIN_INTERVALS_FOR_STALL = 3
 MAX_DATA_WAIT_FRACTION = 0.01
 MAX_OTHER_CPU_FRACTION = 0.10
 MAX_SUSPENDED_SECONDS = 1.0
 # An interval has a stall if it takes longer than the others by more than this, and by more than this number of steps.
 MIN_STALL_SECONDS, STALL_STEPS = 1.0, 5
+# Between intervals files are written: a few milliseconds each time.
+MAX_IDLE_SHARE, MIN_IDLE_SECONDS = 0.20, 0.10
+MAX_THROTTLED_SHARE = 0.01
 
 
 # The cautions whose cause makes a run slower or faster than its device is.
-MOVES_TIMES = frozenset({"drift", "shared host", "shared device", "throttled", "suspended", "stalled",
-                         "compiled while timed"})  # fmt: skip
+MOVES_TIMES = frozenset({"drift", "shared host", "shared device", "throttled", "suspended", "stalled", "rested",
+                         "straggler", "compiled while timed"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,104 +45,245 @@ class Caution:
 
 def cautions_about(side: RunGroup) -> list[Caution]:
     """Return the cautions of one side's runs."""
-    return [Caution(name, side.label, text) for name, text in _cautions(side)]
-
-
-def _cautions(side: RunGroup) -> Iterable[tuple[str, str]]:
-    runs = side.runs
     if side.emulated:
-        # The cautions below are about times and speeds, which an emulation does not have.
-        yield "emulated", "the device is emulated: no speed is stated"
-        return
-    if any(
-        run.record["status"] == "ok" and get_path(run.record, "fingerprint", "repeated_step") is None for run in runs
-    ):
-        yield "no fingerprint", "without it, small changes of the computation pass in bf16 and fp16; run again with it"
+        # The others are about times and speeds, which an emulation does not have.
+        return [Caution("emulated", side.label, "the device is emulated: no speed is stated")]
+    return [Caution(name, side.label, text) for name, check in CHECKS if (text := check(side)) is not None]
+
+
+def cautions_between(reference: RunGroup, other: RunGroup) -> Iterator[Caution]:
+    """Yield the cautions about what differs between two sides, and is neither the device nor its software."""
+    sources = {_source(run.record) for side in (reference, other) for run in side.runs}
+    if len(sources) > 1:
+        text = f"the runs are of {counted(len(sources), 'version')} of the harness; run the same one on both sides"
+        yield Caution("different harness", other.label, text)
+    lengths = [_interval_length(side.first) for side in (reference, other)]
+    if lengths[0] != lengths[1] and None not in lengths:
+        found = " against ".join(counted(length or 0, "step") for length in (lengths[1], lengths[0]))
+        text = f"intervals of {found}, at whose ends the device is waited for; set workload.interval_steps alike"
+        yield Caution("timed differently", other.label, text)
+    saves = [get_path(side.first, "config", "checkpoint") or {} for side in (reference, other)]
+    differs = [f"checkpoint.{key}" for key in ("every", "asynchronous") if saves[0].get(key) != saves[1].get(key)]
+    if differs:
+        text = f"{' and '.join(differs)} differ: while a checkpoint is saved the device rests, or shares its host"
+        yield Caution("saved differently", other.label, text)
+
+
+def _source(record: Record) -> Any:
+    """Return what tells one harness from another: a digest of its files, or the commit of an older record."""
+    environment = record["environment"]
+    return environment.get("source_sha256") or (get_path(environment, "git", "commit"), environment["harness_version"])
+
+
+def _interval_length(record: Record) -> int | None:
+    """Return the usual number of steps of a timed interval."""
+    lengths = [interval["last_step"] - interval["first_step"] + 1 for interval in record["timing"]["intervals"]]
+    return statistics.median_high(lengths) if lengths else None
+
+
+def _of_runs(side: RunGroup, found: Sequence[Any]) -> str:
+    """Return the number of runs with a finding, as "2 of 3 runs"."""
+    return f"{len(found)} of {counted(len(side.runs), 'run')}"
+
+
+def _above(side: RunGroup, share: Callable[[Record], float | None], limit: float) -> list[float]:
+    """Return the values above a limit, one a run."""
+    values = [share(run.record) for run in side.runs]
+    return [value for value in values if value is not None and value > limit]
+
+
+def _no_fingerprint(side: RunGroup) -> str | None:
+    if all(get_path(record, "fingerprint", "repeated_step") is not None for record in _finished(side)):
+        return None
+    return "without it, small changes of the computation pass in bf16 and fp16; run again with it"
+
+
+def _untested(side: RunGroup) -> str | None:
+    with_fingerprint = [record for record in _finished(side) if get_path(record, "fingerprint", "repeated_step")]
+    missing = dict.fromkeys(name for record in with_fingerprint for name in missing_evidence(record))
+    return f"records lack what the tests {', '.join(missing)} need: what these detect would pass" if missing else None
+
+
+def _finished(side: RunGroup) -> list[dict[str, Any]]:
+    return [run.record for run in side.runs if run.record["status"] == "ok"]
+
+
+def _learned_routing(side: RunGroup) -> str | None:
     model, precision = side.first["config"]["model"], side.first["config"]["precision"]
-    if model.get("num_experts") is not None and model.get("routing") == "learned" and precision != "fp32":
-        yield (
-            "learned routing",
-            "rounding sends tokens near a tie to other experts, so that honest runs can differ by more than the "
-            "limits; run with model.routing=round_robin",
-        )
-    yield from _cautions_about_times(side)
-    if any(side.values("environment", "git", "dirty")):
-        yield "modified source", "the harness's source had uncommitted changes"
+    if model.get("num_experts") is None or model.get("routing") != "learned" or precision == "fp32":
+        return None
+    return (
+        "rounding sends tokens near a tie to other experts, so that honest runs can differ by more than the "
+        "limits; run with model.routing=round_robin"
+    )
 
 
-def _cautions_about_times(side: RunGroup) -> Iterable[tuple[str, str]]:
-    runs = side.runs
-    all_runs = counted(len(runs), "run")
-    drifts = [drift for run in runs if (drift := _drift(run.record)) is not None]
-    if drifts:
-        worst = max(drifts, key=abs)
-        cause = "slower: throttling or another process" if worst > 0 else "faster: the timing warm-up was too short"
-        yield "drift", f"step time drifted in {len(drifts)} of {all_runs}, by up to {worst:+.1%} ({cause})"
-    waits = [
-        value
-        for value in side.values("timing", "data_wait_fraction")
-        if value is not None and value > MAX_DATA_WAIT_FRACTION
-    ]
-    if waits:
-        yield (
-            "data wait",
-            f"up to {max(waits):.1%} of the step time was spent waiting for data in {len(waits)} of {all_runs}",
-        )
-    used = [value or 0.0 for value in side.values("contention", "other_processes_cpu_fraction")]
-    busy = [value for value in used if value > MAX_OTHER_CPU_FRACTION]
-    if busy:
-        text = f"other processes used up to {max(busy):.0%} of the CPU cores in {len(busy)} of {all_runs}"
-        yield "shared host", text
-    others = sorted({name for names in side.values("contention", "device_processes") for name in names or ()})
-    if others:
-        yield "shared device", f"other processes used the device: {', '.join(others[:3])}"
-    throttled = [reasons for run in runs if (reasons := _throttle_reasons(run.record))]
-    if throttled:
-        shown = ", ".join(sorted({reason for reasons in throttled for reason in reasons}))
-        yield "throttled", f"the device's clock was throttled in {len(throttled)} of {all_runs} ({shown})"
-    asleep = [value for value in side.values("clocks", "suspended_seconds") if value and value > MAX_SUSPENDED_SECONDS]
-    if asleep:
-        yield "suspended", f"the host was suspended for up to {max(asleep):,.0f} s in {len(asleep)} of {all_runs}"
-    stalls = [stall for run in runs if (stall := _stall(run.record)) is not None]
-    if stalls:
-        text = f"an interval took {max(stalls):.1f} s longer than the others in {len(stalls)} of {all_runs}"
-        yield "stalled", f"{text}: the process was paused, or host, disk or device stalled"
-    if any(side.values("effective_settings", "compilation", "graphs_in_window")):
-        yield "compiled while timed", "torch.compile compiled in timed intervals; raise workload.timing_warmup_steps"
-    times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
-    odd = outliers(times)
-    if odd:
-        shown = ", ".join(f"{runs[index].path.parent.name} ({1000 * times[index]:.2f} ms)" for index in odd)
-        yield "outliers", f"not dropped: {shown}"
+def _drift(side: RunGroup) -> str | None:
+    found = [change for run in side.runs if (change := _drift_of(run.record)) is not None]
+    if not found:
+        return None
+    worst = max(found, key=abs)
+    cause = "slower: throttling or another process" if worst > 0 else "faster: the timing warm-up was too short"
+    return f"step time drifted in {_of_runs(side, found)}, by up to {worst:+.1%} ({cause})"
 
 
-def _throttle_reasons(record: Mapping[str, Any]) -> set[str]:
+def _drift_of(record: Record) -> float | None:
+    """Return the relative change of the step time over the window, if beyond MAX_DRIFT and beyond chance."""
+    times = interval_step_seconds(record)
+    if len(times) < MIN_TIMES_FOR_DRIFT and record["timing"]["step_seconds_method"] != "interval_mean":
+        times = [value for value in record["timing"]["step_seconds"] if value is not None]
+    if len(times) < MIN_TIMES_FOR_DRIFT:
+        return None
+    change, low, high = trend(times)
+    return change if abs(change) > MAX_DRIFT and (low > 0 or high < 0) else None
+
+
+def _partly_timed(side: RunGroup) -> str | None:
+    found = _above(side, _untimed_share, 0.0)
+    if not found:
+        return None
+    attempts = max(len(each or ()) for each in side.values("attempts"))
+    cause = f"of {counted(attempts, 'attempt')}" if attempts > 1 else "while a checkpoint was written"
+    share = f"up to {max(found):.0%} of the steps after the timing warm-up were not timed"
+    return f"{share} in {_of_runs(side, found)}, {cause}"
+
+
+def _untimed_share(record: Record) -> float:
+    timing = record["timing"]
+    left_out = sum((timing.get(phase) or {}).get("steps", 0) for phase in ("resumed", "saving"))
+    return left_out / (left_out + timing["measured_steps"]) if left_out else 0.0
+
+
+def _data_wait(side: RunGroup) -> str | None:
+    found = _above(side, lambda record: get_path(record, "timing", "data_wait_fraction"), MAX_DATA_WAIT_FRACTION)
+    if not found:
+        return None
+    return f"up to {max(found):.1%} of the step time was spent waiting for data in {_of_runs(side, found)}"
+
+
+def _shared_host(side: RunGroup) -> str | None:
+    keys = ("contention", "other_processes_cpu_fraction")
+    found = _above(side, lambda record: get_path(record, *keys), MAX_OTHER_CPU_FRACTION)
+    return f"other processes used up to {max(found):.0%} of the CPU cores in {_of_runs(side, found)}" if found else None
+
+
+def _shared_device(side: RunGroup) -> str | None:
+    found = sorted({name for names in side.values("contention", "device_processes") for name in names or ()})
+    return f"other processes used the device: {', '.join(found[:3])}" if found else None
+
+
+def _throttled(side: RunGroup) -> str | None:
+    found = [reasons for run in side.runs if (reasons := _throttle_reasons(run.record))]
+    shown = ", ".join(sorted({reason for reasons in found for reason in reasons}))
+    return f"the device's clock was throttled in {_of_runs(side, found)} ({shown})" if found else None
+
+
+def _throttle_reasons(record: Record) -> set[str]:
     moments = (get_path(record, "contention", "device_condition", moment) for moment in ("before", "after"))
     at_the_ends = {reason for moment in moments if moment for reason in moment.get("throttle_reasons") or ()}
     return at_the_ends | {*(get_path(record, "telemetry", "throttled") or ())}
 
 
-def _drift(record: Mapping[str, Any]) -> float | None:
-    """Return the relative change of the step time over the window, if beyond MAX_DRIFT and beyond chance."""
-    intervals = record["timing"]["intervals"]
-    if len(intervals) < MIN_INTERVALS_FOR_DRIFT:
+def _throttled_host(side: RunGroup) -> str | None:
+    found = _above(side, _held_back_share, MAX_THROTTLED_SHARE)
+    if not found:
         return None
-    change, low, high = trend(interval_step_seconds(record))
-    return change if abs(change) > MAX_DRIFT and (low > 0 or high < 0) else None
+    return f"a CPU quota held the process back for up to {max(found):.1%} of the time in {_of_runs(side, found)}"
 
 
-def _stall(record: Mapping[str, Any]) -> float | None:
+def _held_back_share(record: Record) -> float | None:
+    seconds, whole = get_path(record, "contention", "cpu_throttled_seconds"), record["timing"]["training_seconds"]
+    return seconds / whole if seconds and whole else None
+
+
+def _suspended(side: RunGroup) -> str | None:
+    found = _above(side, lambda record: get_path(record, "clocks", "suspended_seconds"), MAX_SUSPENDED_SECONDS)
+    return f"the host was suspended for up to {max(found):,.0f} s in {_of_runs(side, found)}" if found else None
+
+
+def _stalled(side: RunGroup) -> str | None:
+    found = _above(side, _stall_seconds, MIN_STALL_SECONDS)
+    if not found:
+        return None
+    text = f"an interval took {max(found):.1f} s longer than the others in {_of_runs(side, found)}"
+    return f"{text}: the process was paused, or host, disk or device stalled"
+
+
+def _stall_seconds(record: Record) -> float | None:
     """Return by how many seconds the longest interval exceeds what its steps take otherwise, if that is a stall."""
     intervals = record["timing"]["intervals"]
-    if len(intervals) < MIN_INTERVALS_FOR_DRIFT:
+    if len(intervals) < MIN_INTERVALS_FOR_STALL:
         return None
     typical = statistics.median(interval_step_seconds(record))
     longest = max(interval["seconds"] - typical * (interval["last_step"] - interval["first_step"] + 1)
                   for interval in intervals)  # fmt: skip
-    return longest if longest > max(MIN_STALL_SECONDS, STALL_STEPS * typical) else None
+    return longest if longest > STALL_STEPS * typical else None
 
 
-def interval_step_seconds(record: Mapping[str, Any]) -> list[float]:
+def _rested(side: RunGroup) -> str | None:
+    found = _above(side, _idle_share, MAX_IDLE_SHARE)
+    if not found:
+        return None
+    text = f"between timed intervals the device rested, for up to {max(found):.0%} of the timed seconds"
+    return f"{text} in {_of_runs(side, found)}: checkpoints or files took long, or work was moved there"
+
+
+def _idle_share(record: Record) -> float | None:
+    """Return the time between timed intervals over that in them; None where it is too short to matter."""
+    intervals = record["timing"]["intervals"]
+    idle = [interval.get("idle_seconds") or 0.0 for interval in intervals]
+    seconds = math.fsum(interval["seconds"] for interval in intervals)
+    return math.fsum(idle) / seconds if seconds and statistics.fmean(idle) > MIN_IDLE_SECONDS else None
+
+
+def _straggler(side: RunGroup) -> str | None:
+    found = [each for parallel in side.values("parallel") for each in (parallel or {}).get("stragglers") or ()]
+    if not found:
+        return None
+    worst = max(found, key=lambda each: each["slowdown"])
+    return f"rank {worst['rank']} is busy for {worst['slowdown']:.2f} times as long as the others"
+
+
+def _compiled_while_timed(side: RunGroup) -> str | None:
+    if not any(side.values("effective_settings", "compilation", "graphs_in_window")):
+        return None
+    return "torch.compile compiled in timed intervals; raise workload.timing_warmup_steps"
+
+
+def _outliers(side: RunGroup) -> str | None:
+    times = [value for value in side.values("timing", "mean_step_seconds") if value is not None]
+    shown = [f"{side.runs[index].path.parent.name} ({1000 * times[index]:.2f} ms)" for index in outliers(times)]
+    return f"not dropped: {', '.join(shown)}" if shown else None
+
+
+def _modified_source(side: RunGroup) -> str | None:
+    modified = any(side.values("environment", "git", "dirty"))
+    return "the harness's source had uncommitted changes" if modified else None
+
+
+# In the order in which they are shown.
+CHECKS: tuple[tuple[str, Callable[[RunGroup], str | None]], ...] = (
+    ("no fingerprint", _no_fingerprint),
+    ("untested", _untested),
+    ("learned routing", _learned_routing),
+    ("drift", _drift),
+    ("partly timed", _partly_timed),
+    ("data wait", _data_wait),
+    ("shared host", _shared_host),
+    ("shared device", _shared_device),
+    ("throttled", _throttled),
+    ("throttled", _throttled_host),
+    ("suspended", _suspended),
+    ("stalled", _stalled),
+    ("rested", _rested),
+    ("straggler", _straggler),
+    ("compiled while timed", _compiled_while_timed),
+    ("outliers", _outliers),
+    ("modified source", _modified_source),
+)
+
+
+def interval_step_seconds(record: Record) -> list[float]:
     """Return the mean step time of each measured interval, seconds."""
     return [
         interval["seconds"] / (interval["last_step"] - interval["first_step"] + 1)

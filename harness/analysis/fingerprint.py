@@ -1,6 +1,7 @@
 """Differences of the numerical fingerprints of two records (harness/training/fingerprint.py makes them).
 
-Every function yields (difference, where), and nothing if a record lacks what is needed.
+Every function yields (difference, where), and nothing if a record lacks what is needed. Those that judge a single
+record against itself yield None in place of a difference for each thing that it lacks.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any
@@ -23,6 +24,8 @@ from harness.text import counted
 Record = Mapping[str, Any]
 Sketch = Mapping[str, Any]
 """`norm`, and `projections` as float32 in base 64 (harness/workload/sketch.py)."""
+Own = tuple[float | None, str]
+"""A record's difference from what it should be, None if it lacks what is needed; and where."""
 # Looks with the first update of a parameter, and with any.
 FIRST_UPDATES = (("first_step",), ("repeated_step",))
 UPDATES = (*FIRST_UPDATES, ("short_training", "fp32"), ("short_training", "own"))
@@ -124,65 +127,76 @@ def _log_ratio(before: float | None, after: float | None) -> float:
     return math.log(after / before) if before and after else math.nan
 
 
-def update(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own updates against AdamW's formula, units in the last place of the weights."""
-    yield from _own_updates(reference, other, "weight_error_ulps", "weight", UPDATES)
+def update(record: Record) -> Iterator[Own]:
+    """The run's own updates against AdamW's formula, units in the last place of the weights."""
+    yield from _own_updates(record, "weight_error_ulps", "weight", UPDATES)
 
 
-def moments(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own second moments against AdamW's formula, relative, where they were zero before."""
-    yield from _own_updates(reference, other, "moment_error", "moment", FIRST_UPDATES)
+def moments(record: Record) -> Iterator[Own]:
+    """The run's own second moments against AdamW's formula, relative, where they were zero before."""
+    yield from _own_updates(record, "moment_error", "moment", FIRST_UPDATES)
 
 
-def _own_updates(
-    reference: Record, other: Record, key: str, name: str, looks: Sequence[Sequence[str]]
-) -> Iterator[tuple[float, str]]:
-    for record in (reference, other):
-        for look in looks:
-            found = get_path(record, "fingerprint", *look, "update")
-            if found is not None:
-                yield _number(found[key]), found[name]
+def _own_updates(record: Record, key: str, name: str, looks: Sequence[Sequence[str]]) -> Iterator[Own]:
+    for look in looks:
+        found = get_path(record, "fingerprint", *look, "update")
+        if found is not None:
+            yield _number(found[key]), found[name]
+        elif not _may_lack_update(record, look):
+            yield None, ""
 
 
-def repeated_step(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own first step against its repetition after the training: loss, gradient norm, gradients."""
-    for record in (reference, other):
-        first, again = (get_path(record, "fingerprint", look) for look in ("first_step", "repeated_step"))
-        if first is None or again is None:
-            continue
-        for key, where in (("loss", "loss"), ("gradient_norm", "gradient norm")):
-            yield _relative_difference(first[key], again[key]), where
-        if again["distance"] is not None:
-            yield _number(again["distance"]), again["gradient"]
+def _may_lack_update(record: Record, look: Sequence[str]) -> bool:
+    """Return whether an honest run has no update there: fp16 skips its first ones, float32 is not repeated."""
+    return get_path(record, "config", "precision") == ("fp32" if look[-1] == "own" else "fp16")
 
 
-def optimizer_steps(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own number of updates, by the optimizer's count, against its number of steps that were not skipped."""
-    for record in (reference, other):
-        counts, skipped = (
-            get_path(record, "fingerprint", "optimizer_steps"),
-            get_path(record, "losses", "skipped_steps"),
-        )
-        if counts is not None and skipped is not None:
-            expected = len(record["losses"]["train"]) - skipped
-            yield (
-                float(max(abs(count - expected) for count in counts)),
-                f"{counted(counts[0], 'update')} in {counted(expected, 'step')}",
-            )
+def repeated_step(record: Record) -> Iterator[Own]:
+    """The run's own first step against its repetition after the training: loss, gradient norm, gradients."""
+    first, again = (get_path(record, "fingerprint", look) for look in ("first_step", "repeated_step"))
+    if first is None or again is None:
+        yield None, ""
+        return
+    for key, where in (("loss", "loss"), ("gradient_norm", "gradient norm")):
+        yield _relative_difference(first[key], again[key]), where
+    if again["distance"] is not None:
+        yield _number(again["distance"]), again["gradient"]
 
 
-def learning_rates(reference: Record, other: Record) -> Iterator[tuple[float, str]]:
-    """Each run's own learning rates against the schedule of its config, relative to the peak rate."""
-    for record in (reference, other):
-        rates = get_path(record, "losses", "learning_rate")
-        if not rates or len(rates) != len(record["losses"]["train"]):
-            continue
-        settings = record["config"]["workload"]
-        work = WorkloadConfig(**{item.name: settings.get(item.name) for item in fields(WorkloadConfig)})
-        # The last one may be zero.
-        found = [(_number(rate) - learning_rate(step, work)) / work.learning_rate for step, rate in enumerate(rates, 1)]
-        at = max(range(len(found)), key=lambda index: abs(found[index]))
-        yield abs(found[at]), f"step {at + 1}"
+def optimizer_steps(record: Record) -> Iterator[Own]:
+    """The run's own number of updates, by the optimizer's count, against its steps that were not skipped."""
+    counts, skipped = get_path(record, "fingerprint", "optimizer_steps"), get_path(record, "losses", "skipped_steps")
+    if counts is None or skipped is None:
+        yield None, ""
+        return
+    expected = len(record["losses"]["train"]) - skipped
+    where = f"{counted(counts[0], 'update')} in {counted(expected, 'step')}"
+    yield float(max(abs(count - expected) for count in counts)), where
+
+
+def learning_rates(record: Record) -> Iterator[Own]:
+    """The run's own learning rates against the schedule of its config, relative to the peak rate."""
+    rates = get_path(record, "losses", "learning_rate")
+    if not rates or len(rates) != len(record["losses"]["train"]):
+        yield None, ""
+        return
+    settings = record["config"]["workload"]
+    work = WorkloadConfig(**{item.name: settings.get(item.name) for item in fields(WorkloadConfig)})
+    # The last one may be zero.
+    found = [(_number(rate) - learning_rate(step, work)) / work.learning_rate for step, rate in enumerate(rates, 1)]
+    at = max(range(len(found)), key=lambda index: abs(found[index]))
+    yield abs(found[at]), f"step {at + 1}"
+
+
+OWN_TESTS: dict[str, Callable[[Record], Iterator[Own]]] = {
+    "update": update, "moments": moments, "learning_rate": learning_rates, "optimizer_steps": optimizer_steps,
+    "repeated_step": repeated_step,
+}  # fmt: skip
+
+
+def missing_evidence(record: Record) -> list[str]:
+    """Return the tests of a record against itself that it lacks something for. Every run of this harness has it all."""
+    return [name for name, test in OWN_TESTS.items() if any(value is None for value, _ in test(record))]
 
 
 def _relative_difference(before: float | None, after: float | None) -> float:

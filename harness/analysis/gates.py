@@ -14,9 +14,9 @@ from harness.analysis.chips import Chip, ambiguity, find_chip
 from harness.analysis.format import tflops
 from harness.analysis.parity import Memo, ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
-from harness.analysis.timing_evidence import MIN_INTERVALS, timing_problems
+from harness.analysis.timing_evidence import timing_problems, unchecked
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
-from harness.config import OPERATIONS, flatten, is_part_of_the_work, product_format
+from harness.config import OPERATIONS, conditions, flatten, is_part_of_the_work, product_format
 from harness.records.load import LoadedRecord, get_path
 from harness.text import counted
 
@@ -126,17 +126,20 @@ def _batches(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def mixed_repeats(side: RunGroup) -> Iterator[str]:
     """Yield what differs between the repeats of one side, which must be of one device and one set-up."""
-    for name, keys in (
-        ("backend", ("backend", "name")),
-        ("device", ("device", "name")),
-        ("threads", ("effective_settings", "threads")),
-        ("micro-batch size", ("config", "workload", "micro_batch_size")),
-        *((key, ("effective_settings", key)) for key in ("compile", "adamw", *OPERATIONS)),
-        ("torch", ("environment", "packages", "torch")),
-    ):
-        values = {json.dumps(value) for value in side.values(*keys)}
-        if len(values) > 1:
-            yield f"{name} differs within {side.label}: {' and '.join(sorted(values))}"
+    found: dict[str, list[Any]] = {
+        "backend": side.values("backend", "name"),
+        "device": side.values("device", "name"),
+        **{key: side.values("effective_settings", key) for key in ("threads", "compile", "adamw", *OPERATIONS)},
+        "torch": side.values("environment", "packages", "torch"),
+        "software": side.values("backend", "versions"),
+        "layout": side.values("parallel", "layout"),
+    }
+    settings = [conditions(config) for config in side.values("config")]
+    found |= {key: [each.get(key) for each in settings] for key in settings[0]}
+    for name, values in found.items():
+        texts = sorted({json.dumps(value, sort_keys=True) for value in values})
+        if len(texts) > 1:
+            yield f"{name} differs within {side.label}: {' and '.join(texts)}"
 
 
 def _unequal(name: str, one: Any, two: Any) -> Iterator[str]:
@@ -198,9 +201,10 @@ def consistent_timing(sides: Sequence[RunGroup]) -> Gate:
     if details:
         return Gate("timing", False, details[0], tuple(details))
     runs = [run for side in sides for run in side.runs]
-    if short := sum(len(run.record["timing"]["intervals"]) < MIN_INTERVALS for run in runs):
-        among = f"{short} of {counted(len(runs), 'run')}"
-        return Gate("timing", None, f"not checked: fewer than {MIN_INTERVALS} intervals in {among}")
+    reasons = [reason for run in runs if (reason := unchecked(run.record)) is not None]
+    if reasons:
+        among = f"{len(reasons)} of {counted(len(runs), 'run')}"
+        return Gate("timing", None, f"not checked: {' and '.join(dict.fromkeys(reasons))} in {among}")
     return Gate("timing", True, "clocks, gaps between intervals and single steps agree with the step times")
 
 

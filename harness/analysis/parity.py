@@ -35,8 +35,9 @@ SPIKE_FLOOR = {
 class Difference:
     """One measured difference of two runs."""
 
-    value: float
-    """Positive means above the reference, in a test with a sign. NaN if one run has a value that is not finite."""
+    value: float | None
+    """Positive means above the reference, in a test with a sign. NaN if one run has a value that is not finite; None if
+    a run lacks evidence that the other may have: the test is not passed without it."""
     segment: int = 0
     where: str = ""
     """The steps, or the parameter, as in "steps 21 to 60"."""
@@ -121,8 +122,10 @@ def _judge(
             differences = list(test.differences(reference.record, run.record))
             memo[test.key, id(run)] = differences, test.unit(reference.record, run.record)
         differences, unit = memo[test.key, id(run)]
-        unchecked |= not differences
+        unchecked |= not differences or any(difference.value is None for difference in differences)
         for difference in differences:
+            if difference.value is None:
+                continue
             limit = unit * test.multiple * calibration.honest(test.key, precision, difference.segment)
             share = abs(difference.value) / limit if limit else math.inf if difference.value else 0.0
             # A NaN is worse than any number.
@@ -212,7 +215,7 @@ def _evaluation_spikes(reference: Record, other: Record) -> Iterator[Difference]
     size, floor = np.abs(_relative(reference, other, "train")), _spike_floor("train", reference)
     for difference, step in zip(_evaluations(reference, other), _common_evaluations(reference, other), strict=True):
         around = size[max(0, step - SPIKE_NEIGHBORS) : step + SPIKE_NEIGHBORS]
-        if len(around):
+        if len(around) and difference.value is not None:
             yield Difference(difference.value / max(float(np.median(around)), floor), 0, difference.where)
 
 
@@ -289,6 +292,17 @@ def _each(measure: Callable[[Record, Record], Iterable[tuple[float, str]]]) -> A
     return differences
 
 
+def _own(name: str) -> Callable[[Record, Record], Iterator[Difference]]:
+    """Return the differences of each of two records from what it should be by itself."""
+
+    def differences(reference: Record, other: Record) -> Iterator[Difference]:
+        for record in (reference, other):
+            for value, where in fingerprint.OWN_TESTS[name](record):
+                yield Difference(value, 0, where)
+
+    return differences
+
+
 def _amplification(curve: str) -> Callable[[Record, Record], float]:
     return partial(fingerprint.amplification, curve=curve)
 
@@ -344,32 +358,32 @@ TESTS: tuple[ParityTest, ...] = (
     ParityTest(
         "update",
         "first update against AdamW's formula, units in the last place",
-        _each(fingerprint.update),
+        _own("update"),
         "weight decay, epsilon, learning rate; weights that are rounded",
         multiple=3.0,
     ),
     ParityTest(
         "moments",
         "second moments of the first update against AdamW's formula",
-        _each(fingerprint.moments),
+        _own("moments"),
         "other betas",
     ),
     ParityTest(
         "learning_rate",
         "learning rates against the schedule",
-        _each(fingerprint.learning_rates),
+        _own("learning_rate"),
         "another learning rate in any step",
     ),
     ParityTest(
         "optimizer_steps",
         "updates of a parameter, difference from the number of steps",
-        _each(fingerprint.optimizer_steps),
+        _own("optimizer_steps"),
         "updates that were skipped, or done twice",
     ),
     ParityTest(
         "repeated_step",
         "first step, repeated after the training",
-        _each(fingerprint.repeated_step),
+        _own("repeated_step"),
         "a program that changed during the training",
     ),
     ParityTest(

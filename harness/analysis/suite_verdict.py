@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.cautions import Caution
+from harness.analysis.cautions import MOVES_TIMES, Caution
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import percent, ratio, ratio_with_interval
 from harness.analysis.ratio_statistics import ALPHA
@@ -116,6 +116,17 @@ class SuiteComparison:
         """The workloads with a ratio, fastest first."""
         return sorted((row for row in self.rows if row.estimate is not None), key=lambda row: row.estimate or 0.0)
 
+    @property
+    def single_runs(self) -> list[Pair]:
+        """The workloads of which a side has a single process."""
+        pairs = [row.pair for row in self.measured if row.pair is not None]
+        return [pair for pair in pairs if pair.headline is not None and pair.headline.ratio.single_run]
+
+    @property
+    def disturbances(self) -> list[str]:
+        """Cautions whose cause moves times, about single processes: it may move all workloads alike."""
+        return sorted({caution.name for pair in self.single_runs for caution in pair.cautions} & MOVES_TIMES)
+
     def is_inside(self, row: Row) -> bool:
         """Return whether a workload's ratio lies inside the margin."""
         return row.estimate is not None and abs(math.log(row.estimate)) <= math.log1p(self.margin)
@@ -204,7 +215,8 @@ def judge_rows(
         return replace(found, verdict=INCONCLUSIVE, summary=f"{names} have no workload in common.{_not_run(found)}")
     estimates = [row.estimate or math.nan for row in measured]
     mean = mean_ratio(estimates, [row.workload.weight for row in measured], margin)
-    judged = replace(found, mean=mean, verdict=_verdict(mean, verdicts, unit))
+    verdict = INCONCLUSIVE if found.disturbances else _verdict(mean, verdicts, unit)
+    judged = replace(found, mean=mean, verdict=verdict)
     return replace(judged, summary=_summary(judged))
 
 
@@ -234,8 +246,14 @@ def _summary(found: SuiteComparison) -> str:
         f"worst {worst.workload.name} {ratio(worst.estimate or 0)}, spread {percent(round(math.expm1(mean.spread), 3))}"
     )
     lead = f"{names['other']} against {names['reference']}: {found.verdict}. {capitalized(number)} ({sample})."
+    alone = ""
+    if found.disturbances:
+        alone = f" One process a side shows nothing with {' and '.join(found.disturbances)}: run 3 or more a side."
+    elif found.single_runs:
+        count = counted(len(found.single_runs), "workload")
+        alone = f" One process a side in {count}: what changes from run to run cannot be told."
     rests_on = "" if found.unit is None else f" {capitalized(_rests_on(found, found.unit))}."
-    return f"{lead} {capitalized(range_of_rows)}.{rests_on}{_not_run(found)}{caution_names(_cautions(found))}"
+    return f"{lead} {capitalized(range_of_rows)}.{alone}{rests_on}{_not_run(found)}{caution_names(_cautions(found))}"
 
 
 def _rests_on(found: SuiteComparison, unit: Unit) -> str:
@@ -283,7 +301,7 @@ def holds(found: SuiteComparison, expectation: str) -> bool:
     """Return whether the mean shows what was expected; nothing does where a side could not run what the other could."""
     if expectation == SUPPORTED:
         return found.claim_verdict is not None and found.claim_verdict.verdict == SUPPORTED
-    if found.mean is None or any(row.not_run for row in found.rows):
+    if found.mean is None or found.disturbances or any(row.not_run for row in found.rows):
         return False
     mean = found.mean
     return {

@@ -17,6 +17,8 @@ MAX_CLOCK_DIFFERENCE, MIN_DIFFERENCE_SECONDS = 0.003, 0.0003
 # A process that is paused in the microseconds between the readings of two clocks makes an interval differ: 8 of 4 050
 # on a busy host, by 4 to 8 ms each. They must be several, and make up a part of the whole time.
 MAX_OFF_SECONDS, MAX_OFF_SHARE, MIN_OFF, MAX_OFF_TIME = 0.0005, 0.005, 2, 0.005
+# Of one or two intervals each is judged by itself, so that such a pause has to be allowed.
+MAX_PAUSE_SECONDS = 0.02
 # Reading the losses of an interval takes a fraction of a millisecond.
 MAX_GAP_SECONDS, MAX_GAP_SHARE = 0.002, 0.01
 # The first and the last step of an interval are steps like the others.
@@ -31,6 +33,7 @@ def timing_problems(record: Record) -> Iterator[str]:
     """Yield what contradicts the record's step time."""
     intervals = record["timing"]["intervals"]
     if len(intervals) < MIN_INTERVALS:
+        yield from _clock_problems_of_few(intervals)
         return
     ratio = _median(intervals, "raw_seconds")
     typical = statistics.median(interval["seconds"] for interval in intervals)
@@ -47,6 +50,26 @@ def timing_problems(record: Record) -> Iterator[str]:
     if ratio is not None and not DEVICE_RANGE[0] <= ratio <= DEVICE_RANGE[1]:
         yield f"the device's events cover {ratio:.3f} of the intervals' seconds: a synchronization or a step is missing"
     yield from _step_problems(record, intervals)
+
+
+def unchecked(record: Record) -> str | None:
+    """Return why a record's timing cannot be checked, as "fewer than 3 intervals"; None if it can be."""
+    intervals = record["timing"]["intervals"]
+    if len(intervals) < MIN_INTERVALS:
+        return f"fewer than {MIN_INTERVALS} intervals"
+    if any(interval.get("raw_seconds") is None for interval in intervals):
+        return "no second clock"
+    # Nothing comes before the first interval of a process.
+    starts = {attempt["from_step"] + 1 for attempt in record.get("attempts") or ()}
+    known = (interval.get("gap_seconds") is not None or interval["first_step"] in starts for interval in intervals)
+    return None if all(known) else "no gaps between intervals"
+
+
+def _clock_problems_of_few(intervals: Sequence[Record]) -> Iterator[str]:
+    for interval in intervals:
+        raw, seconds = interval.get("raw_seconds"), interval["seconds"]
+        if raw is not None and abs(raw - seconds) > MAX_CLOCK_DIFFERENCE * seconds + MAX_PAUSE_SECONDS:
+            yield f"a second clock measures {raw / seconds:.3f} times an interval's seconds: a clock is wrong"
 
 
 def _gap_problems(intervals: Sequence[Record]) -> Iterator[str]:

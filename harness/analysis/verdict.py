@@ -11,7 +11,13 @@ from typing import Any
 
 from harness.analysis import gates
 from harness.analysis.calibration import Calibration, load_calibration
-from harness.analysis.cautions import MOVES_TIMES, Caution, cautions_about, interval_step_seconds
+from harness.analysis.cautions import (
+    MOVES_TIMES,
+    Caution,
+    cautions_about,
+    cautions_between,
+    interval_step_seconds,
+)
 from harness.analysis.claims import SUPPORTED, Claim, ClaimVerdict
 from harness.analysis.format import ratio_with_interval
 from harness.analysis.gates import Gate
@@ -135,7 +141,7 @@ class _Judge:
     def pair(self, number: int, other: RunGroup) -> Pair:
         """Return the verdict on a side, of which 0 would be the reference."""
         reference, names = self.reference, self._names(other)
-        cautions = (*self.about_reference, *cautions_about(other))
+        cautions = (*self.about_reference, *cautions_about(other), *cautions_between(reference, other))
         passed, findings, verdict = self._gates(other)
         if verdict == SAME_COMPUTATION:
             emulated = " and ".join(name_in_sentence(side.label) for side in (reference, other) if side.emulated)

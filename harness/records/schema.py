@@ -103,12 +103,11 @@ def _arithmetic_problems(record: dict[str, Any]) -> Iterable[str]:
 def _coverage_problems(record: dict[str, Any], intervals: list[dict[str, Any]]) -> Iterable[str]:
     """Yield what is missing or counted twice: intervals adjoin, and every curve has a value for each step."""
     timing = record["timing"]
-    # Steps are left out where a run was resumed, which warms up again, and while a checkpoint was written.
     left_out = _steps_of(timing, "resumed") + _steps_of(timing, "saving")
     expected = record["config"]["workload"]["timing_warmup_steps"] + 1
     for interval in intervals:
         first, last = interval["first_step"], interval["last_step"]
-        if last < first or first < expected or (first > expected and not left_out):
+        if last < first or first < expected or (first > expected and not _may_leave_out(record, expected)):
             yield f"has an interval of steps {first} to {last} where one from step {expected} on is due; it was edited"
             return
         expected = last + 1
@@ -116,12 +115,29 @@ def _coverage_problems(record: dict[str, Any], intervals: list[dict[str, Any]]) 
     if left_out:
         # The last steps may be among them.
         last = 1 + _steps_of(timing, "warmup") + timing["measured_steps"] + left_out
+        if last >= expected and not _may_leave_out(record, expected):
+            yield f"has no interval from step {expected} on; it was edited"
     for name, values in (("losses", losses["train"]), ("gradient norms", losses["gradient_norm"]),
                          ("learning rates", losses.get("learning_rate") or losses["train"])):  # fmt: skip
         if len(values) != last:
             yield f"has {len(values)} {name} for {counted(last, 'step')}; it was edited"
     if len(record["timing"]["step_seconds"]) != record["timing"]["measured_steps"]:
         yield "has not as many step times as measured steps; it was edited"
+
+
+def _may_leave_out(record: dict[str, Any], step: int) -> bool:
+    """Return whether steps from this one on may be missing in the timing.
+
+    They are where a run was resumed, which warms up again; before that, if it was resumed under other conditions; and
+    while a checkpoint is written.
+    """
+    config, resumed = record["config"], _steps_of(record["timing"], "resumed")
+    starts = [attempt["from_step"] for attempt in record.get("attempts") or ()]
+    warmup = config["workload"]["timing_warmup_steps"]
+    if resumed and any(step <= start + warmup for start in starts if start):
+        return True
+    saving, every = _steps_of(record["timing"], "saving"), config["checkpoint"]["every"]
+    return bool(saving and config["checkpoint"]["asynchronous"] and every and (step - 1) % every == 0)
 
 
 def _steps_of(timing: dict[str, Any], phase: str) -> int:

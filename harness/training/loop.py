@@ -81,9 +81,14 @@ class GapMeter:
         finally:
             self._accounted_seconds += raw_clock() - began
 
-    def pop(self) -> float | None:
-        """Return the seconds that nothing accounts for since the last interval; None before the first one."""
-        return None if self._began is None else max(0.0, raw_clock() - self._began - self._accounted_seconds)
+    def pop(self) -> tuple[float, float] | None:
+        """Return the seconds since the last interval, and those of them that nothing accounts for; None before the
+        first one.
+        """
+        if self._began is None:
+            return None
+        seconds = raw_clock() - self._began
+        return seconds, max(0.0, seconds - self._accounted_seconds)
 
 
 class Loop:
@@ -112,7 +117,7 @@ class Loop:
         self._evaluator, self._ranks, self._observer = evaluator, ranks, observer
         self._stop_requested, self._checkpoints = stop_requested, checkpoints
         self._gap = GapMeter()
-        self._began = 0.0
+        self._began = self._evaluated_seconds = 0.0
 
     def run(self, history: TrainingHistory) -> None:
         """Train until the steps are done, the target is reached, or a stop is requested.
@@ -168,7 +173,8 @@ class Loop:
         rates: list[float] = []
         with self._gap.accounted():
             self._observer.interval_begins(phase)
-        gap_seconds, raw_began = self._gap.pop(), raw_clock()
+        gap, evaluated, self._evaluated_seconds = self._gap.pop(), self._evaluated_seconds, 0.0
+        raw_began = raw_clock()
         self._step_clock.begin(first)
         for step in range(first, last + 1):
             wait_began = self._step_clock.now()
@@ -180,7 +186,9 @@ class Loop:
             if self._stop_requested():
                 break
         interval = self._step_clock.end(first + len(outputs) - 1)
-        interval.raw_seconds, interval.gap_seconds = raw_clock() - raw_began, gap_seconds
+        interval.raw_seconds = raw_clock() - raw_began
+        if gap is not None:
+            interval.idle_seconds, interval.gap_seconds = max(0.0, gap[0] - evaluated), gap[1]
         self._gap.begin()
         # No time is counted from here to the next `begin`.
         with self._gap.accounted():
@@ -217,7 +225,9 @@ class Loop:
 
     def _evaluate(self, step: int, history: TrainingHistory) -> float:
         with self._gap.accounted():
+            began = history.evaluation_seconds
             loss = self._evaluator.evaluate(step, history)
+            self._evaluated_seconds += history.evaluation_seconds - began
             self._observer.evaluated(step, loss)
         self._evaluator.check_finite(step, loss)
         return loss

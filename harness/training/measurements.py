@@ -36,6 +36,7 @@ class Measurements:
     skipped_steps: int | None = None
     final_norms: dict[str, float] | None = None
     other_processes_cpu_fraction: float | None = None
+    cpu_throttled_seconds: float | None = None
     device_processes: list[str] | None = None
     device_condition: dict[str, Any] | None = None
     telemetry: dict[str, Any] | None = None
@@ -51,7 +52,7 @@ class Contention:
     """Contention from construction to `finish`: other processes on host and device, and clock throttling."""
 
     def __init__(self, backend: Backend, ranks: Ranks) -> None:
-        self._backend = backend
+        self._backend, self._ranks = backend, ranks
         self._host = CpuContention(all_of_this_host(ranks))
         self._processes = backend.other_processes()
         self._clock_state = backend.clock_state()
@@ -62,9 +63,12 @@ class Contention:
         if device_is_well and self._clock_state is not None:
             # Read at once: a throttled device cools within seconds.
             condition = {"before": self._clock_state, "after": self._backend.clock_state()}
+        after = self._backend.other_processes() if device_is_well else None
+        known = [names for pair in self._ranks.gather((self._processes, after)) for names in pair if names is not None]
         return {
             "other_processes_cpu_fraction": self._host.other_fraction(),
-            "device_processes": self._processes,
+            "cpu_throttled_seconds": self._host.throttled_seconds(),
+            "device_processes": sorted({name for names in known for name in names}) if known else None,
             "device_condition": condition,
         }
 

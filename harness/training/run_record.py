@@ -90,6 +90,7 @@ def contention_section(measurements: Measurements) -> dict[str, Any]:
     """Return the use of host and device by other processes, and clock throttling."""
     return {
         "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
+        "cpu_throttled_seconds": measurements.cpu_throttled_seconds,
         "device_processes": measurements.device_processes,
         "device_condition": measurements.device_condition,
     }
@@ -202,6 +203,7 @@ def timing_section(config: Config, measurements: Measurements, history: Training
                 "device_seconds": interval.device_seconds,
                 "raw_seconds": interval.raw_seconds,
                 "gap_seconds": interval.gap_seconds,
+                "idle_seconds": interval.idle_seconds,
             }
             for interval in measured
         ],

@@ -32,6 +32,8 @@ class TimedInterval:
     """The same interval by another clock, which the loop reads outside of this one's readings: another check."""
     gap_seconds: float | None = None
     """Time before the interval, since the one before it, that nothing accounts for; None for the first one."""
+    idle_seconds: float | None = None
+    """All time since the one before it but evaluations: checkpoints, files and exchanges, in which the device rests."""
 
     @property
     def steps(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from harness import log
 from harness.backends.base import Backend
 from harness.backends.step import TrainStep
-from harness.config import Config
+from harness.config import Config, conditions, flatten, to_dict
 from harness.errors import RunFailed
 from harness.training.distributed.collectives import CoordinatedStop
 from harness.training.distributed.communication import CommunicationMeter, ExchangeObserver
@@ -197,22 +197,12 @@ class Trainer:
 
     def _conditions(self) -> dict[str, Any]:
         """Return what a step time depends on besides the work."""
-        config, description = self._config, self._description
+        description = self._description
         return {
-            "track": asdict(config.track),
-            "micro_batch_size": config.workload.micro_batch_size,
-            "activation_checkpointing": config.model.activation_checkpointing,
-            "activation_checkpointing_blocks": config.model.activation_checkpointing_blocks,
+            **conditions(to_dict(self._config)),
             # Axes that were left open have their sizes in the layout.
-            "parallel": {
-                **asdict(config.parallel),
-                **asdict(description.layout),
-                "timeout_seconds": None,
-                "scaling_reference": None,
-            },
+            **flatten({"parallel": asdict(description.layout)}),
             "threads": description.effective_settings["threads"],
-            "timing_warmup_steps": config.workload.timing_warmup_steps,
-            "interval_steps": config.workload.interval_steps,
             "world_size": description.world_size,
             "device": description.device.get("name"),
             "software": description.versions,
