@@ -555,13 +555,26 @@ def workload_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole config as nested dictionaries, as `to_dict` returns it and a record holds it.
     """
     work = {key: value for key, value in flatten(config).items() if is_part_of_the_work(key)}
-    if work["model.num_key_value_heads"] is None:
-        work["model.num_key_value_heads"] = work["model.num_attention_heads"]
-    if work["model.intermediate_size"] is None:
-        work["model.intermediate_size"] = 4 * work["model.hidden_size"]
+    hidden_size = work.get("model.hidden_size")
+    if work.get("model.num_key_value_heads") is None:
+        work["model.num_key_value_heads"] = work.get("model.num_attention_heads")
+    # The settings that a user has edited can be anything.
+    if work.get("model.intermediate_size") is None and isinstance(hidden_size, int):
+        work["model.intermediate_size"] = 4 * hidden_size
     if work.get("model.position_embedding") != "rotary":
         work["model.rope_theta"] = None
     return _without_unused(work)
+
+
+def work_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of the work that differ, by dotted key, with both values, "absent" where there is none.
+
+    Args:
+        one, two: whole configs as nested dictionaries.
+    """
+    first, second = workload_settings(one), workload_settings(two)
+    pairs = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in {**first, **second}}
+    return {key: values for key, values in pairs.items() if values[0] != values[1]}
 
 
 # Settings of the model that only experts use.
@@ -580,12 +593,13 @@ def _without_unused(work: dict[str, Any]) -> dict[str, Any]:
 
     These came after the first records, whose identities so stay as they are.
     """
-    bias, heads, rope = work.get("model.bias"), work.get("model.num_attention_heads"), "model.rope_scaling."
+    bias, rope = work.get("model.bias"), "model.rope_scaling."
+    width, heads = work.get("model.hidden_size"), work.get("model.num_attention_heads")
     unset = {
         "model.attention_bias": "all" if bias else "none",
         "model.mlp_bias": bias,
         # Settings that are being checked, and those of a stranger's record, can be anything.
-        "model.head_dim": work["model.hidden_size"] // heads if isinstance(heads, int) and heads else None,
+        "model.head_dim": width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None,
         "model.qk_norm": False,
         "model.num_experts": None,
         "workload.eval_first": False,

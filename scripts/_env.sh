@@ -15,7 +15,8 @@ make_environment() { # make_environment EXTRAS
     echo "error: $("$python" --version) is too old, expected Python 3.10 or later; set PYTHON to a newer one" >&2
     exit 2
   fi
-  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || {
+  # Where venv's own pip was missing, Python is there and pip is not.
+  "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv" || {
     echo "error: cannot create a virtual environment in $venv; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 2
   }

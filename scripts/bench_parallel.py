@@ -12,6 +12,7 @@ with its 95 % interval (Student's t of the logarithms of each round's ratio).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -67,20 +68,22 @@ def main() -> int:
         for name in in_turn(variants, number):
             launcher, overrides = variants[name]
             record, _ = run_harness(layered_settings(DEFAULTS, overrides, options.overrides), launcher)
-            found[name] = record["timing"]
-        for name, timing in found.items():
-            ratio = timing["tokens_per_second"] / found[first]["tokens_per_second"]
+            found[name] = record
+        for name, record in found.items():
+            timing = record["timing"]
+            ratio = timing["tokens_per_second"] / found[first]["timing"]["tokens_per_second"]
             windows[name].append(ratio)
             seconds = timing["training_seconds"]
             with_saves[name].append(ratio * seconds / (seconds + timing["checkpoint_seconds"]))
             if timing["checkpoint_seconds"]:
-                saves.append(timing["checkpoint_seconds"] / 2)
+                work, every = record["config"]["workload"], record["config"]["checkpoint"]["every"]
+                saves.append(timing["checkpoint_seconds"] / math.ceil(work["steps"] / every))
         print(f"round {number + 1}: " + ", ".join(f"{name} {windows[name][-1]:.4f}" for name in variants), flush=True)
     print(f"\n{'over ' + first:<30} {'window':>24} {'with saves':>24}")
     for name in list(variants)[1:]:
         print(f"{name:<30} {interval(windows[name]):>24} {interval(with_saves[name]):>24}")
     if saves:
-        print(f"one save (of two): {statistics.median(saves):.3f} s")
+        print(f"one save: {statistics.median(saves):.3f} s")
     return 0
 
 

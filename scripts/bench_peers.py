@@ -115,6 +115,8 @@ class Runs:
     """Runs so far, in a file of one line each: none is repeated, so that a broken benchmark goes on where it was."""
 
     file: Path | None
+    device: str | None = None
+    """Name of the accelerator; None for the CPU, which other processes may use too."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,11 +129,12 @@ class Runs:
 
     def get(self, trainer: str, parts: Sequence[str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the measurements of the run that these parts name, and make it if there is none yet."""
-        host = f"{cpu_model()}, {allowed_cores()} cores"
+        host = ", ".join(filter(None, [str(cpu_model()), f"{allowed_cores()} cores", self.device]))
         key = " | ".join([host, software(trainer), *parts])
         if key in self.found:
             return self.found[key]
-        wait_until_idle()
+        if self.device is None:
+            wait_until_idle()
         self.found[key] = run = make()
         # A failure may be of the moment.
         if self.file is not None and "failed" not in run:
@@ -139,6 +142,15 @@ class Runs:
                 file.write(json.dumps({"key": key, "run": run}) + "\n")
         print(f"{' | '.join(parts[1:])}: {described(run)}", flush=True)
         return run
+
+
+def device_name(backend: str) -> str | None:
+    """Return the name of the accelerator that a backend runs on, or None for the CPU."""
+    if backend != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(0)
 
 
 def described(run: dict[str, Any]) -> str:
@@ -208,7 +220,6 @@ def main() -> int:
         shapes = {" ".join(options.overrides): []}
     python = environment(options.environment)
     runs = Runs(options.out)
-    touch_memory()
     tables = []
     for shape, settings in shapes.items():
         work = layered_settings(WORK, settings, options.overrides)
@@ -217,6 +228,9 @@ def main() -> int:
             check_work(config)
         except UserError as error:
             parser.error(str(error))
+        runs.device = device_name(config.backend.name)
+        if runs.device is None and not tables:
+            touch_memory()
         # Sizes that the global batch makes the same are measured once.
         for sizes in dict.fromkeys(sizes_to_try(config, size) for size in options.micro_batch or [None]):
             rows = compare(work, config, sizes, python, runs, options)

@@ -12,5 +12,5 @@ fi
 ruff format --check .
 ruff check .
 pyright --pythonpath "$venv/bin/python"
-for script in scripts/*.sh .ci/run; do bash -n "$script"; done
+for script in scripts/*.sh scripts/*/*.sh .ci/run; do bash -n "$script"; done
 echo "check: all passed"

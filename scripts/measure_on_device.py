@@ -66,6 +66,8 @@ def main() -> int:
     options = parser.parse_intermixed_args()
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     out = (options.out or Path("runs") / f"{stamp}-measured-{options.backend}").absolute()
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"--out: {out} is not empty; choose another folder, so that no old record is taken for a new one")
     common = [f"backend={options.backend}", f"peak_dir={out / 'peaks'}"]
     if harness(common, "peak") == UNAVAILABLE:
         return UNAVAILABLE

@@ -6,6 +6,7 @@ The peers are installed into their own environment, created on first use, withou
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -76,6 +77,8 @@ def check_work(config: Config) -> None:
     pairs.append(("model.head_dim", head_dim(model), model.hidden_size // model.num_attention_heads))
     pairs.append(("precision", config.precision, "bf16"))
     pairs.append(("backend.device_index", config.backend.device_index, 0))
+    if config.backend.name not in ("cpu", "cuda"):
+        pairs.append(("backend", config.backend.name, "cpu or cuda"))
     others = [f"{key}: found {found}, but the peers have {value}" for key, found, value in pairs if found != value]
     if others:
         raise ConfigError("; ".join([*others, "leave these settings out"]))
@@ -102,7 +105,11 @@ def peer(python: Path, program: str, work: dict[str, Any]) -> dict[str, Any]:
     """Return the measurements of one run of a peer, whose learning rate does not warm up, or why it failed."""
     work = {key: value for key, value in work.items() if key not in ("plain", "lr_warmup_steps")}
     command = [str(python), str(PROGRAMS / program), json.dumps({**work, "began": time.time()})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Of several GPUs some peers would use all, on as many times the work.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": visible}
+    )
     if done.returncode != 0:
         return {"failed": (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]}
     return json.loads(done.stdout.splitlines()[-1])

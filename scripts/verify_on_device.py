@@ -47,6 +47,8 @@ QUICK_SETTINGS = (
 )
 # Events and the host clock measure the same work: between two synchronizations they may differ by a launch.
 EVENT_TOLERANCE = 0.01
+# Repeats on a device that nobody else uses; the work is short.
+REPEAT_TOLERANCE = 0.25
 REPEATS = 3
 UNAVAILABLE = 3
 
@@ -152,7 +154,10 @@ def contract(bundle: Bundle, backend: str) -> None:
     # Warnings of the vendor's plug-in are no failures here.
     options = ("-q", "-rs", "-W", "default", "-p", "no:cacheprovider")
     done = bundle.command("contract", "-m", "pytest", *options, tests, "-k", backend)
-    bundle.check("contract", done.returncode == 0, (done.stdout.strip().splitlines() or ["no answer"])[-1])
+    lines = done.stdout.splitlines()
+    skipped = [line for line in lines if line.startswith("SKIPPED") and f"backend {backend}:" in line]
+    last = (skipped or lines or ["no answer"])[-1]
+    bundle.check("contract", done.returncode == 0 and not skipped, last)
 
 
 def parity(bundle: Bundle, backend: str, precision: str, settings: tuple[str, ...]) -> bool:
@@ -219,7 +224,8 @@ def _repeats(records: list[dict[str, Any]]) -> tuple[bool, str]:
     if records[0]["device"]["emulated"]:
         return True, f"{agreement}; emulated, so no speed"
     steps = [record["timing"]["mean_step_seconds"] for record in records]
-    return True, f"{agreement}; step times within {max(steps) / min(steps) - 1:.2%} of each other"
+    apart = max(steps) / min(steps) - 1
+    return apart <= REPEAT_TOLERANCE, f"{agreement}; step times within {apart:.2%} of each other"
 
 
 if __name__ == "__main__":

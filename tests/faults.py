@@ -92,8 +92,10 @@ def interrupt_run(folder: Path, *overrides: str) -> Path:
 
 
 def await_checkpoints(process: Forked, folder: Path, count: int) -> None:
+    limit = time.monotonic() + 120
     while len(checkpoint_steps(folder)) < count:
         assert process.poll() is None, process.output("err")
+        assert time.monotonic() < limit
         time.sleep(0.02)
 
 

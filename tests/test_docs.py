@@ -348,7 +348,8 @@ def test_every_exit_code_is_documented() -> None:
 
 def test_nothing_says_to_install_from_an_index_what_is_on_none() -> None:
     """The harness is installed from a clone: pip install -e ."""
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert "README.md" in listed
     found = [
         name
         for name in listed.splitlines()

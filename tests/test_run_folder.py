@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,23 @@ def test_another_workload_is_an_error_that_names_the_setting(overrides: list[str
     with pytest.raises(ConfigError) as raised:
         acquire_run_folder(config(tmp_path / "run", *overrides), "cpu-tiny")
     assert named in str(raised.value)
+
+
+def test_the_same_work_in_other_words_is_the_same_work(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
+    same = config(tmp_path / "run")
+    assert same.model.intermediate_size is None
+    spelled_out = config(tmp_path / "run", f"model.intermediate_size={4 * same.model.hidden_size}")
+    with acquire_run_folder(spelled_out, "cpu-tiny") as folder:
+        assert folder.resuming
+
+
+def test_a_config_without_a_setting_is_of_another_work(tmp_path: Path) -> None:
+    start_run(tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(re.sub(r"^  hidden_size: .*\n", "", file.read_text(), flags=re.MULTILINE))
+    with pytest.raises(ConfigError, match=r"model\.hidden_size was 'absent', now "):
+        acquire_run_folder(config(tmp_path / "run"), "cpu-tiny")
 
 
 @pytest.mark.parametrize("text", ["\n", "- 1\n", "a: [\n"])

@@ -32,6 +32,7 @@ from harness.commands.kept_runs import EndedRun
 from harness.composition import load
 from harness.config import to_dict as config_to_dict
 from harness.errors import ConfigError, ExitCode, RecordError
+from harness.records.folder_lock import locked
 from harness.records.record import write_record
 from harness.records.suite_folder import (
     FAILED,
@@ -40,7 +41,6 @@ from harness.records.suite_folder import (
     UNAVAILABLE,
     NotRun,
     SuiteFolder,
-    locked,
     read_suite_folder,
 )
 from harness.report.suite_content import details, suite_rows
@@ -275,7 +275,7 @@ class TestRuns:
             command.main(COMMAND)
         jobs = len(runs.jobs)
         runs.ends.clear()
-        with locked(Path("runs")), pytest.raises(ConfigError, match="another command runs the suite in runs; wait"):
+        with locked(Path("runs"), "out"), pytest.raises(ConfigError, match="another command runs into runs; wait"):
             command.main(COMMAND)
         assert len(runs.jobs) == jobs
         assert command.main(COMMAND) == ExitCode.OK

@@ -120,6 +120,25 @@ def test_compare_names_the_settings_in_which_the_sides_differ(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_a_second_comparison_in_a_folder_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take the first one's running run for an interrupted one, and move its files away."""
+    settings = ["experiment=smoke backend.threads=1"] * 2
+    started = []
+
+    def run_process(command: list[str], output: Any) -> int:
+        started.append(command)
+        with pytest.raises(ConfigError, match=r"--out: another command runs into .*out; wait until it"):
+            interleaved_runs.run_side_by_side(settings, 5, tmp_path / "out")
+        return 5
+
+    monkeypatch.setattr(kept_runs, "run_process", run_process)
+    for _ in range(2):
+        with pytest.raises(RunFailed):
+            interleaved_runs.run_side_by_side(settings, 5, tmp_path / "out")
+    assert len(started) == 2
+    assert not (tmp_path / "out" / ".lock").exists()
+
+
 def test_compare_makes_one_run_of_an_experiment_that_asks_for_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -136,7 +137,7 @@ class Zygote:
         self._address = str(folder / "socket")
         self.python = str(folder / "python")
         client = [sys.executable, "-I", "-S", str(PROJECT / "tests" / "fork_client.py"), self._address]
-        Path(self.python).write_text(f'#!/bin/sh\nexec {" ".join(client)} "$@"\n', encoding="utf-8")
+        Path(self.python).write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
         os.chmod(self.python, 0o700)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._address)

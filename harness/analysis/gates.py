@@ -16,7 +16,7 @@ from harness.analysis.parity import Memo, ParityResult, compare_computation
 from harness.analysis.run_group import RunGroup
 from harness.analysis.timing_evidence import timing_problems, unchecked
 from harness.analysis.utilization import achieved_flops, catalogued_peak, measured_peak
-from harness.config import OPERATIONS, conditions, flatten, is_part_of_the_work, product_format
+from harness.config import OPERATIONS, conditions, product_format, work_differences
 from harness.records.load import LoadedRecord, get_path
 from harness.text import counted
 
@@ -99,14 +99,8 @@ def _differences(reference: LoadedRecord, run: LoadedRecord) -> Iterator[str]:
     ):
         yield from _unequal(name, get_path(one, *keys), get_path(two, *keys))
     if one["workload_id"] != two["workload_id"]:
-        lines = [
-            line
-            for key in sorted(flatten(one["config"]).keys() | flatten(two["config"]).keys())
-            if is_part_of_the_work(key)
-            for line in _unequal(
-                key, flatten(one["config"]).get(key, "absent"), flatten(two["config"]).get(key, "absent")
-            )
-        ]
+        differences = sorted(work_differences(one["config"], two["config"]).items())
+        lines = [line for key, values in differences for line in _unequal(key, *values)]
         yield from lines or _unequal("workload_id", one["workload_id"], two["workload_id"])
     yield from _unequal("initial weights", _short(one["digests"].get("init")), _short(two["digests"].get("init")))
     yield from _unequal("batches", *(_short(value) for value in _batches(one, two)))

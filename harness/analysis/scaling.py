@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import Config, flatten, is_part_of_the_work, to_dict
+from harness.config import Config, flatten, to_dict, work_differences
 from harness.errors import ConfigError
 from harness.records.load import get_path, load_runs
 from harness.text import counted
@@ -96,11 +96,13 @@ def _differences(config: Config, device: dict[str, Any], threads: int | None, re
             get_path(record, "effective_settings", "threads"),
             f"{threads} (backend.threads)",
         )
-    expected, found = flatten(to_dict(config)), flatten(record["config"])
-    for key in sorted(expected.keys() | found.keys()):
-        counts = is_part_of_the_work(key) or key.startswith("track.")
-        if counts and key != BATCH and expected.get(key) != found.get(key):
-            yield key, found.get(key), expected.get(key)
+    asked, given = to_dict(config), record["config"]
+    differences = work_differences(given, asked)
+    differences.pop(BATCH, None)
+    tracks = [flatten({"track": each["track"]}) for each in (given, asked)]
+    differences |= {key: (tracks[0].get(key), value) for key, value in tracks[1].items() if tracks[0].get(key) != value}
+    for key, (found, expected) in sorted(differences.items()):
+        yield key, found, expected
 
 
 def _kind(config: Config, world_size: int, record: dict[str, Any], given: str) -> str:

@@ -17,9 +17,10 @@ from harness import log
 from harness.commands.kept_runs import run_into, status_of
 from harness.commands.preflight import check_backend
 from harness.composition import load
-from harness.config import Config, to_dict, workload_id, workload_settings
+from harness.config import Config, to_dict, work_differences
 from harness.errors import ConfigError, ExitCode, RunFailed
 from harness.records.files import has_valid_seal, seal, write_atomically
+from harness.records.folder_lock import locked
 from harness.regular_files import load_json
 from harness.text import counted, override_key, utc_stamp
 
@@ -49,22 +50,26 @@ def run_side_by_side(settings: Sequence[str], repeats: int, out: Path | None) ->
         _check(text, config)
     _check_same_work(settings, configs)
     folder = _folder(out)
-    plan = _plan(folder, settings, repeats)
-    runs = [(place, side) for place, side in enumerate(plan["order"])]
+    with locked(folder, "--out"):
+        _run_all(folder, settings, overrides, _plan(folder, settings, repeats)["order"])
+    return folder
+
+
+def _run_all(folder: Path, settings: Sequence[str], overrides: Sequence[Sequence[str]], order: Sequence[int]) -> None:
+    """Run each side in its turn, but for the runs that are done."""
     done = {side: 0 for side in range(len(settings))}
     durations: list[float] = []
-    with tqdm(total=len(runs), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        for place, side in runs:
+    with tqdm(total=len(order), unit="run", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        for place, side in enumerate(order):
             done[side] += 1
             target = folder / side_folders(len(settings))[side] / str(done[side])
-            bar.set_description(f"run {place + 1} of {len(runs)}: {settings[side]}")
+            bar.set_description(f"run {place + 1} of {len(order)}: {settings[side]}")
             if status_of(target) != "ok":
                 began = time.monotonic()
                 _run(overrides[side], target, settings[side])
                 durations.append(time.monotonic() - began)
-                _log_progress(bar, place + 1, len(runs), settings[side], durations)
+                _log_progress(bar, place + 1, len(order), settings[side], durations)
             bar.update()
-    return folder
 
 
 def side_folders(count: int) -> list[str]:
@@ -99,14 +104,13 @@ def _check(text: str, config: Config) -> None:
 
 def _check_same_work(settings: Sequence[str], configs: Sequence[Config]) -> None:
     """Raise ConfigError before the first run if the sides are not the same work."""
-    reference = workload_settings(to_dict(configs[0]))
     for text, config in zip(settings[1:], configs[1:], strict=True):
-        if workload_id(config) != workload_id(configs[0]):
-            own = workload_settings(to_dict(config))
-            differences = [f"{key} is {own[key]}, not {reference[key]}" for key in own if own[key] != reference[key]]
+        differences = work_differences(to_dict(configs[0]), to_dict(config))
+        if differences:
+            named = ", ".join(f"{key} is {own}, not {first}" for key, (first, own) in differences.items())
             raise ConfigError(
-                f"--run {text!r} is not the same work as --run {settings[0]!r}: {', '.join(differences)}; change only "
-                "settings outside the work, such as backend"
+                f"--run {text!r} is not the same work as --run {settings[0]!r}: {named}; change only settings outside "
+                "the work, such as backend"
             )
 
 

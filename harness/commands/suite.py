@@ -21,6 +21,7 @@ from harness.commands.interleaved_runs import balanced_order
 from harness.commands.kept_runs import EndedRun, run_into, status_of
 from harness.config import config_directory, flatten
 from harness.errors import ConfigError, ExitCode, UserError
+from harness.records.folder_lock import locked
 from harness.records.load import shown_speed
 from harness.records.record import read_record
 from harness.records.run_folder import AUTOTUNE_FILE
@@ -32,7 +33,6 @@ from harness.records.suite_folder import (
     NotRun,
     SuiteFolder,
     begin_or_resume,
-    locked,
 )
 from harness.regular_files import load_json
 from harness.suites import Suite, find_suite, suite_names
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         print_suites([find_suite(name) for name in suite_names()])
         return ExitCode.OK
     runner = _runner(options)
-    with locked(runner.folder.path):
+    with locked(runner.folder.path, "out"):
         runner.run_all()
     print_suite_folder(runner.folder)
     return runner.exit_code()

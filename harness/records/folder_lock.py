@@ -7,11 +7,15 @@ import fcntl
 import os
 import stat
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from harness.errors import ConfigError
 from harness.records.files import flush_to_disk, sync_folder
 
+# Of a folder of many runs.
+LOCK_FILE = ".lock"
 # NFS is the reason to lock a file that is open for writing: it refuses an exclusive lock on any other.
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EACCES)
@@ -101,6 +105,31 @@ class FolderLock:
         if (now.st_dev, now.st_ino) != (found.st_dev, found.st_ino):
             self.created = False
             raise OSError(errno.ESTALE, "was replaced by another process just now", str(self._path))
+
+
+@contextmanager
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """Hold the lock of a folder of many runs, whose plan cannot be it, since it is replaced; without locks, do nothing.
+
+    Args:
+        option: the option that names the folder.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    try:
+        lock = FolderLock(folder / LOCK_FILE, new=False)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"{option}: another command runs into {folder}; wait until it has ended, or choose another {option}"
+        ) from error
+    except (LockUnavailable, OSError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.discard()
 
 
 def is_locked(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.config import Config, flatten, is_part_of_the_work, to_dict, to_yaml, workload_id
+from harness.config import Config, to_dict, to_yaml, work_differences, workload_id
 from harness.errors import ConfigError, RecordError
 from harness.records.attempts import ATTEMPTS_FILE
 from harness.records.files import archive_file, has_valid_seal, write_failure
@@ -123,13 +123,9 @@ def _check_same_work(folder: Path, config: Config) -> None:
     file = folder / CONFIG_FILE
     before = _read_config(file)
     # Settings outside the workload, such as the untimed steps, may differ.
-    then, now = flatten(before), flatten(to_dict(config))
-    differing = [
-        f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
-        for key in {**then, **now}
-        if is_part_of_the_work(key) and (key not in then or now.get(key) != then[key])
-    ]
-    if differing:
+    differences = work_differences(before, to_dict(config))
+    if differences:
+        differing = [f"{key} was {then!r}, now {now!r}" for key, (then, now) in differences.items()]
         raise ConfigError(
             f"resume: {folder} holds a run of another workload than {workload_id(config)}: {'; '.join(differing)}; "
             "resume with the settings that it started with, or choose another out=DIR"

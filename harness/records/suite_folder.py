@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError, RecordError
 from harness.records.files import has_valid_seal, seal, to_json_text, unreadable, write_atomically
-from harness.records.folder_lock import FolderLock, LockUnavailable
 from harness.regular_files import load_json
 from harness.suites import Suite, suite_of
 
-SUITE_FILE, LOCK_FILE = "suite.json", ".lock"
+SUITE_FILE = "suite.json"
 SCHEMA_VERSION = 1
 REFUSED, UNAVAILABLE, OUT_OF_MEMORY, FAILED = "refused", "unavailable", "out of memory", "failed"
 STATUSES = (REFUSED, UNAVAILABLE, OUT_OF_MEMORY, FAILED)
@@ -98,28 +95,6 @@ def read_suite_folder(path: Path) -> SuiteFolder:
         raise RecordError(
             f"{file}: cannot be read as a suite: {reason}; run the suite again, or copy it again"
         ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a suite's folder, which suite.json cannot be, since it is replaced; without locks, do nothing.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    try:
-        lock = FolderLock(path / LOCK_FILE, new=False)
-    except BlockingIOError as error:
-        raise ConfigError(
-            f"out: another command runs the suite in {path}; wait until it has ended, or choose another out=DIR"
-        ) from error
-    except (LockUnavailable, OSError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.discard()
 
 
 def begin_or_resume(wanted: SuiteFolder) -> SuiteFolder:

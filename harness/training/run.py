@@ -91,7 +91,9 @@ def run(config: Config, backend: Backend, world: World | None = None) -> RunResu
             raise processes.failure_for_all(error) from error
         except Exception as error:
             failure = _to_failure(error, backend, processes)
-            if failure is None or not world.is_distributed:
+            if failure is None:
+                # A bug: the other ranks end with this line, this one with the traceback too.
+                processes.resolve_failure(RunFailed(f"{type(error).__name__}: {error}"))
                 raise
             raise processes.failure_for_all(failure) from error
 

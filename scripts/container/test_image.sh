@@ -88,13 +88,15 @@ for number in 1 2; do
   scripts/container/list_files.sh "$engine" "$image:$number" >"$work/files-$number"
 done
 echo "figure  $(grep -c '^file' "$work/files-1") files, $(grep -c '^package' "$work/files-1") packages"
+holds "files and packages were listed" grep -q '^package' "$work/files-1"
 holds "the same files and versions in both builds" diff "$work/files-1" "$work/files-2"
 image=$image:1
 holds "own layers at most 1.2 GB" [ $(((size - base_size) / 1000000)) -le 1200 ]
 holds "no compiler, no pip in the environment" run --entrypoint sh "$image" -c \
   '! command -v gcc && ! command -v g++ && ! command -v make && [ ! -e /opt/harness/bin/pip ]'
 holds "nothing of the build's secrets in it" run --user 0:0 --entrypoint sh "$image" -c \
-  '! ls /run/secrets/pip.conf /run/secrets/certificates /root/.config/pip/pip.conf 2>/dev/null && [ ! -s /etc/pip.conf ]'
+  'for file in /run/secrets/pip.conf /run/secrets/certificates /root/.config/pip/pip.conf; do [ ! -e "$file" ] || exit 1
+   done; [ ! -s /etc/pip.conf ]'
 holds "--help" run "$image"
 
 # ---- a run, doctor, compare: uid 12345, read-only root, 1 GiB
@@ -142,7 +144,8 @@ stopped=$(volume stopped)
 "$engine" run -d --name harness-test "${hardened[@]}" -v "$stopped:/work/runs" "$image" \
   backend=cpu model=tiny workload.steps=1000000 workload.eval_every=0 out=/work/runs/stop >/dev/null 2>"$work/started"
 wait_for "$stopped/stop/steps.jsonl"
-holds "health of a run that makes progress" "$engine" exec harness-test python -m harness health
+holds "health of a run that makes progress" sh -c '"$0" exec harness-test python -m harness health | grep "^training: "' \
+  "$engine"
 seconds=$SECONDS
 "$engine" stop -t 60 harness-test >/dev/null 2>&1
 echo "figure  stopped after $((SECONDS - seconds)) s"

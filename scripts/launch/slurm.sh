@@ -22,7 +22,9 @@ set -uo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?start this file with sbatch}" || exit 2
 settings=("$@")
-[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke parallel=ddp workload.micro_batch_size=2)
+[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke workload.micro_batch_size=2)
+# Words of your own may name an experiment that has a layout.
+[ $# -gt 0 ] || PARALLEL=${PARALLEL:-ddp}
 run=runs/slurm-$SLURM_JOB_ID
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

@@ -16,7 +16,9 @@ set -euo pipefail
 nodes=${NODES:-1}
 processes=${PROCESSES:-2}
 settings=("$@")
-[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke parallel=ddp workload.micro_batch_size=4)
+[ $# -gt 0 ] || settings=(backend=cpu experiment=smoke workload.micro_batch_size=4)
+# Words of your own may name an experiment that has a layout.
+[ $# -gt 0 ] || PARALLEL=${PARALLEL:-ddp}
 
 options=(--nproc-per-node="$processes")
 if [ "$nodes" = 1 ]; then

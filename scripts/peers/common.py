@@ -141,6 +141,7 @@ def transformers_model(work: Work) -> Any:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+            tie_word_embeddings=shape["tie_word_embeddings"],
             use_cache=False,
         )
     return AutoModelForCausalLM.from_config(config, attn_implementation=work.attention, dtype=torch.float32)

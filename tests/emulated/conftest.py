@@ -27,6 +27,8 @@ def cann() -> Path:
     try:
         return build()
     except Missing as missing:
+        if os.environ.get("REQUIRE_EMULATOR") == "1":
+            pytest.fail(f"REQUIRE_EMULATOR=1, but the CANN emulator cannot be built: {missing}")
         pytest.skip(f"the CANN emulator cannot be built: {missing}")
 
 

@@ -78,11 +78,18 @@ class TestTorchrun:
         assert "NODE_RANK" in errors
 
     @pytest.mark.parametrize(
-        ("given", "expected"), [({}, []), ({"PARALLEL": "fsdp"}, ["parallel=fsdp"]), ({"PARALLEL": ""}, [])]
+        ("settings", "given", "expected"),
+        [
+            (["experiment=iflytek/node"], {}, []),
+            (["experiment=iflytek/node"], {"PARALLEL": "fsdp"}, ["parallel=fsdp"]),
+            (["experiment=iflytek/node"], {"PARALLEL": ""}, []),
+            ([], {}, ["parallel=ddp"]),
+            ([], {"PARALLEL": "fsdp"}, ["parallel=fsdp"]),
+        ],
     )
     @pytest.mark.parametrize("name", ["torchrun.sh", "slurm.sh"])
     def test_the_layout_is_the_experiments_unless_it_is_set(
-        self, name: str, given: dict[str, str], expected: list[str], tmp_path: Path
+        self, name: str, settings: list[str], given: dict[str, str], expected: list[str], tmp_path: Path
     ) -> None:
         for program, text in {"python": 'echo "$@"', "srun": 'shift 2; exec "$@"', "scontrol": "echo node0"}.items():
             (tmp_path / program).write_text(f"#!/bin/sh\n{text}\n")
@@ -90,12 +97,12 @@ class TestTorchrun:
         cluster = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_NODEID": "0",
                    "SLURM_JOB_NODELIST": "node0", "SLURM_JOB_NUM_NODES": "1"}  # fmt: skip
         done = subprocess.run(
-            [str(LAUNCH / name), "experiment=iflytek/node"], capture_output=True, text=True, check=True, timeout=60,
+            [str(LAUNCH / name), *settings], capture_output=True, text=True, check=True, timeout=60,
             env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **cluster, **given},
         )  # fmt: skip
         found = done.stdout.split()
         assert [word for word in found if word.startswith("parallel=")] == expected
-        assert "experiment=iflytek/node" in found
+        assert (settings or ["experiment=smoke"])[0] in found
 
     def test_the_exit_code_is_the_runs_own(self, tmp_path: Path) -> None:
         code, errors = ended(start([self.SCRIPT, "backend=cpu", "model=nothing"], tmp_path))
@@ -145,7 +152,8 @@ class TestSlurm:
         return {
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SLURM_SUBMIT_DIR": str(tmp_path),
-            "SLURM_JOB_ID": str(free_port()),
+            # slurm.sh listens on this port.
+            "SLURM_JOB_ID": str(next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)),
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_JOB_NODELIST": "node[0-1]",
             "PROCESSES": "1",

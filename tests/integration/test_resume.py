@@ -54,7 +54,9 @@ def start(folder: Path, *overrides: str) -> Forked:
 
 
 def wait_for_training(process: Forked) -> None:
+    limit = time.monotonic() + 120
     while process.poll() is None and "step" not in process.output("err"):
+        assert time.monotonic() < limit
         time.sleep(0.005)
 
 
@@ -90,9 +92,8 @@ def test_kills_at_random_moments_change_no_bit(overrides: tuple[str, ...], tmp_p
     assert [row["loss"] for row in rows(folder)] == expected["losses"]["train"]
     assert [row["step"] for row in rows(folder)] == list(range(1, 121))
     jsonschema.validate(found, json.loads((PROJECT / "harness" / "schemas" / "record.schema.json").read_text()))
-    # Every attempt is recorded, and no timed interval spans an interruption.
-    assert len(found["attempts"]) == KILLS + 1
-    assert [attempt["status"] for attempt in found["attempts"]] == [None] * KILLS + ["ok"]
+    # Every attempt is recorded, and no timed interval spans an interruption. A run that was done in time is the last.
+    assert [attempt["status"] for attempt in found["attempts"]] == [None] * killed + ["ok"]
     assert found["timing"]["measured_steps"] + found["timing"]["resumed"]["steps"] + 2 == 120
 
 

@@ -312,7 +312,7 @@ class TestFullDisk:
 
         done = harness(*TINY, "workload.steps=2000", "workload.eval_every=0", "out=run", preexec_fn=limit)
         assert done.returncode == 5
-        assert len(done.stderr.strip().splitlines()[-1:]) == 1
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
         assert "Traceback" not in done.stderr
         assert "cannot be written" in done.stderr
         assert "free some space" in done.stderr
