@@ -94,6 +94,18 @@ OF_SEVERAL_RANKS = {
         "two processes use one device",
         "one process for each device",
     ),
+    "two on one device, newer": (
+        "create_config:../torch_npu/csrc/distributed/HCCLUtils.cpp:180 HCCL function error: "
+        "hcclCommInitRootInfoConfig(numRanks, &rootInfo, rank, config, &comm), error code is 2\nERR02200 DIST",
+        "two processes use one device",
+        "one process for each device",
+    ),
+    "EJ0003": (
+        "EJ0003: [PID: 7] Failed to bind the IP port. Reason: The IP address and port have been bound already.",
+        "a port of the collective library is in use",
+        "HCCL_IF_BASE_PORT",
+    ),
+    "EI0015": ("EI0015: [PID: 7] rootInfo detection timed out.", "did not find each other", "HCCL_SOCKET_IFNAME"),
     "507048": (
         acl(SYNCHRONIZE, WAIT, 507048, "The execution of the internal task times out.") + "\nEI0002: Notify register",
         "HCCL_EXEC_TIMEOUT",
@@ -158,17 +170,55 @@ class TestFaults:
         assert "aclnnMatmul" in failure.cause
         assert "not the culprit" in failure.cause
 
-    @pytest.mark.parametrize("code", [161002, 561103])
-    def test_an_operation_without_a_kernel_is_named(self, code: int) -> None:
+    def test_an_operation_without_a_kernel_is_named(self) -> None:
         """CANN's kernels come in a package for each chip; without it every operation fails like this."""
         failure = classified(
-            f"{MATMUL} NPU function error: call aclnnMatmul failed, error code is {code}\n"
+            f"{MATMUL} NPU function error: call aclnnMatmul failed, error code is 561103\n"
             f"{STAMP} ERR00100 PTA call acl api failed.\nEZ9999: Inner Error!"
         )
         assert failure.status == "device_fault"
         assert "aclnnMatmul" in failure.cause
-        assert str(code) in failure.cause
+        assert "561103" in failure.cause
         assert "kernels package" in failure.remedy
+
+    def test_operands_that_an_operation_refuses_are_named(self) -> None:
+        failure = classified(
+            f"{MATMUL} NPU function error: call aclnnMatmul failed, error code is 161002\n"
+            f"{STAMP} ERR00100 PTA call acl api failed.\n"
+            "EZ1001: [PID: 7] 2026-11-23-21:26:59.000.000 tensor 0 not implemented for DT_UINT64."
+        )
+        assert failure.status == "device_fault"
+        assert failure.cause.startswith("CANN refuses the operands of aclnnMatmul: ")
+        assert "tensor 0 not implemented for DT_UINT64" in failure.cause
+        assert "kernels package" not in failure.remedy
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "OPS function error: HcclAllreduce, error code is 24\nERR02200 DIST call hccl",
+            acl("x:y:1", "HcclAllReduce", 100000, "no")
+            + "\nEL0004: Failed to allocate memory requested by HCCL module",
+            "The Inner error is reported as above. The process exits for this inner error, and the current working "
+            "operator name is aclnnMatmul.\nEL0004: [PID: 7] Failed to allocate memory.\nruntime result = 207001",
+            acl(COPY, "aclrtMemcpy", 507899, "An internal error occurs in the Driver module.") + "\nEL0004: no memory",
+            acl(SET_DEVICE, "c10_npu::SetDevice(device)", 507033, "Failed to start the device.") + "\nEL0004: none",
+            "ACL stream synchronize failed.\n[Error]: driver error:out of memory",
+        ],
+    )
+    def test_memory_that_torch_does_not_manage_can_end_too(self, text: str) -> None:
+        assert classified(text).status == "oom"
+
+    def test_an_older_message_about_memory_hides_no_fault(self) -> None:
+        text = (
+            acl(SYNCHRONIZE, WAIT, 507015, "The aicore execution is abnormal.") + "\nEL0004: Failed to allocate memory"
+        )
+        assert classified(text).status == "device_fault"
+
+    @pytest.mark.parametrize(("code", "secondary"), [(507056, True), (507904, True), (507054, False), (107020, False)])
+    def test_links_and_memories_that_fail(self, code: int, secondary: bool) -> None:
+        failure = classified(acl(SYNCHRONIZE, WAIT, code, "something"))
+        assert f"ACL {code}" in failure.cause
+        assert failure.secondary is secondary
 
     @pytest.mark.parametrize("text", OTHER_FAILURES, ids=lambda text: text[:30])
     def test_every_other_failure_keeps_its_first_line(self, text: str) -> None:

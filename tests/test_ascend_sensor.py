@@ -8,7 +8,7 @@ import pytest
 
 from harness.backends.ascend.npu_smi import Place
 from harness.backends.ascend.sensor import NpuSmi, open_npu_smi
-from harness.backends.sensors import Reading
+from harness.backends.sensors import READ_BY_ANOTHER, Reading
 
 MAPPING = """\
 NPU ID                         Chip ID                        Chip Logic ID                  Chip Name
@@ -42,6 +42,26 @@ class TestNpuSmi:
         sensor = open_npu_smi(index, variables, self.ask)
         assert isinstance(sensor, NpuSmi)
         assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0, None, 1800.0)
+
+    @pytest.mark.parametrize("second", ["0.0", "178.5"])
+    def test_the_power_of_two_dies_is_counted_once(self, second: str) -> None:
+        """Of the Ascend 910C: nothing says what its second die reports, so that nothing is added."""
+        mapping = (
+            "NPU ID   Chip ID   Chip Logic ID   Chip Name\n"
+            "0        0         0               Ascend910\n"
+            "0        1         1               Ascend910\n"
+        )
+        text = COMMON.format(npu=0, watts=178.5).replace("Chip Count                     : 1", "Chip Count : 2")
+        die = text[text.index("Chip ID ") :]
+        text += "\n" + die.replace("Chip ID                        : 0", "Chip ID : 1").replace("178.5", second)
+
+        def ask(*words: str) -> str:
+            return mapping if words == ("-m",) else text
+
+        sensor = open_npu_smi(0, {}, ask)
+        assert isinstance(sensor, NpuSmi)
+        assert (sensor.scope, sensor.read().power_watts) == ("the package of 2 dies", 178.5)
+        assert open_npu_smi(1, {}, ask) == READ_BY_ANOTHER
 
     def test_each_card_of_a_950_is_read_by_its_own_number(self) -> None:
         mapping = (

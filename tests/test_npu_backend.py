@@ -126,6 +126,7 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> FakeNpu:
     monkeypatch.setattr(torch, "npu", fake, raising=False)
     # load() changes this process's environment, which monkeypatch restores.
     monkeypatch.setenv(FALLBACK, "0")
+    monkeypatch.setattr("harness.backends.ascend.host.installed_version", {"torch-npu": "2.13.0"}.get)
     return fake
 
 
@@ -339,6 +340,28 @@ class TestApply:
         with pytest.raises(BackendUnavailable, match=r"track\.adamw=fused with precision=fp16.*track\.adamw=foreach"):
             backend().check_work(config)
 
+    @pytest.mark.parametrize("parallel", ["single", "ddp"])
+    @pytest.mark.parametrize("shown", [True, False])
+    def test_ranks_that_cannot_agree_on_an_overflow_are_refused(
+        self, shown: bool, parallel: str, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(npu, "utils", SimpleNamespace(is_support_inf_nan=lambda: shown), raising=False)
+        config = load([*TINY, "backend=npu", "precision=fp16", f"parallel={parallel}"])
+        assert backend().effective_settings()["inf_nan_mode"] is shown
+        if shown or parallel == "single":
+            backend().check_work(config)
+        else:
+            with pytest.raises(BackendUnavailable, match="precision=fp16 on several devices"):
+                backend().check_work(config)
+
+    @pytest.mark.parametrize(("release", "known"), [("2.13.0", True), ("2.12.0.post1", False), (None, False)])
+    def test_the_switch_against_fallback_is_known_from_a_release_on(
+        self, release: str | None, known: bool, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("harness.backends.ascend.host.installed_version", {"torch-npu": release}.get)
+        monkeypatch.setenv(FALLBACK, "1")
+        assert backend().effective_settings()["cpu_fallback_disabled"] is (True if known else None)
+
     def test_effective_is_read_back(self, npu: FakeNpu) -> None:
         made = backend()
         assert made.effective_settings() == {
@@ -350,6 +373,7 @@ class TestApply:
             "cpu_affinity": None,
             "allocator_settings": None,
             "cpu_fallback_disabled": False,
+            "inf_nan_mode": None,
             "internal_format": None,
         }
         made.load()

@@ -36,12 +36,24 @@ class NpuBackend(TorchDeviceBackend):
         "TORCH_NPU",
         "TORCH_HCCL",
         "ACL_",
+        "ACLNN_",
+        "NPU_",
+        "LCCL_",
         "PYTORCH_NPU_ALLOC_CONF",
         "TASK_QUEUE_ENABLE",
         "CPU_AFFINITY_CONF",
         "COMBINED_ENABLE",
         "MULTI_STREAM_MEMORY_REUSE",
         "INF_NAN_MODE",
+        "FORCE_OVERFLOW_CHECK",
+        "OOM_SNAPSHOT",
+        "PER_STREAM_QUEUE",
+        "STREAMS_PER_DEVICE",
+        "P2P_HCCL",
+        "RANK_TABLE_FILE",
+        "DDP_SET_LAST_BUCKET_CAP",
+        "PROF_CONFIG_PATH",
+        "KINETO_USE_DAEMON",
     )
     pins_host_memory = True
     visible_devices_variable = host.VISIBLE_DEVICES
@@ -64,6 +76,8 @@ class NpuBackend(TorchDeviceBackend):
     def load(self) -> None:
         # Read when the plug-in starts: work that silently ran on the host must be an error.
         os.environ["TORCH_NPU_FALLBACK_CPU_DISABLE"] = "1"
+        # Short messages leave out the codes, by which a failure is told from another.
+        os.environ["TORCH_NPU_COMPACT_ERROR_OUTPUT"] = "0"
         try:
             import torch_npu  # type: ignore[import-not-found] # noqa: F401 (registers the device)
         except Exception as error:
@@ -95,6 +109,12 @@ class NpuBackend(TorchDeviceBackend):
 
     def check_work(self, config: Config) -> None:
         # CANN's fused AdamW does not see the overflow flag: it would apply the step that the loss scaler skips.
+        if config.precision == "fp16" and config.parallel.name != "single" and _shows_overflow(self.module()) is False:
+            # The device's flag is each rank's own, and its gradients saturate: ranks would skip different steps.
+            raise BackendUnavailable(
+                "precision=fp16 on several devices: this chip does not show overflows in the gradients, by which the "
+                "ranks agree to skip a step; use precision=fp32, or one device"
+            )
         if config.precision == "fp16" and config.track.adamw == "fused":
             raise BackendUnavailable(
                 "track.adamw=fused with precision=fp16: torch-npu's fused AdamW also applies steps whose gradients "
@@ -111,7 +131,8 @@ class NpuBackend(TorchDeviceBackend):
             "deterministic_level": _read(npu, "_get_deterministic_level"),
             "cpu_affinity": os.environ.get("CPU_AFFINITY_CONF"),
             "allocator_settings": os.environ.get("PYTORCH_NPU_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
-            "cpu_fallback_disabled": os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1",
+            "cpu_fallback_disabled": host.disables_cpu_fallback(),
+            "inf_nan_mode": _shows_overflow(npu),
             "internal_format": _internal_format(),
         }
 
@@ -168,6 +189,8 @@ def _explain_opening_failure(text: str) -> tuple[str, str]:
     if (explained := explain_set_up_failure(text)) is not None:
         return explained
     failure = classify_message(text)
+    if failure is not None and failure.status == "oom":
+        return f"the device has no memory left: {failure.cause}", "end the processes that npu-smi info shows on it"
     return (failure.cause, failure.remedy) if failure else (text, "npu-smi info shows the driver's view")
 
 
@@ -198,6 +221,12 @@ def _read(npu: Any, getter: str) -> int | None:
     """Return a setting of torch.npu; None in a release without the getter, which may be newer or private."""
     read = getattr(npu, getter, None)
     return read() if read is not None else None
+
+
+def _shows_overflow(npu: Any) -> bool | None:
+    """Return whether overflows become infinite, as on other devices, and do not saturate; None if unknown."""
+    supported = getattr(getattr(npu, "utils", None), "is_support_inf_nan", None)
+    return bool(supported()) if supported is not None else None
 
 
 def _internal_format() -> bool | None:

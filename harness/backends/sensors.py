@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-READ_BY_ANOTHER = "read by the first process of this host, for all of them"
+READ_BY_ANOTHER = "read by the process of the first device, for all that share the meter"
 """Reason of a process without a sensor whose device another process reads: nothing is missing then."""
 
 

@@ -31,6 +31,9 @@ head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Jobs that share a node need different ports.
 port=$((20000 + SLURM_JOB_ID % 20000))
 
+# 16 ports of the Ascend collective library.
+export HCCL_IF_BASE_PORT=${HCCL_IF_BASE_PORT:-$((40000 + SLURM_JOB_ID % 1250 * 16))}
+
 # The tasks act on signals; this shell waits for the tasks.
 trap ':' TERM USR1
 # shellcheck disable=SC2016 # expanded on each node

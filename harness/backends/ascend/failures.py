@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 
 from harness.backends.failures import OUT_OF_MEMORY_REMEDY, PEER_REMEDY, Failure, find_line
 
@@ -12,6 +13,10 @@ CANN_CODE = re.compile(r"\bE[A-Z]\d{4}\b")
 OPERATOR = re.compile(r"current working operator name is (\w+)")
 
 OUT_OF_MEMORY_CODES = {200000, 207001, 207005, 207018}
+# Memory that torch's allocator does not manage: CANN's own, and the collective library's (HCCL_E_OOM is 24).
+OUTSIDE_MEMORY = re.compile(
+    r"EL0004|Failed to allocate memory|driver error:\s*out of memory|[Hh]ccl\w+.*error code is 24\b"
+)
 # Kernel or device faults, reported at a later synchronize, after which the context is lost.
 LATE_FAULTS = {
     107019: "a task did not finish within its time",
@@ -33,6 +38,10 @@ LATE_FAULTS = {
     507047: "an event was not recorded within the time set for it",
     507049: "an internal task of the device raised an exception",
     507050: "an internal task of the device trapped",
+    507053: "the device's memory has an error that cannot be corrected",
+    507054: "the device's memory has errors of several bits",
+    507055: "the device's memory is suspected of a fault",
+    107020: "a stream did not finish within the time set for it",
     507900: "the AI CPU module reported an internal error",
 }
 # Faults before any work was queued: these are not late.
@@ -46,10 +55,12 @@ START_FAULTS = {
 # Faults that another rank caused.
 PEER_FAULTS = {
     507048: "a collective waited longer than HCCL_EXEC_TIMEOUT",
-    507057: "a remote device is suspected of a fault",
+    507056: "a link between devices failed",
+    507057: "a remote device is suspected of a fault, or a kernel used an invalid address",
+    507904: "a collective failed, also when it was repeated",
 }
-# Errors of the operator library: CANN's kernels for this chip or this dtype are not installed.
-NO_KERNEL_CODES = {161002, 561103}
+# Errors of the operator library: CANN's kernels for this chip or dtype are not installed, or it refuses the operands.
+NO_KERNEL_CODE, BAD_OPERAND_CODE = 561103, 161002
 CALLED_OPERATOR = re.compile(r"call (aclnn\w+) failed")
 # The message under TORCH_NPU_COMPACT_ERROR_OUTPUT=1.
 COMPACT = re.compile(r"^\s*CANN error:\s*(.+)$", re.MULTILINE)
@@ -71,27 +82,48 @@ def classify_message(text: str) -> Failure | None:
 
 
 def _classify_fault(text: str, codes: set[int]) -> Failure | None:
-    operator = OPERATOR.search(text)
-    for faults, explain in ((LATE_FAULTS, _late), (START_FAULTS, _at_start), (PEER_FAULTS, _from_a_peer)):
-        known = sorted(codes & faults.keys())
-        if known:
-            return explain(f"{faults[known[0]]} (ACL {known[0]})", operator.group(1) if operator else None)
+    found = OPERATOR.search(text)
+    operator = found.group(1) if found else None
+    failure = _by_code(codes, LATE_FAULTS, _late, operator) or _by_code(codes, PEER_FAULTS, _from_a_peer)
+    if failure is not None:
+        return failure
+    # CANN's messages may also hold an older one, beside a fault.
+    if OUTSIDE_MEMORY.search(text):
+        return Failure("oom", _cause(text), OUT_OF_MEMORY_REMEDY)
+    return _by_code(codes, START_FAULTS, _at_start) or _by_words(text) or _of_an_operation(text, codes, operator)
+
+
+def _by_code(
+    codes: set[int],
+    faults: Mapping[int, str],
+    explain: Callable[[str, str | None], Failure],
+    operator: str | None = None,
+) -> Failure | None:
+    known = sorted(codes & faults.keys())
+    return explain(f"{faults[known[0]]} (ACL {known[0]})", operator) if known else None
+
+
+def _by_words(text: str) -> Failure | None:
     for pattern, cause, remedy in _RUN_FAILURES:
         if re.search(pattern, text):
-            return Failure("device_fault", f"{cause}: {_first_line(text)}", remedy, secondary=remedy == PEER_REMEDY)
-    if operator:
-        return _late("an operation was rejected", operator.group(1))
-    unsupported = codes & NO_KERNEL_CODES
-    if unsupported or "Cannot find bin of op" in text:
-        called = CALLED_OPERATOR.search(text)
-        return Failure(
-            "device_fault",
-            f"CANN has no kernel for {called.group(1) if called else 'an operation'} on this chip or for this dtype: "
-            f"{_first_line(text)}",
-            f"install CANN's kernels package for this chip, in the toolkit's version; {LOGS}",
-        )
+            return Failure("device_fault", f"{cause}: {_cause(text)}", remedy, secondary=remedy == PEER_REMEDY)
+    return None
+
+
+def _of_an_operation(text: str, codes: set[int], operator: str | None) -> Failure | None:
+    """Return the failure of an operation, or any other with a code of the NPU stack."""
+    if operator is not None:
+        return _late("an operation was rejected", operator)
+    called = CALLED_OPERATOR.search(text)
+    name = called.group(1) if called else "an operation"
+    if NO_KERNEL_CODE in codes or "Cannot find bin of op" in text:
+        cause = f"CANN has no kernel for {name} on this chip or for this dtype: {_cause(text)}"
+        remedy = f"install CANN's kernels package for this chip, in the toolkit's version; {LOGS}"
+        return Failure("device_fault", cause, remedy)
+    if BAD_OPERAND_CODE in codes:
+        return Failure("device_fault", f"CANN refuses the operands of {name}: {_cause(text)}", LOGS)
     if codes or PLUGIN_CODE.search(text) or CANN_CODE.search(text):
-        return Failure("device_fault", _first_line(text), LOGS)
+        return Failure("device_fault", _cause(text), LOGS)
     compact = COMPACT.search(text)
     return Failure("device_fault", compact.group(0).strip(), LOGS) if compact else None
 
@@ -126,6 +158,17 @@ _RUN_FAILURES = (
         "check that every rank was started, that the hosts reach each other, and that no earlier run is alive",
     ),
     (
+        r"EI0015",
+        "the ranks did not find each other when the communicator was created",
+        "check that every rank was started, that the hosts reach each other, and that HCCL_SOCKET_IFNAME names their "
+        "network interface",
+    ),
+    (
+        r"EJ0003|EI0019|EI0020|[Bb]ind the IP port|already been bound",
+        "a port of the collective library is in use, by another run on this host or one that has just ended",
+        "wait ten seconds, or set HCCL_IF_BASE_PORT (default 60000, 16 ports) to a free range for each run",
+    ),
+    (
         r"EI0002|Notify register times out",
         "a rank timed out in a collective, waiting for its peers",
         PEER_REMEDY,
@@ -136,7 +179,7 @@ _RUN_FAILURES = (
         "stop the processes of earlier runs and wait ten seconds",
     ),
     (
-        r"HcclCommInit\w*\(.*error code is 2\b",
+        r"[Hh]cclCommInit\w*\(.*error code is 2\b",
         "the collective library refused the communicator, most likely because two processes use one device",
         "start one process for each device",
     ),
@@ -234,6 +277,15 @@ def explain_set_up_failure(text: str) -> tuple[str, str] | None:
         if found:
             return cause.format(found.group(1)), remedy
     return None
+
+
+def _cause(text: str) -> str:
+    """Return the first line of a message, a place in C++, and the reason of CANN, if it gives one."""
+    reasons = [
+        line.strip() for line in text.splitlines() if CANN_CODE.match(line.strip()) and "Inner Error" not in line
+    ]
+    first = _first_line(text)
+    return f"{first}; {reasons[0]}" if reasons and reasons[0] not in first else first
 
 
 def _first_line(text: str) -> str:

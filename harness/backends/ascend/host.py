@@ -37,7 +37,15 @@ UNSAFE_ENV_VARS = {
     ),
     "ASCEND_LAUNCH_BLOCKING": (("", "0"), "makes every launch wait for the device, so timings are worthless"),
     "PYTORCH_NO_NPU_MEMORY_CACHING": (("",), "sends every allocation to the driver, so timings are worthless"),
+    "INF_NAN_MODE_FORCE_DISABLE": (
+        ("", "0"),
+        "makes overflows saturate instead of becoming infinite, which hides them",
+    ),
     "INF_NAN_MODE_ENABLE": (("", "1"), "makes overflows saturate instead of becoming infinite, which hides them"),
+    "TORCH_NPU_DISABLED_WARNING": (("", "0"), "hides the warning that an operation runs on the host"),
+    "TORCH_NPU_WARNING_DISABLE": (("", "0"), "hides the warning that an operation runs on the host"),
+    "NPU_ASD_ENABLE": (("", "0"), "checks gradients for silent corruption while they are timed"),
+    "OOM_SNAPSHOT_ENABLE": (("", "0"), "records every allocation, which takes time"),
     "ASCEND_GLOBAL_LOG_LEVEL": (("", "2", "3", "4"), "makes CANN write a log line for every call, which takes time"),
 }
 
@@ -53,6 +61,13 @@ CANN_FOR_PLUGIN = {
     "2.9.0.post2": "9.0.0",
     "2.9.0": "8.5.0",
 }
+
+
+def disables_cpu_fallback() -> bool | None:
+    """Return whether operations without a kernel fail; None for releases of torch-npu that may not have the switch."""
+    release = _base_version(installed_version("torch-npu") or "0").split(".")
+    known = [int(part) for part in release[:2] if part.isdigit()] >= [2, 13]
+    return os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1" if known else None
 
 
 def _plugin_for(torch: str | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from harness.backends.ascend import npu_smi
 from harness.backends.ascend.host import VISIBLE_DEVICES, visible_devices_problem
-from harness.backends.sensors import Reading
+from harness.backends.sensors import READ_BY_ANOTHER, Reading
 from harness.text import shortened
 
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -49,11 +49,10 @@ class NpuSmi:
     """Sensor of one chip."""
 
     source = "npu-smi"
-    scope = "the chip"
     period_seconds = 2.0
 
-    def __init__(self, place: npu_smi.Place, ask: Ask = ask_npu_smi) -> None:
-        self._place, self._ask = place, ask
+    def __init__(self, place: npu_smi.Place, ask: Ask = ask_npu_smi, scope: str = "the chip") -> None:
+        self._place, self._ask, self.scope = place, ask, scope
 
     def read(self) -> Reading:
         # Without -c, which some boards reject: the list has all chips of the card.
@@ -99,11 +98,13 @@ def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, a
     place = next((place for place in places if place.logic_id == logic_id), None)
     if place is None:
         return f"npu-smi info -m lists no chip with the logic id {logic_id}"
-    sensor = NpuSmi(place, ask)
+    # The power of a package of several dies, as of the Ascend 910C, stands at its first one.
+    dies = [each.chip_id for each in places if each.npu_id == place.npu_id]
+    sensor = NpuSmi(place, ask, "the chip" if len(dies) == 1 else f"the package of {len(dies)} dies")
     try:
         first = sensor.read()
     except OSError as error:
         return str(error)
     if first == Reading():
         return f"npu-smi info -t common -i {place.npu_id} has no values for chip {place.chip_id}"
-    return sensor
+    return READ_BY_ANOTHER if first.power_watts is not None and place.chip_id != min(dies) else sensor
