@@ -98,14 +98,14 @@ def lone_tasks(variables: Mapping[str, str] = os.environ) -> str | None:
     return None
 
 
-def has_reporter(variables: Mapping[str, str] = os.environ) -> bool:
+def has_reporter() -> bool:
     """Return whether another process of this host, the one of local rank 0, reports what all of them find alike.
 
     A launcher's variables that are incomplete or impossible name no such process: one may be left over from another
     program.
     """
     try:
-        return from_environment("ddp", variables).local_rank > 0
+        return from_environment("ddp", os.environ).local_rank > 0
     except ConfigError:
         return False
 

@@ -67,8 +67,8 @@ def _with_energy(record: dict[str, Any], watts: float) -> dict[str, Any]:
         "scope": "the board" if watts > 350 else "the chip",
     }
     shares = {"forward": 0.3, "backward": 0.58, "optimizer": 0.08}
-    phases = {name: share * mean for name, share in shares.items()}
-    return {**record, "telemetry": telemetry, "timing": {**timing, "phase_seconds": phases}}
+    phases = {"host_to_device": None, "communication": None, **{name: share * mean for name, share in shares.items()}}
+    return {**record, "telemetry": telemetry, "profile": {"phases": phases}}
 
 
 def inconclusive() -> Comparison:

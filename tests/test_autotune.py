@@ -174,7 +174,7 @@ def test_what_does_not_fit_ends_the_search_upwards(
 
 
 def test_nothing_fits(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"with no workload\.micro_batch_size does a run fit"):
+    with pytest.raises(RunFailed, match=r"no value of workload\.micro_batch_size lets a run fit"):
         search(tmp_path, Scripted({1: 0.0}))
 
 

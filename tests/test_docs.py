@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.cautions import CHECKS, MOVES_TIMES
+from harness.analysis.parity import TESTS
 from harness.commands import VERBS
 from harness.composition import GROUPS, group_options, load
 from harness.config import Config, iter_settings
@@ -344,6 +346,18 @@ def test_every_exit_code_is_documented() -> None:
     documented = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.MULTILINE) for code in row.split(", ")}
     # 1 is for what was expected and not found: --expect.
     assert documented == {*map(int, ExitCode), 1}
+
+
+def test_the_table_of_tests_and_that_of_cautions_are_complete() -> None:
+    text = (PROJECT / "harness" / "docs" / "comparing.md").read_text()
+    for test in TESTS:
+        assert f"| `{test.key}` | {test.measures} | {test.detects} | {test.multiple:g} |" in text, test.key
+    section = text[text.index("## Cautions") :].split("## ")[1]
+    named = [*dict(CHECKS), "different harness", "timed differently", "saved differently", "wider limits"]
+    assert [name for name in named if f"*{name}*" not in section] == []
+    # Those that move times come first.
+    moving = section[: section.index("*partly timed*")]
+    assert set(re.findall(r"\*([a-z ]+)\*", moving)) == MOVES_TIMES
 
 
 def test_nothing_says_to_install_from_an_index_what_is_on_none() -> None:

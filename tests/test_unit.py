@@ -102,7 +102,7 @@ class TestHosts:
         assert pair.verdict == "equivalent"
 
     def test_a_record_that_does_not_know_its_hosts(self) -> None:
-        with pytest.raises(UserError, match=r"--per node: .*: does not know its hosts"):
+        with pytest.raises(UserError, match=r"--per node: .*: lists no host of its ranks; use --per device"):
             judged(Unit("node"))
 
 

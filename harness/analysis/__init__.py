@@ -1,1 +1,1 @@
-"""Verdicts on recorded runs and on published claims. Reads records only: no torch, no device."""
+"""Verdicts on recorded runs and on published claims, and what is computed from settings alone. No torch, no device."""

@@ -49,7 +49,7 @@ def judge_suite(claim: Claim, found: SuiteComparison) -> ClaimVerdict:
     mean = mean_ratio(ratios, [row.workload.weight for row in covered], found.margin)
     of = f"{len(covered)} of {counted(len(found.rows), 'workload')}"
     if mean.low is None or mean.high is None:
-        return ClaimVerdict(INCONCLUSIVE, f"it covers {of}, and one is no sample")
+        return ClaimVerdict(INCONCLUSIVE, f"it covers {of}, and one workload gives no interval")
     pair = covered[0].pair
     assert pair is not None
     estimate, low, high = mean.estimate, mean.low, mean.high

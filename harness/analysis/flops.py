@@ -25,7 +25,7 @@ class LinearLayers(NamedTuple):
     inputs: int
     outputs: int
     share: float = 1.0
-    """Of the tokens, which each of them is multiplied with: below one for experts, whose loads are taken as equal."""
+    """Fraction of the tokens that pass through each layer: below one for experts, whose loads are taken as equal."""
 
     @property
     def weights(self) -> int:

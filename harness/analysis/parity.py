@@ -357,7 +357,7 @@ TESTS: tuple[ParityTest, ...] = (
     ),
     ParityTest(
         "update",
-        "first update against AdamW's formula, units in the last place",
+        "updates of the first step and of the short training against AdamW's formula, units in the last place",
         _own("update"),
         "weight decay, epsilon, learning rate; weights that are rounded",
         multiple=3.0,

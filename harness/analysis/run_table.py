@@ -39,7 +39,7 @@ class Entry:
     seconds: float
     """Geometric mean of the repeats' step times."""
     pair: Pair | None
-    """Verdict against the group's reference, of which the interval is for one comparison; None for the reference."""
+    """Verdict against the group's reference; None for the reference. Its interval is not corrected for many of them."""
     ratio: Ratio | None
     """Step time over the reference's; its interval and its tests are for all comparisons of the group together."""
     usual_ratio: float | None = None

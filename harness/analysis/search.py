@@ -70,7 +70,7 @@ class Question:
         fitting = [(each.speed, each) for each in self.candidates if each.speed is not None]
         if not fitting:
             raise RunFailed(
-                f"autotune: with no {self.key} does a run fit into the device's memory; set "
+                f"autotune: no value of {self.key} lets a run fit into the device's memory; set "
                 "model.activation_checkpointing=true, shorten workload.seq_len or choose a smaller model",
                 status="oom",
             )

@@ -67,12 +67,12 @@ class StageMemory:
 
 
 def passes_in_flight(schedule: str, rank: int, size: int, virtual_stages: int, micro_batches: int) -> int:
-    """Return of how many forward passes a rank of a pipeline keeps activations at once.
+    """Return the number of forward passes whose activations a rank of a pipeline keeps at once.
 
-    GPipe keeps all (Huang et al. 2019); 1F1B as many as there are stages from this one on (Narayanan et al. 2019); zero
-    bubble, whose gradients of weights come late, at most as many as there are stages (Qi et al. 2023, ZB-H1).
-    Interleaved stages first pass a round of micro-batches each but the last, and then twice as many as there are ranks
-    after this one, zero bubble one less (Narayanan et al. 2021); a round is about a micro-batch a rank.
+    GPipe keeps all (Huang et al. 2019). 1F1B keeps one for each stage from this one on (Narayanan et al. 2019), zero
+    bubble, whose gradients of weights come late, one for each stage (Qi et al. 2023, ZB-H1). A rank with interleaved
+    stages first passes a round of micro-batches, about one a rank, through each of its stages but the last. Beside them
+    1F1B keeps two for each rank after this one and one more (Narayanan et al. 2021), zero bubble one for each rank.
     """
     if size == 1:
         return 1

@@ -28,7 +28,8 @@ REACH = 3
 SHUFFLES = 4000
 # A series of a few levels has an estimate near 1 too, and a larger correction would remove its steps.
 MAX_AUTOCORRELATION = 0.9
-# Of the autocorrelation, in units of 1 / sqrt(n), about its standard error: what is missed makes steps of noise.
+# Added to the autocorrelation, in units of 1 / sqrt(n), about its standard error: with too small a value, noise looks
+# like steps.
 MARGIN_OF_ERROR = 0.6
 SEED = 1979
 
@@ -55,7 +56,7 @@ def find_steps(values: Sequence[float]) -> list[Step]:
         return []
     series = np.log(np.asarray(values, float))
     r = autocorrelation(series)
-    # Of a step its edge stays, and of the new level the share 1 - r.
+    # This keeps the edge of a step, and shrinks the level after it to 1 - r of its height.
     whitened = series if r == 0 else np.concatenate([series[:1] * (1 - r), series[1:] - r * series[:-1]])
     places = sorted(_splits(whitened, 0))
     edges = [0, *places, len(series)]

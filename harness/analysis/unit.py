@@ -107,5 +107,5 @@ def _hosts(run: LoadedRecord) -> int:
     if run.record["world_size"] == 1:
         return 1
     if not hosts:
-        raise UserError(f"--per node: {run.path}: does not know its hosts")
+        raise UserError(f"--per node: {run.path}: lists no host of its ranks; use --per device")
     return len(hosts)

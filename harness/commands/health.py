@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 from harness.commands.arguments import Parser
@@ -31,7 +30,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: list[str], clock: Callable[[], float] = time.monotonic) -> int:
+def main(argv: list[str]) -> int:
     """Print a line for each run, and return the exit code."""
     options = build_parser().parse(argv)
     try:
@@ -42,7 +41,7 @@ def main(argv: list[str], clock: Callable[[], float] = time.monotonic) -> int:
             f"heartbeats cannot be read: {error}; name a folder of this user in TMPDIR (in a container: --tmpfs /tmp)"
         )
         return ExitCode.OK
-    now = clock()
+    now = time.monotonic()
     if options.json:
         print(
             json.dumps(

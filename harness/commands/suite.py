@@ -157,7 +157,7 @@ class SuiteRunner:
             refused: workloads whose settings contradict each other.
         """
         self.folder, self._jobs, self._autotunes = folder, dict(jobs), autotunes
-        # What failed may run when the command is given again; what cannot run cannot then either.
+        # Failed workloads are run again; what was refused or unavailable is not.
         kept = {name: found for name, found in folder.not_run.items() if found.status != FAILED}
         folder.not_run = {**kept, **refused}
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)

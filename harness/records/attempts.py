@@ -56,7 +56,7 @@ def read_attempts(folder: Path) -> list[dict[str, Any]]:
             raise ValueError("was changed after it was written (content_sha256 differs)")
         attempts = content.get("attempts")
         if not isinstance(attempts, list) or any(set(attempt) != _ATTEMPT_KEYS for attempt in attempts):
-            raise ValueError("holds something else than attempts")
+            raise ValueError("holds no list of attempts as this harness writes it")
         return attempts
     except FileNotFoundError:
         return []

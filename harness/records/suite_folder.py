@@ -162,7 +162,7 @@ def _folder(path: Path, content: Any) -> SuiteFolder:
 def _check(folder: SuiteFolder) -> None:
     names = {each.name for each in folder.suite.workloads}
     if sorted(folder.order) != sorted(list(range(len(names))) * folder.repeats):
-        raise ValueError("order: has another number of runs of a workload than repeats says")
+        raise ValueError(f"order: found {len(folder.order)} runs, expected repeats={folder.repeats} of each workload")
     for name, found in folder.not_run.items():
         if name not in names or found.status not in STATUSES:
             raise ValueError(f"not_run: found {name!r} {found.status!r}")

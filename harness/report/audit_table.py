@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,9 +21,9 @@ SHARED = "Most rows"
 NO_MEAN = "No sound row has a ratio."
 
 
-def print_audit(table: Audit, claim: Claim | None = None, console: Console | None = None) -> None:
+def print_audit(table: Audit, claim: Claim | None = None) -> None:
     """Print every row with its findings, then the conclusion."""
-    console = console or PlainConsole(WIDTH)
+    console = PlainConsole(WIDTH)
     shared = table.shared
     for row in table.rows:
         console.print(

@@ -105,12 +105,16 @@ def phase_names(sides: Mapping[int, RunGroup]) -> list[str]:
 
 
 def mean_phases(side: RunGroup) -> dict[str, float]:
-    """Return the mean seconds of each phase of a step over a side's processes; without phases, of the data wait."""
+    """Return the mean seconds of each phase of a step over a side's processes: those of `profile=true`, which
+    synchronizes at both ends of each; without it, of the data wait.
+    """
     found: dict[str, list[float]] = {}
     for run in side.runs:
         timing = run.record["timing"]
         mean = timing["mean_step_seconds"]
-        known = timing.get("phase_seconds") or {DATA_WAIT: mean * (timing.get("data_wait_fraction") or 0.0)}
+        phases = get_path(run.record, "profile", "phases") or {}
+        known = {name.replace("_", " "): seconds for name, seconds in phases.items() if seconds}
+        known = known or {DATA_WAIT: mean * (timing.get("data_wait_fraction") or 0.0)}
         for name, seconds in {**known, REST: max(0.0, mean - math.fsum(known.values()))}.items():
             found.setdefault(name, []).append(seconds)
     return {name: math.fsum(values) / len(side.runs) for name, values in found.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from harness.analysis.format import amount
@@ -15,9 +14,9 @@ from harness.text import counted, printable
 MAX_CHANGES = 5
 
 
-def print_history(series: Sequence[Series], console: Console | None = None) -> None:
+def print_history(series: Sequence[Series]) -> None:
     """Print every series with its steps, oldest first."""
-    console = console or PlainConsole(WIDTH)
+    console = PlainConsole(WIDTH)
     for each in series:
         console.print(Text(printable(f"{each.title}, {each.device}"), style="bold"))
         days = [each.runs[place].record["started_at"][:10] for place in (0, -1)]

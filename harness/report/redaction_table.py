@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from harness.records.redaction import REDACTED, Redaction
 from harness.report.console import WIDTH, PlainConsole, key_value_table
 from harness.text import counted, shortened
@@ -11,9 +9,9 @@ from harness.text import counted, shortened
 MAX_VALUES, MAX_CHARACTERS = 4, 60
 
 
-def print_redaction(redaction: Redaction, records: int, console: Console | None = None) -> None:
+def print_redaction(redaction: Redaction, records: int) -> None:
     """Print by field what was replaced, then the texts that stay: some values of each, and the number of the others."""
-    console = console or PlainConsole(WIDTH)
+    console = PlainConsole(WIDTH)
     replaced = [
         (name, _listed([f"{_short(old)} -> {_short(new)}" if new != REDACTED else _short(old)
                         for old, new in values.items()]))

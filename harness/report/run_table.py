@@ -12,9 +12,9 @@ from harness.report.run_table_content import COLUMNS, cells, notes, outlier_sent
 from harness.text import printable
 
 
-def print_run_table(table: RunTable, console: Console | None = None) -> None:
+def print_run_table(table: RunTable) -> None:
     """Print every group, fastest entry first, with its outliers by name."""
-    console = console or PlainConsole(WIDTH)
+    console = PlainConsole(WIDTH)
     for number, group in enumerate(table.groups):
         if number:
             console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -12,9 +11,9 @@ from harness.report.suite_content import COLUMNS, claim_sentence, details, note,
 from harness.text import printable
 
 
-def print_suite_comparison(found: SuiteComparison, console: Console | None = None) -> None:
+def print_suite_comparison(found: SuiteComparison) -> None:
     """Print the verdict, a row for each workload, and why a workload has no ratio."""
-    console = console or PlainConsole(WIDTH)
+    console = PlainConsole(WIDTH)
     console.print(Text(printable(found.summary), style="bold"))
     if found.claim is not None:
         console.print(Text(claim_sentence(found) or "", style="bold"))

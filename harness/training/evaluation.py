@@ -59,7 +59,7 @@ class Evaluator:
         losses = torch.stack([self._train_step.evaluate(part) for part, _ in self._shard]).tolist()
         self._heartbeat()
         counted = [(loss, count) for loss, (_, count) in zip(losses, self._shard, strict=True) if count]
-        # Ranks with the same share count each: that changes no mean.
+        # Ranks of other axes evaluate the same sequences: each counts equally often, which changes no mean.
         everyone = [pair for part in self._ranks.gather(counted) for pair in part]
         loss = math.fsum(loss * count for loss, count in everyone) / sum(count for _, count in everyone)
         history.evaluation_seconds += self._clock() - began

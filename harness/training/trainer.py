@@ -58,8 +58,8 @@ class Trainer:
         layout = processes.ranks.layout
         # FSDP's collectives run, and wait, on streams of their own: the stream that computes waits for those later.
         hidden = backend.asynchronous and not uses_ddp(config, layout)
-        # Of PyTorch's own group alone, sends and receives in a queue become one operation: two stages that send to each
-        # other would else wait for ever.
+        # Only PyTorch's own group makes one operation of queued sends and receives. Through the meter's group, two
+        # stages that send to each other would wait for ever.
         queued = backend.asynchronous and layout.pipeline > 1
         self._meter = processes.ranks.meter = CommunicationMeter(
             events=backend.event_timer(),

@@ -66,7 +66,7 @@ def resolve_track(config: Config, backend: Backend, layout: Layout, *, sharded: 
 def _obstacle_of_chunks(config: Config, layout: Layout) -> str | None:
     """Return what rules out a cross-entropy that computes its gradients in the forward pass; None if nothing does."""
     if layout.tensor > 1:
-        # Of logits that are cut by vocabulary PyTorch's own loss knows how to take the sum.
+        # Only PyTorch's own loss can add up over logits that are cut by vocabulary.
         return f"a layout of {layout}"
     if layout.pipeline > 1 and config.parallel.pipeline_schedule == "zero_bubble":
         # It runs the backward pass of the loss twice: for the gradient of the input, and for that of the weight.
@@ -155,11 +155,10 @@ def _configure_compiler(track: TrackConfig, backend: Backend, *, has_meshes: boo
     compiler.activation_memory_budget = track.activation_memory_budget
     for name, value in backend.compiler_settings.items():
         setattr(compiler, name, value)
-    if hasattr(compiler, "autograd_cache_allow_custom_autograd_functions"):
-        # From torch 2.8 on. Otherwise every process traces again what has a custom autograd.Function, as our attention.
-        compiler.autograd_cache_allow_custom_autograd_functions = True
+    # Otherwise every process traces again what has a custom autograd.Function, as our attention.
+    compiler.autograd_cache_allow_custom_autograd_functions = True
     if has_meshes:
-        # Of a mesh this cache compares the type alone: it would return another layout's program, with its groups.
+        # The cache's key holds only the type of a mesh: it would return the program of another layout, with its groups.
         compiler.enable_autograd_cache = False
         if hasattr(compiler, "unsafe_treat_script_objects_as_zero_size"):
             # A mesh holds no activations. From torch 2.13 on a budget below 1 asks for its size.

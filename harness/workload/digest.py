@@ -106,7 +106,7 @@ class BatchDigest:
         self._sum = 0
 
     def add(self, stream: str, first_sample: int, sequences: np.ndarray) -> None:
-        """Add int64 sequences [count, length], numbered from `first_sample` on, of `stream` (train or eval)."""
+        """Add int64 sequences [count, length], numbered from `first_sample` on, of `stream` (train or held out)."""
         rows = np.ascontiguousarray(sequences, dtype="<i4")
         for offset, row in enumerate(rows):
             digest = hashlib.sha256(f"{stream}:{first_sample + offset}:".encode())

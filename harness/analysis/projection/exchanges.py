@@ -3,8 +3,8 @@
 Each axis of parallelism has its own. Per block, micro-batch and pass:
 
 - tensor, with sequences cut too: the inputs of attention and feed-forward are gathered, their outputs are reduced and
-  scattered, and in the backward pass the other way round (Shoeybi et al. 2019, Korthikanti et al. 2022): together as
-  much as four all-reduces. Embedding and output projection have one of each more, a micro-batch.
+  scattered, and in the backward pass the other way round (Shoeybi et al. 2019, Korthikanti et al. 2022): together the
+  traffic of four all-reduces. Embedding and output projection add one gather and one scatter each, a micro-batch.
 - context: queries, keys, values and attention's output are traded for heads (Jacobs et al. 2023, DeepSpeed-Ulysses).
 
 Per step:

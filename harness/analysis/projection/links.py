@@ -113,7 +113,7 @@ class MeasuredLinks:
 def interpolated_seconds(sweep: Sequence[Mapping[str, Any]], message_bytes: float) -> float:
     """Return the seconds of a message from those of the nearest sizes that were measured, on a straight line.
 
-    A smaller message than all takes as long as the smallest; a larger one the more, the larger it is.
+    A message below the smallest size takes as long as that; one above the largest is scaled in proportion to its size.
     """
     sizes, seconds = ([entry[key] for entry in sweep] for key in ("bytes", "seconds"))
     if message_bytes > sizes[-1]:

@@ -128,9 +128,10 @@ class Ranks:
                 dist.distributed_c10d._set_pg_timeout(self.timeout, group)
 
     def counts(self, tensor: torch.Tensor) -> bool:
-        """Return whether this rank's part of a tensor is to be added up over the ranks: of copies, one counts.
+        """Return whether this rank's part of a tensor enters a sum over all ranks.
 
-        Stages of a pipeline have tensors of their own.
+        Where several ranks hold the same part, only one of them counts it. Stages of a pipeline have tensors of their
+        own.
         """
         mesh: Any = getattr(tensor, "device_mesh", None)
         axes = () if mesh is None else mesh.mesh_dim_names

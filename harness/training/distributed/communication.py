@@ -49,7 +49,7 @@ class CommunicationMeter:
         self._payload_bytes: dict[str, int] = {}
         self._waited_seconds: dict[str, float] = {}
         self._waiting: tuple[str, float] | None = None
-        # For each event, the axis for which the interval that it ends was a wait; None: it was none.
+        # One entry an event: the axis that was waited for until it, or None after computation.
         self._waits: list[str | None] = []
 
     def add_payload(self, axis: str, payload_bytes: int) -> None:

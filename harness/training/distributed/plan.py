@@ -78,10 +78,10 @@ def _in_rounds(config: Config) -> bool:
 
 
 def _kind(config: Config, layout: Layout, rank: int, stages: Sequence[range]) -> Any:
-    """Return a key that ranks of a pipeline share if they hold as much for a micro-batch.
+    """Return a key that ranks of a pipeline share if they need the same memory for a micro-batch.
 
-    The first rank differs, the last one, and two lengths between them; more, where blocks recompute or stages are
-    interleaved.
+    Usually there are four: of the first rank, of the last one, and of two lengths of stages between them; more, where
+    blocks recompute or stages are interleaved.
     """
     if _in_rounds(config):
         return rank

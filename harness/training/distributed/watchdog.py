@@ -93,14 +93,13 @@ class Watchdog:
     def __init__(
         self, store: Store, rank: int, size: int, heartbeat: Heartbeat, *, hung_seconds: float,
         force_exit: Callable[[RankFailure], Any], clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Any] | None = None, place: Callable[[int], str] = lambda rank: "",
+        place: Callable[[int], str] = lambda rank: "",
     ) -> None:  # fmt: skip
         self._store, self._rank, self._size, self._heartbeat = store, rank, size, heartbeat
         self._hung_seconds, self._force_exit, self._clock = hung_seconds, force_exit, clock
         self._place = place
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._sleep = sleep or self._closing.wait
         self._polls = 0
         self._heartbeat_timeout_seconds = HEARTBEAT_TIMEOUT_SECONDS
         now = clock()
@@ -207,7 +206,7 @@ class Watchdog:
                 self.poll()
             except Exception:  # noqa: BLE001 (the store is gone)
                 self._shut_down(RankFailure(0, "rank_lost", _LOST.format("its process")))
-            self._sleep(POLL_SECONDS)
+            self._closing.wait(POLL_SECONDS)
 
     def poll(self) -> None:
         """Publish this rank's heartbeat, read the others', and end this process if the run has failed."""
