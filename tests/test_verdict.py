@@ -345,6 +345,34 @@ class TestSameComputation:
         assert pair.verdict == verdict.DIFFERENT
         assert any("dtype of linear layers" in line for line in pair.gates[-1].details)
 
+    @pytest.mark.parametrize(
+        ("payload", "layout", "micro_batch_size", "different"),
+        [
+            (1.0e9, 2, 8, False),
+            (1.0e9 + 4000, 2, 8, False),
+            # In half as many bits, or in every second step.
+            (0.5e9, 2, 8, True),
+            # Another layout, and another division of the batch, explain it.
+            (0.5e9, 4, 8, False),
+            (0.5e9, 2, 4, False),
+        ],
+    )
+    def test_another_payload_is_another_computation(
+        self, payload: float, layout: int, micro_batch_size: int, different: bool
+    ) -> None:
+        def parallel(bytes_per_step: float, shard: int) -> dict[str, Any]:
+            axes = {"shard": {"payload_bytes_per_step": bytes_per_step / 2, "exposed_communication_seconds": None}}
+            return {"layout": {"shard": shard}, "ranks": [{"axes": axes}, {"axes": axes}], "stragglers": []}
+
+        work = {"config": {"workload": {"micro_batch_size": 8}}}
+        own = {"config": {"workload": {"micro_batch_size": micro_batch_size}}}
+        pair = judge(side(parallel=parallel(payload, layout), **own), reference(parallel=parallel(1.0e9, 2), **work))
+        assert (pair.verdict == verdict.DIFFERENT) is different, pair.summary
+        if different:
+            assert (
+                "Payload of a step on the axis shard differs: 1,000,000,000 against 500,000,000 bytes" in pair.summary
+            )
+
     def test_runs_of_zero_length_show_nothing(self) -> None:
         pair = judge(side(finished_steps=0, status="interrupted"))
         assert pair.verdict == verdict.FAILED

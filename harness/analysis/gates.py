@@ -25,6 +25,8 @@ MEMORY_RANGE = (0.80, 1.10)
 # A peak is measured at one moment with one shape of matrices, so that a little more than it is plausible.
 MEASURED_PEAK_SLACK = 1.10
 WORLD_SIZE = "world size"
+# Sizes are padded, and a few numbers are exchanged at the ends of intervals.
+MAX_PAYLOAD_DIFFERENCE, MIN_PAYLOAD_BYTES = 0.02, 4096
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ def same_computation(
     findings = compare_computation(reference.runs[0], others, precision, calibration, memo)
     failed = [finding for finding in findings if finding.passed is False]
     details = [finding.text for finding in failed]
-    details += [f"{name} differs: {values}" for name, values in _effective_differences(reference, other)]
+    differing = [*_effective_differences(reference, other), *_payload_differences(reference, other)]
+    details += [f"{name} differs: {values}" for name, values in differing]
     checked = [finding for finding in findings if finding.passed is not None]
     if not checked:
         details.append("no losses are in both records, so the same computation cannot be shown")
@@ -186,6 +189,33 @@ def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tup
         known = sorted(set(values) - {"null"})
         if len(known) > 1:
             yield name, " against ".join(known)
+
+
+def _payload_differences(reference: RunGroup, other: RunGroup) -> Iterator[tuple[str, str]]:
+    """Yield (name, values) of the axes on which the sides exchange other amounts, where nothing explains it.
+
+    A side that sends gradients in fewer bits, or not at all in some steps, does other work.
+    """
+    settings, layouts, payloads = zip(*(
+        (conditions(side.first["config"]), get_path(side.first, "parallel", "layout"), _payloads(side.first))
+        for side in (reference, other)
+    ), strict=True)  # fmt: skip
+    if settings[0] != settings[1] or layouts[0] != layouts[1]:
+        return
+    for axis in sorted(payloads[0].keys() & payloads[1].keys()):
+        one, two = payloads[0][axis], payloads[1][axis]
+        if abs(two - one) > max(MAX_PAYLOAD_DIFFERENCE * one, MIN_PAYLOAD_BYTES):
+            yield f"payload of a step on the axis {axis}", f"{one:,.0f} against {two:,.0f} bytes"
+
+
+def _payloads(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the bytes that all ranks together put into collectives in a step, by axis, where they are known."""
+    found: dict[str, list[float | None]] = {}
+    for rank in get_path(record, "parallel", "ranks") or ():
+        for axis, exchange in (rank.get("axes") or {}).items():
+            found.setdefault(axis, []).append(exchange["payload_bytes_per_step"])
+    known = {axis: [each for each in values if each is not None] for axis, values in found.items()}
+    return {axis: math.fsum(values) for axis, values in known.items() if len(values) == len(found[axis])}
 
 
 def consistent_timing(sides: Sequence[RunGroup]) -> Gate:
