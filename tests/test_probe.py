@@ -211,9 +211,18 @@ class TestObservedForward:
         step = EagerStep(model, optimizer, torch.device("cpu"), actual, 1.0)
         return observe_forward(step, ParallelModel(model, model, {}), torch.arange(9).view(1, 9), precision, Ranks())
 
-    @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
-    def test_is_recorded(self, precision: str, dtype: str) -> None:
-        assert self.observed(precision, precision).linear_dtypes == [dtype]
+    @pytest.mark.parametrize(
+        ("precision", "dtype", "between"),
+        [
+            ("fp32", "float32", "float32"),
+            ("bf16", "bfloat16", "float32"),
+            ("fp16", "float16", "float32"),
+        ],
+    )
+    def test_is_recorded(self, precision: str, dtype: str, between: str) -> None:
+        found = self.observed(precision, precision)
+        assert (found.linear_dtypes, found.block_dtypes) == ([dtype], [between])
+        assert found.to_settings()["block_output_dtypes"] == [between]
 
     @pytest.mark.parametrize(("requested", "actual"), [("bf16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16")])
     def test_another_precision_is_an_error(self, requested: str, actual: str) -> None:

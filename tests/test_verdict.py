@@ -339,11 +339,14 @@ class TestSameComputation:
         assert pair.verdict == verdict.DIFFERENT
         assert "/4)" in pair.summary
 
-    def test_another_type_of_arithmetic_is_another_computation(self) -> None:
-        pair = judge(side(effective_settings={"linear_output_dtypes": ["float16"]}),
-                     reference(effective_settings={"linear_output_dtypes": ["bfloat16"]}))  # fmt: skip
+    @pytest.mark.parametrize(
+        ("key", "name"),
+        [("linear_output_dtypes", "dtype of linear layers"), ("block_output_dtypes", "dtype of the blocks' outputs")],
+    )
+    def test_another_type_of_arithmetic_is_another_computation(self, key: str, name: str) -> None:
+        pair = judge(side(effective_settings={key: ["float16"]}), reference(effective_settings={key: ["bfloat16"]}))
         assert pair.verdict == verdict.DIFFERENT
-        assert any("dtype of linear layers" in line for line in pair.gates[-1].details)
+        assert any(name in line for line in pair.gates[-1].details)
 
     @pytest.mark.parametrize(
         ("payload", "layout", "micro_batch_size", "different"),

@@ -184,7 +184,11 @@ def same_computation(
 
 def _effective_differences(reference: RunGroup, other: RunGroup) -> Iterator[tuple[str, str]]:
     """Yield (name, values) of the effective number formats that differ."""
-    for name, key in (("dtype of matrix products", "matmul_dtype"), ("dtype of linear layers", "linear_output_dtypes")):
+    for name, key in (
+        ("dtype of matrix products", "matmul_dtype"),
+        ("dtype of linear layers", "linear_output_dtypes"),
+        ("dtype of the blocks' outputs", "block_output_dtypes"),
+    ):
         values = [json.dumps(value) for side in (reference, other) for value in side.values("effective_settings", key)]
         known = sorted(set(values) - {"null"})
         if len(known) > 1:

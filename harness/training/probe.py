@@ -64,6 +64,8 @@ class ForwardObservation:
 
     linear_dtypes: list[str]
     """Types in which linear layers compute; empty if the backend runs the model in a way that does not call hooks."""
+    block_dtypes: list[str]
+    """Types of the blocks' outputs, the sums that pass from block to block; empty like `linear_dtypes`."""
     product_error: float | None
     """Largest relative error of a linear layer's product, against float64 on the host."""
     product: str | None
@@ -75,6 +77,7 @@ class ForwardObservation:
         """Return the effective settings that it shows, for the record."""
         return {
             "linear_output_dtypes": self.linear_dtypes or None,
+            "block_output_dtypes": self.block_dtypes or None,
             "largest_product_error": self.product_error,
         }
 
@@ -90,7 +93,7 @@ def observe_forward(
     Raises:
         RunFailed: linear layers compute in another type than requested, or less precisely than it allows.
     """
-    model, dtypes = parallel_model.model, set[torch.dtype]()
+    model, dtypes, block_dtypes = parallel_model.model, set[torch.dtype](), set[torch.dtype]()
     products: dict[str, tuple[torch.Tensor, ...]] = {}
     outputs: dict[int, torch.Tensor] = {}
 
@@ -105,6 +108,9 @@ def observe_forward(
     def keep_output(number: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
             outputs[number] = output.detach()[0].float()
+            # Devices differ in the type of a norm's output.
+            if number < model.config.num_hidden_layers:
+                block_dtypes.add(output.dtype)
 
         return hook
 
@@ -120,7 +126,7 @@ def observe_forward(
     finally:
         for hook in hooks:
             hook.remove()
-    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    names, of_blocks = (sorted(str(dtype).removeprefix("torch.") for dtype in each) for each in (dtypes, block_dtypes))
     # Not in the hooks: a backend may trace them.
     errors = {name: _product_error(*product) for name, product in products.items()}
     _check_products(names, errors, precision)
@@ -128,7 +134,7 @@ def observe_forward(
     parts = {f"activation {number}": parallel_model.as_part(output) for number, output in outputs.items()}
     sketches = sketch_all({name: part for name, part in parts.items() if ranks.counts(part)}, ranks.gather)
     activations = [sketch for _, sketch in sorted(sketches.items(), key=lambda item: int(item[0].split()[1]))]
-    return ForwardObservation(names, errors[worst] if worst else None, worst, activations)
+    return ForwardObservation(names, of_blocks, errors[worst] if worst else None, worst, activations)
 
 
 def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: str) -> None:
