@@ -350,7 +350,7 @@ class TestClockState:
             (
                 Reading(power_watts=9.0, clock_mhz=900.0, throttle_reasons=("power cap",)),
                 {"clock_mhz": 900.0, "clock_limit_mhz": None, "throttle_reasons": ["power cap"],
-                 "temperature_celsius": None},
+                 "temperature_celsius": None, "power_limit_watts": None, "default_power_limit_watts": None},
             ),
             (OSError("no answer"), None),
             (RuntimeError("an error of a vendor's library"), None),

@@ -460,6 +460,8 @@ class TestAWholeRun:
             "clock_limit_mhz": 1410.0,
             "throttle_reasons": ["power cap"],
             "temperature_celsius": None,
+            "power_limit_watts": None,
+            "default_power_limit_watts": None,
         }
         assert record["contention"]["device_condition"] == {"before": state, "after": state}
         assert gpu["synchronize"] > 0

@@ -73,6 +73,12 @@ class FakeNvml:
     def nvmlDeviceGetPowerUsage(self, handle: str) -> int:
         return 287_500
 
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: str) -> int:
+        return 300_000
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: str) -> int:
+        return 400_000
+
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
         return 12_345_678
 
@@ -122,7 +128,7 @@ class TestSensor:
         library.reasons = 0x4
         sensor = nvml.open_sensor(GPU)
         assert isinstance(sensor, nvml.NvmlSensor)
-        assert sensor.read() == Reading(287.5, 12345.678, 61, 1410, 97, ("power cap",), 1980)
+        assert sensor.read() == Reading(287.5, 12345.678, 61, 1410, 97, ("power cap",), 1980, 300.0, 400.0)
         assert library.open == 1
         sensor.close()
         assert library.open == 0

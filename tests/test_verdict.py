@@ -15,6 +15,7 @@ from harness.analysis.gates import plausible
 from harness.analysis.run_group import RunGroup
 from harness.analysis.utilization import utilization
 from harness.analysis.verdict import Pair, compare, exit_code, holds
+from harness.records.load import LoadedRecord
 from tests.records import A100, ASCEND, CPU, make_record, make_records, make_side, merged, sealed
 
 Change = Callable[[dict[str, Any]], None]
@@ -504,6 +505,17 @@ class TestSound:
             ({"environment": {"git": {"commit": "0" * 40, "dirty": True}}}, "modified source"),
             ({"config": {"precision": "bf16", "model": {"num_experts": 4}}}, "learned routing"),
             ({"contention": {"cpu_throttled_seconds": 10.0}}, "throttled"),
+            (
+                {
+                    "contention": {
+                        "device_condition": {
+                            "before": None,
+                            "after": {"power_limit_watts": 300.0, "default_power_limit_watts": 400.0},
+                        }
+                    }
+                },
+                "limited",
+            ),
             ({"parallel": {"stragglers": [{"rank": 3, "slowdown": 1.4}]}}, "straggler"),
             ({"environment": {"source_sha256": "1" * 64}}, "different harness"),
             ({"config": {"workload": {"interval_steps": 1}}}, "timed differently"),
@@ -565,6 +577,17 @@ class TestSound:
         [found] = [each for each in judge(changed(rest(1.0))).cautions if each.name == "rested"]
         assert "for up to 40% of the timed seconds in 5 of 5 runs" in found.text
         assert "rested" not in {each.name for each in judge(changed(rest(0.05))).cautions}
+
+    def test_a_repeat_that_was_taken_away_is_missed(self) -> None:
+        whole = make_side("other", [make_record(process=100 + number) for number in range(5)])
+        [caution] = [each for each in judge(RunGroup("other", (*whole.runs[:2], *whole.runs[3:]))).cautions
+                     if each.name == "repeats missing"]  # fmt: skip
+        assert caution.text == "of 5 repeats there is no 3: whoever chooses runs chooses the result"
+        assert "repeats missing" not in {each.name for each in judge(whole).cautions}
+        # Runs that are given one by one, or by other names, tell nothing.
+        alone = RunGroup("other", tuple(LoadedRecord(Path(f"runs/x{n}/record.json"), r.record)
+                                        for n, r in enumerate(whole.runs[:3], 1)))  # fmt: skip
+        assert "repeats missing" not in {each.name for each in judge(alone).cautions}
 
     def test_outliers_are_shown_and_still_counted(self) -> None:
         records = [make_record(process=100 + number) for number in range(4)]

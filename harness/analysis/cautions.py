@@ -27,6 +27,7 @@ MIN_STALL_SECONDS, STALL_STEPS = 1.0, 5
 # Between intervals files are written: a few milliseconds each time.
 MAX_IDLE_SHARE, MIN_IDLE_SECONDS = 0.20, 0.10
 MAX_THROTTLED_SHARE = 0.01
+MIN_POWER_LIMIT = 0.98
 
 
 # The cautions whose cause makes a run slower or faster than its device is.
@@ -184,6 +185,27 @@ def _throttle_reasons(record: Record) -> set[str]:
     return at_the_ends | {*(get_path(record, "telemetry", "throttled") or ())}
 
 
+def _limited(side: RunGroup) -> str | None:
+    conditions = [each or {} for each in side.values("contention", "device_condition", "after")]
+    limits = [(each.get("power_limit_watts"), each.get("default_power_limit_watts")) for each in conditions]
+    found = [(own, default) for own, default in limits if own and default and own < MIN_POWER_LIMIT * default]
+    if not found:
+        return None
+    return f"the device's power limit is {min(found)[0]:,.0f} W, its default {min(found)[1]:,.0f} W"
+
+
+def _repeats_missing(side: RunGroup) -> str | None:
+    names, homes = [run.path.parent.name for run in side.runs], {run.path.parent.parent for run in side.runs}
+    # A single run may be the one that its reader asked for.
+    if len(names) < 2 or len(homes) > 1 or not all(name.isdigit() for name in names):
+        return None
+    missing = sorted(set(range(1, max(map(int, names)) + 1)) - set(map(int, names)))
+    if not missing:
+        return None
+    shown = ", ".join(map(str, missing[:3]))
+    return f"of {max(map(int, names))} repeats there is no {shown}: whoever chooses runs chooses the result"
+
+
 def _throttled_host(side: RunGroup) -> str | None:
     found = _above(side, _held_back_share, MAX_THROTTLED_SHARE)
     if not found:
@@ -273,12 +295,14 @@ CHECKS: tuple[tuple[str, Callable[[RunGroup], str | None]], ...] = (
     ("shared device", _shared_device),
     ("throttled", _throttled),
     ("throttled", _throttled_host),
+    ("limited", _limited),
     ("suspended", _suspended),
     ("stalled", _stalled),
     ("rested", _rested),
     ("straggler", _straggler),
     ("compiled while timed", _compiled_while_timed),
     ("outliers", _outliers),
+    ("repeats missing", _repeats_missing),
     ("modified source", _modified_source),
 )
 

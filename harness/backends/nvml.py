@@ -75,13 +75,15 @@ class NvmlSensor:
         energy = _ask(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
         reasons = _ask(nvml, lambda: _throttle_reasons(nvml, handle))
         found = Reading(
-            power_watts=None if power is None else power / 1000,
+            power_watts=_watts(power),
             energy_joules=None if energy is None else energy / 1000,
             temperature_celsius=_ask(nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             clock_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
             utilization_percent=_ask(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu),
             throttle_reasons=None if reasons is None else tuple(reasons),
             clock_limit_mhz=_ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+            power_limit_watts=_watts(_ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))),
+            default_power_limit_watts=_watts(_ask(nvml, lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle))),
         )
         if found == Reading():
             raise OSError("NVML answered no query")
@@ -126,6 +128,10 @@ def _device(uuid: str | None) -> Iterator[tuple[Any, Any] | None]:
 def _nvml_uuid(uuid: str) -> str:
     # torch gives the bare number of a whole GPU.
     return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+
+def _watts(milliwatts: float | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
 
 
 def _ask(nvml: Any, question: Any) -> Any:

@@ -25,6 +25,9 @@ class Reading:
     """Reasons that hold the clock down now. Empty if there are none, None if unknown."""
     clock_limit_mhz: float | None = None
     """The highest clock of the chip."""
+    power_limit_watts: float | None = None
+    default_power_limit_watts: float | None = None
+    """Of the board, as it is sold; its owner may have set another limit."""
 
     def __post_init__(self) -> None:
         """Leave out what no device can have, such as NaN or a negative power: a driver's sign for none."""
@@ -36,12 +39,14 @@ class Reading:
                 object.__setattr__(self, item.name, None)
 
     def clock_state(self) -> dict[str, Any]:
-        """Return the clock, its limit, the reasons that hold it down, and the temperature, for the record."""
+        """Return the clock, the temperature, and what holds the clock down, for the record."""
         return {
             "clock_mhz": self.clock_mhz,
             "clock_limit_mhz": self.clock_limit_mhz,
             "throttle_reasons": None if self.throttle_reasons is None else list(self.throttle_reasons),
             "temperature_celsius": self.temperature_celsius,
+            "power_limit_watts": self.power_limit_watts,
+            "default_power_limit_watts": self.default_power_limit_watts,
         }
 
 
