@@ -14,6 +14,8 @@ class ExitCode(IntEnum):
     """The process's exit codes; harness/docs/how-a-run-works.md has the same table."""
 
     OK = 0
+    NOT_AS_EXPECTED = 1
+    """What a command was asked to check does not hold: `--expect`, a run that hangs, a plan that does not fit."""
     USAGE = 2
     BACKEND_UNAVAILABLE = 3
     NOT_COMPARABLE = 4

@@ -15,8 +15,7 @@ import pytest
 
 from harness import log
 from harness.commands import health
-from harness.commands.health import HUNG
-from harness.errors import UserError
+from harness.errors import ExitCode, UserError
 from harness.training.monitoring import heartbeat as heartbeat_module
 from harness.training.monitoring.heartbeat import (
     SETUP_LIMIT_SECONDS,
@@ -118,14 +117,14 @@ class TestVerb:
         parent = os.getppid()
         leave(folder, pid=parent, started=read_start_time(parent), folder="runs/b")
         leave(folder, last_beat_at=time.monotonic() - 601.0)
-        assert health.main([]) == HUNG
+        assert health.main([]) == ExitCode.NOT_AS_EXPECTED
         said = sorted(capsys.readouterr().out.splitlines())
         assert said[0].startswith("HUNG: runs/a")
         assert said[1].startswith("training: runs/b")
 
     def test_for_machines(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         leave(folder, allowed_silence_seconds=1.0)
-        assert health.main(["--json"]) == HUNG
+        assert health.main(["--json"]) == ExitCode.NOT_AS_EXPECTED
         [told] = json.loads(capsys.readouterr().out)
         assert told["hung"] is True
         assert 4.9 < told["silent_seconds"] < 60

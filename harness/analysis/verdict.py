@@ -48,7 +48,6 @@ NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE, FAILED = (
 # The only verdict that emulated devices can get beside a failed gate.
 SAME_COMPUTATION = "same computation"
 EXPECTATIONS = ("equivalent", "faster", "not-slower", SUPPORTED)
-CLAIM_DOES_NOT_HOLD = 1
 
 
 @dataclass(frozen=True)
@@ -319,7 +318,7 @@ def exit_code(comparison: Comparison, expectation: str | None) -> int:
     if verdicts & {NOT_COMPARABLE, DIFFERENT, IMPLAUSIBLE}:
         return ExitCode.NOT_COMPARABLE
     if expectation is not None and not all(holds(pair, expectation) for pair in comparison.pairs):
-        return CLAIM_DOES_NOT_HOLD
+        return ExitCode.NOT_AS_EXPECTED
     return ExitCode.OK
 
 

@@ -15,7 +15,6 @@ from harness.errors import ExitCode, RunFailed
 from harness.records.files import check_report_folder, write_atomically
 
 FORMATS = ("table", "json")
-NOT_SOUND = 1
 
 
 def build_parser() -> Parser:
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
     if options.junit is not None:
         _write_junit(options.junit, table)
     sound = all(row.sound for row in table.rows) and not table.unread
-    return NOT_SOUND if options.expect and not sound else ExitCode.OK
+    return ExitCode.NOT_AS_EXPECTED if options.expect and not sound else ExitCode.OK
 
 
 def _write(table: Audit, claim: Claim | None, folder: Path) -> None:

@@ -15,7 +15,6 @@ from harness.analysis.claims import SUPPORTED, find_claim
 from harness.analysis.suite_verdict import SuiteComparison, compare_suites, holds, to_dict
 from harness.analysis.unit import Unit
 from harness.analysis.verdict import (
-    CLAIM_DOES_NOT_HOLD,
     DIFFERENT,
     FAILED,
     IMPLAUSIBLE,
@@ -91,4 +90,4 @@ def _exit_code(found: SuiteComparison, *, shown: bool) -> int:
         return ExitCode.RUN_FAILED
     if found.verdict in (DIFFERENT, IMPLAUSIBLE, NOT_COMPARABLE):
         return ExitCode.NOT_COMPARABLE
-    return ExitCode.OK if shown else CLAIM_DOES_NOT_HOLD
+    return ExitCode.OK if shown else ExitCode.NOT_AS_EXPECTED

@@ -14,8 +14,6 @@ from harness.commands.arguments import Parser
 from harness.errors import ExitCode
 from harness.training.monitoring.heartbeat import heartbeat_folder, read_heartbeats
 
-HUNG = 1
-
 
 def build_parser() -> Parser:
     """Return the parser of the verb."""
@@ -61,4 +59,4 @@ def main(argv: list[str]) -> int:
                 f"{state}: {where}, last progress {each.silence_seconds(now):.0f} s ago "
                 f"(limit {each.allowed_silence_seconds:.0f} s)"
             )
-    return HUNG if any(each.is_hung(now) for each in heartbeats) else ExitCode.OK
+    return ExitCode.NOT_AS_EXPECTED if any(each.is_hung(now) for each in heartbeats) else ExitCode.OK

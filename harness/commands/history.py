@@ -14,7 +14,6 @@ from harness.errors import ExitCode, UserError
 from harness.records.load import load_tree
 
 FORMATS = ("table", "json")
-REGRESSION = 1
 
 
 def build_parser() -> Parser:
@@ -68,7 +67,7 @@ def main(argv: list[str]) -> int:
     (log.error if slower else log.info)(line)
     if options.junit is not None:
         _write_junit(options.junit, series)
-    return REGRESSION if slower else ExitCode.OK
+    return ExitCode.NOT_AS_EXPECTED if slower else ExitCode.OK
 
 
 def _too_short(series: Sequence[Series]) -> str:

@@ -20,7 +20,6 @@ from harness.validation import check_layout
 FORMATS = ("table", "json")
 MAX_DEVICES = 1 << 20
 MAX_MEMORY_GIB = 1 << 20
-DOES_NOT_FIT = 1
 
 
 def build_parser() -> Parser:
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps(plan_to_dict(plan), indent=1))
     else:
         print_plan(plan)
-    return ExitCode.OK if plan.fits else DOES_NOT_FIT
+    return ExitCode.OK if plan.fits else ExitCode.NOT_AS_EXPECTED
 
 
 def _plan(config: Config, devices: int, device_bytes: int) -> RunPlan:
