@@ -573,8 +573,10 @@ def work_differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str
         one, two: whole configs as nested dictionaries.
     """
     first, second = workload_settings(one), workload_settings(two)
-    pairs = {key: (first.get(key, "absent"), second.get(key, "absent")) for key in {**first, **second}}
-    return {key: values for key, values in pairs.items() if values[0] != values[1]}
+    differing = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    # A setting that changes nothing at its value has it all the same.
+    values = [{**flatten(config), **work} for config, work in ((one, first), (two, second))]
+    return {key: (values[0].get(key, "absent"), values[1].get(key, "absent")) for key in differing}
 
 
 # Settings of the model that only experts use.

@@ -128,7 +128,7 @@ class CpuContention:
             all_own: maps this process's CPU seconds to those of all processes of the run on this host.
         """
         self._all_own = all_own
-        self._began, self._throttled = self._sample(), _throttled_seconds()
+        self._began, self._throttled, self._began_seconds = self._sample(), _throttled_seconds(), time.perf_counter()
 
     def other_fraction(self) -> float | None:
         """Return the fraction of the allowed cores' time that others used since the start; None if unknown.
@@ -144,10 +144,14 @@ class CpuContention:
             return None
         return min(1.0, max(0.0, ((busy - busy_then) - (own - own_then)) / elapsed))
 
-    def throttled_seconds(self) -> float | None:
-        """Return for how long a CPU quota held processes of this cgroup back since the start; None if unknown."""
+    def throttled_fraction(self) -> float | None:
+        """Return the fraction of the allowed cores' time in which a CPU quota held this cgroup's processes back since
+        the start; None if unknown.
+        """
         now = _throttled_seconds()
-        return max((now[group] - self._throttled[group] for group in now.keys() & self._throttled), default=None)
+        held = max((now[group] - self._throttled[group] for group in now.keys() & self._throttled), default=None)
+        elapsed = (time.perf_counter() - self._began_seconds) * _affinity_size()
+        return None if held is None or elapsed <= 0 else min(1.0, max(0.0, held / elapsed))
 
     def _sample(self) -> tuple[float, float, float] | None:
         used = os.times()
@@ -276,7 +280,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def source_digest(package: Path) -> str:
     """Return a digest of a package's Python files: an installed one and an image know no commit, or were edited."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    # An editor may leave a dangling link.
+    for path in sorted(filter(Path.is_file, package.rglob("*.py"))):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -315,7 +320,7 @@ def _cgroup_cpu_quota() -> float | None:
 
 
 def _throttled_seconds() -> dict[str, float]:
-    """Return for how long processes of the own cgroup, and of those above it, were held back by a CPU quota."""
+    """Return for how long a CPU quota held back the own cgroup, and those above it, summed over the cores."""
     found = {}
     for folder in _cgroups("cpu"):
         # Version 2 counts in microseconds, version 1 in nanoseconds.

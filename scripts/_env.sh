@@ -16,7 +16,7 @@ make_environment() { # make_environment EXTRAS
     exit 2
   fi
   # Where venv's own pip was missing, Python is there and pip is not.
-  "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv" || {
+  "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$venv" || {
     echo "error: cannot create a virtual environment in $venv; on Debian and Ubuntu: apt install python3-venv" >&2
     exit 2
   }

@@ -247,7 +247,7 @@ def differences(variation: str, reference: LoadedRecord, other: LoadedRecord) ->
         largest: dict[int, float] = {}
         unit = test.unit(reference.record, other.record)
         for found in test.differences(reference.record, other.record):
-            largest[found.segment] = max(largest.get(found.segment, 0.0), abs(found.value) / unit)
+            largest[found.segment] = max(largest.get(found.segment, 0.0), abs(found.value or 0.0) / unit)
         for segment, value in largest.items():
             yield Row(precision, steps, variation, test.key, segment, value)
 

@@ -43,7 +43,7 @@ class TestNpuSmi:
         assert isinstance(sensor, NpuSmi)
         assert sensor.read() == Reading(watts, None, 55.0, 1650.0, 90.0, None, 1800.0)
 
-    @pytest.mark.parametrize("second", ["0.0", "178.5"])
+    @pytest.mark.parametrize("second", ["0.0", "178.5", "NA"])
     def test_the_power_of_two_dies_is_counted_once(self, second: str) -> None:
         """Of the Ascend 910C: nothing says what its second die reports, so that nothing is added."""
         mapping = (
@@ -62,6 +62,8 @@ class TestNpuSmi:
         assert isinstance(sensor, NpuSmi)
         assert (sensor.scope, sensor.read().power_watts) == ("the package of 2 dies", 178.5)
         assert open_npu_smi(1, {}, ask) == READ_BY_ANOTHER
+        alone = open_npu_smi(0, {"ASCEND_RT_VISIBLE_DEVICES": "1"}, ask)
+        assert alone == "the power of NPU 0 stands at its first die, which ASCEND_RT_VISIBLE_DEVICES leaves out"
 
     def test_each_card_of_a_950_is_read_by_its_own_number(self) -> None:
         mapping = (

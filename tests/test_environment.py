@@ -291,7 +291,7 @@ class TestContention:
     def test_unknown_where_the_system_does_not_tell(self, monkeypatch: pytest.MonkeyPatch) -> None:
         fake_files(monkeypatch, {})
         assert environment.CpuContention().other_fraction() is None
-        assert environment.CpuContention().throttled_seconds() is None
+        assert environment.CpuContention().throttled_fraction() is None
 
     @pytest.mark.parametrize(
         ("file", "line"),
@@ -302,11 +302,14 @@ class TestContention:
         ids=["version 2", "version 1"],
     )
     def test_a_quota_that_held_processes_back(self, file: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter([100.0, 110.0, 120.0])
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2})
         fake_files(monkeypatch, {file: line.format(5)})
         contention = environment.CpuContention()
-        assert contention.throttled_seconds() == 0.0
+        assert contention.throttled_fraction() == 0.0
         fake_files(monkeypatch, {file: line.format(12)})
-        assert contention.throttled_seconds() == 7.0
+        assert contention.throttled_fraction() == 7.0 / (20 * 2)
 
 
 def test_any_changed_file_is_another_source(tmp_path: Path) -> None:

@@ -259,8 +259,14 @@ class TestLoop:
 
         monkeypatch.setattr("harness.training.loop.raw_clock", lambda: now[0])
         monkeypatch.setattr(Display, "interval_done", advance(3.0))
-        # An evaluation takes a tick of the fake clock.
-        monkeypatch.setattr(Display, "evaluated", advance(1.0))
+        evaluate = FakeRun.evaluate
+
+        def evaluate_for_a_tick(fake: FakeRun, sequences: torch.Tensor) -> torch.Tensor:
+            # By the evaluator's own clock, of ticks, an evaluation takes one; it has two parts.
+            now[0] += 1.0 / 2
+            return evaluate(fake, sequences)
+
+        monkeypatch.setattr(FakeRun, "evaluate", evaluate_for_a_tick)
         for every in (0, 2):
             fake = FakeRun(config_of(f"workload.eval_every={every}"))
             fake.run()

@@ -23,6 +23,7 @@ from harness.composition import load
 from harness.config import BackendConfig
 from harness.errors import BackendUnavailable, UserError
 from harness.training.run import run
+from harness.world import World
 from tests.fake_events import FakeEvent
 from tests.tiny import TINY
 
@@ -340,19 +341,20 @@ class TestApply:
         with pytest.raises(BackendUnavailable, match=r"track\.adamw=fused with precision=fp16.*track\.adamw=foreach"):
             backend().check_work(config)
 
-    @pytest.mark.parametrize("parallel", ["single", "ddp"])
+    @pytest.mark.parametrize("size", [1, 2])
     @pytest.mark.parametrize("shown", [True, False])
     def test_ranks_that_cannot_agree_on_an_overflow_are_refused(
-        self, shown: bool, parallel: str, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
+        self, shown: bool, size: int, npu: FakeNpu, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(npu, "utils", SimpleNamespace(is_support_inf_nan=lambda: shown), raising=False)
-        config = load([*TINY, "backend=npu", "precision=fp16", f"parallel={parallel}"])
-        assert backend().effective_settings()["inf_nan_mode"] is shown
-        if shown or parallel == "single":
-            backend().check_work(config)
+        config, made = load([*TINY, "backend=npu", "precision=fp16", "parallel=ddp"]), backend()
+        made.world = World(rank=0, size=size)
+        assert made.effective_settings()["inf_nan_mode"] is shown
+        if shown or size == 1:
+            made.check_work(config)
         else:
             with pytest.raises(BackendUnavailable, match="precision=fp16 on several devices"):
-                backend().check_work(config)
+                made.check_work(config)
 
     @pytest.mark.parametrize(("release", "known"), [("2.13.0", True), ("2.12.0.post1", False), (None, False)])
     def test_the_switch_against_fallback_is_known_from_a_release_on(

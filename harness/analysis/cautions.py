@@ -26,13 +26,13 @@ MAX_SUSPENDED_SECONDS = 1.0
 MIN_STALL_SECONDS, STALL_STEPS = 1.0, 5
 # Between intervals files are written: a few milliseconds each time.
 MAX_IDLE_SHARE, MIN_IDLE_SECONDS = 0.20, 0.10
-MAX_THROTTLED_SHARE = 0.01
+MAX_THROTTLED_FRACTION = 0.01
 MIN_POWER_LIMIT = 0.98
 
 
 # The cautions whose cause makes a run slower or faster than its device is.
 MOVES_TIMES = frozenset({"drift", "shared host", "shared device", "throttled", "suspended", "stalled", "rested",
-                         "straggler", "compiled while timed"})  # fmt: skip
+                         "compiled while timed"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ def cautions_between(reference: RunGroup, other: RunGroup) -> Iterator[Caution]:
     if len(sources) > 1:
         text = f"the runs are of {counted(len(sources), 'version')} of the harness; run the same one on both sides"
         yield Caution("different harness", other.label, text)
-    lengths = [_interval_length(side.first) for side in (reference, other)]
-    if lengths[0] != lengths[1] and None not in lengths:
-        found = " against ".join(counted(length or 0, "step") for length in (lengths[1], lengths[0]))
-        text = f"intervals of {found}, at whose ends the device is waited for; set workload.interval_steps alike"
+    if reference.emulated or other.emulated:
+        return
+    lengths = [side.first["config"]["workload"]["interval_steps"] for side in (reference, other)]
+    if lengths[0] != lengths[1]:
+        text = f"workload.interval_steps is {lengths[1]} against {lengths[0]}: at its end the device is waited for"
         yield Caution("timed differently", other.label, text)
     saves = [get_path(side.first, "config", "checkpoint") or {} for side in (reference, other)]
     differs = [f"checkpoint.{key}" for key in ("every", "asynchronous") if saves[0].get(key) != saves[1].get(key)]
@@ -74,12 +75,6 @@ def _source(record: Record) -> Any:
     """Return what tells one harness from another: a digest of its files, or the commit of an older record."""
     environment = record["environment"]
     return environment.get("source_sha256") or (get_path(environment, "git", "commit"), environment["harness_version"])
-
-
-def _interval_length(record: Record) -> int | None:
-    """Return the usual number of steps of a timed interval."""
-    lengths = [interval["last_step"] - interval["first_step"] + 1 for interval in record["timing"]["intervals"]]
-    return statistics.median_high(lengths) if lengths else None
 
 
 def _of_runs(side: RunGroup, found: Sequence[Any]) -> str:
@@ -144,9 +139,9 @@ def _partly_timed(side: RunGroup) -> str | None:
     if not found:
         return None
     attempts = max(len(each or ()) for each in side.values("attempts"))
-    cause = f"of {counted(attempts, 'attempt')}" if attempts > 1 else "while a checkpoint was written"
+    cause = counted(attempts, "attempt") if attempts > 1 else "while a checkpoint was written"
     share = f"up to {max(found):.0%} of the steps after the timing warm-up were not timed"
-    return f"{share} in {_of_runs(side, found)}, {cause}"
+    return f"{share} in {_of_runs(side, found)} ({cause})"
 
 
 def _untimed_share(record: Record) -> float:
@@ -194,28 +189,12 @@ def _limited(side: RunGroup) -> str | None:
     return f"the device's power limit is {min(found)[0]:,.0f} W, its default {min(found)[1]:,.0f} W"
 
 
-def _repeats_missing(side: RunGroup) -> str | None:
-    names, homes = [run.path.parent.name for run in side.runs], {run.path.parent.parent for run in side.runs}
-    # A single run may be the one that its reader asked for.
-    if len(names) < 2 or len(homes) > 1 or not all(name.isdigit() for name in names):
-        return None
-    missing = sorted(set(range(1, max(map(int, names)) + 1)) - set(map(int, names)))
-    if not missing:
-        return None
-    shown = ", ".join(map(str, missing[:3]))
-    return f"of {max(map(int, names))} repeats there is no {shown}: whoever chooses runs chooses the result"
-
-
 def _throttled_host(side: RunGroup) -> str | None:
-    found = _above(side, _held_back_share, MAX_THROTTLED_SHARE)
+    keys = ("contention", "cpu_throttled_fraction")
+    found = _above(side, lambda record: get_path(record, *keys), MAX_THROTTLED_FRACTION)
     if not found:
         return None
-    return f"a CPU quota held the process back for up to {max(found):.1%} of the time in {_of_runs(side, found)}"
-
-
-def _held_back_share(record: Record) -> float | None:
-    seconds, whole = get_path(record, "contention", "cpu_throttled_seconds"), record["timing"]["training_seconds"]
-    return seconds / whole if seconds and whole else None
+    return f"a CPU quota held the process back for up to {max(found):.1%} of its cores' time in {_of_runs(side, found)}"
 
 
 def _suspended(side: RunGroup) -> str | None:
@@ -302,7 +281,6 @@ CHECKS: tuple[tuple[str, Callable[[RunGroup], str | None]], ...] = (
     ("straggler", _straggler),
     ("compiled while timed", _compiled_while_timed),
     ("outliers", _outliers),
-    ("repeats missing", _repeats_missing),
     ("modified source", _modified_source),
 )
 

@@ -41,6 +41,8 @@ def judge_suite(claim: Claim, found: SuiteComparison) -> ClaimVerdict:
     """Return the verdict on a claim from the mean of those workloads of a suite that it covers."""
     if found.mean is None:
         return ClaimVerdict(NOT_TESTED, f"{found.verdict}: no mean is stated")
+    if found.disturbances:
+        return ClaimVerdict(INCONCLUSIVE, f"one process a side shows nothing with {' and '.join(found.disturbances)}")
     obstacles = {row.workload.name: _not_tested(claim, row.pair) for row in found.measured if row.pair is not None}
     covered = [row for row in found.measured if obstacles[row.workload.name] is None]
     if not covered:

@@ -109,7 +109,7 @@ class NpuBackend(TorchDeviceBackend):
 
     def check_work(self, config: Config) -> None:
         # CANN's fused AdamW does not see the overflow flag: it would apply the step that the loss scaler skips.
-        if config.precision == "fp16" and config.parallel.name != "single" and _shows_overflow(self.module()) is False:
+        if config.precision == "fp16" and self.world.size > 1 and _shows_overflow(self.module()) is False:
             # The device's flag is each rank's own, and its gradients saturate: ranks would skip different steps.
             raise BackendUnavailable(
                 "precision=fp16 on several devices: this chip does not show overflows in the gradients, by which the "

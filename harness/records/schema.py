@@ -136,8 +136,11 @@ def _may_leave_out(record: dict[str, Any], step: int) -> bool:
     warmup = config["workload"]["timing_warmup_steps"]
     if resumed and any(step <= start + warmup for start in starts if start):
         return True
-    saving, every = _steps_of(record["timing"], "saving"), config["checkpoint"]["every"]
-    return bool(saving and config["checkpoint"]["asynchronous"] and every and (step - 1) % every == 0)
+    every = config["checkpoint"]["every"]
+    if not (_steps_of(record["timing"], "saving") and config["checkpoint"]["asynchronous"] and every):
+        return False
+    # A checkpoint of the warm-up may still be written when the timing begins.
+    return (step - 1) % every == 0 or every <= step - 1 == warmup
 
 
 def _steps_of(timing: dict[str, Any], phase: str) -> int:

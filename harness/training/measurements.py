@@ -36,7 +36,7 @@ class Measurements:
     skipped_steps: int | None = None
     final_norms: dict[str, float] | None = None
     other_processes_cpu_fraction: float | None = None
-    cpu_throttled_seconds: float | None = None
+    cpu_throttled_fraction: float | None = None
     device_processes: list[str] | None = None
     device_condition: dict[str, Any] | None = None
     telemetry: dict[str, Any] | None = None
@@ -67,7 +67,7 @@ class Contention:
         known = [names for pair in self._ranks.gather((self._processes, after)) for names in pair if names is not None]
         return {
             "other_processes_cpu_fraction": self._host.other_fraction(),
-            "cpu_throttled_seconds": self._host.throttled_seconds(),
+            "cpu_throttled_fraction": self._host.throttled_fraction(),
             "device_processes": sorted({name for names in known for name in names}) if known else None,
             "device_condition": condition,
         }

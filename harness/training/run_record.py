@@ -90,7 +90,7 @@ def contention_section(measurements: Measurements) -> dict[str, Any]:
     """Return the use of host and device by other processes, and clock throttling."""
     return {
         "other_processes_cpu_fraction": measurements.other_processes_cpu_fraction,
-        "cpu_throttled_seconds": measurements.cpu_throttled_seconds,
+        "cpu_throttled_fraction": measurements.cpu_throttled_fraction,
         "device_processes": measurements.device_processes,
         "device_condition": measurements.device_condition,
     }

@@ -38,10 +38,10 @@ with tempfile.TemporaryDirectory() as folder:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        # The loss of a step, as the others report; logged after the window, whose steps are not read.
-        logging_steps=1,
+        logging_steps=work.steps,
         **({"optim": "adamw_torch_fused"} if work.tuned else {}),
     )
     trainer = Trainer(transformers_model(work), arguments, train_dataset=Causal(work), callbacks=[Clock()])
     result = trainer.train()
+# The mean over all steps: to log that of the last one, Trainer would read every step's.
 measured.report(result.training_loss)

@@ -21,7 +21,7 @@ def results(reference: Path, other: Path) -> dict[tuple[str, int], float]:
     for test in TESTS:
         for found in test.differences(one.record, two.record) if test.key in RESULTS else ():
             key = (test.key, found.segment)
-            largest[key] = max(largest.get(key, 0.0), abs(found.value))
+            largest[key] = max(largest.get(key, 0.0), abs(found.value or 0.0))
     return largest
 
 

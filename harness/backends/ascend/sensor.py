@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from harness.backends.ascend import npu_smi
 from harness.backends.ascend.host import VISIBLE_DEVICES, visible_devices_problem
@@ -98,8 +98,16 @@ def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, a
     place = next((place for place in places if place.logic_id == logic_id), None)
     if place is None:
         return f"npu-smi info -m lists no chip with the logic id {logic_id}"
+    return _of_place(place, places, variables.get(VISIBLE_DEVICES), ask)
+
+
+def _of_place(place: npu_smi.Place, places: Sequence[npu_smi.Place], visible: str | None, ask: Ask) -> NpuSmi | str:
     # The power of a package of several dies, as of the Ascend 910C, stands at its first one.
-    dies = [each.chip_id for each in places if each.npu_id == place.npu_id]
+    dies = sorted((each for each in places if each.npu_id == place.npu_id), key=lambda each: each.chip_id)
+    if place != dies[0]:
+        if visible and str(dies[0].logic_id) not in visible.split(","):
+            return f"the power of NPU {place.npu_id} stands at its first die, which {VISIBLE_DEVICES} leaves out"
+        return READ_BY_ANOTHER
     sensor = NpuSmi(place, ask, "the chip" if len(dies) == 1 else f"the package of {len(dies)} dies")
     try:
         first = sensor.read()
@@ -107,4 +115,4 @@ def open_npu_smi(device_index: int, variables: Mapping[str, str] = os.environ, a
         return str(error)
     if first == Reading():
         return f"npu-smi info -t common -i {place.npu_id} has no values for chip {place.chip_id}"
-    return READ_BY_ANOTHER if first.power_watts is not None and place.chip_id != min(dies) else sensor
+    return sensor
