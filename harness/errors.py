@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
     OK = 0
     NOT_AS_EXPECTED = 1
-    """What a command was asked to check does not hold: `--expect`, a run that hangs, a plan that does not fit."""
+    """Answer no to what a command was asked: `--expect`, a run that hangs, a plan that does not fit."""
     USAGE = 2
     BACKEND_UNAVAILABLE = 3
     NOT_COMPARABLE = 4
