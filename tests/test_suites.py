@@ -391,7 +391,7 @@ class TestVerdict:
             assert "One process a side shows nothing with shared host: run 3 or more a side." in found.summary
         else:
             assert found.verdict.startswith("equivalent")
-            assert "One process a side in 8 workloads: what changes from run to run cannot be told." in found.summary
+            assert "One process a side in 8 workloads: cannot estimate run-to-run variance." in found.summary
 
     def test_equivalent_in_each_workload(self) -> None:
         found = judged(rows_of(0.251, 0.249, 0.25))

@@ -15,6 +15,8 @@ from harness.records.load import get_path
 from harness.text import counted
 
 Record = Mapping[str, Any]
+Check = Callable[[RunGroup], str | None]
+"""Returns the text of a caution about a side, or None."""
 # A relative change of the step time over the run, which must also lie outside its own 99 % interval.
 MAX_DRIFT = 0.02
 MIN_TIMES_FOR_DRIFT = 8
@@ -82,10 +84,23 @@ def _of_runs(side: RunGroup, found: Sequence[Any]) -> str:
     return f"{len(found)} of {counted(len(side.runs), 'run')}"
 
 
-def _above(side: RunGroup, share: Callable[[Record], float | None], limit: float) -> list[float]:
-    """Return the values above a limit, one a run."""
-    values = [share(run.record) for run in side.runs]
-    return [value for value in values if value is not None and value > limit]
+def _if_above(quantity: Callable[[Record], float | None], limit: float, text: str) -> Check:
+    """Return the check of runs in which a quantity is above a limit.
+
+    Args:
+        text: with {worst}, the largest value, and {runs}, as "2 of 3 runs".
+    """
+
+    def check(side: RunGroup) -> str | None:
+        values = [quantity(run.record) for run in side.runs]
+        found = [value for value in values if value is not None and value > limit]
+        return text.format(worst=max(found), runs=_of_runs(side, found)) if found else None
+
+    return check
+
+
+def _at(*keys: str) -> Callable[[Record], float | None]:
+    return lambda record: get_path(record, *keys)
 
 
 def _no_fingerprint(side: RunGroup) -> str | None:
@@ -134,33 +149,10 @@ def _drift_of(record: Record) -> float | None:
     return change if abs(change) > MAX_DRIFT and (low > 0 or high < 0) else None
 
 
-def _partly_timed(side: RunGroup) -> str | None:
-    found = _above(side, _untimed_share, 0.0)
-    if not found:
-        return None
-    attempts = max(len(each or ()) for each in side.values("attempts"))
-    cause = counted(attempts, "attempt") if attempts > 1 else "while a checkpoint was written"
-    share = f"up to {max(found):.0%} of the steps after the timing warm-up were not timed"
-    return f"{share} in {_of_runs(side, found)} ({cause})"
-
-
 def _untimed_share(record: Record) -> float:
     timing = record["timing"]
     left_out = sum((timing.get(phase) or {}).get("steps", 0) for phase in ("resumed", "saving"))
     return left_out / (left_out + timing["measured_steps"]) if left_out else 0.0
-
-
-def _data_wait(side: RunGroup) -> str | None:
-    found = _above(side, lambda record: get_path(record, "timing", "data_wait_fraction"), MAX_DATA_WAIT_FRACTION)
-    if not found:
-        return None
-    return f"up to {max(found):.1%} of the step time was spent waiting for data in {_of_runs(side, found)}"
-
-
-def _shared_host(side: RunGroup) -> str | None:
-    keys = ("contention", "other_processes_cpu_fraction")
-    found = _above(side, lambda record: get_path(record, *keys), MAX_OTHER_CPU_FRACTION)
-    return f"other processes used up to {max(found):.0%} of the CPU cores in {_of_runs(side, found)}" if found else None
 
 
 def _shared_device(side: RunGroup) -> str | None:
@@ -189,27 +181,6 @@ def _limited(side: RunGroup) -> str | None:
     return f"the device's power limit is {min(found)[0]:,.0f} W, its default {min(found)[1]:,.0f} W"
 
 
-def _throttled_host(side: RunGroup) -> str | None:
-    keys = ("contention", "cpu_throttled_fraction")
-    found = _above(side, lambda record: get_path(record, *keys), MAX_THROTTLED_FRACTION)
-    if not found:
-        return None
-    return f"a CPU quota held the process back for up to {max(found):.1%} of its cores' time in {_of_runs(side, found)}"
-
-
-def _suspended(side: RunGroup) -> str | None:
-    found = _above(side, lambda record: get_path(record, "clocks", "suspended_seconds"), MAX_SUSPENDED_SECONDS)
-    return f"the host was suspended for up to {max(found):,.0f} s in {_of_runs(side, found)}" if found else None
-
-
-def _stalled(side: RunGroup) -> str | None:
-    found = _above(side, _stall_seconds, MIN_STALL_SECONDS)
-    if not found:
-        return None
-    text = f"an interval took {max(found):.1f} s longer than the others in {_of_runs(side, found)}"
-    return f"{text}: the process was paused, or host, disk or device stalled"
-
-
 def _stall_seconds(record: Record) -> float | None:
     """Return by how many seconds the longest interval exceeds what its steps take otherwise, if that is a stall."""
     intervals = record["timing"]["intervals"]
@@ -219,14 +190,6 @@ def _stall_seconds(record: Record) -> float | None:
     longest = max(interval["seconds"] - typical * (interval["last_step"] - interval["first_step"] + 1)
                   for interval in intervals)  # fmt: skip
     return longest if longest > STALL_STEPS * typical else None
-
-
-def _rested(side: RunGroup) -> str | None:
-    found = _above(side, _idle_share, MAX_IDLE_SHARE)
-    if not found:
-        return None
-    text = f"between timed intervals the device rested, for up to {max(found):.0%} of the timed seconds"
-    return f"{text} in {_of_runs(side, found)}: checkpoints or files took long, or work was moved there"
 
 
 def _idle_share(record: Record) -> float | None:
@@ -263,26 +226,36 @@ def _modified_source(side: RunGroup) -> str | None:
 
 
 # In the order in which they are shown.
-CHECKS: tuple[tuple[str, Callable[[RunGroup], str | None]], ...] = (
+CHECKS: tuple[tuple[str, Check], ...] = (
     ("no fingerprint", _no_fingerprint),
     ("untested", _untested),
     ("learned routing", _learned_routing),
     ("drift", _drift),
-    ("partly timed", _partly_timed),
-    ("data wait", _data_wait),
-    ("shared host", _shared_host),
+    ("partly timed", _if_above(_untimed_share, 0.0, (
+        "up to {worst:.0%} of the steps after the timing warm-up were not timed in {runs}: a checkpoint was written or "
+        "the run was resumed"))),
+    ("data wait", _if_above(_at("timing", "data_wait_fraction"), MAX_DATA_WAIT_FRACTION, (
+        "up to {worst:.1%} of the step time was spent waiting for data in {runs}"))),
+    ("shared host", _if_above(_at("contention", "other_processes_cpu_fraction"), MAX_OTHER_CPU_FRACTION, (
+        "other processes used up to {worst:.0%} of the CPU cores in {runs}"))),
     ("shared device", _shared_device),
     ("throttled", _throttled),
-    ("throttled", _throttled_host),
+    ("throttled", _if_above(_at("contention", "cpu_throttled_fraction"), MAX_THROTTLED_FRACTION, (
+        "a CPU quota held the process back for up to {worst:.1%} of its cores' time in {runs}"))),
     ("limited", _limited),
-    ("suspended", _suspended),
-    ("stalled", _stalled),
-    ("rested", _rested),
+    ("suspended", _if_above(_at("clocks", "suspended_seconds"), MAX_SUSPENDED_SECONDS, (
+        "the host was suspended for up to {worst:,.0f} s in {runs}"))),
+    ("stalled", _if_above(_stall_seconds, MIN_STALL_SECONDS, (
+        "an interval took {worst:.1f} s longer than the others in {runs}: the process was paused, or host, disk or "
+        "device stalled"))),
+    ("rested", _if_above(_idle_share, MAX_IDLE_SHARE, (
+        "between timed intervals the device rested, for up to {worst:.0%} of the timed seconds in {runs}: checkpoints "
+        "or files took long, or work was moved there"))),
     ("straggler", _straggler),
     ("compiled while timed", _compiled_while_timed),
     ("outliers", _outliers),
     ("modified source", _modified_source),
-)
+)  # fmt: skip
 
 
 def interval_step_seconds(record: Record) -> list[float]:

@@ -201,26 +201,24 @@ def _payload_differences(reference: RunGroup, other: RunGroup) -> Iterator[tuple
     A side that sends gradients in fewer bits, or not at all in some steps, does other work. On other axes releases of
     torch cut tensors in different ways.
     """
-    settings, layouts, payloads = zip(*(
-        (conditions(side.first["config"]), get_path(side.first, "parallel", "layout"), _payloads(side.first))
-        for side in (reference, other)
-    ), strict=True)  # fmt: skip
-    if settings[0] != settings[1] or layouts[0] != layouts[1]:
+    one, two = reference.first, other.first
+    if conditions(one["config"]) != conditions(two["config"]):
         return
-    for axis in sorted({"data", "shard"} & payloads[0].keys() & payloads[1].keys()):
-        one, two = payloads[0][axis], payloads[1][axis]
-        if abs(two - one) > max(MAX_PAYLOAD_DIFFERENCE * one, MIN_PAYLOAD_BYTES):
-            yield f"payload of a step on the axis {axis}", f"{one:,.0f} against {two:,.0f} bytes"
+    if get_path(one, "parallel", "layout") != get_path(two, "parallel", "layout"):
+        return
+    for axis in ("data", "shard"):
+        before, after = _payload(one, axis), _payload(two, axis)
+        if before is None or after is None:
+            continue
+        if abs(after - before) > max(MAX_PAYLOAD_DIFFERENCE * before, MIN_PAYLOAD_BYTES):
+            yield f"payload of a step on the axis {axis}", f"{before:,.0f} against {after:,.0f} bytes"
 
 
-def _payloads(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the bytes that all ranks together put into collectives in a step, by axis, where they are known."""
-    found: dict[str, list[float | None]] = {}
-    for rank in get_path(record, "parallel", "ranks") or ():
-        for axis, exchange in (rank.get("axes") or {}).items():
-            found.setdefault(axis, []).append(exchange["payload_bytes_per_step"])
-    known = {axis: [each for each in values if each is not None] for axis, values in found.items()}
-    return {axis: math.fsum(values) for axis, values in known.items() if len(values) == len(found[axis])}
+def _payload(record: Mapping[str, Any], axis: str) -> float | None:
+    """Return the bytes that all ranks together put into collectives on an axis in a step; None if unknown."""
+    ranks = get_path(record, "parallel", "ranks") or ()
+    known = [get_path(rank, "axes", axis, "payload_bytes_per_step") for rank in ranks]
+    return math.fsum(known) if known and None not in known else None
 
 
 def consistent_timing(sides: Sequence[RunGroup]) -> Gate:

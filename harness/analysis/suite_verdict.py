@@ -251,7 +251,7 @@ def _summary(found: SuiteComparison) -> str:
         alone = f" One process a side shows nothing with {' and '.join(found.disturbances)}: run 3 or more a side."
     elif found.single_runs:
         count = counted(len(found.single_runs), "workload")
-        alone = f" One process a side in {count}: what changes from run to run cannot be told."
+        alone = f" One process a side in {count}: cannot estimate run-to-run variance."
     rests_on = "" if found.unit is None else f" {capitalized(_rests_on(found, found.unit))}."
     return f"{lead} {capitalized(range_of_rows)}.{alone}{rests_on}{_not_run(found)}{caution_names(_cautions(found))}"
 

@@ -76,7 +76,7 @@ class NpuBackend(TorchDeviceBackend):
     def load(self) -> None:
         # Read when the plug-in starts: work that silently ran on the host must be an error.
         os.environ["TORCH_NPU_FALLBACK_CPU_DISABLE"] = "1"
-        # Short messages leave out the codes, by which a failure is told from another.
+        # Compact messages lack the error codes that classify_message needs.
         os.environ["TORCH_NPU_COMPACT_ERROR_OUTPUT"] = "0"
         try:
             import torch_npu  # type: ignore[import-not-found] # noqa: F401 (registers the device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ def observe_forward(
     Raises:
         RunFailed: linear layers compute in another type than requested, or less precisely than it allows.
     """
-    model, dtypes, block_dtypes = parallel_model.model, set[torch.dtype](), set[torch.dtype]()
+    model, dtypes = parallel_model.model, set[torch.dtype]()
     products: dict[str, tuple[torch.Tensor, ...]] = {}
     outputs: dict[int, torch.Tensor] = {}
 
@@ -107,10 +107,7 @@ def observe_forward(
 
     def keep_output(number: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            outputs[number] = output.detach()[0].float()
-            # Devices differ in the type of a norm's output.
-            if number < model.config.num_hidden_layers:
-                block_dtypes.add(output.dtype)
+            outputs[number] = output.detach()[0]
 
         return hook
 
@@ -126,15 +123,21 @@ def observe_forward(
     finally:
         for hook in hooks:
             hook.remove()
-    names, of_blocks = (sorted(str(dtype).removeprefix("torch.") for dtype in each) for each in (dtypes, block_dtypes))
+    names = _names_of(dtypes)
+    # Not of the last norm: devices differ in the type of a norm's output.
+    of_blocks = _names_of(output.dtype for number, output in outputs.items() if number < model.config.num_hidden_layers)
     # Not in the hooks: a backend may trace them.
     errors = {name: _product_error(*product) for name, product in products.items()}
     _check_products(names, errors, precision)
     worst = max(errors, key=lambda name: errors[name]) if errors else None
-    parts = {f"activation {number}": parallel_model.as_part(output) for number, output in outputs.items()}
+    parts = {f"activation {number}": parallel_model.as_part(output.float()) for number, output in outputs.items()}
     sketches = sketch_all({name: part for name, part in parts.items() if ranks.counts(part)}, ranks.gather)
     activations = [sketch for _, sketch in sorted(sketches.items(), key=lambda item: int(item[0].split()[1]))]
     return ForwardObservation(names, of_blocks, errors[worst] if worst else None, worst, activations)
+
+
+def _names_of(dtypes: Iterable[torch.dtype]) -> list[str]:
+    return sorted({str(dtype).removeprefix("torch.") for dtype in dtypes})
 
 
 def _check_products(dtypes: list[str], errors: Mapping[str, float], precision: str) -> None:
