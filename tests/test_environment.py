@@ -312,6 +312,13 @@ class TestContention:
         assert contention.throttled_fraction() == 7.0 / (20 * 2)
 
 
+def test_a_dangling_link_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("a = 1\n")
+    before = environment.source_digest(tmp_path)
+    (tmp_path / ".#one.py").symlink_to("user@host.1234")
+    assert environment.source_digest(tmp_path) == before
+
+
 def test_any_changed_file_is_another_source(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "one.py").write_text("a = 1\n")

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from harness.__main__ import main
+from harness.analysis.claim_verdict import judge_suite
+from harness.analysis.claims import load_claims
 from harness.analysis.flops import product_intensity
 from harness.analysis.suite_verdict import (
     Mean,
@@ -389,6 +391,10 @@ class TestVerdict:
         if busy:
             assert found.verdict == "inconclusive"
             assert "One process a side shows nothing with shared host: run 3 or more a side." in found.summary
+            claimed = judge_suite(next(iter(load_claims().values())), found)
+            assert (claimed.verdict, claimed.reason) == (
+                "inconclusive", "one process a side shows nothing with shared host",
+            )  # fmt: skip
         else:
             assert found.verdict.startswith("equivalent")
             assert "One process a side in 8 workloads: cannot estimate run-to-run variance." in found.summary

@@ -118,6 +118,11 @@ def test_compare_names_the_settings_in_which_the_sides_differ(tmp_path: Path) ->
         "0.002, seed is 2, not 1; change only settings outside the work, such as backend"
     )
     assert not (tmp_path / "out").exists()
+    # At a value that changes nothing a setting is no part of the work's identity, and still has that value.
+    with pytest.raises(ConfigError, match=r"model\.qk_norm is False, not True; change only"):
+        interleaved_runs.run_side_by_side(
+            ["experiment=smoke model.qk_norm=true", "experiment=smoke"], 5, tmp_path / "o"
+        )
 
 
 def test_a_second_comparison_in_a_folder_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
